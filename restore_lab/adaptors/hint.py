@@ -1,0 +1,44 @@
+"""E'(y): the light stack of convolutions that brings the degraded image to the latent's size (SPIRE section 3.4).
+
+ControlNet's hint network (Zhang et al. 2023): a 3x3 convolution, then for each halving one convolution at the old width
+and one with stride 2 to the next, SiLU between. The number of halvings follows from the codec's compression.
+Shapes: y (B, 3, H, W) in [0, 1] -> (B, `out`, H / compression, W / compression).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class HintNet(nn.Module):
+    """The stack of convolutions.
+
+    Args:
+        compression: image size over latent size, a power of two.
+        widths: channels at each resolution, finest first; the first log2(compression) + 1 are used.
+        out: channels handed to the trunk.
+    """
+
+    def __init__(self, *, compression: int, widths: Sequence[int], out: int) -> None:
+        super().__init__()
+        levels = int(math.log2(compression)) + 1
+        if len(widths) < levels:
+            raise ValueError(f"adaptor.hint_widths={list(widths)} has {len(widths)} widths; this codec needs {levels}")
+        used = list(widths)[:levels]
+        self.conv_in = nn.Conv2d(3, used[0], 3, padding=1)
+        self.blocks = nn.ModuleList()
+        for narrow, wide in itertools.pairwise(used):
+            self.blocks.append(nn.Conv2d(narrow, narrow, 3, padding=1))
+            self.blocks.append(nn.Conv2d(narrow, wide, 3, padding=1, stride=2))
+        self.conv_out = nn.Conv2d(used[-1], out, 3, padding=1)
+
+    def forward(self, lq_BCHW: Tensor) -> Tensor:
+        """Features of an image in [0, 1], which the stack sees in [-1, 1]."""
+        h = nn.functional.silu(self.conv_in(2 * lq_BCHW - 1))
+        for block in self.blocks:
+            h = nn.functional.silu(block(h))
+        return self.conv_out(h)

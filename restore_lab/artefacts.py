@@ -1,0 +1,269 @@
+"""What was made, from what: identities, fingerprints, manifests.
+
+An artefact is a folder whose `manifest.json` is written last, so a folder with a manifest is complete. Its identity is
+a hash of every setting that can change its content and of its parents' identities. A key of a `_target_` node of ours
+that equals its constructor's default is left out, so a setting added later with the old behaviour as its default leaves
+old identities as they were (never change such a default; give the new behaviour in the yaml). Paths enter as
+fingerprints of what they hold; loggers, output folders and devices do not enter.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import inspect
+import json
+import math
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path, PurePath
+from typing import Any
+
+MANIFEST = "manifest.json"
+PACKAGE = Path(__file__).resolve().parent
+IGNORED = frozenset(
+    (
+        "logger",
+        "hydra",
+        "output",
+        "output_dir",
+        "output_folder",
+        "run_dir",
+        "runs_dir",
+        "save_dir",
+        "cache",
+        "cache_dir",
+    )
+    + ("device", "devices", "accelerator", "workers", "num_workers", "progress", "format", "trusted_packages")
+)
+PATH_KEYS = frozenset(
+    ("path", "paths", "root", "roots", "folder", "folders", "file", "files", "input", "weights", "checkpoint")
+)
+PATH_ENDINGS = ("_path", "_root", "_folder", "_file", "_dir")
+
+
+def identity(
+    settings: Mapping[str, Any], parents: Sequence[str] = (), *, defaults: Mapping[str, Any] | None = None
+) -> str:
+    """16 hex characters that name what these settings make from these parents.
+
+    Args:
+        settings: plain values (`OmegaConf.to_container(cfg, resolve=True)`); 1 and 1.0 are one value.
+        parents: identities of the artefacts that this one is made from, in order.
+        defaults: for top-level keys that no constructor owns: a key that equals its default here is left out.
+
+    Raises:
+        ValueError: for a value that has no canonical form (a live object, a tensor), with its key.
+    """
+    kept = {
+        key: value
+        for key, value in settings.items()
+        if not (defaults and key in defaults and _canonical(value, key) == _canonical(defaults[key], key))
+    }
+    text = json.dumps([_canonical(kept, ""), list(parents)], sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def fingerprint(path: str | PurePath) -> str:
+    """32 hex characters for what a file or folder holds: names below it and bytes, never its own name or its dates.
+
+    Hidden files do not count. A file's hash is kept while its size and modification time stay (in this process).
+
+    Raises:
+        FileNotFoundError: if there is nothing at `path`.
+    """
+    place = Path(path)
+    if place.is_file():
+        return _file_hash(place)
+    if not place.is_dir():
+        raise FileNotFoundError(2, "no such file or folder to take the fingerprint of", str(place))
+    total = hashlib.sha256()
+    for name, file in sorted((file.relative_to(place).as_posix(), file) for file in _files(place)):
+        total.update(f"{name}\0{_file_hash(file)}\n".encode())
+    return total.hexdigest()[:32]
+
+
+def write_bytes_atomic(path: str | PurePath, data: bytes) -> None:
+    """Write a file so that a reader, or a run killed here, finds the old content or the new, never a part."""
+    place = Path(path)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that nobody else can read
+        os.replace(temporary, place)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json_atomic(path: str | PurePath, data: Any) -> None:
+    """`write_bytes_atomic` of indented JSON; not-a-number is refused, because JSON has no word for it."""
+    write_bytes_atomic(path, (json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a complete artefact folder says of itself.
+
+    `kind` is what it is ("weights", "restored", "scores", ...), `settings` what it was made with, `parents` the
+    identities it was made from, `code` the version of the code that made it (recorded, not part of the identity),
+    `extra` whatever else its reader wants (licence, base fingerprint, counts), as JSON.
+    """
+
+    identity: str
+    kind: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    parents: tuple[str, ...] = ()
+    code: str = field(default_factory=lambda: code_version())
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def write(self, folder: str | PurePath) -> None:
+        """Mark `folder` complete. Call it when everything else in it is written."""
+        write_json_atomic(Path(folder) / MANIFEST, asdict(self))
+
+    @classmethod
+    def read(cls, folder: str | PurePath) -> Manifest:
+        """Read a folder's manifest.
+
+        Raises:
+            FileNotFoundError: if the folder is not complete.
+            ValueError: if its manifest is not one.
+        """
+        place = Path(folder) / MANIFEST
+        try:
+            raw = json.loads(place.read_text(encoding="utf-8"))
+            return cls(**{**raw, "parents": tuple(raw["parents"])})
+        except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{place}: not a manifest ({error}); delete the folder to make it again") from error
+
+
+def complete(folder: str | PurePath, *, identity: str | None = None) -> bool:
+    """Whether an artefact is whole, and, if an identity is given, the one meant."""
+    try:
+        manifest = Manifest.read(folder)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    return identity is None or manifest.identity == identity
+
+
+@functools.cache
+def code_version() -> str:
+    """The commit of the checkout ("+changes" if edited), else the package's version, else "unknown"; never fails."""
+    if (PACKAGE.parent / ".git").exists():
+        command = [
+            "git",
+            "-C",
+            str(PACKAGE.parent),
+            "describe",
+            "--always",
+            "--tags",
+            "--abbrev=12",
+            "--dirty=+changes",
+        ]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+            return done.stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            pass
+    try:
+        return metadata.version("restore-lab")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _canonical(value: Any, key: str) -> Any:
+    """The JSON form in which equal settings are equal."""
+    if isinstance(value, Mapping):
+        return _canonical_mapping(value)
+    if isinstance(value, list | tuple):
+        return [_canonical(entry, key) for entry in value]
+    if isinstance(value, PurePath) or (isinstance(value, str) and _is_path_key(key)):
+        return _canonical_path(str(value))
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return {"float": str(value)}
+        return int(value) if value.is_integer() else value
+    raise ValueError(f"setting {key!r} is {type(value).__name__}, which has no identity; give plain values")
+
+
+def _canonical_mapping(node: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = _defaults(node["_target_"]) if isinstance(node.get("_target_"), str) else {}
+    kept: dict[str, Any] = {}
+    for name, value in node.items():
+        if str(name) in IGNORED:
+            continue
+        entry = _canonical(value, str(name))
+        if name in defaults and _comparable(defaults[name], str(name)) == (True, entry):
+            continue
+        kept[str(name)] = entry
+    return kept
+
+
+def _comparable(default: Any, key: str) -> tuple[bool, Any]:
+    try:
+        return True, _canonical(default, key)
+    except ValueError:
+        return False, None
+
+
+@functools.cache
+def _defaults(target: str) -> Mapping[str, Any]:
+    """The defaults of a constructor of ours. Those of other packages change with their versions, so none of theirs."""
+    if not target.startswith(f"{PACKAGE.name}."):
+        return {}
+    parts = target.split(".")
+    length = len(parts)
+    while length > 1 and not PACKAGE.parent.joinpath(*parts[:length]).with_suffix(".py").is_file():
+        length -= 1
+    try:
+        found: Any = functools.reduce(getattr, parts[length:], importlib.import_module(".".join(parts[:length])))
+        parameters = inspect.signature(found).parameters
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ValueError(f"_target_ {target!r} does not exist ({error})") from error
+    return {key: entry.default for key, entry in parameters.items() if entry.default is not inspect.Parameter.empty}
+
+
+def _is_path_key(key: str) -> bool:
+    return key in PATH_KEYS or key.endswith(PATH_ENDINGS)
+
+
+def _canonical_path(text: str) -> Any:
+    """A fingerprint where there is a file or folder, the word itself (a hub id) where there is none."""
+    place = PACKAGE / "assets" / text.removeprefix("asset:") if text.startswith("asset:") else Path(text).expanduser()
+    return {"content": fingerprint(place)} if text and place.exists() else text
+
+
+def _files(folder: Path) -> list[Path]:
+    found: list[Path] = []
+    for base, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
+        found += [Path(base) / name for name in names if not name.startswith(".")]
+    return found
+
+
+def _file_hash(path: Path) -> str:
+    stat = path.stat()
+    return _hash_of(str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@functools.lru_cache(maxsize=1_000_000)
+def _hash_of(path: str, size: int, mtime_ns: int, inode: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,95 @@
+"""The codec of a latent prior: images in [0, 1] to normalised latents and back.
+
+Wraps diffusers' AutoencoderKL or AutoencoderTiny (both work on [-1, 1] inside). Shapes: image (B, 3, H, W) with H and W
+multiples of `compression`, latent (B, channels, H / compression, W / compression). Latents are normalised as the
+config says: (z - mean) / std * scaling_factor, or (z - shift_factor) * scaling_factor.
+Selected by the `vae` folder of `backbone.path`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+from torch import Tensor, nn
+
+Generators = torch.Generator | Sequence[torch.Generator]
+
+
+class Codec(nn.Module):
+    """Encode and decode; the weights are frozen, but gradients pass through to whatever is trainable before them."""
+
+    def __init__(self, vae: AutoencoderKL | AutoencoderTiny) -> None:
+        super().__init__()
+        self.vae = vae
+        tiny = isinstance(vae, AutoencoderTiny)
+        blocks = vae.config["encoder_block_out_channels" if tiny else "block_out_channels"]
+        self.compression = 2 ** (len(blocks) - 1)
+        self.channels = int(vae.config["latent_channels"])
+        self.scale, self.shift = self._normalisation()
+
+    def encode(self, image_BCHW: Tensor, *, generator: Generators | None = None) -> Tensor:
+        """Normalised latents of images in [0, 1].
+
+        Args:
+            image_BCHW: float in [0, 1].
+            generator: None takes the mode of the posterior; one generator, or one per image, draws from it.
+
+        Raises:
+            ValueError: if the size is not a multiple of `compression`, or the vae has no posterior to draw from.
+        """
+        self._check(image_BCHW)
+        x = (2 * image_BCHW - 1).to(self._dtype)
+        if isinstance(self.vae, AutoencoderTiny):
+            if generator is not None:
+                raise ValueError("AutoencoderTiny has no posterior to draw from; leave out generator")
+            z = self.vae.encode(x).latents
+        else:
+            posterior = self.vae.encode(x).latent_dist
+            z = posterior.mode()
+            if generator is not None:
+                z = z + posterior.std * _noise(z, generator)
+        return (z.to(image_BCHW.dtype) - self._like(self.shift, image_BCHW)) * self._like(self.scale, image_BCHW)
+
+    def decode(self, z_BCHW: Tensor, *, clamp: bool = True) -> Tensor:
+        """Images of normalised latents: in [0, 1], or near it with `clamp=False` (which keeps gradients alive)."""
+        z = z_BCHW / self._like(self.scale, z_BCHW) + self._like(self.shift, z_BCHW)
+        image = (self.vae.decode(z.to(self._dtype)).sample.to(z_BCHW.dtype) + 1) / 2
+        return image.clamp(0, 1) if clamp else image
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.vae.parameters()).dtype
+
+    def _normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """(scale, shift) of z_normalised = (z - shift) * scale: one number, or one per channel."""
+        config = self.vae.config
+        factor = float(config.get("scaling_factor") or 1.0)
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        if mean is not None and std is not None:
+            return tuple(factor / s for s in std), tuple(float(m) for m in mean)
+        return (factor,), (float(config.get("shift_factor") or 0.0),)
+
+    def _like(self, values: tuple[float, ...], z_BCHW: Tensor) -> Tensor:
+        return torch.tensor(values, dtype=z_BCHW.dtype, device=z_BCHW.device).reshape(1, -1, 1, 1)
+
+    def _check(self, image_BCHW: Tensor) -> None:
+        height, width = image_BCHW.shape[-2:]
+        if height % self.compression or width % self.compression:
+            raise ValueError(
+                f"image of {height}x{width}: both sides must be multiples of {self.compression}; pad the image first"
+            )
+
+
+def _noise(like_BCHW: Tensor, generator: Generators) -> Tensor:
+    """Standard normal noise; with one generator per image it does not depend on the batch."""
+    if isinstance(generator, torch.Generator):
+        return _draw(tuple(like_BCHW.shape), generator).to(like_BCHW)
+    if len(generator) != len(like_BCHW):
+        raise ValueError(f"{len(generator)} generators for {len(like_BCHW)} images; pass one, or one per image")
+    return torch.stack([_draw(tuple(like_BCHW.shape[1:]), one) for one in generator]).to(like_BCHW)
+
+
+def _draw(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, device=generator.device)

@@ -1,0 +1,104 @@
+"""The frozen text encoders of a UNet prior.
+
+SD 1.5, SD 2.1 and tiny_sd: one CLIP text model, its last hidden state after the final norm. SDXL: two, their
+penultimate hidden states side by side, and the pooled projection of the second (Podell et al., arXiv 2307.01952,
+section 2.1). Shapes: tokens (B, L, D), pooled (B, D) or None. Equal to diffusers' `encode_prompt` on the same text.
+Selected by the `text_encoder*` and `tokenizer*` folders of `backbone.path`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerBase
+
+from restore_lab.backbones.lru import TensorLRU
+
+log = logging.getLogger(__name__)
+
+
+class TextEncoder(nn.Module):
+    """Texts in, tokens out, remembered.
+
+    Each text is encoded by itself: a matrix product may differ in its last bit with the size of the batch, and what is
+    remembered must not depend on which texts came together, or a resumed run would differ from an unbroken one.
+
+    Args:
+        encoders: one or two CLIP text models.
+        tokenizers: as many tokenizers, or none (on the meta device, where only shapes count).
+        penultimate: SDXL's reading (penultimate states, pooled projection) instead of the last state after the norm.
+        cache_bytes: memory that remembered texts may take.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoders: Sequence[CLIPTextModel | CLIPTextModelWithProjection],
+        tokenizers: Sequence[PreTrainedTokenizerBase],
+        penultimate: bool,
+        cache_bytes: int = 256 * 2**20,
+    ) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleList(encoders)
+        self.tokenizers = list(tokenizers)
+        self.penultimate = penultimate
+        self.cache = TensorLRU(max_bytes=cache_bytes)
+
+    @torch.no_grad()
+    def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """Tokens (B, L, D) and, for SDXL, the pooled vector (B, D).
+
+        An empty string is a text like any other (SDXL's pipelines may put zeros there; its training did not).
+
+        Raises:
+            ValueError: for no texts, or one text given as a bare string.
+        """
+        if isinstance(texts, str) or not texts:
+            raise ValueError(f"texts must be a non-empty sequence of strings, one per image; got {texts!r}")
+        rows = {text: self._remembered(text) for text in dict.fromkeys(texts)}
+        tokens_BLD = torch.cat([rows[text][0] for text in texts])
+        pooled_BD = torch.cat([rows[text][1] for text in texts]) if self.penultimate else None
+        return tokens_BLD, pooled_BD
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TextEncoder:
+        """A move to another device or dtype makes what is remembered stale."""
+        self.cache.clear()
+        return super()._apply(fn, recurse)
+
+    def _remembered(self, text: str) -> tuple[Tensor, ...]:
+        found = self.cache.get(text)
+        if found is None:
+            found = self._encode(text)
+            self.cache.put(text, found)
+        return found
+
+    def _encode(self, text: str) -> tuple[Tensor, ...]:
+        """Tokens (1, L, D) and, for SDXL, the pooled vector (1, D) of one text."""
+        states, pooled = [], None
+        for index, encoder in enumerate(self.encoders):
+            ids_BL, mask_BL = self._ids(text, index)
+            out = encoder(ids_BL, attention_mask=mask_BL, output_hidden_states=self.penultimate)
+            states.append(out.hidden_states[-2] if self.penultimate else out.last_hidden_state)
+            pooled = out.text_embeds if isinstance(encoder, CLIPTextModelWithProjection) else pooled
+        tokens_1LD = torch.cat(states, dim=-1)
+        if not self.penultimate:
+            return (tokens_1LD,)
+        if pooled is None:
+            raise ValueError("an SDXL-like prior needs a CLIPTextModelWithProjection among its text encoders")
+        return tokens_1LD, pooled
+
+    def _ids(self, text: str, index: int) -> tuple[Tensor, Tensor | None]:
+        """Token numbers padded to the tokenizer's length, and the attention mask where the config asks for one."""
+        config, device = self.encoders[index].config, self.encoders[index].device
+        if not self.tokenizers:
+            return torch.zeros(1, config.max_position_embeddings, dtype=torch.long, device=device), None
+        tokenizer = self.tokenizers[index]
+        length = tokenizer.model_max_length
+        out = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        if index == 0 and len(tokenizer(text).input_ids) > length:
+            log.warning("text is longer than the encoder's %d tokens, its end is ignored: %r", length, text)
+        mask_BL = out.attention_mask.to(device) if getattr(config, "use_attention_mask", False) else None
+        return out.input_ids.to(device), mask_BL

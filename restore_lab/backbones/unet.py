@@ -1,0 +1,83 @@
+"""The UNet family (SD 1.5, SD 2.1, SDXL, tiny_sd): a frozen prior that shows its features to an `Edit`.
+
+Codec, text encoders, noise schedule and denoiser behind one interface. The denoiser is diffusers' UNet2DConditionModel,
+run by the loop of unet_loop.py; with `at=identity` its output equals diffusers' forward bit for bit.
+Shapes: z (B, C, H, W) latents, t (B,) integer timesteps. Selected by `backbone=tiny_sd|sd15|sd21|sdxl`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from restore_lab.backbones.codec import Codec
+from restore_lab.backbones.schedule import Schedule
+from restore_lab.backbones.text import TextEncoder
+from restore_lab.backbones.unet_loop import decode, encode, time_embedding
+from restore_lab.backbones.unet_taps import check_supported, decoder_taps, encoder_taps
+from restore_lab.types import Cond, Edit, identity
+
+
+class UNetBackbone(nn.Module):
+    """A frozen latent diffusion prior; always in eval mode, no parameter requires a gradient.
+
+    Attributes:
+        taps: every place an edit is shown, in the order visited: `encoder_taps` then `decoder_taps`.
+        schedule: prediction type, alpha(t), sigma(t).
+        codec: images in [0, 1] to latents and back.
+        multiple: image sides must be multiples of this, so that no level of the UNet meets an odd size.
+    """
+
+    def __init__(self, *, unet: UNet2DConditionModel, codec: Codec, text: TextEncoder, schedule: Schedule) -> None:
+        super().__init__()
+        check_supported(unet)
+        self.unet, self.codec, self.text, self.schedule = unet, codec, text, schedule
+        self.encoder_taps = encoder_taps(unet)
+        self.decoder_taps = decoder_taps(unet)
+        self.taps = self.encoder_taps + self.decoder_taps
+        self.multiple = codec.compression * max(tap.stride for tap in self.taps)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> UNetBackbone:
+        """Stays in eval mode: a prior is not trained, whatever the module around it does."""
+        return super().train(False)
+
+    def embed(self, texts: Sequence[str], size: tuple[int, int]) -> Cond:
+        """The condition for one text per image.
+
+        Args:
+            texts: one string an image; empty strings are the null condition.
+            size: (height, width) of the image in pixels, which SDXL is told (original size, crop 0, target size).
+        """
+        tokens_BLD, pooled_BD = self.text(texts)
+        if getattr(self.unet, "add_embedding", None) is None:
+            return Cond(tokens_BLD=tokens_BLD)
+        ids = [float(n) for n in (*size, 0, 0, *size)]
+        # float32 whatever the encoders' dtype: bfloat16 cannot tell 1000 pixels from 1001.
+        size_BD = torch.tensor([ids] * len(texts), dtype=torch.float32, device=tokens_BLD.device)
+        return Cond(tokens_BLD=tokens_BLD, pooled_BD=pooled_BD, size_BD=size_BD)
+
+    def forward(self, z_BCHW: Tensor, t_B: Tensor, cond: Cond, at: Edit = identity, carry: Any = None) -> Tensor:
+        """What the prior predicts (`schedule.prediction_type`) at z, in z's dtype.
+
+        Args:
+            z_BCHW: noisy normalised latents.
+            t_B: integer timesteps, one an image.
+            cond: one guidance branch, from `embed`.
+            at: called at every tap; pure, its state travels in `carry`.
+            carry: the edit's state before the first tap.
+        """
+        dtype = self.unet.conv_in.weight.dtype
+        ctx_BLD = cond.tokens_BLD.to(dtype)
+        temb_BD = time_embedding(self.unet, t_B, cond, dtype=dtype)
+        h = self.unet.conv_in(z_BCHW.to(dtype))
+        h, skips, carry = encode(self.unet, h, temb_BD, ctx_BLD, taps=self.encoder_taps, at=at, carry=carry)
+        h, _ = decode(self.unet.up_blocks, h, skips, temb_BD, ctx_BLD, taps=self.decoder_taps, at=at, carry=carry)
+        if self.unet.conv_norm_out is not None:
+            h = self.unet.conv_act(self.unet.conv_norm_out(h))
+        return self.unet.conv_out(h).to(z_BCHW.dtype)

@@ -1,0 +1,145 @@
+"""The forward loop over a diffusers UNet's own modules, with a call to an `Edit` at each tap.
+
+`time_embedding`, `encode`, `decode` are plain functions of the modules, so that a trunk (a trainable copy of the
+encoder half) runs the very same code and stops after `encode`. A trunk is anything with `time_proj`, `time_embedding`,
+`down_blocks`, `mid_block` and, for SDXL, `add_time_proj` and `add_embedding`. With `at=identity` the result equals
+UNet2DConditionModel.forward bit for bit, gradient checkpointing included; taps stand outside checkpointed regions.
+Shapes: z (B, C, H, W), temb (B, D), ctx (B, L, D).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from restore_lab.types import Cond, Edit, Tap, identity
+
+
+class EncoderModules(Protocol):
+    """What `encode` needs: a UNet2DConditionModel, or a trunk that copied these."""
+
+    down_blocks: nn.ModuleList
+    mid_block: nn.Module
+
+
+class TimeModules(Protocol):
+    """What `time_embedding` needs; for SDXL also `add_time_proj` and `add_embedding`."""
+
+    time_proj: nn.Module
+    time_embedding: nn.Module
+
+
+def time_embedding(modules: TimeModules, t_B: Tensor, cond: Cond, *, dtype: torch.dtype) -> Tensor:
+    """The embedding (B, D) of the timestep and, for SDXL, of the pooled text and the size.
+
+    Args:
+        modules: the UNet, or a trunk that copied its embedding modules.
+        t_B: integer timesteps.
+        cond: one guidance branch; `pooled_BD` and `size_BD` are needed where the modules have an `add_embedding`.
+        dtype: the modules' dtype; the sinusoids come in float32.
+
+    Raises:
+        ValueError: if an SDXL-like UNet gets a condition without pooled text or size.
+    """
+    temb_BD = modules.time_embedding(modules.time_proj(t_B).to(dtype))
+    add_embedding = getattr(modules, "add_embedding", None)
+    if add_embedding is None:
+        return temb_BD
+    if cond.pooled_BD is None or cond.size_BD is None:
+        raise ValueError("this backbone needs pooled text and size conditioning; build the condition with embed()")
+    size_BD = modules.add_time_proj(cond.size_BD.flatten()).reshape(len(cond.pooled_BD), -1)
+    return temb_BD + add_embedding(torch.cat([cond.pooled_BD, size_BD], dim=-1).to(dtype))
+
+
+def encode(
+    modules: EncoderModules,
+    h_BCHW: Tensor,
+    temb_BD: Tensor,
+    ctx_BLD: Tensor,
+    *,
+    taps: Sequence[Tap],
+    at: Edit = identity,
+    carry: Any = None,
+) -> tuple[Tensor, tuple[Tensor, ...], Any]:
+    """From the output of conv_in to the output of the middle block.
+
+    Args:
+        modules: the UNet or a trunk.
+        h_BCHW: what conv_in gave (a trunk may have added its own input to it).
+        temb_BD: from `time_embedding`.
+        ctx_BLD: tokens for the cross attention.
+        taps: the encoder half's taps (`UNetBackbone.encoder_taps`).
+        at: shown each tap in order; what it returns replaces the copy to be skipped (kind encoder) or what flows on.
+        carry: the edit's state before the first tap.
+
+    Returns:
+        The middle block's output, the skips in order (conv_in's first), the carry.
+    """
+    visit = iter(taps)
+    skip, carry = at(next(visit), h_BCHW, temb_BD, carry)
+    skips = [skip]
+    for block in modules.down_blocks:
+        for i, resnet in enumerate(block.resnets):
+            h_BCHW = _layer(block, i, resnet, h_BCHW, temb_BD, ctx_BLD)
+            skip, carry = at(next(visit), h_BCHW, temb_BD, carry)
+            skips.append(skip)
+        for sampler in block.downsamplers or ():
+            h_BCHW = sampler(h_BCHW)
+            skip, carry = at(next(visit), h_BCHW, temb_BD, carry)
+            skips.append(skip)
+        h_BCHW, carry = at(next(visit), h_BCHW, temb_BD, carry)
+    h_BCHW = _middle(modules.mid_block, h_BCHW, temb_BD, ctx_BLD)
+    h_BCHW, carry = at(next(visit), h_BCHW, temb_BD, carry)
+    return h_BCHW, tuple(skips), carry
+
+
+def decode(
+    up_blocks: nn.ModuleList,
+    h_BCHW: Tensor,
+    skips: Sequence[Tensor],
+    temb_BD: Tensor,
+    ctx_BLD: Tensor,
+    *,
+    taps: Sequence[Tap],
+    at: Edit = identity,
+    carry: Any = None,
+) -> tuple[Tensor, Any]:
+    """From the middle block's output to the input of the output convolution; the last skip is used first."""
+    visit, left = iter(taps), list(skips)
+    for block in up_blocks:
+        for i, resnet in enumerate(block.resnets):
+            joined, carry = at(next(visit), torch.cat([h_BCHW, left.pop()], dim=1), temb_BD, carry)
+            h_BCHW = _layer(block, i, resnet, joined, temb_BD, ctx_BLD)
+        for sampler in block.upsamplers or ():
+            h_BCHW, carry = at(next(visit), h_BCHW, temb_BD, carry)
+            h_BCHW = sampler(h_BCHW, _upsample_size(h_BCHW, left))
+        h_BCHW, carry = at(next(visit), h_BCHW, temb_BD, carry)
+    return h_BCHW, carry
+
+
+def _layer(block: nn.Module, i: int, resnet: nn.Module, h_BCHW: Tensor, temb_BD: Tensor, ctx_BLD: Tensor) -> Tensor:
+    """Resnet i of a block and the attention behind it, which checkpoints its own transformer blocks."""
+    if torch.is_grad_enabled() and block.gradient_checkpointing:
+        h_BCHW = block._gradient_checkpointing_func(resnet, h_BCHW, temb_BD)
+    else:
+        h_BCHW = resnet(h_BCHW, temb_BD)
+    if not getattr(block, "has_cross_attention", False):
+        return h_BCHW
+    return block.attentions[i](h_BCHW, encoder_hidden_states=ctx_BLD, return_dict=False)[0]
+
+
+def _middle(block: nn.Module, h_BCHW: Tensor, temb_BD: Tensor, ctx_BLD: Tensor) -> Tensor:
+    if getattr(block, "has_cross_attention", False):
+        return block(h_BCHW, temb_BD, encoder_hidden_states=ctx_BLD)
+    return block(h_BCHW, temb_BD)
+
+
+def _upsample_size(h_BCHW: Tensor, left: Sequence[Tensor]) -> tuple[int, int] | None:
+    """The next skip's size where doubling would miss it (odd sizes), None where doubling is right."""
+    height, width = left[-1].shape[-2:]
+    if (height, width) == (2 * h_BCHW.shape[-2], 2 * h_BCHW.shape[-1]):
+        return None
+    return height, width

@@ -1,0 +1,84 @@
+"""The taps of a diffusers UNet, read off its modules: names, kinds, channels, strides, in the order visited.
+
+Encoder half: `skip.0` (conv_in), then per down block one `skip.n` for each output that will be skipped and `down.i`
+for what flows on; `mid`. Decoder half, per up block: `join.n` before each resnet (the decoder's map with its skip
+concatenated behind it), `upsample.i` before the upsampler, `up.i` after the block. Nothing is typed by hand, so an
+adaptor built from taps fits SD 1.5, SD 2.1, SDXL, tiny_sd and trimmed copies alike.
+"""
+
+from __future__ import annotations
+
+from diffusers import UNet2DConditionModel
+
+from restore_lab.types import Tap
+
+DOWN = ("DownBlock2D", "CrossAttnDownBlock2D")
+UP = ("UpBlock2D", "CrossAttnUpBlock2D")
+MID = ("UNetMidBlock2D", "UNetMidBlock2DCrossAttn")
+
+# Options of UNet2DConditionModel that neither SD nor SDXL uses and that the loop does not repeat, with the value that
+# means "off".
+OFF = {
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "encoder_hid_dim_type": None,
+    "time_embedding_act_fn": None,
+    "center_input_sample": False,
+}
+
+
+def check_supported(unet: UNet2DConditionModel) -> None:
+    """Refuse a UNet whose forward the loop would not repeat exactly.
+
+    Raises:
+        ValueError: naming the option or the block.
+    """
+    for option, off in OFF.items():
+        value = unet.config.get(option, off)
+        if value != off:
+            raise ValueError(f"unet config {option}={value!r} is not supported; only SD and SDXL shapes are")
+    if unet.config.get("addition_embed_type") not in (None, "text_time"):
+        raise ValueError(f"unet config addition_embed_type={unet.config.addition_embed_type!r}: only text_time (SDXL)")
+    if unet.mid_block is None:
+        raise ValueError("unet without a middle block is not supported")
+    named = [(DOWN, block) for block in unet.down_blocks] + [(UP, block) for block in unet.up_blocks]
+    for allowed, block in [*named, (MID, unet.mid_block)]:
+        if type(block).__name__ not in allowed:
+            raise ValueError(f"unet block {type(block).__name__} is not supported; use one of {', '.join(allowed)}")
+
+
+def encoder_taps(unet: UNet2DConditionModel) -> tuple[Tap, ...]:
+    """Taps from conv_in to the middle block: kinds encoder, block, middle."""
+    stride, width = 1, unet.conv_in.out_channels
+    taps = [Tap(name="skip.0", kind="encoder", channels=width, stride=stride)]
+    skips = 1
+    for i, block in enumerate(unet.down_blocks):
+        outputs = [(resnet.out_channels, stride) for resnet in block.resnets]
+        for sampler in block.downsamplers or ():
+            stride *= 2
+            outputs.append((sampler.out_channels, stride))
+        for channels, at_stride in outputs:
+            taps.append(Tap(name=f"skip.{skips}", kind="encoder", channels=channels, stride=at_stride))
+            skips += 1
+        width = outputs[-1][0]
+        taps.append(Tap(name=f"down.{i}", kind="block", channels=width, stride=stride))
+    mid = unet.mid_block.resnets[-1].out_channels
+    return (*taps, Tap(name="mid", kind="middle", channels=mid, stride=stride))
+
+
+def decoder_taps(unet: UNet2DConditionModel) -> tuple[Tap, ...]:
+    """Taps from the first join to the last up block: kinds join, upsample, block."""
+    before = encoder_taps(unet)
+    skips = [tap.channels for tap in before if tap.kind == "encoder"]
+    stride, width, joins = before[-1].stride, before[-1].channels, 0
+    taps: list[Tap] = []
+    for i, block in enumerate(unet.up_blocks):
+        for resnet in block.resnets:
+            skip = skips.pop()
+            taps.append(Tap(name=f"join.{joins}", kind="join", channels=width + skip, stride=stride, skip=skip))
+            width, joins = resnet.out_channels, joins + 1
+        for _ in block.upsamplers or ():
+            taps.append(Tap(name=f"upsample.{i}", kind="upsample", channels=width, stride=stride))
+            stride //= 2
+        taps.append(Tap(name=f"up.{i}", kind="block", channels=width, stride=stride))
+    return tuple(taps)

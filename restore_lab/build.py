@@ -1,0 +1,200 @@
+"""The one place that turns a config into objects.
+
+A node with `_target_` names a class or function; its other keys are the arguments, nested nodes are built first.
+Hydra's `_args_`, `_partial_` and `_recursive_` mean what they mean to Hydra. Two things differ from
+`hydra.utils.instantiate`: constructors see plain Python values (a `${` in a caption stays a `${`), and the whole tree
+is checked before anything in it is built: targets outside the allowlist, unknown arguments, missing arguments.
+
+Packages of your own join with `trusted_packages=[my_lab]` on the command line, which reaches this module (and every
+process it starts) through the environment; a stored config cannot say it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import inspect
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+TRUST_VARIABLE = "RESTORE_LAB_TRUSTED_PACKAGES"
+ALLOWED = (
+    "restore_lab.",
+    "torch.nn.",
+    "torch.optim.",
+    "diffusers.schedulers.",
+    "lightning.pytorch.callbacks.",
+    "lightning.pytorch.loggers.",
+    "lightning.pytorch.profilers.",
+    "lightning.pytorch.strategies.",
+    "lightning.pytorch.trainer.",
+)
+# Tools of the package, not parts: a stored config must not reach them.
+REFUSED = ("restore_lab.cli.", "restore_lab.build.", "restore_lab.artefacts.")
+SPECIAL = {"_target_", "_args_", "_partial_", "_recursive_", "_convert_"}
+
+
+class BadTarget(ValueError):
+    """A `_target_` that may not be built, or is not there."""
+
+
+def build(config: Any, **overrides: Any) -> Any:
+    """Build what a config describes.
+
+    Args:
+        config: a DictConfig, ListConfig, dict or list; None gives None. Interpolations are resolved first.
+        overrides: arguments for the outermost target, in place of the config's (which are then not built). They may
+            be live objects.
+
+    Raises:
+        BadTarget: a `_target_` outside the allowlist, or one that does not exist.
+        ValueError: a missing value, an argument that the target does not take, or one that it lacks.
+    """
+    node = _plain(config)
+    if not (node is None or isinstance(node, dict | list)):
+        raise ValueError(f"cannot build {_short(config)}: expected a config node")
+    if overrides:
+        if not isinstance(node, dict) or "_target_" not in node:
+            raise ValueError(f"overrides {sorted(overrides)} need a config with a _target_; got {_short(node)}")
+        node = {key: value for key, value in node.items() if key not in overrides}
+    _check(node, where="", given=tuple(overrides))
+    return _make(node, overrides)
+
+
+def resolve(target: Any, *, where: str = "") -> Callable[..., Any]:
+    """The class or function that a dotted `_target_` names, if it may be built.
+
+    The object's own module has to be allowed too: `restore_lab.build.os.remove` is `os.remove`.
+    """
+    place = f"{where}: " if where else ""
+    if not isinstance(target, str) or not _allowed(target):
+        raise BadTarget(
+            f"{place}_target_ {target!r} is not allowed; targets start with {', '.join(ALLOWED)} or with a package "
+            "named on the command line: trusted_packages=[my_lab]"
+        )
+    found = _locate(target, place)
+    home = f"{getattr(found, '__module__', None)}.{getattr(found, '__qualname__', '')}"
+    if not callable(found) or not _allowed(home):
+        raise BadTarget(f"{place}_target_ {target!r} is {home}, not a class or function of an allowed package")
+    return found
+
+
+def trust(packages: Sequence[str]) -> None:
+    """Allow these packages' targets in this process and in those that it starts. For the command line only."""
+    for name in packages:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ValueError(f"trusted_packages: {name!r} is not the name of a Python package")
+    os.environ[TRUST_VARIABLE] = ",".join(packages)
+
+
+def trusted_packages() -> tuple[str, ...]:
+    """The packages named on the command line."""
+    return tuple(name for name in os.environ.get(TRUST_VARIABLE, "").split(",") if name)
+
+
+def _allowed(name: str) -> bool:
+    if any(part.startswith("_") for part in name.split(".")[:1]) or name.startswith(REFUSED):
+        return False
+    return name.startswith((*ALLOWED, *(f"{package}." for package in trusted_packages())))
+
+
+def _locate(target: str, place: str) -> Any:
+    parts = target.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        name = ".".join(parts[:length])
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+                continue
+            raise BadTarget(f"{place}_target_ {target!r} needs the module {error.name!r}: not installed") from error
+        return _walk(module, parts[length:], f"{place}_target_ {target!r}")
+    raise BadTarget(f"{place}_target_ {target!r} does not exist: no module {parts[0]!r}")
+
+
+def _walk(found: Any, names: Sequence[str], what: str) -> Any:
+    for name in names:
+        if not hasattr(found, name):
+            public = [other for other in vars(found) if not other.startswith("_")] if hasattr(found, "__dict__") else []
+            raise BadTarget(f"{what} does not exist: {_label(found)} has no {name!r}{_near(name, public)}")
+        found = getattr(found, name)
+    return found
+
+
+def _plain(config: Any) -> Any:
+    """Interpolations resolved, OmegaConf's containers turned into dicts and lists."""
+    if isinstance(config, DictConfig | ListConfig):
+        try:
+            return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        except OmegaConfBaseException as error:
+            raise ValueError(" ".join(str(error).split())) from error
+    if isinstance(config, Mapping):
+        return {key: _plain(value) for key, value in config.items()}
+    return [_plain(value) for value in config] if isinstance(config, list | tuple) else config
+
+
+def _check(node: Any, *, where: str, given: Sequence[str] = ()) -> None:
+    """Refuse a bad target or argument anywhere in the tree, before anything is built."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            _check_arguments(resolve(node["_target_"], where=where), node, where=where, given=given)
+        for key, value in node.items():
+            _check(value, where=f"{where}.{key}" if where else str(key))
+    elif isinstance(node, list | tuple):
+        for index, value in enumerate(node):
+            _check(value, where=f"{where}[{index}]")
+
+
+def _check_arguments(target: Callable[..., Any], node: Mapping[str, Any], *, where: str, given: Sequence[str]) -> None:
+    try:
+        signature = inspect.signature(target)
+    except ValueError:
+        return
+    names = [key for key in node if key not in SPECIAL] + list(given)
+    what = f"{where or 'config'} ({node['_target_']})"
+    kinds = {parameter.kind for parameter in signature.parameters.values()}
+    for name in names:
+        if name not in signature.parameters and inspect.Parameter.VAR_KEYWORD not in kinds:
+            raise ValueError(f"{what} takes no {name!r}{_near(name, list(signature.parameters))}")
+    bind = signature.bind_partial if node.get("_partial_") else signature.bind
+    try:
+        bind(*node.get("_args_", ()), **dict.fromkeys(names))
+    except TypeError as error:
+        raise ValueError(f"{what}: {error}; it takes {', '.join(signature.parameters)}") from error
+
+
+def _make(node: Any, overrides: Mapping[str, Any]) -> Any:
+    if isinstance(node, list | tuple):
+        return [_make(value, {}) for value in node]
+    if not isinstance(node, Mapping):
+        return node
+    if "_target_" not in node:
+        return {key: _make(value, {}) for key, value in node.items()}
+    nested = node.get("_recursive_", True)
+    values = {key: _make(value, {}) if nested else value for key, value in node.items() if key not in SPECIAL}
+    positional = [_make(value, {}) if nested else value for value in node.get("_args_", ())]
+    target = resolve(node["_target_"])
+    if node.get("_partial_", False):
+        return functools.partial(target, *positional, **values, **overrides)
+    return target(*positional, **values, **overrides)
+
+
+def _near(name: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; it has {', '.join(sorted(names)[:30])}" if names else ""
+
+
+def _label(found: Any) -> str:
+    return getattr(found, "__name__", type(found).__name__)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,20 @@
+"""Taps, parameters and FLOPs of a composition, without loading any weights.
+
+restore-lab describe method=spire backbone=sd15
+restore-lab describe method=spire backbone=sd15 adaptor/fusion=modulation_decoder format=json
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def run(cfg: Any) -> None:
+    """Print the facts as text or JSON."""
+    if cfg.format not in ("text", "json"):
+        raise ValueError(f"format={cfg.format!r} is not known; one of text, json")
+    from restore_lab.methods.describe import describe, render
+
+    facts = describe(cfg)
+    print(json.dumps(facts) if cfg.format == "json" else render(facts))

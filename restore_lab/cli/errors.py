@@ -1,0 +1,163 @@
+"""Errors as a person sees them: one line on stderr and exit code 2, with the names that exist.
+
+Bad input is what our own code refuses with a ValueError, a file that is not there, and whatever Hydra or OmegaConf
+does not accept. Anything else is a bug and keeps its traceback, a ValueError from inside another library included.
+`RESTORE_LAB_TRACEBACK=1` shows the traceback of everything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+PACKAGE = str(Path(__file__).resolve().parents[1])
+SHOWN = 40
+
+
+@contextlib.contextmanager
+def one_line() -> Iterator[None]:
+    """Turn errors that a person can mend into one line on stderr and exit code 2."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("restore-lab: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except Exception as error:
+        if os.environ.get("RESTORE_LAB_TRACEBACK") or not is_bad_input(error):
+            raise
+        print(f"restore-lab: {flat(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+@contextlib.contextmanager
+def explained(*, verb: str, folders: Sequence[Path], overrides: Sequence[str]) -> Iterator[None]:
+    """Say which settings, parts or options there are when Hydra refuses an override.
+
+    Args:
+        folders: where configs are looked for: the package's, then the user's.
+    """
+    from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+
+    try:
+        yield
+    except MissingConfigException as error:
+        missing = error.missing_cfg_file or ""
+        raise ValueError(_no_option(missing, folders) if missing else flat(error)) from error
+    except OverrideParseException as error:
+        hint = "quote a value that holds , = [ ] { } ( ) or quotes: key=\"'a, b'\""
+        raise ValueError(f"cannot read {error.override!r}: {flat(error)}; {hint}") from error
+    except ConfigCompositionException as error:
+        match = re.search(r"Could not override '([^']+)'", str(error))
+        if match is None:
+            raise
+        raise ValueError(_no_setting(match[1], verb=verb, folders=folders, overrides=overrides)) from error
+
+
+def is_bad_input(error: Exception) -> bool:
+    """Whether a person who ran the command, not a programmer, is to mend this."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    hydra_folder = str(Path(hydra.__file__).parent)  # Hydra refuses a bad mix of its flags with a plain ValueError
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return True
+    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError):
+        return True
+    return isinstance(error, ValueError) and _raised_in(error).startswith((PACKAGE, hydra_folder))
+
+
+def flat(error: BaseException) -> str:
+    """The message in one line, without Hydra's and OmegaConf's appendices."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    text = re.split(r"\n\s*(?:full_key:|object_type=|See https?://|Config search path:)", str(error))[0]
+    return " ".join(text.split())
+
+
+def groups(folders: Iterable[Path]) -> dict[str, list[str]]:
+    """Each config group and its options: {"prompt/semantic": ["caption", ...], "experiment": ["spire/table5", ...]}.
+
+    A folder inside a group is a group of its own, but inside `experiment` it only sorts.
+    """
+    found: dict[str, set[str]] = {}
+    for base in folders:
+        for folder, _, files in os.walk(base, followlinks=True):
+            names = Path(folder).relative_to(base).parts
+            depth = 1 if names[:1] == ("experiment",) else len(names)
+            options = {"/".join((*names[depth:], file[:-5])) for file in files if file.endswith(".yaml")}
+            if names and options:
+                found.setdefault("/".join(names[:depth]), set()).update(options)
+    return {group: sorted(options) for group, options in sorted(found.items())}
+
+
+def _raised_in(error: Exception) -> str:
+    """The file of the line that raised."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace.tb_frame.f_code.co_filename if trace is not None else ""
+
+
+def _no_option(missing: str, folders: Sequence[Path]) -> str:
+    """`missing` is a group and an option, "data/nope"; the group is its longest part that exists."""
+    existing = groups(folders)
+    parts = missing.removesuffix(".yaml").split("/")
+    # An option may have folders of its own (experiment=priors/tiny_sd): then the first name is the group.
+    for depth in [1] if parts[0] == "experiment" else range(len(parts) - 1, 0, -1):
+        group = "/".join(parts[:depth])
+        if group in existing:
+            return (
+                f"no option {'/'.join(parts[depth:])!r} for {group}{_offer('/'.join(parts[depth:]), existing[group])}"
+            )
+    return f"no config {missing!r}{_offer(missing, existing)}"
+
+
+def _no_setting(key: str, *, verb: str, folders: Sequence[Path], overrides: Sequence[str]) -> str:
+    existing = groups(folders)
+    if key in existing:
+        return f"{verb} has no part of the group {key!r} to replace; to add one write +{key}=..."
+    if "/" in key:
+        return f"no group {key!r}{_offer(key, existing)}"
+    parent, _, name = key.rpartition(".")
+    settings = _settings(verb=verb, folders=folders, overrides=overrides, parent=parent, groups_=existing)
+    if not parent:
+        settings = list(dict.fromkeys([*settings, *existing]))
+    where = f"no setting {name!r} in {parent}" if parent else f"no setting or group {name!r}"
+    return where + _offer(name, settings)
+
+
+def _settings(
+    *, verb: str, folders: Sequence[Path], overrides: Sequence[str], parent: str, groups_: dict[str, list[str]]
+) -> list[str]:
+    """The keys beside the one that does not exist, with the parts chosen on the command line in place."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig, OmegaConf
+
+    choices = [word for word in overrides if word.partition("=")[0].lstrip("+") in groups_]
+    choices += [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders[1:])}]"] if folders[1:] else []
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(folders[0]), version_base="1.3"):
+            config = compose(config_name=verb, overrides=choices)
+            node = OmegaConf.select(config, parent) if parent else config
+    except HydraException:
+        return []
+    return [str(key) for key in node] if isinstance(node, DictConfig) else []
+
+
+def _offer(name: str, names: Iterable[str]) -> str:
+    listed = list(names)
+    if not listed:
+        return ""
+    close = difflib.get_close_matches(name, listed, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    more = f", ... ({len(listed)} in all)" if len(listed) > SHOWN else ""
+    return f"; {hint}there are: {', '.join(listed[:SHOWN])}{more}"

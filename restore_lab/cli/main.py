@@ -1,0 +1,152 @@
+"""`restore-lab <verb> [words]`: finds the verb, hands its words to Hydra, and says errors in one line.
+
+A verb is a module `restore_lab/cli/<verb>.py` (a trailing underscore where Python reserves the word: `import_.py`)
+with a `run(cfg)`, and a config `conf/<verb>.yaml`. The first line of its docstring is its help; `POSITIONAL` and
+`FREE_TEXT` (tuples of keys) tell the front parser about it. Nothing here imports torch; a verb imports what is heavy
+inside `run`.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import io
+import keyword
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from restore_lab import build
+from restore_lab.cli import front
+from restore_lab.cli.conf_dir import conf_dir
+
+NOT_VERBS = frozenset(("__init__", "main", "front", "conf_dir", "errors"))
+Run = Callable[[Any], None]
+
+
+def main() -> None:
+    """The console script. Exit codes: 0 done, 1 a bug (with its traceback), 2 bad input, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a caption must not break on a terminal of another encoding
+    try:
+        _dispatch(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # `restore-lab ... | head` has read enough; Python would complain again at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _dispatch(words: Sequence[str]) -> None:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(help_text())
+    elif words[0] == "--version":
+        print(f"restore-lab {metadata.version('restore-lab')}")
+    elif words[0] in ("-sc", "--shell-completion"):
+        _complete(words)
+    else:
+        module = _load(words[0])
+        if "-h" in words[1:] or "--help" in words[1:]:
+            print((module.__doc__ or "").strip(), end="\n\n")
+        launch(verb=words[0], module=module, words=words[1:], conf=conf_dir())
+
+
+def launch(*, verb: str, module: ModuleType, words: Sequence[str], conf: Path) -> None:
+    """Compose the verb's config from `words` and run it; errors that a person can mend end in one line and exit 2.
+
+    Args:
+        verb: the name of the config in `conf`.
+        module: has `run(cfg)`, perhaps `POSITIONAL` and `FREE_TEXT`.
+    """
+    from restore_lab.cli import errors
+
+    with errors.one_line():
+        typed = front.parse(words, positional=getattr(module, "POSITIONAL", ()), free=getattr(module, "FREE_TEXT", ()))
+        if typed.trusted:
+            build.trust(typed.trusted)
+        folders = [conf, *typed.config_dirs]
+        with errors.explained(verb=verb, folders=folders, overrides=typed.overrides):
+            _hydra(verb=verb, run=module.run, arguments=typed.arguments, conf=conf)
+
+
+def verbs() -> dict[str, str]:
+    """Each verb and the first line of its module's docstring, read without importing the module."""
+    found: dict[str, str] = {}
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        if path.stem not in NOT_VERBS and not path.stem.startswith("_"):
+            doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            found[path.stem.rstrip("_")] = doc.partition("\n")[0]
+    return found
+
+
+def help_text() -> str:
+    """What `restore-lab --help` prints."""
+    listed = verbs()
+    width = max((len(verb) for verb in listed), default=0)
+    lines = [f"  {verb:<{width}}  {line}" for verb, line in listed.items()]
+    return "\n".join(
+        ["restore-lab <verb> [key=value ...] [--flag ...]", "", "Verbs:", *lines, ""]
+        + ["restore-lab <verb> --help names its settings and parts; --cfg job prints its config; -m sweeps;"]
+        + ["--config-dir FOLDER adds a folder of your own configs; RESTORE_LAB_TRACEBACK=1 shows tracebacks."]
+    )
+
+
+def _load(verb: str) -> ModuleType:
+    listed = verbs()
+    if verb not in listed:
+        close = difflib.get_close_matches(verb, listed, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        print(f"restore-lab: no verb {verb!r}; {hint}verbs: {', '.join(listed)}", file=sys.stderr)
+        raise SystemExit(2)
+    return importlib.import_module(f"restore_lab.cli.{verb}{'_' if keyword.iskeyword(verb) else ''}")
+
+
+def _hydra(*, verb: str, run: Run, arguments: Sequence[str], conf: Path) -> None:
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    typed = list(sys.argv)
+    failed: list[Exception] = []
+
+    def task(cfg: Any) -> None:
+        # Lightning starts its other ranks by running sys.argv again: it has to find what was typed.
+        sys.argv = typed
+        try:
+            run(cfg)
+        except Exception as error:
+            # Of a single job Hydra would print a line of its own; of a sweep's jobs it should.
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
+            failed.append(error)
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come back to us instead of being printed by Hydra
+    sys.argv = [typed[0], *arguments]
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf), config_name=verb)(task)()
+    finally:
+        sys.argv = typed
+    if failed:
+        raise failed[0]
+
+
+def _complete(words: Sequence[str]) -> None:
+    """Hydra's shell completion, for a line that has a verb in it."""
+    listed = verbs()
+    typed = os.environ.get("COMP_LINE", "").split(" ")
+    if len(words) > 1 and words[1].startswith("query=") and (len(typed) < 3 or typed[1] not in listed):
+        print("\n".join(verb for verb in listed if verb.startswith(typed[1] if len(typed) > 1 else "")))
+        return
+    querying = len(typed) > 2 and typed[1] in listed
+    verb = typed[1] if querying else next(iter(listed))
+    if querying:
+        os.environ["COMP_LINE"] = " ".join([typed[0], *typed[2:]])
+    launch(verb=verb, module=_load(verb), words=words, conf=conf_dir())
+
+
+if __name__ == "__main__":
+    main()

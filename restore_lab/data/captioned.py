@@ -1,0 +1,147 @@
+"""Captions that lie beside images: a `.txt` for each, or one JSON, JSONL or parquet table for the folder.
+
+A text file `cat.txt` (or `cat.png.txt`) beside `cat.png` comes first. A table is `captions.*`, `metadata.*` or
+`<folder>.*` in the folder, or `<folder>.*` beside it: {name: caption}, or records with a name under one of `NAME_KEYS`
+and a caption under one of `CAPTION_KEYS` (the first present counts). A name is the path below the folder, with or
+without suffix; failing that, a file name or stem that only one record has. Selected by `captions` of a source: auto,
+null, or the path of a table.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+NAME_KEYS = ("file_name", "filename", "file", "image", "image_path", "path", "name", "key", "hq", "lq")
+CAPTION_KEYS = ("caption", "text", "prompt", "llava_long", "llava_short", "description")
+TABLE_SUFFIXES = (".json", ".jsonl", ".parquet")
+
+
+class Captions:
+    """The captions of one folder; an image without one gets the empty string."""
+
+    def __init__(self, root: str | Path, *, table: str | Path | None = "auto") -> None:
+        """Find and read the table of `root`.
+
+        Args:
+            root: the folder of the images.
+            table: "auto" to look for one, a path, or None for no captions at all (text files included).
+
+        Raises:
+            ValueError: the table is missing, malformed, or has no name or caption column.
+        """
+        self._root = Path(root)
+        self._enabled = table is not None
+        self.table = find_table(self._root) if table == "auto" else (Path(table) if table is not None else None)
+        records = read_table(self.table) if self.table is not None else {}
+        self._exact = {_clean(name): caption for name, caption in records.items()}
+        self._loose = _unambiguous(self._exact)
+
+    def of(self, path: Path) -> str:
+        """The caption of the image at `path`, below the root."""
+        if not self._enabled:
+            return ""
+        for sidecar in (path.with_suffix(".txt"), path.with_name(path.name + ".txt")):
+            if sidecar.is_file():
+                return " ".join(sidecar.read_text(encoding="utf-8-sig", errors="replace").split())
+        name = path.relative_to(self._root).as_posix() if path.is_relative_to(self._root) else path.name
+        for candidate in (name, str(PurePosixPath(name).with_suffix(""))):
+            if candidate in self._exact:
+                return self._exact[candidate]
+        return self._loose.get(path.name) or self._loose.get(path.stem) or ""
+
+    def require_any(self, paths: Iterable[Path]) -> None:
+        """Refuse a table that names none of the images.
+
+        Raises:
+            ValueError: so; it shows what the table has.
+        """
+        if self.table is not None and not any(self.of(path) for path in paths):
+            shown = ", ".join(list(self._exact)[:3]) or "nothing"
+            raise ValueError(
+                f"{self.table}: names none of the images in {self._root} (it has {shown}); set captions=null"
+            )
+
+
+def find_table(root: Path) -> Path | None:
+    """The caption table of a folder by its name, or None."""
+    stems = [root / "captions", root / "metadata", root / root.name, root.parent / root.name]
+    candidates = (stem.with_name(stem.name + suffix) for stem in stems for suffix in TABLE_SUFFIXES)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def read_table(path: Path) -> dict[str, str]:
+    """Read {name: caption} from JSON, JSONL or parquet.
+
+    Raises:
+        ValueError: as one line with the file and the reason.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such caption table; give an existing .json, .jsonl or .parquet, or captions=null")
+    try:
+        raw = _load(path)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: not a readable {path.suffix.lstrip('.')} caption table ({reason})") from error
+    if isinstance(raw, Mapping):
+        return {str(name): _caption(path, value) for name, value in raw.items()}
+    return dict(_name_and_caption(path, record) for record in raw)
+
+
+def _load(path: Path) -> Any:
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as parquet
+
+        file = parquet.ParquetFile(path)
+        # Only the columns in question: such files often hold the images too.
+        wanted = [name for name in file.schema_arrow.names if name in NAME_KEYS + CAPTION_KEYS]
+        return file.read(columns=wanted).to_pylist()
+    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
+    raw = json.loads(text)
+    if not isinstance(raw, (dict, list)):
+        raise ValueError(f"expected an object or a list, got {type(raw).__name__}")
+    return raw
+
+
+def _name_and_caption(path: Path, record: Any) -> tuple[str, str]:
+    if not isinstance(record, Mapping):
+        raise ValueError(f"{path}: expected records with a name and a caption, got {str(record)[:60]!r}")
+    name = _first(path, record, NAME_KEYS)
+    return str(name), _caption(path, _first(path, record, CAPTION_KEYS))
+
+
+def _first(path: Path, record: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    for key in keys:
+        if key in record:
+            return record[key]
+    raise ValueError(
+        f"{path}: a record has none of the fields {', '.join(keys)}; it has {', '.join(record) or 'nothing'}"
+    )
+
+
+def _caption(path: Path, value: Any) -> str:
+    """One caption; of several (a list) the first, of a record its caption field."""
+    if isinstance(value, Mapping):
+        value = _first(path, value, CAPTION_KEYS)
+    if isinstance(value, list):
+        value = value[0] if value else ""
+    return "" if value is None else " ".join(str(value).split())
+
+
+def _clean(name: str) -> str:
+    return str(PurePosixPath(name.replace("\\", "/")))
+
+
+def _unambiguous(exact: Mapping[str, str]) -> dict[str, str]:
+    """Captions by file name and by stem, without those that two different captions claim."""
+    loose: dict[str, str] = {}
+    clashing: set[str] = set()
+    for name, caption in exact.items():
+        for short in {PurePosixPath(name).name, PurePosixPath(name).stem}:
+            if loose.setdefault(short, caption) != caption:
+                clashing.add(short)
+    return {short: caption for short, caption in loose.items() if short not in clashing}

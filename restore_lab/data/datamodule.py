@@ -1,0 +1,254 @@
+"""The one data module: sources in, batches out, for train, validation, test and predict.
+
+Training is an endless stream that starts where the trainer's step says, so a resumed run reads on as an unbroken one
+would. The degradation runs on whole batches after their transfer, hence on the GPU where there is one, and only where
+the LQ is absent. Bad files are named once, in one line, by the main process, and counted at the end. In prediction
+nothing is degraded: an image without LQ is taken for the LQ itself.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Literal, Protocol
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from restore_lab.data.dataset import Loaded, RestorationDataset, Source
+from restore_lab.data.image_io import BadImage
+from restore_lab.data.sampler import PositionSampler, SequentialSampler
+from restore_lab.types import Batch, Recipe
+
+log = logging.getLogger(__name__)
+Stage = Literal["train", "val", "test", "predict"]
+STAGES: dict[str, tuple[Stage, ...]] = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("predict",),
+}
+Sampler = PositionSampler | SequentialSampler
+
+
+class Degradation(Protocol):
+    """HQ (BCHW in [0, 1]) and one seed an image to LQ of the same size and the recipes that made it."""
+
+    def __call__(self, hq_BCHW: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Sequence[Recipe]]: ...
+
+
+class BadFiles:
+    """The files that could not be read, each logged once."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, lines: Sequence[str]) -> None:
+        """Log and keep those not seen before."""
+        for line in dict.fromkeys(lines):
+            if line not in self.lines:
+                self.lines.append(line)
+                log.warning("left out a bad image, %s", line)
+
+    def summary(self) -> str:
+        """One line, empty if all was well."""
+        return f"bad image files left out: {len(self.lines)}" if self.lines else ""
+
+
+class Stream:
+    """Batches of one dataset, read ahead by worker processes; what was bad is noted on the way."""
+
+    def __init__(
+        self, dataset: RestorationDataset, *, sampler: Callable[[], Sampler], workers: int, bad: BadFiles
+    ) -> None:
+        """`sampler` is called whenever an iteration starts, and so sees the trainer's step of that moment."""
+        self._dataset = dataset
+        self._sampler = sampler
+        self._workers = workers
+        self._bad = bad
+
+    def __len__(self) -> int:
+        """Batches, if the stream is finite (fewer come if all files of one are bad); TypeError if not."""
+        sampler = self._sampler()
+        if isinstance(sampler, PositionSampler):
+            raise TypeError("the training stream has no end")
+        return len(sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        loader = DataLoader(
+            self._dataset,
+            batch_sampler=self._sampler(),
+            num_workers=self._workers,
+            collate_fn=_as_loaded,
+            pin_memory=torch.cuda.is_available(),
+        )
+        for loaded in loader:
+            self._bad.note(loaded.bad)
+            if loaded.error:
+                raise ValueError(loaded.error)
+            if loaded.batch is not None:
+                yield loaded.batch
+
+
+class RestorationDataModule(LightningDataModule):
+    """See the head of this file."""
+
+    def __init__(
+        self,
+        *,
+        train: Source | None = None,
+        val: Source | None = None,
+        test: Source | None = None,
+        predict: Source | None = None,
+        degradation: Degradation | None = None,
+        eval_degradation: Degradation | None = None,
+        crop: int | None = None,
+        eval_crop: int | None = None,
+        flip: bool = True,
+        batch_size: int = 8,
+        eval_batch_size: int = 8,
+        workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        """Put the sources together.
+
+        Args:
+            train: source of training pictures; likewise val, test, predict.
+            degradation: makes the LQ of training batches that have none; None leaves it absent (priors need none).
+            eval_degradation: the same for val and test, with seeds that depend on `seed` and the key alone.
+            crop: side of the random training crops in pixels; None for whole images.
+            eval_crop: side of the central crops of val, test and predict; None for whole images.
+            flip: whether half of the training samples are mirrored.
+            batch_size: training samples in a batch of one process.
+            eval_batch_size: the same for val, test and predict.
+            workers: processes that read ahead; they change nothing but the speed.
+            seed: of the run.
+        """
+        super().__init__()
+        self._sources: dict[Stage, Source | None] = {"train": train, "val": val, "test": test, "predict": predict}
+        self._degradation = degradation
+        self._eval_degradation = eval_degradation
+        self._crops = {True: crop, False: eval_crop}
+        self._flip = flip
+        self._batch_size = batch_size
+        self._eval_batch_size = eval_batch_size
+        self._workers = workers
+        self._seed = seed
+        self.bad = BadFiles()
+
+    def setup(self, stage: str) -> None:
+        """Stop at once if a source of this stage has no readable image.
+
+        Raises:
+            ValueError: so, or the training pictures have no HQ.
+        """
+        for name in STAGES[stage]:
+            source = self._sources[name]
+            if source is not None:
+                hq_known = self._first_good(source, name=name)
+                if name == "train" and not hq_known:
+                    raise ValueError("train: the pictures have no HQ to learn from; give a source with HQ (role=hq)")
+
+    def teardown(self, stage: str) -> None:
+        """Report how many files were bad."""
+        if self.bad.lines:
+            log.warning("%s", self.bad.summary())
+
+    def train_dataloader(self) -> Stream:
+        """The endless stream from the trainer's present step on."""
+        return self._stream("train")
+
+    def val_dataloader(self) -> Stream | list[Stream]:
+        """All of `val`, or nothing where there is none."""
+        return self._stream("val") if self._sources["val"] is not None else []
+
+    def test_dataloader(self) -> Stream:
+        """All of `test`."""
+        return self._stream("test")
+
+    def predict_dataloader(self) -> Stream:
+        """All of `predict`."""
+        return self._stream("predict")
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Move the images; Lightning itself refuses frozen dataclasses."""
+        hq, lq = batch.hq_BCHW, batch.lq_BCHW
+        return replace(
+            batch,
+            hq_BCHW=None if hq is None else hq.to(device, non_blocking=True),
+            lq_BCHW=None if lq is None else lq.to(device, non_blocking=True),
+        )
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Degrade what has no LQ, on the device where it now is."""
+        trainer = self.trainer
+        if trainer is None or trainer.predicting:
+            return self.degrade(batch, stage="predict")
+        return self.degrade(batch, stage="train" if trainer.training else "val")
+
+    def degrade(self, batch: Batch, *, stage: Stage) -> Batch:
+        """The batch with its LQ and recipes; one that has an LQ comes back as it is."""
+        if batch.lq_BCHW is not None or batch.hq_BCHW is None:
+            return batch
+        if stage == "predict":
+            return replace(batch, hq_BCHW=None, lq_BCHW=batch.hq_BCHW)
+        degradation = self._degradation if stage == "train" else self._eval_degradation
+        if degradation is None:
+            return batch
+        with torch.no_grad():
+            lq_BCHW, recipes = degradation(batch.hq_BCHW, batch.seed)
+        return replace(batch, lq_BCHW=lq_BCHW, recipe=tuple(recipes))
+
+    def _stream(self, stage: Stage) -> Stream:
+        source = self._sources[stage]
+        if source is None:
+            raise ValueError(f"no source of {stage} pictures; give the data module one as {stage}")
+        training = stage == "train"
+        dataset = RestorationDataset(
+            source, crop=self._crops[training], flip=self._flip, seed=self._seed, training=training
+        )
+        make = self._train_sampler if training else self._eval_sampler
+        return Stream(dataset, sampler=lambda: make(source), workers=self._workers, bad=self.bad)
+
+    def _train_sampler(self, source: Source) -> PositionSampler:
+        trainer = self.trainer
+        rank, world = self._place()
+        batches = trainer.global_step * trainer.accumulate_grad_batches if trainer is not None else 0
+        return PositionSampler(
+            len(source),
+            batch_size=self._batch_size,
+            seed=self._seed,
+            start=batches * self._batch_size * world,
+            rank=rank,
+            world=world,
+        )
+
+    def _eval_sampler(self, source: Source) -> SequentialSampler:
+        rank, world = self._place()
+        return SequentialSampler(len(source), batch_size=self._eval_batch_size, rank=rank, world=world)
+
+    def _place(self) -> tuple[int, int]:
+        trainer = self.trainer
+        return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+
+    def _first_good(self, source: Source, *, name: str) -> bool:
+        """Whether the first readable picture has a HQ."""
+        bad: list[str] = []
+        for index in range(len(source)):
+            try:
+                picture = source.read(index, epoch=0)
+            except BadImage as error:
+                bad.append(str(error))
+                continue
+            self.bad.note(bad)
+            return picture.hq_HWC is not None
+        first = f"; the first: {bad[0]}" if bad else ""
+        raise ValueError(f"{name}: none of the {len(source)} images can be read{first}")
+
+
+def _as_loaded(loaded: Loaded) -> Loaded:
+    """The dataset has collated already; torch's loader wants a function, and a named one pickles."""
+    return loaded

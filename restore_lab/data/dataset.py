@@ -1,0 +1,223 @@
+"""From a source's pictures to tensors of one size, and from these to a `Batch`.
+
+A source reads pictures by index; the dataset is asked for positions (epoch, index) and decides crop and mirroring from
+(seed, epoch, index) alone, so that workers, ranks and batches change nothing. In training a bad file gives way to the
+next good index; in evaluation crops are central, seeds come from the key, and bad files are left out. What was bad
+travels with the loaded batch to the main process, which names it once. Shapes: CHW float32 in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from restore_lab.data.image_io import BadImage, resize_image, to_tensor
+from restore_lab.random import mix, rng
+from restore_lab.types import Batch, Picture
+
+
+class Source(Protocol):
+    """Pictures by index; `read` raises `BadImage` for a file that cannot be read."""
+
+    def __len__(self) -> int: ...
+
+    def keys(self) -> list[str]: ...
+
+    def read(self, index: int, *, epoch: int) -> Picture: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One picture as tensors; `bad` says which files were passed over to get it."""
+
+    hq_CHW: Tensor | None
+    lq_CHW: Tensor | None
+    caption: str
+    key: str
+    seed: int
+    bad: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """What a worker hands to the main process: a batch (None if all its files were bad), bad files, or an error."""
+
+    batch: Batch | None
+    bad: tuple[str, ...] = ()
+    error: str = ""
+
+    def pin_memory(self) -> Loaded:
+        """Called by torch's loader before a copy to a GPU."""
+        if self.batch is None:
+            return self
+        hq, lq = self.batch.hq_BCHW, self.batch.lq_BCHW
+        pinned = replace(
+            self.batch,
+            hq_BCHW=None if hq is None else hq.pin_memory(),
+            lq_BCHW=None if lq is None else lq.pin_memory(),
+        )
+        return replace(self, batch=pinned)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """How an image is cut: resized to height x width, cut to a square of `side` at (top, left), then mirrored."""
+
+    height: int
+    width: int
+    top: int = 0
+    left: int = 0
+    side: int | None = None
+    mirrored: bool = False
+
+
+class RestorationDataset(Dataset[Sample]):
+    """Samples of one source by position (epoch, index)."""
+
+    def __init__(self, source: Source, *, crop: int | None, flip: bool, seed: int, training: bool = True) -> None:
+        """Wrap a source.
+
+        Args:
+            source: where pictures come from.
+            crop: the side of the square cut from each, in pixels; smaller images are enlarged first; None for whole
+                images.
+            flip: whether half of the training samples are mirrored left to right.
+            seed: of the run.
+            training: random crops and replaced bad files, or central crops and bad files left out.
+        """
+        self._source = source
+        self._crop = crop
+        self._flip = flip
+        self._seed = seed
+        self._training = training
+        self._known_bad: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, position: tuple[int, int]) -> Sample:
+        """The sample at (epoch, index), in training perhaps of a later index if that one is bad.
+
+        Raises:
+            BadImage: the file is bad (evaluation), or all are (training).
+            ValueError: a source gave LQ and HQ of different size.
+        """
+        epoch, index = position
+        if not self._training:
+            picture = self._read(index, epoch)
+            return self._sample(picture, draw=None, seed=mix(self._seed, "eval", picture.key), bad=())
+        picture, bad = self._next_good(index, epoch)
+        draw = rng(self._seed, epoch, index)
+        return self._sample(picture, draw=draw, seed=mix(self._seed, epoch, index), bad=bad)
+
+    def __getitems__(self, positions: Sequence[tuple[int, int]]) -> Loaded:
+        """One batch; torch's loader calls this in its workers, from which an error must travel as a value."""
+        samples: list[Sample] = []
+        bad: list[str] = []
+        try:
+            for position in positions:
+                try:
+                    samples.append(self[position])
+                    bad.extend(samples[-1].bad)
+                except BadImage as error:
+                    if self._training:
+                        raise
+                    bad.append(str(error))
+            return Loaded(batch=collate(samples) if samples else None, bad=tuple(bad))
+        except ValueError as error:
+            return Loaded(batch=None, bad=tuple(bad), error=str(error))
+
+    def _read(self, index: int, epoch: int) -> Picture:
+        if index in self._known_bad:
+            raise BadImage(self._known_bad[index])
+        try:
+            return self._source.read(index, epoch=epoch)
+        except BadImage as error:
+            self._known_bad[index] = str(error)
+            raise
+
+    def _next_good(self, index: int, epoch: int) -> tuple[Picture, tuple[str, ...]]:
+        bad: list[str] = []
+        for step in range(len(self._source)):
+            try:
+                return self._read((index + step) % len(self._source), epoch), tuple(bad)
+            except BadImage as error:
+                bad.append(str(error))
+        raise BadImage(f"none of the {len(self._source)} images can be read; the first: {bad[0]}")
+
+    def _sample(self, picture: Picture, *, draw: np.random.Generator | None, seed: int, bad: tuple[str, ...]) -> Sample:
+        images = [image for image in (picture.hq_HWC, picture.lq_HWC) if image is not None]
+        if not images or images[0].shape != images[-1].shape:
+            raise ValueError(
+                f"{picture.key}: {[i.shape for i in images]}; a source must give HQ and LQ of one size, or one"
+            )
+        window = choose_window(*images[0].shape[:2], crop=self._crop, flip=self._flip, draw=draw)
+        return Sample(
+            hq_CHW=None if picture.hq_HWC is None else to_tensor(cut(picture.hq_HWC, window)),
+            lq_CHW=None if picture.lq_HWC is None else to_tensor(cut(picture.lq_HWC, window)),
+            caption=picture.caption,
+            key=picture.key,
+            seed=seed,
+            bad=bad,
+        )
+
+
+def choose_window(height: int, width: int, *, crop: int | None, flip: bool, draw: np.random.Generator | None) -> Window:
+    """A random window from `draw`, or the central one, never mirrored, if `draw` is None."""
+    mirrored = bool(draw.random() < 0.5) if flip and draw is not None else False
+    if crop is None:
+        return Window(height=height, width=width, mirrored=mirrored)
+    ratio = max(1.0, crop / min(height, width))
+    height, width = max(crop, round(height * ratio)), max(crop, round(width * ratio))
+    if draw is None:
+        top, left = (height - crop) // 2, (width - crop) // 2
+    else:
+        top, left = int(draw.integers(height - crop + 1)), int(draw.integers(width - crop + 1))
+    return Window(height=height, width=width, top=top, left=left, side=crop, mirrored=mirrored)
+
+
+def cut(image_HWC: np.ndarray, window: Window) -> np.ndarray:
+    """Apply a window to an image (uint8 HWC)."""
+    image_HWC = resize_image(image_HWC, height=window.height, width=window.width)
+    if window.side is not None:
+        image_HWC = image_HWC[window.top : window.top + window.side, window.left : window.left + window.side]
+    return image_HWC[:, ::-1] if window.mirrored else image_HWC
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples into a batch whose recipes are None.
+
+    Raises:
+        ValueError: they differ in size, or only some have a HQ (or a LQ).
+    """
+    return Batch(
+        hq_BCHW=_stack([(sample.key, sample.hq_CHW) for sample in samples], what="HQ"),
+        lq_BCHW=_stack([(sample.key, sample.lq_CHW) for sample in samples], what="LQ"),
+        caption=tuple(sample.caption for sample in samples),
+        key=tuple(sample.key for sample in samples),
+        seed=tuple(sample.seed for sample in samples),
+        recipe=(None,) * len(samples),
+    )
+
+
+def _stack(images: Sequence[tuple[str, Tensor | None]], *, what: str) -> Tensor | None:
+    present = [(key, image) for key, image in images if image is not None]
+    if not present:
+        return None
+    if len(present) < len(images):
+        alone = next(key for key, image in images if image is None)
+        raise ValueError(
+            f"{alone} has no {what}, {present[0][0]} has one: they cannot share a batch; set the batch size to 1"
+        )
+    first_key, first = present[0]
+    for key, image in present:
+        if image.shape != first.shape:
+            sizes = f"{first_key} is {first.shape[1]}x{first.shape[2]}, {key} is {image.shape[1]}x{image.shape[2]}"
+            raise ValueError(f"{sizes}: they cannot share a batch; set a crop, or the batch size to 1")
+    return torch.stack([image for _, image in present])

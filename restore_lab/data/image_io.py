@@ -1,0 +1,173 @@
+"""Image files in and out: whatever a file holds becomes uint8 RGB, height x width x 3, or a `BadImage`.
+
+16-bit grey is scaled by 1/257 (16-bit colour keeps its high byte: at most one level away), palettes are looked up,
+transparency is laid on white, CMYK is converted without its profile, and EXIF's rotation is applied. Of animations and
+multi-page files the first frame counts. Colour profiles are not applied. Shapes: HWC uint8 outside tensors, CHW float32
+in [0, 1] as tensors.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import uuid
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".jp2"})
+# Formats that Pillow decodes by itself; others (EPS, PDF) would start an outside program on a stranger's file.
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
+MAX_PIXELS = 178_956_970
+ORIENTATION = 0x0112
+TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What Pillow's decoders are seen to raise on broken files.
+DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
+
+
+class BadImage(ValueError):
+    """A file that cannot be read as an image; its text is one line, "path: reason"."""
+
+
+def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Read one file as uint8 RGB.
+
+    Args:
+        path: the file; its contents decide the format, not its suffix.
+        max_pixels: the largest width x height that is decoded; Pillow's own limit is 178,956,970.
+
+    Returns:
+        uint8, height x width x 3, upright.
+
+    Raises:
+        BadImage: the file is missing, empty, truncated, no image, too large, or of an unknown value range.
+    """
+    try:
+        if os.stat(path).st_size == 0:
+            raise ValueError("empty file (0 bytes)")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=FORMATS) as image:
+                if image.width * image.height > max_pixels:
+                    raise ValueError(_too_large(f"{image.width} x {image.height} pixels", max_pixels))
+                image.load()
+                return np.array(_upright(_to_rgb(image), image))
+    except UnidentifiedImageError as error:
+        raise BadImage(_line(path, _what_it_is(path))) from error
+    except Image.DecompressionBombError as error:
+        raise BadImage(_line(path, _too_large("it", min(max_pixels, MAX_PIXELS)))) from error
+    except DECODER_ERRORS as error:
+        raise BadImage(_line(path, _reason(error))) from error
+
+
+def write_png(path: str | Path, image_HWC: np.ndarray) -> None:
+    """Write uint8 RGB (HWC) or grey (HW) as PNG; a reader never sees half a file.
+
+    Raises:
+        ValueError: the array is not uint8 of one of these shapes.
+    """
+    path = Path(path)
+    colour = image_HWC.ndim == 3 and image_HWC.shape[2] == 3
+    if image_HWC.dtype != np.uint8 or not (colour or image_HWC.ndim == 2):
+        raise ValueError(f"{path}: expected uint8 HxWx3 or HxW, got {image_HWC.dtype} {image_HWC.shape}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        Image.fromarray(image_HWC).save(temporary, format="PNG")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def resize_image(image_HWC: np.ndarray, *, height: int, width: int) -> np.ndarray:
+    """Bicubic with antialiasing (Pillow); uint8 in and out. The same size returns the image itself."""
+    if image_HWC.shape[:2] == (height, width):
+        return image_HWC
+    return np.array(Image.fromarray(image_HWC).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def to_tensor(image_HWC: np.ndarray) -> Tensor:
+    """uint8 HWC to float32 CHW in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(image_HWC.transpose(2, 0, 1))).float().div_(255)
+
+
+def to_image(image_CHW: Tensor) -> np.ndarray:
+    """Float CHW in [0, 1] (clamped) to uint8 HWC, rounded to the nearest level; inverts `to_tensor`."""
+    levels_CHW = image_CHW.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8)
+    return np.ascontiguousarray(levels_CHW.permute(1, 2, 0).cpu().numpy())
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_deep_grey(image)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _deep_grey(image: Image.Image) -> np.ndarray:
+    """16-bit, 32-bit and float grey to uint8 HW; a range that the mode does not tell is refused, never guessed."""
+    values_HW = np.asarray(image).astype(np.float64)
+    low, high = float(values_HW.min()), float(values_HW.max())
+    limit = 1.0 if image.mode == "F" else 65535.0
+    if not (low >= 0 and high <= limit):
+        raise ValueError(f"pixel values {low:g} to {high:g} in mode {image.mode}; expected 0 to {limit:g}")
+    return np.rint(values_HW * (255 / limit)).astype(np.uint8)
+
+
+def _upright(rgb: Image.Image, source: Image.Image) -> Image.Image:
+    """Apply the EXIF rotation of `source`; broken EXIF counts as none, since the pixels are sound."""
+    try:
+        orientation = source.getexif().get(ORIENTATION, 1)
+    except DECODER_ERRORS:
+        return rgb
+    return rgb.transpose(TRANSPOSES[orientation]) if orientation in TRANSPOSES else rgb
+
+
+def _what_it_is(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        head = file.read(256)
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer instead of the image; fetch it with `git lfs pull`"
+    printable = all(byte >= 32 or byte in b"\t\r\n" for byte in head)
+    return "text, not an image" if printable else "not an image in any known format, or its header is broken"
+
+
+def _too_large(what: str, max_pixels: int) -> str:
+    return f"{what} exceeds the limit of {max_pixels} pixels (a decompression bomb?); shrink it or raise max_pixels"
+
+
+def _reason(error: BaseException) -> str:
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return " ".join(text.split())
+
+
+def _line(path: str | Path, reason: str) -> str:
+    return f"{path}: {reason}".replace("\n", "\\n")

@@ -1,0 +1,230 @@
+"""LQ and HQ images of the same scenes in two folders (or one), paired by a rule.
+
+A rule takes the names on both sides (paths below their folders) and returns one `Pair` for each LQ: `SameStem`,
+`RegexStem` (many LQ may share a HQ, as in RESIDE: 0364_0.85_0.12 -> 0364), `SuffixStem` (a_rain -> a_clean; both may
+lie in one folder) or `Manifest` (a CSV or JSONL with the columns lq, hq and perhaps caption). The key is the LQ's path
+without suffix. An LQ of another size than its HQ is resized to it (bicubic). Selected by `data=paired data.lq=...
+data.hq=... data/rule=same_stem`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal, Protocol, get_args
+
+from restore_lab.data.captioned import Captions
+from restore_lab.data.folder import keys_of, list_images
+from restore_lab.data.image_io import MAX_PIXELS, read_image, resize_image
+from restore_lab.types import Picture
+
+log = logging.getLogger(__name__)
+Unmatched = Literal["skip", "keep", "error"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Names below the LQ and HQ folders; `hq` is None where there is none, `sought` the stem that was looked for."""
+
+    lq: str
+    hq: str | None
+    caption: str = ""
+    sought: str = ""
+
+
+class PairingRule(Protocol):
+    """Names below the LQ folder and below the HQ folder to pairs, at most one for each LQ, in the LQ's order."""
+
+    def __call__(self, lq_names: Sequence[str], hq_names: Sequence[str]) -> list[Pair]: ...
+
+
+class SameStem:
+    """`a/001.jpg` with `a/001.png`."""
+
+    def __call__(self, lq_names: Sequence[str], hq_names: Sequence[str]) -> list[Pair]:
+        return pair_by_stem(lq_names, hq_names, hq_stem=lambda stem: stem)
+
+
+class RegexStem:
+    """The HQ's stem is the LQ's, with `pattern` replaced (`re.sub`, on the path below the folder without suffix)."""
+
+    def __init__(self, pattern: str, *, replacement: str) -> None:
+        """Compile the pattern, such as `_[0-9.]+_[0-9.]+$` with the replacement "" for RESIDE.
+
+        Raises:
+            ValueError: it is not a regular expression.
+        """
+        try:
+            self._pattern = re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"pattern={pattern!r}: not a regular expression ({error})") from error
+        self._replacement = replacement
+
+    def __call__(self, lq_names: Sequence[str], hq_names: Sequence[str]) -> list[Pair]:
+        return pair_by_stem(lq_names, hq_names, hq_stem=lambda stem: self._pattern.sub(self._replacement, stem))
+
+
+class SuffixStem:
+    """Stems that end in `lq` belong to stems that end in `hq` instead; LQ names without the ending are left out."""
+
+    def __init__(self, *, lq: str, hq: str) -> None:
+        self._lq = lq
+        self._hq = hq
+
+    def __call__(self, lq_names: Sequence[str], hq_names: Sequence[str]) -> list[Pair]:
+        bearing = [name for name in lq_names if _stem(name).endswith(self._lq)]
+        return pair_by_stem(bearing, hq_names, hq_stem=lambda stem: stem.removesuffix(self._lq) + self._hq)
+
+
+class Manifest:
+    """The pairs that a CSV (with a header) or JSONL file lists; names are relative to the LQ and HQ folders."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path).expanduser()
+
+    def __call__(self, lq_names: Sequence[str], hq_names: Sequence[str]) -> list[Pair]:
+        """Read the file; the names found in the folders play no role, and a missing file counts as bad when read.
+
+        Raises:
+            ValueError: the file is missing, malformed, or a row has no lq.
+        """
+        pairs = []
+        for number, row in enumerate(self._rows(), start=1):
+            if not isinstance(row, dict) or not row.get("lq"):
+                raise ValueError(
+                    f"{self._path}: row {number} has no lq; expected the columns lq, hq and perhaps caption"
+                )
+            pairs.append(Pair(lq=row["lq"], hq=row.get("hq") or None, caption=row.get("caption") or ""))
+        if not pairs:
+            raise ValueError(f"{self._path}: lists no pairs; expected the columns lq, hq and perhaps caption")
+        return pairs
+
+    def _rows(self) -> list[dict[str, str]]:
+        try:
+            text = self._path.read_text(encoding="utf-8-sig")
+            if self._path.suffix == ".jsonl":
+                return [json.loads(line) for line in text.splitlines() if line.strip()]
+            return list(csv.DictReader(text.splitlines()))
+        except (OSError, ValueError, csv.Error) as error:
+            raise ValueError(f"{self._path}: not a readable manifest ({error}); expected CSV or JSONL") from error
+
+
+class PairedSource:
+    """Pairs of images; see the head of this file."""
+
+    def __init__(
+        self,
+        *,
+        lq: str | Path,
+        hq: str | Path | None,
+        rule: PairingRule,
+        recursive: bool = True,
+        captions: str | Path | None = "auto",
+        unmatched: Unmatched = "skip",
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        """Pair the names; no image is decoded yet.
+
+        Args:
+            lq: the folder of the bad images.
+            hq: the folder of the good ones; None where there is none (every picture then has an LQ alone).
+            rule: how names pair.
+            recursive: whether folders below count too.
+            captions: "auto" (beside the HQ, then beside the LQ), None, or the path of a table.
+            unmatched: an LQ without HQ is left out ("skip"), comes without HQ ("keep"), or is an error ("error").
+            max_pixels: larger files count as bad.
+
+        Raises:
+            ValueError: nothing pairs (some names are shown), or a folder or table is wrong.
+        """
+        if unmatched not in get_args(Unmatched):
+            raise ValueError(f"unmatched={unmatched!r}: expected one of {', '.join(get_args(Unmatched))}")
+        self._lq = Path(lq).expanduser()
+        self._hq = Path(hq).expanduser() if hq is not None else None
+        self._max_pixels = max_pixels
+        lq_names = list_images(self._lq, recursive=recursive)
+        hq_names = list_images(self._hq, recursive=recursive) if self._hq is not None else []
+        pairs = rule(lq_names, hq_names) if self._hq is not None else [Pair(lq=name, hq=None) for name in lq_names]
+        self._pairs = self._choose(pairs, hq_names=hq_names, unmatched=unmatched) if self._hq is not None else pairs
+        self._keys = keys_of(pair.lq for pair in self._pairs)
+        folders = [folder for folder in (self._hq, self._lq) if folder is not None]
+        self._captions = [Captions(folder, table=captions) for folder in folders]
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def keys(self) -> list[str]:
+        """One key a pair, from the LQ's name."""
+        return list(self._keys)
+
+    def read(self, index: int, *, epoch: int = 0) -> Picture:
+        """Decode both images; `epoch` plays no role.
+
+        Raises:
+            BadImage: one of them cannot be read.
+        """
+        pair = self._pairs[index]
+        lq_HWC = read_image(self._lq / pair.lq, max_pixels=self._max_pixels)
+        hq_HWC = None
+        if self._hq is not None and pair.hq is not None:
+            hq_HWC = read_image(self._hq / pair.hq, max_pixels=self._max_pixels)
+            lq_HWC = resize_image(lq_HWC, height=hq_HWC.shape[0], width=hq_HWC.shape[1])
+        return Picture(hq_HWC=hq_HWC, lq_HWC=lq_HWC, caption=pair.caption or self._caption(pair), key=self._keys[index])
+
+    def _caption(self, pair: Pair) -> str:
+        names = [pair.hq, pair.lq] if self._hq is not None else [pair.lq]
+        folders = [self._hq, self._lq] if self._hq is not None else [self._lq]
+        for captions, folder, name in zip(self._captions, folders, names, strict=True):
+            caption = captions.of(folder / name) if folder is not None and name is not None else ""
+            if caption:
+                return caption
+        return ""
+
+    def _choose(self, pairs: list[Pair], *, hq_names: Sequence[str], unmatched: Unmatched) -> list[Pair]:
+        matched = [pair for pair in pairs if pair.hq is not None]
+        alone = [pair for pair in pairs if pair.hq is None]
+        wanted = [f"{pair.lq} (looked for {pair.sought})" if pair.sought else pair.lq for pair in alone]
+        if not matched or (alone and unmatched == "error"):
+            seen = f"the HQ folder has {_some(hq_names)}" if wanted else "the rule took none of the LQ names"
+            raise ValueError(
+                f"{self._lq}: {len(alone)} LQ without a HQ in {self._hq}: {_some(wanted)}; {seen}; check the rule"
+            )
+        if alone:
+            verb = "kept without" if unmatched == "keep" else "left out for want of"
+            log.warning("%s: %d of %d LQ %s a HQ: %s", self._lq, len(alone), len(pairs), verb, _some(wanted))
+        return pairs if unmatched == "keep" else matched
+
+
+def pair_by_stem(lq_names: Sequence[str], hq_names: Sequence[str], *, hq_stem: Callable[[str], str]) -> list[Pair]:
+    """Pair each LQ with the HQ whose path without suffix is `hq_stem` of its own.
+
+    Raises:
+        ValueError: two HQ files have the stem that an LQ asks for.
+    """
+    by_stem: dict[str, list[str]] = {}
+    for name in hq_names:
+        by_stem.setdefault(_stem(name), []).append(name)
+    pairs = []
+    for name in lq_names:
+        sought = hq_stem(_stem(name))
+        found = by_stem.get(sought, [])
+        if len(found) > 1:
+            raise ValueError(
+                f"{name}: {len(found)} HQ files fit ({', '.join(found)}); keep one, or list pairs in a manifest"
+            )
+        pairs.append(Pair(lq=name, hq=found[0] if found else None, sought=sought))
+    return pairs
+
+
+def _stem(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(""))
+
+
+def _some(names: Sequence[str], *, count: int = 5) -> str:
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return (", ".join(names[:count]) or "none") + more

@@ -1,0 +1,84 @@
+"""Which pictures come when: a function of the position in the stream alone.
+
+Position p of the training stream is epoch p // N and index permutation(seed, epoch)[p % N]. To resume exactly, only the
+number of samples consumed is needed; ranks take every `world`-th position. Both samplers yield lists of
+(epoch, index), one list a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from restore_lab.random import rng
+
+
+class PositionSampler:
+    """The endless shuffled stream for training."""
+
+    def __init__(
+        self, length: int, *, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1
+    ) -> None:
+        """Describe one rank's part of the stream.
+
+        Args:
+            length: N, pictures in the source.
+            batch_size: samples in a batch of this rank.
+            seed: of the order.
+            start: samples that all ranks together have consumed before.
+            rank: of this process, below `world`.
+            world: number of processes.
+
+        Raises:
+            ValueError: a number is out of range.
+        """
+        if length < 1 or batch_size < 1 or start < 0 or not 0 <= rank < world:
+            numbers = f"length={length}, batch_size={batch_size}, start={start}, rank={rank}, world={world}"
+            raise ValueError(f"{numbers}: expected length, batch_size >= 1, start >= 0 and 0 <= rank < world")
+        self._length = length
+        self._batch_size = batch_size
+        self._seed = seed
+        self._start = start
+        self._rank = rank
+        self._world = world
+        self._epoch = -1
+        self._order = np.empty(0, dtype=np.int64)
+
+    def at(self, position: int) -> tuple[int, int]:
+        """(epoch, index) at a position of the stream."""
+        epoch, place = divmod(position, self._length)
+        if epoch != self._epoch:
+            self._order = rng(self._seed, "order", epoch).permutation(self._length)
+            self._epoch = epoch
+        return epoch, int(self._order[place])
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        position = self._start + self._rank
+        while True:
+            yield [self.at(position + slot * self._world) for slot in range(self._batch_size)]
+            position += self._batch_size * self._world
+
+
+class SequentialSampler:
+    """Every picture once, in order, for validation, test and prediction; no rank repeats another's."""
+
+    def __init__(self, length: int, *, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        """See `PositionSampler` for the arguments.
+
+        Raises:
+            ValueError: a number is out of range.
+        """
+        if batch_size < 1 or not 0 <= rank < world:
+            raise ValueError(
+                f"batch_size={batch_size}, rank={rank}, world={world}: expected >= 1 and 0 <= rank < world"
+            )
+        self._indices = range(rank, length, world)
+        self._batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self._indices) // self._batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for first in range(0, len(self._indices), self._batch_size):
+            yield [(0, index) for index in self._indices[first : first + self._batch_size]]

@@ -1,0 +1,134 @@
+"""Blur kernels and the filter: Real-ESRGAN's six kernel families and its sinc (Wang et al. 2021, Sec. 3.1-3.3).
+
+With r2 = x^T S^-1 x (S from sigma_x, sigma_y and a rotation) and the kernel scaled to sum 1:
+gaussian exp(-r2 / 2), generalized exp(-r2^beta / 2), plateau 1 / (1 + r2^beta), sinc w J1(w r) / (2 pi r).
+Kernels are k x k float64, images CHW float64. Isotropic is sigma_x = sigma_y. The filter correlates under reflect
+padding by FFT, so that its cost hardly depends on the kernel; in float64, so that CPU and GPU agree far below the
+half level at which an 8-bit rounding would tip.
+Selected by any conf/degradation/*.yaml that blurs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def _grid(size: int) -> tuple[Tensor, Tensor]:
+    if size < 1 or size % 2 == 0:
+        raise ValueError(f"blur kernel size {size} is not a positive odd number; use 7, 9, ... 21")
+    axis = torch.arange(size, dtype=torch.float64) - size // 2
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    return y, x
+
+
+def _mahalanobis(size: int, sigma_x: float, sigma_y: float, rotation: float) -> Tensor:
+    """Squared distance x^T S^-1 x on the kernel grid, S = R diag(sigma_x^2, sigma_y^2) R^T."""
+    if min(sigma_x, sigma_y) <= 0:
+        raise ValueError(f"blur sigma must be positive, got {sigma_x} and {sigma_y} (pixels)")
+    y, x = _grid(size)
+    along = x * math.cos(rotation) + y * math.sin(rotation)
+    across = y * math.cos(rotation) - x * math.sin(rotation)
+    return (along / sigma_x) ** 2 + (across / sigma_y) ** 2
+
+
+def gaussian_kernel(size: int, sigma_x: float, sigma_y: float | None = None, *, rotation: float = 0.0) -> Tensor:
+    """Gaussian kernel, size x size, sum 1. Sigmas in pixels, rotation in radians."""
+    return generalized_kernel(size, sigma_x, sigma_y, rotation=rotation, beta=1.0)
+
+
+def generalized_kernel(
+    size: int, sigma_x: float, sigma_y: float | None = None, *, rotation: float = 0.0, beta: float
+) -> Tensor:
+    """Generalized Gaussian kernel: beta 1 is the Gaussian, below it is peaked, above it flat."""
+    kernel = torch.exp(-0.5 * _mahalanobis(size, sigma_x, sigma_y or sigma_x, rotation) ** beta)
+    return kernel / kernel.sum()
+
+
+def plateau_kernel(
+    size: int, sigma_x: float, sigma_y: float | None = None, *, rotation: float = 0.0, beta: float
+) -> Tensor:
+    """Plateau-shaped kernel 1 / (1 + r2^beta)."""
+    kernel = 1.0 / (1.0 + _mahalanobis(size, sigma_x, sigma_y or sigma_x, rotation) ** beta)
+    return kernel / kernel.sum()
+
+
+def sinc_kernel(size: int, *, cutoff: float) -> Tensor:
+    """Circular low-pass kernel with `cutoff` in radians a pixel (pi keeps all): the cause of ringing, Sec. 3.3."""
+    y, x = _grid(size)
+    r = torch.sqrt(x**2 + y**2)
+    centre = r == 0
+    ring = cutoff * torch.special.bessel_j1(cutoff * r) / (2 * math.pi * r.masked_fill(centre, 1.0))
+    kernel = torch.where(centre, torch.full_like(r, cutoff**2 / (4 * math.pi)), ring)
+    return kernel / kernel.sum()
+
+
+def kernel_from(params: Mapping[str, Any]) -> Tensor:
+    """The kernel that a recorded "blur" step names.
+
+    Raises:
+        ValueError: if the family is unknown.
+    """
+    family, size = params["family"], params["size"]
+    if family == "sinc":
+        return sinc_kernel(size, cutoff=params["cutoff"])
+    sigma_x, sigma_y, rotation = params["sigma_x"], params["sigma_y"], params["rotation"]
+    match family:
+        case "gaussian":
+            return gaussian_kernel(size, sigma_x, sigma_y, rotation=rotation)
+        case "generalized":
+            return generalized_kernel(size, sigma_x, sigma_y, rotation=rotation, beta=params["beta"])
+        case "plateau":
+            return plateau_kernel(size, sigma_x, sigma_y, rotation=rotation, beta=params["beta"])
+    raise ValueError(f"unknown blur family {family!r}; there are gaussian, generalized, plateau and sinc")
+
+
+def _pad_reflect(x_CHW: Tensor, pad: int) -> Tensor:
+    """Pad rows and columns by reflection; unlike torch's own, also by more than the image has."""
+    if pad < min(x_CHW.shape[1:]):
+        return F.pad(x_CHW[None], (pad, pad, pad, pad), mode="reflect")[0]
+    rows, columns = (_reflected(length, pad, x_CHW.device) for length in x_CHW.shape[1:])
+    return x_CHW.index_select(1, rows).index_select(2, columns)
+
+
+def _reflected(length: int, pad: int, device: torch.device) -> Tensor:
+    """Indices that pad an axis by reflection without repeating the edge, however short the axis is."""
+    index = torch.arange(-pad, length + pad, device=device)
+    if length == 1:
+        return torch.zeros_like(index)
+    index = index.abs() % (2 * (length - 1))
+    return torch.where(index < length, index, 2 * (length - 1) - index)
+
+
+def _fft_length(length: int) -> int:
+    """The next even length whose only prime factors are 2, 3 and 5."""
+    length += length % 2
+    while True:
+        rest = length
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return length
+        length += 2
+
+
+def filter_image(x_CHW: Tensor, kernel: Tensor) -> Tensor:
+    """Correlate each channel with the kernel under reflect padding; same size out, float64."""
+    _, height, width = x_CHW.shape
+    pad = kernel.shape[-1] // 2
+    padded_CHW = _pad_reflect(x_CHW.double(), pad)
+    shape = (_fft_length(height + 2 * pad), _fft_length(width + 2 * pad))
+    response = torch.fft.rfft2(kernel.to(x_CHW.device, torch.float64), s=shape).conj().resolve_conj()
+    filtered_CHW = torch.empty_like(x_CHW, dtype=torch.float64)
+    for channel, padded_HW in zip(filtered_CHW, padded_CHW, strict=True):  # one at a time stays in the cache
+        spectrum = torch.fft.rfft2(padded_HW, s=shape)
+        spectrum *= response
+        # Wrapping spoils only the last `2 * pad` rows and columns, which the crop drops.
+        channel.copy_(torch.fft.irfft2(spectrum, s=shape)[:height, :width])
+    return filtered_CHW

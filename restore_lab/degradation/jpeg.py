@@ -1,0 +1,39 @@
+"""JPEG by the real codec (libjpeg through torchvision, 4:2:0 chroma, Pillow's very bytes), and rounding to 8 bit.
+
+The reference pipeline approximates JPEG by differentiable arithmetic; nothing here needs its gradient, so that the
+LQ is what a file would hold. CHW float in [0, 1]; a GPU image goes through the CPU.
+Selected by the `jpeg` stages in conf/degradation/*.yaml.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+from torchvision.io import decode_jpeg, encode_jpeg
+
+
+def to_8bit(x_CHW: Tensor) -> Tensor:
+    """Clip to [0, 1] and round to uint8 levels."""
+    return (x_CHW.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def round_8bit(x_CHW: Tensor) -> Tensor:
+    """Clip to [0, 1] and keep the 256 levels of an 8-bit file; the dtype stays."""
+    return (x_CHW.clamp(0, 1) * 255).round() / 255
+
+
+def jpeg(x_CHW: Tensor, *, quality: int) -> Tensor:
+    """Compress and decompress an RGB image at `quality` 1..100, libjpeg's scale.
+
+    Raises:
+        ValueError: if the quality is outside 1..100 or the image is not RGB.
+    """
+    if not 1 <= quality <= 100:
+        raise ValueError(f"JPEG quality {quality} is outside 1..100")
+    if x_CHW.shape[0] != 3:
+        raise ValueError(f"JPEG needs an RGB image, got {x_CHW.shape[0]} channels")
+    file = encode_jpeg(to_8bit(x_CHW).cpu(), quality=quality)
+    decoded_CHW = cast(Tensor, decode_jpeg(file))  # a list only for a list of files
+    return decoded_CHW.to(x_CHW.device).to(x_CHW.dtype) / 255

@@ -1,0 +1,39 @@
+"""A mixture of degradations: each image draws one pipeline by weight, then that pipeline draws its recipe.
+
+SPIRE, Algorithm 1: type <- RANDCHOICE(Real-ESRGAN, Param), half and half. The recipe carries the name of the pipeline
+that was chosen, so that a log can tell them apart.
+Selected by degradation=spire. (degradation=mixture is SUPIR's fixed test degradation, see protocols.py.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from restore_lab.degradation.apply import Pipeline
+from restore_lab.random import mix, rng
+from restore_lab.types import Recipe
+
+
+class Mixture(Pipeline):
+    """Named pipelines with weights that need not sum to 1.
+
+    Raises:
+        ValueError: if the names of pipelines and weights differ, or the weights cannot be probabilities.
+    """
+
+    def __init__(self, *, pipelines: Mapping[str, Pipeline], weights: Mapping[str, float]) -> None:
+        if set(pipelines) != set(weights):
+            raise ValueError(f"pipelines {sorted(pipelines)} and weights {sorted(weights)} must name the same parts")
+        if min(weights.values()) < 0 or sum(weights.values()) <= 0:
+            raise ValueError(f"weights {dict(weights)} must be 0 or more, and not all 0")
+        self.names = tuple(pipelines)
+        self.pipelines = dict(pipelines)
+        self.bounds = np.cumsum([weights[name] for name in self.names])
+
+    def draw(self, seed: int, height: int, width: int) -> Recipe:
+        """The recipe of the pipeline chosen; its seed is derived, so that the choice and the draws are independent."""
+        place = rng(seed, "mixture").random() * self.bounds[-1]
+        name = self.names[int(np.searchsorted(self.bounds, place, side="right"))]
+        return self.pipelines[name].draw(mix(seed, name), height, width)

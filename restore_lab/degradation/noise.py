@@ -1,0 +1,62 @@
+"""Gaussian and Poisson noise, colour or grey (Real-ESRGAN, Sec. 3.1), drawn from a recorded seed.
+
+The random field is always drawn on the CPU, so that a GPU adds the same noise. Poisson counts come from a table of
+quantiles (a level of 0..255 and a 14-bit uniform give a count), because a rejection sampler fed with rates that
+differ in the last bit would leave its stream; the table cuts the tails beyond probability 2^-15.
+Images CHW float64 in [0, 1]; the result is clipped to [0, 1]. Sigma is in units of the [0, 1] range.
+Selected by any conf/degradation/*.yaml that adds noise.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from restore_lab.random import generator
+
+LUMA = (0.2989, 0.587, 0.114)  # torchvision's rgb_to_grayscale, which the reference pipeline calls
+STEPS = 1 << 14
+
+
+def gaussian_noise(x_CHW: Tensor, *, sigma: float, grey: bool, seed: int) -> Tensor:
+    """Add N(0, sigma^2), one field for all channels if `grey`, and clip."""
+    channels, height, width = x_CHW.shape
+    field = torch.randn(1 if grey else channels, height, width, generator=generator(seed, "gaussian"))
+    return (x_CHW + sigma * field.to(x_CHW.device).double()).clamp(0, 1)
+
+
+def poisson_noise(x_CHW: Tensor, *, scale: float, grey: bool, seed: int) -> Tensor:
+    """Add scale * (Poisson(v * peak) / peak - v), v the 8-bit levels of the image (its luma if `grey`), and clip.
+
+    As in the reference, peak is the number of distinct levels in the image, rounded up to a power of two.
+    """
+    source = x_CHW
+    if grey:
+        weights = torch.tensor(LUMA, dtype=x_CHW.dtype, device=x_CHW.device).view(3, 1, 1)
+        source = (x_CHW * weights).sum(0, keepdim=True)
+    level = (source.clamp(0, 1) * 255).round().long()
+    distinct = int((torch.bincount(level.flatten(), minlength=256) > 0).sum())
+    peak = 1 << math.ceil(math.log2(max(distinct, 1)))
+    uniform = torch.randint(0, STEPS, source.shape, generator=generator(seed, "poisson"), dtype=torch.int16)
+    table = _noise_table(peak).to(x_CHW.device)
+    place = (level * STEPS + uniform.to(x_CHW.device)).flatten()
+    noise = table.index_select(0, place).view(level.shape)
+    return (x_CHW + scale * noise.double()).clamp(0, 1)
+
+
+@lru_cache(maxsize=9)
+def _noise_table(peak: int) -> Tensor:
+    """Flat table of (quantile(Poisson(level / 255 * peak)) / peak - level / 255), 256 levels x STEPS, float32.
+
+    Quantiles are taken at the middles of STEPS equal slices of probability; by the recurrence of the Poisson law.
+    """
+    rate = torch.arange(256, dtype=torch.float64) / 255 * peak
+    count = torch.arange(math.ceil(peak + 12 * math.sqrt(peak)) + 2, dtype=torch.float64)
+    log_p = torch.special.xlogy(count[None], rate[:, None]) - rate[:, None] - torch.lgamma(count + 1)[None]
+    cumulative = torch.exp(log_p).cumsum(1)
+    middle = ((torch.arange(STEPS, dtype=torch.float64) + 0.5) / STEPS).expand(256, STEPS).contiguous()
+    quantile = torch.searchsorted(cumulative.contiguous(), middle).double()
+    return (quantile / peak - rate[:, None] / peak).float().flatten()

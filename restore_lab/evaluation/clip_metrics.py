@@ -1,0 +1,185 @@
+"""CLIP-I, CLIP-T (SPIRE, section 4.1) and a Frechet distance on any CLIPModel folder, tiny_clip's or a real one.
+
+CLIP-I: cosine of the image embeddings of restored and reference. CLIP-T: cosine of the restored image's and the
+caption's; images without a caption have no value. Plain cosines, neither scaled nor clipped. tiny_fd: the Frechet
+distance of the projected, unnormalised image embeddings. Numbers from tiny_clip keep names of their own (tiny_*).
+Preprocessing is CLIP's: short side to the model's size (bicubic, antialiased), centre crop, the folder's mean and std.
+Config: metrics=offline (tiny_*), metrics=paper (clip_i, clip_t).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from restore_lab.artefacts import fingerprint
+from restore_lab.evaluation.frechet import frechet_distance
+from restore_lab.evaluation.protocol import ImageMetric, MetricUnavailable, SetMetric
+
+ASSETS = Path(__file__).parents[1] / "assets"
+MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def clip_folder(path: str) -> Path | None:
+    """The folder that `path` means: a folder, "asset:name", or a hub id that is in the hub's local cache; else None."""
+    if path.startswith("asset:"):
+        place = ASSETS / path.removeprefix("asset:")
+        return place if _whole(place) else None
+    place = Path(path).expanduser()
+    if place.is_dir():
+        return place if _whole(place) else None
+    return _cached(path)
+
+
+def _whole(folder: Path) -> bool:
+    needed = ("config.json", "preprocessor_config.json")
+    has_weights = any((folder / name).is_file() for name in MODEL_FILES)
+    return has_weights and all((folder / name).is_file() for name in needed)
+
+
+def _cached(hub_id: str) -> Path | None:
+    """A snapshot in the hub's cache; looks at files only, never at the network."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(hub_id, "config.json")
+    except HFValidationError:
+        return None
+    folder = Path(found).parent if isinstance(found, str) else None
+    return folder if folder is not None and _whole(folder) else None
+
+
+class Clip:
+    """A frozen CLIP with its tokenizer; embeddings are projected, not normalised."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoTokenizer, CLIPModel
+
+        try:
+            self.model: Any = CLIPModel.from_pretrained(folder, local_files_only=True)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            settings = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+        except Exception as error:  # whatever the readers of a damaged file may raise
+            raise MetricUnavailable(f"CLIP in {folder} cannot be read: {str(error).splitlines()[0][:200]}") from error
+        self.model.eval().requires_grad_(False).float()
+        self.size = int(self.model.config.vision_config.image_size)
+        self.length = int(self.model.config.text_config.max_position_embeddings)
+        self.mean = tuple(settings.get("image_mean", OPENAI_MEAN))
+        self.std = tuple(settings.get("image_std", OPENAI_STD))
+
+    @torch.inference_mode()
+    def images(self, image_BCHW: Tensor) -> Tensor:
+        """Embeddings_BD of images in [0, 1]."""
+        self.model.to(image_BCHW.device)
+        pixels = prepare(image_BCHW, size=self.size, mean=self.mean, std=self.std)
+        return self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)
+
+    @torch.inference_mode()
+    def texts(self, captions: Sequence[str]) -> Tensor:
+        """Embeddings_BD of captions, cut at the model's length."""
+        tokens = self.tokenizer(
+            list(captions), padding=True, truncation=True, max_length=self.length, return_tensors="pt"
+        ).to(self.model.device)
+        outputs = self.model.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+        return self.model.text_projection(outputs.pooler_output)
+
+
+def prepare(image_BCHW: Tensor, *, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """CLIP's preprocessing of images in [0, 1]: short side to `size`, centre crop, normalise."""
+    height, width = image_BCHW.shape[-2:]
+    short = min(height, width)
+    target = (size * height // short, size * width // short)
+    if target != (height, width):
+        image_BCHW = F.interpolate(image_BCHW, size=target, mode="bicubic", antialias=True, align_corners=False)
+    top, left = (target[0] - size) // 2, (target[1] - size) // 2
+    crop = image_BCHW[..., top : top + size, left : left + size].clamp(0.0, 1.0)
+    shift, spread = (torch.tensor(v, dtype=crop.dtype, device=crop.device).view(1, 3, 1, 1) for v in (mean, std))
+    return (crop - shift) / spread
+
+
+@functools.lru_cache(maxsize=2)
+def load_clip(folder: Path) -> Clip:
+    """One CLIP per folder: three metrics share it."""
+    return Clip(folder)
+
+
+class _ClipBased:
+    """Finding the folder, and saying so when it is not there."""
+
+    id: str
+    path: str
+    weights: str
+
+    def missing(self) -> str:
+        if clip_folder(self.path) is not None:
+            return ""
+        files = f"config.json, preprocessor_config.json, {MODEL_FILES[0]} and the tokenizer"
+        if self.path.startswith("asset:"):
+            return f"{self.id}: no CLIP in {ASSETS / self.path.removeprefix('asset:')}; it needs {files}"
+        return f"{self.id}: no CLIP at {self.path!r}, as a folder or in the Hugging Face cache; it needs {files}"
+
+    def clip(self) -> Clip:
+        folder = clip_folder(self.path)
+        if folder is None:
+            raise MetricUnavailable(self.missing())
+        name = self.path.removeprefix("asset:") if not Path(self.path).expanduser().is_dir() else folder.name
+        weights = next(folder / file for file in MODEL_FILES if (folder / file).is_file())
+        self.weights = f"{name}:{fingerprint(weights)[:12]}"
+        return load_clip(folder)
+
+
+class ClipImage(_ClipBased, ImageMetric):
+    """CLIP-I: how near the restored image is to the reference in meaning."""
+
+    def __init__(self, *, name: str, path: str) -> None:
+        self.id, self.path = name, path
+
+    def __call__(self, restored_BCHW: Tensor, reference_BCHW: Tensor | None, captions: Sequence[str] | None) -> Tensor:
+        if reference_BCHW is None:
+            raise ValueError(f"{self.id} compares with a reference and got none; leave it out for images without one")
+        clip = self.clip()
+        return F.cosine_similarity(clip.images(restored_BCHW), clip.images(reference_BCHW), dim=1)
+
+
+class ClipText(_ClipBased, ImageMetric):
+    """CLIP-T: how near the restored image is to its caption."""
+
+    needs_reference = False
+    needs_caption = True
+
+    def __init__(self, *, name: str, path: str) -> None:
+        self.id, self.path = name, path
+
+    def __call__(self, restored_BCHW: Tensor, reference_BCHW: Tensor | None, captions: Sequence[str] | None) -> Tensor:
+        given = list(captions) if captions is not None else [""] * len(restored_BCHW)
+        if len(given) != len(restored_BCHW):
+            raise ValueError(f"{self.id}: {len(given)} captions for {len(restored_BCHW)} images; give one an image")
+        clip = self.clip()
+        cosine_B = F.cosine_similarity(clip.images(restored_BCHW), clip.texts(given), dim=1).cpu()
+        spoken_B = torch.tensor([bool(caption.strip()) for caption in given])
+        return torch.where(spoken_B, cosine_B, torch.nan)
+
+
+class ClipFrechet(_ClipBased, SetMetric):
+    """Frechet distance of CLIP's projected image embeddings. Lower is better."""
+
+    higher_is_better = False
+
+    def __init__(self, *, name: str, path: str) -> None:
+        self.id, self.path = name, path
+
+    def features(self, image_BCHW: Tensor) -> Tensor:
+        return self.clip().images(image_BCHW).double().cpu()
+
+    def distance(self, restored_ND: Tensor, reference_ND: Tensor) -> float:
+        return frechet_distance(restored_ND, reference_ND)

@@ -1,0 +1,171 @@
+"""Restores degraded test images and measures them: LQ, D(E(LQ)), D(E(HQ)) and one row for each variant of the words.
+
+A codec alone removes noise and caps every latent method, so its two rows always stand beside the method's. A variant
+replaces some prompt slots (`variants: {wrong: {instruction: {...}}}`): right and wrong instructions, or captions and
+shuffled ones, are rows of one record, measured on the same images from the same starting noise.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from omegaconf import OmegaConf
+
+from restore_lab.artefacts import code_version, identity
+from restore_lab.build import build
+from restore_lab.evaluation.picture import Panel, contact_sheet
+from restore_lab.evaluation.records import DECODED_HQ, DECODED_LQ, LQ, RECORD, Results, render, write_record
+from restore_lab.methods.base import pad_to_multiple, weights_file
+from restore_lab.methods.restore import load
+from restore_lab.prompts.sources import PromptSources
+from restore_lab.types import Prompt
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from torch import Tensor
+
+    from restore_lab.backbones.unet import UNetBackbone
+    from restore_lab.evaluation.suite import MetricSuite
+    from restore_lab.methods.base import RestorationModule
+    from restore_lab.types import Batch
+
+log = logging.getLogger(__name__)
+# What an evaluation's identity is made of; everything else in the config only trains, or only shows.
+MEASURED = (
+    "module",
+    "eval_data",
+    "eval_degradation",
+    "protocol",
+    "metrics",
+    "variants",
+    "max_lq_psnr",
+    "eval_crop",
+    "seed",
+)
+
+
+@dataclass(kw_only=True)
+class Evaluation:
+    """What was found, and where it is."""
+
+    folder: Path
+    results: Results
+    picture: Path | None
+    panels: list[Panel] = field(default_factory=list)
+
+    def page(self) -> str:
+        """The table as text."""
+        return render(self.results)
+
+
+def evaluate(cfg: DictConfig) -> Evaluation:
+    """Run `restore-lab evaluate`.
+
+    Raises:
+        ValueError: if no image is left to measure.
+    """
+    settings: dict[str, Any] = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(MEASURED)), resolve=True)
+    settings["weights"] = None if cfg.weights is None else str(weights_file(cfg.weights))
+    identity_ = identity(settings)
+    folder = Path(cfg.run_dir) if cfg.run_dir else Path(cfg.runs_dir) / cfg.name / f"scores-{identity_}"
+    module = load(cfg)
+    suite: MetricSuite = build(cfg.metrics, protocol=build(cfg.protocol))
+    panels: list[Panel] = []
+    for batch in _batches(cfg, module):
+        panels += _measure(cfg, module, suite, batch)
+    results = suite.compute()
+    if not results.images:
+        raise ValueError(f"no image was measured; none has an LQ of at most max_lq_psnr={cfg.max_lq_psnr} dB")
+    write_record(folder, results=results, settings=settings, identity=identity_, code=code_version())
+    picture = contact_sheet(panels[: cfg.pictures], folder / "pictures.png") if cfg.pictures else None
+    log.info("record: %s", folder / RECORD)
+    return Evaluation(folder=folder, results=results, picture=picture, panels=panels)
+
+
+def _batches(cfg: DictConfig, module: RestorationModule) -> Iterator[Batch]:
+    """The degraded test batches on the module's device, with a bar; images that are too good are left out."""
+    from tqdm import tqdm
+
+    data = build(cfg.datamodule)
+    data.setup("test")
+    stream = data.test_dataloader()
+    for batch in tqdm(stream, desc="evaluating", total=len(stream), disable=not cfg.progress, leave=False):
+        degraded = data.degrade(batch.to(module.device), stage="test")
+        kept = _at_most(degraded, cfg.max_lq_psnr)
+        if kept is not None:
+            yield kept
+    if data.bad.lines:
+        log.warning("%s", data.bad.summary())
+
+
+def _measure(cfg: DictConfig, module: RestorationModule, suite: MetricSuite, batch: Batch) -> list[Panel]:
+    """Every row of one batch."""
+    if batch.hq_BCHW is None or batch.lq_BCHW is None:
+        raise ValueError("evaluation compares with originals; give eval_data with HQ images and an eval_degradation")
+    wordless = Prompt(semantic=("",) * len(batch), negative=("",) * len(batch), instruction=("",) * len(batch))
+    rows: dict[str, tuple[Tensor, Prompt]] = {
+        LQ: (batch.lq_BCHW, wordless),
+        DECODED_LQ: (through_codec(module.backbone, batch.lq_BCHW), wordless),
+        DECODED_HQ: (through_codec(module.backbone, batch.hq_BCHW), wordless),
+    }
+    own = module.prompts
+    for name, slots in (cfg.variants or {cfg.name: None}).items():
+        module.prompts = _with_slots(own, slots)
+        rows[name] = (module.restore(batch), module.prompts(batch, training=False))
+    module.prompts = own
+    for name, (image_BCHW, prompt) in rows.items():
+        suite.update(
+            name,
+            image_BCHW,
+            keys=batch.key,
+            reference_BCHW=batch.hq_BCHW,
+            captions=batch.caption,
+            instructions=prompt.instruction,
+            recipes=batch.recipe,
+        )
+    shown = [name for name in rows if name not in (LQ, DECODED_LQ, DECODED_HQ)]
+    return [
+        Panel(
+            images=(batch.lq_BCHW[i].cpu(), *(rows[name][0][i].cpu() for name in shown), batch.hq_BCHW[i].cpu()),
+            titles=("input", *shown, "original"),
+            caption=rows[shown[0]][1].semantic[i],
+            instruction=rows[shown[0]][1].instruction[i],
+        )
+        for i in range(len(batch))
+    ]
+
+
+def _with_slots(own: PromptSources, slots: Any) -> PromptSources:
+    """The method's prompts with some slots replaced."""
+    new = build(slots) or {}
+    unknown = set(new) - {"semantic", "instruction"}
+    if unknown:
+        raise ValueError(f"variants: there is no prompt slot {sorted(unknown)[0]!r}; slots are semantic, instruction")
+    return PromptSources(
+        semantic=new.get("semantic", own.semantic),
+        instruction=new.get("instruction", own.instruction),
+        dropout=own.dropout,
+        positive=own.positive,
+        negative=own.negative,
+    )
+
+
+@torch.no_grad()
+def through_codec(backbone: UNetBackbone, image_BCHW: Tensor) -> Tensor:
+    """D(E(x)): what the codec alone makes of images in [0, 1]."""
+    height, width = image_BCHW.shape[-2:]
+    padded_BCHW = pad_to_multiple(image_BCHW, backbone.multiple)
+    return backbone.codec.decode(backbone.codec.encode(padded_BCHW))[..., :height, :width]
+
+
+def _at_most(batch: Batch, limit: float | None) -> Batch | None:
+    """The images whose LQ has at most this PSNR in dB; all of them without a limit, None if none is left."""
+    if limit is None or batch.hq_BCHW is None or batch.lq_BCHW is None:
+        return batch
+    psnr_B = -10 * (batch.lq_BCHW - batch.hq_BCHW).square().mean(dim=(1, 2, 3)).log10()
+    return batch.select([i for i, value in enumerate(psnr_B.tolist()) if value <= limit])

@@ -1,0 +1,189 @@
+"""The papers' metrics by pyiqa, where their weights are here: LPIPS, DISTS, NIQE, MUSIQ, MANIQA, CLIP-IQA, FID.
+
+Nothing is ever downloaded: `missing()` looks for every file that pyiqa, torchvision or timm would fetch, and names the
+first that is not there and the place where it belongs. Real CLIP-I and CLIP-T are clip_metrics with another folder.
+Names are pyiqa's: `maniqa` is KonIQ's, `maniqa-pipal` the other (field.md section 1 (ii): 0.51 against 0.62 on the same
+images). FID is clean-fid's resizing (float bicubic to 299) and the 2048 pooled features of the TensorFlow Inception.
+Config: metrics=paper; {_target_: restore_lab.evaluation.paper_metrics.PaperMetric, name: lpips}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from restore_lab.artefacts import fingerprint
+from restore_lab.evaluation.frechet import frechet_distance
+from restore_lab.evaluation.protocol import MetricUnavailable, SetMetric
+from restore_lab.evaluation.pyiqa_metrics import Facts, PyiqaBased, no_network, pyiqa_missing
+
+INCEPTION_SIDE = 299
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needed:
+    """One weight file. `place` says who looks for it; for `hub` the name is "repository:file"."""
+
+    place: Literal["pyiqa", "torchvision", "clip", "hub"]
+    name: str
+    sha256: str = ""
+
+    def path(self) -> Path | None:
+        """Where the file is, or None."""
+        if self.place == "hub":
+            from huggingface_hub import try_to_load_from_cache
+
+            repository, _, file = self.name.partition(":")
+            found = try_to_load_from_cache(repository, file)
+            return Path(found) if isinstance(found, str) else None
+        target = self.folder() / self.name
+        return target if target.is_file() else None
+
+    def folder(self) -> Path:
+        """Where the file belongs."""
+        if self.place == "hub":
+            from huggingface_hub.constants import HF_HUB_CACHE
+
+            return Path(HF_HUB_CACHE)
+        loaded = sys.modules.get("pyiqa.utils.download_util")
+        if self.place == "pyiqa" and loaded is not None:  # pyiqa fixes its folder when it is imported
+            return Path(loaded.DEFAULT_CACHE_DIR)
+        return Path(torch.hub.get_dir()) / {"pyiqa": "pyiqa", "torchvision": "checkpoints", "clip": "clip"}[self.place]
+
+    def gap(self) -> str:
+        """What is wrong with the file, or empty."""
+        found = self.path()
+        if found is None and self.place == "hub":
+            repository, _, file = self.name.partition(":")
+            return f"{file} of {repository} is not in {self.folder()}; fetch it there: hf download {repository} {file}"
+        if found is None:
+            return f"{self.name} is missing; put it into {self.folder()}"
+        if self.sha256 and _sha256(found) != self.sha256:
+            return f"{found} is not the file released (its sha256 is not {self.sha256[:12]}...); replace it"
+        return ""
+
+
+_VGG16 = Needed(place="torchvision", name="vgg16-397923af.pth")
+_VIT = Needed(place="hub", name="timm/vit_base_patch8_224.augreg2_in21k_ft_in1k:model.safetensors")
+_RN50 = Needed(place="clip", name="RN50.pt", sha256="afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762")
+INCEPTION = Needed(place="pyiqa", name="pt_inception-2015-12-05-6726825d.pth")
+
+FILES: Mapping[str, tuple[Needed, ...]] = {
+    "lpips": (
+        Needed(place="torchvision", name="alexnet-owt-7be5be79.pth"),
+        Needed(place="pyiqa", name="LPIPS_v0.1_alex-df73285e.pth"),
+    ),
+    "lpips-vgg": (_VGG16, Needed(place="pyiqa", name="LPIPS_v0.1_vgg-a78928a0.pth")),
+    "dists": (_VGG16, Needed(place="pyiqa", name="DISTS_weights-f5e65c96.pth")),
+    "niqe": (Needed(place="pyiqa", name="niqe_modelparameters.mat"),),
+    "musiq": (Needed(place="pyiqa", name="musiq_koniq_ckpt-e95806b9.pth"),),
+    "maniqa": (_VIT, Needed(place="pyiqa", name="ckpt_koniq10k.pt")),
+    "maniqa-pipal": (_VIT, Needed(place="pyiqa", name="MANIQA_PIPAL-ae6d356b.pth")),
+    "clipiqa": (_RN50,),
+}
+FACTS: Mapping[str, Facts] = {
+    "lpips": Facts(higher_is_better=False, needs_reference=True, min_size=32),
+    "lpips-vgg": Facts(higher_is_better=False, needs_reference=True, min_size=32),
+    "dists": Facts(higher_is_better=False, needs_reference=True, min_size=32),
+    "niqe": Facts(higher_is_better=False, needs_reference=False, min_size=96),  # one block of 96
+    "musiq": Facts(higher_is_better=True, needs_reference=False, min_size=32),
+    "maniqa": Facts(higher_is_better=True, needs_reference=False, min_size=225),  # it enlarges what is smaller
+    "maniqa-pipal": Facts(higher_is_better=True, needs_reference=False, min_size=225),
+    "clipiqa": Facts(higher_is_better=True, needs_reference=False, min_size=32),
+}
+
+
+class PaperMetric(PyiqaBased):
+    """One of `FILES`, by pyiqa's name.
+
+    Raises:
+        ValueError: for another name.
+    """
+
+    def __init__(self, *, name: str) -> None:
+        if name not in FILES:
+            raise ValueError(f"metric {name!r} is unknown; choose {', '.join(FILES)}")
+        super().__init__(name=name, facts=FACTS[name])
+
+    def missing(self) -> str:
+        return pyiqa_missing(self.id) or _first_gap(self.id, FILES[self.id])
+
+    def source(self) -> str:
+        return _source(FILES[self.id])
+
+
+class Fid(SetMetric):
+    """FID between restored images and their references, on the weights that pyiqa's FID uses. Lower is better."""
+
+    id = "fid"
+    higher_is_better = False
+
+    def __init__(self) -> None:
+        self._network: Any = None
+
+    def missing(self) -> str:
+        return pyiqa_missing(self.id) or _first_gap(self.id, (INCEPTION,))
+
+    @torch.inference_mode()
+    def features(self, image_BCHW: Tensor) -> Tensor:
+        network = self._inception().to(image_BCHW.device)
+        pixels = clean_resize(image_BCHW).to(image_BCHW.device)
+        return network((pixels - 128.0) / 128.0)[0].flatten(1).double().cpu()
+
+    def distance(self, restored_ND: Tensor, reference_ND: Tensor) -> float:
+        return frechet_distance(restored_ND, reference_ND)
+
+    def _inception(self) -> Any:
+        if self._network is None:
+            gap = self.missing()
+            if gap:
+                raise MetricUnavailable(gap)
+            try:
+                with no_network():
+                    from pyiqa.archs.inception import InceptionV3
+
+                    self._network = InceptionV3(output_blocks=[3]).eval()
+            except Exception as error:  # whatever the readers of a damaged file may raise
+                raise MetricUnavailable(f"fid: {INCEPTION.path()} cannot be read: {str(error)[:200]}") from error
+            self.weights = _source((INCEPTION,))
+        return self._network
+
+
+def clean_resize(image_BCHW: Tensor) -> Tensor:
+    """clean-fid's resizing: 8-bit values, each channel as a float image, Pillow's bicubic to 299, clipped to 0..255."""
+    eight_bit = (image_BCHW.clamp(0.0, 1.0) * 255.0).round().cpu().numpy()
+    side = (INCEPTION_SIDE, INCEPTION_SIDE)
+    resized = [
+        [
+            np.asarray(Image.fromarray(channel.astype(np.float32)).resize(side, Image.Resampling.BICUBIC))
+            for channel in image
+        ]
+        for image in eight_bit
+    ]
+    return torch.from_numpy(np.stack([np.stack(image) for image in resized]).clip(0.0, 255.0))
+
+
+def _first_gap(metric: str, files: tuple[Needed, ...]) -> str:
+    gap = next((gap for gap in (file.gap() for file in files) if gap), "")
+    return f"{metric}: {gap}" if gap else ""
+
+
+def _source(files: tuple[Needed, ...]) -> str:
+    found = [path for path in (file.path() for file in files) if path is not None]
+    hashes = ", ".join(f"{path.name}:{fingerprint(path)[:12]}" for path in found)
+    return f"pyiqa {version('pyiqa')}, {hashes}"
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

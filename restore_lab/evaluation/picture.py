@@ -1,0 +1,78 @@
+"""The picture of an evaluation: one line an image, input | restored | original, with its words underneath."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from restore_lab.artefacts import write_bytes_atomic
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+MARGIN, GAP, LINE = 16, 8, 15
+WIDTH_IN_LETTERS = 6.2
+SHOWN = 192
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One line of the picture: images CHW in [0, 1] of one size, a title each, and the words of the restoration."""
+
+    images: tuple[Tensor, ...]
+    titles: tuple[str, ...]
+    caption: str
+    instruction: str
+
+
+def contact_sheet(panels: Sequence[Panel], path: Path, *, columns: int = 2) -> Path:
+    """Draw the panels `columns` to a line, write them as PNG, and return the path."""
+    from PIL import Image
+
+    drawn = [_panel(panel) for panel in panels]
+    width, height = max(p.width for p in drawn), max(p.height for p in drawn)
+    lines = -(-len(drawn) // columns)
+    columns = min(columns, len(drawn))
+    sheet = Image.new("RGB", (MARGIN + columns * (width + MARGIN), MARGIN + lines * (height + MARGIN)), "white")
+    for index, panel in enumerate(drawn):
+        line, column = divmod(index, columns)
+        sheet.paste(panel, (MARGIN + column * (width + MARGIN), MARGIN + line * (height + MARGIN)))
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="PNG")
+    write_bytes_atomic(path, buffer.getvalue())
+    return path
+
+
+def _panel(panel: Panel) -> Image:
+    """The images side by side with titles above and words below."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    tiles = [_tile(image) for image in panel.images]
+    width = sum(tile.width for tile in tiles) + GAP * (len(tiles) - 1)
+    letters = int(width / WIDTH_IN_LETTERS)
+    words = textwrap.wrap(f"instruction: {panel.instruction or '(none)'}", letters)
+    words += textwrap.wrap(f"caption: {panel.caption or '(none)'}", letters)
+    canvas = Image.new("RGB", (width, LINE + 4 + max(t.height for t in tiles) + 6 + LINE * max(len(words), 3)), "white")
+    pen, font, x = ImageDraw.Draw(canvas), ImageFont.load_default(size=12), 0
+    for tile, title in zip(tiles, panel.titles, strict=True):
+        pen.text((x, 0), title, fill="black", font=font)
+        canvas.paste(tile, (x, LINE + 4))
+        x += tile.width + GAP
+    for number, line in enumerate(words):
+        pen.text((0, LINE + 10 + tiles[0].height + LINE * number), line, fill="black", font=font)
+    return canvas
+
+
+def _tile(image_CHW: Tensor) -> Image:
+    """An image enlarged by a whole factor to about `SHOWN` pixels, so that its pixels are seen as they are."""
+    from PIL import Image
+
+    array = (image_CHW.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().numpy()
+    tile = Image.fromarray(array)
+    factor = max(1, round(SHOWN / max(tile.size)))
+    return tile.resize((tile.width * factor, tile.height * factor), Image.Resampling.NEAREST)

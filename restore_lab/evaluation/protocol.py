@@ -1,0 +1,144 @@
+"""What a number travels with: how images are prepared, what measured them, and over how many.
+
+`Protocol` prepares an image_BCHW in [0, 1] (8-bit rounding, border, RGB or luma); `Column` is the full label of one
+number, and two numbers share a column of a table only if their `Column.id` is the same. `ImageMetric` and `SetMetric`
+are what a metric is to the rest of the package.
+
+Luma is BT.601 in studio range, 16-235, as MATLAB's rgb2ycbcr and BasicSR have it, not rounded again (as BasicSR).
+Config: protocol=rgb | y | rgb_border4 | y_border4 | y_border8
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Colour = Literal["rgb", "y"]
+Rounding = Literal["8bit", "none"]
+
+
+class MetricUnavailable(ValueError):
+    """A metric that cannot be had here; its text is one line that says what is missing and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How images are prepared before a metric sees them.
+
+    Every metric gets the rounding. Colour and border belong to the pixel metrics (PSNR, SSIM, MS-SSIM); the others
+    always see the whole RGB image, and their columns say so.
+    """
+
+    colour: Colour = "rgb"
+    border: int = 0
+    rounding: Rounding = "8bit"
+
+    def __post_init__(self) -> None:
+        if self.colour not in ("rgb", "y"):
+            raise ValueError(f"protocol colour {self.colour!r} is unknown; choose rgb or y")
+        if self.rounding not in ("8bit", "none"):
+            raise ValueError(f"protocol rounding {self.rounding!r} is unknown; choose 8bit or none")
+        if self.border < 0:
+            raise ValueError(f"protocol border {self.border} is negative; give the pixels to cut from each side")
+
+    def round(self, image_BCHW: Tensor) -> Tensor:
+        """Clamp to [0, 1] and round as a saved 8-bit file would."""
+        clamped = image_BCHW.float().clamp(0.0, 1.0)
+        return (clamped * 255.0).round() / 255.0 if self.rounding == "8bit" else clamped
+
+    def pixels(self, image_BCHW: Tensor) -> Tensor:
+        """Cut the border and take the colour: what a pixel metric compares, 3 channels or 1, in [0, 1].
+
+        Raises:
+            ValueError: if the border leaves nothing.
+        """
+        height, width = image_BCHW.shape[-2:]
+        if min(height, width) <= 2 * self.border:
+            raise ValueError(f"protocol border {self.border} leaves nothing of a {width}x{height} image; lower it")
+        edge = self.border
+        inner = image_BCHW[..., edge : height - edge, edge : width - edge]
+        return luma(inner) if self.colour == "y" else inner
+
+
+def luma(image_BCHW: Tensor) -> Tensor:
+    """Y of ITU-R BT.601, studio range: 16/255 for black, 235/255 for white; B1HW from RGB in [0, 1]."""
+    weights = torch.tensor([65.481, 128.553, 24.966], dtype=torch.float64, device=image_BCHW.device) / 255.0
+    weighted = image_BCHW.double() * weights.view(1, 3, 1, 1)
+    return (weighted.sum(dim=1, keepdim=True) + 16.0 / 255.0).to(image_BCHW.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """The label of a number. `weights` names the code and the weights that measured, `size` is "WxH" or "mixed"."""
+
+    metric: str
+    weights: str
+    colour: Colour
+    border: int
+    size: str
+    rounding: Rounding
+    count: int
+
+    @property
+    def id(self) -> str:
+        """12 hex characters; equal for numbers that may stand in one column."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+    def says(self) -> str:
+        """The label in words, for the foot of a table."""
+        border = f", border {self.border}" if self.border else ""
+        by = f", {self.weights}" if self.weights else ""
+        rounding = "8-bit" if self.rounding == "8bit" else "not rounded"
+        return f"{self.metric}: {self.colour.upper()}{border}, {self.size}, {rounding}, n={self.count}{by}"
+
+
+class Metric:
+    """What every metric declares.
+
+    `id` heads its column, `weights` says what measured (code version, weight files with hashes) and is final once the
+    metric has run, `min_size` is the shortest side in pixels it can look at, `pixel` says that the protocol's colour
+    and border apply to it.
+    """
+
+    id: str = ""
+    weights: str = ""
+    higher_is_better: bool = True
+    needs_reference: bool = True
+    needs_caption: bool = False
+    pixel: bool = False
+    colour: Colour | None = None
+    min_size: int = 1
+
+    def missing(self) -> str:
+        """One line saying what this metric lacks here and where to put it; empty when it can run. Cheap."""
+        return ""
+
+
+class ImageMetric(Metric):
+    """A metric with one value an image."""
+
+    def __call__(self, restored_BCHW: Tensor, reference_BCHW: Tensor | None, captions: Sequence[str] | None) -> Tensor:
+        """Values_B; not-a-number where an image has none (no caption).
+
+        Raises:
+            MetricUnavailable: if it turns out that it cannot run.
+        """
+        raise NotImplementedError
+
+
+class SetMetric(Metric):
+    """A metric of two sets of images, through features of each image."""
+
+    def features(self, image_BCHW: Tensor) -> Tensor:
+        """Features_BD, float64 on the CPU."""
+        raise NotImplementedError
+
+    def distance(self, restored_ND: Tensor, reference_ND: Tensor) -> float:
+        """The value for two sets of features."""
+        raise NotImplementedError

@@ -1,0 +1,139 @@
+"""pyiqa's metrics that need no weights: FSIM, GMSD, VIF, VSI against a reference, PIQE without one.
+
+They see the whole RGB image in [0, 1] after the protocol's rounding (GMSD, FSIM, VSI convert to their own luma inside).
+Nothing is scaled up: an image below `min_size` gets no value and one line says so. All five run at 64x64 and 128x128
+(smallest measured with pyiqa 0.1.16: VIF 33, PIQE one block of 16). Where pyiqa is not installed (its licence is
+non-commercial), one line names the extra `iqa`.
+Config: metrics=offline; {_target_: restore_lab.evaluation.pyiqa_metrics.PyiqaMetric, name: gmsd}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from restore_lab.evaluation.protocol import ImageMetric, MetricUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# What pyiqa raises for images that it cannot use; anything else is a mistake of ours.
+PROBLEMS = (OSError, RuntimeError, ValueError, KeyError, ImportError, AssertionError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is true of a pyiqa metric: direction, whether it needs a reference, its smallest image."""
+
+    higher_is_better: bool
+    needs_reference: bool
+    min_size: int
+
+
+WEIGHTLESS: Mapping[str, Facts] = {
+    "fsim": Facts(higher_is_better=True, needs_reference=True, min_size=16),
+    "gmsd": Facts(higher_is_better=False, needs_reference=True, min_size=16),
+    "vif": Facts(higher_is_better=True, needs_reference=True, min_size=33),
+    "vsi": Facts(higher_is_better=True, needs_reference=True, min_size=16),
+    "piqe": Facts(higher_is_better=False, needs_reference=False, min_size=16),
+}
+
+
+def pyiqa_missing(metric: str) -> str:
+    """One line if pyiqa is not installed, else empty. Looks for the package without importing it."""
+    if importlib.util.find_spec("pyiqa") is not None:
+        return ""
+    return f"{metric}: pyiqa is not installed; install the extra: pip install 'restore-lab[iqa]'"
+
+
+@contextlib.contextmanager
+def no_network() -> Iterator[None]:
+    """Keep the Hugging Face hub offline, and pyiqa's prints out of stdout, where JSON may go."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+class PyiqaBased(ImageMetric):
+    """Calling one pyiqa metric, created at its first image on that image's device."""
+
+    def __init__(self, *, name: str, facts: Facts) -> None:
+        self.id = name
+        self.higher_is_better = facts.higher_is_better
+        self.needs_reference = facts.needs_reference
+        self.min_size = facts.min_size
+        self._network: Callable[..., Any] | None = None
+        self._device: torch.device | None = None
+
+    def missing(self) -> str:
+        return pyiqa_missing(self.id)
+
+    def source(self) -> str:
+        """What measures, for the column's `weights`."""
+        return f"pyiqa {version('pyiqa')}"
+
+    def __call__(self, restored_BCHW: Tensor, reference_BCHW: Tensor | None, captions: Sequence[str] | None) -> Tensor:
+        if self.needs_reference and reference_BCHW is None:
+            raise ValueError(f"{self.id} compares with a reference and got none; leave it out for images without one")
+        metric = self._metric(restored_BCHW.device)
+        images = (restored_BCHW, reference_BCHW) if self.needs_reference else (restored_BCHW,)
+        try:
+            with no_network():
+                values = metric(*images)
+        except PROBLEMS as error:
+            height, width = restored_BCHW.shape[-2:]
+            raise MetricUnavailable(f"{self.id}: pyiqa failed on {width}x{height} images: {_line(error)}") from error
+        return values.detach().reshape(-1)
+
+    def _metric(self, device: torch.device) -> Callable[..., Any]:
+        """The network for this device.
+
+        Raises:
+            MetricUnavailable: what is missing, or that pyiqa could not read what is there.
+        """
+        if self._network is None or self._device != device:
+            gap = self.missing()
+            if gap:
+                raise MetricUnavailable(gap)
+            try:
+                with no_network():
+                    import pyiqa
+
+                    self._network = pyiqa.create_metric(self.id, device=device)
+            except Exception as error:  # whatever the readers of a damaged file may raise
+                raise MetricUnavailable(f"{self.id}: pyiqa cannot set it up: {_line(error)}") from error
+            self._device = device
+            self.weights = self.source()
+        return self._network
+
+
+class PyiqaMetric(PyiqaBased):
+    """One of `WEIGHTLESS`, by pyiqa's name.
+
+    Raises:
+        ValueError: for another name.
+    """
+
+    def __init__(self, *, name: str) -> None:
+        if name not in WEIGHTLESS:
+            raise ValueError(f"pyiqa metric {name!r} is not one that needs no weights; choose {', '.join(WEIGHTLESS)}")
+        super().__init__(name=name, facts=WEIGHTLESS[name])
+
+
+def _line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

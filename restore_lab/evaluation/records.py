@@ -1,0 +1,204 @@
+"""Records: what an evaluation found, as files. Records are the only source of tables.
+
+A record is a folder of two files: `per_image.parquet` (one line per row, image and metric: row, key, metric, value,
+caption, instruction, recipe as JSON) and `record.json` (mean, std, n and the full column label of each row and metric,
+with settings, identity, code version and notes). Both are written atomically, `record.json` last and with the hash of
+the other, so that a record is whole or not there. Rows are free names; LQ, D(E(LQ)) and D(E(HQ)) come first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from restore_lab.artefacts import write_bytes_atomic, write_json_atomic
+from restore_lab.evaluation.protocol import Column
+
+LQ, DECODED_LQ, DECODED_HQ = "LQ", "D(E(LQ))", "D(E(HQ))"
+RECORD, PER_IMAGE = "record.json", "per_image.parquet"
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageValue:
+    """One value of one image. `value` is None where the image has none."""
+
+    row: str
+    key: str
+    metric: str
+    value: float | None
+    caption: str = ""
+    instruction: str = ""
+    recipe: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One number of a table. `std` is the sample's over images (n - 1), None for set metrics and single images."""
+
+    row: str
+    metric: str
+    mean: float
+    std: float | None
+    n: int
+    higher_is_better: bool
+    column: Column
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What a suite computed: cells, values of every image, and one line for everything that could not be had."""
+
+    cells: tuple[Cell, ...]
+    images: tuple[ImageValue, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Results with what they were made from."""
+
+    results: Results
+    identity: str
+    code: str
+    settings: Mapping[str, Any]
+
+
+def write_record(
+    folder: str | Path, *, results: Results, settings: Mapping[str, Any], identity: str, code: str
+) -> Path:
+    """Write both files and return the path of `record.json`. `settings` are plain values."""
+    place = Path(folder)
+    table = _parquet(results.images)
+    write_bytes_atomic(place / PER_IMAGE, table)
+    write_json_atomic(
+        place / RECORD,
+        {
+            "format": FORMAT,
+            "identity": identity,
+            "code": code,
+            "settings": settings,
+            "cells": [{**asdict(cell), "column_id": cell.column.id} for cell in results.cells],
+            "notes": list(results.notes),
+            "per_image_sha256": hashlib.sha256(table).hexdigest(),
+        },
+    )
+    return place / RECORD
+
+
+def read_record(folder: str | Path) -> Record:
+    """Read what `write_record` wrote.
+
+    Raises:
+        FileNotFoundError: if there is no record.
+        ValueError: if it is not one, is of another format, or its two files are not of one writing.
+    """
+    place = Path(folder) / RECORD
+    if not place.is_file():
+        raise FileNotFoundError(2, "no record here; run restore-lab evaluate first", str(place))
+    try:
+        raw = json.loads(place.read_text(encoding="utf-8"))
+        if raw["format"] != FORMAT:
+            raise ValueError(f"{place}: record format {raw['format']!r}, this version reads {FORMAT}; evaluate again")
+        cells = tuple(_cell(entry) for entry in raw["cells"])
+        identity, code, settings, expected = (raw[k] for k in ("identity", "code", "settings", "per_image_sha256"))
+        notes = tuple(raw["notes"])
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{place} is not a record ({type(error).__name__}: {error}); evaluate again") from error
+    images = _images(place.with_name(PER_IMAGE), expected)
+    results = Results(cells=cells, images=images, notes=notes)
+    return Record(results=results, identity=identity, code=code, settings=settings)
+
+
+def render(results: Results) -> str:
+    """A Markdown table, rows by columns, with every column's protocol at its foot.
+
+    "+" marks a metric of which more is better, "-" one of which less is; a cell is mean and (std). Numbers whose
+    columns differ (other size, other count) stand in columns of their own, marked with a letter.
+    """
+    columns = {cell.column.id: cell for cell in results.cells}
+    titles = _titles(list(columns.values()))
+    rows = ordered_rows([cell.row for cell in results.cells])
+    cells = {(cell.row, cell.column.id): cell for cell in results.cells}
+    means = {key: [abs(cell.mean) for cell in results.cells if cell.column.id == key] for key in titles}
+    digits = {key: 2 if max(values) >= 10 else 4 for key, values in means.items()}
+    lines = [["", *titles.values()]]
+    for row in rows:
+        lines.append([row, *(_number(cells.get((row, key)), digits[key]) for key in titles)])
+    labels = [f"{titles[key]}  {cell.column.says()}" for key, cell in columns.items()]
+    return "\n".join([*_markdown(lines), "", *labels, *(f"note: {note}" for note in results.notes)])
+
+
+def ordered_rows(rows: Sequence[str]) -> list[str]:
+    """Distinct rows: the three that always come by themselves first, the others as they came."""
+    fixed = [row for row in (LQ, DECODED_LQ, DECODED_HQ) if row in rows]
+    return fixed + [row for row in dict.fromkeys(rows) if row not in fixed]
+
+
+def _titles(cells: Sequence[Cell]) -> dict[str, str]:
+    """Column id to heading; metrics with several columns get letters."""
+    together: dict[str, list[Cell]] = {}
+    for cell in cells:
+        together.setdefault(cell.metric, []).append(cell)
+    titles: dict[str, str] = {}
+    for metric, group in together.items():
+        for number, cell in enumerate(group):
+            letter = f"[{number + 1}]" if len(group) > 1 else ""
+            titles[cell.column.id] = f"{metric}{letter} {'+' if cell.higher_is_better else '-'}"
+    return titles
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(lines[0]))]
+    head, *body = ("| " + " | ".join(_padded(line, widths)) + " |" for line in lines)
+    rule = "|" + "|".join("-" * (width + 1) + ("-" if i == 0 else ":") for i, width in enumerate(widths)) + "|"
+    return [head, rule, *body]
+
+
+def _padded(line: Sequence[str], widths: Sequence[int]) -> list[str]:
+    return [
+        text.ljust(width) if i == 0 else text.rjust(width)
+        for i, (text, width) in enumerate(zip(line, widths, strict=True))
+    ]
+
+
+def _number(cell: Cell | None, digits: int) -> str:
+    if cell is None:
+        return ""
+    spread = "" if cell.std is None else f" ({cell.std:.{digits}f})"
+    return f"{cell.mean:.{digits}f}{spread}"
+
+
+def _cell(entry: Mapping[str, Any]) -> Cell:
+    fields = {key: value for key, value in entry.items() if key not in ("column", "column_id")}
+    cell = Cell(column=Column(**entry["column"]), **fields)
+    if cell.column.id != entry["column_id"]:
+        raise ValueError(f"record cell {cell.row}/{cell.metric}: its column was edited; evaluate again")
+    return cell
+
+
+def _parquet(images: Sequence[ImageValue]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    text = ("row", "key", "metric", "caption", "instruction", "recipe")
+    schema = pa.schema([*((name, pa.string()) for name in text), ("value", pa.float64())])
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([asdict(image) for image in images], schema=schema), sink)
+    return sink.getvalue()
+
+
+def _images(path: Path, expected: str) -> tuple[ImageValue, ...]:
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise ValueError(f"{path} is missing beside its {RECORD}; evaluate again")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != expected:
+        raise ValueError(f"{path} is not the one that its {RECORD} was written with; evaluate again")
+    return tuple(ImageValue(**line) for line in pq.read_table(io.BytesIO(data)).to_pylist())

@@ -1,0 +1,244 @@
+"""A suite of metrics under one protocol: images go in row by row, cells and per-image values come out.
+
+Metrics that cannot run (weights or packages missing, images too small, no reference, no caption) say so in one line
+and the rest go on. The suite rounds and crops as the protocol says, so a metric only ever sees what its column states.
+Config: metrics=fidelity | offline | paper (conf/metrics), built with the protocol:
+`build(cfg.metrics, protocol=build(cfg.protocol))`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from restore_lab.evaluation.protocol import Column, ImageMetric, Metric, MetricUnavailable, Protocol, SetMetric
+from restore_lab.evaluation.records import Cell, ImageValue, Results
+from restore_lab.types import Recipe
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Tally:
+    """What one metric has seen of one row."""
+
+    values: list[float | None] = field(default_factory=list)
+    sizes: set[str] = field(default_factory=set)
+    restored: list[Tensor] = field(default_factory=list)
+    reference: list[Tensor] = field(default_factory=list)
+
+
+class MetricSuite:
+    """Metrics by name, measured under one protocol.
+
+    Args (constructor):
+        metrics: name (for overrides such as `~metrics.metrics.vif`) to metric.
+        protocol: how images are prepared.
+
+    Raises:
+        ValueError: two metrics with one id.
+    """
+
+    def __init__(self, *, metrics: Mapping[str, ImageMetric | SetMetric], protocol: Protocol) -> None:
+        self.protocol = protocol
+        self.notes: list[str] = []
+        self._metrics: dict[str, ImageMetric | SetMetric] = {}
+        self._tallies: dict[tuple[str, str], _Tally] = {}
+        self._images: list[ImageValue] = []
+        self._seen: set[tuple[str, str]] = set()
+        self._rows: list[str] = []
+        for metric in metrics.values():
+            if metric.id in self._metrics:
+                raise ValueError(f"two metrics are called {metric.id!r}; give one of them another id or leave it out")
+            self._metrics[metric.id] = metric
+        for name, gap in [(metric.id, metric.missing()) for metric in self._metrics.values()]:
+            if gap:
+                self._drop(name, gap)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The ids of the metrics that run."""
+        return tuple(self._metrics)
+
+    def update(
+        self,
+        row: str,
+        restored_BCHW: Tensor,
+        *,
+        keys: Sequence[str],
+        reference_BCHW: Tensor | None = None,
+        captions: Sequence[str] | None = None,
+        instructions: Sequence[str] | None = None,
+        recipes: Sequence[Recipe | None] | None = None,
+    ) -> None:
+        """Measure a batch of images in [0, 1] for one row of the table; one entry an image in every sequence.
+
+        Raises:
+            ValueError: lengths or sizes that do not match, or an image that this row has already.
+        """
+        self._check(row, restored_BCHW, reference_BCHW, keys, (captions, instructions, recipes))
+        restored = self.protocol.round(restored_BCHW)
+        reference = None if reference_BCHW is None else self.protocol.round(reference_BCHW)
+        height, width = restored.shape[-2:]
+        for name, metric in list(self._metrics.items()):
+            if not self._fits(
+                metric, height, width, has_reference=reference is not None, has_captions=captions is not None
+            ):
+                continue
+            try:
+                values = self._measure(row, metric, restored, reference, captions)
+            except MetricUnavailable as gap:
+                self._drop(name, str(gap))
+                continue
+            self._tally(row, name).sizes.add(f"{width}x{height}")
+            for i, value in enumerate(values):
+                self._images.append(
+                    ImageValue(
+                        row=row,
+                        key=keys[i],
+                        metric=name,
+                        value=value,
+                        caption=captions[i] if captions is not None else "",
+                        instruction=instructions[i] if instructions is not None else "",
+                        recipe=_json(recipes[i]) if recipes is not None else "",
+                    )
+                )
+
+    def compute(self) -> Results:
+        """Cells in the order of rows and metrics, the values of every image, and the notes so far."""
+        cells = []
+        for row in self._rows:
+            for name, metric in self._metrics.items():
+                tally = self._tallies.get((row, name))
+                cell = None if tally is None else self._cell(row, metric, tally)
+                if cell is not None:
+                    cells.append(cell)
+        images = tuple(image for image in self._images if image.metric in self._metrics)
+        return Results(cells=tuple(cells), images=images, notes=tuple(self.notes))
+
+    def _measure(
+        self,
+        row: str,
+        metric: ImageMetric | SetMetric,
+        restored: Tensor,
+        reference: Tensor | None,
+        captions: Sequence[str] | None,
+    ) -> list[float | None]:
+        """One value an image; none for a set metric, whose features are kept for `compute`."""
+        if isinstance(metric, SetMetric):
+            if reference is None:
+                raise ValueError(f"{metric.id} compares with references and got none")
+            first, second = metric.features(restored), metric.features(reference)
+            self._tally(row, metric.id).restored.append(first)
+            self._tally(row, metric.id).reference.append(second)
+            return []
+        if metric.pixel:
+            protocol = self._pixel_protocol(metric)
+            restored = protocol.pixels(restored)
+            reference = None if reference is None else protocol.pixels(reference)
+        with torch.inference_mode():
+            values_B = metric(restored, reference, captions).double().cpu()
+        if values_B.shape != (len(restored),):
+            raise ValueError(f"{metric.id} gave values of shape {tuple(values_B.shape)} for {len(restored)} images")
+        values = [value if math.isfinite(value) else None for value in values_B.tolist()]
+        self._tally(row, metric.id).values.extend(values)
+        return values
+
+    def _cell(self, row: str, metric: ImageMetric | SetMetric, tally: _Tally) -> Cell | None:
+        """The number of a row and metric, or None (and a note) where there is none."""
+        if isinstance(metric, SetMetric):
+            count = sum(len(features) for features in tally.restored)
+            if count < 2:
+                self._note(f"{metric.id}: {row} has {count} image; a distance of sets needs at least 2")
+                return None
+            mean, std = metric.distance(torch.cat(tally.restored), torch.cat(tally.reference)), None
+        else:
+            values = [value for value in tally.values if value is not None]
+            count, lost = len(values), len(tally.values) - len(values)
+            if lost:
+                self._note(f"{metric.id}: {lost} of {len(tally.values)} images of {row} have no value and do not count")
+            if not values:
+                return None
+            mean, std = statistics.fmean(values), statistics.stdev(values) if count > 1 else None
+        return Cell(
+            row=row,
+            metric=metric.id,
+            mean=mean,
+            std=std,
+            n=count,
+            higher_is_better=metric.higher_is_better,
+            column=self._column(metric, tally, count),
+        )
+
+    def _column(self, metric: Metric, tally: _Tally, count: int) -> Column:
+        pixel = self._pixel_protocol(metric)
+        return Column(
+            metric=metric.id,
+            weights=metric.weights,
+            colour=pixel.colour if metric.pixel else "rgb",
+            border=pixel.border if metric.pixel else 0,
+            size=next(iter(tally.sizes)) if len(tally.sizes) == 1 else "mixed",
+            rounding=self.protocol.rounding,
+            count=count,
+        )
+
+    def _pixel_protocol(self, metric: Metric) -> Protocol:
+        return self.protocol if metric.colour is None else replace(self.protocol, colour=metric.colour)
+
+    def _fits(self, metric: Metric, height: int, width: int, *, has_reference: bool, has_captions: bool) -> bool:
+        """Whether the metric can look at these images; a note if not."""
+        side = min(height, width) - (2 * self.protocol.border if metric.pixel else 0)
+        if metric.needs_reference and not has_reference:
+            self._note(f"{metric.id}: needs a reference; images without one get no value")
+        elif metric.needs_caption and not has_captions:
+            self._note(f"{metric.id}: needs captions; images without one get no value")
+        elif side < metric.min_size:
+            self._note(f"{metric.id}: needs {metric.min_size} pixels a side; {width}x{height} images get no value")
+        else:
+            return True
+        return False
+
+    def _check(
+        self,
+        row: str,
+        restored: Tensor,
+        reference: Tensor | None,
+        keys: Sequence[str],
+        others: Sequence[Sequence[object] | None],
+    ) -> None:
+        if restored.ndim != 4 or restored.shape[1] != 3:
+            raise ValueError(f"row {row!r}: images are BCHW with 3 channels; got {tuple(restored.shape)}")
+        if reference is not None and reference.shape != restored.shape:
+            sizes = f"{tuple(restored.shape)} against {tuple(reference.shape)}"
+            raise ValueError(f"row {row!r}, image {keys[0]!r}: restored and reference differ in shape, {sizes}")
+        for entries in (keys, *others):
+            if entries is not None and len(entries) != len(restored):
+                raise ValueError(f"row {row!r}: {len(entries)} entries for {len(restored)} images; give one an image")
+        repeated = [key for i, key in enumerate(keys) if (row, key) in self._seen or key in keys[:i]]
+        if repeated:
+            raise ValueError(f"row {row!r} has image {repeated[0]!r} already; keys name images, one value each")
+        self._seen.update((row, key) for key in keys)
+        if row not in self._rows:
+            self._rows.append(row)
+
+    def _tally(self, row: str, name: str) -> _Tally:
+        return self._tallies.setdefault((row, name), _Tally())
+
+    def _drop(self, name: str, why: str) -> None:
+        self._metrics.pop(name)
+        self._note(why)
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+            log.warning(text)
+
+
+def _json(recipe: Recipe | None) -> str:
+    return "" if recipe is None else recipe.to_json()

@@ -1,0 +1,170 @@
+"""What all restoration methods share: a backbone, an adaptor, prompts, an objective and a sampler, wired together.
+
+Training: z0 = E(hq); loss(z0, predict). Restoring: the loop from noise to a latent, decoded. A method file adds what is
+its own by overriding `hint` (what the adaptor may look at). Images are (B, 3, H, W) in [0, 1] of any size; they are
+padded to the backbone's multiple and cut back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from restore_lab.methods.training import Optimisation, TrainingModule
+from restore_lab.types import Batch, Hint, Prompt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from restore_lab.adaptors.control import ControlAdaptor
+    from restore_lab.backbones.unet import UNetBackbone
+    from restore_lab.objectives.denoising import Denoising
+    from restore_lab.prompts.sources import PromptSources
+    from restore_lab.samplers.guidance import Branch
+    from restore_lab.samplers.loop import Sampler
+
+WEIGHTS = "adaptor.safetensors"
+
+
+class RestorationModule(TrainingModule):
+    """A frozen prior that an adaptor turns into a restorer.
+
+    Args:
+        backbone: the prior.
+        adaptor: builds the adaptor from the backbone.
+        prompts: the prompt slots.
+        objective: the training loss.
+        sampler: the sampling loop.
+        optimisation: learning rate and schedule.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: UNetBackbone,
+        adaptor: Callable[[UNetBackbone], ControlAdaptor],
+        prompts: PromptSources,
+        objective: Denoising,
+        sampler: Sampler,
+        optimisation: Optimisation,
+    ) -> None:
+        super().__init__(optimisation=optimisation)
+        self.backbone = backbone
+        self.adaptor = adaptor(backbone)
+        self.prompts, self.objective, self.sampler = prompts, objective, sampler
+
+    def hint(self, lq_BCHW: Tensor, prompt: Prompt) -> Hint:
+        """What the adaptor may look at; the LQ alone unless a method says more."""
+        return Hint(lq_BCHW=lq_BCHW)
+
+    def predict(self, z_BCHW: Tensor, t_B: Tensor, branches: Sequence[Branch]) -> Tensor:
+        """The weighted sum of the branches' predictions; a trunk that reads no semantic text runs once for all."""
+        total, controls = None, None
+        for branch in branches:
+            if controls is None or self.adaptor.text == "semantic":
+                controls = self.adaptor.control(z_BCHW, t_B, branch.hint, branch.cond)
+            out = self.backbone(z_BCHW, t_B, branch.cond, at=self.adaptor.fuse, carry=controls)
+            total = branch.weight * out if total is None else total + branch.weight * out
+        if total is None:
+            raise ValueError("guidance gave no branches")
+        return total
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The denoising loss of one batch of pairs."""
+        from restore_lab.samplers.guidance import Branch
+
+        if batch.hq_BCHW is None or batch.lq_BCHW is None:
+            raise ValueError("training needs pairs; give a source with HQ images and a degradation, or data=paired")
+        prompt = self.prompts(batch, training=True)
+        with torch.no_grad():
+            z0_BCHW = self.backbone.codec.encode(batch.hq_BCHW)
+            cond = self.backbone.embed(prompt.semantic, tuple(batch.hq_BCHW.shape[-2:]))
+            hint = self.hint(batch.lq_BCHW, prompt)
+        branches = (Branch(weight=1.0, cond=cond, hint=hint),)
+        loss = self.objective(
+            z0_BCHW,
+            seeds=batch.seed,
+            schedule=self.backbone.schedule,
+            predict=lambda z_BCHW, t_B: self.predict(z_BCHW, t_B, branches),
+        )
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """PSNR of one sample and of the LQ, in dB."""
+        if batch.hq_BCHW is None or batch.lq_BCHW is None:
+            raise ValueError("validation needs pairs; give eval_data with HQ images and an eval_degradation")
+        for name, image_BCHW in (("restored", self.restore(batch)), ("lq", batch.lq_BCHW)):
+            mse_B = (image_BCHW - batch.hq_BCHW).square().mean(dim=(1, 2, 3))
+            self.log(f"val/psnr_{name}", (-10 * mse_B.log10()).mean(), prog_bar=True, batch_size=len(batch))
+
+    @torch.no_grad()
+    def restore(self, batch: Batch) -> Tensor:
+        """Restored images, the size of the LQ, in [0, 1]."""
+        lq_BCHW = batch.lq_BCHW
+        if lq_BCHW is None:
+            raise ValueError("there is no LQ to restore")
+        prompt = self.prompts(batch, training=False)
+        padded_BCHW = pad_to_multiple(lq_BCHW, self.backbone.multiple)
+        size = tuple(padded_BCHW.shape[-2:])
+        cond, null = self.backbone.embed(prompt.semantic, size), self.backbone.embed(prompt.negative, size)
+        hint = self.hint(padded_BCHW, prompt)
+        branches = self.sampler.guidance.branches(cond=cond, null=null, hint=hint)
+        latent_BCHW = self.sampler(
+            lambda z_BCHW, t_B: self.predict(z_BCHW, t_B, branches),
+            self.backbone.codec.encode(padded_BCHW),
+            seeds=batch.seed,
+            schedule=self.backbone.schedule,
+        )
+        height, width = lq_BCHW.shape[-2:]
+        return self.backbone.codec.decode(latent_BCHW)[..., :height, :width].clamp(0, 1)
+
+    def load_weights(self, file: Path) -> None:
+        """Load the adaptor's weights, all of them and nothing else.
+
+        Raises:
+            ValueError: if the file is missing or does not fit this adaptor.
+        """
+        from safetensors.torch import load_file
+
+        if not file.is_file():
+            raise ValueError(f"{file}: no such weights; train some with restore-lab train, then give weights=FOLDER")
+        found, wanted = load_file(file), self.adaptor_state()
+        odd = [k for k in wanted if k not in found or found[k].shape != wanted[k].shape] + [
+            k for k in found if k not in wanted
+        ]
+        if odd:
+            raise ValueError(
+                f"{file}: does not fit this adaptor: {len(odd)} of {len(wanted)} tensors are missing, unknown or of "
+                f"another shape, the first is {odd[0]}; use the backbone and adaptor settings that it was trained with"
+            )
+        self.adaptor.load_state_dict({k: v.to(wanted[k].dtype) for k, v in found.items()}, strict=False)
+
+    def adaptor_state(self) -> dict[str, Tensor]:
+        """The adaptor's trainable tensors by name."""
+        return {name: p.data for name, p in self.adaptor.named_parameters() if p.requires_grad}
+
+    def export(self, folder: Path) -> None:
+        """The adaptor's trainable weights as safetensors."""
+        from safetensors.torch import save_file
+
+        state: dict[str, Any] = {k: v.detach().cpu().contiguous() for k, v in self.adaptor_state().items()}
+        save_file(state, folder / WEIGHTS)
+
+
+def weights_file(place: str) -> Path:
+    """The adaptor's weights at a place: a safetensors file, a run's folder, or asset:NAME for shipped ones."""
+    kind, _, name = place.partition(":")
+    path = Path(__file__).parent.parent / "assets" / name if kind == "asset" else Path(place).expanduser()
+    return path / WEIGHTS if path.is_dir() else path
+
+
+def pad_to_multiple(image_BCHW: Tensor, multiple: int) -> Tensor:
+    """The image with its lower and right edges repeated outwards until both sides are multiples."""
+    height, width = image_BCHW.shape[-2:]
+    pad = (0, -width % multiple, 0, -height % multiple)
+    return torch.nn.functional.pad(image_BCHW, pad, mode="replicate")

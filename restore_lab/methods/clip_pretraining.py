@@ -1,0 +1,171 @@
+"""tiny_clip: image and text towers in CLIPModel format, trained contrastively on the captioned scenes.
+
+Loss: the symmetric InfoNCE of CLIP (Radford et al. 2021, Fig. 3) with a learned temperature. The tokenizer is a
+byte-level BPE in CLIPTokenizer's format, learned from captions and from restoration instructions; digits are never
+merged, so numbers are read digit by digit. Selected by `experiment=priors/tiny_clip`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional as F
+
+from restore_lab.methods.training import Optimisation, TrainingModule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from restore_lab.types import Batch
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def learn_tokenizer(texts: Iterable[str], *, vocab_size: int, max_length: int):
+    """A CLIPTokenizer whose merges are learned from texts; every byte is in the vocabulary, so any text can be read."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from transformers import CLIPTokenizer
+
+    pattern = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+    learner = Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>", fuse_unk=False))
+    learner.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges_room = vocab_size - 2 * len(alphabet) - 2
+    if merges_room < 0:
+        raise ValueError(f"vocab_size={vocab_size} is too small; bytes, bytes at a word's end and two marks need 514")
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(alphabet) * 2 + merges_room,
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    learner.train_from_iterator(texts, trainer)
+    merges = _merges(learner)[:merges_room]
+    tokens = alphabet + [a + "</w>" for a in alphabet] + ["".join(pair) for pair in merges]
+    tokens = list(dict.fromkeys(tokens)) + ["<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: number for number, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_length)
+
+
+def _merges(learner) -> list[tuple[str, str]]:
+    """The merges of a trained tokenizer, in order."""
+    import json
+
+    raw = json.loads(learner.to_str())["model"]["merges"]
+    return [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in raw]
+
+
+def instructions(*, count: int, seed: int) -> list[str]:
+    """Restoration instructions as SPIRE's Table 2 words them, for the tokenizer to learn from."""
+    from restore_lab.random import rng
+    from restore_lab.types import REMOVE_ALL
+
+    r = rng("instructions", seed)
+    lines = [REMOVE_ALL] * (count // 20)
+    for _ in range(count):
+        lines.append(
+            f"Deblur with sigma {r.uniform(0.2, 3.0):.1f}; Upsample to {r.uniform(1, 7):.1f}x; "
+            f"Denoise with sigma {r.uniform(0, 0.12):.2f}; Dejpeg with quality {r.integers(30, 93)}"
+        )
+    return lines
+
+
+class ClipPretraining(TrainingModule):
+    """Trains a CLIPModel from nothing.
+
+    Args:
+        optimisation: learning rate and schedule.
+        captions: what the tokenizer's merges are learned from, with SPIRE's instructions added.
+        vocab_size: tokens, 514 at least.
+        context_length: tokens a text, 77 as in CLIP.
+        image_size: side of the input in pixels.
+        patch_size: side of a patch in pixels.
+        width, layers, heads: of the image tower.
+        text_width, text_layers, text_heads: of the text tower.
+        projection: width of the shared space.
+    """
+
+    def __init__(
+        self,
+        *,
+        optimisation: Optimisation,
+        captions: Sequence[str],
+        vocab_size: int,
+        context_length: int,
+        image_size: int,
+        patch_size: int,
+        width: int,
+        layers: int,
+        heads: int,
+        text_width: int,
+        text_layers: int,
+        text_heads: int,
+        projection: int,
+    ) -> None:
+        super().__init__(optimisation=optimisation)
+        from transformers import CLIPConfig, CLIPModel
+
+        texts = [*captions, *instructions(count=len(captions) // 2, seed=0)]
+        self.tokenizer = learn_tokenizer(texts, vocab_size=vocab_size, max_length=context_length)
+        text = {
+            "vocab_size": len(self.tokenizer),
+            "hidden_size": text_width,
+            "intermediate_size": 4 * text_width,
+            "num_hidden_layers": text_layers,
+            "num_attention_heads": text_heads,
+            "max_position_embeddings": context_length,
+            "bos_token_id": self.tokenizer.bos_token_id,
+            "eos_token_id": self.tokenizer.eos_token_id,
+            "pad_token_id": self.tokenizer.pad_token_id,
+        }
+        vision = {
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "image_size": image_size,
+            "patch_size": patch_size,
+        }
+        self.clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=projection))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The symmetric cross-entropy over the batch's images and captions."""
+        if batch.hq_BCHW is None:
+            raise ValueError("tiny_clip learns from clean images; this data source gave none")
+        mean, std = (batch.hq_BCHW.new_tensor(v)[:, None, None] for v in (CLIP_MEAN, CLIP_STD))
+        tokens = self.tokenizer(list(batch.caption), padding="max_length", truncation=True, return_tensors="pt")
+        output = self.clip(
+            input_ids=tokens.input_ids.to(self.device),
+            attention_mask=tokens.attention_mask.to(self.device),
+            pixel_values=(batch.hq_BCHW - mean) / std,
+        )
+        logits = output.logits_per_image.float()
+        target = torch.arange(len(batch), device=logits.device)
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/accuracy", (logits.argmax(1) == target).float().mean(), prog_bar=True)
+        return loss
+
+    def export(self, folder: Path) -> None:
+        """A CLIPModel folder in half precision: weights, tokenizer, and the image processor's settings."""
+        from transformers import CLIPImageProcessor
+
+        size = self.clip.config.vision_config.image_size
+        self.clip.half().save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        CLIPImageProcessor(
+            size={"shortest_edge": size}, crop_size=size, image_mean=CLIP_MEAN, image_std=CLIP_STD
+        ).save_pretrained(folder)

@@ -1,0 +1,112 @@
+"""The codec of a shipped prior: an AutoencoderKL trained on the scenes, its latents normalised per channel.
+
+Loss: |x - D(E(x))| + `mse` * (x - D(E(x)))^2 + `kl` * KL(q(z|x) || N(0, 1)), means over all elements. When training
+ends, each latent channel's mean and standard deviation are folded into the two 1x1 convolutions around the latent, so
+that scaling_factor is 1 and any diffusers pipeline reads the folder as it is. Selected by `experiment=priors/tiny_sd`,
+stage `codec`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional as F
+
+from restore_lab.methods.training import Optimisation, TrainingModule
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from diffusers import AutoencoderKL
+    from torch import Tensor
+
+    from restore_lab.types import Batch
+
+
+def fold_normalisation(vae: AutoencoderKL, mean_C: Tensor, std_C: Tensor) -> None:
+    """Make z' = (z - mean) / std the codec's latent, exactly, by rewriting quant_conv and post_quant_conv.
+
+    The posterior's mean becomes (m - mean) / std, its log-variance falls by 2 log std, and the decoder's first
+    convolution undoes both, so D(E(x)) is unchanged.
+    """
+    channels = mean_C.numel()
+    with torch.no_grad():
+        quant, post = vae.quant_conv, vae.post_quant_conv
+        quant.weight[:channels] /= std_C[:, None, None, None]
+        quant.bias[:channels] = (quant.bias[:channels] - mean_C) / std_C
+        quant.bias[channels:] -= 2 * std_C.log()
+        post.bias += (post.weight[:, :, 0, 0] * mean_C[None, :]).sum(dim=1)
+        post.weight *= std_C[None, :, None, None]
+
+
+class CodecPretraining(TrainingModule):
+    """Trains an AutoencoderKL from nothing.
+
+    Args:
+        optimisation: learning rate and schedule.
+        channels: of the latent.
+        widths: of the levels; the compression is 2 ** (levels - 1).
+        layers: residual blocks a level of the encoder (the decoder has one more).
+        groups: of the group norms.
+        mse, kl: weights of the losses.
+    """
+
+    def __init__(
+        self,
+        *,
+        optimisation: Optimisation,
+        channels: int,
+        widths: Sequence[int],
+        layers: int,
+        groups: int,
+        mse: float,
+        kl: float,
+    ) -> None:
+        super().__init__(optimisation=optimisation)
+        from diffusers import AutoencoderKL
+
+        self.mse, self.kl = mse, kl
+        self.vae = AutoencoderKL(
+            block_out_channels=tuple(widths),
+            down_block_types=("DownEncoderBlock2D",) * len(widths),
+            up_block_types=("UpDecoderBlock2D",) * len(widths),
+            layers_per_block=layers,
+            latent_channels=channels,
+            norm_num_groups=groups,
+            mid_block_add_attention=False,
+            scaling_factor=1.0,
+        )
+        self.register_buffer("mean_C", torch.zeros(channels), persistent=False)
+        self.register_buffer("square_C", torch.ones(channels), persistent=False)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Reconstruction and prior loss of one batch; the latent's noise comes from the samples' seeds."""
+        from restore_lab.random import noise_like
+
+        if batch.hq_BCHW is None:
+            raise ValueError("a codec learns from clean images; this data source gave none")
+        x_BCHW = batch.hq_BCHW * 2 - 1
+        posterior = self.vae.encode(x_BCHW).latent_dist
+        z_BCHW = posterior.mean + posterior.std * noise_like(posterior.mean, batch.seed, "codec")
+        y_BCHW = self.vae.decode(z_BCHW).sample
+        kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
+        mse = F.mse_loss(y_BCHW, x_BCHW)
+        loss = F.l1_loss(y_BCHW, x_BCHW) + self.mse * mse + self.kl * kl
+        self._observe(posterior.mean.detach())
+        self.log("train/loss", loss)
+        self.log("train/psnr", -10 * torch.log10(mse / 4), prog_bar=True)
+        return loss
+
+    def _observe(self, z_BCHW: Tensor) -> None:
+        """Running first and second moments of each latent channel, over about the last thousand batches."""
+        weight = 1e-3 if self.global_step > 1000 else 1.0 / (self.global_step + 1)
+        self.mean_C.lerp_(z_BCHW.float().mean(dim=(0, 2, 3)), weight)
+        self.square_C.lerp_(z_BCHW.float().square().mean(dim=(0, 2, 3)), weight)
+
+    def export(self, folder: Path) -> None:
+        """The `vae` folder of a diffusers pipeline, in half precision."""
+        vae = self.vae.float()
+        fold_normalisation(vae, self.mean_C, (self.square_C - self.mean_C**2).clamp(min=1e-8).sqrt())
+        vae.half().save_pretrained(folder)

@@ -1,0 +1,93 @@
+"""What a composition is made of, without loading a weight: taps, parameters, FLOPs of one sampling step.
+
+Everything is built on torch's meta device, so SDXL is described on a laptop. Parameters count the denoiser and the
+adaptor, as the papers do; codec and text encoders are listed beside. FLOPs are twice the multiply-accumulates of one
+guided step (all branches) on one image of the given size, from torch's own counter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from restore_lab.build import build
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from torch import nn
+
+    from restore_lab.methods.base import RestorationModule
+
+
+def describe(cfg: DictConfig) -> dict[str, Any]:
+    """The numbers of `restore-lab describe`.
+
+    Args:
+        cfg: the composed config; `module` and `size` (height and width of the image in pixels) are read.
+    """
+    import torch
+
+    # The config is the run's own and may be edited: weights are never loaded here.
+    cfg.backbone.meta = True
+    with torch.device("meta"):
+        module: RestorationModule = build(cfg.module)
+    backbone, adaptor = module.backbone, module.adaptor
+    parts = {
+        "denoiser": parameters(backbone.unet),
+        "codec": parameters(backbone.codec),
+        "text_encoders": parameters(backbone.text),
+        **{f"adaptor.{name}": parameters(part) for name, part in adaptor.named_children()},
+    }
+    return {
+        "name": cfg.name,
+        "total_parameters": parts["denoiser"] + parameters(adaptor),
+        "trainable_parameters": sum(p.numel() for p in module.trainable().values()),
+        "parameters": parts,
+        "flops_per_step": flops(module, size=cfg.size),
+        "size": cfg.size,
+        "taps": [asdict(tap) for tap in backbone.taps],
+    }
+
+
+def parameters(module: nn.Module) -> int:
+    """How many numbers a module holds as parameters."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def flops(module: RestorationModule, *, size: int) -> int:
+    """FLOPs of one guided step on one image of size x size pixels."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from restore_lab.types import Prompt
+
+    side = size // module.backbone.codec.compression
+    prompt = Prompt(semantic=("",), negative=("",), instruction=("",))
+    with torch.device("meta"), torch.no_grad():
+        lq_BCHW = torch.zeros(1, 3, size, size)
+        cond = module.backbone.embed(prompt.semantic, (size, size))
+        branches = module.sampler.guidance.branches(cond=cond, null=cond, hint=module.hint(lq_BCHW, prompt))
+        z_BCHW = torch.zeros(1, module.backbone.codec.channels, side, side)
+        counter = FlopCounterMode(display=False)
+        with counter:
+            module.predict(z_BCHW, torch.zeros(1, dtype=torch.long), branches)
+    return counter.get_total_flops()
+
+
+def render(facts: dict[str, Any]) -> str:
+    """The same as a page of text."""
+    million = {name: f"{count / 1e6:.2f} M" for name, count in facts["parameters"].items()}
+    width = max(len(name) for name in million)
+    lines = [
+        f"{facts['name']} at {facts['size']}x{facts['size']} pixels",
+        f"total      {facts['total_parameters'] / 1e6:.2f} M parameters (denoiser and adaptor)",
+        f"trainable  {facts['trainable_parameters'] / 1e6:.2f} M parameters",
+        f"one step   {facts['flops_per_step'] / 1e9:.2f} GFLOP",
+        "",
+        *(f"  {name:<{width}}  {count}" for name, count in million.items()),
+        "",
+        "tap          kind      channels  skip  stride",
+    ]
+    for tap in facts["taps"]:
+        lines.append(f"{tap['name']:<12} {tap['kind']:<8} {tap['channels']:>9} {tap['skip']:>5} {tap['stride']:>7}")
+    return "\n".join(lines)

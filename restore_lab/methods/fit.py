@@ -1,0 +1,147 @@
+"""Runs the training stages of a config and leaves one artefact folder a stage; resumes what was interrupted.
+
+A stage is a node of `stages`: its module, its data module, its trainer settings. A string "stage:NAME" inside it stands
+for the folder of an earlier stage's artefact. Folders are `<runs_dir>/<name>/<stage>-<identity>`; a complete one is
+used as it is. Inside: `state/*.ckpt` (all that an exact resume needs), `losses.jsonl`, the weights, `manifest.json`.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from restore_lab.artefacts import Manifest, complete, identity
+from restore_lab.build import build
+
+if TYPE_CHECKING:
+    import lightning as L
+
+log = logging.getLogger(__name__)
+STATE = "state"
+
+
+def fit(cfg: DictConfig) -> Path:
+    """Train the chosen stages in order.
+
+    Args:
+        cfg: the composed config of `restore-lab train`.
+
+    Returns:
+        The artefact folder of the last stage.
+
+    Raises:
+        ValueError: for an unknown stage.
+    """
+    names = list(cfg.stages)
+    if cfg.stage != "all" and cfg.stage not in names:
+        raise ValueError(f"stage={cfg.stage!r} is not known here; one of {', '.join([*names, 'all'])}")
+    last = names[-1] if cfg.stage == "all" else cfg.stage
+    folders: dict[str, Path] = {}
+    for name in names[: names.index(last) + 1]:
+        if cfg.stages[name] is not None:
+            folders[name] = _stage(cfg, name, folders)
+    return folders[last]
+
+
+def _stage(cfg: DictConfig, name: str, earlier: Mapping[str, Path]) -> Path:
+    """Make one stage's artefact, or find it made."""
+    raw = OmegaConf.to_container(cfg.stages[name], resolve=True, throw_on_missing=True)
+    parents = {stage: Manifest.read(folder).identity for stage, folder in earlier.items()}
+    settings = {**_replaced(raw, {k: f"stage:{v}" for k, v in parents.items()}), "seed": cfg.seed}
+    settings.pop("run", None)
+    identity_ = identity(settings, list(parents.values()))
+    folder = Path(cfg.run_dir) if cfg.run_dir else Path(cfg.runs_dir) / cfg.name / f"{name}-{identity_}"
+    if complete(folder, identity=identity_):
+        log.info("stage %s is complete: %s", name, folder)
+        return folder
+    if complete(folder):
+        raise ValueError(f"{folder} holds another run's result; choose another run_dir, or delete it")
+    node = _replaced(raw, {k: str(v) for k, v in earlier.items()})
+    _train(cfg, node, folder)
+    Manifest(identity=identity_, kind=name, settings=settings, parents=tuple(parents.values())).write(folder)
+    shutil.rmtree(folder / STATE, ignore_errors=True)
+    log.info("stage %s: %s", name, folder)
+    return folder
+
+
+def _train(cfg: DictConfig, node: Mapping[str, Any], folder: Path) -> None:
+    """Build the stage's objects, train from the last checkpoint if there is one, and write the result."""
+    import lightning as L
+
+    from restore_lab.methods.base import weights_file
+    from restore_lab.methods.ema import EMA
+    from restore_lab.methods.history import History
+
+    folder.mkdir(parents=True, exist_ok=True)
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    module, data = build(node["module"]), build(node["datamodule"])
+    if node.get("weights"):
+        module.load_weights(weights_file(node["weights"]))
+    ema = EMA(decay=node["ema"]) if node.get("ema") else None
+    checkpoint = L.pytorch.callbacks.ModelCheckpoint(
+        dirpath=folder / STATE, filename="{step}", every_n_train_steps=cfg.checkpoint_every, save_top_k=1
+    )
+    callbacks = [c for c in (ema, checkpoint, History(file=folder / "losses.jsonl", every=cfg.log_every)) if c]
+    callbacks += build(cfg.callbacks) or []
+    trainer = build(
+        cfg.trainer,
+        callbacks=callbacks + ([_bar()] if cfg.trainer.enable_progress_bar else []),
+        logger=build(cfg.logger) or False,
+        default_root_dir=str(folder),
+        **node["trainer"],
+    )
+    state = last_state(folder)
+    if state is not None:
+        log.info("resuming from %s", state)
+    trainer.fit(module, data, ckpt_path=state, weights_only=True)
+    if trainer.interrupted or trainer.global_step < trainer.max_steps:
+        raise KeyboardInterrupt(f"stopped at step {trainer.global_step}; the same command continues")
+    if trainer.is_global_zero:
+        _export(module, ema, folder)
+    trainer.strategy.barrier()
+
+
+def _export(module: Any, ema: Any, folder: Path) -> None:
+    """Write the averaged weights if there is an average."""
+    module.cpu()
+    if ema is None:
+        module.export(folder)
+        return
+    ema.average = {name: value.cpu() for name, value in ema.average.items()}
+    with ema.applied(module):
+        module.export(folder)
+
+
+def last_state(folder: Path) -> Path | None:
+    """The newest checkpoint of a folder, None if it has none."""
+    states = sorted((folder / STATE).glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    return states[-1] if states else None
+
+
+def _bar() -> L.Callback:
+    from lightning.pytorch.callbacks import TQDMProgressBar
+
+    return TQDMProgressBar(refresh_rate=10)
+
+
+def _replaced(value: Any, names: Mapping[str, str]) -> Any:
+    """The node with each "stage:NAME[/rest]" replaced by what NAME stands for.
+
+    Raises:
+        ValueError: for a stage that has not been made.
+    """
+    if isinstance(value, Mapping):
+        return {key: _replaced(entry, names) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_replaced(entry, names) for entry in value]
+    if not isinstance(value, str) or not value.startswith("stage:"):
+        return value
+    name, slash, rest = value.removeprefix("stage:").partition("/")
+    if name not in names:
+        raise ValueError(f"{value!r}: there is no earlier stage {name!r}; earlier stages: {', '.join(names) or 'none'}")
+    return names[name] + slash + rest

@@ -1,0 +1,119 @@
+"""Restoring a user's own images: files in, PNG files out, each written whole or not at all.
+
+Images are read as any photograph is (16 bit, CMYK, rotated by EXIF, ...); a bad one is named in one line and left out.
+Each image's noise comes from the seed and the image's name, so a folder restores as its images do alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from restore_lab.build import build
+from restore_lab.random import mix
+from restore_lab.types import Batch
+
+if TYPE_CHECKING:
+    import numpy as np
+    from omegaconf import DictConfig
+
+    from restore_lab.methods.base import RestorationModule
+    from restore_lab.types import Picture
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Restored:
+    """How a run over a folder went: images written, where, and one line for each that was left out."""
+
+    output: Path
+    written: int = 0
+    bad: list[str] = field(default_factory=list)
+
+
+def restore_folder(cfg: DictConfig) -> Restored:
+    """Restore every image of `cfg.input`.
+
+    Raises:
+        ValueError: if there is no such input, or no image in it can be read.
+    """
+    from restore_lab.data.folder import FolderSource
+    from restore_lab.data.image_io import BadImage
+
+    source = FolderSource(cfg.input, recursive=cfg.recursive, captions="auto", role="lq", max_pixels=178956970)
+    done = Restored(output=Path(cfg.output))
+    module: RestorationModule | None = None
+    keys = source.keys()
+    for index, key in enumerate(keys):
+        try:
+            picture = source.read(index, epoch=0)
+            lq_HWC = _enlarged(picture, cfg)
+        except BadImage as error:
+            done.bad.append(str(error))
+            log.warning("left out: %s", error)
+            continue
+        if module is None:
+            module = load(cfg)
+        if len(keys) > 1:
+            log.info("%d of %d: %s", index + 1, len(keys), key)
+        _write(module, lq_HWC, picture, done, cfg)
+    if not done.written:
+        raise ValueError(f"{cfg.input}: none of {len(keys)} images could be restored; the first: {done.bad[0]}")
+    return done
+
+
+def load(cfg: DictConfig) -> RestorationModule:
+    """The composed method with its weights, on the chosen device, ready to restore."""
+    import torch
+
+    from restore_lab.methods.base import weights_file
+
+    module: RestorationModule = build(cfg.module)
+    if cfg.weights is not None:
+        module.load_weights(weights_file(cfg.weights))
+    device = cfg.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return module.to(device).eval()
+
+
+def _enlarged(picture: Picture, cfg: DictConfig) -> np.ndarray:
+    """The image enlarged by `upscale`, if it is not too large.
+
+    Raises:
+        BadImage: if it is.
+    """
+    from restore_lab.data.image_io import BadImage, resize_image
+
+    image_HWC = picture.lq_HWC
+    if image_HWC is None:
+        raise BadImage(f"{picture.key}: has no image")
+    height, width = (round(side * cfg.upscale) for side in image_HWC.shape[:2])
+    if height * width > cfg.max_pixels:
+        raise BadImage(
+            f"{picture.key}: {width}x{height} pixels are more than max_pixels={cfg.max_pixels}; "
+            "shrink the image, or raise max_pixels if the memory is there"
+        )
+    return resize_image(image_HWC, height=height, width=width)
+
+
+def _write(module: RestorationModule, lq_HWC: np.ndarray, picture: Picture, done: Restored, cfg: DictConfig) -> None:
+    """Restore one image and write it as <output>/<key>.png."""
+    from restore_lab.data.image_io import to_image, to_tensor, write_png
+
+    batch = Batch(
+        hq_BCHW=None,
+        lq_BCHW=to_tensor(lq_HWC)[None].to(module.device),
+        caption=(picture.caption if cfg.caption is None else cfg.caption,),
+        key=(picture.key,),
+        seed=(mix(cfg.seed, "restore", picture.key),),
+        recipe=(None,),
+    )
+    target = (done.output / picture.key).with_suffix(".png")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_png(target, to_image(module.restore(batch)[0].cpu()))
+    done.written += 1
+    log.info("%s", target)

@@ -1,0 +1,81 @@
+"""What every trainable module of the project shares: optimiser, learning-rate schedule, checkpoints of trainable parts.
+
+A checkpoint holds only what is trained; frozen priors come from their own folders. All randomness of a training step
+comes from the samples' own seeds (`Batch.seed`), so a resumed run needs no random states to repeat the same losses.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimisation:
+    """AdamW and its schedule: linear warm-up, then constant or a cosine down to zero at the trainer's max_steps."""
+
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-2
+    eps: float = 1e-8
+    warmup_steps: int = 0
+    decay: str = "constant"
+
+    def factor(self, step: int, total: int) -> float:
+        """The learning rate of a step as a fraction of `lr`.
+
+        Raises:
+            ValueError: for an unknown decay.
+        """
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if self.decay == "constant":
+            return 1.0
+        if self.decay == "cosine":
+            progress = (step - self.warmup_steps) / max(total - self.warmup_steps, 1)
+            return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+        raise ValueError(f"optimisation.decay={self.decay!r} is not known; one of constant, cosine")
+
+
+class TrainingModule(L.LightningModule):
+    """Base of the methods and of the priors' own training.
+
+    Args:
+        optimisation: learning rate and schedule.
+    """
+
+    def __init__(self, *, optimisation: Optimisation) -> None:
+        super().__init__()
+        self.optimisation = optimisation
+        self.strict_loading = False
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters that training changes, by name."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Lightning's checkpoint: the trainable part alone."""
+        keep = self.trainable().keys()
+        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in keep}
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW over the trainable parameters, with the schedule of `optimisation`."""
+        o = self.optimisation
+        parameters = list(self.trainable().values())
+        optimiser = torch.optim.AdamW(parameters, lr=o.lr, betas=tuple(o.betas), weight_decay=o.weight_decay, eps=o.eps)
+        total = self.trainer.max_steps
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: o.factor(step, total))
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def export(self, folder: Path) -> None:
+        """Write the finished artefact (weights and whatever is needed to load them) into an existing folder."""
+        raise TypeError(f"{type(self).__name__} does not say how its result is written; override export()")

@@ -1,0 +1,57 @@
+"""The semantic slot: where the words c_s about the picture's content come from. `prompt/semantic=none|caption|...`.
+
+A source is called with a batch and gives one text an image; the empty string is the null condition.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from restore_lab.types import Batch
+
+
+class NoWords:
+    """No words: every text is empty."""
+
+    def __call__(self, batch: Batch) -> tuple[str, ...]:
+        return ("",) * len(batch)
+
+
+class Caption:
+    """The caption that came with each image (the data source's own or its sidecar's)."""
+
+    def __call__(self, batch: Batch) -> tuple[str, ...]:
+        return batch.caption
+
+
+class Fixed:
+    """The same text for every image.
+
+    Args:
+        text: what to say.
+    """
+
+    def __init__(self, *, text: str) -> None:
+        self.text = text
+
+    def __call__(self, batch: Batch) -> tuple[str, ...]:
+        return (self.text,) * len(batch)
+
+
+class Shuffled:
+    """Each image gets another image's caption from the same batch: SPIRE Table 4's "unmatched" prompts.
+
+    The captions move on by half the batch, so that neighbours (crops of one photograph) do not swap among themselves.
+
+    Raises:
+        ValueError: for a batch of one, which has no other caption.
+    """
+
+    def __call__(self, batch: Batch) -> tuple[str, ...]:
+        if len(batch) < 2:
+            raise ValueError(
+                "prompt/semantic=shuffled needs batches of at least 2 images; set datamodule.eval_batch_size"
+            )
+        shift = len(batch) // 2
+        return batch.caption[shift:] + batch.caption[:shift]

@@ -1,0 +1,68 @@
+"""The prompt slots put together: a batch in, a `Prompt` out. `prompt=spire` fills them as the paper does.
+
+semantic -> what the frozen prior reads; negative -> the null half of classifier-free guidance; instruction -> what the
+adaptor's trunk reads. In training, texts are dropped to the empty string sample by sample from the sample's own seed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from restore_lab.random import uniform
+from restore_lab.types import Prompt
+
+if TYPE_CHECKING:
+    from restore_lab.types import Batch
+
+
+class TextSource(Protocol):
+    """One text an image."""
+
+    def __call__(self, batch: Batch) -> tuple[str, ...]: ...
+
+
+class Dropout:
+    """Each slot's text is emptied by its own coin (SPIRE: semantic 0.1, instruction never).
+
+    Args:
+        semantic: probability for the semantic slot.
+        instruction: probability for the instruction slot.
+    """
+
+    def __init__(self, *, semantic: float, instruction: float) -> None:
+        for name, p in (("semantic", semantic), ("instruction", instruction)):
+            if not 0.0 <= p <= 1.0:
+                raise ValueError(f"prompt.dropout.{name}={p} is a probability; give a number from 0 to 1")
+        self.semantic, self.instruction = semantic, instruction
+
+    def __call__(self, texts: tuple[str, ...], batch: Batch, *, slot: str) -> tuple[str, ...]:
+        """The texts of a slot ("semantic" or "instruction") with some emptied."""
+        p = self.semantic if slot == "semantic" else self.instruction
+        coins = uniform(batch.seed, f"dropout {slot}").tolist()
+        return tuple("" if coin < p else text for coin, text in zip(coins, texts, strict=True))
+
+
+class PromptSources:
+    """All slots.
+
+    Args:
+        semantic, instruction: text sources.
+        dropout: applied in training.
+        positive: appended to every semantic text (quality words); empty for SPIRE.
+        negative: the text of the null half of guidance; empty for SPIRE.
+    """
+
+    def __init__(
+        self, *, semantic: TextSource, instruction: TextSource, dropout: Dropout, positive: str, negative: str
+    ) -> None:
+        self.semantic, self.instruction, self.dropout = semantic, instruction, dropout
+        self.positive, self.negative = positive, negative
+
+    def __call__(self, batch: Batch, *, training: bool) -> Prompt:
+        """The words for a batch, with dropout if training."""
+        semantic = tuple(text + self.positive for text in self.semantic(batch))
+        instruction = self.instruction(batch)
+        if training:
+            semantic = self.dropout(semantic, batch, slot="semantic")
+            instruction = self.dropout(instruction, batch, slot="instruction")
+        return Prompt(semantic=semantic, negative=(self.negative,) * len(batch), instruction=instruction)

@@ -1,0 +1,196 @@
+"""The shape of the package, checked over its source: import direction, sizes, empty __init__ files, light modules."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "restore_lab"
+CONF = ROOT / "conf"
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
+MAX_LINES = 300
+
+# Imports run towards lower ranks, or stay inside one folder. Beside types stand the tools that anything may use.
+RANKS = {
+    "types": 0,
+    "random": 0,
+    "build": 0,
+    "artefacts": 0,
+    "data": 1,
+    "degradation": 1,
+    "prompts": 2,
+    "backbones": 3,
+    "adaptors": 4,
+    "objectives": 5,
+    "samplers": 5,
+    "methods": 6,
+    "evaluation": 7,
+    "tables": 8,
+    "cli": 9,
+}
+HEAVY = frozenset(
+    ("torch", "torchvision", "lightning", "diffusers", "transformers", "peft", "torchmetrics", "pyiqa", "wandb")
+    + ("skimage", "scipy", "pandas", "pyarrow", "numpy", "PIL", "matplotlib")
+)
+LIGHT = ("types.py", "random.py", "build.py", "artefacts.py", "cli/")
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def part_of(path: Path) -> str:
+    """The folder or module of the package that a file belongs to: "data", "types"."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(tree: ast.AST) -> list[tuple[int, str]]:
+    """(line, dotted name) of everything that a tree imports, wherever in it."""
+    found: list[tuple[int, str]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            found += [(node.lineno, f"{node.module}.{alias.name}") for alias in node.names]
+    return found
+
+
+def at_start(tree: ast.Module) -> list[tuple[int, str]]:
+    """What is imported when the module is: not in functions, not for type checkers alone."""
+    found: list[tuple[int, str]] = []
+    queue: list[ast.stmt] = list(tree.body)
+    while queue:
+        node = queue.pop()
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            found += imported(node)
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            queue += node.orelse
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            queue += [child for child in ast.walk(node) if isinstance(child, ast.Import | ast.ImportFrom)]
+    return found
+
+
+def backward_imports(part: str, tree: ast.AST) -> list[str]:
+    """The imports of a file of `part` that run against the direction."""
+    wrong: list[str] = []
+    for line, name in imported(tree):
+        parts = name.split(".")
+        if parts[0] != PACKAGE.name or len(parts) < 2 or parts[1] == part:
+            continue
+        # Two folders of one rank do not know each other; the tools of rank 0 know only types.
+        same_rank = RANKS[parts[1]] == RANKS[part] and parts[1] != "types"
+        if RANKS[parts[1]] > RANKS[part] or same_rank:
+            wrong.append(f"line {line}: {part} imports {name}")
+    return wrong
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_run_one_way(path: Path) -> None:
+    if path.name == "__init__.py" and path.parent == PACKAGE:
+        return
+    assert part_of(path) in RANKS, f"{name_of(path)}: a new folder needs a rank in tests/test_architecture.py"
+    assert backward_imports(part_of(path), ast.parse(path.read_text(encoding="utf-8"))) == []
+
+
+def test_the_check_itself_sees_a_backward_import_inside_a_function() -> None:
+    tree = ast.parse("def f():\n    from restore_lab.cli import main\n")
+    assert backward_imports("data", tree) == ["line 2: data imports restore_lab.cli.main"]
+    assert backward_imports("data", ast.parse("import restore_lab.degradation.blur")) != []
+    assert backward_imports("data", ast.parse("from restore_lab.types import Batch")) == []
+    assert backward_imports("types", ast.parse("from restore_lab.build import build")) != []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_files_are_small_and_init_files_empty(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    if path.name == "__init__.py":
+        assert text.strip() == "", f"{name_of(path)} holds code; import from the module itself"
+        return
+    lines = len(text.splitlines())
+    assert lines <= MAX_LINES, f"{name_of(path)} has {lines} lines; split it by what it says"
+    assert ast.get_docstring(ast.parse(text)), f"{name_of(path)} does not say what it is"
+    assert text.isascii(), f"{name_of(path)} is not ASCII"
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if path.relative_to(PACKAGE).as_posix().startswith(LIGHT)], ids=name_of
+)
+def test_the_command_lines_start_imports_nothing_heavy(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    heavy = [(line, name) for line, name in at_start(tree) if name.split(".")[0] in HEAVY]
+    assert heavy == [], f"{name_of(path)}: import these inside a function"
+    if path.parent.name == "cli":
+        ours = [name for _, name in at_start(tree) if name.startswith("restore_lab.")]
+        light = (
+            "restore_lab.cli",
+            "restore_lab.build",
+            "restore_lab.artefacts",
+            "restore_lab.types",
+            "restore_lab.random",
+        )
+        assert [name for name in ours if not name.startswith(light)] == [], "a verb imports parts inside run()"
+
+
+def test_the_check_itself_sees_a_heavy_import_and_lets_typing_pass() -> None:
+    tree = ast.parse("if TYPE_CHECKING:\n    import torch\ntry:\n    import wandb\nexcept ImportError:\n    pass\n")
+    assert at_start(tree) == [(4, "wandb")]
+
+
+def configs() -> list[Path]:
+    """Every shipped config, experiments included."""
+    return sorted({path.resolve() for folder in (CONF, ROOT / "experiments") for path in folder.rglob("*.yaml")})
+
+
+def targets(node: object) -> list[str]:
+    """Every `_target_` in a config, at any depth."""
+    if isinstance(node, dict):
+        own = [node["_target_"]] if "_target_" in node else []
+        return own + [found for value in node.values() for found in targets(value)]
+    return [found for value in node for found in targets(value)] if isinstance(node, list) else []
+
+
+def exists(target: str) -> bool:
+    """Whether a dotted name of ours is a module of the package and a class or function at its top (a method below)."""
+    parts = target.split(".")
+    for length in range(len(parts) - 1, 1, -1):
+        path = ROOT.joinpath(*parts[:length]).with_suffix(".py")
+        if path.is_file():
+            body: list[ast.stmt] = ast.parse(path.read_text(encoding="utf-8")).body
+            for name in parts[length:]:
+                named = [n for n in body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == name]
+                if not named:
+                    return False
+                body = named[0].body
+            return True
+    return False
+
+
+@pytest.mark.parametrize("path", configs(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_target_in_a_config_is_there(path: Path) -> None:
+    found = targets(yaml.safe_load(path.read_text(encoding="utf-8")))
+    missing = [name for name in found if name.startswith("restore_lab.") and not exists(name)]
+    assert missing == [], f"{path.relative_to(ROOT)} names what does not exist"
+
+
+def test_the_check_itself_knows_what_exists() -> None:
+    assert exists("restore_lab.types.Recipe.from_json")
+    assert not exists("restore_lab.types.Recipes")
+    assert not exists("restore_lab.nothing.Recipe")
+
+
+def test_every_verb_has_a_config_and_every_verb_is_small() -> None:
+    from restore_lab.cli.main import NOT_VERBS, verbs
+
+    for verb, line in verbs().items():
+        assert (CONF / f"{verb}.yaml").is_file(), f"restore_lab/cli/{verb}.py needs conf/{verb}.yaml"
+        assert line, f"restore_lab/cli/{verb}.py needs a first docstring line, which is its help"
+    for path in (PACKAGE / "cli").glob("*.py"):
+        if path.stem not in NOT_VERBS:
+            assert len(path.read_text(encoding="utf-8").splitlines()) < 80, (
+                f"{name_of(path)}: a verb stays under 80 lines"
+            )
