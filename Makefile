@@ -31,7 +31,8 @@ $(INSTALLED): requirements.lock pyproject.toml | $(PY)
 	@touch $@
 
 quickstart: setup ## Train SPIRE and restore real photographs, with a picture and a table at the end
-	$(VENV)/bin/restore-lab demo
+	$(VENV)/bin/restore-lab train experiment=spire/quickstart
+	$(VENV)/bin/restore-lab evaluate experiment=spire/quickstart_photos
 
 test: setup ## Run the unit and contract rings (no network)
 	$(PY) -m pytest -m "not slow" -n $(WORKERS)

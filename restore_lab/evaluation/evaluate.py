@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from restore_lab.artefacts import code_version, identity
 from restore_lab.build import build
+from restore_lab.evaluation.paired import report
 from restore_lab.evaluation.picture import Panel, contact_sheet
 from restore_lab.evaluation.records import DECODED_HQ, DECODED_LQ, LQ, RECORD, Results, render, write_record
 from restore_lab.methods.base import pad_to_multiple, weights_file
@@ -56,11 +57,11 @@ class Evaluation:
     folder: Path
     results: Results
     picture: Path | None
-    panels: list[Panel] = field(default_factory=list)
+    comparisons: list[str] = field(default_factory=list)
 
     def page(self) -> str:
-        """The table as text."""
-        return render(self.results)
+        """The table as text, and the comparisons of the variants under it."""
+        return "\n".join([render(self.results), *([""] if self.comparisons else []), *self.comparisons])
 
 
 def evaluate(cfg: DictConfig) -> Evaluation:
@@ -84,7 +85,8 @@ def evaluate(cfg: DictConfig) -> Evaluation:
     write_record(folder, results=results, settings=settings, identity=identity_, code=code_version())
     picture = contact_sheet(panels[: cfg.pictures], folder / "pictures.png") if cfg.pictures else None
     log.info("record: %s", folder / RECORD)
-    return Evaluation(folder=folder, results=results, picture=picture, panels=panels)
+    compared = report(results, variants=list(cfg.variants or ()), ordered=list(cfg.ordered or ()))
+    return Evaluation(folder=folder, results=results, picture=picture, comparisons=compared)
 
 
 def _batches(cfg: DictConfig, module: RestorationModule) -> Iterator[Batch]:

@@ -1,0 +1,45 @@
+"""Composed configs for tests: `composed("train", "adaptor=spire")` is what `restore-lab train adaptor=spire` reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict
+
+from restore_lab.cli.conf_dir import conf_dir
+from restore_lab.cli.front import quote_override
+
+
+def composed(verb: str, *overrides: str) -> DictConfig:
+    """The config of a verb, with Hydra's own node behind `${hydra:...}` but not in it."""
+    with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+        cfg = compose(
+            config_name=verb, overrides=[quote_override(word) for word in overrides], return_hydra_config=True
+        )
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+def small(folder: Path) -> tuple[str, ...]:
+    """Overrides that put a toy prior in place and make images, networks and batches as small as they go."""
+    return (
+        f"backbone.path={folder}",
+        "data.size=16",
+        "crop=16",
+        "batch_size=2",
+        "workers=0",
+        "precision=32-true",
+        "adaptor.hint_widths=[4,4,8]",
+        "adaptor.hint_channels=4",
+        "sampler.steps=2",
+        *few_photos(),
+    )
+
+
+def few_photos() -> tuple[str, ...]:
+    """Two evaluation crops of 16 pixels."""
+    return ("eval_data.names=[camera,coffee]", "eval_data.size=32", "eval_data.crop=16")

@@ -1,0 +1,20 @@
+"""Settings and fixtures that all tests share: one thread a process, no network, and the toy priors on disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Toy tensors gain nothing from threads, and `make test` runs one process a core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random SD-shaped prior in diffusers format; do not write into it."""
+    from tests.toys import toy_unet_folder
+
+    return toy_unet_folder(tmp_path_factory.mktemp("prior"))

@@ -1,0 +1,97 @@
+"""A whole method at toy size in memory: SPIRE around a random prior, with what a test wants to change."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from restore_lab.adaptors.control import ControlAdaptor
+from restore_lab.adaptors.modulation import Modulation
+from restore_lab.adaptors.trunk import Trunk
+from restore_lab.methods.spire import Spire
+from restore_lab.methods.training import Optimisation
+from restore_lab.objectives.denoising import Denoising
+from restore_lab.prompts.instruction import FromRecipe
+from restore_lab.prompts.semantic import Caption
+from restore_lab.prompts.sources import Dropout, PromptSources
+from restore_lab.samplers.guidance import ClassifierFree
+from restore_lab.samplers.init import Noise
+from restore_lab.samplers.loop import Sampler, ddim
+from restore_lab.types import Batch, Recipe, Step
+from tests.toys import toy_backbone
+
+
+def toy_sampler(*, steps: int = 2, scale: float = 1.0, init: Any = None, spacing: str = "trailing") -> Sampler:
+    """DDIM of few steps without a bar."""
+    return Sampler(
+        scheduler=partial(ddim, timestep_spacing=spacing),
+        steps=steps,
+        init=init or Noise(),
+        guidance=ClassifierFree(scale=scale),
+        progress=False,
+    )
+
+
+def toy_adaptor(*, fusion: Any = None, text: str = "instruction", middle: str = "frozen") -> partial[ControlAdaptor]:
+    """What builds a small adaptor from a backbone."""
+    return partial(
+        ControlAdaptor,
+        trunk=partial(Trunk, middle=middle),
+        fusion=fusion or partial(Modulation, decoder=False),
+        text=text,
+        hint_widths=[4, 4, 8],
+        hint_channels=4,
+    )
+
+
+def toy_spire(kind: str = "sd", *, adaptor: Any = None, scale: float = 1.0, lr: float = 1e-3, seed: int = 0) -> Spire:
+    """SPIRE on a random prior; the adaptor is the same for the same seed."""
+    torch.manual_seed(seed)
+    return Spire(
+        backbone=toy_backbone(kind),
+        adaptor=adaptor or toy_adaptor(),
+        prompts=PromptSources(
+            semantic=Caption(),
+            instruction=FromRecipe(values=1.0),
+            dropout=Dropout(semantic=0.0, instruction=0.0),
+            positive="",
+            negative="",
+        ),
+        objective=Denoising(t_min=0.0, t_max=1.0),
+        sampler=toy_sampler(scale=scale),
+        optimisation=Optimisation(lr=lr),
+    )
+
+
+def shake(module: nn.Module, *, seed: int = 1, size: float = 0.2) -> None:
+    """Add noise to every trainable parameter, so that zero convolutions let something through."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in module.parameters():
+            if p.requires_grad:
+                p.add_(size * torch.randn(p.shape, generator=draw))
+
+
+def recipe_of(*kinds: str) -> Recipe:
+    """A recipe that says a type and a number for each kind."""
+    return Recipe(
+        pipeline="toy",
+        seed=0,
+        steps=tuple(Step(kind=kind, says=f"De{kind} with sigma 2.4", says_type=f"De{kind}") for kind in kinds),
+    )
+
+
+def toy_batch(count: int = 2, *, size: tuple[int, int] = (16, 16), seed: int = 0) -> Batch:
+    """Random pairs with captions and recipes."""
+    draw = torch.Generator().manual_seed(seed)
+    return Batch(
+        hq_BCHW=torch.rand(count, 3, *size, generator=draw),
+        lq_BCHW=torch.rand(count, 3, *size, generator=draw),
+        caption=tuple(f"picture {i}" for i in range(count)),
+        key=tuple(f"key_{i}" for i in range(count)),
+        seed=tuple(range(100, 100 + count)),
+        recipe=(recipe_of("noise"),) * count,
+    )
