@@ -26,10 +26,10 @@ from restore_lab.degradation.second_order import SecondOrder, Stage
 
 HERE = Path(__file__).resolve().parent
 INSTALL = """BasicSR is not installed at {path}; to compare with it:
-  uv venv /tmp/basicsr_venv --python .venv/bin/python
-  realpath .venv/lib/python3*/site-packages > $(echo /tmp/basicsr_venv/lib/python3*/site-packages)/main.pth
-  uv pip install --python /tmp/basicsr_venv/bin/python --no-deps setuptools opencv-python-headless
-  uv pip install --python /tmp/basicsr_venv/bin/python --no-deps --no-build-isolation basicsr==1.4.2"""
+  uv venv .basicsr_venv --python .venv/bin/python
+  realpath .venv/lib/python3*/site-packages > $(echo .basicsr_venv/lib/python3*/site-packages)/main.pth
+  uv pip install --python .basicsr_venv/bin/python --no-deps setuptools opencv-python-headless
+  uv pip install --python .basicsr_venv/bin/python --no-deps --no-build-isolation basicsr==1.4.2"""
 
 
 def images(*, batch: int, size: int) -> torch.Tensor:
@@ -76,7 +76,7 @@ class Reference:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--basicsr-python", type=Path, default=Path("/tmp/basicsr_venv/bin/python"))
+    parser.add_argument("--basicsr-python", type=Path, default=Path(".basicsr_venv/bin/python"))
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=512)

@@ -69,6 +69,13 @@ def identity(
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def place_of(text: str) -> Path:
+    """The file or folder that a config names: "asset:NAME" is one that ships with the package."""
+    if text.startswith("asset:"):
+        return PACKAGE / "assets" / text.removeprefix("asset:")
+    return Path(text).expanduser()
+
+
 def fingerprint(path: str | PurePath) -> str:
     """32 hex characters for what a file or folder holds: names below it and bytes, never its own name or its dates.
 
@@ -240,7 +247,7 @@ def _is_path_key(key: str) -> bool:
 
 def _canonical_path(text: str) -> Any:
     """A fingerprint where there is a file or folder, the word itself (a hub id) where there is none."""
-    place = PACKAGE / "assets" / text.removeprefix("asset:") if text.startswith("asset:") else Path(text).expanduser()
+    place = place_of(text)
     return {"content": fingerprint(place)} if text and place.exists() else text
 
 

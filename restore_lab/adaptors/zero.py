@@ -55,7 +55,6 @@ class ZeroConv(nn.Module):
         if tap.name not in self.sources:
             return h_BCHW, carry
         residual = self.convs[tap.name.replace(".", "_")](carry[self.sources[tap.name]]).to(h_BCHW.dtype)
-        if tap.kind == "middle":
-            return h_BCHW + residual, carry
-        up, skip = h_BCHW.split([tap.channels - tap.skip, tap.skip], dim=1)
+        width = tap.skip or tap.channels
+        up, skip = h_BCHW.split([tap.channels - width, width], dim=1)
         return torch.cat([up, skip + residual], dim=1), carry

@@ -22,6 +22,7 @@ from restore_lab.backbones.text import TextEncoder
 from restore_lab.backbones.unet import UNetBackbone
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+CACHE_BYTES = 256 * 2**20
 TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
 
 
@@ -32,6 +33,7 @@ def load_backbone(
     dtype: str = "float32",
     meta: bool = False,
     gradient_checkpointing: bool = False,
+    cache_text: bool = True,
 ) -> UNetBackbone:
     """The frozen prior at `path`.
 
@@ -41,6 +43,7 @@ def load_backbone(
         dtype: of the weights: float32, float16 or bfloat16 (an SDXL codec that overflows in float16 stays float32).
         meta: build from configs on the meta device in float32, without weights and tokenizers.
         gradient_checkpointing: recompute the UNet's resnets and transformer blocks in the backward pass.
+        cache_text: remember texts; turn it off where they never come twice (endless procedural captions).
 
     Raises:
         BackboneError: naming what was tried, if nothing is there, or what is there cannot be read.
@@ -59,7 +62,13 @@ def load_backbone(
     return UNetBackbone(
         unet=unet,
         codec=Codec(vae),
-        text=_text(folder, penultimate=unet.config.addition_embed_type == "text_time", dtype=DTYPES[dtype], meta=meta),
+        text=_text(
+            folder,
+            penultimate=unet.config.addition_embed_type == "text_time",
+            dtype=DTYPES[dtype],
+            meta=meta,
+            cache_bytes=CACHE_BYTES if cache_text else 0,
+        ),
         schedule=load_schedule(folder),
     )
 
@@ -88,7 +97,7 @@ def _diffusers_part(folder: Path, *, dtype: torch.dtype, meta: bool) -> Any:
     return _read(known[name], folder, dtype=dtype)
 
 
-def _text(folder: Path, *, penultimate: bool, dtype: torch.dtype, meta: bool) -> TextEncoder:
+def _text(folder: Path, *, penultimate: bool, dtype: torch.dtype, meta: bool, cache_bytes: int) -> TextEncoder:
     """text_encoder and, if it is there, text_encoder_2, with their tokenizers."""
     from transformers import CLIPTokenizer
 
@@ -101,7 +110,7 @@ def _text(folder: Path, *, penultimate: bool, dtype: torch.dtype, meta: bool) ->
             tokenizers.append(CLIPTokenizer.from_pretrained(home, local_files_only=True))
         except (OSError, ValueError, TypeError) as error:
             raise BackboneError(f"{home}: not a CLIP tokenizer that can be read ({_first_line(error)})") from error
-    return TextEncoder(encoders=encoders, tokenizers=tokenizers, penultimate=penultimate)
+    return TextEncoder(encoders=encoders, tokenizers=tokenizers, penultimate=penultimate, cache_bytes=cache_bytes)
 
 
 def _text_model(folder: Path, *, dtype: torch.dtype, meta: bool) -> Any:

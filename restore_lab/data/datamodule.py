@@ -173,15 +173,6 @@ class RestorationDataModule(LightningDataModule):
         """All of `predict`."""
         return self._stream("predict")
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Move the images; Lightning itself refuses frozen dataclasses."""
-        hq, lq = batch.hq_BCHW, batch.lq_BCHW
-        return replace(
-            batch,
-            hq_BCHW=None if hq is None else hq.to(device, non_blocking=True),
-            lq_BCHW=None if lq is None else lq.to(device, non_blocking=True),
-        )
-
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Degrade what has no LQ, on the device where it now is."""
         trainer = self.trainer

@@ -70,7 +70,11 @@ def evaluate(cfg: DictConfig) -> Evaluation:
     Raises:
         ValueError: if no image is left to measure.
     """
-    settings: dict[str, Any] = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(MEASURED)), resolve=True)
+    # Node by node and in place: interpolations reach parts of the config that are not among the measured.
+    settings: dict[str, Any] = {
+        key: OmegaConf.to_container(cfg[key], resolve=True) if OmegaConf.is_config(cfg[key]) else cfg[key]
+        for key in MEASURED
+    }
     settings["weights"] = None if cfg.weights is None else str(weights_file(cfg.weights))
     identity_ = identity(settings)
     folder = Path(cfg.run_dir) if cfg.run_dir else Path(cfg.runs_dir) / cfg.name / f"scores-{identity_}"

@@ -7,13 +7,17 @@ padded to the backbone's multiple and cut back.
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from restore_lab.artefacts import place_of
+from restore_lab.backbones.loading import DTYPES
 from restore_lab.methods.training import Optimisation, TrainingModule
 from restore_lab.types import Batch, Hint, Prompt
 
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from restore_lab.samplers.guidance import Branch
     from restore_lab.samplers.loop import Sampler
 
+log = logging.getLogger(__name__)
 WEIGHTS = "adaptor.safetensors"
 
 
@@ -40,6 +45,7 @@ class RestorationModule(TrainingModule):
         objective: the training loss.
         sampler: the sampling loop.
         optimisation: learning rate and schedule.
+        weights_dtype: what the finished weights are written in: float32, float16 or bfloat16.
     """
 
     def __init__(
@@ -51,8 +57,12 @@ class RestorationModule(TrainingModule):
         objective: Denoising,
         sampler: Sampler,
         optimisation: Optimisation,
+        weights_dtype: str = "float32",
     ) -> None:
         super().__init__(optimisation=optimisation)
+        if weights_dtype not in DTYPES:
+            raise ValueError(f"weights_dtype={weights_dtype!r} is not known; one of {', '.join(DTYPES)}")
+        self.weights_dtype = DTYPES[weights_dtype]
         self.backbone = backbone
         self.adaptor = adaptor(backbone)
         self.prompts, self.objective, self.sampler = prompts, objective, sampler
@@ -124,16 +134,20 @@ class RestorationModule(TrainingModule):
         return self.backbone.codec.decode(latent_BCHW)[..., :height, :width].clamp(0, 1)
 
     def load_weights(self, file: Path) -> None:
-        """Load the adaptor's weights, all of them and nothing else.
+        """Load the adaptor's weights, all of them and nothing else; says so if they were trained on another prior.
 
         Raises:
             ValueError: if the file is missing or does not fit this adaptor.
         """
+        from safetensors import SafetensorError, safe_open
         from safetensors.torch import load_file
 
         if not file.is_file():
             raise ValueError(f"{file}: no such weights; train some with restore-lab train, then give weights=FOLDER")
-        found, wanted = load_file(file), self.adaptor_state()
+        try:
+            found, wanted = load_file(file), self.adaptor_state()
+        except SafetensorError as error:
+            raise ValueError(f"{file}: no adaptor weights, or damaged ({error}); train or copy it again") from error
         odd = [k for k in wanted if k not in found or found[k].shape != wanted[k].shape] + [
             k for k in found if k not in wanted
         ]
@@ -142,6 +156,10 @@ class RestorationModule(TrainingModule):
                 f"{file}: does not fit this adaptor: {len(odd)} of {len(wanted)} tensors are missing, unknown or of "
                 f"another shape, the first is {odd[0]}; use the backbone and adaptor settings that it was trained with"
             )
+        with safe_open(file, framework="pt") as opened:
+            base = (opened.metadata() or {}).get("base")
+        if base is not None and base != fingerprint_of(self.backbone.unet):
+            log.warning("%s: trained on another prior than this one; results will be poor", file)
         self.adaptor.load_state_dict({k: v.to(wanted[k].dtype) for k, v in found.items()}, strict=False)
 
     def adaptor_state(self) -> dict[str, Tensor]:
@@ -149,17 +167,28 @@ class RestorationModule(TrainingModule):
         return {name: p.data for name, p in self.adaptor.named_parameters() if p.requires_grad}
 
     def export(self, folder: Path) -> None:
-        """The adaptor's trainable weights as safetensors."""
+        """The adaptor's trainable weights as safetensors, with the prior's fingerprint in the header."""
         from safetensors.torch import save_file
 
-        state: dict[str, Any] = {k: v.detach().cpu().contiguous() for k, v in self.adaptor_state().items()}
-        save_file(state, folder / WEIGHTS)
+        state = {k: v.cpu().to(self.weights_dtype).contiguous() for k, v in self.adaptor_state().items()}
+        save_file(state, folder / WEIGHTS, metadata={"base": fingerprint_of(self.backbone.unet)})
+
+
+def fingerprint_of(denoiser: torch.nn.Module) -> str:
+    """16 hex characters for a prior's weights: names, shapes and the first numbers of every tensor, as bfloat16.
+
+    Rounded so, a prior loaded in float32 and in bfloat16 is the same prior.
+    """
+    total = hashlib.sha256()
+    for name, p in denoiser.state_dict().items():
+        first = p.detach().flatten()[:16].cpu().to(torch.bfloat16).float().numpy().tobytes()
+        total.update(f"{name}{tuple(p.shape)}".encode() + first)
+    return total.hexdigest()[:16]
 
 
 def weights_file(place: str) -> Path:
     """The adaptor's weights at a place: a safetensors file, a run's folder, or asset:NAME for shipped ones."""
-    kind, _, name = place.partition(":")
-    path = Path(__file__).parent.parent / "assets" / name if kind == "asset" else Path(place).expanduser()
+    path = place_of(place)
     return path / WEIGHTS if path.is_dir() else path
 
 

@@ -8,7 +8,7 @@ stage `codec`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
@@ -104,6 +104,13 @@ class CodecPretraining(TrainingModule):
         weight = 1e-3 if self.global_step > 1000 else 1.0 / (self.global_step + 1)
         self.mean_C.lerp_(z_BCHW.float().mean(dim=(0, 2, 3)), weight)
         self.square_C.lerp_(z_BCHW.float().square().mean(dim=(0, 2, 3)), weight)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The moments are not trained, so the state dict leaves them out; a resumed run goes on with them."""
+        checkpoint["moments"] = (self.mean_C.clone(), self.square_C.clone())
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.mean_C, self.square_C = (moment.to(self.device) for moment in checkpoint["moments"])
 
     def export(self, folder: Path) -> None:
         """The `vae` folder of a diffusers pipeline, in half precision."""

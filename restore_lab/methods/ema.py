@@ -38,6 +38,9 @@ class EMA(L.Callback):
         """Start from the weights, or move a resumed average to the device."""
         for name, p in pl_module.trainable().items():
             self.average[name] = self.average.get(name, p.detach().clone()).to(p.device)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
+        """Only now does the trainer know the step that it resumes from."""
         self.seen = trainer.global_step
 
     @torch.no_grad()

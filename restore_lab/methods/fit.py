@@ -11,15 +11,12 @@ import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from restore_lab.artefacts import Manifest, complete, identity
 from restore_lab.build import build
-
-if TYPE_CHECKING:
-    import lightning as L
 
 log = logging.getLogger(__name__)
 STATE = "state"
@@ -37,14 +34,13 @@ def fit(cfg: DictConfig) -> Path:
     Raises:
         ValueError: for an unknown stage.
     """
-    names = list(cfg.stages)
+    names = [name for name in cfg.stages if cfg.stages[name] is not None]
     if cfg.stage != "all" and cfg.stage not in names:
         raise ValueError(f"stage={cfg.stage!r} is not known here; one of {', '.join([*names, 'all'])}")
     last = names[-1] if cfg.stage == "all" else cfg.stage
     folders: dict[str, Path] = {}
     for name in names[: names.index(last) + 1]:
-        if cfg.stages[name] is not None:
-            folders[name] = _stage(cfg, name, folders)
+        folders[name] = _stage(cfg, name, folders)
     return folders[last]
 
 
@@ -72,12 +68,16 @@ def _stage(cfg: DictConfig, name: str, earlier: Mapping[str, Path]) -> Path:
 def _train(cfg: DictConfig, node: Mapping[str, Any], folder: Path) -> None:
     """Build the stage's objects, train from the last checkpoint if there is one, and write the result."""
     import lightning as L
+    import torch
 
     from restore_lab.methods.base import weights_file
     from restore_lab.methods.ema import EMA
     from restore_lab.methods.history import History
+    from restore_lab.methods.progress import StepBar
 
     folder.mkdir(parents=True, exist_ok=True)
+    # Deterministic mode would otherwise also write NaN into every fresh tensor, a debugging aid that costs time.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     module, data = build(node["module"]), build(node["datamodule"])
     if node.get("weights"):
@@ -87,10 +87,11 @@ def _train(cfg: DictConfig, node: Mapping[str, Any], folder: Path) -> None:
         dirpath=folder / STATE, filename="{step}", every_n_train_steps=cfg.checkpoint_every, save_top_k=1
     )
     callbacks = [c for c in (ema, checkpoint, History(file=folder / "losses.jsonl", every=cfg.log_every)) if c]
-    callbacks += build(cfg.callbacks) or []
+    callbacks += ([StepBar()] if cfg.progress else []) + (build(cfg.callbacks) or [])
+    _hush()
     trainer = build(
         cfg.trainer,
-        callbacks=callbacks + ([_bar()] if cfg.trainer.enable_progress_bar else []),
+        callbacks=callbacks,
         logger=build(cfg.logger) or False,
         default_root_dir=str(folder),
         **node["trainer"],
@@ -123,10 +124,14 @@ def last_state(folder: Path) -> Path | None:
     return states[-1] if states else None
 
 
-def _bar() -> L.Callback:
-    from lightning.pytorch.callbacks import TQDMProgressBar
+def _hush() -> None:
+    """Lightning's notes on hardware and its tips would bury what the run says; a frozen prior is in eval mode."""
+    import warnings
 
-    return TQDMProgressBar(refresh_rate=10)
+    warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.* is deprecated")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _replaced(value: Any, names: Mapping[str, str]) -> Any:

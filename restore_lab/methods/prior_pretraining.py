@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from restore_lab.artefacts import place_of
 from restore_lab.backbones.codec import Codec
 from restore_lab.backbones.schedule import Schedule
 from restore_lab.backbones.text import TextEncoder
@@ -53,12 +54,13 @@ class PriorPretraining(TrainingModule):
     ) -> None:
         super().__init__(optimisation=optimisation)
         from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-        from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+        from transformers import CLIPTextModel, CLIPTokenizer
 
+        clip_folder = place_of(clip)
         vae = AutoencoderKL.from_pretrained(codec, torch_dtype=torch.float32)
-        self.tokenizer = CLIPTokenizer.from_pretrained(clip, local_files_only=True)
-        text = CLIPTextModel.from_pretrained(clip, dtype=torch.float32, local_files_only=True)
-        width = CLIPModel.config_class.from_pretrained(clip).text_config.hidden_size
+        self.tokenizer = CLIPTokenizer.from_pretrained(clip_folder, local_files_only=True)
+        text = CLIPTextModel.from_pretrained(clip_folder, dtype=torch.float32, local_files_only=True)
+        width = text.config.hidden_size
         denoiser = UNet2DConditionModel(
             in_channels=vae.config.latent_channels,
             out_channels=vae.config.latent_channels,
@@ -69,7 +71,7 @@ class PriorPretraining(TrainingModule):
         self.backbone = UNetBackbone(
             unet=denoiser,
             codec=Codec(vae),
-            text=TextEncoder(encoders=[text], tokenizers=[self.tokenizer], penultimate=False),
+            text=TextEncoder(encoders=[text], tokenizers=[self.tokenizer], penultimate=False, cache_bytes=0),
             schedule=Schedule.from_config(self.scheduler.config),
         )
         denoiser.requires_grad_(True)

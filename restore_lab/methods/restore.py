@@ -1,11 +1,12 @@
 """Restoring a user's own images: files in, PNG files out, each written whole or not at all.
 
 Images are read as any photograph is (16 bit, CMYK, rotated by EXIF, ...); a bad one is named in one line and left out.
-Each image's noise comes from the seed and the image's name, so a folder restores as its images do alone.
+Each image's noise comes from the seed and its own pixels, so a folder restores as its images do alone.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,10 +110,10 @@ def _write(module: RestorationModule, lq_HWC: np.ndarray, picture: Picture, done
         lq_BCHW=to_tensor(lq_HWC)[None].to(module.device),
         caption=(picture.caption if cfg.caption is None else cfg.caption,),
         key=(picture.key,),
-        seed=(mix(cfg.seed, "restore", picture.key),),
+        seed=(mix(cfg.seed, "restore", hashlib.sha256(lq_HWC.tobytes()).hexdigest()),),
         recipe=(None,),
     )
-    target = (done.output / picture.key).with_suffix(".png")
+    target = done.output / f"{picture.key}.png"  # a key may hold dots of its own
     target.parent.mkdir(parents=True, exist_ok=True)
     write_png(target, to_image(module.restore(batch)[0].cpu()))
     done.written += 1

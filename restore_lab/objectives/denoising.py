@@ -47,7 +47,9 @@ class Denoising:
             predict: the model at (z_t, t).
         """
         fraction_B = self.t_min + (self.t_max - self.t_min) * uniform(seeds, "timestep")
-        t_B = (fraction_B * schedule.num_train_timesteps).long().to(z0_BCHW.device)
+        # A t_min above 0 can round the fraction up to 1, where there is no timestep.
+        t_B = (fraction_B * schedule.num_train_timesteps).long().clamp(max=schedule.num_train_timesteps - 1)
+        t_B = t_B.to(z0_BCHW.device)
         noise_BCHW = noise_like(z0_BCHW, seeds, "diffusion noise")
         z_BCHW = schedule.add_noise(z0_BCHW, noise_BCHW, t_B)
         target_BCHW = schedule.target(z0_BCHW, noise_BCHW, t_B)

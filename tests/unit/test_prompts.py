@@ -68,7 +68,7 @@ def test_instruction_of_nothing_of_a_blind_recipe_and_of_none() -> None:
     assert FromRecipe(values=1.0)(clean) == ("",)
     blind = replace(batch(1), recipe=(replace(recipe_of("blur"), blind=True),))
     assert FromRecipe(values=0.0)(blind) == (REMOVE_ALL,)
-    with pytest.raises(ValueError, match="^key_0: no recipe says .* prompt/instruction=blind"):
+    with pytest.raises(ValueError, match=r"^key_0: no recipe says .* prompt/instruction=blind"):
         FromRecipe(values=1.0)(replace(batch(1), recipe=(None,)))
 
 

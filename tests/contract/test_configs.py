@@ -1,0 +1,123 @@
+"""Every part under conf/ composes into its verb and builds, every experiment composes; new yamls come in unasked.
+
+Backbones are replaced by a toy folder, missing values by a toy folder of images, so that nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from PIL import Image
+
+from restore_lab.build import build
+from restore_lab.cli.conf_dir import conf_dir
+from restore_lab.cli.errors import groups
+from tests.composed import composed, small
+from tests.toys import toy_backbone
+
+CONF = conf_dir()
+GROUPS = {group: options for group, options in groups([CONF]).items() if group != "experiment"}
+EXPERIMENTS = groups([CONF]).get("experiment", [])
+# Groups that the train verb does not have, and parts that must be chosen before a group of theirs.
+VERB = {"metrics": "evaluate", "protocol": "evaluate"}
+FIRST = {"data/rule": ("data=paired",)}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> dict[str, Any]:
+    """What stands in for values that a yaml leaves to the user, by the key's last name."""
+    folder = tmp_path_factory.mktemp("images")
+    for side, names in (("lq", ["1", "0364_0.85_0.12", "12_rain"]), ("hq", ["1", "0364", "12_clean"])):
+        (folder / side).mkdir()
+        for name in names:
+            Image.new("RGB", (16, 16)).save(folder / side / f"{name}.png")
+    (folder / "manifest.csv").write_text("lq,hq\n1.png,1.png\n")
+    hq = str(folder / "hq")
+    return {"root": hq, "hq": hq, "lq": str(folder / "lq"), "path": str(folder / "manifest.csv"), "text": "a cat"}
+
+
+def filled(cfg: DictConfig, values: dict[str, Any]) -> DictConfig:
+    """The config with every ??? replaced."""
+    for key in OmegaConf.missing_keys(cfg):
+        name = key.rpartition(".")[2]
+        assert name in values, f"{key} is ???: say in tests/contract/test_configs.py what stands in for it"
+        OmegaConf.update(cfg, key, values[name])
+    return cfg
+
+
+def chosen(group: str, option: str) -> DictConfig:
+    return composed(VERB.get(group.partition("/")[0], "train"), *FIRST.get(group, ()), f"{group}={option}")
+
+
+PARTS = [(group, option) for group, options in GROUPS.items() for option in options]
+
+
+@pytest.mark.parametrize(("group", "option"), PARTS, ids=[f"{group}={option}" for group, option in PARTS])
+def test_a_part_composes_and_builds(group, option, images, toy_folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    cfg = filled(chosen(group, option), images)
+    cfg.backbone.path = str(toy_folder)
+    cfg.runs_dir = str(tmp_path)
+    node = OmegaConf.select(cfg, group.replace("/", "."))
+    if group in ("method", "scale"):  # presets: the module that they make
+        cfg.adaptor.hint_widths, cfg.adaptor.hint_channels = [4, 4, 8], 4
+        module = build(cfg.module)
+        assert module.trainable()
+        return
+    if group == "metrics":
+        made = build(node, protocol=build(cfg.protocol))
+        assert made.metrics or made.notes
+        return
+    made = build(node)
+    if "_target_" not in node:
+        assert group == "logger" and not made
+        return
+    name = node["_target_"].rpartition(".")[2]
+    if node.get("_partial_"):
+        made = made(toy_backbone("sd"))
+    assert type(made).__name__ == name or not name[0].isupper()
+
+
+def takes_experiments() -> list[str]:
+    """The verbs whose yaml leaves room for an experiment."""
+    found = []
+    for path in sorted(CONF.glob("*.yaml")):
+        entries = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("defaults", [])
+        if any(isinstance(entry, dict) and "experiment" in entry for entry in entries):
+            found.append(path.stem)
+    return found
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_composes(name, images) -> None:
+    """In the verb that it is for, all interpolations resolved."""
+    refusals = {}
+    for verb in takes_experiments():
+        try:
+            cfg = filled(composed(verb, f"experiment={name}"), images)
+            OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+            return
+        except (HydraException, OmegaConfBaseException) as error:
+            refusals[verb] = str(error)
+    pytest.fail(f"{name}: {refusals}")
+
+
+def test_the_groups_are_those_of_the_folders() -> None:
+    """Were `groups` to miss a folder, the tests above would pass over it."""
+    there = {path.relative_to(CONF).as_posix() for path in Path(CONF).rglob("*") if path.is_dir()}
+    with_parts = {name for name in there if any((CONF / name).glob("*.yaml")) and not name.startswith("experiment")}
+    assert with_parts == GROUPS.keys()
+    assert sum(len(list((CONF / name).glob("*.yaml"))) for name in with_parts) == len(PARTS)
+    assert {"priors/tiny_sd", "priors/tiny_clip"} <= set(EXPERIMENTS)
+    assert {"train", "evaluate"} <= set(takes_experiments())
+
+
+def test_a_whole_small_method_builds(toy_folder) -> None:
+    module = build(composed("train", *small(toy_folder)).module)
+    assert type(module).__name__ == "Spire"

@@ -1,0 +1,66 @@
+"""A training run killed with SIGKILL and started again equals one that was never killed, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from restore_lab.artefacts import complete
+from tests.composed import small
+
+ROOT = Path(__file__).resolve().parents[2]
+# Two batches a step; validation after steps 3 and 6; checkpoints after steps 3 and 6.
+WORDS = (
+    "name=run",
+    "max_steps=8",
+    "checkpoint_every=3",
+    "log_every=1",
+    "ema=0.9",
+    "stages.adaptor.trainer.accumulate_grad_batches=2",
+    "trainer.val_check_interval=6",
+    "trainer.accelerator=cpu",
+    "trainer.enable_progress_bar=false",
+    "optimisation.lr=1e-3",
+    "optimisation.warmup_steps=4",
+    "optimisation.decay=cosine",
+    "eval_degradation=noise",
+)
+
+
+def train(toy_folder: Path, runs: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`restore-lab train` in a process of its own."""
+    command = [sys.executable, "-m", "restore_lab.cli.main", "train", *small(toy_folder), *WORDS, f"runs_dir={runs}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [*command, *words], cwd=runs.parent, env=environment, capture_output=True, text=True, timeout=900, check=False
+    )
+
+
+def steps(folder: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder / "losses.jsonl").read_text().splitlines()]
+
+
+def test_killed_and_started_again(toy_folder, tmp_path) -> None:
+    kill = ("callbacks=[{_target_:tests.killer.KillAt,step:5}]", "trusted_packages=[tests]")
+    killed = train(toy_folder, tmp_path / "killed", *kill)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    (folder,) = (tmp_path / "killed" / "run").iterdir()
+    assert steps(folder) == [1, 2, 3, 3, 4, 5]  # one line of validation after step 3
+    assert not complete(folder) and not (folder / "adaptor.safetensors").exists()
+    assert [path.name for path in (folder / "state").iterdir()] == ["step=3.ckpt"]
+
+    again = train(toy_folder, tmp_path / "killed", "workers=1")
+    assert again.returncode == 0, again.stderr
+    assert f"weights: {folder}" in again.stdout
+
+    whole = train(toy_folder, tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    unbroken = tmp_path / "whole" / "run" / folder.name  # the same settings, the same name
+    assert steps(unbroken) == [1, 2, 3, 3, 4, 5, 6, 6, 7, 8]
+    for name in ("losses.jsonl", "adaptor.safetensors"):
+        assert (folder / name).read_bytes() == (unbroken / name).read_bytes(), name
+    assert complete(folder) and not (folder / "state").exists()

@@ -1,0 +1,162 @@
+"""`restore-lab evaluate`: its rows, its variants, what it leaves out, its record and its picture."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from restore_lab.build import build
+from restore_lab.cli import errors
+from restore_lab.cli.evaluate import run
+from restore_lab.evaluation import evaluate as evaluate_module
+from restore_lab.evaluation.evaluate import Evaluation, evaluate, through_codec
+from restore_lab.evaluation.picture import Panel, contact_sheet
+from restore_lab.evaluation.records import read_record
+from restore_lab.types import REMOVE_ALL
+from tests.composed import composed, small
+
+WORDS = {
+    "told": "{instruction: {_target_: restore_lab.prompts.instruction.FromRecipe, values: 1.0}}",
+    "blind": "{instruction: {_target_: restore_lab.prompts.instruction.Blind},"
+    " semantic: {_target_: restore_lab.prompts.semantic.NoWords}}",
+}
+
+
+def config(toy_folder: Path, tmp_path: Path, *words: str):
+    base = ("weights=null", "metrics=fidelity", "eval_degradation=parameterized", f"runs_dir={tmp_path}")
+    return composed("evaluate", *small(toy_folder), *base, "device=cpu", "progress=false", "name=toy", *words)
+
+
+@pytest.fixture(scope="module")
+def done(toy_folder, tmp_path_factory) -> Evaluation:
+    return evaluate(config(toy_folder, tmp_path_factory.mktemp("scores"), "eval_degradation.keep=1.0"))
+
+
+def means(evaluation: Evaluation, metric: str) -> dict[str, float]:
+    return {cell.row: cell.mean for cell in evaluation.results.cells if cell.metric == metric}
+
+
+def test_three_rows_beside_the_methods(done) -> None:
+    rows = {"LQ", "D(E(LQ))", "D(E(HQ))", "toy"}
+    assert {cell.row for cell in done.results.cells} == rows
+    assert {cell.metric for cell in done.results.cells} == {"psnr", "ssim"}
+    assert {cell.n for cell in done.results.cells} == {2}
+    assert all(row in done.page() for row in rows)
+    assert {image.key for image in done.results.images} == {"camera_0", "coffee_0"}
+
+
+def test_the_numbers_are_those_of_the_images(done, toy_folder, tmp_path) -> None:
+    """PSNR of the LQ and of D(E(HQ)), worked out again from the data module's own batch."""
+    cfg = config(toy_folder, tmp_path, "eval_degradation.keep=1.0", "eval_batch_size=1")
+    backbone, data = build(cfg.backbone), build(cfg.datamodule)
+    lq, decoded = [], []
+    for batch in data.test_dataloader():
+        pair = data.degrade(batch, stage="test")
+        for found, image in ((lq, pair.lq_BCHW), (decoded, through_codec(backbone, pair.hq_BCHW))):
+            error = (image.mul(255).round() - pair.hq_BCHW.mul(255).round()).div(255).square().mean()
+            found.append(-10 * math.log10(error))
+    assert means(done, "psnr")["LQ"] == pytest.approx(sum(lq) / 2, abs=1e-3)
+    assert means(done, "psnr")["D(E(HQ))"] == pytest.approx(sum(decoded) / 2, abs=1e-3)
+
+
+def test_the_record_can_be_read(done) -> None:
+    record = read_record(done.folder)
+    assert record.results.cells and len(record.results.images) == 4 * 2 * 2
+    assert record.settings["weights"] is None
+    assert done.folder.name == f"scores-{record.identity}"
+    told = {image.instruction for image in record.results.images if image.row == "toy"}
+    assert all("with sigma" in words for words in told)
+    assert all(image.recipe for image in record.results.images if image.row == "LQ")
+
+
+def test_the_picture_is_there(done) -> None:
+    assert done.picture == done.folder / "pictures.png"
+    with Image.open(done.picture) as picture:
+        assert picture.width > 3 * 192 and picture.height > 192
+        assert len(picture.convert("RGB").resize((64, 64)).getcolors(64 * 64) or []) > 20
+
+
+def test_variants_are_rows_of_one_record_from_the_same_noise(done, toy_folder, tmp_path, monkeypatch) -> None:
+    shown: list[Panel] = []
+    monkeypatch.setattr(evaluate_module, "contact_sheet", lambda panels, path: shown.extend(panels))
+    cfg = config(
+        toy_folder,
+        tmp_path,
+        "eval_degradation.keep=1.0",
+        f"+variants.told={WORDS['told']}",
+        f"+variants.blind={WORDS['blind']}",
+        "pictures=1",
+    )
+    both = evaluate(cfg)
+    assert {cell.row for cell in both.results.cells} == {"LQ", "D(E(LQ))", "D(E(HQ))", "told", "blind"}
+    said = {row: {i.instruction for i in both.results.images if i.row == row} for row in ("told", "blind")}
+    assert said["blind"] == {REMOVE_ALL}
+    assert REMOVE_ALL not in said["told"]
+    assert [panel.titles for panel in shown] == [("input", "told", "blind", "original")]
+    assert "with sigma" in shown[0].instruction
+    assert means(both, "psnr")["told"] == means(done, "psnr")["toy"]  # what the method says anyway
+    assert both.folder.name != done.folder.name
+
+
+def test_unknown_slots_are_refused(toy_folder, tmp_path) -> None:
+    with pytest.raises(ValueError, match="no prompt slot 'negative'; slots are semantic, instruction") as caught:
+        evaluate(
+            config(toy_folder, tmp_path, "+variants.odd={negative: {_target_: restore_lab.prompts.semantic.NoWords}}")
+        )
+    assert errors.is_bad_input(caught.value)
+
+
+def test_images_that_are_too_good_are_left_out(done, toy_folder, tmp_path) -> None:
+    values = {i.key: i.value for i in done.results.images if (i.row, i.metric) == ("LQ", "psnr")}
+    worse, better = sorted(values, key=values.get)
+    limit = (values[worse] + values[better]) / 2
+    words = ("eval_degradation.keep=1.0", f"max_lq_psnr={limit}", "pictures=0")
+    some = evaluate(config(toy_folder, tmp_path, *words))
+    assert {image.key for image in some.results.images} == {worse}
+    assert {cell.n for cell in some.results.cells} == {1}
+    with pytest.raises(
+        ValueError, match=r"no image was measured; none has an LQ of at most max_lq_psnr=1.0 dB"
+    ) as caught:
+        evaluate(config(toy_folder, tmp_path, "max_lq_psnr=1.0"))
+    assert errors.is_bad_input(caught.value)
+
+
+def test_the_identity_is_of_what_is_measured(done, toy_folder, tmp_path) -> None:
+    same = evaluate(
+        config(
+            toy_folder, tmp_path, "eval_degradation.keep=1.0", "pictures=1", "runs_dir=" + str(tmp_path), "max_steps=7"
+        )
+    )
+    assert same.folder.name == done.folder.name
+    assert means(same, "ssim") == means(done, "ssim")
+
+
+def test_the_verb_prints_table_record_and_picture(toy_folder, tmp_path, capsys) -> None:
+    run(config(toy_folder, tmp_path, f"run_dir={tmp_path}/here", "eval_data.names=[camera]"))
+    out = capsys.readouterr().out
+    assert "D(E(HQ))" in out and f"record:  {tmp_path}/here" in out and f"picture: {tmp_path}/here/pictures.png" in out
+    assert read_record(tmp_path / "here").results.cells
+
+
+def test_without_originals_there_is_nothing_to_compare_with(toy_folder, tmp_path) -> None:
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    words = ("eval_data=folder", f"eval_data.root={tmp_path}", "eval_data.role=lq")
+    base = [w for w in small(toy_folder) if not w.startswith("eval_data.")]
+    cfg = composed(
+        "evaluate", *base, *words, "weights=null", "metrics=fidelity", f"runs_dir={tmp_path}", "progress=false"
+    )
+    with pytest.raises(ValueError, match="evaluation compares with originals"):
+        evaluate(cfg)
+
+
+def test_a_contact_sheet_shows_the_images_in_their_places(tmp_path) -> None:
+    red, blue = (torch.tensor(c)[:, None, None].expand(3, 64, 64) for c in ([1.0, 0, 0], [0, 0, 1.0]))
+    panels = [Panel(images=(red, blue), titles=("input", "original"), caption="a" * 300, instruction="")] * 3
+    path = contact_sheet(panels, tmp_path / "sheet.png", columns=2)
+    picture = Image.open(path).convert("RGB")
+    colours = {colour: count for count, colour in picture.getcolors(10**6)}
+    assert colours[255, 0, 0] == colours[0, 0, 255] == 3 * 192 * 192
