@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
+import torch
 from torch import Tensor, nn
 
 from restore_lab.adaptors.hint import HintNet
@@ -31,6 +32,8 @@ class ControlAdaptor(nn.Module):
             or none (always the empty text).
         hint_widths: channels of the hint network at each resolution.
         hint_channels: channels that the hint network hands to the trunk; null takes the latent's.
+        lq_latent: feed the trunk the LQ's latent beside the hint network's features. The paper does not; where training
+            is short it spares the hint network from learning what the codec's encoder knows.
     """
 
     requires = ("join", "middle")
@@ -44,14 +47,15 @@ class ControlAdaptor(nn.Module):
         text: Literal["instruction", "semantic", "none"],
         hint_widths: Sequence[int],
         hint_channels: int | None,
+        lq_latent: bool = False,
     ) -> None:
         super().__init__()
         if text not in ("instruction", "semantic", "none"):
             raise ValueError(f"adaptor.text={text!r} is not known; one of instruction, semantic, none")
-        self.text = text
+        self.text, self.lq_latent = text, lq_latent
         out = backbone.codec.channels if hint_channels is None else hint_channels
         self.hint = HintNet(compression=backbone.codec.compression, widths=hint_widths, out=out)
-        self.trunk = trunk(backbone, hint_channels=out)
+        self.trunk = trunk(backbone, hint_channels=out + (backbone.codec.channels if lq_latent else 0))
         self.fusion = fusion(backbone)
 
     def control(self, z_BCHW: Tensor, t_B: Tensor, hint: Hint, cond: Cond) -> dict[str, Tensor]:
@@ -60,14 +64,19 @@ class ControlAdaptor(nn.Module):
         Args:
             z_BCHW: noisy latents.
             t_B: timesteps.
-            hint: the LQ image and, for `text=instruction|none`, the tokens that the trunk reads.
+            hint: the LQ image, its latent if `lq_latent`, and the tokens that the trunk reads unless `text=semantic`.
             cond: the branch's condition, whose pooled and size parts (SDXL) the trunk shares.
         """
         tokens = cond.tokens_BLD if self.text == "semantic" else hint.instruction_BLD
         if tokens is None:
             raise ValueError("this adaptor reads an instruction, and the hint has none; fill prompt/instruction")
         read = Cond(tokens_BLD=tokens, pooled_BD=cond.pooled_BD, size_BD=cond.size_BD)
-        return self.trunk(z_BCHW, t_B, self.hint(hint.lq_BCHW).to(z_BCHW.dtype), read)
+        features_BCHW = self.hint(hint.lq_BCHW).to(z_BCHW.dtype)
+        if self.lq_latent:
+            if hint.lq_latent_BCHW is None:
+                raise ValueError("this adaptor reads the LQ's latent (adaptor.lq_latent), and the hint has none")
+            features_BCHW = torch.cat([features_BCHW, hint.lq_latent_BCHW.to(z_BCHW.dtype)], dim=1)
+        return self.trunk(z_BCHW, t_B, features_BCHW, read)
 
     def fuse(self, tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: dict[str, Tensor]) -> tuple[Tensor, dict]:
         """The pure edit: the fusion, with the controls as its carry."""

@@ -68,8 +68,9 @@ class RestorationModule(TrainingModule):
         self.prompts, self.objective, self.sampler = prompts, objective, sampler
 
     def hint(self, lq_BCHW: Tensor, prompt: Prompt) -> Hint:
-        """What the adaptor may look at; the LQ alone unless a method says more."""
-        return Hint(lq_BCHW=lq_BCHW)
+        """What the adaptor may look at: the LQ and, if it reads it, the LQ's latent; a method may say more."""
+        latent_BCHW = self.backbone.codec.encode(lq_BCHW) if self.adaptor.lq_latent else None
+        return Hint(lq_BCHW=lq_BCHW, lq_latent_BCHW=latent_BCHW)
 
     def predict(self, z_BCHW: Tensor, t_B: Tensor, branches: Sequence[Branch]) -> Tensor:
         """The weighted sum of the branches' predictions; a trunk that reads no semantic text runs once for all."""

@@ -7,6 +7,8 @@ The frozen prior reads the semantic prompt c_s; the trunk reads the degraded ima
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from restore_lab.methods.base import RestorationModule
@@ -17,7 +19,7 @@ class Spire(RestorationModule):
     """The base wiring with the instruction's tokens in the hint."""
 
     def hint(self, lq_BCHW: Tensor, prompt: Prompt) -> Hint:
-        """The LQ and the tokens of c_r, from the prior's own frozen text encoder."""
+        """The base's hint with the tokens of c_r, from the prior's own frozen text encoder."""
         texts = prompt.instruction if self.adaptor.text == "instruction" else ("",) * len(lq_BCHW)
         instruction = self.backbone.embed(texts, tuple(lq_BCHW.shape[-2:]))
-        return Hint(lq_BCHW=lq_BCHW, instruction_BLD=instruction.tokens_BLD)
+        return replace(super().hint(lq_BCHW, prompt), instruction_BLD=instruction.tokens_BLD)

@@ -5,6 +5,7 @@ Backbones are replaced by a toy folder, missing values by a toy folder of images
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ from tests.toys import toy_backbone
 CONF = conf_dir()
 GROUPS = {group: options for group, options in groups([CONF]).items() if group != "experiment"}
 EXPERIMENTS = groups([CONF]).get("experiment", [])
-# Groups that the train verb does not have, and parts that must be chosen before a group of theirs.
-VERB = {"metrics": "evaluate", "protocol": "evaluate"}
-FIRST = {"data/rule": ("data=paired",)}
+# Groups and parts that the train verb does not have, and parts that must be chosen before a group of theirs.
+VERB = {"metrics": "evaluate", "protocol": "evaluate", "prompt/instruction=given": "restore"}
+FIRST = {"data/rule": ("data=paired",), "eval_data/rule": ("eval_data=paired",)}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,8 @@ def images(tmp_path_factory) -> dict[str, Any]:
             Image.new("RGB", (16, 16)).save(folder / side / f"{name}.png")
     (folder / "manifest.csv").write_text("lq,hq\n1.png,1.png\n")
     hq = str(folder / "hq")
-    return {"root": hq, "hq": hq, "lq": str(folder / "lq"), "path": str(folder / "manifest.csv"), "text": "a cat"}
+    table = str(folder / "manifest.csv")
+    return {"root": hq, "hq": hq, "lq": str(folder / "lq"), "path": table, "input": hq, "text": "a cat"}
 
 
 def filled(cfg: DictConfig, values: dict[str, Any]) -> DictConfig:
@@ -52,7 +54,8 @@ def filled(cfg: DictConfig, values: dict[str, Any]) -> DictConfig:
 
 
 def chosen(group: str, option: str) -> DictConfig:
-    return composed(VERB.get(group.partition("/")[0], "train"), *FIRST.get(group, ()), f"{group}={option}")
+    verb = VERB.get(f"{group}={option}") or VERB.get(group, "train")
+    return composed(verb, *FIRST.get(group, ()), f"{group}={option}")
 
 
 PARTS = [(group, option) for group, options in GROUPS.items() for option in options]
@@ -110,7 +113,7 @@ def test_an_experiment_composes(name, images) -> None:
 
 def test_the_groups_are_those_of_the_folders() -> None:
     """Were `groups` to miss a folder, the tests above would pass over it."""
-    there = {path.relative_to(CONF).as_posix() for path in Path(CONF).rglob("*") if path.is_dir()}
+    there = {Path(base).relative_to(CONF).as_posix() for base, _, _ in os.walk(CONF, followlinks=True)} - {"."}
     with_parts = {name for name in there if any((CONF / name).glob("*.yaml")) and not name.startswith("experiment")}
     assert with_parts == GROUPS.keys()
     assert sum(len(list((CONF / name).glob("*.yaml"))) for name in with_parts) == len(PARTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -34,7 +35,10 @@ def backbones():
 def toy_hint(backbone, *, seed: int = 3) -> Hint:
     draw = torch.Generator().manual_seed(seed)
     tokens = torch.randn(2, TEXT_LENGTH, backbone.unet.config.cross_attention_dim, generator=draw)
-    return Hint(lq_BCHW=torch.rand(2, 3, 32, 32, generator=draw), instruction_BLD=tokens)
+    lq_BCHW = torch.rand(2, 3, 32, 32, generator=draw)
+    side = 32 // backbone.codec.compression
+    latent_BCHW = torch.randn(2, backbone.codec.channels, side, side, generator=draw)
+    return Hint(lq_BCHW=lq_BCHW, lq_latent_BCHW=latent_BCHW, instruction_BLD=tokens)
 
 
 def steered(backbone, adaptor, z: Tensor, t: Tensor, cond: Cond, hint: Hint) -> Tensor:
@@ -230,6 +234,21 @@ def test_table_7s_relative_costs(counts) -> None:
     skip_and_up = 1 + (counts["modulation_decoder"] - counts["zero_conv"]) / controlnet
     assert skip == pytest.approx(1.03, abs=0.005)
     assert skip_and_up == pytest.approx(1.06, abs=0.005)
+
+
+def test_the_lqs_latent_is_read_where_asked_for(backbones) -> None:
+    backbone = backbones["sd"]
+    z, t, cond = toy_inputs(backbone)
+    hint = toy_hint(backbone)
+    moved = replace(hint, lq_latent_BCHW=hint.lq_latent_BCHW + 1)
+    for reads in (False, True):
+        made = build(composed("describe", f"adaptor.lq_latent={str(reads).lower()}", *SMALL).adaptor)(backbone)
+        shake(made)
+        with torch.no_grad():
+            same = torch.equal(*(steered(backbone, made, z, t, cond, h) for h in (hint, moved)))
+        assert same is not reads
+    with pytest.raises(ValueError, match="reads the LQ's latent"):
+        made.control(z, t, replace(hint, lq_latent_BCHW=None), cond)
 
 
 # One block a half: enough for every kind of tap but the upsampler's, and quick to trace.
