@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -112,7 +113,10 @@ class PyiqaBased(ImageMetric):
             try:
                 with no_network():
                     import pyiqa
+                    from pyiqa.utils.logger import get_root_logger
 
+                    # Its first call sets the level; two lines a metric would bury what the run says.
+                    get_root_logger().setLevel(logging.WARNING)
                     self._network = pyiqa.create_metric(self.id, device=device)
             except Exception as error:  # whatever the readers of a damaged file may raise
                 raise MetricUnavailable(f"{self.id}: pyiqa cannot set it up: {_line(error)}") from error
