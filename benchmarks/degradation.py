@@ -1,11 +1,11 @@
 """Images a second of our second-order degradation and of BasicSR's, alternating in one run; prints one line of JSON.
 
-    .venv/bin/python benchmarks/degradation.py [--basicsr-python PATH] [--rounds 12] [--size 512] [--batch 8]
+    .venv/bin/python benchmarks/degradation.py [--basicsr-python PATH] [--rounds 60] [--size 512] [--batch 8]
 
 Settings: Real-ESRGAN's (conf/degradation/real_esrgan.yaml), two threads, USM off on both sides unless --usm.
-BasicSR decides once a batch, so a run averages over many rounds; ours decides for each image. BasicSR 1.4.2 is no
-dependency: its side is benchmarks/basicsr_reference.py, a process in an environment of its own that works only when
-asked, so that the two take turns on the same cores.
+BasicSR decides once a batch, so its rounds differ by factors and a run needs many of them; ours decides for each image.
+BasicSR 1.4.2 is no dependency: its side is benchmarks/basicsr_reference.py, a process in an environment of its own that
+works only when asked, so that the two take turns on the same cores.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--basicsr-python", type=Path, default=Path(".basicsr_venv/bin/python"))
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)

@@ -101,7 +101,7 @@ def _run(steps: Sequence[Step], hq_CHW: Tensor) -> Tensor:
     x_CHW = hq_CHW.double()
     for step in steps:
         x_CHW = apply_step(step, x_CHW)
-    return x_CHW.clamp(0, 1).float()
+    return x_CHW.float().clamp_(0, 1)
 
 
 def _each(work: Callable[[int], Tensor], count: int, device: torch.device) -> list[Tensor]:

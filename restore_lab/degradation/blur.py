@@ -122,12 +122,13 @@ def filter_image(x_CHW: Tensor, kernel: Tensor) -> Tensor:
     """Correlate each channel with the kernel under reflect padding; same size out, float64."""
     _, height, width = x_CHW.shape
     pad = kernel.shape[-1] // 2
-    padded_CHW = _pad_reflect(x_CHW.double(), pad)
     shape = (_fft_length(height + 2 * pad), _fft_length(width + 2 * pad))
-    response = torch.fft.rfft2(kernel.to(x_CHW.device, torch.float64), s=shape).conj().resolve_conj()
+    rows = torch.fft.rfft(kernel.to(x_CHW.device, torch.float64), n=shape[1])  # of the kernel alone, not of its padding
+    response = torch.fft.fft(rows, n=shape[0], dim=0).conj().resolve_conj()
+    spectrum = torch.empty_like(response)
     filtered_CHW = torch.empty_like(x_CHW, dtype=torch.float64)
-    for channel, padded_HW in zip(filtered_CHW, padded_CHW, strict=True):  # one at a time stays in the cache
-        spectrum = torch.fft.rfft2(padded_HW, s=shape)
+    for channel, x_HW in zip(filtered_CHW, x_CHW.double(), strict=True):  # one at a time stays in the cache
+        torch.fft.rfft2(_pad_reflect(x_HW[None], pad)[0], s=shape, out=spectrum)
         spectrum *= response
         # Wrapping spoils only the last `2 * pad` rows and columns, which the crop drops.
         channel.copy_(torch.fft.irfft2(spectrum, s=shape)[:height, :width])

@@ -16,12 +16,12 @@ from torchvision.io import decode_jpeg, encode_jpeg
 
 def to_8bit(x_CHW: Tensor) -> Tensor:
     """Clip to [0, 1] and round to uint8 levels."""
-    return (x_CHW.clamp(0, 1) * 255).round().to(torch.uint8)
+    return x_CHW.clamp(0, 1).mul_(255).round_().to(torch.uint8)
 
 
 def round_8bit(x_CHW: Tensor) -> Tensor:
     """Clip to [0, 1] and keep the 256 levels of an 8-bit file; the dtype stays."""
-    return (x_CHW.clamp(0, 1) * 255).round() / 255
+    return x_CHW.clamp(0, 1).mul_(255).round_().div_(255)
 
 
 def jpeg(x_CHW: Tensor, *, quality: int) -> Tensor:
@@ -36,4 +36,4 @@ def jpeg(x_CHW: Tensor, *, quality: int) -> Tensor:
         raise ValueError(f"JPEG needs an RGB image, got {x_CHW.shape[0]} channels")
     file = encode_jpeg(to_8bit(x_CHW).cpu(), quality=quality)
     decoded_CHW = cast(Tensor, decode_jpeg(file))  # a list only for a list of files
-    return decoded_CHW.to(x_CHW.device).to(x_CHW.dtype) / 255
+    return decoded_CHW.to(x_CHW.device).to(x_CHW.dtype).div_(255)

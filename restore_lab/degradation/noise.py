@@ -25,7 +25,7 @@ def gaussian_noise(x_CHW: Tensor, *, sigma: float, grey: bool, seed: int) -> Ten
     """Add N(0, sigma^2), one field for all channels if `grey`, and clip."""
     channels, height, width = x_CHW.shape
     field = torch.randn(1 if grey else channels, height, width, generator=generator(seed, "gaussian"))
-    return (x_CHW + sigma * field.to(x_CHW.device).double()).clamp(0, 1)
+    return x_CHW.add(field.to(x_CHW.device), alpha=sigma).clamp_(0, 1)
 
 
 def poisson_noise(x_CHW: Tensor, *, scale: float, grey: bool, seed: int) -> Tensor:
@@ -37,26 +37,28 @@ def poisson_noise(x_CHW: Tensor, *, scale: float, grey: bool, seed: int) -> Tens
     if grey:
         weights = torch.tensor(LUMA, dtype=x_CHW.dtype, device=x_CHW.device).view(3, 1, 1)
         source = (x_CHW * weights).sum(0, keepdim=True)
-    level = (source.clamp(0, 1) * 255).round().long()
+    level = source.clamp(0, 1).mul_(255).round_().int()
     distinct = int((torch.bincount(level.flatten(), minlength=256) > 0).sum())
     peak = 1 << math.ceil(math.log2(max(distinct, 1)))
     uniform = torch.randint(0, STEPS, source.shape, generator=generator(seed, "poisson"), dtype=torch.int16)
     table = _noise_table(peak).to(x_CHW.device)
-    place = (level * STEPS + uniform.to(x_CHW.device)).flatten()
-    noise = table.index_select(0, place).view(level.shape)
-    return (x_CHW + scale * noise.double()).clamp(0, 1)
+    place = level.mul_(STEPS).add_(uniform.to(x_CHW.device))
+    noise = table.index_select(0, place.flatten()).view(place.shape)
+    return x_CHW.add(noise, alpha=scale).clamp_(0, 1)
 
 
 @lru_cache(maxsize=9)
 def _noise_table(peak: int) -> Tensor:
     """Flat table of (quantile(Poisson(level / 255 * peak)) / peak - level / 255), 256 levels x STEPS, float32.
 
-    Quantiles are taken at the middles of STEPS equal slices of probability; by the recurrence of the Poisson law.
+    Quantiles are taken at the middles of STEPS equal slices of probability, where the count first reaches the middle's
+    cumulative probability: each count fills the slices between the one before it and its own.
     """
     rate = torch.arange(256, dtype=torch.float64) / 255 * peak
     count = torch.arange(math.ceil(peak + 12 * math.sqrt(peak)) + 2, dtype=torch.float64)
     log_p = torch.special.xlogy(count[None], rate[:, None]) - rate[:, None] - torch.lgamma(count + 1)[None]
-    cumulative = torch.exp(log_p).cumsum(1)
-    middle = ((torch.arange(STEPS, dtype=torch.float64) + 0.5) / STEPS).expand(256, STEPS).contiguous()
-    quantile = torch.searchsorted(cumulative.contiguous(), middle).double()
-    return (quantile / peak - rate[:, None] / peak).float().flatten()
+    filled = (torch.exp(log_p).cumsum(1) * STEPS + 0.5).floor().long()
+    filled[:, -1] = STEPS  # the last count takes the rest of the tail
+    slices = filled.diff(dim=1, prepend=torch.zeros(256, 1, dtype=torch.long))
+    noise = (count[None] / peak - rate[:, None] / peak).float()
+    return noise.flatten().repeat_interleave(slices.flatten())

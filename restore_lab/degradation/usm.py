@@ -17,7 +17,7 @@ def usm_sharpen(x_CHW: Tensor, *, weight: float, threshold: float, size: int, si
     """Sharpen by `weight`; `threshold` in 8-bit levels, Gaussian of `size` pixels (odd) and `sigma` pixels."""
     kernel = gaussian_kernel(size, sigma)
     residual = x_CHW.double() - filter_image(x_CHW, kernel)
-    mask = (residual.abs() * 255 > threshold).double()
+    mask = (residual.abs().mul_(255) > threshold).double()
     soft = filter_image(mask, kernel)
     sharp = (x_CHW + weight * residual).clamp(0, 1)
     return soft * sharp + (1 - soft) * x_CHW
