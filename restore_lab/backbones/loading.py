@@ -92,7 +92,7 @@ def _diffusers_part(folder: Path, *, dtype: torch.dtype, meta: bool) -> Any:
     if name not in known:
         raise BackboneError(f"{folder}: class {name!r} is not one of {', '.join(known)}")
     if meta:
-        with _quiet(), torch.device("meta"):
+        with quiet(), torch.device("meta"):
             return known[name].from_config(config)
     return _read(known[name], folder, dtype=dtype)
 
@@ -132,7 +132,7 @@ def _read(cls: Any, folder: Path, *, dtype: torch.dtype) -> Any:
     files = [file.name for file in (*folder.glob("*.safetensors"), *folder.glob("*.bin"))]
     half_only = bool(files) and all(".fp16" in name for name in files)
     try:
-        with _quiet():
+        with quiet():
             model, info = cls.from_pretrained(
                 folder,
                 torch_dtype=dtype,
@@ -149,7 +149,7 @@ def _read(cls: Any, folder: Path, *, dtype: torch.dtype) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bar for a part that loads in a blink, no notes on config entries; errors still come as errors."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging

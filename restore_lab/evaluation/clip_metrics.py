@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from restore_lab.artefacts import fingerprint
+from restore_lab.backbones.loading import quiet
 from restore_lab.evaluation.frechet import frechet_distance
 from restore_lab.evaluation.protocol import ImageMetric, MetricUnavailable, SetMetric
 
@@ -66,7 +67,8 @@ class Clip:
         from transformers import AutoTokenizer, CLIPModel
 
         try:
-            self.model: Any = CLIPModel.from_pretrained(folder, local_files_only=True)
+            with quiet():
+                self.model: Any = CLIPModel.from_pretrained(folder, local_files_only=True)
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             settings = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
         except Exception as error:  # whatever the readers of a damaged file may raise

@@ -16,6 +16,7 @@ from torch import Tensor
 from restore_lab.build import build
 from restore_lab.evaluation.fidelity import MsSsim, Psnr, Ssim, psnr, ssim
 from restore_lab.evaluation.frechet import frechet_distance
+from restore_lab.evaluation.noise_level import NoiseLevel, TotalVariation
 from restore_lab.evaluation.protocol import ImageMetric, MetricUnavailable, Protocol, SetMetric
 from restore_lab.evaluation.suite import MetricSuite
 from restore_lab.types import Recipe
@@ -239,3 +240,19 @@ def test_every_suite_builds_under_every_protocol(metrics: Path, protocol: Path) 
     assert set(built.metrics) | dropped == set(config.metrics)
     assert set(built.metrics).isdisjoint(dropped)
     assert {"psnr", "ssim"} <= set(built.metrics)
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.1])
+def test_noise_level_is_the_sigma_of_white_noise_and_blind_to_ramps(sigma) -> None:
+    ramp = torch.linspace(0.3, 0.6, 200).expand(1, 3, 200, 200)
+    noise = sigma * torch.randn(1, 1, 200, 200, generator=torch.Generator().manual_seed(0))
+    assert NoiseLevel()(ramp, None, None).item() == pytest.approx(0.0, abs=1e-6)
+    assert NoiseLevel()(ramp + noise, None, None).item() == pytest.approx(sigma, rel=0.03)
+
+
+def test_total_variation_closed_forms() -> None:
+    x, y = torch.meshgrid(torch.arange(8.0), torch.arange(6.0), indexing="xy")
+    ramp = (0.03 * x + 0.05 * y).expand(2, 3, 6, 8)
+    assert TotalVariation()(ramp, None, None).tolist() == pytest.approx([0.08, 0.08], rel=1e-5)
+    stripes = (x % 2).expand(1, 3, 6, 8)
+    assert TotalVariation()(stripes, None, None).item() == pytest.approx(1.0)
