@@ -140,10 +140,13 @@ def _distance(kind: str, u: np.ndarray, v: np.ndarray, r: float) -> np.ndarray:
 
 def letters(rng: Generator, size: int, word: str) -> np.ndarray:
     """A word as a mask in [0, 1] at a random place and size, always whole inside the picture."""
-    font_size = int(rng.uniform(0.55, 1.1) * 1.6 * size / max(len(word), 2))
-    font = ImageFont.load_default(size=max(font_size, 8))
-    left, top, right, bottom = font.getbbox(word)
-    width, height = right - left, bottom - top
+    largest = int(rng.uniform(0.55, 1.1) * 1.6 * size / max(len(word), 2))
+    for font_size in range(max(largest, 8), 0, -1):
+        font = ImageFont.load_default(size=font_size)
+        left, top, right, bottom = font.getbbox(word)
+        width, height = right - left, bottom - top
+        if max(width, height) <= size:
+            break
     x = rng.uniform(0, max(size - width, 1)) - left
     y = rng.uniform(0, max(size - height, 1)) - top
     canvas = Image.new("L", (size, size), 0)

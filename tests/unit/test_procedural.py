@@ -22,6 +22,25 @@ def named(caption: str) -> list[int]:
     return [i for i, name in enumerate(NAMES) if re.search(rf"\b{name}\b", caption)]
 
 
+class Stuck:
+    """Draws the middle of the first range, then the same end of every other."""
+
+    def __init__(self, end: int) -> None:
+        self.end, self.first = end, True
+
+    def uniform(self, *ends: float) -> float:
+        first, self.first = self.first, False
+        return sum(ends) / 2 if first else ends[self.end]
+
+
+@pytest.mark.parametrize("word", ["i", "WWWWWWWW", "photograph"])
+@pytest.mark.parametrize("size", [32, 64])
+def test_words_are_whole(word, size) -> None:
+    corner, opposite = (drawing.letters(Stuck(end), size, word) for end in (0, 1))
+    assert corner.sum() > 0
+    assert abs(float(corner.sum() - opposite.sum())) < 0.05 * float(corner.sum())  # subpixel places differ a little
+
+
 def test_a_scene_is_a_function_of_seed_and_index() -> None:
     first, second = source(), source()
     for index in (3, 0, 3, 59):
