@@ -122,7 +122,8 @@ class RestorationModule(TrainingModule):
         prompt = self.prompts(batch, training=False)
         padded_BCHW = pad_to_multiple(lq_BCHW, self.backbone.multiple)
         size = tuple(padded_BCHW.shape[-2:])
-        cond, null = self.backbone.embed(prompt.semantic, size), self.backbone.embed(prompt.negative, size)
+        cond = self.backbone.embed(prompt.semantic, size)
+        null = cond if prompt.negative == prompt.semantic else self.backbone.embed(prompt.negative, size)
         hint = self.hint(padded_BCHW, prompt)
         branches = self.sampler.guidance.branches(cond=cond, null=null, hint=hint)
         latent_BCHW = self.sampler(

@@ -15,11 +15,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from restore_lab.artefacts import Manifest, complete, identity
+from restore_lab.artefacts import Manifest, complete, identity, write_bytes_atomic
 from restore_lab.build import build
 
 log = logging.getLogger(__name__)
 STATE = "state"
+CLAIM = "unfinished"  # the file with the identity of the run that is at work here
 
 
 def fit(cfg: DictConfig) -> Path:
@@ -40,29 +41,43 @@ def fit(cfg: DictConfig) -> Path:
     last = names[-1] if cfg.stage == "all" else cfg.stage
     folders: dict[str, Path] = {}
     for name in names[: names.index(last) + 1]:
-        folders[name] = _stage(cfg, name, folders)
+        folders[name] = _stage(cfg, name, folders, run_dir=cfg.run_dir if name == last else None)
     return folders[last]
 
 
-def _stage(cfg: DictConfig, name: str, earlier: Mapping[str, Path]) -> Path:
-    """Make one stage's artefact, or find it made."""
+def _stage(cfg: DictConfig, name: str, earlier: Mapping[str, Path], *, run_dir: str | None) -> Path:
+    """Make one stage's artefact, or find it made; in `run_dir` if that is given."""
     raw = OmegaConf.to_container(cfg.stages[name], resolve=True, throw_on_missing=True)
     parents = {stage: Manifest.read(folder).identity for stage, folder in earlier.items()}
     settings = {**_replaced(raw, {k: f"stage:{v}" for k, v in parents.items()}), "seed": cfg.seed}
     settings.pop("run", None)
     identity_ = identity(settings, list(parents.values()))
-    folder = Path(cfg.run_dir) if cfg.run_dir else Path(cfg.runs_dir) / cfg.name / f"{name}-{identity_}"
+    folder = Path(run_dir) if run_dir else Path(cfg.runs_dir) / cfg.name / f"{name}-{identity_}"
     if complete(folder, identity=identity_):
         log.info("stage %s is complete: %s", name, folder)
         return folder
     if complete(folder):
         raise ValueError(f"{folder} holds another run's result; choose another run_dir, or delete it")
+    _claim(folder, identity_)
     node = _replaced(raw, {k: str(v) for k, v in earlier.items()})
     _train(cfg, node, folder)
     Manifest(identity=identity_, kind=name, settings=settings, parents=tuple(parents.values())).write(folder)
     shutil.rmtree(folder / STATE, ignore_errors=True)
+    (folder / CLAIM).unlink(missing_ok=True)
     log.info("stage %s: %s", name, folder)
     return folder
+
+
+def _claim(folder: Path, identity_: str) -> None:
+    """Say whose checkpoints these are, so that another run's are never continued by mistake.
+
+    Raises:
+        ValueError: if the folder holds an unfinished run with other settings.
+    """
+    claim = folder / CLAIM
+    if claim.exists() and claim.read_text() != identity_:
+        raise ValueError(f"{folder} holds an unfinished run with other settings; choose another run_dir, or delete it")
+    write_bytes_atomic(claim, identity_.encode())
 
 
 def _train(cfg: DictConfig, node: Mapping[str, Any], folder: Path) -> None:
@@ -129,6 +144,11 @@ def _hush() -> None:
     import warnings
 
     warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")
+    warnings.filterwarnings(
+        "ignore", message="You're resuming from a checkpoint that ended before the epoch"
+    )  # ours can
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")  # nothing to validate on
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.* is deprecated")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

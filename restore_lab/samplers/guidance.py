@@ -32,7 +32,7 @@ class ClassifierFree:
 
     def branches(self, *, cond: Cond, null: Cond, hint: Hint) -> tuple[Branch, ...]:
         """The branches of a step; both see the same hint."""
-        if self.scale == 1.0:
+        if self.scale == 1.0 or null is cond:  # without words there is nothing to guide towards
             return (Branch(weight=1.0, cond=cond, hint=hint),)
         return (
             Branch(weight=self.scale, cond=cond, hint=hint),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from restore_lab.backbones.schedule import Schedule
+from restore_lab.prompts.semantic import NoWords
 from restore_lab.random import noise_like
 from restore_lab.samplers.guidance import ClassifierFree
 from restore_lab.samplers.init import LqNoised, Noise
@@ -108,6 +109,20 @@ def test_branches_and_their_weights() -> None:
         assert [b.weight for b in branches] == [scale, 1 - scale]
         assert branches[0].cond is cond and branches[1].cond is null
         assert all(b.hint is hint for b in branches)
+
+
+def test_without_words_guidance_costs_nothing() -> None:
+    module, batch = toy_spire(scale=3.0), toy_batch(2)
+    shake(module.adaptor, size=0.05)
+    passes = []
+    module.backbone.unet.conv_out.register_forward_hook(lambda *args: passes.append(1))
+    described = module.restore(batch)
+    assert len(passes) == 2 * module.sampler.steps
+    module.prompts.semantic = NoWords()
+    passes.clear()
+    wordless = module.restore(batch)
+    assert len(passes) == module.sampler.steps
+    assert not torch.equal(described, wordless)
 
 
 @pytest.mark.parametrize("text", ["instruction", "semantic"])

@@ -280,7 +280,7 @@ def spied(monkeypatch) -> list[tuple[dict, Path]]:
     made: list[tuple[dict, Path]] = []
 
     def pretend(cfg, node, folder) -> None:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         made.append((node, folder))
 
     monkeypatch.setattr(fit_module, "_train", pretend)
@@ -345,3 +345,22 @@ def test_another_runs_folder_is_refused(tmp_path, spied) -> None:
     assert complete(tmp_path / "mine")
     with pytest.raises(ValueError, match="mine holds another run's result"):
         fit(stages(tmp_path, "stage=codec", f"run_dir={tmp_path}/mine", "seed=2"))
+
+
+def test_a_run_dir_is_the_last_stages(tmp_path, spied) -> None:
+    assert fit(stages(tmp_path, f"run_dir={tmp_path}/mine")) == tmp_path / "mine"
+    (_, first), (_, second) = spied
+    assert first.parent == tmp_path / "priors" / "tiny_sd" and second == tmp_path / "mine"
+
+
+def test_an_unfinished_run_is_not_continued_with_other_settings(tmp_path, monkeypatch) -> None:
+    def killed(cfg, node, folder) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fit_module, "_train", killed)
+    mine = ("stage=codec", f"run_dir={tmp_path}/mine")
+    for words in (mine, (*mine, "workers=3")):
+        with pytest.raises(KeyboardInterrupt):
+            fit(stages(tmp_path, *words))
+    with pytest.raises(ValueError, match="mine holds an unfinished run with other settings; choose another run_dir"):
+        fit(stages(tmp_path, *mine, "seed=2"))
