@@ -89,7 +89,7 @@ def evaluate(cfg: DictConfig) -> Evaluation:
     write_record(folder, results=results, settings=settings, identity=identity_, code=code_version())
     picture = contact_sheet(panels[: cfg.pictures], folder / "pictures.png") if cfg.pictures else None
     log.info("record: %s", folder / RECORD)
-    compared = report(results, variants=list(cfg.variants or ()), ordered=list(cfg.ordered or ()))
+    compared = report(results, variants=list(cfg.variants or (cfg.name,)), ordered=list(cfg.ordered or ()))
     return Evaluation(folder=folder, results=results, picture=picture, comparisons=compared)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from restore_lab.evaluation.records import DECODED_LQ
 from restore_lab.random import rng
 
 if TYPE_CHECKING:
@@ -91,15 +92,16 @@ def rank_correlation(results: Results, *, rows: Sequence[str], metric: str) -> t
 
 
 def report(results: Results, *, variants: Sequence[str], ordered: Sequence[str]) -> list[str]:
-    """Lines that compare each variant with the first, and rank correlations along `ordered`.
+    """Lines that compare the first variant with D(E(LQ)), each other with the first, and ranks along `ordered`.
 
     A "*" marks an interval that does not contain zero.
     """
     metrics = list(dict.fromkeys(image.metric for image in results.images))
+    pairs = [(variants[0], DECODED_LQ), *((row, variants[0]) for row in variants[1:])]
     lines = [
-        str(difference(results, row=row, baseline=variants[0], metric=metric))
+        str(difference(results, row=row, baseline=baseline, metric=metric))
         for metric in metrics
-        for row in variants[1:]
+        for row, baseline in pairs
     ]
     for metric in metrics if ordered else ():
         means, each = rank_correlation(results, rows=ordered, metric=metric)
