@@ -17,22 +17,43 @@ from restore_lab.objectives.denoising import Denoising
 from restore_lab.prompts.instruction import FromRecipe
 from restore_lab.prompts.semantic import Caption
 from restore_lab.prompts.sources import Dropout, PromptSources
+from restore_lab.samplers.colour import keep
+from restore_lab.samplers.fidelity import Free
 from restore_lab.samplers.guidance import ClassifierFree
 from restore_lab.samplers.init import Noise
-from restore_lab.samplers.loop import Sampler, ddim
+from restore_lab.samplers.level import Linear
+from restore_lab.samplers.loop import SchedulerSampler, ddim
 from restore_lab.types import Batch, Recipe, Step
 from tests.toys import toy_backbone
 
 
-def toy_sampler(*, steps: int = 2, scale: float = 1.0, init: Any = None, spacing: str = "trailing") -> Sampler:
+def toy_sampler(
+    *,
+    steps: int = 2,
+    scale: float = 1.0,
+    init: Any = None,
+    spacing: str = "trailing",
+    scheduler: Any = None,
+    fidelity: Any = None,
+) -> SchedulerSampler:
     """DDIM of few steps without a bar."""
-    return Sampler(
-        scheduler=partial(ddim, timestep_spacing=spacing),
+    return SchedulerSampler(
+        scheduler=scheduler or partial(ddim, timestep_spacing=spacing),
         steps=steps,
-        init=init or Noise(),
-        guidance=ClassifierFree(scale=scale),
-        progress=False,
+        **sampler_parts(scale=scale, init=init, fidelity=fidelity),
     )
+
+
+def sampler_parts(*, scale: float = 1.0, init: Any = None, fidelity: Any = None) -> dict[str, Any]:
+    """What every sampler takes."""
+    return {
+        "init": init or Noise(),
+        "guidance": ClassifierFree(scale=scale),
+        "fidelity": fidelity or Free(),
+        "strength": Linear(start=1.0, end=1.0),
+        "colour": keep,
+        "progress": False,
+    }
 
 
 def toy_adaptor(*, fusion: Any = None, text: str = "instruction", middle: str = "frozen") -> partial[ControlAdaptor]:

@@ -11,7 +11,7 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch import Tensor
 from restore_lab.artefacts import place_of
 from restore_lab.backbones.loading import DTYPES
 from restore_lab.methods.training import Optimisation, TrainingModule
-from restore_lab.types import Batch, Hint, Prompt
+from restore_lab.types import Batch, Hint, Prompt, Tap
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from restore_lab.objectives.denoising import Denoising
     from restore_lab.prompts.sources import PromptSources
     from restore_lab.samplers.guidance import Branch
+    from restore_lab.samplers.level import Level
     from restore_lab.samplers.loop import Sampler
+    from restore_lab.types import Edit
 
 log = logging.getLogger(__name__)
 WEIGHTS = "adaptor.safetensors"
@@ -72,13 +74,21 @@ class RestorationModule(TrainingModule):
         latent_BCHW = self.backbone.codec.encode(lq_BCHW) if self.adaptor.lq_latent else None
         return Hint(lq_BCHW=lq_BCHW, lq_latent_BCHW=latent_BCHW)
 
-    def predict(self, z_BCHW: Tensor, t_B: Tensor, branches: Sequence[Branch]) -> Tensor:
-        """The weighted sum of the branches' predictions; a trunk that reads no semantic text runs once for all."""
+    def predict(self, z_BCHW: Tensor, t_B: Tensor, branches: Sequence[Branch], *, strength: float = 1.0) -> Tensor:
+        """The weighted sum of the branches' predictions; a trunk that reads no semantic text runs once for all.
+
+        Args:
+            z_BCHW: noisy latents.
+            t_B: timesteps.
+            branches: the guidance's.
+            strength: how far the adaptor's edits go: 0 is the plain prior, 1 the edits as they are.
+        """
         total, controls = None, None
+        at = self.adaptor.fuse if strength == 1.0 else partway(self.adaptor.fuse, strength)
         for branch in branches:
             if controls is None or self.adaptor.text == "semantic":
                 controls = self.adaptor.control(z_BCHW, t_B, branch.hint, branch.cond)
-            out = self.backbone(z_BCHW, t_B, branch.cond, at=self.adaptor.fuse, carry=controls)
+            out = self.backbone(z_BCHW, t_B, branch.cond, at=at, carry=controls)
             total = branch.weight * out if total is None else total + branch.weight * out
         if total is None:
             raise ValueError("guidance gave no branches")
@@ -125,15 +135,18 @@ class RestorationModule(TrainingModule):
         cond = self.backbone.embed(prompt.semantic, size)
         null = cond if prompt.negative == prompt.semantic else self.backbone.embed(prompt.negative, size)
         hint = self.hint(padded_BCHW, prompt)
-        branches = self.sampler.guidance.branches(cond=cond, null=null, hint=hint)
+
+        def guided(z_BCHW: Tensor, t_B: Tensor, level: Level) -> Tensor:
+            branches = self.sampler.guidance.branches(cond=cond, null=null, hint=hint, level=level)
+            return self.predict(z_BCHW, t_B, branches, strength=self.sampler.strength(level))
+
+        lq_latent_BCHW = self.backbone.codec.encode(padded_BCHW)
         latent_BCHW = self.sampler(
-            lambda z_BCHW, t_B: self.predict(z_BCHW, t_B, branches),
-            self.backbone.codec.encode(padded_BCHW),
-            seeds=batch.seed,
-            schedule=self.backbone.schedule,
+            guided, lq_latent_BCHW, centre_BCHW=lq_latent_BCHW, seeds=batch.seed, schedule=self.backbone.schedule
         )
+        restored_BCHW = self.sampler.colour(self.backbone.codec.decode(latent_BCHW), padded_BCHW)
         height, width = lq_BCHW.shape[-2:]
-        return self.backbone.codec.decode(latent_BCHW)[..., :height, :width].clamp(0, 1)
+        return restored_BCHW[..., :height, :width].clamp(0, 1)
 
     def load_weights(self, file: Path) -> None:
         """Load the adaptor's weights, all of them and nothing else; says so if they were trained on another prior.
@@ -192,6 +205,16 @@ def weights_file(place: str) -> Path:
     """The adaptor's weights at a place: a safetensors file, a run's folder, or asset:NAME for shipped ones."""
     path = place_of(place)
     return path / WEIGHTS if path.is_dir() else path
+
+
+def partway(edit: Edit, strength: float) -> Edit:
+    """The edit gone only a part of the way: h + strength (edit(h) - h), SUPIR's control scale for any fusion."""
+
+    def at(tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: Any) -> tuple[Tensor, Any]:
+        edited_BCHW, carry = edit(tap, h_BCHW, temb_BD, carry)
+        return (h_BCHW if edited_BCHW is h_BCHW else h_BCHW + strength * (edited_BCHW - h_BCHW)), carry
+
+    return at
 
 
 def pad_to_multiple(image_BCHW: Tensor, multiple: int) -> Tensor:

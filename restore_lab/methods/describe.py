@@ -7,7 +7,7 @@ guided step (all branches) on one image of the given size, from torch's own coun
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from restore_lab.build import build
@@ -59,6 +59,7 @@ def flops(module: RestorationModule, *, size: int) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from restore_lab.samplers.level import Level
     from restore_lab.types import Prompt
 
     side = size // module.backbone.codec.compression
@@ -66,7 +67,9 @@ def flops(module: RestorationModule, *, size: int) -> int:
     with torch.device("meta"), torch.no_grad():
         lq_BCHW = torch.zeros(1, 3, size, size)
         cond = module.backbone.embed(prompt.semantic, (size, size))
-        branches = module.sampler.guidance.branches(cond=cond, null=cond, hint=module.hint(lq_BCHW, prompt))
+        branches = module.sampler.guidance.branches(
+            cond=cond, null=replace(cond), hint=module.hint(lq_BCHW, prompt), level=Level(sigma=1, following=0, top=1)
+        )
         z_BCHW = torch.zeros(1, module.backbone.codec.channels, side, side)
         counter = FlopCounterMode(display=False)
         with counter:

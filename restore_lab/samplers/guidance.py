@@ -1,14 +1,21 @@
 """Classifier-free guidance as a list of weighted branches. `sampler/guidance=cfg`, `sampler.guidance.scale=...`.
 
 Each branch is (weight, condition, hint) and the guided prediction is the weighted sum of the branches'; the weights sum
-to one. SPIRE section 3.1: null + w (cond - null), so the condition weighs w and the null 1 - w.
+to one. Form "standard" (Ho & Salimans; SPIRE section 3.1; SUPIR's release): null + w (cond - null). Form "paper"
+(SUPIR, section 3.4, as printed): cond + w (cond - null), which is the standard form at w + 1.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from restore_lab.types import Cond, Hint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from restore_lab.samplers.level import Level
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,17 +31,24 @@ class ClassifierFree:
     """Guidance by the semantic text.
 
     Args:
-        scale: w; 1 evaluates the conditional branch alone.
+        scale: w, a number or a function of the step's level; a form whose condition weighs 1 evaluates it alone.
+        form: "standard" or "paper".
     """
 
-    def __init__(self, *, scale: float) -> None:
-        self.scale = float(scale)
+    def __init__(
+        self, *, scale: float | Callable[[Level], float], form: Literal["standard", "paper"] = "standard"
+    ) -> None:
+        if form not in ("standard", "paper"):
+            raise ValueError(f"sampler.guidance.form={form!r} is not known; one of standard, paper")
+        self.scale, self.form = scale, form
 
-    def branches(self, *, cond: Cond, null: Cond, hint: Hint) -> tuple[Branch, ...]:
-        """The branches of a step; both see the same hint."""
-        if self.scale == 1.0 or null is cond:  # without words there is nothing to guide towards
+    def branches(self, *, cond: Cond, null: Cond, hint: Hint, level: Level) -> tuple[Branch, ...]:
+        """The branches of a step; all see the same hint."""
+        scale = self.scale(level) if callable(self.scale) else float(self.scale)
+        weight = scale + 1 if self.form == "paper" else scale
+        if weight == 1.0 or null is cond:  # without words there is nothing to guide towards
             return (Branch(weight=1.0, cond=cond, hint=hint),)
         return (
-            Branch(weight=self.scale, cond=cond, hint=hint),
-            Branch(weight=1.0 - self.scale, cond=null, hint=hint),
+            Branch(weight=weight, cond=cond, hint=hint),
+            Branch(weight=1.0 - weight, cond=null, hint=hint),
         )

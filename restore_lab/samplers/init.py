@@ -1,9 +1,12 @@
-"""Where sampling starts. `sampler/init=noise|lq_noised`. The noise of an image comes from its own seed."""
+"""Where sampling starts. `sampler/init=noise|lq_noised`. The noise of an image comes from its own seed.
+
+Starts are variance-preserving latents z_t = alpha x0 + sigma noise at the first timestep t.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -14,15 +17,14 @@ if TYPE_CHECKING:
 
 
 class Noise:
-    """Pure noise at the scheduler's first level."""
+    """Pure noise."""
 
-    def __call__(self, lq_latent_BCHW: Tensor, *, seeds: Sequence[int], scheduler: Any, schedule: Schedule) -> Tensor:
-        return noise_like(lq_latent_BCHW, seeds, "init") * scheduler.init_noise_sigma
+    def __call__(self, lq_latent_BCHW: Tensor, *, seeds: Sequence[int], t: int, schedule: Schedule) -> Tensor:
+        return noise_like(lq_latent_BCHW, seeds, "init")
 
 
 class LqNoised:
     """The LQ's latent, noised to the first timestep; a better start where the prior's last level is not pure noise."""
 
-    def __call__(self, lq_latent_BCHW: Tensor, *, seeds: Sequence[int], scheduler: Any, schedule: Schedule) -> Tensor:
-        noise_BCHW = noise_like(lq_latent_BCHW, seeds, "init")
-        return schedule.add_noise(lq_latent_BCHW, noise_BCHW, int(scheduler.timesteps[0]))
+    def __call__(self, lq_latent_BCHW: Tensor, *, seeds: Sequence[int], t: int, schedule: Schedule) -> Tensor:
+        return schedule.add_noise(lq_latent_BCHW, noise_like(lq_latent_BCHW, seeds, "init"), t)

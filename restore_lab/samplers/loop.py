@@ -1,22 +1,29 @@
-"""The sampling loop around a diffusers scheduler. `sampler=ddim`.
+"""The sampling loop around a diffusers scheduler. `sampler=ddim|unipc`.
 
 The scheduler is made from the prior's own noise schedule, so that betas, prediction type and zero terminal SNR always
-agree with it. Shapes: latents (B, C, h, w).
+agree with it. Each step converts what the model says to x0, lets the fidelity guidance edit it, and converts it back;
+where nothing is edited nothing is converted. Shapes: latents (B, C, h, w), variance preserving.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from restore_lab.samplers.fidelity import Free
+from restore_lab.samplers.level import Level, levels
+
 if TYPE_CHECKING:
     from restore_lab.backbones.schedule import Schedule
+    from restore_lab.samplers.fidelity import RestorationGuided
     from restore_lab.samplers.guidance import ClassifierFree
 
-Predict = Callable[[Tensor, Tensor], Tensor]
+Predict = Callable[[Tensor, Tensor, Level], Tensor]
+T = TypeVar("T")
 
 
 def ddim(schedule: Schedule, *, timestep_spacing: str) -> Any:
@@ -38,21 +45,84 @@ def ddim(schedule: Schedule, *, timestep_spacing: str) -> Any:
     )
 
 
+def unipc(schedule: Schedule, *, timestep_spacing: str) -> Any:
+    """diffusers' UniPCMultistepScheduler on the prior's schedule: order 2, "bh2" (Zhao et al. 2023; Diff-Restorer's).
+
+    It works in log SNR, which has no value at zero terminal SNR; there diffusers' floor of alpha stands in.
+    """
+    from diffusers import UniPCMultistepScheduler
+
+    return UniPCMultistepScheduler(
+        num_train_timesteps=schedule.num_train_timesteps,
+        trained_betas=betas(schedule),
+        prediction_type=schedule.prediction_type,
+        timestep_spacing=timestep_spacing,
+        rescale_betas_zero_snr=False,
+    )
+
+
 def betas(schedule: Schedule) -> list[float]:
     """The betas that give this schedule's cumulative alphas."""
     bar = schedule.alphas_cumprod.double()
     return (1 - torch.cat([bar[:1], bar[1:] / bar[:-1]])).tolist()
 
 
-class Sampler:
-    """Steps from noise to a clean latent.
+class Sampler(ABC):
+    """From noise to a clean latent: what all samplers have.
 
     Args:
-        scheduler: makes a diffusers scheduler from the prior's schedule.
         steps: evaluations of the guided model.
         init: where to start.
         guidance: how the branches are weighted; read by the method, which builds them.
+        fidelity: edits the predicted clean latent.
+        strength: how far the adaptor's edits go, a function of the step's level; read by the method.
+        colour: gives the restored image a reference's colours; called by the method.
         progress: show a bar with the time left.
+    """
+
+    def __init__(
+        self,
+        *,
+        steps: int,
+        init: Callable[..., Tensor],
+        guidance: ClassifierFree,
+        fidelity: Free | RestorationGuided,
+        strength: Callable[[Level], float],
+        colour: Callable[[Tensor, Tensor], Tensor],
+        progress: bool,
+    ) -> None:
+        if steps < 1:
+            raise ValueError(f"sampler.steps={steps}: at least one step is needed")
+        self.steps, self.init, self.guidance, self.fidelity = steps, init, guidance, fidelity
+        self.strength, self.colour, self.progress = strength, colour, progress
+
+    @abstractmethod
+    def __call__(
+        self, predict: Predict, lq_latent_BCHW: Tensor, *, centre_BCHW: Tensor, seeds: Sequence[int], schedule: Schedule
+    ) -> Tensor:
+        """A clean latent for each image.
+
+        Args:
+            predict: the guided model at (z_t, t, level), t one integer an image.
+            lq_latent_BCHW: the LQ's latent; gives the shape, and the start where `init` wants it.
+            centre_BCHW: where the fidelity guidance pulls.
+            seeds: one an image, for its starting noise.
+            schedule: the prior's.
+        """
+
+    def bar(self, steps: Iterable[T]) -> Iterable[T]:
+        """The steps, with a bar if one is wanted."""
+        from tqdm import tqdm
+
+        return tqdm(steps, desc="sampling", total=self.steps, disable=not self.progress, leave=False)
+
+
+class SchedulerSampler(Sampler):
+    """Any diffusers scheduler's steps.
+
+    Args:
+        scheduler: makes a diffusers scheduler from the prior's schedule.
+        steps, init, guidance, fidelity, strength, colour, progress: as for every sampler.
     """
 
     def __init__(
@@ -62,29 +132,38 @@ class Sampler:
         steps: int,
         init: Callable[..., Tensor],
         guidance: ClassifierFree,
+        fidelity: Free | RestorationGuided,
+        strength: Callable[[Level], float],
+        colour: Callable[[Tensor, Tensor], Tensor],
         progress: bool,
     ) -> None:
-        if steps < 1:
-            raise ValueError(f"sampler.steps={steps}: at least one step is needed")
-        self.scheduler, self.steps, self.init, self.guidance, self.progress = scheduler, steps, init, guidance, progress
+        super().__init__(
+            steps=steps,
+            init=init,
+            guidance=guidance,
+            fidelity=fidelity,
+            strength=strength,
+            colour=colour,
+            progress=progress,
+        )
+        self.scheduler = scheduler
 
     @torch.no_grad()
-    def __call__(self, predict: Predict, lq_latent_BCHW: Tensor, *, seeds: Sequence[int], schedule: Schedule) -> Tensor:
-        """A clean latent for each image.
-
-        Args:
-            predict: the guided model at (z_t, t), t one integer an image.
-            lq_latent_BCHW: the LQ's latent; gives the shape, and the start where `init` wants it.
-            seeds: one an image, for its starting noise.
-            schedule: the prior's.
-        """
-        from tqdm import tqdm
-
+    def __call__(
+        self, predict: Predict, lq_latent_BCHW: Tensor, *, centre_BCHW: Tensor, seeds: Sequence[int], schedule: Schedule
+    ) -> Tensor:
         scheduler = self.scheduler(schedule)
         scheduler.set_timesteps(self.steps, device=lq_latent_BCHW.device)
-        z_BCHW = self.init(lq_latent_BCHW, seeds=seeds, scheduler=scheduler, schedule=schedule)
-        for t in tqdm(scheduler.timesteps, desc="sampling", disable=not self.progress, leave=False):
+        first = int(scheduler.timesteps[0])
+        z_BCHW = self.init(lq_latent_BCHW, seeds=seeds, t=first, schedule=schedule) * scheduler.init_noise_sigma
+        steps = zip(scheduler.timesteps, levels(schedule, scheduler.timesteps), strict=True)
+        for t, level in self.bar(steps):
             model_in = scheduler.scale_model_input(z_BCHW, t)
-            model_out = predict(model_in, t.expand(len(z_BCHW)))
+            t_B = t.expand(len(z_BCHW))
+            model_out = predict(model_in, t_B, level)
+            if not isinstance(self.fidelity, Free):
+                x0_BCHW = schedule.to_x0(model_out, model_in, t_B.long())
+                x0_BCHW = self.fidelity.on_x0(x0_BCHW, centre_BCHW=centre_BCHW, level=level)
+                model_out = schedule.from_x0(x0_BCHW, model_in, t_B.long())
             z_BCHW = scheduler.step(model_out, t, z_BCHW).prev_sample
         return z_BCHW

@@ -11,10 +11,13 @@ from restore_lab.prompts.semantic import NoWords
 from restore_lab.random import noise_like
 from restore_lab.samplers.guidance import ClassifierFree
 from restore_lab.samplers.init import LqNoised, Noise
+from restore_lab.samplers.level import Level
 from restore_lab.samplers.loop import betas, ddim
 from restore_lab.types import Cond, Hint
 from tests.toy_methods import shake, toy_adaptor, toy_batch, toy_sampler, toy_spire
 from tests.toys import TEXT_LENGTH, TEXT_WIDTH
+
+TOP = Level(sigma=14.6, following=10.0, top=14.6)
 
 
 def schedule(prediction: str, *, zero_snr: bool) -> Schedule:
@@ -39,12 +42,13 @@ def test_an_oracle_gives_back_the_clean_latent(prediction, zero_snr, spacing, in
     s, x0 = schedule(prediction, zero_snr=zero_snr), latents(seed=1)
     steps: list[int] = []
 
-    def oracle(z_BCHW: Tensor, t_B: Tensor) -> Tensor:
+    def oracle(z_BCHW: Tensor, t_B: Tensor, level: Level) -> Tensor:
         steps.append(int(t_B[0]))
         assert t_B.shape == (3,)
         return s.from_x0(x0, z_BCHW, t_B)
 
-    found = toy_sampler(steps=5, spacing=spacing, init=init)(oracle, latents(), seeds=[1, 2, 3], schedule=s)
+    sampler = toy_sampler(steps=5, spacing=spacing, init=init)
+    found = sampler(oracle, latents(), centre_BCHW=latents(), seeds=[1, 2, 3], schedule=s)
     torch.testing.assert_close(found, x0, atol=2e-4, rtol=1e-3)
     assert steps == ([999, 799, 599, 399, 199] if spacing == "trailing" else [800, 600, 400, 200, 0])
 
@@ -74,10 +78,8 @@ def test_a_step_of_ddim_is_its_formula() -> None:
 
 def test_where_sampling_starts() -> None:
     s = schedule("epsilon", zero_snr=False)
-    scheduler = ddim(s, timestep_spacing="trailing")
-    scheduler.set_timesteps(4)
     lq, noise = latents(), noise_like(latents(), [5, 6, 7], "init")
-    start = {"seeds": [5, 6, 7], "scheduler": scheduler, "schedule": s}
+    start = {"seeds": [5, 6, 7], "t": 999, "schedule": s}
     assert torch.equal(Noise()(lq, **start), noise)
     bar = s.alphas_cumprod[999]
     torch.testing.assert_close(LqNoised()(lq, **start), bar.sqrt() * lq + (1 - bar).sqrt() * noise)
@@ -88,13 +90,15 @@ def test_results_do_not_depend_on_the_batch(init) -> None:
     s, lq, seeds = schedule("v_prediction", zero_snr=True), latents(4), [3, 1, 4, 1]
     sampler = toy_sampler(steps=3, init=init)
 
-    def model(z_BCHW: Tensor, t_B: Tensor) -> Tensor:
+    def model(z_BCHW: Tensor, t_B: Tensor, level: Level) -> Tensor:
         return torch.tanh(z_BCHW) * (1 + t_B[:, None, None, None] / 1000)
 
-    together = sampler(model, lq, seeds=seeds, schedule=s)
+    together = sampler(model, lq, centre_BCHW=lq, seeds=seeds, schedule=s)
     for i, seed in enumerate(seeds):
-        assert torch.equal(sampler(model, lq[i : i + 1], seeds=[seed], schedule=s)[0], together[i])
-    backwards = sampler(model, lq.flip(0), seeds=seeds[::-1], schedule=s)
+        assert torch.equal(
+            sampler(model, lq[i : i + 1], centre_BCHW=lq[i : i + 1], seeds=[seed], schedule=s)[0], together[i]
+        )
+    backwards = sampler(model, lq.flip(0), centre_BCHW=lq.flip(0), seeds=seeds[::-1], schedule=s)
     assert torch.equal(backwards.flip(0), together)
     assert not torch.equal(together[0], together[2])
 
@@ -102,10 +106,10 @@ def test_results_do_not_depend_on_the_batch(init) -> None:
 def test_branches_and_their_weights() -> None:
     cond, null = (Cond(tokens_BLD=torch.full((1, 2, 3), value)) for value in (1.0, 0.0))
     hint = Hint(lq_BCHW=torch.zeros(1, 3, 8, 8))
-    (one,) = ClassifierFree(scale=1).branches(cond=cond, null=null, hint=hint)
+    (one,) = ClassifierFree(scale=1).branches(cond=cond, null=null, hint=hint, level=TOP)
     assert one.cond is cond and one.weight == 1.0
     for scale in (0.0, 3.0, 7.5):
-        branches = ClassifierFree(scale=scale).branches(cond=cond, null=null, hint=hint)
+        branches = ClassifierFree(scale=scale).branches(cond=cond, null=null, hint=hint, level=TOP)
         assert [b.weight for b in branches] == [scale, 1 - scale]
         assert branches[0].cond is cond and branches[1].cond is null
         assert all(b.hint is hint for b in branches)
@@ -138,7 +142,7 @@ def test_guidance_is_null_plus_w_times_the_difference(text) -> None:
     runs = []
     module.adaptor.trunk.register_forward_hook(lambda *args: runs.append(1))
     with torch.no_grad():
-        branches = ClassifierFree(scale=4.0).branches(cond=cond, null=null, hint=hint)
+        branches = ClassifierFree(scale=4.0).branches(cond=cond, null=null, hint=hint, level=TOP)
         guided = module.predict(z, t, branches)
         assert len(runs) == (1 if text == "instruction" else 2)
         with_cond, without = (

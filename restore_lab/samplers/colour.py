@@ -1,0 +1,52 @@
+"""Gives a restored image the colours of a reference. `sampler/colour=none|adain|wavelet`.
+
+AdaIN (Huang & Belongie 2017): each channel takes the reference's mean and standard deviation. Wavelet (StableSR, Wang
+et al. 2023): the image's high bands over the reference's lowest, by the a-trous kernel [1 2 1]^2 / 16 at dilations 1,
+2, 4, ...; both as SUPIR's release has them. Images (B, 3, H, W) in [0, 1]; results may leave the range.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+EPS = 1e-5  # added to the variances
+
+
+def keep(image_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
+    """The image as it is."""
+    return image_BCHW
+
+
+def adain(image_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
+    """The image with the reference's mean and deviation in every channel."""
+    mean, std = _moments(image_BCHW)
+    mean_ref, std_ref = _moments(reference_BCHW)
+    return (image_BCHW - mean) / std * std_ref + mean_ref
+
+
+def wavelet(image_BCHW: Tensor, reference_BCHW: Tensor, *, levels: int) -> Tensor:
+    """The image's high bands added to the reference's low band.
+
+    Args:
+        levels: how often the low band is halved; 5 in the release, which keeps structures of up to 32 pixels.
+    """
+    return image_BCHW - low_band(image_BCHW, levels=levels) + low_band(reference_BCHW, levels=levels)
+
+
+def low_band(image_BCHW: Tensor, *, levels: int) -> Tensor:
+    """What is left of an image after `levels` smoothings; the edges are repeated."""
+    row = torch.tensor([1.0, 2.0, 1.0], dtype=image_BCHW.dtype, device=image_BCHW.device) / 4
+    channels = image_BCHW.shape[1]
+    kernel = torch.outer(row, row).expand(channels, 1, 3, 3)
+    for level in range(levels):
+        reach = 2**level
+        padded = F.pad(image_BCHW, (reach,) * 4, mode="replicate")
+        image_BCHW = F.conv2d(padded, kernel, dilation=reach, groups=channels)
+    return image_BCHW
+
+
+def _moments(image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    variance, mean = torch.var_mean(image_BCHW, dim=(2, 3), keepdim=True)
+    return mean, (variance + EPS).sqrt()
