@@ -20,6 +20,7 @@ from restore_lab.degradation.jpeg import jpeg, round_8bit
 from restore_lab.degradation.noise import gaussian_noise, poisson_noise
 from restore_lab.degradation.resize import resize
 from restore_lab.degradation.usm import usm_sharpen
+from restore_lab.degradation.weather import WEATHER
 from restore_lab.types import Recipe, Step
 
 
@@ -65,6 +66,8 @@ def apply_step(step: Step, x_CHW: Tensor) -> Tensor:
             return jpeg(x_CHW, quality=p["quality"])
         case "round":
             return round_8bit(x_CHW)
+        case kind if kind in WEATHER:
+            return WEATHER[kind](x_CHW, **p)
     raise ValueError(f"cannot apply step {step.kind!r} with {dict(p)}; was the recipe written by a newer version?")
 
 

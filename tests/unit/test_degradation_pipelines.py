@@ -263,8 +263,8 @@ def test_bad_requests_are_one_clear_line() -> None:
         Fixed(name="odd", stages={"downsample": 0.5})
     with pytest.raises(ValueError, match="1 seeds for 2 images"):
         pipeline("sr4")(images(2), [1])
-    with pytest.raises(ValueError, match="cannot apply step 'rain'"):
-        apply_recipe(Recipe(pipeline="x", seed=0, steps=(Step(kind="rain"),)), images(1)[0])
+    with pytest.raises(ValueError, match="cannot apply step 'hail'"):
+        apply_recipe(Recipe(pipeline="x", seed=0, steps=(Step(kind="hail"),)), images(1)[0])
 
 
 @pytest.mark.slow
