@@ -30,10 +30,10 @@ class ControlAdaptor(nn.Module):
         fusion: builds the fusion from the backbone.
         text: what the trunk cross-attends to: the instruction (SPIRE), the semantic text as the prior (ControlNet),
             or none (always the empty text).
-        hint_widths: channels of the hint network at each resolution.
+        hint_widths: channels of the hint network at each resolution; null for no hint network.
         hint_channels: channels that the hint network hands to the trunk; null takes the latent's.
-        lq_latent: feed the trunk the LQ's latent beside the hint network's features. The paper does not; where training
-            is short it spares the hint network from learning what the codec's encoder knows.
+        lq_latent: feed the trunk the LQ's latent, beside the hint network's features or alone (SUPIR). SPIRE's paper
+            does not; where training is short it spares the hint network from learning what the codec's encoder knows.
     """
 
     requires = ("join", "middle")
@@ -45,17 +45,22 @@ class ControlAdaptor(nn.Module):
         trunk: Callable[..., Trunk],
         fusion: Callable[..., nn.Module],
         text: Literal["instruction", "semantic", "none"],
-        hint_widths: Sequence[int],
+        hint_widths: Sequence[int] | None,
         hint_channels: int | None,
         lq_latent: bool = False,
     ) -> None:
         super().__init__()
         if text not in ("instruction", "semantic", "none"):
             raise ValueError(f"adaptor.text={text!r} is not known; one of instruction, semantic, none")
+        if hint_widths is None and not lq_latent:
+            raise ValueError("this adaptor sees nothing of the LQ; set adaptor.lq_latent=true or give hint_widths")
         self.text, self.lq_latent = text, lq_latent
-        out = backbone.codec.channels if hint_channels is None else hint_channels
-        self.hint = HintNet(compression=backbone.codec.compression, widths=hint_widths, out=out)
-        self.trunk = trunk(backbone, hint_channels=out + (backbone.codec.channels if lq_latent else 0))
+        latent, out = backbone.codec.channels, 0
+        self.hint = None
+        if hint_widths is not None:
+            out = latent if hint_channels is None else hint_channels
+            self.hint = HintNet(compression=backbone.codec.compression, widths=hint_widths, out=out)
+        self.trunk = trunk(backbone, hint_channels=out + (latent if lq_latent else 0))
         self.fusion = fusion(backbone)
 
     def control(self, z_BCHW: Tensor, t_B: Tensor, hint: Hint, cond: Cond) -> dict[str, Tensor]:
@@ -71,12 +76,12 @@ class ControlAdaptor(nn.Module):
         if tokens is None:
             raise ValueError("this adaptor reads an instruction, and the hint has none; fill prompt/instruction")
         read = Cond(tokens_BLD=tokens, pooled_BD=cond.pooled_BD, size_BD=cond.size_BD)
-        features_BCHW = self.hint(hint.lq_BCHW).to(z_BCHW.dtype)
+        features = [] if self.hint is None else [self.hint(hint.lq_BCHW).to(z_BCHW.dtype)]
         if self.lq_latent:
             if hint.lq_latent_BCHW is None:
                 raise ValueError("this adaptor reads the LQ's latent (adaptor.lq_latent), and the hint has none")
-            features_BCHW = torch.cat([features_BCHW, hint.lq_latent_BCHW.to(z_BCHW.dtype)], dim=1)
-        return self.trunk(z_BCHW, t_B, features_BCHW, read)
+            features.append(hint.lq_latent_BCHW.to(z_BCHW.dtype))
+        return self.trunk(z_BCHW, t_B, torch.cat(features, dim=1), read)
 
     def fuse(self, tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: dict[str, Tensor]) -> tuple[Tensor, dict]:
         """The pure edit: the fusion, with the controls as its carry."""

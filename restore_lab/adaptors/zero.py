@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from restore_lab.types import Tap
 
 
-def zero_conv(inputs: int, outputs: int) -> nn.Conv2d:
-    """A 1x1 convolution whose weights and bias are zero."""
-    conv = nn.Conv2d(inputs, outputs, 1)
+def zero_conv(inputs: int, outputs: int, *, size: int = 1) -> nn.Conv2d:
+    """A convolution of size x size (odd) whose weights and bias are zero."""
+    conv = nn.Conv2d(inputs, outputs, size, padding=size // 2)
     nn.init.zeros_(conv.weight)
     nn.init.zeros_(conv.bias)
     return conv

@@ -22,6 +22,7 @@ from tests.toys import TEXT_LENGTH, toy_backbone, toy_inputs
 
 ADAPTORS = sorted(path.stem for path in (conf_dir() / "adaptor").glob("*.yaml"))
 FUSIONS = sorted(path.stem for path in (conf_dir() / "adaptor" / "fusion").glob("*.yaml"))
+ZERO_FUSIONS = [fusion for fusion in FUSIONS if fusion != "zero_sft"]  # its group norm acts from the start
 SMALL = ("adaptor.hint_widths=[4,4,8]", "adaptor.hint_channels=4")
 MILLION = 1e6
 
@@ -48,12 +49,12 @@ def steered(backbone, adaptor, z: Tensor, t: Tensor, cond: Cond, hint: Hint) -> 
 @pytest.fixture(scope="module")
 def configs():
     """The adaptor node of every adaptor with every fusion."""
-    pairs = [(a, f) for a in ADAPTORS for f in FUSIONS]
+    pairs = [(a, f) for a in ADAPTORS for f in ZERO_FUSIONS]
     return {(a, f): composed("describe", f"adaptor={a}", f"adaptor/fusion={f}", *SMALL).adaptor for a, f in pairs}
 
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
-@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("fusion", ZERO_FUSIONS)
 @pytest.mark.parametrize("adaptor", ADAPTORS)
 def test_an_untrained_adaptor_changes_no_bit(adaptor, fusion, kind, backbones, configs) -> None:
     backbone = backbones[kind]

@@ -1,0 +1,112 @@
+"""ZeroSFT: SUPIR's connector (Yu et al. 2024, section 3.3 and Fig. 3c). `adaptor/fusion=zero_sft`.
+
+At a join with decoder features X_f, skip X_s and control X_c:
+    X = [X_f, X_s + Z(X_c)],  X_fo = GN(X) (1 + gamma(a)) + beta(a),  a = SiLU(conv(X_c))
+with Z a zero 1x1 convolution, gamma and beta zero 3x3 convolutions of 128 features; at the middle there is no X_f. The
+group norm acts from the start, so that an untrained connector is not the identity. The release adds two attentions
+("ZeroCrossAttn", which do not start at zero) before the upsamplers: `attention: true`. Shapes (B, C, h, w).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from restore_lab.adaptors.zero import joins_with_controls, zero_conv
+
+if TYPE_CHECKING:
+    from restore_lab.backbones.unet import UNetBackbone
+    from restore_lab.types import Tap
+
+GROUPS = 32
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """With 32 groups, or as many as divide the channels of a toy."""
+    return nn.GroupNorm(math.gcd(GROUPS, channels), channels)
+
+
+class Connector(nn.Module):
+    """One ZeroSFT.
+
+    Args:
+        control: channels of X_c.
+        skip: channels of X_s, or of the middle.
+        up: channels of X_f, 0 at the middle.
+        hidden: channels of a.
+    """
+
+    def __init__(self, *, control: int, skip: int, up: int, hidden: int) -> None:
+        super().__init__()
+        self.skip = skip
+        self.zero = zero_conv(control, skip)
+        self.norm = group_norm(up + skip)
+        self.shared = nn.Sequential(nn.Conv2d(control, hidden, 3, padding=1), nn.SiLU())
+        self.gamma = zero_conv(hidden, up + skip, size=3)
+        self.beta = zero_conv(hidden, up + skip, size=3)
+
+    def forward(self, h_BCHW: Tensor, control_BCHW: Tensor) -> Tensor:
+        """X_fo from [X_f, X_s] and X_c."""
+        up, skip = h_BCHW.split([h_BCHW.shape[1] - self.skip, self.skip], dim=1)
+        joined = torch.cat([up, skip + self.zero(control_BCHW).to(h_BCHW.dtype)], dim=1)
+        a = self.shared(control_BCHW)
+        return self.norm(joined) * (1 + self.gamma(a)) + self.beta(a)
+
+
+class ControlAttention(nn.Module):
+    """The release's attention from the decoder's features (queries) to the control's; added to what flows on."""
+
+    def __init__(self, *, width: int, control: int) -> None:
+        super().__init__()
+        from diffusers.models.attention_processor import Attention
+
+        head = min(64, width)
+        self.norm, self.norm_control = group_norm(width), group_norm(control)
+        self.attention = Attention(
+            query_dim=width, cross_attention_dim=control, heads=width // head, dim_head=head, bias=False, out_bias=True
+        )
+
+    def forward(self, h_BCHW: Tensor, control_BCHW: Tensor) -> Tensor:
+        """h + attention(norm(h), norm(control))."""
+        query_BLD = self.norm(h_BCHW).flatten(2).transpose(1, 2)
+        context_BLD = self.norm_control(control_BCHW).flatten(2).transpose(1, 2)
+        found_BLD = self.attention(query_BLD, encoder_hidden_states=context_BLD)
+        return h_BCHW + found_BLD.transpose(1, 2).reshape(h_BCHW.shape)
+
+
+class ZeroSFT(nn.Module):
+    """Connectors at the joins and the middle; an `Edit` whose carry is the trunk's features by tap name.
+
+    Args:
+        backbone: whose joins, middle and upsamplers are met.
+        hidden: channels of the features that gamma and beta read.
+        attention: add the release's attentions before the upsamplers, fed like the join before each.
+    """
+
+    def __init__(self, backbone: UNetBackbone, *, hidden: int, attention: bool) -> None:
+        super().__init__()
+        self.sources: dict[str, str] = {}
+        self.connectors = nn.ModuleDict()
+        pairs = {tap.name: source for tap, source in joins_with_controls(backbone)}
+        last = None
+        for tap in backbone.taps:
+            if tap.name in pairs:
+                last = pairs[tap.name]
+                skip = tap.skip or tap.channels
+                made = Connector(control=last.channels, skip=skip, up=tap.channels - skip, hidden=hidden)
+            elif tap.kind == "upsample" and attention and last is not None:
+                made = ControlAttention(width=tap.channels, control=last.channels)
+            else:
+                continue
+            self.sources[tap.name] = last.name
+            self.connectors[tap.name.replace(".", "_")] = made
+
+    def forward(self, tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: dict[str, Tensor]) -> tuple[Tensor, dict]:
+        """The edit: shown every tap, it acts at joins, at the middle and, with `attention`, before upsamplers."""
+        if tap.name not in self.sources:
+            return h_BCHW, carry
+        connector = self.connectors[tap.name.replace(".", "_")]
+        return connector(h_BCHW, carry[self.sources[tap.name]]).to(h_BCHW.dtype), carry
