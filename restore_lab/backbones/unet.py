@@ -47,19 +47,22 @@ class UNetBackbone(nn.Module):
         """Stays in eval mode: a prior is not trained, whatever the module around it does."""
         return super().train(False)
 
-    def embed(self, texts: Sequence[str], size: tuple[int, int]) -> Cond:
+    def embed(
+        self, texts: Sequence[str], size: tuple[int, int], *, originals: Sequence[tuple[int, int]] | None = None
+    ) -> Cond:
         """The condition for one text per image.
 
         Args:
             texts: one string an image; empty strings are the null condition.
-            size: (height, width) of the image in pixels, which SDXL is told (original size, crop 0, target size).
+            size: (height, width) of the images in pixels, which SDXL is told (original size, crop 0, target size).
+            originals: (height, width) that each image had before it was brought to `size`; `size` if none are given.
         """
         tokens_BLD, pooled_BD = self.text(texts)
         if getattr(self.unet, "add_embedding", None) is None:
             return Cond(tokens_BLD=tokens_BLD)
-        ids = [float(n) for n in (*size, 0, 0, *size)]
+        ids = [[float(n) for n in (*original, 0, 0, *size)] for original in originals or [size] * len(texts)]
         # float32 whatever the encoders' dtype: bfloat16 cannot tell 1000 pixels from 1001.
-        size_BD = torch.tensor([ids] * len(texts), dtype=torch.float32, device=tokens_BLD.device)
+        size_BD = torch.tensor(ids, dtype=torch.float32, device=tokens_BLD.device)
         return Cond(tokens_BLD=tokens_BLD, pooled_BD=pooled_BD, size_BD=size_BD)
 
     def forward(self, z_BCHW: Tensor, t_B: Tensor, cond: Cond, at: Edit = identity, carry: Any = None) -> Tensor:

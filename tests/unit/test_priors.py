@@ -155,7 +155,7 @@ def exported(tmp_path_factory) -> dict[str, Path]:
             "stages.codec.module.groups=4",
             "stages.codec.datamodule.batch_size=2",
             "stages.codec.trainer.precision=32-true",
-            f"stages.unet.module.clip={clip}",
+            f"stages.unet.module.clip=[{clip}]",
             "stages.unet.module.unet.block_out_channels=[8,16]",
             "stages.unet.module.unet.down_block_types=[DownBlock2D,CrossAttnDownBlock2D]",
             "stages.unet.module.unet.up_block_types=[CrossAttnUpBlock2D,UpBlock2D]",
