@@ -68,7 +68,15 @@ def toy_adaptor(*, fusion: Any = None, text: str = "instruction", middle: str = 
     )
 
 
-def toy_spire(kind: str = "sd", *, adaptor: Any = None, scale: float = 1.0, lr: float = 1e-3, seed: int = 0) -> Spire:
+def toy_spire(
+    kind: str = "sd",
+    *,
+    adaptor: Any = None,
+    scale: float = 1.0,
+    lr: float = 1e-3,
+    seed: int = 0,
+    lq_encoder: Any = None,
+) -> Spire:
     """SPIRE on a random prior; the adaptor is the same for the same seed."""
     torch.manual_seed(seed)
     return Spire(
@@ -84,6 +92,7 @@ def toy_spire(kind: str = "sd", *, adaptor: Any = None, scale: float = 1.0, lr: 
         objective=Denoising(t_min=0.0, t_max=1.0),
         sampler=toy_sampler(scale=scale),
         optimisation=Optimisation(lr=lr),
+        lq_encoder=lq_encoder,
     )
 
 

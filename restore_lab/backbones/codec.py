@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 Generators = torch.Generator | Sequence[torch.Generator]
@@ -29,12 +30,15 @@ class Codec(nn.Module):
         self.channels = int(vae.config["latent_channels"])
         self.scale, self.shift = self._normalisation()
 
-    def encode(self, image_BCHW: Tensor, *, generator: Generators | None = None) -> Tensor:
+    def encode(
+        self, image_BCHW: Tensor, *, generator: Generators | None = None, encoder: nn.Module | None = None
+    ) -> Tensor:
         """Normalised latents of images in [0, 1].
 
         Args:
             image_BCHW: float in [0, 1].
             generator: None takes the mode of the posterior; one generator, or one per image, draws from it.
+            encoder: another module in the place of the vae's `encoder` (SUPIR's robust one); what follows is shared.
 
         Raises:
             ValueError: if the size is not a multiple of `compression`, or the vae has no posterior to draw from.
@@ -46,11 +50,15 @@ class Codec(nn.Module):
                 raise ValueError("AutoencoderTiny has no posterior to draw from; leave out generator")
             z = self.vae.encode(x).latents
         else:
-            posterior = self.vae.encode(x).latent_dist
+            posterior = self.vae.encode(x).latent_dist if encoder is None else self._posterior(encoder(x))
             z = posterior.mode()
             if generator is not None:
                 z = z + posterior.std * _noise(z, generator)
         return (z.to(image_BCHW.dtype) - self._like(self.shift, image_BCHW)) * self._like(self.scale, image_BCHW)
+
+    def _posterior(self, h_BCHW: Tensor) -> DiagonalGaussianDistribution:
+        """The posterior that an encoder's output stands for."""
+        return DiagonalGaussianDistribution(h_BCHW if self.vae.quant_conv is None else self.vae.quant_conv(h_BCHW))
 
     def decode(self, z_BCHW: Tensor, *, clamp: bool = True) -> Tensor:
         """Images of normalised latents: in [0, 1], or near it with `clamp=False` (which keeps gradients alive)."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from restore_lab.adaptors.lq_encoder import CodecEncoder
 from restore_lab.artefacts import place_of
 from restore_lab.backbones.loading import DTYPES
 from restore_lab.methods.training import Optimisation, TrainingModule
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from restore_lab.adaptors.control import ControlAdaptor
+    from restore_lab.adaptors.lq_encoder import RobustEncoder
     from restore_lab.backbones.unet import UNetBackbone
     from restore_lab.objectives.denoising import Denoising
     from restore_lab.prompts.sources import PromptSources
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 WEIGHTS = "adaptor.safetensors"
+LQ_ENCODER = "lq_encoder."  # before the names of the LQ encoder's tensors
 
 
 class RestorationModule(TrainingModule):
@@ -47,6 +50,7 @@ class RestorationModule(TrainingModule):
         objective: the training loss.
         sampler: the sampling loop.
         optimisation: learning rate and schedule.
+        lq_encoder: builds what turns the LQ into a latent; null for the codec's own encoder. Frozen here.
         weights_dtype: what the finished weights are written in: float32, float16 or bfloat16.
     """
 
@@ -59,6 +63,7 @@ class RestorationModule(TrainingModule):
         objective: Denoising,
         sampler: Sampler,
         optimisation: Optimisation,
+        lq_encoder: Callable[[UNetBackbone], CodecEncoder | RobustEncoder] | None = None,
         weights_dtype: str = "float32",
     ) -> None:
         super().__init__(optimisation=optimisation)
@@ -67,11 +72,12 @@ class RestorationModule(TrainingModule):
         self.weights_dtype = DTYPES[weights_dtype]
         self.backbone = backbone
         self.adaptor = adaptor(backbone)
+        self.lq_encoder = (lq_encoder or CodecEncoder)(backbone).requires_grad_(False)
         self.prompts, self.objective, self.sampler = prompts, objective, sampler
 
     def hint(self, lq_BCHW: Tensor, prompt: Prompt) -> Hint:
         """What the adaptor may look at: the LQ and, if it reads it, the LQ's latent; a method may say more."""
-        latent_BCHW = self.backbone.codec.encode(lq_BCHW) if self.adaptor.lq_latent else None
+        latent_BCHW = self.lq_encoder(lq_BCHW, self.backbone.codec) if self.adaptor.lq_latent else None
         return Hint(lq_BCHW=lq_BCHW, lq_latent_BCHW=latent_BCHW)
 
     def predict(self, z_BCHW: Tensor, t_B: Tensor, branches: Sequence[Branch], *, strength: float = 1.0) -> Tensor:
@@ -140,11 +146,14 @@ class RestorationModule(TrainingModule):
             branches = self.sampler.guidance.branches(cond=cond, null=null, hint=hint, level=level)
             return self.predict(z_BCHW, t_B, branches, strength=self.sampler.strength(level))
 
-        lq_latent_BCHW = self.backbone.codec.encode(padded_BCHW)
+        codec, own = self.backbone.codec, isinstance(self.lq_encoder, CodecEncoder)
+        lq_latent_BCHW = self.lq_encoder(padded_BCHW, codec)
+        preview_BCHW = padded_BCHW if own else codec.decode(lq_latent_BCHW)  # the LQ without its degradation
+        centre_BCHW = codec.encode(preview_BCHW) if self.sampler.fidelity.recode else lq_latent_BCHW
         latent_BCHW = self.sampler(
-            guided, lq_latent_BCHW, centre_BCHW=lq_latent_BCHW, seeds=batch.seed, schedule=self.backbone.schedule
+            guided, lq_latent_BCHW, centre_BCHW=centre_BCHW, seeds=batch.seed, schedule=self.backbone.schedule
         )
-        restored_BCHW = self.sampler.colour(self.backbone.codec.decode(latent_BCHW), padded_BCHW)
+        restored_BCHW = self.sampler.colour(codec.decode(latent_BCHW), preview_BCHW)
         height, width = lq_BCHW.shape[-2:]
         return restored_BCHW[..., :height, :width].clamp(0, 1)
 
@@ -175,11 +184,14 @@ class RestorationModule(TrainingModule):
             base = (opened.metadata() or {}).get("base")
         if base is not None and base != fingerprint_of(self.backbone.unet):
             log.warning("%s: trained on another prior than this one; results will be poor", file)
-        self.adaptor.load_state_dict({k: v.to(wanted[k].dtype) for k, v in found.items()}, strict=False)
+        with torch.no_grad():
+            for name, value in wanted.items():
+                value.copy_(found[name])
 
     def adaptor_state(self) -> dict[str, Tensor]:
-        """The adaptor's trainable tensors by name."""
-        return {name: p.data for name, p in self.adaptor.named_parameters() if p.requires_grad}
+        """The method's own tensors by name: the adaptor's trainable ones and, if it has one, its LQ encoder's."""
+        own = {name: p.data for name, p in self.adaptor.named_parameters() if p.requires_grad}
+        return own | {f"{LQ_ENCODER}{name}": p.data for name, p in self.lq_encoder.named_parameters()}
 
     def export(self, folder: Path) -> None:
         """The adaptor's trainable weights as safetensors, with the prior's fingerprint in the header."""

@@ -29,6 +29,8 @@ def describe(cfg: DictConfig) -> dict[str, Any]:
 
     # The config is the run's own and may be edited: weights are never loaded here.
     cfg.backbone.meta = True
+    if "weights" in cfg.lq_encoder:
+        cfg.lq_encoder.weights = None
     with torch.device("meta"):
         module: RestorationModule = build(cfg.module)
     backbone, adaptor = module.backbone, module.adaptor
@@ -36,6 +38,7 @@ def describe(cfg: DictConfig) -> dict[str, Any]:
         "denoiser": parameters(backbone.unet),
         "codec": parameters(backbone.codec),
         "text_encoders": parameters(backbone.text),
+        "lq_encoder": parameters(module.lq_encoder),
         **{f"adaptor.{name}": parameters(part) for name, part in adaptor.named_children()},
     }
     return {

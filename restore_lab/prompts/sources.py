@@ -48,7 +48,7 @@ class PromptSources:
     Args:
         semantic, instruction: text sources.
         dropout: applied in training.
-        positive: appended to every semantic text (quality words); empty for SPIRE.
+        positive: appended to every semantic text at test (quality words); empty for SPIRE.
         negative: the text of the null half of guidance; empty for SPIRE.
     """
 
@@ -59,10 +59,11 @@ class PromptSources:
         self.positive, self.negative = positive, negative
 
     def __call__(self, batch: Batch, *, training: bool) -> Prompt:
-        """The words for a batch, with dropout if training."""
-        semantic = tuple(text + self.positive for text in self.semantic(batch))
-        instruction = self.instruction(batch)
-        if training:
+        """The words for a batch: in training with dropout, at test with the positive words behind them."""
+        semantic, instruction = self.semantic(batch), self.instruction(batch)
+        if not training:
+            semantic = tuple(text + self.positive for text in semantic)
+        else:
             semantic = self.dropout(semantic, batch, slot="semantic")
             instruction = self.dropout(instruction, batch, slot="instruction")
         return Prompt(semantic=semantic, negative=(self.negative,) * len(batch), instruction=instruction)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class Free:
     """No fidelity guidance."""
 
+    recode = False
+
     def on_x0(self, x0_BCHW: Tensor, *, centre_BCHW: Tensor, level: Level) -> Tensor:
         return x0_BCHW
 
@@ -29,12 +31,13 @@ class RestorationGuided:
         tau_r: exponent, 0 or more: 0 gives the LQ's latent at every step, a large number leaves the sampler alone.
         s_tmin: steps that end at or below this sigma are left alone; 0 leaves out the last only, whose end is 0;
             negative leaves out none (Algorithm 1 has no such gate).
+        recode: pull towards E(D(z_LQ)), as the release does, and not towards z_LQ, as the paper does.
     """
 
-    def __init__(self, *, tau_r: float, s_tmin: float) -> None:
+    def __init__(self, *, tau_r: float, s_tmin: float, recode: bool = False) -> None:
         if tau_r < 0:
             raise ValueError(f"sampler.fidelity.tau_r={tau_r} must not be negative; sampler/fidelity=none turns it off")
-        self.tau_r, self.s_tmin = float(tau_r), float(s_tmin)
+        self.tau_r, self.s_tmin, self.recode = float(tau_r), float(s_tmin), recode
 
     def on_x0(self, x0_BCHW: Tensor, *, centre_BCHW: Tensor, level: Level) -> Tensor:
         """The clean latent after the step's guidance.

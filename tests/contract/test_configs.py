@@ -27,7 +27,7 @@ GROUPS = {group: options for group, options in groups([CONF]).items() if group !
 EXPERIMENTS = groups([CONF]).get("experiment", [])
 # Groups and parts that the train verb does not have, and parts that must be chosen before a group of theirs.
 VERB = {"metrics": "evaluate", "protocol": "evaluate", "prompt/instruction=given": "restore"}
-FIRST = {"data/rule": ("data=paired",), "eval_data/rule": ("eval_data=paired",)}
+FIRST = {"data/rule": ("data=paired",), "eval_data/rule": ("eval_data=paired",), "stages": ("method=supir",)}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,9 @@ def chosen(group: str, option: str) -> DictConfig:
     return composed(verb, *FIRST.get(group, ()), f"{group}={option}")
 
 
-PARTS = [(group, option) for group, options in GROUPS.items() for option in options]
+# What a method's backbone is at each scale is an option of `backbone` (backbone=of/tiny_spire), in a folder of its own.
+ALIASES = [("backbone", f"of/{option}") for option in GROUPS["backbone/of"]]
+PARTS = ALIASES + [(group, option) for group, options in GROUPS.items() if group != "backbone/of" for option in options]
 
 
 @pytest.mark.parametrize(("group", "option"), PARTS, ids=[f"{group}={option}" for group, option in PARTS])
@@ -68,7 +70,7 @@ def test_a_part_composes_and_builds(group, option, images, toy_folder, tmp_path,
     cfg.backbone.path = str(toy_folder)
     cfg.runs_dir = str(tmp_path)
     node = OmegaConf.select(cfg, group.replace("/", "."))
-    if group in ("method", "scale", "sizes"):  # presets: the module that they make
+    if group in ("method", "scale", "sizes", "stages"):  # presets: the module that they make
         cfg.adaptor.hint_widths, cfg.adaptor.hint_channels = [4, 4, 8], 4
         module = build(cfg.module)
         assert module.trainable()
@@ -82,7 +84,7 @@ def test_a_part_composes_and_builds(group, option, images, toy_folder, tmp_path,
         assert group == "logger" and not made
         return
     name = node["_target_"].rpartition(".")[2]
-    if node.get("_partial_") and group.startswith("adaptor"):
+    if node.get("_partial_") and group.startswith(("adaptor", "lq_encoder")):
         made = made(toy_backbone("sd"))
     assert type(made).__name__ == name or (callable(made) and not name[0].isupper())
 

@@ -102,9 +102,11 @@ def test_no_dropout_outside_training_and_nulls_are_empty_strings() -> None:
     assert dropped.semantic == dropped.instruction == ("",) * 3
 
 
-def test_quality_words_are_appended_before_dropout() -> None:
-    words = sources(positive=", sharp", negative="blurred, noisy", p=(0.5, 0.0))(batch(50), training=True)
-    assert set(words.semantic) <= {"", *(f"caption {n}, sharp" for n in range(50))}
+def test_quality_words_are_said_at_test_alone() -> None:
+    source = sources(positive=", sharp", negative="blurred, noisy", p=(0.5, 0.0))
+    assert source(batch(50), training=False).semantic == tuple(f"{text}, sharp" for text in batch(50).caption)
+    words = source(batch(50), training=True)
+    assert set(words.semantic) <= {"", *batch(50).caption}
     assert "" in words.semantic
     assert words.negative == ("blurred, noisy",) * 50
 

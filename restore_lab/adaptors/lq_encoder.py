@@ -1,0 +1,86 @@
+"""What turns the LQ into a latent: the codec's own encoder, or SUPIR's robust one. `lq_encoder=codec|robust`.
+
+SUPIR's degradation-robust encoder (Yu et al. 2024, section 3.2) is a copy of the codec's encoder, trained so that the
+frozen decoder shows the LQ's scene without its degradation; the codec's decoder and quantising convolution are shared.
+Shapes: LQ (B, 3, H, W) in [0, 1] -> latents (B, C, H / compression, W / compression), normalised as the codec's.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from restore_lab.artefacts import place_of
+
+if TYPE_CHECKING:
+    from restore_lab.backbones.codec import Codec
+    from restore_lab.backbones.unet import UNetBackbone
+
+FILE = "encoder.safetensors"
+
+
+class CodecEncoder(nn.Module):
+    """The codec's own encoder; nothing to train, nothing to store."""
+
+    def __init__(self, backbone: UNetBackbone) -> None:
+        super().__init__()
+
+    def forward(self, lq_BCHW: Tensor, codec: Codec) -> Tensor:
+        return codec.encode(lq_BCHW)
+
+
+class RobustEncoder(nn.Module):
+    """A copy of the codec's encoder that may be trained.
+
+    Args:
+        backbone: whose codec is copied.
+        weights: a finished encoder's file or folder; null starts as the codec's.
+
+    Raises:
+        ValueError: for a codec without a KL posterior, or weights that do not fit.
+    """
+
+    def __init__(self, backbone: UNetBackbone, *, weights: str | None) -> None:
+        super().__init__()
+        vae = backbone.codec.vae
+        if not isinstance(vae, AutoencoderKL):
+            raise ValueError(f"lq_encoder=robust copies an AutoencoderKL's encoder; this codec is {type(vae).__name__}")
+        self.encoder = copy.deepcopy(vae.encoder).requires_grad_(True)
+        if weights is not None:
+            self.load(place_of(weights))
+
+    def forward(self, lq_BCHW: Tensor, codec: Codec) -> Tensor:
+        """The posterior's mode."""
+        return codec.encode(lq_BCHW, encoder=self.encoder)
+
+    def load(self, place: Path) -> None:
+        """Read the weights of a finished encoder.
+
+        Raises:
+            ValueError: if there are none, or they do not fit.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        file = place / FILE if place.is_dir() else place
+        if not file.is_file():
+            raise ValueError(f"{file}: no such weights; train them with restore-lab train method=supir stage=encoder")
+        try:
+            self.encoder.load_state_dict({k: v.to(self._dtype) for k, v in load_file(file).items()})
+        except (RuntimeError, SafetensorError) as error:
+            first = str(error).splitlines()[0]
+            raise ValueError(f"{file}: does not fit this codec's encoder ({first}); train one for it") from error
+
+    def save(self, folder: Path) -> None:
+        """Write the encoder's weights."""
+        from safetensors.torch import save_file
+
+        save_file({k: v.cpu().contiguous() for k, v in self.encoder.state_dict().items()}, folder / FILE)
+
+    @property
+    def _dtype(self):
+        return next(self.encoder.parameters()).dtype

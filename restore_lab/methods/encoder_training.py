@@ -1,0 +1,62 @@
+"""Trains the degradation-robust encoder (SUPIR, section 3.2), before the adaptor. `method=supir stage=encoder`.
+
+Besides the loss it logs the mean of the reconstruction over the mean of the original (`train/luminance`): the printed
+loss can drift to dark images without its loss saying so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from restore_lab.methods.training import Optimisation, TrainingModule
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from restore_lab.adaptors.lq_encoder import RobustEncoder
+    from restore_lab.backbones.unet import UNetBackbone
+    from restore_lab.objectives.encoder import EncoderLoss
+    from restore_lab.types import Batch
+
+
+class EncoderTraining(TrainingModule):
+    """The robust encoder against the frozen codec.
+
+    Args:
+        backbone: the prior, for its codec alone.
+        lq_encoder: builds the encoder from the backbone.
+        objective: the loss.
+        optimisation: learning rate and schedule.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: UNetBackbone,
+        lq_encoder: Callable[[UNetBackbone], RobustEncoder],
+        objective: EncoderLoss,
+        optimisation: Optimisation,
+    ) -> None:
+        super().__init__(optimisation=optimisation)
+        self.codec = backbone.codec
+        self.lq_encoder, self.objective = lq_encoder(backbone), objective
+        if not self.trainable():
+            raise ValueError("this encoder has nothing to train; choose lq_encoder=robust")
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of one batch of pairs."""
+        if batch.hq_BCHW is None or batch.lq_BCHW is None:
+            raise ValueError("training needs pairs; give a source with HQ images and a degradation, or data=paired")
+        loss, restored_BCHW = self.objective(
+            batch.lq_BCHW, batch.hq_BCHW, encode=lambda x_BCHW: self.lq_encoder(x_BCHW, self.codec), codec=self.codec
+        )
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log("train/luminance", restored_BCHW.mean() / batch.hq_BCHW.mean(), batch_size=len(batch))
+        return loss
+
+    def export(self, folder: Path) -> None:
+        """The encoder's weights."""
+        self.lq_encoder.save(folder)
