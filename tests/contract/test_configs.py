@@ -19,6 +19,7 @@ from PIL import Image
 from restore_lab.build import build
 from restore_lab.cli.conf_dir import conf_dir
 from restore_lab.cli.errors import groups
+from restore_lab.methods.base import weights_file
 from tests.composed import composed, small
 from tests.toys import toy_backbone
 
@@ -126,3 +127,10 @@ def test_the_groups_are_those_of_the_folders() -> None:
 def test_a_whole_small_method_builds(toy_folder) -> None:
     module = build(composed("train", *small(toy_folder)).module)
     assert type(module).__name__ == "Spire"
+
+
+@pytest.mark.parametrize("verb", ["restore", "evaluate"])
+def test_without_a_word_the_shipped_weights_are_used(verb) -> None:
+    assert weights_file(composed(verb).weights).is_file()
+    missing = weights_file(composed(verb, "scale=full", "data.root=x").weights)
+    assert missing.name == "spire_full"
