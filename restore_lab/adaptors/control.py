@@ -32,6 +32,8 @@ class ControlAdaptor(nn.Module):
             or none (always the empty text).
         hint_widths: channels of the hint network at each resolution; null for no hint network.
         hint_channels: channels that the hint network hands to the trunk; null takes the latent's.
+        encoder: builds a hint network of another kind from the codec's compression, in the place of E'(y): it has `out`
+            channels and reads the whole hint (Diff-Restorer's control encoder).
         lq_latent: feed the trunk the LQ's latent, beside the hint network's features or alone (SUPIR). SPIRE's paper
             does not; where training is short it spares the hint network from learning what the codec's encoder knows.
     """
@@ -48,19 +50,20 @@ class ControlAdaptor(nn.Module):
         hint_widths: Sequence[int] | None,
         hint_channels: int | None,
         lq_latent: bool = False,
+        encoder: Callable[..., nn.Module] | None = None,
     ) -> None:
         super().__init__()
         if text not in ("instruction", "semantic", "none"):
             raise ValueError(f"adaptor.text={text!r} is not known; one of instruction, semantic, none")
-        if hint_widths is None and not lq_latent:
+        if hint_widths is None and encoder is None and not lq_latent:
             raise ValueError("this adaptor sees nothing of the LQ; set adaptor.lq_latent=true or give hint_widths")
         self.text, self.lq_latent = text, lq_latent
-        latent, out = backbone.codec.channels, 0
-        self.hint = None
-        if hint_widths is not None:
-            out = latent if hint_channels is None else hint_channels
-            self.hint = HintNet(compression=backbone.codec.compression, widths=hint_widths, out=out)
-        self.trunk = trunk(backbone, hint_channels=out + (latent if lq_latent else 0))
+        codec, channels = backbone.codec, backbone.codec.channels if lq_latent else 0
+        self.hint = None if encoder is None else encoder(compression=codec.compression)
+        if self.hint is None and hint_widths is not None:
+            out = codec.channels if hint_channels is None else hint_channels
+            self.hint = HintNet(compression=codec.compression, widths=hint_widths, out=out)
+        self.trunk = trunk(backbone, hint_channels=channels + (0 if self.hint is None else self.hint.out))
         self.fusion = fusion(backbone)
 
     def control(self, z_BCHW: Tensor, t_B: Tensor, hint: Hint, cond: Cond) -> dict[str, Tensor]:
@@ -76,7 +79,7 @@ class ControlAdaptor(nn.Module):
         if tokens is None:
             raise ValueError("this adaptor reads an instruction, and the hint has none; fill prompt/instruction")
         read = Cond(tokens_BLD=tokens, pooled_BD=cond.pooled_BD, size_BD=cond.size_BD)
-        features = [] if self.hint is None else [self.hint(hint.lq_BCHW).to(z_BCHW.dtype)]
+        features = [] if self.hint is None else [self.hint(hint).to(z_BCHW.dtype)]
         if self.lq_latent:
             if hint.lq_latent_BCHW is None:
                 raise ValueError("this adaptor reads the LQ's latent (adaptor.lq_latent), and the hint has none")

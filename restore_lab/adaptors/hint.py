@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from restore_lab.types import Hint
+
 
 class HintNet(nn.Module):
     """The stack of convolutions.
@@ -28,7 +30,7 @@ class HintNet(nn.Module):
         levels = int(math.log2(compression)) + 1
         if len(widths) < levels:
             raise ValueError(f"adaptor.hint_widths={list(widths)} has {len(widths)} widths; this codec needs {levels}")
-        used = list(widths)[:levels]
+        self.out, used = out, list(widths)[:levels]
         self.conv_in = nn.Conv2d(3, used[0], 3, padding=1)
         self.blocks = nn.ModuleList()
         for narrow, wide in itertools.pairwise(used):
@@ -36,9 +38,9 @@ class HintNet(nn.Module):
             self.blocks.append(nn.Conv2d(narrow, wide, 3, padding=1, stride=2))
         self.conv_out = nn.Conv2d(used[-1], out, 3, padding=1)
 
-    def forward(self, lq_BCHW: Tensor) -> Tensor:
-        """Features of an image in [0, 1], which the stack sees in [-1, 1]."""
-        h = nn.functional.silu(self.conv_in(2 * lq_BCHW - 1))
+    def forward(self, hint: Hint) -> Tensor:
+        """Features of the LQ in [0, 1], which the stack sees in [-1, 1]."""
+        h = nn.functional.silu(self.conv_in(2 * hint.lq_BCHW - 1))
         for block in self.blocks:
             h = nn.functional.silu(block(h))
         return self.conv_out(h)

@@ -158,6 +158,7 @@ def _with_slots(own: PromptSources, slots: Any) -> PromptSources:
         dropout=own.dropout,
         positive=own.positive,
         negative=own.negative,
+        visual=own.visual,
     )
 
 

@@ -20,7 +20,7 @@ from restore_lab.adaptors.lq_encoder import CodecEncoder
 from restore_lab.artefacts import place_of
 from restore_lab.backbones.loading import DTYPES
 from restore_lab.methods.training import Optimisation, TrainingModule
-from restore_lab.types import Batch, Hint, Prompt, Tap
+from restore_lab.types import Batch, Cond, Hint, Prompt, Tap
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,11 +74,16 @@ class RestorationModule(TrainingModule):
         self.adaptor = adaptor(backbone)
         self.lq_encoder = (lq_encoder or CodecEncoder)(backbone).requires_grad_(False)
         self.prompts, self.objective, self.sampler = prompts, objective, sampler
+        self.visual = prompts.visual  # a module, so that it moves to the device with the rest
 
     def hint(self, lq_BCHW: Tensor, prompt: Prompt) -> Hint:
         """What the adaptor may look at: the LQ and, if it reads it, the LQ's latent; a method may say more."""
         latent_BCHW = self.lq_encoder(lq_BCHW, self.backbone.codec) if self.adaptor.lq_latent else None
         return Hint(lq_BCHW=lq_BCHW, lq_latent_BCHW=latent_BCHW)
+
+    def cond(self, prompt: Prompt, size: tuple[int, int]) -> Cond:
+        """What the prior is told: the semantic text; a method may tell it something else."""
+        return self.backbone.embed(prompt.semantic, size)
 
     def predict(self, z_BCHW: Tensor, t_B: Tensor, branches: Sequence[Branch], *, strength: float = 1.0) -> Tensor:
         """The weighted sum of the branches' predictions; a trunk that reads no semantic text runs once for all.
@@ -104,22 +109,35 @@ class RestorationModule(TrainingModule):
         """The denoising loss of one batch of pairs."""
         from restore_lab.samplers.guidance import Branch
 
-        if batch.hq_BCHW is None or batch.lq_BCHW is None:
-            raise ValueError("training needs pairs; give a source with HQ images and a degradation, or data=paired")
+        hq_BCHW, lq_BCHW = self.pair(batch)
         prompt = self.prompts(batch, training=True)
         with torch.no_grad():
-            z0_BCHW = self.backbone.codec.encode(batch.hq_BCHW)
-            cond = self.backbone.embed(prompt.semantic, tuple(batch.hq_BCHW.shape[-2:]))
-            hint = self.hint(batch.lq_BCHW, prompt)
-        branches = (Branch(weight=1.0, cond=cond, hint=hint),)
-        loss = self.objective(
+            cond = self.cond(prompt, tuple(hq_BCHW.shape[-2:]))
+            hint = self.hint(lq_BCHW, prompt)
+        loss = self.denoising_loss(batch, (Branch(weight=1.0, cond=cond, hint=hint),))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def denoising_loss(self, batch: Batch, branches: Sequence[Branch]) -> Tensor:
+        """The objective at the HQ's latents."""
+        with torch.no_grad():
+            z0_BCHW = self.backbone.codec.encode(self.pair(batch)[0])
+        return self.objective(
             z0_BCHW,
             seeds=batch.seed,
             schedule=self.backbone.schedule,
             predict=lambda z_BCHW, t_B: self.predict(z_BCHW, t_B, branches),
         )
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
-        return loss
+
+    def pair(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """HQ and LQ of a batch.
+
+        Raises:
+            ValueError: if one is missing.
+        """
+        if batch.hq_BCHW is None or batch.lq_BCHW is None:
+            raise ValueError("training needs pairs; give a source with HQ images and a degradation, or data=paired")
+        return batch.hq_BCHW, batch.lq_BCHW
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """PSNR of one sample and of the LQ, in dB."""
@@ -138,8 +156,10 @@ class RestorationModule(TrainingModule):
         prompt = self.prompts(batch, training=False)
         padded_BCHW = pad_to_multiple(lq_BCHW, self.backbone.multiple)
         size = tuple(padded_BCHW.shape[-2:])
-        cond = self.backbone.embed(prompt.semantic, size)
-        null = cond if prompt.negative == prompt.semantic else self.backbone.embed(prompt.negative, size)
+        cond = self.cond(prompt, size)
+        # Without words, or with what was seen in their place, there is nothing to guide towards.
+        wordless = prompt.negative == prompt.semantic or prompt.visual_BLD is not None
+        null = cond if wordless else self.backbone.embed(prompt.negative, size)
         hint = self.hint(padded_BCHW, prompt)
 
         def guided(z_BCHW: Tensor, t_B: Tensor, level: Level) -> Tensor:

@@ -12,6 +12,7 @@ from restore_lab.random import uniform
 from restore_lab.types import Prompt
 
 if TYPE_CHECKING:
+    from restore_lab.prompts.visual import ClipVision
     from restore_lab.types import Batch
 
 
@@ -50,13 +51,21 @@ class PromptSources:
         dropout: applied in training.
         positive: appended to every semantic text at test (quality words); empty for SPIRE.
         negative: the text of the null half of guidance; empty for SPIRE.
+        visual: an image encoder that looks at the LQ (Diff-Restorer); null for none.
     """
 
     def __init__(
-        self, *, semantic: TextSource, instruction: TextSource, dropout: Dropout, positive: str, negative: str
+        self,
+        *,
+        semantic: TextSource,
+        instruction: TextSource,
+        dropout: Dropout,
+        positive: str,
+        negative: str,
+        visual: ClipVision | None = None,
     ) -> None:
         self.semantic, self.instruction, self.dropout = semantic, instruction, dropout
-        self.positive, self.negative = positive, negative
+        self.positive, self.negative, self.visual = positive, negative, visual
 
     def __call__(self, batch: Batch, *, training: bool) -> Prompt:
         """The words for a batch: in training with dropout, at test with the positive words behind them."""
@@ -66,4 +75,6 @@ class PromptSources:
         else:
             semantic = self.dropout(semantic, batch, slot="semantic")
             instruction = self.dropout(instruction, batch, slot="instruction")
-        return Prompt(semantic=semantic, negative=(self.negative,) * len(batch), instruction=instruction)
+        seen_BLD = None if self.visual is None or batch.lq_BCHW is None else self.visual(batch.lq_BCHW)
+        negative = (self.negative,) * len(batch)
+        return Prompt(semantic=semantic, negative=negative, instruction=instruction, visual_BLD=seen_BLD)

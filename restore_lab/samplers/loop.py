@@ -57,7 +57,7 @@ def unipc(schedule: Schedule, *, timestep_spacing: str) -> Any:
         trained_betas=betas(schedule),
         prediction_type=schedule.prediction_type,
         timestep_spacing=timestep_spacing,
-        rescale_betas_zero_snr=False,
+        rescale_betas_zero_snr=float(schedule.alphas_cumprod[-1]) == 0.0,  # changes no other beta, sets the floor
     )
 
 
@@ -122,6 +122,7 @@ class SchedulerSampler(Sampler):
 
     Args:
         scheduler: makes a diffusers scheduler from the prior's schedule.
+        start: share of the steps that are taken, the last ones: below 1 with `init` the noised latent it is SDEdit.
         steps, init, guidance, fidelity, strength, colour, progress: as for every sampler.
     """
 
@@ -136,6 +137,7 @@ class SchedulerSampler(Sampler):
         strength: Callable[[Level], float],
         colour: Callable[[Tensor, Tensor], Tensor],
         progress: bool,
+        start: float = 1.0,
     ) -> None:
         super().__init__(
             steps=steps,
@@ -146,7 +148,9 @@ class SchedulerSampler(Sampler):
             colour=colour,
             progress=progress,
         )
-        self.scheduler = scheduler
+        if not 0 < start <= 1:
+            raise ValueError(f"sampler.start={start} is a share of the steps; give a number above 0, up to 1")
+        self.scheduler, self.start = scheduler, start
 
     @torch.no_grad()
     def __call__(
@@ -154,9 +158,12 @@ class SchedulerSampler(Sampler):
     ) -> Tensor:
         scheduler = self.scheduler(schedule)
         scheduler.set_timesteps(self.steps, device=lq_latent_BCHW.device)
-        first = int(scheduler.timesteps[0])
-        z_BCHW = self.init(lq_latent_BCHW, seeds=seeds, t=first, schedule=schedule) * scheduler.init_noise_sigma
-        steps = zip(scheduler.timesteps, levels(schedule, scheduler.timesteps), strict=True)
+        timesteps = scheduler.timesteps[-max(1, round(self.start * len(scheduler.timesteps))) :]
+        if self.start < 1 and hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(len(scheduler.timesteps) - len(timesteps))
+        z_BCHW = self.init(lq_latent_BCHW, seeds=seeds, t=int(timesteps[0]), schedule=schedule)
+        z_BCHW = z_BCHW * scheduler.init_noise_sigma
+        steps = zip(timesteps, levels(schedule, timesteps), strict=True)
         for t, level in self.bar(steps):
             model_in = scheduler.scale_model_input(z_BCHW, t)
             t_B = t.expand(len(z_BCHW))

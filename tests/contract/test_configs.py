@@ -28,7 +28,12 @@ GROUPS = {group: options for group, options in groups([CONF]).items() if group !
 EXPERIMENTS = groups([CONF]).get("experiment", [])
 # Groups and parts that the train verb does not have, and parts that must be chosen before a group of theirs.
 VERB = {"metrics": "evaluate", "protocol": "evaluate", "prompt/instruction=given": "restore"}
-FIRST = {"data/rule": ("data=paired",), "eval_data/rule": ("eval_data=paired",), "stages": ("method=supir",)}
+FIRST = {
+    "data/rule": ("data=paired",),
+    "eval_data/rule": ("eval_data=paired",),
+    "stages": ("method=supir",),
+    "prompt/visual": ("method=diff_restorer",),
+}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +61,8 @@ def filled(cfg: DictConfig, values: dict[str, Any]) -> DictConfig:
 
 def chosen(group: str, option: str) -> DictConfig:
     verb = VERB.get(f"{group}={option}") or VERB.get(group, "train")
-    return composed(verb, *FIRST.get(group, ()), f"{group}={option}")
+    first = (f"method={option.partition('_')[2]}",) if group == "sizes" else FIRST.get(group, ())
+    return composed(verb, *first, f"{group}={option}")
 
 
 # What a method's backbone is at each scale is an option of `backbone` (backbone=of/tiny_spire), in a folder of its own.

@@ -39,7 +39,8 @@ def toy_hint(backbone, *, seed: int = 3) -> Hint:
     lq_BCHW = torch.rand(2, 3, 32, 32, generator=draw)
     side = 32 // backbone.codec.compression
     latent_BCHW = torch.randn(2, backbone.codec.channels, side, side, generator=draw)
-    return Hint(lq_BCHW=lq_BCHW, lq_latent_BCHW=latent_BCHW, instruction_BLD=tokens)
+    code_BD = torch.randn(2, 256, generator=draw)
+    return Hint(lq_BCHW=lq_BCHW, lq_latent_BCHW=latent_BCHW, instruction_BLD=tokens, degradation_BD=code_BD)
 
 
 def steered(backbone, adaptor, z: Tensor, t: Tensor, cond: Cond, hint: Hint) -> Tensor:
@@ -184,7 +185,7 @@ def test_which_tokens_the_trunk_reads(text, backbones) -> None:
 
 
 def test_hint_network_sizes_and_errors() -> None:
-    image = torch.rand(1, 3, 32, 48)
+    image = Hint(lq_BCHW=torch.rand(1, 3, 32, 48))
     assert HintNet(compression=8, widths=[4, 4, 8, 8], out=5)(image).shape == (1, 5, 4, 6)
     assert HintNet(compression=4, widths=[4, 4, 8, 999], out=5)(image).shape == (1, 5, 8, 12)
     with pytest.raises(ValueError, match=r"adaptor.hint_widths=\[4, 8\] has 2 widths; this codec needs 4"):

@@ -121,6 +121,16 @@ def test_tau_towards_zero_gives_the_lq_and_a_large_one_the_plain_sampler(schedul
     torch.testing.assert_close(run(RestorationGuided(tau_r=0.0, s_tmin=1e9)), plain, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("spacing", ["linspace", "trailing"])
+def test_unipc_reaches_an_oracle_even_from_zero_snr(spacing) -> None:
+    s, x0 = schedule("v_prediction", zero_snr=True), latents(seed=1)
+    sampler = toy_sampler(steps=8, scheduler=partial(unipc, timestep_spacing=spacing))
+    found = sampler(
+        lambda z, t, level: s.from_x0(x0, z, t.long()), latents(), centre_BCHW=latents(), seeds=SEEDS, schedule=s
+    )
+    torch.testing.assert_close(found, x0, atol=5e-3, rtol=1e-2)
+
+
 def test_the_pull_and_its_gate() -> None:
     x0, centre = torch.full((1, 1, 2, 2), 3.0), torch.ones(1, 1, 2, 2)
     level = Level(sigma=7.0, following=0.05, top=14.0)

@@ -1,0 +1,59 @@
+"""Diff-Restorer's visual prompt processor (section III-B, Eq. 2). `prompt/visual=clip` with `method=diff_restorer`.
+
+From a CLIP image embedding P_CLIP: P_S = B_s(P_CLIP), one token in the place of text; P_D = B_d(P_CLIP), what modulates
+the control; d = C(P_D), the logits of the degradations. B_s has three layers, B_d two, with layer norm and LeakyReLU
+behind all but the last; C has one. Shapes: (B, E) -> P_S (B, 1, W), P_D (B, D), d (B, N).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+SLOPE = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What the processor sees in an LQ: a semantic token, a degradation embedding, the logits of the degradations."""
+
+    tokens_BLD: Tensor
+    degradation_BD: Tensor
+    logits_BN: Tensor
+
+
+def branch(widths: Sequence[int]) -> nn.Sequential:
+    """Linear layers with layer norm and LeakyReLU between them."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), nn.LayerNorm(outputs), nn.LeakyReLU(SLOPE)]
+    return nn.Sequential(*layers[:-2])
+
+
+class PromptProcessor(nn.Module):
+    """Both branches and the classifier.
+
+    Args:
+        inputs: width of the image embedding.
+        tokens: width of the backbone's text tokens.
+        hidden: width inside the degradation branch.
+        degradation: width of P_D.
+        kinds: degradations to tell apart.
+    """
+
+    def __init__(self, *, inputs: int, tokens: int, hidden: int, degradation: int, kinds: int) -> None:
+        super().__init__()
+        self.semantic = branch([inputs, tokens, tokens, tokens])
+        self.degradation = branch([inputs, hidden, degradation])
+        self.classifier = nn.Linear(degradation, kinds)
+
+    def forward(self, embedding_BD: Tensor) -> Seen:
+        degradation_BD = self.degradation(embedding_BD)
+        return Seen(
+            tokens_BLD=self.semantic(embedding_BD)[:, None],
+            degradation_BD=degradation_BD,
+            logits_BN=self.classifier(degradation_BD),
+        )

@@ -1,0 +1,59 @@
+"""Several sources as one, each picture from one of them by its share. `data=mixed data.sources.x=...`.
+
+SUPIR mixes images of negative quality, captioned by the negative prompt, into its training (section 3.3). Which source
+a picture comes from depends on its index alone, so that workers and ranks change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from restore_lab.data.dataset import Source
+from restore_lab.random import mix, rng
+from restore_lab.types import Picture
+
+
+class MixedSource:
+    """Named sources with shares that need not sum to 1; as long as the first.
+
+    Args:
+        sources: the parts.
+        shares: how often each is drawn.
+
+    Raises:
+        ValueError: if the names differ, or the shares cannot be probabilities.
+    """
+
+    def __init__(self, *, sources: Mapping[str, Source], shares: Mapping[str, float]) -> None:
+        if not sources or set(sources) != set(shares):
+            raise ValueError(f"data.sources {sorted(sources)} and shares {sorted(shares)} must name the same parts")
+        if min(shares.values()) < 0 or sum(shares.values()) <= 0:
+            raise ValueError(f"data.shares {dict(shares)} must be 0 or more, and not all 0")
+        self._names, self._sources = tuple(sources), dict(sources)
+        self._bounds = np.cumsum([shares[name] for name in self._names])
+
+    def __len__(self) -> int:
+        return len(self._sources[self._names[0]])
+
+    def keys(self) -> list[str]:
+        """The keys of the pictures that the shares choose, in order."""
+        listed = {name: source.keys() for name, source in self._sources.items()}
+        return [f"{name}/{listed[name][place]}" for name, place in map(self._place, range(len(self)))]
+
+    def read(self, index: int, *, epoch: int = 0) -> Picture:
+        """The picture of the source that this index chooses.
+
+        Raises:
+            BadImage: the file cannot be read.
+        """
+        name, place = self._place(index)
+        return self._sources[name].read(place, epoch=epoch)
+
+    def _place(self, index: int) -> tuple[str, int]:
+        """Source and index within it; in the first source the index stays, so that none of it is left out twice."""
+        draw = rng("mixed", index).random() * self._bounds[-1]
+        name = self._names[int(np.searchsorted(self._bounds, draw, side="right"))]
+        first = name == self._names[0]
+        return name, index if first else mix("mixed", index) % len(self._sources[name])

@@ -1,0 +1,134 @@
+"""Diff-Restorer (section III): CLIP sees the LQ, a processor makes of it a semantic token and a degradation embedding.
+
+The token takes the place of the text in the prior and in the trunk; the embedding modulates the control encoder. Loss
+is L = L_diff + w_deg L_deg + w_rec L_rec: the denoising loss, the classifier's cross-entropy over the kinds in each
+image's recipe, and the control decoder's squared error to the clean image (Eq. 4). There is no guidance at test.
+Selected by `method=diff_restorer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from restore_lab.degradation.eight import labels
+from restore_lab.methods.base import RestorationModule
+from restore_lab.samplers.guidance import Branch
+from restore_lab.types import Cond, Hint
+
+if TYPE_CHECKING:
+    from restore_lab.adaptors.control import ControlAdaptor
+    from restore_lab.adaptors.degradation_aware import ControlDecoder
+    from restore_lab.adaptors.lq_encoder import CodecEncoder, RobustEncoder
+    from restore_lab.adaptors.prompt_processor import PromptProcessor, Seen
+    from restore_lab.backbones.unet import UNetBackbone
+    from restore_lab.methods.training import Optimisation
+    from restore_lab.objectives.denoising import Denoising
+    from restore_lab.prompts.sources import PromptSources
+    from restore_lab.samplers.loop import Sampler
+    from restore_lab.types import Batch, Prompt
+
+
+class DiffRestorer(RestorationModule):
+    """The base wiring with the visual prompt processor and two more losses.
+
+    Args:
+        processor: builds the prompt processor from the widths of embedding and tokens.
+        control_decoder: builds the control decoder from the codec's compression.
+        degradation_weight: w_deg; 0 trains no classifier (Table IV).
+        reconstruction_weight: w_rec; 0 trains no control decoder (Tables III and IV).
+        backbone, adaptor, prompts, objective, sampler, optimisation, lq_encoder, weights_dtype: as for every method.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: UNetBackbone,
+        adaptor: Callable[[UNetBackbone], ControlAdaptor],
+        prompts: PromptSources,
+        objective: Denoising,
+        sampler: Sampler,
+        optimisation: Optimisation,
+        processor: Callable[..., PromptProcessor],
+        control_decoder: Callable[..., ControlDecoder],
+        degradation_weight: float,
+        reconstruction_weight: float,
+        lq_encoder: Callable[[UNetBackbone], CodecEncoder | RobustEncoder] | None = None,
+        weights_dtype: str = "float32",
+    ) -> None:
+        super().__init__(
+            backbone=backbone,
+            adaptor=adaptor,
+            prompts=prompts,
+            objective=objective,
+            sampler=sampler,
+            optimisation=optimisation,
+            lq_encoder=lq_encoder,
+            weights_dtype=weights_dtype,
+        )
+        if self.visual is None:
+            raise ValueError("Diff-Restorer looks at the LQ through CLIP; set prompt/visual=clip")
+        self.processor = processor(inputs=self.visual.width, tokens=self.backbone.unet.config.cross_attention_dim)
+        self.weights = (float(degradation_weight), float(reconstruction_weight))
+        self.control_decoder = None
+        if reconstruction_weight:
+            self.control_decoder = control_decoder(compression=self.backbone.codec.compression)
+        if not degradation_weight:
+            self.processor.classifier.requires_grad_(False)
+
+    def see(self, prompt: Prompt) -> Seen:
+        """What the processor sees in each LQ."""
+        if prompt.visual_BLD is None:
+            raise ValueError("the prompt holds no visual embedding; set prompt/visual=clip")
+        return self.processor(prompt.visual_BLD[:, 0])
+
+    def cond(self, prompt: Prompt, size: tuple[int, int]) -> Cond:
+        """The text's condition with the semantic token in the place of its tokens."""
+        return replace(super().cond(prompt, size), tokens_BLD=self.see(prompt).tokens_BLD)
+
+    def hint(self, lq_BCHW: Tensor, prompt: Prompt) -> Hint:
+        """The base's hint with the degradation embedding."""
+        return replace(super().hint(lq_BCHW, prompt), degradation_BD=self.see(prompt).degradation_BD)
+
+    def adaptor_state(self) -> dict[str, Tensor]:
+        """The base's tensors and the processor's; the control decoder is for training alone."""
+        return super().adaptor_state() | {f"processor.{name}": p.data for name, p in self.processor.named_parameters()}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """L of one batch of pairs."""
+        hq_BCHW, lq_BCHW = self.pair(batch)
+        prompt = self.prompts(batch, training=True)
+        seen, hint = self.see(prompt), self.hint(lq_BCHW, prompt)
+        cond = replace(super().cond(prompt, tuple(hq_BCHW.shape[-2:])), tokens_BLD=seen.tokens_BLD)
+        losses = {"diffusion": self.denoising_loss(batch, (Branch(weight=1.0, cond=cond, hint=hint),))}
+        degradation, reconstruction = self.weights
+        if degradation:
+            losses["degradation"] = degradation * kinds_loss(seen.logits_BN, batch)
+        if reconstruction and isinstance(self.control_decoder, nn.Module):
+            rebuilt_BCHW = self.control_decoder(self.adaptor.hint.features(hint))
+            losses["reconstruction"] = reconstruction * F.mse_loss(rebuilt_BCHW.float(), hq_BCHW.float())
+        for name, value in losses.items():
+            self.log(f"train/{name}", value.detach(), batch_size=len(batch))
+        loss = torch.stack(list(losses.values())).sum()
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        return loss
+
+
+def kinds_loss(logits_BN: Tensor, batch: Batch) -> Tensor:
+    """Cross-entropy against the kinds in each image's recipe, equal shares where there are several.
+
+    Raises:
+        ValueError: for images whose degradation is not known, or is none of the eight.
+    """
+    if any(recipe is None for recipe in batch.recipe):
+        raise ValueError("the classifier learns from recipes, and these pairs have none; set degradation_weight=0")
+    known = torch.tensor([labels(recipe) for recipe in batch.recipe if recipe], dtype=logits_BN.dtype)
+    if not known.any(dim=1).all():
+        raise ValueError("a recipe holds none of the eight degradations; set degradation=diff_restorer")
+    target_BN = (known / known.sum(dim=1, keepdim=True)).to(logits_BN.device)
+    return F.cross_entropy(logits_BN.float(), target_BN.float())

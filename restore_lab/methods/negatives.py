@@ -1,0 +1,83 @@
+"""Fills a folder with images of negative quality: SUPIR's negative samples (Yu et al. 2024, section 3.3, supplement).
+
+Each is an image of the data source, noised to a share of the schedule and denoised by the plain prior under the
+negative prompt (SDEdit; the paper: strength 0.5, 100,000 images). Beside each lies its caption, the prompt, so that
+data=mixed takes the folder as it is. Killed and started again it goes on; an image depends on the seed and its number.
+Selected by `restore-lab data output=FOLDER`.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from restore_lab.artefacts import write_bytes_atomic
+from restore_lab.build import build
+from restore_lab.types import Hint
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from torch import Tensor
+
+    from restore_lab.backbones.unet import UNetBackbone
+    from restore_lab.data.dataset import Loaded
+    from restore_lab.samplers.level import Level
+    from restore_lab.samplers.loop import Sampler
+    from restore_lab.types import Batch
+
+log = logging.getLogger(__name__)
+
+
+def fill(cfg: DictConfig) -> Path:
+    """Make what is missing of `cfg.count` images in `cfg.output`.
+
+    Raises:
+        ValueError: for a count below 1, or a source without good images.
+    """
+    from tqdm import tqdm
+
+    from restore_lab.data.dataset import RestorationDataset
+    from restore_lab.data.image_io import to_image, write_png
+
+    if cfg.count < 1:
+        raise ValueError(f"count={cfg.count}: at least one image must be wanted")
+    folder = Path(cfg.output)
+    source = build(cfg.data)
+    dataset = RestorationDataset(source, crop=cfg.crop, flip=False, seed=cfg.seed)
+    missing = [number for number in range(cfg.count) if not (folder / f"{number:06d}.png").exists()]
+    if not missing:
+        return folder
+    backbone, sampler = build(cfg.backbone), build(cfg.sampler)
+    device = "cuda" if cfg.device == "auto" and torch.cuda.is_available() else str(cfg.device).replace("auto", "cpu")
+    backbone.to(device)
+    for start in tqdm(range(0, len(missing), cfg.batch_size), desc="negative samples", disable=not cfg.progress):
+        numbers = missing[start : start + cfg.batch_size]
+        loaded: Loaded = dataset.__getitems__([divmod(number, len(source)) for number in numbers])
+        if loaded.batch is None or loaded.batch.hq_BCHW is None:
+            raise ValueError(loaded.error or "negative samples are made from good images; this source gave none")
+        made_BCHW = worsened(loaded.batch.to(device), backbone, sampler, prompt=cfg.negative)
+        for number, image_CHW in zip(numbers, made_BCHW.cpu(), strict=True):
+            # The caption first: an image without its caption would count as done.
+            write_bytes_atomic(folder / f"{number:06d}.txt", cfg.negative.encode())
+            write_png(folder / f"{number:06d}.png", to_image(image_CHW))
+    return folder
+
+
+@torch.no_grad()
+def worsened(batch: Batch, backbone: UNetBackbone, sampler: Sampler, *, prompt: str) -> Tensor:
+    """The images of a batch, redrawn by the prior as the prompt has it, in [0, 1]."""
+    hq_BCHW: Any = batch.hq_BCHW
+    size, count = tuple(hq_BCHW.shape[-2:]), len(batch)
+    cond, null = backbone.embed((prompt,) * count, size), backbone.embed(("",) * count, size)
+    hint = Hint(lq_BCHW=hq_BCHW)
+
+    def guided(z_BCHW: Tensor, t_B: Tensor, level: Level) -> Tensor:
+        branches = sampler.guidance.branches(cond=cond, null=null, hint=hint, level=level)
+        return sum(branch.weight * backbone(z_BCHW, t_B, branch.cond) for branch in branches)
+
+    z_BCHW = backbone.codec.encode(hq_BCHW)
+    made_BCHW = sampler(guided, z_BCHW, centre_BCHW=z_BCHW, seeds=batch.seed, schedule=backbone.schedule)
+    return backbone.codec.decode(made_BCHW).clamp(0, 1)

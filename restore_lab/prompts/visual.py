@@ -1,0 +1,56 @@
+"""What an image encoder sees in the LQ, in the place of words. `prompt/visual=none|clip`.
+
+CLIP's projected image embedding (Diff-Restorer, section III-B): the LQ brought to the encoder's size, its short side
+first and the middle of it, as CLIP's own processor does, normalised by CLIP's mean and deviation.
+Shapes: LQ (B, 3, H, W) in [0, 1] -> (B, 1, E).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as V
+
+from restore_lab.artefacts import place_of
+
+
+class ClipVision(nn.Module):
+    """A frozen CLIP image tower with its projection.
+
+    Args:
+        path: a CLIPModel's folder, "asset:NAME", or a hub id.
+
+    Raises:
+        ValueError: if there is no such model.
+    """
+
+    def __init__(self, *, path: str) -> None:
+        super().__init__()
+        from transformers import CLIPImageProcessor, CLIPModel
+
+        place = place_of(path)
+        source = str(place) if place.is_dir() else path
+        try:
+            clip: Any = CLIPModel.from_pretrained(source, dtype=torch.float32)
+            processor = CLIPImageProcessor.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            first = str(error).splitlines()[0][:200]
+            raise ValueError(f"prompt.visual.path={path}: no CLIP ({first}); give a CLIPModel's folder") from error
+        self.tower, self.projection = clip.vision_model, clip.visual_projection
+        self.requires_grad_(False).eval()
+        self.size, self.width = int(clip.config.vision_config.image_size), int(clip.config.projection_dim)
+        self.mean, self.std = processor.image_mean, processor.image_std
+
+    def train(self, mode: bool = True) -> ClipVision:
+        """Stays in eval mode: it is not trained, whatever the module around it does."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, lq_BCHW: Tensor) -> Tensor:
+        """The embeddings."""
+        resized = V.resize(lq_BCHW, [self.size], interpolation=V.InterpolationMode.BICUBIC, antialias=True)
+        pixels = V.normalize(V.center_crop(resized, [self.size, self.size]), self.mean, self.std)
+        pooled_BD = self.tower(pixel_values=pixels.to(self.projection.weight.dtype)).pooler_output
+        return self.projection(pooled_BD)[:, None].to(lq_BCHW.dtype)
