@@ -148,6 +148,7 @@ def _hush() -> None:
         "ignore", message="You're resuming from a checkpoint that ended before the epoch"
     )  # ours can
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", message="You passed in a `val_dataloader` but have no `validation_step`")
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")  # nothing to validate on
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.* is deprecated")
     for name in ("lightning.pytorch", "lightning.fabric"):
