@@ -123,14 +123,18 @@ class PriorPretraining(TrainingModule):
 
 def text_towers(folders: Sequence[Path]) -> TextEncoder:
     """The text towers of CLIPModel folders: one as SD reads it, two as SDXL does (the second projected)."""
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+    from transformers import CLIPConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     kinds = (CLIPTextModel, CLIPTextModelWithProjection)[: len(folders)]
+    encoders = []
+    for kind, folder in zip(kinds, folders, strict=True):
+        whole = CLIPConfig.from_pretrained(folder, local_files_only=True)
+        whole.text_config.projection_dim = whole.projection_dim  # a CLIPModel's folder says it once, for both towers
+        encoders.append(
+            kind.from_pretrained(folder, config=whole.text_config, dtype=torch.float32, local_files_only=True)
+        )
     return TextEncoder(
-        encoders=[
-            kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-            for kind, folder in zip(kinds, folders, strict=True)
-        ],
+        encoders=encoders,
         tokenizers=[CLIPTokenizer.from_pretrained(folder, local_files_only=True) for folder in folders],
         penultimate=len(folders) == 2,
         cache_bytes=0,
