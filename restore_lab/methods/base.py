@@ -167,7 +167,9 @@ class RestorationModule(TrainingModule):
             return self.predict(z_BCHW, t_B, branches, strength=self.sampler.strength(level))
 
         codec, own = self.backbone.codec, isinstance(self.lq_encoder, CodecEncoder)
-        lq_latent_BCHW = self.lq_encoder(padded_BCHW, codec)
+        lq_latent_BCHW = hint.lq_latent_BCHW
+        if lq_latent_BCHW is None:
+            lq_latent_BCHW = self.lq_encoder(padded_BCHW, codec)
         preview_BCHW = padded_BCHW if own else codec.decode(lq_latent_BCHW)  # the LQ without its degradation
         centre_BCHW = codec.encode(preview_BCHW) if self.sampler.fidelity.recode else lq_latent_BCHW
         latent_BCHW = self.sampler(

@@ -10,7 +10,8 @@ Shapes: latents (B, C, h, w).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,8 +23,6 @@ from restore_lab.samplers.loop import Predict, Sampler
 
 if TYPE_CHECKING:
     from restore_lab.backbones.schedule import Schedule
-    from restore_lab.samplers.fidelity import Free, RestorationGuided
-    from restore_lab.samplers.guidance import ClassifierFree
 
 
 def ddpm_timesteps(*, count: int, steps: int) -> list[int]:
@@ -31,49 +30,29 @@ def ddpm_timesteps(*, count: int, steps: int) -> list[int]:
     return torch.linspace(count - 1, 0, steps + 1, dtype=torch.float64)[:-1].long().tolist()
 
 
+@dataclass(kw_only=True, eq=False)
 class EdmSampler(Sampler):
     """Euler steps with churn.
 
     Args:
-        steps: T.
         s_churn: noise raised in all, shared over the steps; 0 is deterministic.
         s_noise: deviation of the noise put in.
         s_tmin, s_tmax: sigmas between which noise is raised; null for no upper end.
-        init, guidance, fidelity, strength, colour, progress: as for every sampler.
     """
 
-    def __init__(
-        self,
-        *,
-        steps: int,
-        s_churn: float,
-        s_noise: float,
-        s_tmin: float,
-        s_tmax: float | None,
-        init: Callable[..., Tensor],
-        guidance: ClassifierFree,
-        fidelity: Free | RestorationGuided,
-        strength: Callable[[Level], float],
-        colour: Callable[[Tensor, Tensor], Tensor],
-        progress: bool,
-    ) -> None:
-        super().__init__(
-            steps=steps,
-            init=init,
-            guidance=guidance,
-            fidelity=fidelity,
-            strength=strength,
-            colour=colour,
-            progress=progress,
-        )
-        if s_churn < 0 or s_noise < 0:
-            raise ValueError(f"sampler.s_churn={s_churn} and s_noise={s_noise} must not be negative")
-        self.s_churn, self.s_noise = float(s_churn), float(s_noise)
-        self.s_tmin, self.s_tmax = float(s_tmin), math.inf if s_tmax is None else float(s_tmax)
+    s_churn: float
+    s_noise: float
+    s_tmin: float
+    s_tmax: float | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.s_churn < 0 or self.s_noise < 0:
+            raise ValueError(f"sampler.s_churn={self.s_churn} and s_noise={self.s_noise} must not be negative")
 
     def gamma(self, sigma: float) -> float:
         """By how much of itself the noise of a step is raised (Karras et al., Algorithm 2, line 5)."""
-        inside = self.s_tmin <= sigma <= self.s_tmax
+        inside = self.s_tmin <= sigma <= (math.inf if self.s_tmax is None else self.s_tmax)
         return min(self.s_churn / self.steps, math.sqrt(2) - 1) if inside else 0.0
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -67,6 +68,7 @@ def betas(schedule: Schedule) -> list[float]:
     return (1 - torch.cat([bar[:1], bar[1:] / bar[:-1]])).tolist()
 
 
+@dataclass(kw_only=True, eq=False)
 class Sampler(ABC):
     """From noise to a clean latent: what all samplers have.
 
@@ -80,21 +82,17 @@ class Sampler(ABC):
         progress: show a bar with the time left.
     """
 
-    def __init__(
-        self,
-        *,
-        steps: int,
-        init: Callable[..., Tensor],
-        guidance: ClassifierFree,
-        fidelity: Free | RestorationGuided,
-        strength: Callable[[Level], float],
-        colour: Callable[[Tensor, Tensor], Tensor],
-        progress: bool,
-    ) -> None:
-        if steps < 1:
-            raise ValueError(f"sampler.steps={steps}: at least one step is needed")
-        self.steps, self.init, self.guidance, self.fidelity = steps, init, guidance, fidelity
-        self.strength, self.colour, self.progress = strength, colour, progress
+    steps: int
+    init: Callable[..., Tensor]
+    guidance: ClassifierFree
+    fidelity: Free | RestorationGuided
+    strength: Callable[[Level], float]
+    colour: Callable[[Tensor, Tensor], Tensor]
+    progress: bool
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"sampler.steps={self.steps}: at least one step is needed")
 
     @abstractmethod
     def __call__(
@@ -117,40 +115,22 @@ class Sampler(ABC):
         return tqdm(steps, desc="sampling", total=self.steps, disable=not self.progress, leave=False)
 
 
+@dataclass(kw_only=True, eq=False)
 class SchedulerSampler(Sampler):
     """Any diffusers scheduler's steps.
 
     Args:
         scheduler: makes a diffusers scheduler from the prior's schedule.
         start: share of the steps that are taken, the last ones: below 1 with `init` the noised latent it is SDEdit.
-        steps, init, guidance, fidelity, strength, colour, progress: as for every sampler.
     """
 
-    def __init__(
-        self,
-        *,
-        scheduler: Callable[[Schedule], Any],
-        steps: int,
-        init: Callable[..., Tensor],
-        guidance: ClassifierFree,
-        fidelity: Free | RestorationGuided,
-        strength: Callable[[Level], float],
-        colour: Callable[[Tensor, Tensor], Tensor],
-        progress: bool,
-        start: float = 1.0,
-    ) -> None:
-        super().__init__(
-            steps=steps,
-            init=init,
-            guidance=guidance,
-            fidelity=fidelity,
-            strength=strength,
-            colour=colour,
-            progress=progress,
-        )
-        if not 0 < start <= 1:
-            raise ValueError(f"sampler.start={start} is a share of the steps; give a number above 0, up to 1")
-        self.scheduler, self.start = scheduler, start
+    scheduler: Callable[[Schedule], Any]
+    start: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.start <= 1:
+            raise ValueError(f"sampler.start={self.start} is a share of the steps; give a number above 0, up to 1")
 
     @torch.no_grad()
     def __call__(
