@@ -18,6 +18,7 @@ MAX_LINES = 300
 RANKS = {
     "types": 0,
     "random": 0,
+    "quiet": 0,
     "build": 0,
     "artefacts": 0,
     "data": 1,
@@ -132,6 +133,7 @@ def test_the_command_lines_start_imports_nothing_heavy(path: Path) -> None:
             "restore_lab.artefacts",
             "restore_lab.types",
             "restore_lab.random",
+            "restore_lab.quiet",
         )
         assert [name for name in ours if not name.startswith(light)] == [], "a verb imports parts inside run()"
 

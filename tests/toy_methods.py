@@ -76,6 +76,7 @@ def toy_spire(
     lr: float = 1e-3,
     seed: int = 0,
     lq_encoder: Any = None,
+    decoder: Any = None,
 ) -> Spire:
     """SPIRE on a random prior; the adaptor is the same for the same seed."""
     torch.manual_seed(seed)
@@ -93,6 +94,7 @@ def toy_spire(
         sampler=toy_sampler(scale=scale),
         optimisation=Optimisation(lr=lr),
         lq_encoder=lq_encoder,
+        decoder=decoder,
     )
 
 

@@ -8,7 +8,7 @@ Selected by the `vae` folder of `backbone.path`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
@@ -60,11 +60,35 @@ class Codec(nn.Module):
         """The posterior that an encoder's output stands for."""
         return DiagonalGaussianDistribution(h_BCHW if self.vae.quant_conv is None else self.vae.quant_conv(h_BCHW))
 
-    def decode(self, z_BCHW: Tensor, *, clamp: bool = True) -> Tensor:
-        """Images of normalised latents: in [0, 1], or near it with `clamp=False` (which keeps gradients alive)."""
-        z = z_BCHW / self._like(self.scale, z_BCHW) + self._like(self.shift, z_BCHW)
-        image = (self.vae.decode(z.to(self._dtype)).sample.to(z_BCHW.dtype) + 1) / 2
+    def decode(
+        self, z_BCHW: Tensor, *, clamp: bool = True, decoder: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """Images of normalised latents: in [0, 1], or near it with `clamp=False` (which keeps gradients alive).
+
+        Args:
+            z_BCHW: latents.
+            clamp: into [0, 1].
+            decoder: another one in the place of the vae's `decoder`; what comes before it is shared.
+        """
+        z = (z_BCHW / self._like(self.scale, z_BCHW) + self._like(self.shift, z_BCHW)).to(self._dtype)
+        if decoder is None:
+            sample = self.vae.decode(z).sample
+        else:
+            sample = decoder(z if self.vae.post_quant_conv is None else self.vae.post_quant_conv(z))
+        image = (sample.to(z_BCHW.dtype) + 1) / 2
         return image.clamp(0, 1) if clamp else image
+
+    def features(self, image_BCHW: Tensor) -> list[Tensor]:
+        """What each level of the KL encoder makes of images in [0, 1], before it is halved; the finest level first."""
+        self._check(image_BCHW)
+        h, levels = self.vae.encoder.conv_in((2 * image_BCHW - 1).to(self._dtype)), []
+        for block in self.vae.encoder.down_blocks:
+            for resnet in block.resnets:
+                h = resnet(h, None)
+            levels.append(h)
+            for downsampler in block.downsamplers or ():
+                h = downsampler(h)
+        return levels
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -7,8 +7,7 @@ that taps, parameters and FLOPs of SDXL can be described on a laptop. Config lin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from restore_lab.backbones.places import BackboneError, find_folder, read_json
 from restore_lab.backbones.schedule import Schedule
 from restore_lab.backbones.text import TextEncoder
 from restore_lab.backbones.unet import UNetBackbone
+from restore_lab.quiet import quiet
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 CACHE_BYTES = 256 * 2**20
@@ -146,26 +146,6 @@ def _read(cls: Any, folder: Path, *, dtype: torch.dtype) -> Any:
     if wrong:
         raise BackboneError(f"{folder}: {len(wrong)} weights are missing or misshapen, the first is {wrong[0]}")
     return model
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bar for a part that loads in a blink, no notes on config entries; errors still come as errors."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    bar, levels = transformers_logging.is_progress_bar_enabled(), []
-    for library in (diffusers_logging, transformers_logging):
-        levels.append((library, library.get_verbosity()))
-        library.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library, level in levels:
-            library.set_verbosity(level)
-        if bar:
-            transformers_logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:

@@ -21,8 +21,9 @@ from restore_lab.build import build
 from restore_lab.evaluation.paired import report
 from restore_lab.evaluation.picture import Panel, contact_sheet
 from restore_lab.evaluation.records import DECODED_HQ, DECODED_LQ, LQ, RECORD, Results, render, write_record
-from restore_lab.methods.base import pad_to_multiple, weights_file
+from restore_lab.methods.base import pad_to_multiple
 from restore_lab.methods.restore import load
+from restore_lab.methods.weights import weights_file
 from restore_lab.prompts.sources import PromptSources
 from restore_lab.types import Prompt
 

@@ -7,25 +7,26 @@ padded to the backbone's multiple and cut back.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from restore_lab.adaptors.decoder import CodecDecoder
 from restore_lab.adaptors.lq_encoder import CodecEncoder
-from restore_lab.artefacts import place_of
 from restore_lab.backbones.loading import DTYPES
 from restore_lab.methods.training import Optimisation, TrainingModule
+from restore_lab.methods.weights import fingerprint_of, put_weights, read_weights, write_weights
 from restore_lab.types import Batch, Cond, Hint, Prompt, Tap
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from restore_lab.adaptors.control import ControlAdaptor
+    from restore_lab.adaptors.decoder import ConsistencyDecoder, DegradationAwareDecoder
     from restore_lab.adaptors.lq_encoder import RobustEncoder
     from restore_lab.backbones.unet import UNetBackbone
     from restore_lab.objectives.denoising import Denoising
@@ -35,9 +36,11 @@ if TYPE_CHECKING:
     from restore_lab.samplers.loop import Sampler
     from restore_lab.types import Edit
 
+    Decoder = CodecDecoder | DegradationAwareDecoder | ConsistencyDecoder
+
 log = logging.getLogger(__name__)
-WEIGHTS = "adaptor.safetensors"
 LQ_ENCODER = "lq_encoder."  # before the names of the LQ encoder's tensors
+DECODER = "decoder."  # and of the decoder's
 
 
 class RestorationModule(TrainingModule):
@@ -51,6 +54,7 @@ class RestorationModule(TrainingModule):
         sampler: the sampling loop.
         optimisation: learning rate and schedule.
         lq_encoder: builds what turns the LQ into a latent; null for the codec's own encoder. Frozen here.
+        decoder: builds what turns the restored latent into an image; null for the codec's own. Frozen here.
         weights_dtype: what the finished weights are written in: float32, float16 or bfloat16.
     """
 
@@ -64,6 +68,7 @@ class RestorationModule(TrainingModule):
         sampler: Sampler,
         optimisation: Optimisation,
         lq_encoder: Callable[[UNetBackbone], CodecEncoder | RobustEncoder] | None = None,
+        decoder: Callable[[UNetBackbone], Decoder] | None = None,
         weights_dtype: str = "float32",
     ) -> None:
         super().__init__(optimisation=optimisation)
@@ -72,7 +77,9 @@ class RestorationModule(TrainingModule):
         self.weights_dtype = DTYPES[weights_dtype]
         self.backbone = backbone
         self.adaptor = adaptor(backbone)
+        self.learned = [name for name, p in self.adaptor.named_parameters() if p.requires_grad]
         self.lq_encoder = (lq_encoder or CodecEncoder)(backbone).requires_grad_(False)
+        self.decoder = (decoder or CodecDecoder)(backbone).requires_grad_(False)
         self.prompts, self.objective, self.sampler = prompts, objective, sampler
         self.visual = prompts.visual  # a module, so that it moves to the device with the rest
 
@@ -175,70 +182,52 @@ class RestorationModule(TrainingModule):
         latent_BCHW = self.sampler(
             guided, lq_latent_BCHW, centre_BCHW=centre_BCHW, seeds=batch.seed, schedule=self.backbone.schedule
         )
-        restored_BCHW = self.sampler.colour(codec.decode(latent_BCHW), preview_BCHW)
+        restored_BCHW = self.sampler.colour(self.decoder(latent_BCHW, hint, codec).clamp(0, 1), preview_BCHW)
         height, width = lq_BCHW.shape[-2:]
         return restored_BCHW[..., :height, :width].clamp(0, 1)
 
     def load_weights(self, file: Path) -> None:
-        """Load the adaptor's weights, all of them and nothing else; says so if they were trained on another prior.
+        """Load the method's weights, all of them and nothing else; says so if they were trained on another prior.
+
+        A decoder is the last stage's: without one in the file it stays the codec's, and one that is not asked for is
+        left alone.
 
         Raises:
-            ValueError: if the file is missing or does not fit this adaptor.
+            ValueError: if the file is missing or does not fit.
         """
-        from safetensors import SafetensorError, safe_open
-        from safetensors.torch import load_file
+        found = read_weights(file, base=fingerprint_of(self.backbone.unet))
+        wanted, decoder = self.adaptor_state(), self.decoder_state()
+        held = {name for name in found if name.startswith(DECODER)}
+        if decoder and held:
+            wanted |= decoder
+        else:
+            found = {name: value for name, value in found.items() if name not in held}
+        if decoder and not held:
+            log.info("%s: no decoder in it (stage decoder makes one); it is the codec's", file)
+        put_weights(found, wanted, file=file)
 
-        if not file.is_file():
-            raise ValueError(f"{file}: no such weights; train some with restore-lab train, then give weights=FOLDER")
-        try:
-            found, wanted = load_file(file), self.adaptor_state()
-        except SafetensorError as error:
-            raise ValueError(f"{file}: no adaptor weights, or damaged ({error}); train or copy it again") from error
-        odd = [k for k in wanted if k not in found or found[k].shape != wanted[k].shape] + [
-            k for k in found if k not in wanted
-        ]
-        if odd:
-            raise ValueError(
-                f"{file}: does not fit this adaptor: {len(odd)} of {len(wanted)} tensors are missing, unknown or of "
-                f"another shape, the first is {odd[0]}; use the backbone and adaptor settings that it was trained with"
-            )
-        with safe_open(file, framework="pt") as opened:
-            base = (opened.metadata() or {}).get("base")
-        if base is not None and base != fingerprint_of(self.backbone.unet):
-            log.warning("%s: trained on another prior than this one; results will be poor", file)
-        with torch.no_grad():
-            for name, value in wanted.items():
-                value.copy_(found[name])
+    def own_parts(self) -> dict[str, torch.nn.Module]:
+        """What a method has besides the adaptor, by name, for `describe`."""
+        return {}
 
     def adaptor_state(self) -> dict[str, Tensor]:
         """The method's own tensors by name: the adaptor's trainable ones and, if it has one, its LQ encoder's."""
-        own = {name: p.data for name, p in self.adaptor.named_parameters() if p.requires_grad}
+        own = {name: self.adaptor.get_parameter(name).data for name in self.learned}
         return own | {f"{LQ_ENCODER}{name}": p.data for name, p in self.lq_encoder.named_parameters()}
 
-    def export(self, folder: Path) -> None:
-        """The adaptor's trainable weights as safetensors, with the prior's fingerprint in the header."""
-        from safetensors.torch import save_file
+    def decoder_state(self) -> dict[str, Tensor]:
+        """The decoder's tensors by name, if it is the method's own."""
+        return {f"{DECODER}{name}": p.data for name, p in self.decoder.named_parameters() if self.decoder.stored}
 
-        state = {k: v.cpu().to(self.weights_dtype).contiguous() for k, v in self.adaptor_state().items()}
-        save_file(state, folder / WEIGHTS, metadata={"base": fingerprint_of(self.backbone.unet)})
+    def export(self, folder: Path, *, decoder: bool = False) -> None:
+        """The method's weights as safetensors, with the prior's fingerprint in the header.
 
-
-def fingerprint_of(denoiser: torch.nn.Module) -> str:
-    """16 hex characters for a prior's weights: names, shapes and the first numbers of every tensor, as bfloat16.
-
-    Rounded so, a prior loaded in float32 and in bfloat16 is the same prior.
-    """
-    total = hashlib.sha256()
-    for name, p in denoiser.state_dict().items():
-        first = p.detach().flatten()[:16].cpu().to(torch.bfloat16).float().numpy().tobytes()
-        total.update(f"{name}{tuple(p.shape)}".encode() + first)
-    return total.hexdigest()[:16]
-
-
-def weights_file(place: str) -> Path:
-    """The adaptor's weights at a place: a safetensors file, a run's folder, or asset:NAME for shipped ones."""
-    path = place_of(place)
-    return path / WEIGHTS if path.is_dir() else path
+        Args:
+            folder: where to.
+            decoder: with the decoder's.
+        """
+        own = self.adaptor_state() | (self.decoder_state() if decoder else {})
+        write_weights(own, folder, dtype=self.weights_dtype, base=fingerprint_of(self.backbone.unet))
 
 
 def partway(edit: Edit, strength: float) -> Edit:

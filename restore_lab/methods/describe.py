@@ -31,6 +31,8 @@ def describe(cfg: DictConfig) -> dict[str, Any]:
     cfg.backbone.meta = True
     if "weights" in cfg.lq_encoder:
         cfg.lq_encoder.weights = None
+    if "visual" in cfg.prompt:
+        cfg.prompt.visual.meta = True
     with torch.device("meta"):
         module: RestorationModule = build(cfg.module)
     backbone, adaptor = module.backbone, module.adaptor
@@ -39,7 +41,10 @@ def describe(cfg: DictConfig) -> dict[str, Any]:
         "codec": parameters(backbone.codec),
         "text_encoders": parameters(backbone.text),
         "lq_encoder": parameters(module.lq_encoder),
+        "decoder": parameters(module.decoder),
+        "visual": parameters(module.visual) if module.visual is not None else 0,
         **{f"adaptor.{name}": parameters(part) for name, part in adaptor.named_children()},
+        **{name: parameters(part) for name, part in module.own_parts().items()},
     }
     return {
         "name": cfg.name,
@@ -66,10 +71,11 @@ def flops(module: RestorationModule, *, size: int) -> int:
     from restore_lab.types import Prompt
 
     side = size // module.backbone.codec.compression
-    prompt = Prompt(semantic=("",), negative=("",), instruction=("",))
     with torch.device("meta"), torch.no_grad():
         lq_BCHW = torch.zeros(1, 3, size, size)
-        cond = module.backbone.embed(prompt.semantic, (size, size))
+        seen_BLD = None if module.visual is None else module.visual(lq_BCHW)
+        prompt = Prompt(semantic=("",), negative=("",), instruction=("",), visual_BLD=seen_BLD)
+        cond = module.cond(prompt, (size, size))
         branches = module.sampler.guidance.branches(
             cond=cond, null=replace(cond), hint=module.hint(lq_BCHW, prompt), level=Level(sigma=1, following=0, top=1)
         )

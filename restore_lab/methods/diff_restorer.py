@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from restore_lab.adaptors.lq_encoder import CodecEncoder, RobustEncoder
     from restore_lab.adaptors.prompt_processor import PromptProcessor, Seen
     from restore_lab.backbones.unet import UNetBackbone
+    from restore_lab.methods.base import Decoder
     from restore_lab.methods.training import Optimisation
     from restore_lab.objectives.denoising import Denoising
     from restore_lab.prompts.sources import PromptSources
@@ -42,7 +43,8 @@ class DiffRestorer(RestorationModule):
         control_decoder: builds the control decoder from the codec's compression.
         degradation_weight: w_deg; 0 trains no classifier (Table IV).
         reconstruction_weight: w_rec; 0 trains no control decoder (Tables III and IV).
-        backbone, adaptor, prompts, objective, sampler, optimisation, lq_encoder, weights_dtype: as for every method.
+        backbone, adaptor, prompts, objective, sampler, optimisation, lq_encoder, decoder, weights_dtype: as for every
+            method.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class DiffRestorer(RestorationModule):
         degradation_weight: float,
         reconstruction_weight: float,
         lq_encoder: Callable[[UNetBackbone], CodecEncoder | RobustEncoder] | None = None,
+        decoder: Callable[[UNetBackbone], Decoder] | None = None,
         weights_dtype: str = "float32",
     ) -> None:
         super().__init__(
@@ -69,6 +72,7 @@ class DiffRestorer(RestorationModule):
             sampler=sampler,
             optimisation=optimisation,
             lq_encoder=lq_encoder,
+            decoder=decoder,
             weights_dtype=weights_dtype,
         )
         if self.visual is None:
@@ -94,6 +98,11 @@ class DiffRestorer(RestorationModule):
     def hint(self, lq_BCHW: Tensor, prompt: Prompt) -> Hint:
         """The base's hint with the degradation embedding."""
         return replace(super().hint(lq_BCHW, prompt), degradation_BD=self.see(prompt).degradation_BD)
+
+    def own_parts(self) -> dict[str, nn.Module]:
+        """The processor's branches and classifier, and the control decoder if it is trained."""
+        parts = {f"processor.{name}": part for name, part in self.processor.named_children()}
+        return parts | ({"control_decoder": self.control_decoder} if self.control_decoder is not None else {})
 
     def adaptor_state(self) -> dict[str, Tensor]:
         """The base's tensors and the processor's; the control decoder is for training alone."""

@@ -85,10 +85,10 @@ def _train(cfg: DictConfig, node: Mapping[str, Any], folder: Path) -> None:
     import lightning as L
     import torch
 
-    from restore_lab.methods.base import weights_file
     from restore_lab.methods.ema import EMA
     from restore_lab.methods.history import History
     from restore_lab.methods.progress import StepBar
+    from restore_lab.methods.weights import weights_file
 
     folder.mkdir(parents=True, exist_ok=True)
     # Deterministic mode would otherwise also write NaN into every fresh tensor, a debugging aid that costs time.

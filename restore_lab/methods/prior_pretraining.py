@@ -17,12 +17,12 @@ from torch import Tensor
 
 from restore_lab.artefacts import place_of
 from restore_lab.backbones.codec import Codec
-from restore_lab.backbones.loading import quiet
 from restore_lab.backbones.schedule import Schedule
 from restore_lab.backbones.text import TextEncoder
 from restore_lab.backbones.unet import UNetBackbone
 from restore_lab.degradation.resize import resize
 from restore_lab.methods.training import Optimisation, TrainingModule
+from restore_lab.quiet import quiet
 from restore_lab.random import uniform
 
 if TYPE_CHECKING:

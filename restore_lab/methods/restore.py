@@ -70,7 +70,7 @@ def load(cfg: DictConfig) -> RestorationModule:
     """The composed method with its weights, on the chosen device, ready to restore."""
     import torch
 
-    from restore_lab.methods.base import weights_file
+    from restore_lab.methods.weights import weights_file
 
     module: RestorationModule = build(cfg.module)
     if cfg.weights is not None:

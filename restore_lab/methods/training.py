@@ -67,11 +67,15 @@ class TrainingModule(L.LightningModule):
         keep = self.trainable().keys()
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in keep}
 
+    def groups(self) -> list[dict[str, Any]]:
+        """The optimiser's parameter groups: one, with all that is trained."""
+        return [{"params": list(self.trainable().values())}]
+
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW over the trainable parameters, with the schedule of `optimisation`."""
         o = self.optimisation
-        parameters = list(self.trainable().values())
-        optimiser = torch.optim.AdamW(parameters, lr=o.lr, betas=tuple(o.betas), weight_decay=o.weight_decay, eps=o.eps)
+        settings: dict[str, Any] = {"betas": tuple(o.betas), "weight_decay": o.weight_decay, "eps": o.eps}
+        optimiser = torch.optim.AdamW(self.groups(), lr=o.lr, **settings)
         total = self.trainer.max_steps
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: o.factor(step, total))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

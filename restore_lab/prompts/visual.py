@@ -7,6 +7,9 @@ Shapes: LQ (B, 3, H, W) in [0, 1] -> (B, 1, E).
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as V
 
 from restore_lab.artefacts import place_of
+from restore_lab.quiet import quiet
 
 
 class ClipVision(nn.Module):
@@ -21,27 +25,35 @@ class ClipVision(nn.Module):
 
     Args:
         path: a CLIPModel's folder, "asset:NAME", or a hub id.
+        meta: build it without weights, on the current device; its config is the folder's, or one that we ship.
 
     Raises:
         ValueError: if there is no such model.
     """
 
-    def __init__(self, *, path: str) -> None:
+    def __init__(self, *, path: str, meta: bool = False) -> None:
         super().__init__()
+        if meta:
+            self._take(described(path), mean=(0.0,) * 3, std=(1.0,) * 3)
+            return
         from transformers import CLIPImageProcessor, CLIPModel
 
         place = place_of(path)
         source = str(place) if place.is_dir() else path
         try:
-            clip: Any = CLIPModel.from_pretrained(source, dtype=torch.float32)
+            with quiet():
+                clip: Any = CLIPModel.from_pretrained(source, dtype=torch.float32)
             processor = CLIPImageProcessor.from_pretrained(source)
         except (OSError, ValueError) as error:
             first = str(error).splitlines()[0][:200]
             raise ValueError(f"prompt.visual.path={path}: no CLIP ({first}); give a CLIPModel's folder") from error
+        self._take(clip, mean=processor.image_mean, std=processor.image_std)
+
+    def _take(self, clip: Any, *, mean: Sequence[float], std: Sequence[float]) -> None:
         self.tower, self.projection = clip.vision_model, clip.visual_projection
         self.requires_grad_(False).eval()
         self.size, self.width = int(clip.config.vision_config.image_size), int(clip.config.projection_dim)
-        self.mean, self.std = processor.image_mean, processor.image_std
+        self.mean, self.std = list(mean), list(std)
 
     def train(self, mode: bool = True) -> ClipVision:
         """Stays in eval mode: it is not trained, whatever the module around it does."""
@@ -54,3 +66,20 @@ class ClipVision(nn.Module):
         pixels = V.normalize(V.center_crop(resized, [self.size, self.size]), self.mean, self.std)
         pooled_BD = self.tower(pixel_values=pixels.to(self.projection.weight.dtype)).pooler_output
         return self.projection(pooled_BD)[:, None].to(lq_BCHW.dtype)
+
+
+def described(path: str) -> Any:
+    """A CLIPModel without weights, of the folder's config or of the shipped one with the hub id's name.
+
+    Raises:
+        ValueError: if there is neither.
+    """
+    from transformers import CLIPConfig, CLIPModel
+
+    shipped = Path(__file__).parent / "configs" / f"{path.rpartition('/')[2]}.json"
+    file = place_of(path) / "config.json"
+    if not file.is_file():
+        file = shipped
+    if not file.is_file():
+        raise ValueError(f"prompt.visual.path={path}: neither a CLIPModel's folder nor a config that comes with us")
+    return CLIPModel(CLIPConfig(**json.loads(file.read_text(encoding="utf-8"))))

@@ -19,7 +19,7 @@ from PIL import Image
 from restore_lab.build import build
 from restore_lab.cli.conf_dir import conf_dir
 from restore_lab.cli.errors import groups
-from restore_lab.methods.base import weights_file
+from restore_lab.methods.weights import weights_file
 from tests.composed import composed, small
 from tests.toys import toy_backbone
 
@@ -93,7 +93,7 @@ def test_a_part_composes_and_builds(group, option, images, toy_folder, tmp_path,
         assert group == "logger" and not made
         return
     name = node["_target_"].rpartition(".")[2]
-    if node.get("_partial_") and group.startswith(("adaptor", "lq_encoder")):
+    if node.get("_partial_") and group.startswith(("adaptor", "lq_encoder", "decoder")):
         made = made(toy_backbone("sd"))
     assert type(made).__name__ == name or (callable(made) and not name[0].isupper())
 

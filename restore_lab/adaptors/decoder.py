@@ -1,0 +1,165 @@
+"""What turns the restored latent into an image. `decoder=codec|degradation_aware|consistency`.
+
+Diff-Restorer's degradation-aware decoder (section III-D, Fig. 6) is a trained copy of the codec's. At the levels
+nearest the latent, a refinement block joins its features z_i with the LQ's in the codec's encoder (Eq. 5):
+    z~ = Conv([z_i, z_i^lq]),  f = sigmoid(Linear(P_D)),  z^ = Res(z~ * f) + z_i
+The residual block's last convolution starts at zero, so that an untrained decoder is the codec's. The consistency
+decoder is OpenAI's, by diffusers. Shapes: latents (B, C, h, w), normalised -> images (B, 3, H, W), near [0, 1].
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from restore_lab.adaptors.zero import zero_conv
+from restore_lab.adaptors.zero_sft import group_norm
+from restore_lab.artefacts import place_of
+
+if TYPE_CHECKING:
+    from restore_lab.backbones.codec import Codec
+    from restore_lab.backbones.unet import UNetBackbone
+    from restore_lab.types import Hint
+
+
+class CodecDecoder(nn.Module):
+    """The codec's own decoder; nothing to train, nothing to store."""
+
+    stored = False
+
+    def __init__(self, backbone: UNetBackbone) -> None:
+        super().__init__()
+
+    def forward(self, z_BCHW: Tensor, hint: Hint, codec: Codec) -> Tensor:
+        return codec.decode(z_BCHW, clamp=False)
+
+
+class RefinementBlock(nn.Module):
+    """Eq. (5), at one level.
+
+    Args:
+        channels: of the decoder's and of the encoder's features.
+        embedding: width of P_D; 0 leaves the gate out.
+    """
+
+    def __init__(self, channels: int, *, embedding: int) -> None:
+        super().__init__()
+        self.merge = nn.Conv2d(2 * channels, channels, 3, padding=1)
+        self.gate = nn.Linear(embedding, channels) if embedding else None
+        # No norm comes first: it would undo the gate.
+        self.body = nn.Sequential(
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            group_norm(channels),
+            nn.SiLU(),
+            zero_conv(channels, channels, size=3),
+        )
+
+    def forward(self, z_BCHW: Tensor, lq_BCHW: Tensor, degradation_BD: Tensor | None) -> Tensor:
+        merged = self.merge(torch.cat([z_BCHW, lq_BCHW], dim=1))
+        if self.gate is not None and degradation_BD is not None:
+            merged = merged * torch.sigmoid(self.gate(degradation_BD))[:, :, None, None]
+        return self.body(merged) + z_BCHW
+
+
+class DegradationAwareDecoder(nn.Module):
+    """A copy of the codec's decoder with refinement blocks, that may be trained.
+
+    Args:
+        backbone: whose codec is copied.
+        blocks: refinement blocks, from the latent's level on; the paper's three, or 0 (Table V, "w/o DRB").
+        embedding: width of P_D; 0 for blocks that do not know it.
+
+    Raises:
+        ValueError: for a codec without such a decoder, or more blocks than it has levels.
+    """
+
+    stored = True  # its tensors are the method's, and are written with it
+
+    def __init__(self, backbone: UNetBackbone, *, blocks: int, embedding: int) -> None:
+        super().__init__()
+        vae = backbone.codec.vae
+        if not isinstance(vae, AutoencoderKL):
+            raise ValueError(
+                f"decoder=degradation_aware copies an AutoencoderKL's; this codec is {type(vae).__name__}; "
+                "set decoder=codec"
+            )
+        widths = tuple(reversed(vae.config["block_out_channels"]))
+        if not 0 <= blocks <= len(widths):
+            raise ValueError(f"decoder.blocks={blocks}: this codec has {len(widths)} levels")
+        self.embedding = embedding
+        self.decoder = copy.deepcopy(vae.decoder).requires_grad_(True)
+        self.blocks = nn.ModuleList(RefinementBlock(width, embedding=embedding) for width in widths[:blocks])
+
+    def forward(self, z_BCHW: Tensor, hint: Hint, codec: Codec) -> Tensor:
+        """Images of latents, refined by what the hint knows of the LQ.
+
+        Raises:
+            ValueError: if the blocks are modulated and the hint has no degradation embedding.
+        """
+        if not self.blocks:
+            return codec.decode(z_BCHW, clamp=False, decoder=self.decoder)
+        if self.embedding and hint.degradation_BD is None:
+            raise ValueError(
+                "this decoder is modulated by a degradation embedding, and the method has none; set decoder.embedding=0"
+            )
+        levels = codec.features(hint.lq_BCHW)
+        return codec.decode(z_BCHW, clamp=False, decoder=lambda z: self._refined(z, levels[::-1], hint.degradation_BD))
+
+    def _refined(self, z: Tensor, levels: list[Tensor], degradation_BD: Tensor | None) -> Tensor:
+        """diffusers' Decoder with a block after the residual blocks of each level, before it is doubled."""
+        decoder: Any = self.decoder
+        h = decoder.mid_block(decoder.conv_in(z), None)
+        for index, level in enumerate(decoder.up_blocks):
+            for resnet in level.resnets:
+                h = resnet(h, temb=None)
+            if index < len(self.blocks):
+                h = self.blocks[index](h, levels[index], degradation_BD)
+            for upsampler in level.upsamplers or ():
+                h = upsampler(h)
+        return decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(h)))
+
+
+class ConsistencyDecoder(nn.Module):
+    """OpenAI's consistency decoder (Table V), trained for the latents of SD 1.x; frozen, its noise from each LQ.
+
+    Args:
+        backbone: whose latents are decoded.
+        path: folder or hub id of a ConsistencyDecoderVAE.
+
+    Raises:
+        ValueError: if there is none, or the codec's latents are not SD 1.x's in shape.
+    """
+
+    stored = False
+
+    def __init__(self, backbone: UNetBackbone, *, path: str) -> None:
+        super().__init__()
+        from diffusers import ConsistencyDecoderVAE
+
+        codec = backbone.codec
+        if (codec.compression, codec.channels) != (8, 4):
+            raise ValueError(
+                f"decoder=consistency decodes SD 1.x's latents (4 channels, an eighth of the side); this codec's have "
+                f"{codec.channels} channels, 1/{codec.compression} of the side; set decoder=codec"
+            )
+        place = place_of(path)
+        try:
+            self.vae = ConsistencyDecoderVAE.from_pretrained(str(place) if place.is_dir() else path)
+        except (OSError, ValueError) as error:
+            first = str(error).splitlines()[0][:200]
+            raise ValueError(f"decoder.path={path}: no consistency decoder ({first}); give its folder") from error
+        self.vae.requires_grad_(False)
+
+    def forward(self, z_BCHW: Tensor, hint: Hint, codec: Codec) -> Tensor:
+        unscaled = z_BCHW / codec.scale[0] + codec.shift[0]
+        # diffusers draws all of its noise from one generator: image by image, so that no batch changes a result.
+        images = [
+            self.vae.decode(z[None].to(self.vae.dtype), generator=torch.Generator(z.device).manual_seed(0)).sample
+            for z in unscaled
+        ]
+        return (torch.cat(images).to(z_BCHW.dtype) + 1) / 2

@@ -1,0 +1,90 @@
+"""A method's finished weights: safetensors with its own tensors alone and the prior's fingerprint in the header."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from restore_lab.artefacts import place_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+log = logging.getLogger(__name__)
+WEIGHTS = "adaptor.safetensors"
+
+
+def weights_file(place: str) -> Path:
+    """The weights at a place: a safetensors file, a run's folder, or asset:NAME for shipped ones."""
+    path = place_of(place)
+    return path / WEIGHTS if path.is_dir() else path
+
+
+def write_weights(state: Mapping[str, Tensor], folder: Path, *, dtype: torch.dtype, base: str) -> None:
+    """Write tensors by name into an existing folder, with the prior's fingerprint."""
+    from safetensors.torch import save_file
+
+    save_file({k: v.cpu().to(dtype).contiguous() for k, v in state.items()}, folder / WEIGHTS, metadata={"base": base})
+
+
+def read_weights(file: Path, *, base: str) -> dict[str, Tensor]:
+    """Tensors by name; says so if they were trained on another prior.
+
+    Args:
+        file: what `write_weights` wrote.
+        base: the prior's fingerprint.
+
+    Raises:
+        ValueError: if there is no such file, or it holds no weights.
+    """
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
+
+    if not file.is_file():
+        raise ValueError(f"{file}: no such weights; train some with restore-lab train, then give weights=FOLDER")
+    try:
+        found = load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file}: no adaptor weights, or damaged ({error}); train or copy it again") from error
+    with safe_open(file, framework="pt") as opened:
+        trained_on = (opened.metadata() or {}).get("base")
+    if trained_on is not None and trained_on != base:
+        log.warning("%s: trained on another prior than this one; results will be poor", file)
+    return found
+
+
+def put_weights(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, file: Path) -> None:
+    """Copy what was found into the tensors that are wanted: all of them and nothing else.
+
+    Raises:
+        ValueError: if they do not fit.
+    """
+    odd = [k for k in wanted if k not in found or found[k].shape != wanted[k].shape] + [
+        k for k in found if k not in wanted
+    ]
+    if odd:
+        raise ValueError(
+            f"{file}: does not fit this adaptor: {len(odd)} of {len(wanted)} tensors are missing, unknown or of "
+            f"another shape, the first is {odd[0]}; use the backbone and adaptor settings that it was trained with"
+        )
+    with torch.no_grad():
+        for name, value in wanted.items():
+            value.copy_(found[name])
+
+
+def fingerprint_of(denoiser: nn.Module) -> str:
+    """16 hex characters for a prior's weights: names, shapes and the first numbers of every tensor, as bfloat16.
+
+    Rounded so, a prior loaded in float32 and in bfloat16 is the same prior.
+    """
+    total = hashlib.sha256()
+    for name, p in denoiser.state_dict().items():
+        first = p.detach().flatten()[:16].cpu().to(torch.bfloat16).float().numpy().tobytes()
+        total.update(f"{name}{tuple(p.shape)}".encode() + first)
+    return total.hexdigest()[:16]
