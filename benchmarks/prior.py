@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/prior.py --prior restore_lab/assets/tiny_sd --images 128 --sheet prior.png
 
-The prior is loaded by plain diffusers (StableDiffusionPipeline), which shows that the folder is what it says it is.
+The prior is loaded by plain diffusers (DiffusionPipeline), which shows that the folder is what it says it is.
 Steering: images are drawn from captions of unseen scenes; tiny_clip must tell the caption of each from another scene's.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from restore_lab.backbones.codec import Codec
@@ -43,7 +43,7 @@ def codec_psnr(codec: Codec, *, size: int | None) -> float:
     return float(np.mean(found))
 
 
-def steering(pipeline: StableDiffusionPipeline, *, images: int, scale: float, steps: int, sheet: Path | None) -> float:
+def steering(pipeline: DiffusionPipeline, *, images: int, scale: float, steps: int, sheet: Path | None) -> float:
     """The share of images whose own caption fits better, by tiny_clip, than the next image's."""
     texts = captions(seed=99, count=images)
     clip = ClipText(name="tiny_clip_t", path="asset:tiny_clip")
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--sheet", type=Path)
     given = parser.parse_args()
-    pipeline = StableDiffusionPipeline.from_pretrained(given.prior, torch_dtype=torch.float32)
+    pipeline = DiffusionPipeline.from_pretrained(given.prior, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     codec = Codec(pipeline.vae)
     facts = {

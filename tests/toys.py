@@ -168,3 +168,16 @@ def _seeded(seed: int, make: Any) -> Any:
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
     return model.eval()
+
+
+def toy_dino(folder: Path) -> Path:
+    """A random DINOv2 with its image processor; returns the folder."""
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+    config = Dinov2Config(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=16, patch_size=8
+    )
+    _seeded(0, lambda: Dinov2Model(config)).save_pretrained(folder)
+    size = {"size": {"shortest_edge": 20}, "crop_size": {"height": 16, "width": 16}}
+    BitImageProcessor(do_resize=True, resample=3, **size).save_pretrained(folder)
+    return folder

@@ -31,7 +31,7 @@ class ControlAdaptor(nn.Module):
         text: what the trunk cross-attends to: the instruction (SPIRE), the semantic text as the prior (ControlNet),
             or none (always the empty text).
         hint_widths: channels of the hint network at each resolution; null for no hint network.
-        hint_channels: channels that the hint network hands to the trunk; null takes the latent's.
+        hint_channels: channels that the hint network hands to the trunk; null takes the latent's, 0 its last width.
         encoder: builds a hint network of another kind from the codec's compression, in the place of E'(y): it has `out`
             channels and reads the whole hint (Diff-Restorer's control encoder).
         lq_latent: feed the trunk the LQ's latent, beside the hint network's features or alone (SUPIR). SPIRE's paper

@@ -22,7 +22,8 @@ class HintNet(nn.Module):
     Args:
         compression: image size over latent size, a power of two.
         widths: channels at each resolution, finest first; the first log2(compression) + 1 are used.
-        out: channels handed to the trunk.
+        out: channels handed to the trunk; 0 hands over the last width as it is, for a trunk whose own convolution of
+            the hint ends the stack (ControlNet).
     """
 
     def __init__(self, *, compression: int, widths: Sequence[int], out: int) -> None:
@@ -30,13 +31,14 @@ class HintNet(nn.Module):
         levels = int(math.log2(compression)) + 1
         if len(widths) < levels:
             raise ValueError(f"adaptor.hint_widths={list(widths)} has {len(widths)} widths; this codec needs {levels}")
-        self.out, used = out, list(widths)[:levels]
+        used = list(widths)[:levels]
+        self.out = out or used[-1]
         self.conv_in = nn.Conv2d(3, used[0], 3, padding=1)
         self.blocks = nn.ModuleList()
         for narrow, wide in itertools.pairwise(used):
             self.blocks.append(nn.Conv2d(narrow, narrow, 3, padding=1))
             self.blocks.append(nn.Conv2d(narrow, wide, 3, padding=1, stride=2))
-        self.conv_out = nn.Conv2d(used[-1], out, 3, padding=1)
+        self.conv_out = nn.Conv2d(used[-1], out, 3, padding=1) if out else nn.Identity()
 
     def forward(self, hint: Hint) -> Tensor:
         """Features of the LQ in [0, 1], which the stack sees in [-1, 1]."""

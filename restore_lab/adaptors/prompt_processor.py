@@ -42,11 +42,22 @@ class PromptProcessor(nn.Module):
         hidden: width inside the degradation branch.
         degradation: width of P_D.
         kinds: degradations to tell apart.
+        semantic: false leaves out B_s: the embedding itself is the token (Table II, "w/o B_s").
+
+    Raises:
+        ValueError: without B_s, if the embedding is not as wide as a token.
     """
 
-    def __init__(self, *, inputs: int, tokens: int, hidden: int, degradation: int, kinds: int) -> None:
+    def __init__(
+        self, *, inputs: int, tokens: int, hidden: int, degradation: int, kinds: int, semantic: bool = True
+    ) -> None:
         super().__init__()
-        self.semantic = branch([inputs, tokens, tokens, tokens])
+        if not semantic and inputs != tokens:
+            raise ValueError(
+                f"module.processor.semantic=false: CLIP's embedding has {inputs} numbers and the prior's tokens "
+                f"{tokens}; without B_s they must be as wide (CLIP ViT-L/14 with SD 1.5)"
+            )
+        self.semantic = branch([inputs, tokens, tokens, tokens]) if semantic else nn.Identity()
         self.degradation = branch([inputs, hidden, degradation])
         self.classifier = nn.Linear(degradation, kinds)
 

@@ -8,7 +8,7 @@ shuffled ones, are rows of one record, measured on the same images from the same
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from restore_lab.evaluation.paired import report
 from restore_lab.evaluation.picture import Panel, contact_sheet
 from restore_lab.evaluation.records import DECODED_HQ, DECODED_LQ, LQ, RECORD, Results, render, write_record
 from restore_lab.methods.base import pad_to_multiple
+from restore_lab.methods.captioning import caption_ahead
 from restore_lab.methods.restore import load
 from restore_lab.methods.weights import weights_file
 from restore_lab.prompts.sources import PromptSources
@@ -81,9 +82,11 @@ def evaluate(cfg: DictConfig) -> Evaluation:
     folder = Path(cfg.run_dir) if cfg.run_dir else Path(cfg.runs_dir) / cfg.name / f"scores-{identity_}"
     module = load(cfg)
     suite: MetricSuite = build(cfg.metrics, protocol=build(cfg.protocol))
+    variants = {name: _with_slots(module.prompts, slots) for name, slots in (cfg.variants or {cfg.name: None}).items()}
+    caption_ahead(module, list(variants.values()), _batches(cfg, module))
     panels: list[Panel] = []
     for batch in _batches(cfg, module):
-        panels += _measure(cfg, module, suite, batch)
+        panels += _measure(module, suite, batch, variants)
     results = suite.compute()
     if not results.images:
         raise ValueError(f"no image was measured; none has an LQ of at most max_lq_psnr={cfg.max_lq_psnr} dB")
@@ -110,7 +113,9 @@ def _batches(cfg: DictConfig, module: RestorationModule) -> Iterator[Batch]:
         log.warning("%s", data.bad.summary())
 
 
-def _measure(cfg: DictConfig, module: RestorationModule, suite: MetricSuite, batch: Batch) -> list[Panel]:
+def _measure(
+    module: RestorationModule, suite: MetricSuite, batch: Batch, variants: Mapping[str, PromptSources]
+) -> list[Panel]:
     """Every row of one batch."""
     if batch.hq_BCHW is None or batch.lq_BCHW is None:
         raise ValueError("evaluation compares with originals; give eval_data with HQ images and an eval_degradation")
@@ -120,11 +125,9 @@ def _measure(cfg: DictConfig, module: RestorationModule, suite: MetricSuite, bat
         DECODED_LQ: (through_codec(module.backbone, batch.lq_BCHW), wordless),
         DECODED_HQ: (through_codec(module.backbone, batch.hq_BCHW), wordless),
     }
-    own = module.prompts
-    for name, slots in (cfg.variants or {cfg.name: None}).items():
-        module.prompts = _with_slots(own, slots)
-        rows[name] = (module.restore(batch), module.prompts(batch, training=False))
-    module.prompts = own
+    for name, prompts in variants.items():
+        module.prompts = prompts
+        rows[name] = (module.restore(batch), prompts(batch, training=False))
     for name, (image_BCHW, prompt) in rows.items():
         suite.update(
             name,

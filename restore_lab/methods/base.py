@@ -186,6 +186,13 @@ class RestorationModule(TrainingModule):
         height, width = lq_BCHW.shape[-2:]
         return restored_BCHW[..., :height, :width].clamp(0, 1)
 
+    @torch.no_grad()
+    def reconstruct(self, lq_BCHW: Tensor) -> Tensor:
+        """What the codec's decoder makes of the LQ's latent, in [0, 1]: with a robust encoder, a first restoration."""
+        height, width = lq_BCHW.shape[-2:]
+        codec, padded_BCHW = self.backbone.codec, pad_to_multiple(lq_BCHW, self.backbone.multiple)
+        return codec.decode(self.lq_encoder(padded_BCHW, codec))[..., :height, :width]
+
     def load_weights(self, file: Path) -> None:
         """Load the method's weights, all of them and nothing else; says so if they were trained on another prior.
 

@@ -31,7 +31,7 @@ def describe(cfg: DictConfig) -> dict[str, Any]:
     cfg.backbone.meta = True
     if "weights" in cfg.lq_encoder:
         cfg.lq_encoder.weights = None
-    if "visual" in cfg.prompt:
+    if cfg.prompt.visual is not None and "meta" in cfg.prompt.visual:
         cfg.prompt.visual.meta = True
     with torch.device("meta"):
         module: RestorationModule = build(cfg.module)

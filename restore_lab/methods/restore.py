@@ -17,9 +17,12 @@ from restore_lab.random import mix
 from restore_lab.types import Batch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
     from omegaconf import DictConfig
 
+    from restore_lab.data.folder import FolderSource
     from restore_lab.methods.base import RestorationModule
     from restore_lab.types import Picture
 
@@ -43,11 +46,15 @@ def restore_folder(cfg: DictConfig) -> Restored:
     """
     from restore_lab.data.folder import FolderSource
     from restore_lab.data.image_io import BadImage
+    from restore_lab.methods.captioning import caption_ahead
 
     source = FolderSource(cfg.input, recursive=cfg.recursive, captions="auto", role="lq", max_pixels=178956970)
     done = Restored(output=Path(cfg.output))
     module: RestorationModule | None = None
     keys = source.keys()
+    if "captioner" in cfg.prompt.semantic:
+        module = load(cfg)
+        caption_ahead(module, [module.prompts], _readable(source, module, cfg))
     for index, key in enumerate(keys):
         try:
             picture = source.read(index, epoch=0)
@@ -64,6 +71,18 @@ def restore_folder(cfg: DictConfig) -> Restored:
     if not done.written:
         raise ValueError(f"{cfg.input}: none of {len(keys)} images could be restored; the first: {done.bad[0]}")
     return done
+
+
+def _readable(source: FolderSource, module: RestorationModule, cfg: DictConfig) -> Iterator[Batch]:
+    """The images that can be restored; the others are named when their turn comes."""
+    from restore_lab.data.image_io import BadImage
+
+    for index in range(len(source)):
+        try:
+            picture = source.read(index, epoch=0)
+            yield _batch(module, _enlarged(picture, cfg), picture, cfg)
+        except BadImage:
+            continue
 
 
 def load(cfg: DictConfig) -> RestorationModule:
@@ -103,9 +122,20 @@ def _enlarged(picture: Picture, cfg: DictConfig) -> np.ndarray:
 
 def _write(module: RestorationModule, lq_HWC: np.ndarray, picture: Picture, done: Restored, cfg: DictConfig) -> None:
     """Restore one image and write it as <output>/<key>.png."""
-    from restore_lab.data.image_io import to_image, to_tensor, write_png
+    from restore_lab.data.image_io import to_image, write_png
 
-    batch = Batch(
+    target = done.output / f"{picture.key}.png"  # a key may hold dots of its own
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_png(target, to_image(module.restore(_batch(module, lq_HWC, picture, cfg))[0].cpu()))
+    done.written += 1
+    log.info("%s", target)
+
+
+def _batch(module: RestorationModule, lq_HWC: np.ndarray, picture: Picture, cfg: DictConfig) -> Batch:
+    """The batch of one image, on the module's device."""
+    from restore_lab.data.image_io import to_tensor
+
+    return Batch(
         hq_BCHW=None,
         lq_BCHW=to_tensor(lq_HWC)[None].to(module.device),
         caption=(picture.caption if cfg.caption is None else cfg.caption,),
@@ -113,8 +143,3 @@ def _write(module: RestorationModule, lq_HWC: np.ndarray, picture: Picture, done
         seed=(mix(cfg.seed, "restore", hashlib.sha256(lq_HWC.tobytes()).hexdigest()),),
         recipe=(None,),
     )
-    target = done.output / f"{picture.key}.png"  # a key may hold dots of its own
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_png(target, to_image(module.restore(batch)[0].cpu()))
-    done.written += 1
-    log.info("%s", target)

@@ -5,6 +5,7 @@ A source is called with a batch and gives one text an image; the empty string is
 
 from __future__ import annotations
 
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,6 +24,30 @@ class Caption:
 
     def __call__(self, batch: Batch) -> tuple[str, ...]:
         return batch.caption
+
+
+class FromFile:
+    """Captions from a table: JSON, JSONL or parquet, as data/captioned.py reads them, by the images' keys.
+
+    Args:
+        path: the table.
+
+    Raises:
+        ValueError: for a table that cannot be read, and when called for an image that it does not name.
+    """
+
+    def __init__(self, *, path: str) -> None:
+        from restore_lab.data.captioned import read_table
+
+        self.path = path
+        self.captions = read_table(Path(path).expanduser())
+        self.captions |= {str(PurePosixPath(name).with_suffix("")): text for name, text in self.captions.items()}
+
+    def __call__(self, batch: Batch) -> tuple[str, ...]:
+        for key in batch.key:
+            if key not in self.captions:
+                raise ValueError(f"{self.path}: names no image {key!r}; it names {', '.join(list(self.captions)[:3])}")
+        return tuple(self.captions[key] for key in batch.key)
 
 
 class Fixed:

@@ -12,7 +12,7 @@ from restore_lab.random import uniform
 from restore_lab.types import Prompt
 
 if TYPE_CHECKING:
-    from restore_lab.prompts.visual import ClipVision
+    from restore_lab.prompts.visual import ClipVision, DinoVision
     from restore_lab.types import Batch
 
 
@@ -23,24 +23,25 @@ class TextSource(Protocol):
 
 
 class Dropout:
-    """Each slot's text is emptied by its own coin (SPIRE: semantic 0.1, instruction never).
+    """Each slot's text is emptied by its own coin (SPIRE: semantic 0.1, instruction never), or all by one.
 
     Args:
         semantic: probability for the semantic slot.
         instruction: probability for the instruction slot.
+        together: probability that all slots are emptied, by a coin of its own.
     """
 
-    def __init__(self, *, semantic: float, instruction: float) -> None:
-        for name, p in (("semantic", semantic), ("instruction", instruction)):
+    def __init__(self, *, semantic: float, instruction: float, together: float = 0.0) -> None:
+        for name, p in (("semantic", semantic), ("instruction", instruction), ("together", together)):
             if not 0.0 <= p <= 1.0:
                 raise ValueError(f"prompt.dropout.{name}={p} is a probability; give a number from 0 to 1")
-        self.semantic, self.instruction = semantic, instruction
+        self.semantic, self.instruction, self.together = semantic, instruction, together
 
     def __call__(self, texts: tuple[str, ...], batch: Batch, *, slot: str) -> tuple[str, ...]:
         """The texts of a slot ("semantic" or "instruction") with some emptied."""
         p = self.semantic if slot == "semantic" else self.instruction
-        coins = uniform(batch.seed, f"dropout {slot}").tolist()
-        return tuple("" if coin < p else text for coin, text in zip(coins, texts, strict=True))
+        own, shared = (uniform(batch.seed, f"dropout {name}").tolist() for name in (slot, "together"))
+        return tuple("" if a < p or b < self.together else text for a, b, text in zip(own, shared, texts, strict=True))
 
 
 class PromptSources:
@@ -62,7 +63,7 @@ class PromptSources:
         dropout: Dropout,
         positive: str,
         negative: str,
-        visual: ClipVision | None = None,
+        visual: ClipVision | DinoVision | None = None,
     ) -> None:
         self.semantic, self.instruction, self.dropout = semantic, instruction, dropout
         self.positive, self.negative, self.visual = positive, negative, visual

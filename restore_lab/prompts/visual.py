@@ -1,8 +1,9 @@
-"""What an image encoder sees in the LQ, in the place of words. `prompt/visual=none|clip`.
+"""What an image encoder sees in the LQ, in the place of words. `prompt/visual=none|clip|dino`.
 
 CLIP's projected image embedding (Diff-Restorer, section III-B): the LQ brought to the encoder's size, its short side
 first and the middle of it, as CLIP's own processor does, normalised by CLIP's mean and deviation.
-Shapes: LQ (B, 3, H, W) in [0, 1] -> (B, 1, E).
+DINOv2's tokens, the class token first (InstantIR, section 3.1). Shapes: LQ (B, 3, H, W) in [0, 1] -> (B, 1, E) for
+CLIP, (B, 1 + patches, E) for DINOv2.
 """
 
 from __future__ import annotations
@@ -62,10 +63,54 @@ class ClipVision(nn.Module):
     @torch.no_grad()
     def forward(self, lq_BCHW: Tensor) -> Tensor:
         """The embeddings."""
-        resized = V.resize(lq_BCHW, [self.size], interpolation=V.InterpolationMode.BICUBIC, antialias=True)
-        pixels = V.normalize(V.center_crop(resized, [self.size, self.size]), self.mean, self.std)
+        pixels = framed(lq_BCHW, short=self.size, crop=self.size, mean=self.mean, std=self.std)
         pooled_BD = self.tower(pixel_values=pixels.to(self.projection.weight.dtype)).pooler_output
         return self.projection(pooled_BD)[:, None].to(lq_BCHW.dtype)
+
+
+class DinoVision(nn.Module):
+    """A frozen DINOv2, with registers or without.
+
+    Args:
+        path: its folder or a hub id.
+
+    Raises:
+        ValueError: if there is no such model.
+    """
+
+    def __init__(self, *, path: str) -> None:
+        super().__init__()
+        from transformers import AutoImageProcessor, AutoModel
+
+        place = place_of(path)
+        source = str(place) if place.is_dir() else path
+        try:
+            with quiet():
+                self.tower: Any = AutoModel.from_pretrained(source, dtype=torch.float32)
+                processor: Any = AutoImageProcessor.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            first = str(error).splitlines()[0][:200]
+            raise ValueError(f"prompt.visual.path={path}: no DINOv2 ({first}); give its folder") from error
+        self.requires_grad_(False).eval()
+        self.short, self.crop = int(processor.size["shortest_edge"]), int(processor.crop_size["height"])
+        self.width = int(self.tower.config.hidden_size)
+        self.mean, self.std = list(processor.image_mean), list(processor.image_std)
+
+    def train(self, mode: bool = True) -> DinoVision:
+        """Stays in eval mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, lq_BCHW: Tensor) -> Tensor:
+        """The tokens of the last layer."""
+        pixels = framed(lq_BCHW, short=self.short, crop=self.crop, mean=self.mean, std=self.std)
+        return self.tower(pixel_values=pixels).last_hidden_state.to(lq_BCHW.dtype)
+
+
+def framed(image_BCHW: Tensor, *, short: int, crop: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """The middle square of `crop` pixels of images whose short side is brought to `short`, normalised."""
+    resized = V.resize(image_BCHW, [short], interpolation=V.InterpolationMode.BICUBIC, antialias=True)
+    return V.normalize(V.center_crop(resized, [crop, crop]), list(mean), list(std))
 
 
 def described(path: str) -> Any:

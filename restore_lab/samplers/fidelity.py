@@ -28,16 +28,17 @@ class RestorationGuided:
     """SUPIR's guidance towards the LQ's latent.
 
     Args:
-        tau_r: exponent, 0 or more: 0 gives the LQ's latent at every step, a large number leaves the sampler alone.
+        tau_r: exponent, 0 or more: 0 gives the LQ's latent at every step, a large number leaves the sampler alone, and
+            so does null.
         s_tmin: steps that end at or below this sigma are left alone; 0 leaves out the last only, whose end is 0;
             negative leaves out none (Algorithm 1 has no such gate).
         recode: pull towards E(D(z_LQ)), as the release does, and not towards z_LQ, as the paper does.
     """
 
-    def __init__(self, *, tau_r: float, s_tmin: float, recode: bool = False) -> None:
-        if tau_r < 0:
-            raise ValueError(f"sampler.fidelity.tau_r={tau_r} must not be negative; sampler/fidelity=none turns it off")
-        self.tau_r, self.s_tmin, self.recode = float(tau_r), float(s_tmin), recode
+    def __init__(self, *, tau_r: float | None, s_tmin: float, recode: bool = False) -> None:
+        if tau_r is not None and tau_r < 0:
+            raise ValueError(f"sampler.fidelity.tau_r={tau_r} must not be negative; null turns it off")
+        self.tau_r, self.s_tmin, self.recode = tau_r, float(s_tmin), recode and tau_r is not None
 
     def on_x0(self, x0_BCHW: Tensor, *, centre_BCHW: Tensor, level: Level) -> Tensor:
         """The clean latent after the step's guidance.
@@ -47,6 +48,6 @@ class RestorationGuided:
             centre_BCHW: the LQ's latent.
             level: the step's.
         """
-        if level.following <= self.s_tmin:
+        if self.tau_r is None or level.following <= self.s_tmin:
             return x0_BCHW
         return x0_BCHW - level.share**self.tau_r * (x0_BCHW - centre_BCHW)

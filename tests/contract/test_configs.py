@@ -21,7 +21,7 @@ from restore_lab.cli.conf_dir import conf_dir
 from restore_lab.cli.errors import groups
 from restore_lab.methods.weights import weights_file
 from tests.composed import composed, small
-from tests.toys import toy_backbone
+from tests.toys import toy_backbone, toy_dino
 
 CONF = conf_dir()
 GROUPS = {group: options for group, options in groups([CONF]).items() if group != "experiment"}
@@ -31,8 +31,7 @@ VERB = {"metrics": "evaluate", "protocol": "evaluate", "prompt/instruction=given
 FIRST = {
     "data/rule": ("data=paired",),
     "eval_data/rule": ("eval_data=paired",),
-    "stages": ("method=supir",),
-    "prompt/visual": ("method=diff_restorer",),
+    "variant": ("method=supir",),
 }
 
 
@@ -47,13 +46,16 @@ def images(tmp_path_factory) -> dict[str, Any]:
     (folder / "manifest.csv").write_text("lq,hq\n1.png,1.png\n")
     hq = str(folder / "hq")
     table = str(folder / "manifest.csv")
-    return {"root": hq, "hq": hq, "lq": str(folder / "lq"), "path": table, "input": hq, "text": "a cat"}
+    (folder / "captions.json").write_text('{"1.png": "a cat"}')
+    words = str(folder / "captions.json")
+    found = {"root": hq, "hq": hq, "lq": str(folder / "lq"), "path": table, "input": hq, "text": "a cat"}
+    return found | {"prompt.semantic.path": words}
 
 
 def filled(cfg: DictConfig, values: dict[str, Any]) -> DictConfig:
     """The config with every ??? replaced."""
     for key in OmegaConf.missing_keys(cfg):
-        name = key.rpartition(".")[2]
+        name = key if key in values else key.rpartition(".")[2]
         assert name in values, f"{key} is ???: say in tests/contract/test_configs.py what stands in for it"
         OmegaConf.update(cfg, key, values[name])
     return cfg
@@ -61,6 +63,11 @@ def filled(cfg: DictConfig, values: dict[str, Any]) -> DictConfig:
 
 def chosen(group: str, option: str) -> DictConfig:
     verb = VERB.get(f"{group}={option}") or VERB.get(group, "train")
+    if group == "variants":  # chosen by `variant`
+        method, _, variant = option.rpartition("_")
+        return composed(verb, f"method={method}", f"variant={variant}")
+    if group == "stages":
+        return composed(verb, f"method={option}")
     first = (f"method={option.partition('_')[2]}",) if group == "sizes" else FIRST.get(group, ())
     return composed(verb, *first, f"{group}={option}")
 
@@ -77,9 +84,17 @@ def test_a_part_composes_and_builds(group, option, images, toy_folder, tmp_path,
     cfg.backbone.path = str(toy_folder)
     cfg.runs_dir = str(tmp_path)
     node = OmegaConf.select(cfg, group.replace("/", "."))
-    if group in ("method", "scale", "sizes", "stages"):  # presets: the module that they make
+    if group == "prompt/quality" or f"{group}={option}" == "prompt/visual=none":  # strings and a null of the prompt
+        node = cfg.prompt
+    if f"{group}={option}" == "prompt/visual=dino":
+        node.path = str(toy_dino(tmp_path / "dino"))
+    if f"{group}={option}" == "decoder=consistency":
+        with pytest.raises(ValueError, match=r"decodes SD 1\.x's latents"):
+            build(node)(toy_backbone("sd"))
+        return
+    if group in ("method", "scale", "sizes", "stages", "variant", "variants"):  # presets: the module that they make
         cfg.adaptor.hint_widths, cfg.adaptor.hint_channels = [4, 4, 8], 4
-        if "visual" in cfg.prompt:
+        if cfg.prompt.visual is not None:
             cfg.prompt.visual.path = "asset:tiny_clip"  # the paper's encoder is not here
         module = build(cfg.module)
         assert module.trainable()

@@ -158,3 +158,12 @@ def test_weights_round_trip_without_the_control_decoder(clip, tmp_path) -> None:
     torch.testing.assert_close(other.restore(batch()), one.restore(batch()), atol=1e-5, rtol=0)
     assert not any("control_decoder" in name for name in one.adaptor_state())
     assert any(name.startswith("processor.semantic") for name in one.adaptor_state())
+
+
+def test_without_the_semantic_branch_the_embedding_is_the_token() -> None:
+    embedding = torch.randn(2, 10, generator=torch.Generator().manual_seed(0))
+    plain = PromptProcessor(inputs=10, tokens=10, hidden=4, degradation=3, kinds=8, semantic=False)
+    assert torch.equal(plain(embedding).tokens_BLD[:, 0], embedding)
+    assert not any(name.startswith("semantic") for name, _ in plain.named_parameters())
+    with pytest.raises(ValueError, match=r"semantic=false: CLIP's embedding has 10 numbers and the prior's tokens 12"):
+        PromptProcessor(inputs=10, tokens=12, hidden=4, degradation=3, kinds=8, semantic=False)

@@ -11,6 +11,7 @@ from restore_lab.backbones.loading import load_backbone
 from restore_lab.methods.clip_pretraining import instructions, learn_tokenizer
 from restore_lab.methods.codec_pretraining import CodecPretraining, fold_normalisation
 from restore_lab.methods.fit import fit
+from restore_lab.methods.prior_pretraining import shrunk
 from restore_lab.methods.training import Optimisation
 from restore_lab.types import REMOVE_ALL
 from tests.composed import composed
@@ -118,7 +119,7 @@ def test_a_resumed_codec_goes_on_with_its_moments(tmp_path) -> None:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> dict[str, Path]:
-    """Both shipped priors' recipes, run for two steps at toy size."""
+    """All shipped priors' recipes, run for two steps at toy size."""
     runs = tmp_path_factory.mktemp("runs")
     common = (
         f"runs_dir={runs}",
@@ -165,7 +166,30 @@ def exported(tmp_path_factory) -> dict[str, Path]:
         )
     )
     (codec_folder,) = prior.parent.glob("codec-*")
-    return {"clip": clip, "prior": prior, "codec": codec_folder}
+    deep = fit(
+        composed(
+            "train",
+            "experiment=priors/tiny_sdxl",
+            *common,
+            "clip_steps=2",
+            *clip_words,
+            "captions.count=20",
+            "stages.clip.trainer.precision=32-true",
+            f"stages.unet.module.codec={prior}/vae",
+            f"stages.unet.module.clip=[{clip},stage:clip]",
+            "stages.unet.module.unet.block_out_channels=[8,16]",
+            "stages.unet.module.unet.down_block_types=[DownBlock2D,CrossAttnDownBlock2D]",
+            "stages.unet.module.unet.up_block_types=[CrossAttnUpBlock2D,UpBlock2D]",
+            "stages.unet.module.unet.transformer_layers_per_block=[1,2]",
+            "stages.unet.module.unet.attention_head_dim=[4,4]",
+            "stages.unet.module.unet.norm_num_groups=4",
+            "stages.unet.module.unet.sample_size=4",
+            "stages.unet.datamodule.batch_size=2",
+            "stages.unet.datamodule.workers=0",
+            "stages.unet.trainer.precision=32-true",
+        )
+    )
+    return {"clip": clip, "prior": prior, "codec": codec_folder, "deep": deep}
 
 
 def test_tiny_clip_loads_with_transformers(exported) -> None:
@@ -209,3 +233,38 @@ def test_the_prior_is_a_backbone(exported) -> None:
     out = backbone(z, torch.tensor([3, 999]), backbone.embed(["a red circle", ""], (16, 16)))
     assert out.shape == z.shape == (2, 4, 4, 4)
     assert out.isfinite().all()
+
+
+def test_the_deep_prior_runs_in_diffusers_own_pipeline(exported) -> None:
+    from diffusers import StableDiffusionXLPipeline
+
+    pipeline = StableDiffusionXLPipeline.from_pretrained(exported["deep"], torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    made = pipeline("a red circle", height=16, width=16, num_inference_steps=2, output_type="np").images
+    assert made.shape == (1, 16, 16, 3)
+
+
+def test_the_deep_prior_reads_two_texts_and_the_size(exported) -> None:
+    backbone = load_backbone(str(exported["deep"]), family="unet")
+    assert len(backbone.text.encoders) == 2 and backbone.schedule.prediction_type == "v_prediction"
+    assert float(backbone.schedule.alpha(999)) > 0.0  # the last sigma is finite
+    cond = backbone.embed(["a red circle", ""], (16, 16), originals=[(4, 8), (16, 16)])
+    assert cond.tokens_BLD.shape[2] == 16 and cond.pooled_BD is not None and cond.size_BD is not None
+    assert cond.size_BD.tolist() == [[4, 8, 0, 0, 16, 16], [16, 16, 0, 0, 16, 16]]
+    z = backbone.codec.encode(torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+    assert backbone(z, torch.tensor([3, 999]), cond).isfinite().all()
+
+
+def test_shrinking_goes_through_the_size_that_is_told() -> None:
+    images = torch.rand(64, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+    made, originals = shrunk(images, list(range(64)), smallest=0.25)
+    whole = [i for i, size in enumerate(originals) if size == (16, 24)]
+    assert 20 <= len(whole) <= 44  # half of them, within four standard deviations
+    assert all(torch.equal(made[i], images[i]) for i in whole)
+    assert all(4 <= height <= 16 and abs(width - 1.5 * height) <= 1 for height, width in originals)
+    softest = min(range(64), key=lambda i: originals[i])
+    variation = [x[..., 1:].sub(x[..., :-1]).abs().mean() for x in (made[softest], images[softest])]
+    assert variation[0] < 0.5 * variation[1]
+    alone, sizes = shrunk(images[5:6], [5], smallest=0.25)
+    assert torch.equal(alone[0], made[5]) and sizes[0] == originals[5]
+    assert all(size == (16, 24) for size in shrunk(images, list(range(64)), smallest=1.0)[1])

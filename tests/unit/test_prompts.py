@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from restore_lab.prompts.instruction import Blind, FromRecipe
 from restore_lab.prompts.semantic import Caption, Fixed, NoWords, Shuffled
 from restore_lab.prompts.sources import Dropout, PromptSources
 from restore_lab.types import REMOVE_ALL, Batch, Recipe
 from tests.toy_methods import recipe_of
+from tests.toys import toy_dino
 
 
 def batch(count: int = 4, *, first: int = 0) -> Batch:
@@ -81,6 +83,34 @@ def test_dropout_is_by_its_own_coin_at_its_own_rate() -> None:
     together = sum(a == b == "" for a, b in zip(semantic, instruction, strict=True))
     assert together == pytest.approx(100, abs=40)  # independent coins: 0.1 * 0.5
     assert all(text in ("", caption) for text, caption in zip(semantic, many.caption, strict=True))
+
+
+def test_joint_dropout_empties_all_slots_by_one_coin() -> None:
+    many = batch(2000)
+    joint = Dropout(semantic=0.0, instruction=0.1, together=0.2)
+    semantic, instruction = (joint(many.caption, many, slot=slot) for slot in ("semantic", "instruction"))
+    assert semantic.count("") == pytest.approx(400, abs=75)
+    assert instruction.count("") == pytest.approx(560, abs=85)  # 0.2 + 0.8 * 0.1
+    assert all(b == "" for a, b in zip(semantic, instruction, strict=True) if a == "")
+
+
+def test_dinos_tokens_are_those_of_its_own_processor(tmp_path) -> None:
+    from PIL import Image
+    from transformers import AutoImageProcessor, AutoModel
+
+    from restore_lab.prompts.visual import DinoVision
+
+    folder = toy_dino(tmp_path)
+    image = (torch.rand(3, 40, 30, generator=torch.Generator().manual_seed(0)) * 255).to(torch.uint8)
+    processor = AutoImageProcessor.from_pretrained(folder)
+    pixels = processor(Image.fromarray(image.permute(1, 2, 0).numpy()), return_tensors="pt").pixel_values
+    with torch.no_grad():
+        theirs = AutoModel.from_pretrained(folder)(pixel_values=pixels).last_hidden_state
+    ours = DinoVision(path=str(folder)).train()(image[None].float() / 255)
+    assert ours.shape == (1, 5, 16)  # the class token and 2 x 2 patches
+    assert float(torch.nn.functional.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0)) > 0.999
+    with pytest.raises(ValueError, match=r"prompt\.visual\.path=/nowhere: no DINOv2"):
+        DinoVision(path="/nowhere")
 
 
 def test_dropout_and_coins_belong_to_the_sample_not_to_the_batch() -> None:

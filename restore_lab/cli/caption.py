@@ -1,0 +1,17 @@
+"""Caption a folder of images, so that data=folder trains on words.
+
+restore-lab caption input=photos
+restore-lab caption input=photos prompt.semantic.captioner.model=Qwen/Qwen2.5-VL-7B-Instruct
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def run(cfg: Any) -> None:
+    """Write the table and say where it is."""
+    from restore_lab.methods.captioning import caption_folder
+
+    done = caption_folder(cfg)
+    print(f"{done.written} captions in {done.output}" + (f", {len(done.bad)} images left out" if done.bad else ""))

@@ -1,0 +1,130 @@
+"""The captioner's own pass: look at all images, let the prior go from the GPU, caption, and bring the prior back.
+
+And `restore-lab caption`: a table of captions for a folder of images. What was captioned before comes from the cache,
+so that a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from restore_lab.artefacts import write_json_atomic
+from restore_lab.build import build
+from restore_lab.data.folder import list_images
+from restore_lab.data.image_io import BadImage, read_image, resize_image, to_image, write_png
+from restore_lab.prompts.vlm import Vlm
+
+if TYPE_CHECKING:
+    import numpy as np
+    from omegaconf import DictConfig
+    from torch import Tensor
+
+    from restore_lab.methods.base import RestorationModule
+    from restore_lab.prompts.captioner import Captioner
+    from restore_lab.prompts.sources import PromptSources
+    from restore_lab.types import Batch
+
+log = logging.getLogger(__name__)
+
+
+def caption_ahead(module: RestorationModule, prompts: Sequence[PromptSources], batches: Iterable[Batch]) -> None:
+    """Caption every image for each of the prompts whose semantic source is a `Vlm`; without one nothing is read.
+
+    Args:
+        module: the method, whose LQ encoder and codec show what it makes of an LQ.
+        prompts: whose captions are wanted.
+        batches: all images that will be restored.
+    """
+    sources = [one.semantic for one in prompts if isinstance(one.semantic, Vlm)]
+    if not sources:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        keys: list[str] = []
+        for batch in batches:
+            for index, source in enumerate(sources):
+                for number, image_CHW in enumerate(view(module, source, batch).cpu(), start=len(keys)):
+                    image_HWC = shrunk(to_image(image_CHW), side=source.side)
+                    write_png(Path(folder) / f"{index}-{number}.png", image_HWC)
+            keys += batch.key
+        device = module.device
+        module.to("cpu")
+        for index, source in enumerate(sources):
+            source.said = dict(zip(keys, source.captioner.captions(_read(folder, index, len(keys))), strict=True))
+            source.captioner.unload()
+        module.to(device)
+
+
+def view(module: RestorationModule, source: Vlm, batch: Batch) -> Tensor:
+    """What the source looks at, (B, 3, h, w) in [0, 1].
+
+    Raises:
+        ValueError: if the batch lacks it.
+    """
+    image_BCHW = batch.hq_BCHW if source.looks_at == "hq" else batch.lq_BCHW
+    if image_BCHW is None:
+        raise ValueError(f"prompt.semantic.looks_at={source.looks_at}: these images have none; look at something else")
+    if source.looks_at == "reconstruction":
+        image_BCHW = module.reconstruct(image_BCHW)
+    return image_BCHW
+
+
+def _read(folder: str, index: int, count: int) -> Iterator[np.ndarray]:
+    for number in range(count):
+        yield read_image(Path(folder) / f"{index}-{number}.png")
+
+
+@dataclass(kw_only=True)
+class Captioned:
+    """How it went: the table, its entries, and one line for each image that was left out."""
+
+    output: Path
+    written: int
+    bad: list[str]
+
+
+def caption_folder(cfg: DictConfig) -> Captioned:
+    """Caption every readable image of `cfg.input` into one JSON table.
+
+    Raises:
+        ValueError: if there is no such input, no readable image, or no captioner.
+    """
+    from tqdm import tqdm
+
+    root = Path(cfg.input).expanduser()
+    base = root if root.is_dir() else root.parent
+    names = list_images(root, recursive=cfg.recursive)
+    output = base / "captions.json" if cfg.output is None else Path(cfg.output)
+    captioner: Captioner = build(cfg.prompt.semantic.captioner)
+    bad: list[str] = []
+    read: list[str] = []
+
+    def images() -> Iterator[np.ndarray]:
+        for name in names:
+            try:
+                image_HWC = shrunk(read_image(base / name), side=cfg.prompt.semantic.side)
+            except BadImage as error:
+                bad.append(str(error))
+                log.warning("left out: %s", error)
+                continue
+            read.append(name)
+            yield image_HWC
+
+    captions = list(tqdm(captioner.captions(images()), total=len(names), desc="captions", disable=not cfg.progress))
+    if not captions:
+        raise ValueError(f"{root}: none of {len(names)} images can be read; the first: {bad[0]}")
+    write_json_atomic(output, dict(zip(read, captions, strict=True)))
+    return Captioned(output=output, written=len(captions), bad=bad)
+
+
+def shrunk(image_HWC: np.ndarray, *, side: int) -> np.ndarray:
+    """The image with a short side of at most `side` pixels."""
+    height, width = image_HWC.shape[:2]
+    share = side / min(height, width)
+    if share >= 1:
+        return image_HWC
+    return resize_image(image_HWC, height=round(height * share), width=round(width * share))

@@ -1,0 +1,56 @@
+"""A method's release and its paper differ where docs/deviations.md says, and nowhere else."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tests.composed import composed
+
+PAGE = Path(__file__).parents[2] / "docs" / "deviations.md"
+
+
+def flat(node: Any, place: str = "") -> dict[str, Any]:
+    """Every value by its dotted name."""
+    if not isinstance(node, dict):
+        return {place: node}
+    return {k: v for key, value in node.items() for k, v in flat(value, f"{place}.{key}" if place else key).items()}
+
+
+def settings(*words: str) -> dict[str, Any]:
+    return flat(OmegaConf.to_container(composed("evaluate", *words), resolve=True, throw_on_missing=True))
+
+
+@pytest.mark.parametrize("scale", ["tiny", "full"])
+def test_supirs_release_differs_where_the_page_says(scale) -> None:
+    words = ("method=supir", f"scale={scale}", "data=procedural")
+    paper, release = settings(*words), settings(*words, "variant=release")
+    changed = {key for key in paper.keys() | release.keys() if paper.get(key, "?") != release.get(key, "?")}
+    changed = {key for key in changed if not key.startswith("module.")} - {"name"}  # the module repeats its parts
+    (line,) = re.findall(r"^`variant=release` sets (.*)$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    named = re.findall(r"`([a-z0-9_.]+)`", line)
+    assert {key for key in changed if not key.startswith(tuple(named))} == set()
+    assert [name for name in named if not any(key.startswith(name) for key in changed)] == []
+
+
+def test_the_release_samples_as_its_notes_say() -> None:
+    release = composed("evaluate", "method=supir", "variant=release")
+    sampler = release.sampler
+    assert (sampler.guidance.scale.start, sampler.guidance.scale.end) == (1.0, 4.0)
+    assert (sampler.fidelity.tau_r, sampler.fidelity.s_tmin, sampler.fidelity.recode) == (None, 0.05, True)
+    assert sampler.colour._target_.endswith("wavelet") and sampler.colour.levels == 5
+    assert (sampler.steps, sampler.s_churn, sampler.s_noise) == (50, 5, 1.01)
+    assert "unreal engine" in release.prompt.negative and "Unreal Engine 5" not in release.prompt.positive
+    assert OmegaConf.to_container(composed("evaluate", "method=supir", "adaptor=supir_release").adaptor)["trunk"][
+        "depth"
+    ] == ("whole")
+
+
+def test_a_method_without_a_release_says_so() -> None:
+    with pytest.raises(OmegaConfBaseException, match="there_is_no_release_of_this_method"):
+        settings("method=spire", "variant=release")
