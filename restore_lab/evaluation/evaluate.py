@@ -16,11 +16,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from omegaconf import OmegaConf
 
+from restore_lab.adaptors.lq_encoder import CodecEncoder
 from restore_lab.artefacts import code_version, identity
 from restore_lab.build import build
 from restore_lab.evaluation.paired import report
 from restore_lab.evaluation.picture import Panel, contact_sheet
-from restore_lab.evaluation.records import DECODED_HQ, DECODED_LQ, LQ, RECORD, Results, render, write_record
+from restore_lab.evaluation.records import (
+    DECODED_HQ,
+    DECODED_LQ,
+    LQ,
+    RECORD,
+    ROBUST_LQ,
+    Results,
+    render,
+    write_record,
+)
 from restore_lab.methods.base import pad_to_multiple
 from restore_lab.methods.captioning import caption_ahead
 from restore_lab.methods.restore import load
@@ -93,7 +103,7 @@ def evaluate(cfg: DictConfig) -> Evaluation:
     write_record(folder, results=results, settings=settings, identity=identity_, code=code_version())
     picture = contact_sheet(panels[: cfg.pictures], folder / "pictures.png") if cfg.pictures else None
     log.info("record: %s", folder / RECORD)
-    compared = report(results, variants=list(cfg.variants or (cfg.name,)), ordered=list(cfg.ordered or ()))
+    compared = report(results, variants=list(variants), ordered=list(cfg.ordered or ()))
     return Evaluation(folder=folder, results=results, picture=picture, comparisons=compared)
 
 
@@ -125,6 +135,8 @@ def _measure(
         DECODED_LQ: (through_codec(module.backbone, batch.lq_BCHW), wordless),
         DECODED_HQ: (through_codec(module.backbone, batch.hq_BCHW), wordless),
     }
+    if not isinstance(module.lq_encoder, CodecEncoder):
+        rows[ROBUST_LQ] = (module.reconstruct(batch.lq_BCHW), wordless)
     for name, prompts in variants.items():
         module.prompts = prompts
         rows[name] = (module.restore(batch), prompts(batch, training=False))
@@ -138,13 +150,13 @@ def _measure(
             instructions=prompt.instruction,
             recipes=batch.recipe,
         )
-    shown = [name for name in rows if name not in (LQ, DECODED_LQ, DECODED_HQ)]
+    shown, first = [name for name in (ROBUST_LQ, *variants) if name in rows], next(iter(variants))
     return [
         Panel(
             images=(batch.lq_BCHW[i].cpu(), *(rows[name][0][i].cpu() for name in shown), batch.hq_BCHW[i].cpu()),
             titles=("input", *shown, "original"),
-            caption=rows[shown[0]][1].semantic[i],
-            instruction=rows[shown[0]][1].instruction[i],
+            caption=rows[first][1].semantic[i],
+            instruction=rows[first][1].instruction[i],
         )
         for i in range(len(batch))
     ]
@@ -153,17 +165,11 @@ def _measure(
 def _with_slots(own: PromptSources, slots: Any) -> PromptSources:
     """The method's prompts with some slots replaced."""
     new = build(slots) or {}
-    unknown = set(new) - {"semantic", "instruction"}
+    slots = {name: getattr(own, name) for name in ("semantic", "instruction", "positive", "negative")}
+    unknown = set(new) - set(slots)
     if unknown:
-        raise ValueError(f"variants: there is no prompt slot {sorted(unknown)[0]!r}; slots are semantic, instruction")
-    return PromptSources(
-        semantic=new.get("semantic", own.semantic),
-        instruction=new.get("instruction", own.instruction),
-        dropout=own.dropout,
-        positive=own.positive,
-        negative=own.negative,
-        visual=own.visual,
-    )
+        raise ValueError(f"variants: there is no prompt slot {sorted(unknown)[0]!r}; slots are {', '.join(slots)}")
+    return PromptSources(**{**slots, **new}, dropout=own.dropout, visual=own.visual)
 
 
 @torch.no_grad()

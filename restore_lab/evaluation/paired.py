@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from restore_lab.evaluation.records import DECODED_LQ
+from restore_lab.evaluation.records import DECODED_LQ, ROBUST_LQ
 from restore_lab.random import rng
 
 if TYPE_CHECKING:
@@ -94,10 +94,14 @@ def rank_correlation(results: Results, *, rows: Sequence[str], metric: str) -> t
 def report(results: Results, *, variants: Sequence[str], ordered: Sequence[str]) -> list[str]:
     """Lines that compare the first variant with D(E(LQ)), each other with the first, and ranks along `ordered`.
 
+    A robust encoder's reconstruction stands between: it is compared with D(E(LQ)), and the first variant with it.
+
     A "*" marks an interval that does not contain zero.
     """
     metrics = list(dict.fromkeys(image.metric for image in results.images))
-    pairs = [(variants[0], DECODED_LQ), *((row, variants[0]) for row in variants[1:])]
+    robust = any(image.row == ROBUST_LQ for image in results.images)
+    pairs = [(ROBUST_LQ, DECODED_LQ), (variants[0], ROBUST_LQ)] if robust else []
+    pairs += [(variants[0], DECODED_LQ), *((row, variants[0]) for row in variants[1:])]
     lines = [
         str(difference(results, row=row, baseline=baseline, metric=metric))
         for metric in metrics

@@ -20,6 +20,7 @@ from restore_lab.artefacts import write_bytes_atomic, write_json_atomic
 from restore_lab.evaluation.protocol import Column
 
 LQ, DECODED_LQ, DECODED_HQ = "LQ", "D(E(LQ))", "D(E(HQ))"
+ROBUST_LQ = "D(E_dr(LQ))"  # where the LQ's encoder is not the codec's own
 RECORD, PER_IMAGE = "record.json", "per_image.parquet"
 FORMAT = 1
 
@@ -136,7 +137,7 @@ def render(results: Results) -> str:
 
 def ordered_rows(rows: Sequence[str]) -> list[str]:
     """Distinct rows: the three that always come by themselves first, the others as they came."""
-    fixed = [row for row in (LQ, DECODED_LQ, DECODED_HQ) if row in rows]
+    fixed = [row for row in (LQ, DECODED_LQ, ROBUST_LQ, DECODED_HQ) if row in rows]
     return fixed + [row for row in dict.fromkeys(rows) if row not in fixed]
 
 

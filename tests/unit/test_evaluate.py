@@ -103,9 +103,9 @@ def test_variants_are_rows_of_one_record_from_the_same_noise(done, toy_folder, t
 
 
 def test_unknown_slots_are_refused(toy_folder, tmp_path) -> None:
-    with pytest.raises(ValueError, match="no prompt slot 'negative'; slots are semantic, instruction") as caught:
+    with pytest.raises(ValueError, match="no prompt slot 'visual'; slots are semantic, instruction") as caught:
         evaluate(
-            config(toy_folder, tmp_path, "+variants.odd={negative: {_target_: restore_lab.prompts.semantic.NoWords}}")
+            config(toy_folder, tmp_path, "+variants.odd={visual: {_target_: restore_lab.prompts.semantic.NoWords}}")
         )
     assert errors.is_bad_input(caught.value)
 
@@ -160,3 +160,26 @@ def test_a_contact_sheet_shows_the_images_in_their_places(tmp_path) -> None:
     picture = Image.open(path).convert("RGB")
     colours = {colour: count for count, colour in picture.getcolors(10**6)}
     assert colours[255, 0, 0] == colours[0, 0, 255] == 3 * 192 * 192
+
+
+def test_a_robust_encoders_reconstruction_is_a_row(toy_folder, tmp_path) -> None:
+    """Untrained it is the codec's own; the report compares both."""
+    found = evaluate(config(toy_folder, tmp_path, "lq_encoder=robust"))
+    psnr = means(found, "psnr")
+    assert psnr["D(E_dr(LQ))"] == psnr["D(E(LQ))"]
+    assert "psnr: D(E_dr(LQ)) - D(E(LQ)) = +0" in found.page() and "psnr: toy - D(E_dr(LQ))" in found.page()
+
+
+def test_variants_change_the_words_of_quality(toy_folder, tmp_path, monkeypatch) -> None:
+    said = {}
+    plain = evaluate_module._measure
+
+    def listen(module, suite, batch, variants):
+        said.update({name: prompts(batch, training=False) for name, prompts in variants.items()})
+        return plain(module, suite, batch, variants)
+
+    monkeypatch.setattr(evaluate_module, "_measure", listen)
+    words = "variants={plain: {positive: '', negative: ''}, both: {positive: ' sharp', negative: blurred}}"
+    evaluate(config(toy_folder, tmp_path, words))
+    assert set(said["plain"].negative) == {""} and set(said["both"].negative) == {"blurred"}
+    assert [f"{text} sharp" for text in said["plain"].semantic] == list(said["both"].semantic)
