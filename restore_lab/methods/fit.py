@@ -2,14 +2,15 @@
 
 A stage is a node of `stages`: its module, its data module, its trainer settings. A string "stage:NAME" inside it stands
 for the folder of an earlier stage's artefact. Folders are `<runs_dir>/<name>/<stage>-<identity>`; a complete one is
-used as it is. Inside: `state/*.ckpt` (all that an exact resume needs), `losses.jsonl`, the weights, `manifest.json`.
+used as it is. What a stage `ignores` (the sampler, say) changes nothing of what it trains, nor its identity. Inside:
+`state/*.ckpt` (all that an exact resume needs), `losses.jsonl`, the weights, `manifest.json`.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def _stage(cfg: DictConfig, name: str, earlier: Mapping[str, Path], *, run_dir: 
     raw = OmegaConf.to_container(cfg.stages[name], resolve=True, throw_on_missing=True)
     parents = {stage: Manifest.read(folder).identity for stage, folder in earlier.items()}
     settings = {**_replaced(raw, {k: f"stage:{v}" for k, v in parents.items()}), "seed": cfg.seed}
-    settings.pop("run", None)
+    for place in settings.pop("ignores", ()):
+        settings = _without(settings, place.split("."))
     identity_ = identity(settings, list(parents.values()))
     folder = Path(run_dir) if run_dir else Path(cfg.runs_dir) / cfg.name / f"{name}-{identity_}"
     if complete(folder, identity=identity_):
@@ -153,6 +155,15 @@ def _hush() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.* is deprecated")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _without(node: Mapping[str, Any], place: Sequence[str]) -> dict[str, Any]:
+    """The node without the entry at a place; one that is not there is none."""
+    first, *rest = place
+    inner = node.get(first)
+    if rest and isinstance(inner, Mapping):
+        return {**node, first: _without(inner, rest)}
+    return {key: value for key, value in node.items() if key != first or rest}
 
 
 def _replaced(value: Any, names: Mapping[str, str]) -> Any:

@@ -1,0 +1,92 @@
+"""The staged methods at toy size: every stage from the artefact of the one before, and none made twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from restore_lab.artefacts import Manifest
+from restore_lab.methods.fit import fit
+from restore_lab.methods.restore import load
+from restore_lab.methods.weights import WEIGHTS
+from tests.composed import composed, few_photos
+from tests.toy_methods import toy_batch
+from tests.toys import toy_unet_folder
+
+METHODS = {"supir": ("encoder", "adaptor"), "diff_restorer": ("adaptor", "decoder")}
+OWN = {
+    "supir": ("method=supir", "encoder_steps=2"),
+    "diff_restorer": (
+        "method=diff_restorer",
+        "decoder_steps=2",
+        "stages.decoder.module.discriminator.layers=1",
+        "adaptor.encoder.widths=[4,4,8]",
+        "adaptor.encoder.out=4",
+        "adaptor.encoder.embedding=6",
+        "module.processor.hidden=8",
+        "module.processor.degradation=6",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def priors(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("priors")
+    return {"supir": toy_unet_folder(folder, "sdxl"), "diff_restorer": toy_unet_folder(folder, "sd")}
+
+
+def common(prior: Path, runs: Path) -> tuple[str, ...]:
+    sizes = ("crop=16", "batch_size=2", "workers=0", "precision=32-true", "sampler.steps=2", *few_photos())
+    return (f"backbone.path={prior}", f"runs_dir={runs}", "name=run", *sizes)
+
+
+def trained(method: str, prior: Path, runs: Path, *words: str) -> Path:
+    quick = ("data.size=16", "max_steps=2", "trainer.accelerator=cpu", "progress=false", "module.weights_dtype=float32")
+    return fit(composed("train", *OWN[method], *common(prior, runs), *quick, *words))
+
+
+def folders(runs: Path) -> dict[str, set[str]]:
+    """Artefacts by stage."""
+    found: dict[str, set[str]] = {}
+    for path in (runs / "run").iterdir():
+        found.setdefault(path.name.partition("-")[0], set()).add(path.name)
+    return found
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_all_stages_then_restoring(method, priors, tmp_path) -> None:
+    first, second = METHODS[method]
+    last = trained(method, priors[method], tmp_path)
+    assert {stage: len(found) for stage, found in folders(tmp_path).items()} == {first: 1, second: 1}
+    (before,) = (tmp_path / "run").glob(f"{first}-*")
+    assert Manifest.read(last).parents == (Manifest.read(before).identity,)
+
+    own = [word for word in OWN[method] if not word.startswith("stages.")]
+    cfg = composed("restore", *own, *common(priors[method], tmp_path), "input=x", f"weights={last}")
+    module = load(cfg)
+    assert module.restore(toy_batch()).shape == toy_batch().lq_BCHW.shape
+    if method == "supir":  # the encoder is the first stage's, and came with the second's weights
+        cfg = composed("restore", *own, *common(priors[method], tmp_path), "input=x", "weights=null")
+        cfg.lq_encoder.weights = str(before)
+        alone = load(cfg).lq_encoder.state_dict()
+        for name, value in module.lq_encoder.state_dict().items():
+            torch.testing.assert_close(alone[name], value, atol=0, rtol=0, msg=name)
+    else:  # the last file has both stages' tensors, those of the first as the first left them
+        from safetensors.torch import load_file
+
+        early, late = load_file(before / WEIGHTS), load_file(last / WEIGHTS)
+        assert all(torch.equal(late[name], value) for name, value in early.items())
+        assert {name.partition(".")[0] for name in late.keys() - early.keys()} == {"decoder"}
+
+
+def test_a_later_setting_repeats_nothing_before_it(priors, tmp_path) -> None:
+    for method, later in (("supir", "adaptor.trunk.depth=whole"), ("diff_restorer", "decoder.blocks=1")):
+        first, second = METHODS[method]
+        runs = tmp_path / method
+        trained(method, priors[method], runs)
+        trained(method, priors[method], runs, "sampler.steps=3", "prompt.negative=x")  # restoring's alone: nothing anew
+        assert {stage: len(found) for stage, found in folders(runs).items()} == {first: 1, second: 1}
+        trained(method, priors[method], runs, later)
+        assert {stage: len(found) for stage, found in folders(runs).items()} == {first: 1, second: 2}
