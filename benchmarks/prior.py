@@ -68,6 +68,28 @@ def steering(pipeline: DiffusionPipeline, *, images: int, scale: float, steps: i
     return float(np.mean(right))
 
 
+def told_size(pipeline: DiffusionPipeline, *, images: int, scale: float, steps: int) -> dict[int, float]:
+    """Mean absolute difference of neighbouring pixels in samples that are told they were 16, 32 and 64 pixels once."""
+    texts, found = captions(seed=99, count=images), {}
+    for side in (16, 32, 64):
+        rough = []
+        for start in range(0, images, BATCH):
+            arrays = pipeline(
+                texts[start : start + BATCH],
+                height=64,
+                width=64,
+                original_size=(side, side),
+                target_size=(64, 64),
+                guidance_scale=scale,
+                num_inference_steps=steps,
+                generator=torch.Generator().manual_seed(start),
+                output_type="np",
+            ).images
+            rough += [np.abs(np.diff(image, axis=0)).mean() + np.abs(np.diff(image, axis=1)).mean() for image in arrays]
+        found[side] = round(float(np.mean(rough)) / 2, 4)
+    return found
+
+
 def _sheet(images_NHWC: np.ndarray) -> Image.Image:
     lines = [np.concatenate(list(images_NHWC[i : i + 12]), axis=1) for i in range(0, len(images_NHWC), 12)]
     picture = Image.fromarray((np.concatenate(lines, axis=0) * 255).round().astype(np.uint8))
@@ -94,6 +116,8 @@ def main() -> None:
         ),
         "images": given.images,
     }
+    if hasattr(pipeline, "text_encoder_2"):
+        facts["roughness_by_told_size"] = told_size(pipeline, images=given.images, scale=given.scale, steps=given.steps)
     print(json.dumps(facts))
 
 

@@ -92,7 +92,7 @@ class DegradationAwareDecoder(nn.Module):
         if not 0 <= blocks <= len(widths):
             raise ValueError(f"decoder.blocks={blocks}: this codec has {len(widths)} levels")
         self.embedding = embedding
-        self.decoder = copy.deepcopy(vae.decoder).requires_grad_(True)
+        self.decoder = copy.deepcopy(vae.decoder).float().requires_grad_(True)  # trained, whatever the codec's dtype
         self.blocks = nn.ModuleList(RefinementBlock(width, embedding=embedding) for width in widths[:blocks])
 
     def forward(self, z_BCHW: Tensor, hint: Hint, codec: Codec) -> Tensor:
@@ -101,14 +101,13 @@ class DegradationAwareDecoder(nn.Module):
         Raises:
             ValueError: if the blocks are modulated and the hint has no degradation embedding.
         """
-        if not self.blocks:
-            return codec.decode(z_BCHW, clamp=False, decoder=self.decoder)
-        if self.embedding and hint.degradation_BD is None:
+        if self.blocks and self.embedding and hint.degradation_BD is None:
             raise ValueError(
                 "this decoder is modulated by a degradation embedding, and the method has none; set decoder.embedding=0"
             )
-        levels = codec.features(hint.lq_BCHW)
-        return codec.decode(z_BCHW, clamp=False, decoder=lambda z: self._refined(z, levels[::-1], hint.degradation_BD))
+        levels = codec.features(hint.lq_BCHW)[::-1] if self.blocks else []
+        p_BD = hint.degradation_BD
+        return codec.decode(z_BCHW, clamp=False, decoder=lambda z: self._refined(z.float(), levels, p_BD))
 
     def _refined(self, z: Tensor, levels: list[Tensor], degradation_BD: Tensor | None) -> Tensor:
         """diffusers' Decoder with a block after the residual blocks of each level, before it is doubled."""
@@ -118,14 +117,14 @@ class DegradationAwareDecoder(nn.Module):
             for resnet in level.resnets:
                 h = resnet(h, temb=None)
             if index < len(self.blocks):
-                h = self.blocks[index](h, levels[index], degradation_BD)
+                h = self.blocks[index](h, levels[index].float(), degradation_BD)
             for upsampler in level.upsamplers or ():
                 h = upsampler(h)
         return decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(h)))
 
 
 class ConsistencyDecoder(nn.Module):
-    """OpenAI's consistency decoder (Table V), trained for the latents of SD 1.x; frozen, its noise from each LQ.
+    """OpenAI's consistency decoder (Table V), trained for the latents of SD 1.x; frozen, the same noise for all images.
 
     Args:
         backbone: whose latents are decoded.
@@ -153,13 +152,18 @@ class ConsistencyDecoder(nn.Module):
         except (OSError, ValueError) as error:
             first = str(error).splitlines()[0][:200]
             raise ValueError(f"decoder.path={path}: no consistency decoder ({first}); give its folder") from error
+        if abs(codec.scale[0] - self.vae.config.scaling_factor) > 1e-6:
+            raise ValueError(
+                f"decoder=consistency decodes latents scaled by {self.vae.config.scaling_factor}; this codec's are "
+                f"scaled by {codec.scale[0]} (SDXL's are others than SD 1.x's); set decoder=codec"
+            )
         self.vae.requires_grad_(False)
 
     def forward(self, z_BCHW: Tensor, hint: Hint, codec: Codec) -> Tensor:
         unscaled = z_BCHW / codec.scale[0] + codec.shift[0]
         # diffusers draws all of its noise from one generator: image by image, so that no batch changes a result.
         images = [
-            self.vae.decode(z[None].to(self.vae.dtype), generator=torch.Generator(z.device).manual_seed(0)).sample
+            self.vae.decode(z[None].to(self.vae.dtype), generator=torch.Generator().manual_seed(0)).sample
             for z in unscaled
         ]
         return (torch.cat(images).to(z_BCHW.dtype) + 1) / 2

@@ -47,6 +47,7 @@ class TextEncoder(nn.Module):
         self.tokenizers = list(tokenizers)
         self.penultimate = penultimate
         self.remembers = cache_bytes > 0
+        self.said = False  # that a text was too long
         self.cache = TensorLRU(max_bytes=cache_bytes)
 
     @torch.no_grad()
@@ -105,8 +106,13 @@ class TextEncoder(nn.Module):
         length = tokenizer.model_max_length
         whole = tokenizer(list(texts)).input_ids
         for text, ids in zip(texts, whole, strict=True):
-            if index == 0 and len(ids) > length:
-                log.warning("text is longer than the encoder's %d tokens, its end is ignored: %r", length, text)
+            if index == 0 and len(ids) > length and not self.said:
+                self.said = True
+                log.warning(
+                    "text is longer than the encoder's %d tokens, its end is ignored: %r (more like it are not named)",
+                    length,
+                    text,
+                )
         out = tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         mask_BL = out.attention_mask.to(device) if getattr(config, "use_attention_mask", False) else None
         return out.input_ids.to(device), mask_BL

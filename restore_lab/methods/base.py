@@ -79,7 +79,10 @@ class RestorationModule(TrainingModule):
         self.adaptor = adaptor(backbone)
         self.learned = [name for name, p in self.adaptor.named_parameters() if p.requires_grad]
         self.lq_encoder = (lq_encoder or CodecEncoder)(backbone).requires_grad_(False)
-        self.decoder = (decoder or CodecDecoder)(backbone).requires_grad_(False)
+        with torch.random.fork_rng(devices=[]):  # what a decoder draws must not change how the rest starts
+            torch.manual_seed(torch.initial_seed() + 1)
+            self.decoder = (decoder or CodecDecoder)(backbone).requires_grad_(False)
+        self.decoder_known = False  # whether it was trained
         self.prompts, self.objective, self.sampler = prompts, objective, sampler
         self.visual = prompts.visual  # a module, so that it moves to the device with the rest
 
@@ -207,6 +210,7 @@ class RestorationModule(TrainingModule):
         held = {name for name in found if name.startswith(DECODER)}
         if decoder and held:
             wanted |= decoder
+            self.decoder_known = True
         else:
             found = {name: value for name, value in found.items() if name not in held}
         if decoder and not held:
@@ -231,9 +235,9 @@ class RestorationModule(TrainingModule):
 
         Args:
             folder: where to.
-            decoder: with the decoder's.
+            decoder: with the decoder's; a trained one that was loaded is written in any case.
         """
-        own = self.adaptor_state() | (self.decoder_state() if decoder else {})
+        own = self.adaptor_state() | (self.decoder_state() if decoder or self.decoder_known else {})
         write_weights(own, folder, dtype=self.weights_dtype, base=fingerprint_of(self.backbone.unet))
 
 

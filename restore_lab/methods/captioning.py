@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from restore_lab.artefacts import write_json_atomic
 from restore_lab.build import build
+from restore_lab.data.captioned import read_table
 from restore_lab.data.folder import list_images
 from restore_lab.data.image_io import BadImage, read_image, resize_image, to_image, write_png
 from restore_lab.prompts.vlm import Vlm
@@ -40,7 +41,8 @@ def caption_ahead(module: RestorationModule, prompts: Sequence[PromptSources], b
         prompts: whose captions are wanted.
         batches: all images that will be restored.
     """
-    sources = [one.semantic for one in prompts if isinstance(one.semantic, Vlm)]
+    # Rows that differ in other words share one source.
+    sources = list(dict.fromkeys(one.semantic for one in prompts if isinstance(one.semantic, Vlm)))
     if not sources:
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -117,7 +119,8 @@ def caption_folder(cfg: DictConfig) -> Captioned:
     captions = list(tqdm(captioner.captions(images()), total=len(names), desc="captions", disable=not cfg.progress))
     if not captions:
         raise ValueError(f"{root}: none of {len(names)} images can be read; the first: {bad[0]}")
-    write_json_atomic(output, dict(zip(read, captions, strict=True)))
+    before = read_table(output) if output.is_file() else {}  # those of other images stay
+    write_json_atomic(output, before | dict(zip(read, captions, strict=True)))
     return Captioned(output=output, written=len(captions), bad=bad)
 
 

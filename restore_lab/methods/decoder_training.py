@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from restore_lab.methods.training import Optimisation, TrainingModule
-from restore_lab.objectives.decoder import PatchDiscriminator, Perceptual, adversarial
+from restore_lab.objectives.decoder import PatchDiscriminator, Perceptual, deceived, judged
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,10 +81,9 @@ class DecoderTraining(TrainingModule):
         if self.perceptual is not None and perceptual:
             losses["perceptual"] = perceptual * self.perceptual(made_BCHW, hq_BCHW)
         if self.discriminator is not None and deceive:
-            deceived, judged = adversarial(self.discriminator, made_BCHW, hq_BCHW)
-            losses["discriminator"] = judged
+            losses["discriminator"] = judged(self.discriminator, made_BCHW, hq_BCHW)
             if self.global_step >= self.adversarial_from:
-                losses["adversarial"] = deceive * deceived
+                losses["adversarial"] = deceive * deceived(self.discriminator, made_BCHW)
         for name, value in losses.items():
             self.log(f"train/{name}", value.detach(), batch_size=len(batch))
         loss = torch.stack(list(losses.values())).sum()
@@ -106,6 +105,13 @@ class DecoderTraining(TrainingModule):
         if self.discriminator is not None:
             groups.append({"params": list(self.discriminator.parameters()), **self.discriminator_settings})
         return groups
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Each player by its own norm."""
+        for group in optimizer.param_groups if gradient_clip_val else ():
+            torch.nn.utils.clip_grad_norm_(group["params"], float(gradient_clip_val or 0))
 
     def export(self, folder: Path) -> None:
         """The method's weights, the decoder's among them."""

@@ -57,14 +57,14 @@ def vgg19(weights: str | None) -> Perceptual | None:
         weights: "torchvision" for its ImageNet weights (downloaded once, 548 MB), the path of such a file, or null.
 
     Raises:
-        ValueError: for a file that is no VGG-19.
+        ValueError: for a file that is not there or no VGG-19.
     """
     from torchvision.models import VGG19_Weights
     from torchvision.models import vgg19 as architecture
 
     left_out = "the perceptual loss is left out, the other two go on"
     if weights is None:
-        log.warning("no VGG-19 weights (stages.decoder.module.perceptual.weights=null): %s", left_out)
+        log.warning("no VGG-19 weights (vgg19=null): %s", left_out)
         return None
     network = architecture()
     try:
@@ -72,16 +72,16 @@ def vgg19(weights: str | None) -> Perceptual | None:
             state: Any = VGG19_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
         else:
             state = _read(Path(weights))
+        features = {name.removeprefix("features."): value for name, value in state.items() if "features." in name}
+        network.features.load_state_dict(features)
     except OSError as error:
-        advice = "give stages.decoder.module.perceptual.weights=FILE"
-        log.warning("VGG-19's weights are not there (%s): %s; %s", error, left_out, advice)
+        if weights != "torchvision":
+            raise ValueError(f"vgg19={weights}: cannot be read ({error}); give another file, or null") from error
+        log.warning("VGG-19's weights are not there (%s): %s; give vgg19=FILE", error, left_out)
         return None
-    try:
-        network.features.load_state_dict(
-            {name.removeprefix("features."): value for name, value in state.items() if name.startswith("features.")}
-        )
-    except RuntimeError as error:
-        raise ValueError(f"{weights}: not torchvision's VGG-19 ({str(error)[:120]}); give another file") from error
+    except Exception as error:  # a foreign or damaged file: torch and safetensors raise errors of many kinds
+        first = " ".join(str(error).split())[:120]
+        raise ValueError(f"vgg19={weights}: not torchvision's VGG-19 ({first}); give another file, or null") from error
     return Perceptual(network.features)
 
 
@@ -123,11 +123,12 @@ def hinge(real: Tensor, made: Tensor) -> Tensor:
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + made).mean())
 
 
-def adversarial(discriminator: nn.Module, made_BCHW: Tensor, real_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Both players' losses: (-mean D(made), whose gradient reaches the images alone; hinge, the discriminator alone).
-
-    So both are steps of one optimiser in one backward pass.
-    """
+def deceived(discriminator: nn.Module, made_BCHW: Tensor) -> Tensor:
+    """The decoder's loss, -mean D(made), whose gradient reaches the images alone: both players share a step."""
     frozen = {name: p.detach() for name, p in discriminator.named_parameters()}
-    deceived = -functional_call(discriminator, frozen, (made_BCHW,)).mean()
-    return deceived, hinge(discriminator(real_BCHW), discriminator(made_BCHW.detach()))
+    return -functional_call(discriminator, frozen, (made_BCHW,)).mean()
+
+
+def judged(discriminator: nn.Module, made_BCHW: Tensor, real_BCHW: Tensor) -> Tensor:
+    """The discriminator's hinge loss, whose gradient reaches the discriminator alone."""
+    return hinge(discriminator(real_BCHW), discriminator(made_BCHW.detach()))

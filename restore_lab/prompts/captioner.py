@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from transformers import LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
 from restore_lab.artefacts import place_of, write_json_atomic
@@ -26,6 +27,14 @@ from restore_lab.random import generator
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+ADVICE = {  # for an error while the model is loaded; for others it is probably not there
+    ImportError: "install what it needs (pip install restore-lab[quant] for captioner.bits)",
+    ModuleNotFoundError: "install what it needs (pip install restore-lab[quant] for captioner.bits)",
+    ValueError: "give another model",
+    RuntimeError: "give it more memory (captioner.bits=4) or another device",
+    SafetensorError: "copy its files again",
+}
 
 
 class Captioner:
@@ -96,8 +105,14 @@ class Captioner:
             torch.cuda.empty_cache()
 
     def _key(self, image_HWC: np.ndarray) -> str:
-        said = json.dumps([image_HWC.shape, self.model, self.question, self.settings])
+        said = json.dumps([image_HWC.shape, self._who(), self.question, self.settings])
         return hashlib.sha256(np.ascontiguousarray(image_HWC).tobytes() + said.encode()).hexdigest()[:32]
+
+    def _who(self) -> list[Any]:
+        """The model: its name, and of a local folder what its files are called and how large they are."""
+        place = place_of(self.model)
+        files = sorted(place.iterdir()) if place.is_dir() else []
+        return [self.model, self.device.partition(":")[0], *((file.name, file.stat().st_size) for file in files)]
 
     def _known(self, key: str) -> str | None:
         """The cached caption; a damaged entry counts as none."""
@@ -166,11 +181,12 @@ class Captioner:
             place = place_of(self.model)
             try:
                 self._loaded = load(str(place) if place.is_dir() else self.model, bits=self.bits, device=self.device)
-            except (OSError, ValueError, ImportError) as error:
+            except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
                 first = " ".join(str(error).split())[:160]
+                advice = ADVICE.get(type(error), f"download it (hf download {self.model}) or give a local folder")
                 raise ValueError(
-                    f"captioner.model={self.model}: cannot be used ({first}); download it first (hf download "
-                    f"{self.model}), give a local folder, or take other words: prompt/semantic=caption, file or none"
+                    f"captioner.model={self.model}: cannot be used ({first}); {advice}, or take other words: "
+                    "prompt/semantic=caption, file or none"
                 ) from error
         return self._loaded
 

@@ -40,8 +40,12 @@ class FromFile:
         from restore_lab.data.captioned import read_table
 
         self.path = path
-        self.captions = read_table(Path(path).expanduser())
-        self.captions |= {str(PurePosixPath(name).with_suffix("")): text for name, text in self.captions.items()}
+        exact = read_table(Path(path).expanduser())
+        short: dict[str, set[str]] = {}  # a name without its suffix, unless two captions claim it
+        for name, text in exact.items():
+            short.setdefault(str(PurePosixPath(name).with_suffix("")), set()).add(text)
+        alone = {name: texts.pop() for name, texts in short.items() if len(texts) == 1 and name not in exact}
+        self.captions = exact | alone
 
     def __call__(self, batch: Batch) -> tuple[str, ...]:
         for key in batch.key:

@@ -133,7 +133,7 @@ def test_the_pass_shows_the_captioner_what_was_asked_for(llava, looks_at) -> Non
     with pytest.raises(ValueError, match=r"key_0: not captioned yet; for training caption the clean images first"):
         source(pairs)
     halves = (pairs.select([0, 1]), pairs.select([2]))
-    caption_ahead(module, [module.prompts], halves)
+    caption_ahead(module, [module.prompts, module.prompts], halves)  # two rows with one source: looked at once
     wanted = {"lq": pairs.lq_BCHW, "hq": pairs.hq_BCHW, "reconstruction": module.reconstruct(pairs.lq_BCHW)}[looks_at]
     assert len(shown) == 3 and all(image.shape == (8, 8, 3) for image in shown)
     for image, view in zip(shown, wanted, strict=True):
@@ -178,6 +178,17 @@ def test_the_verb_writes_a_table_that_a_folder_then_has(llava, tmp_path, caplog)
     )
 
 
+def test_the_verb_keeps_what_it_did_not_caption(llava, tmp_path) -> None:
+    Image.fromarray(images(1)[0]).save(tmp_path / "a.png")
+    (tmp_path / "captions.json").write_text(json.dumps({"a.png": "old", "b.png": "by hand"}))
+    small = ("prompt.semantic.captioner.max_new_tokens=4", "progress=false", f"runs_dir={tmp_path / 'runs'}")
+    caption_folder(
+        composed("caption", f"input={tmp_path / 'a.png'}", f"prompt.semantic.captioner.model={llava}", *small)
+    )
+    table = json.loads((tmp_path / "captions.json").read_text(encoding="utf-8"))
+    assert table["b.png"] == "by hand" and table["a.png"] != "old"
+
+
 def toy_named(*names: str):
     return replace(toy_batch(len(names)), key=names)
 
@@ -188,3 +199,11 @@ def test_captions_from_a_table_name_every_image(tmp_path) -> None:
     assert source(toy_named("trip/cat 1", "dog")) == ("a cat", "a dog")
     with pytest.raises(ValueError, match=r"t\.json: names no image 'cow'; it names trip/cat 1\.png"):
         source(toy_named("cow"))
+
+
+def test_a_short_name_that_two_captions_claim_is_none(tmp_path) -> None:
+    (tmp_path / "t.json").write_text(json.dumps({"photo": "A", "photo.v2": "B", "x.jpg": "C", "x.png": "D"}))
+    source = FromFile(path=str(tmp_path / "t.json"))
+    assert source(toy_named("photo", "photo.v2", "x.png")) == ("A", "B", "D")
+    with pytest.raises(ValueError, match="names no image 'x'"):
+        source(toy_named("x"))

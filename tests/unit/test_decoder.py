@@ -16,7 +16,7 @@ from restore_lab.methods.base import DECODER
 from restore_lab.methods.decoder_training import DecoderTraining
 from restore_lab.methods.training import Optimisation
 from restore_lab.methods.weights import WEIGHTS
-from restore_lab.objectives.decoder import PatchDiscriminator, Perceptual, adversarial, hinge, vgg19
+from restore_lab.objectives.decoder import PatchDiscriminator, Perceptual, deceived, hinge, judged, vgg19
 from restore_lab.types import Hint
 from tests.toy_methods import shake, toy_batch, toy_spire
 from tests.toys import toy_backbone, toy_vae
@@ -108,18 +108,21 @@ def test_the_consistency_decoder_is_diffusers_own(backbone, tmp_path) -> None:
         )
     theirs.save_pretrained(tmp_path)
     four = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    codec = Codec(toy_vae(block_out_channels=(8, 8, 8, 8), **four, scaling_factor=0.5))
+    codec = Codec(toy_vae(block_out_channels=(8, 8, 8, 8), **four, scaling_factor=0.18215))
     backbone = toy_backbone("sd")
     backbone.codec = codec
     decoder = ConsistencyDecoder(backbone, path=str(tmp_path))
     z = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         made = decoder(z, hint(), codec)
-        alone = theirs.decode(z[1:] / 0.5, generator=torch.Generator().manual_seed(0)).sample
+        alone = theirs.decode(z[1:] / 0.18215, generator=torch.Generator().manual_seed(0)).sample
     torch.testing.assert_close(made[1:], (alone + 1) / 2, atol=1e-5, rtol=1e-5)
     assert made.shape == (2, 3, 32, 32) and not any(p.requires_grad for p in decoder.parameters())
     with pytest.raises(ValueError, match=r"decoder\.path=/nowhere: no consistency decoder"):
         ConsistencyDecoder(backbone, path="/nowhere")
+    backbone.codec = Codec(toy_vae(block_out_channels=(8, 8, 8, 8), **four, scaling_factor=0.13025))
+    with pytest.raises(ValueError, match=r"scaled by 0.18215; this codec's are scaled by 0.13025"):
+        ConsistencyDecoder(backbone, path=str(tmp_path))
 
 
 def test_hinge_loss_in_numbers() -> None:
@@ -130,9 +133,9 @@ def test_hinge_loss_in_numbers() -> None:
 def test_each_player_gets_its_own_gradient_alone() -> None:
     rival = PatchDiscriminator(width=4, layers=1)
     made, real = draw(2, 3, 16, 16).requires_grad_(), draw(2, 3, 16, 16, seed=1)
-    deceived, judged = adversarial(rival, made, real)
-    assert float(deceived) == pytest.approx(-float(rival(made).mean()), rel=1e-5)
-    (deceived + judged).backward()
+    loss = deceived(rival, made)
+    assert float(loss.detach()) == pytest.approx(-float(rival(made).mean().detach()), rel=1e-5)
+    (loss + judged(rival, made, real)).backward()
     both = [p.grad.clone() for p in rival.parameters()]
     image = made.grad.clone()
     rival.zero_grad()
@@ -197,14 +200,19 @@ def test_without_vgg_weights_it_says_so_and_goes_on(vgg_state, tmp_path, caplog,
         raise URLError("no network")
 
     monkeypatch.setattr(VGG19_Weights, "get_state_dict", offline)
-    for weights in (None, str(tmp_path / "nowhere.pth"), "torchvision"):
+    for weights in (None, "torchvision"):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             assert vgg19(weights) is None
         assert "the perceptual loss is left out, the other two go on" in caplog.text
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"other\.pth: not torchvision's VGG-19"):
-        vgg19(str(tmp_path / "other.pth"))
+    (tmp_path / "damaged.pth").write_bytes(b"nothing")
+    (tmp_path / "damaged.safetensors").write_bytes(b"nothing")
+    for name in ("other.pth", "damaged.pth", "damaged.safetensors"):
+        with pytest.raises(ValueError, match=rf"{name}: not torchvision's VGG-19 .*; give another file, or null"):
+            vgg19(str(tmp_path / name))
+    with pytest.raises(ValueError, match=r"vgg19=.*nowhere\.pth: cannot be read"):
+        vgg19(str(tmp_path / "nowhere.pth"))
 
 
 def restorer(*, decoder=True, seed: int = 0):
@@ -298,3 +306,49 @@ def test_a_decoder_without_weights_of_its_own_is_not_trained() -> None:
             optimisation=Optimisation(lr=1e-3),
             **settings,
         )
+
+
+def test_the_decoder_changes_nothing_of_how_the_rest_starts() -> None:
+    """So that it need not count in the identity of the stage before it."""
+    one, other = restorer(decoder=False), restorer(decoder=True)
+    for name, value in one.adaptor_state().items():
+        assert torch.equal(value, other.adaptor_state()[name]), name
+
+
+def test_a_trained_decoder_is_not_lost_in_further_training(tmp_path) -> None:
+    one = training()
+    shake(one.restorer.decoder, size=0.05)
+    one.export(tmp_path)
+    again = restorer(seed=4)
+    again.load_weights(tmp_path / WEIGHTS)
+    (tmp_path / "again").mkdir()
+    again.export(tmp_path / "again")
+    last = restorer(seed=5)
+    last.load_weights(tmp_path / "again" / WEIGHTS)
+    torch.testing.assert_close(last.restore(toy_batch()), one.restorer.restore(toy_batch()), atol=1e-5, rtol=0)
+
+
+def test_each_player_is_clipped_by_its_own_norm() -> None:
+    module = training()
+    optimiser = torch.optim.SGD(module.groups(), lr=1.0)
+    for size, group in zip((1e-3, 100.0), optimiser.param_groups, strict=True):
+        for p in group["params"]:
+            p.grad = torch.full_like(p, size)
+    small = [p.grad.clone() for p in optimiser.param_groups[0]["params"]]
+    module.configure_gradient_clipping(optimiser, gradient_clip_val=1.0)
+    assert all(torch.equal(p.grad, g) for p, g in zip(optimiser.param_groups[0]["params"], small, strict=True))
+    norm = torch.stack([p.grad.norm() for p in optimiser.param_groups[1]["params"]]).norm()
+    assert float(norm) == pytest.approx(1.0, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_decoder_of_a_codec_in_half_precision_is_trained_in_single(backbone, dtype) -> None:
+    codec = Codec(toy_vae().to(dtype))
+    half = toy_backbone("sd")
+    half.codec = codec
+    decoder = DegradationAwareDecoder(half, blocks=2, embedding=EMBEDDING)
+    z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert {p.dtype for p in decoder.parameters()} == {torch.float32}
+    made = decoder(z, hint(1), codec)
+    assert made.dtype == torch.float32
+    torch.testing.assert_close(made, codec.decode(z, clamp=False), atol=0.05, rtol=0)
