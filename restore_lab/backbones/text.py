@@ -104,7 +104,7 @@ class TextEncoder(nn.Module):
             return torch.zeros(shape, dtype=torch.long, device=device), None
         tokenizer = self.tokenizers[index]
         length = tokenizer.model_max_length
-        whole = tokenizer(list(texts)).input_ids
+        whole = tokenizer(list(texts), verbose=False).input_ids
         for text, ids in zip(texts, whole, strict=True):
             if index == 0 and len(ids) > length and not self.said:
                 self.said = True

@@ -50,7 +50,7 @@ class PromptSources:
     Args:
         semantic, instruction: text sources.
         dropout: applied in training.
-        positive: appended to every semantic text at test (quality words); empty for SPIRE.
+        positive: said behind every semantic text at test (quality words); empty for SPIRE.
         negative: the text of the null half of guidance; empty for SPIRE.
         visual: an image encoder that looks at the LQ (Diff-Restorer); null for none.
     """
@@ -72,7 +72,7 @@ class PromptSources:
         """The words for a batch: in training with dropout, at test with the positive words behind them."""
         semantic, instruction = self.semantic(batch), self.instruction(batch)
         if not training:
-            semantic = tuple(text + self.positive for text in semantic)
+            semantic = tuple(" ".join(filter(None, (text, self.positive))) for text in semantic)
         else:
             semantic = self.dropout(semantic, batch, slot="semantic")
             instruction = self.dropout(instruction, batch, slot="instruction")

@@ -179,7 +179,7 @@ def test_variants_change_the_words_of_quality(toy_folder, tmp_path, monkeypatch)
         return plain(module, suite, batch, variants)
 
     monkeypatch.setattr(evaluate_module, "_measure", listen)
-    words = "variants={plain: {positive: '', negative: ''}, both: {positive: ' sharp', negative: blurred}}"
+    words = "variants={plain: {positive: '', negative: ''}, both: {positive: sharp, negative: blurred}}"
     evaluate(config(toy_folder, tmp_path, words))
     assert set(said["plain"].negative) == {""} and set(said["both"].negative) == {"blurred"}
     assert [f"{text} sharp" for text in said["plain"].semantic] == list(said["both"].semantic)

@@ -133,8 +133,10 @@ def test_no_dropout_outside_training_and_nulls_are_empty_strings() -> None:
 
 
 def test_quality_words_are_said_at_test_alone() -> None:
-    source = sources(positive=", sharp", negative="blurred, noisy", p=(0.5, 0.0))
-    assert source(batch(50), training=False).semantic == tuple(f"{text}, sharp" for text in batch(50).caption)
+    source = sources(positive="sharp", negative="blurred, noisy", p=(0.5, 0.0))
+    assert source(batch(50), training=False).semantic == tuple(f"{text} sharp" for text in batch(50).caption)
+    wordless = sources(semantic=NoWords(), positive="sharp")
+    assert wordless(batch(2), training=False).semantic == ("sharp", "sharp")
     words = source(batch(50), training=True)
     assert set(words.semantic) <= {"", *batch(50).caption}
     assert "" in words.semantic
