@@ -43,6 +43,7 @@ class DiffRestorer(RestorationModule):
         control_decoder: builds the control decoder from the codec's compression.
         degradation_weight: w_deg; 0 trains no classifier (Table IV).
         reconstruction_weight: w_rec; 0 trains no control decoder (Tables III and IV).
+        degradation_prompt: false shows control and decoder a P_D of zeros (Table II, "w/o P_D": "we set it null").
         backbone, adaptor, prompts, objective, sampler, optimisation, lq_encoder, decoder, weights_dtype: as for every
             method.
     """
@@ -60,6 +61,7 @@ class DiffRestorer(RestorationModule):
         control_decoder: Callable[..., ControlDecoder],
         degradation_weight: float,
         reconstruction_weight: float,
+        degradation_prompt: bool = True,
         lq_encoder: Callable[[UNetBackbone], CodecEncoder | RobustEncoder] | None = None,
         decoder: Callable[[UNetBackbone], Decoder] | None = None,
         weights_dtype: str = "float32",
@@ -79,6 +81,7 @@ class DiffRestorer(RestorationModule):
             raise ValueError("Diff-Restorer looks at the LQ through CLIP; set prompt/visual=clip")
         self.processor = processor(inputs=self.visual.width, tokens=self.backbone.unet.config.cross_attention_dim)
         self.weights = (float(degradation_weight), float(reconstruction_weight))
+        self.degradation_prompt = degradation_prompt
         self.control_decoder = None
         if reconstruction_weight:
             self.control_decoder = control_decoder(compression=self.backbone.codec.compression)
@@ -97,7 +100,9 @@ class DiffRestorer(RestorationModule):
 
     def hint(self, lq_BCHW: Tensor, prompt: Prompt) -> Hint:
         """The base's hint with the degradation embedding."""
-        return replace(super().hint(lq_BCHW, prompt), degradation_BD=self.see(prompt).degradation_BD)
+        seen_BD = self.see(prompt).degradation_BD
+        shown_BD = seen_BD if self.degradation_prompt else torch.zeros_like(seen_BD)
+        return replace(super().hint(lq_BCHW, prompt), degradation_BD=shown_BD)
 
     def own_parts(self) -> dict[str, nn.Module]:
         """The processor's branches and classifier, and the control decoder if it is trained."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from restore_lab.artefacts import Manifest
+from restore_lab.build import build
+from restore_lab.degradation.eight import Eight
 from restore_lab.methods.fit import fit
 from restore_lab.methods.restore import load
 from restore_lab.methods.weights import WEIGHTS
+from restore_lab.types import Batch
 from tests.composed import composed, few_photos
 from tests.toy_methods import toy_batch
 from tests.toys import toy_unet_folder
@@ -90,3 +94,35 @@ def test_a_later_setting_repeats_nothing_before_it(priors, tmp_path) -> None:
         assert {stage: len(found) for stage, found in folders(runs).items()} == {first: 1, second: 1}
         trained(method, priors[method], runs, later)
         assert {stage: len(found) for stage, found in folders(runs).items()} == {first: 1, second: 2}
+
+
+ABLATIONS = {
+    "III w/o DMB": "adaptor.encoder.embedding=0",
+    "III w/o CD, IV w/o L_rec": "module.reconstruction_weight=0",
+    "IV w/o L_deg": "module.degradation_weight=0",
+    "V SD decoder": "decoder=codec",
+    "V w/o DRB": "decoder.blocks=0",
+}
+
+
+@pytest.mark.parametrize("row", list(ABLATIONS))
+def test_each_of_diff_restorers_ablations_is_one_override(row, priors, tmp_path) -> None:
+    """It takes something away, and what is left still learns and restores. (w/o B_s needs CLIP ViT-L/14: unit test.)"""
+    words = (*OWN["diff_restorer"], *common(priors["diff_restorer"], tmp_path), "data.size=16")
+    whole, part = (build(composed("train", *words, *extra).module) for extra in ((), (ABLATIONS[row],)))
+    sizes = [
+        sum(p.numel() for p in module.trainable().values()) + sum(p.numel() for p in module.decoder.parameters())
+        for module in (whole, part)
+    ]
+    assert sizes[1] < sizes[0]
+    pairs = eight_pairs()
+    part.log = lambda *_, **__: None
+    part.training_step(pairs, 0).backward()
+    assert any(p.grad is not None for p in part.trainable().values())
+    assert part.restore(pairs).shape == pairs.lq_BCHW.shape
+
+
+def eight_pairs() -> Batch:
+    hq = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    lq, recipes = Eight(name="x")(hq, [0, 1])
+    return replace(toy_batch(), hq_BCHW=hq, lq_BCHW=lq, recipe=recipes)

@@ -160,6 +160,20 @@ def test_weights_round_trip_without_the_control_decoder(clip, tmp_path) -> None:
     assert any(name.startswith("processor.semantic") for name in one.adaptor_state())
 
 
+def test_without_p_d_the_control_is_shown_zeros(clip) -> None:
+    """The same tensors as with it: a trained model may be tried without."""
+    module = toy(clip)
+    shake(module.adaptor, size=0.05)
+    pairs = batch(2)
+    prompt = module.prompts(pairs, training=False)
+    told = module.hint(pairs.lq_BCHW, prompt).degradation_BD
+    with_it = module.restore(pairs)
+    module.degradation_prompt = False
+    null = module.hint(pairs.lq_BCHW, prompt).degradation_BD
+    assert null.shape == told.shape and not null.any() and told.any()
+    assert (module.restore(pairs) - with_it).abs().max() > 1e-5
+
+
 def test_without_the_semantic_branch_the_embedding_is_the_token() -> None:
     embedding = torch.randn(2, 10, generator=torch.Generator().manual_seed(0))
     plain = PromptProcessor(inputs=10, tokens=10, hidden=4, degradation=3, kinds=8, semantic=False)
