@@ -16,36 +16,30 @@ from pathlib import Path
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
 
 from restore_lab.build import build
 from restore_lab.cli.conf_dir import conf_dir
 from restore_lab.data.image_io import to_tensor
-from restore_lab.data.photos import PhotosSource
 from restore_lab.degradation.eight import KINDS, Eight
 from restore_lab.methods.weights import weights_file
 from restore_lab.random import mix
 
-PHOTOS = (
-    ["astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "retina", "immunohistochemistry"]
-    + ["stereo_motorcycle", "camera", "brick", "grass", "gravel", "moon", "coins"]
-)  # fmt: skip
 
-
-def module_with(weights: str, overrides: list[str]):
-    """Diff-Restorer at toy size with its weights."""
+def composed(crops: int, overrides: list[str]) -> DictConfig:
+    """What `restore-lab evaluate method=diff_restorer` reads, with so many crops of each photograph."""
     with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
-        cfg = compose("evaluate", overrides=["method=diff_restorer", *overrides], return_hydra_config=True)
-    from hydra.core.hydra_config import HydraConfig
-
+        words = ["method=diff_restorer", f"photos_crops={crops}", *overrides]
+        cfg = compose("evaluate", overrides=words, return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
-    module = build(cfg.module)
-    module.load_weights(weights_file(weights))
-    return module.eval()
+    return cfg
 
 
-def looked_at(module, *, crops: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def looked_at(cfg: DictConfig, *, weights: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """CLIP's embeddings, P_D, predicted kinds, true kinds, photographs; one row an image."""
-    source = PhotosSource(PHOTOS, size=256, crops=crops, crop=64)
+    module, source, crops = build(cfg.module).eval(), build(cfg.eval_data), cfg.photos_crops
+    module.load_weights(weights_file(weights))
     pictures = [source.read(index, epoch=0) for index in range(len(source))]
     hq_BCHW = torch.stack([to_tensor(picture.hq_HWC) for picture in pictures])
     clip, embedded, predicted, kinds, photos = [], [], [], [], []
@@ -103,7 +97,7 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path)
     given, overrides = parser.parse_known_args()
     clip_ND, embedded_ND, predicted_N, kinds_N, photos_N = looked_at(
-        module_with(given.weights, overrides), crops=given.crops
+        composed(given.crops, overrides), weights=given.weights
     )
     right = predicted_N == kinds_N
     facts = {
