@@ -59,6 +59,9 @@ def steering(pipeline: DiffusionPipeline, *, images: int, scale: float, steps: i
             num_inference_steps=steps,
             generator=torch.Generator().manual_seed(start),
             output_type="np",
+            **(
+                {"max_sequence_length": 0} if hasattr(pipeline, "text_encoder_3") else {}
+            ),  # trained without T5's tokens
         ).images
         x_BCHW = torch.from_numpy(arrays).permute(0, 3, 1, 2).float()
         drawn.extend(arrays)
@@ -105,7 +108,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--sheet", type=Path)
     given = parser.parse_args()
-    pipeline = DiffusionPipeline.from_pretrained(given.prior, torch_dtype=torch.float32)
+    index = json.loads((Path(given.prior) / "model_index.json").read_text())
+    absent = {name: None for name, value in index.items() if value == [None, None]}  # SD3's pipeline wants to be told
+    pipeline = DiffusionPipeline.from_pretrained(given.prior, torch_dtype=torch.float32, **absent)
     pipeline.set_progress_bar_config(disable=True)
     codec = Codec(pipeline.vae)
     facts = {
@@ -116,7 +121,7 @@ def main() -> None:
         ),
         "images": given.images,
     }
-    if hasattr(pipeline, "text_encoder_2"):
+    if type(pipeline).__name__ == "StableDiffusionXLPipeline":
         facts["roughness_by_told_size"] = told_size(pipeline, images=given.images, scale=given.scale, steps=given.steps)
     print(json.dumps(facts))
 

@@ -79,7 +79,8 @@ def place_of(text: str) -> Path:
 def fingerprint(path: str | PurePath) -> str:
     """32 hex characters for what a file or folder holds: names below it and bytes, never its own name or its dates.
 
-    Hidden files do not count. A file's hash is kept while its size and modification time stay (in this process).
+    Hidden files and a folder's README.md do not count. A file's hash is kept while its size and modification time stay
+    (in this process).
 
     Raises:
         FileNotFoundError: if there is nothing at `path`.
@@ -255,7 +256,7 @@ def _files(folder: Path) -> list[Path]:
     found: list[Path] = []
     for base, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
-        found += [Path(base) / name for name in names if not name.startswith(".")]
+        found += [Path(base) / name for name in names if not name.startswith(".") and name != "README.md"]
     return found
 
 

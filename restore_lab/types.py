@@ -141,32 +141,46 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What the prompt slots say for a batch. Nulls are explicit: an empty string, never a missing entry."""
+    """What the prompt slots say for a batch. Nulls are explicit: an empty string, never a missing entry.
+
+    `visual_BLD` is what an image encoder sees in the LQ, `visual_null_BLD` what it sees in a black image.
+    """
 
     semantic: tuple[str, ...]
     negative: tuple[str, ...]
     instruction: tuple[str, ...]
     visual_BLD: Tensor | None = None
+    visual_null_BLD: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cond:
-    """One guidance branch after the backbone's encoders: text tokens, pooled text vector, size conditioning."""
+    """One guidance branch after the encoders: text tokens, pooled text, size conditioning, a visual stream's tokens."""
 
     tokens_BLD: Tensor
     pooled_BD: Tensor | None = None
     size_BD: Tensor | None = None
+    visual_BLD: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hint:
-    """What an adaptor may look at. `lq_BCHW` is in [0, 1], `lq_latent_BCHW` comes from the chosen LQ encoder."""
+    """What an adaptor may look at. `lq_BCHW` is in [0, 1], `lq_latent_BCHW` comes from the chosen LQ encoder.
+
+    `reference_BCHW` is a clean latent that changes from step to step; from `visual_BND`, `visual_null_BND` (what an
+    image encoder sees in the LQ and in a black image), `empty` (the condition of no words) and `hq_latent_BCHW`
+    references are made.
+    """
 
     lq_BCHW: Tensor
     lq_latent_BCHW: Tensor | None = None
     instruction_BLD: Tensor | None = None
     degradation_BD: Tensor | None = None
     reference_BCHW: Tensor | None = None
+    visual_BND: Tensor | None = None
+    visual_null_BND: Tensor | None = None
+    empty: Cond | None = None
+    hq_latent_BCHW: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,19 +10,20 @@ from torch import nn
 
 from restore_lab.adaptors.control import ControlAdaptor
 from restore_lab.adaptors.modulation import Modulation
-from restore_lab.adaptors.trunk import Trunk
-from restore_lab.methods.spire import Spire
+from restore_lab.adaptors.trunk import trunk
+from restore_lab.methods.base import RestorationModule
 from restore_lab.methods.training import Optimisation
 from restore_lab.objectives.denoising import Denoising
 from restore_lab.prompts.instruction import FromRecipe
 from restore_lab.prompts.semantic import Caption
 from restore_lab.prompts.sources import Dropout, PromptSources
 from restore_lab.samplers.colour import keep
-from restore_lab.samplers.fidelity import Free
+from restore_lab.samplers.fidelity import Free, Prediction
 from restore_lab.samplers.guidance import ClassifierFree
 from restore_lab.samplers.init import Noise
 from restore_lab.samplers.level import Linear
-from restore_lab.samplers.loop import SchedulerSampler, ddim
+from restore_lab.samplers.loop import SchedulerSampler
+from restore_lab.samplers.schedulers import ddim
 from restore_lab.types import Batch, Recipe, Step
 from tests.toys import toy_backbone
 
@@ -44,6 +45,11 @@ def toy_sampler(
     )
 
 
+def said(model: Any) -> Any:
+    """What a sampler asks, of a model at (z, t, level) that takes no steering and has no previews."""
+    return lambda z_BCHW, t_B, level, steer: Prediction(out_BCHW=model(z_BCHW, t_B, level))
+
+
 def sampler_parts(*, scale: float = 1.0, init: Any = None, fidelity: Any = None) -> dict[str, Any]:
     """What every sampler takes."""
     return {
@@ -60,7 +66,7 @@ def toy_adaptor(*, fusion: Any = None, text: str = "instruction", middle: str = 
     """What builds a small adaptor from a backbone."""
     return partial(
         ControlAdaptor,
-        trunk=partial(Trunk, middle=middle),
+        trunk=partial(trunk, middle=middle),
         fusion=fusion or partial(Modulation, decoder=False),
         text=text,
         hint_widths=[4, 4, 8],
@@ -77,10 +83,10 @@ def toy_spire(
     seed: int = 0,
     lq_encoder: Any = None,
     decoder: Any = None,
-) -> Spire:
+) -> RestorationModule:
     """SPIRE on a random prior; the adaptor is the same for the same seed."""
     torch.manual_seed(seed)
-    return Spire(
+    return RestorationModule(
         backbone=toy_backbone(kind),
         adaptor=adaptor or toy_adaptor(),
         prompts=PromptSources(

@@ -1,60 +1,125 @@
-"""A control adaptor: hint network, trunk and fusion around a frozen backbone. `adaptor=spire|controlnet`.
+"""A control adaptor: hint network, trunk and fusion around a frozen backbone. `adaptor=spire|supir|instantir|...`.
 
 `control()` runs hint network and trunk once a step; `fuse` is the pure `Edit` that meets the backbone with the result:
-`backbone(z, t, cond, at=adaptor.fuse, carry=adaptor.control(z, t, hint, cond))`. No channel count is typed: all come
-from the backbone's taps.
+`backbone(z, t, cond, at=adaptor.fuse, carry=adaptor.control(z, t, hint, cond))`. A visual stream and LoRA may stand
+beside it, in the prior itself. No channel count is typed: all come from the backbone's taps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from restore_lab.adaptors.hint import HintNet
-from restore_lab.adaptors.trunk import Trunk
+from restore_lab.adaptors.lora import Lora
 from restore_lab.types import Cond, Hint, Tap
 
 if TYPE_CHECKING:
-    from restore_lab.backbones.unet import UNetBackbone
+    from restore_lab.adaptors.trunk import Trunk
+    from restore_lab.adaptors.trunk_mmdit import MMDiTTrunk
+    from restore_lab.adaptors.visual_stream import VisualStream
+    from restore_lab.backbones.base import Backbone
+
+TEXTS = ("instruction", "semantic", "none", "removed")
 
 
-class ControlAdaptor(nn.Module):
+class Beside(nn.Module):
+    """What may stand in the prior beside any adaptor: a visual stream, and LoRA, which reaches the stream too.
+
+    Attributes:
+        text: what the adaptor reads: "semantic" changes from branch to branch of the guidance.
+        lq_latent, reference: whether it reads the LQ's latent, and a reference beside it.
+    """
+
+    text: str = "none"
+    lq_latent: bool = False
+    reference: bool = False
+
+    def put_beside(
+        self,
+        backbone: Backbone,
+        *,
+        stream: Callable[..., VisualStream] | None,
+        lora: Callable[..., Lora] | None,
+        visual: int,
+    ) -> None:
+        """Build both; to be called last, when nothing copies the prior's modules any more."""
+        self.stream = None if stream is None else stream(backbone, inputs=visual)
+        self.lora = None
+        if lora is not None:
+            self.lora = lora(backbone) if self.stream is None else lora(backbone, others=self.stream.lora_hosts())
+
+    def control(self, z_BCHW: Tensor, t_B: Tensor, hint: Hint, cond: Cond) -> Any:
+        """What `fuse` starts with; nothing for an adaptor that lives in the prior alone."""
+        return None
+
+    def fuse(self, tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: Any) -> tuple[Tensor, Any]:
+        """The pure edit; here none."""
+        return h_BCHW, carry
+
+
+class StreamAdaptor(Beside):
+    """No trunk at all: a visual stream and LoRA in the prior (InstantIR's DCP and previewer alone). `adaptor=dcp`."""
+
+    requires = ()
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        stream: Callable[..., VisualStream] | None,
+        lora: Callable[..., Lora] | None,
+        visual: int = 0,
+    ) -> None:
+        super().__init__()
+        if stream is None and lora is None:
+            raise ValueError("this adaptor has neither a stream nor LoRA; set adaptor/stream=dcp or adaptor/lora=...")
+        self.put_beside(backbone, stream=stream, lora=lora, visual=visual)
+
+
+class ControlAdaptor(Beside):
     """SPIRE's adaptor and its variants.
 
     Args:
         backbone: the frozen prior; the trunk starts as a copy of its encoder.
         trunk: builds the trunk from the backbone and the hint's channels.
-        fusion: builds the fusion from the backbone.
-        text: what the trunk cross-attends to: the instruction (SPIRE), the semantic text as the prior (ControlNet),
-            or none (always the empty text).
+        fusion: builds the fusion from the backbone and the trunk's controls.
+        text: what the trunk attends to: the instruction (SPIRE), the semantic text as the prior (ControlNet), none
+            (always the empty text), or removed (the attention to the text is taken out: InstantIR).
         hint_widths: channels of the hint network at each resolution; null for no hint network.
         hint_channels: channels that the hint network hands to the trunk; null takes the latent's, 0 its last width.
         encoder: builds a hint network of another kind from the codec's compression, in the place of E'(y): it has `out`
             channels and reads the whole hint (Diff-Restorer's control encoder).
         lq_latent: feed the trunk the LQ's latent, beside the hint network's features or alone (SUPIR). SPIRE's paper
             does not; where training is short it spares the hint network from learning what the codec's encoder knows.
+        stream: builds a visual stream in the prior; null for none.
+        lora: builds LoRA in the prior; null for none.
+        visual: width of what an image encoder sees, for the stream.
     """
 
     requires = ("join", "middle")
 
     def __init__(
         self,
-        backbone: UNetBackbone,
+        backbone: Backbone,
         *,
-        trunk: Callable[..., Trunk],
+        trunk: Callable[..., Trunk | MMDiTTrunk],
         fusion: Callable[..., nn.Module],
-        text: Literal["instruction", "semantic", "none"],
+        text: Literal["instruction", "semantic", "none", "removed"],
         hint_widths: Sequence[int] | None,
         hint_channels: int | None,
         lq_latent: bool = False,
         encoder: Callable[..., nn.Module] | None = None,
+        stream: Callable[..., VisualStream] | None = None,
+        lora: Callable[..., Lora] | None = None,
+        visual: int = 0,
     ) -> None:
         super().__init__()
-        if text not in ("instruction", "semantic", "none"):
-            raise ValueError(f"adaptor.text={text!r} is not known; one of instruction, semantic, none")
+        if text not in TEXTS:
+            raise ValueError(f"adaptor.text={text!r} is not known; one of {', '.join(TEXTS)}")
         if hint_widths is None and encoder is None and not lq_latent:
             raise ValueError("this adaptor sees nothing of the LQ; set adaptor.lq_latent=true or give hint_widths")
         self.text, self.lq_latent = text, lq_latent
@@ -63,8 +128,14 @@ class ControlAdaptor(nn.Module):
         if self.hint is None and hint_widths is not None:
             out = codec.channels if hint_channels is None else hint_channels
             self.hint = HintNet(compression=codec.compression, widths=hint_widths, out=out)
-        self.trunk = trunk(backbone, hint_channels=channels + (0 if self.hint is None else self.hint.out))
-        self.fusion = fusion(backbone)
+        self.trunk = trunk(
+            backbone, hint_channels=channels + (0 if self.hint is None else self.hint.out), text=text != "removed"
+        )
+        self.reference = self.trunk.feed == "spatial"
+        if self.reference and (self.hint is not None or not lq_latent):
+            raise ValueError("adaptor.trunk.feed=spatial lays the LQ's latent above a reference; set lq_latent alone")
+        self.fusion = fusion(backbone, controls=self.trunk.controls)
+        self.put_beside(backbone, stream=stream, lora=lora, visual=visual)
 
     def control(self, z_BCHW: Tensor, t_B: Tensor, hint: Hint, cond: Cond) -> dict[str, Tensor]:
         """The trunk's features by tap name.
@@ -72,10 +143,11 @@ class ControlAdaptor(nn.Module):
         Args:
             z_BCHW: noisy latents.
             t_B: timesteps.
-            hint: the LQ image, its latent if `lq_latent`, and the tokens that the trunk reads unless `text=semantic`.
+            hint: the LQ image, its latent if `lq_latent`, a reference if the trunk reads one, and the tokens that the
+                trunk reads unless `text=semantic`.
             cond: the branch's condition, whose pooled and size parts (SDXL) the trunk shares.
         """
-        tokens = cond.tokens_BLD if self.text == "semantic" else hint.instruction_BLD
+        tokens = hint.instruction_BLD if self.text in ("instruction", "none") else cond.tokens_BLD
         if tokens is None:
             raise ValueError("this adaptor reads an instruction, and the hint has none; fill prompt/instruction")
         read = Cond(tokens_BLD=tokens, pooled_BD=cond.pooled_BD, size_BD=cond.size_BD)
@@ -84,7 +156,7 @@ class ControlAdaptor(nn.Module):
             if hint.lq_latent_BCHW is None:
                 raise ValueError("this adaptor reads the LQ's latent (adaptor.lq_latent), and the hint has none")
             features.append(hint.lq_latent_BCHW.to(z_BCHW.dtype))
-        return self.trunk(z_BCHW, t_B, torch.cat(features, dim=1), read)
+        return self.trunk(z_BCHW, t_B, torch.cat(features, dim=1), read, hint.reference_BCHW)
 
     def fuse(self, tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: dict[str, Tensor]) -> tuple[Tensor, dict]:
         """The pure edit: the fusion, with the controls as its carry."""

@@ -21,8 +21,8 @@ from restore_lab.adaptors.zero_sft import group_norm
 from restore_lab.artefacts import place_of
 
 if TYPE_CHECKING:
+    from restore_lab.backbones.base import Backbone
     from restore_lab.backbones.codec import Codec
-    from restore_lab.backbones.unet import UNetBackbone
     from restore_lab.types import Hint
 
 
@@ -31,7 +31,7 @@ class CodecDecoder(nn.Module):
 
     stored = False
 
-    def __init__(self, backbone: UNetBackbone) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         super().__init__()
 
     def forward(self, z_BCHW: Tensor, hint: Hint, codec: Codec) -> Tensor:
@@ -80,7 +80,7 @@ class DegradationAwareDecoder(nn.Module):
 
     stored = True  # its tensors are the method's, and are written with it
 
-    def __init__(self, backbone: UNetBackbone, *, blocks: int, embedding: int) -> None:
+    def __init__(self, backbone: Backbone, *, blocks: int, embedding: int) -> None:
         super().__init__()
         vae = backbone.codec.vae
         if not isinstance(vae, AutoencoderKL):
@@ -136,7 +136,7 @@ class ConsistencyDecoder(nn.Module):
 
     stored = False
 
-    def __init__(self, backbone: UNetBackbone, *, path: str) -> None:
+    def __init__(self, backbone: Backbone, *, path: str) -> None:
         super().__init__()
         from diffusers import ConsistencyDecoderVAE
 

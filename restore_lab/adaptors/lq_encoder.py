@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from restore_lab.artefacts import place_of
 
 if TYPE_CHECKING:
+    from restore_lab.backbones.base import Backbone
     from restore_lab.backbones.codec import Codec
-    from restore_lab.backbones.unet import UNetBackbone
 
 FILE = "encoder.safetensors"
 
@@ -26,7 +26,7 @@ FILE = "encoder.safetensors"
 class CodecEncoder(nn.Module):
     """The codec's own encoder; nothing to train, nothing to store."""
 
-    def __init__(self, backbone: UNetBackbone) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         super().__init__()
 
     def forward(self, lq_BCHW: Tensor, codec: Codec) -> Tensor:
@@ -44,7 +44,7 @@ class RobustEncoder(nn.Module):
         ValueError: for a codec without a KL posterior, or weights that do not fit.
     """
 
-    def __init__(self, backbone: UNetBackbone, *, weights: str | None) -> None:
+    def __init__(self, backbone: Backbone, *, weights: str | None) -> None:
         super().__init__()
         vae = backbone.codec.vae
         if not isinstance(vae, AutoencoderKL):

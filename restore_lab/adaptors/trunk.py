@@ -1,10 +1,12 @@
-"""The trunk: a trainable copy of the encoder half, run by the backbone's own loop and stopped after the middle.
+"""The trunk of a UNet: a trainable copy of the encoder half, run by the prior's own loop and stopped after the middle.
 
 SPIRE section 3.4: "an encoder initialized from pretrained UNet is finetuned", fed with z_t and the degraded image's
 features E'(y) side by side (`feed=concat`). SUPIR section 3.3: the copy keeps half of its transformer layers
 (`depth=half`), and the LQ's latent goes through a convolution of its own and is added behind the first (`feed=add`).
-Either way the new weights are zero, so that at the start the trunk sees z_t alone.
-Shapes: z (B, C, h, w), hint features (B, F, h, w); out: one map a skip, and the middle's, by tap name.
+Either way the new weights are zero, so that at the start the trunk sees z_t alone. InstantIR section 3.2: the LQ's
+latent and a reference lie one above the other in one map, each through a first convolution of its own, and z_t is not
+seen (`feed=spatial`). Shapes: z (B, C, h, w), hint features (B, F, h, w); out: one map a skip, and the middle's, by tap
+name; with `spatial` both halves side by side in the channels, the reference's first. trunk_mmdit.py has the MM-DiT's.
 """
 
 from __future__ import annotations
@@ -16,15 +18,54 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from restore_lab.adaptors.meeting import Controls, encoder_controls
 from restore_lab.adaptors.zero import zero_conv
 from restore_lab.backbones.unet_loop import encode, time_embedding
 from restore_lab.types import Cond, Tap
 
 if TYPE_CHECKING:
+    from restore_lab.adaptors.trunk_mmdit import MMDiTTrunk
+    from restore_lab.backbones.base import Backbone
     from restore_lab.backbones.unet import UNetBackbone
 
 Middle = Literal["frozen", "trainable"]
-Feed = Literal["concat", "add"]
+Feed = Literal["concat", "add", "spatial"]
+
+
+def trunk(
+    backbone: Backbone,
+    *,
+    hint_channels: int,
+    middle: Middle,
+    depth: str | int | Sequence[int] = "whole",
+    feed: Feed = "concat",
+    text: bool = True,
+) -> Trunk | MMDiTTrunk:
+    """The trunk of the backbone's family.
+
+    Args:
+        backbone: whose denoiser is copied.
+        hint_channels: channels of the hint (of each half, with `spatial`).
+        middle: whether a UNet's copied middle block learns. SPIRE counts 275 M trainable parameters, which is the
+            encoder without the middle (docs/deviations.md), so its copy stays as it was.
+        depth: "whole"; "half"; on a UNet how many transformer layers each attention keeps (see `trim`), on an MM-DiT
+            how many blocks are copied.
+        feed: "concat" widens the first layer by the hint, "add" adds a layer of the hint's own behind it, "spatial"
+            puts reference and LQ into one map.
+        text: false takes the attention to the text out.
+
+    Raises:
+        ValueError: for an option that is not known.
+    """
+    if middle not in ("frozen", "trainable"):
+        raise ValueError(f"adaptor.trunk.middle={middle!r} is not known; one of frozen, trainable")
+    if feed not in ("concat", "add", "spatial"):
+        raise ValueError(f"adaptor.trunk.feed={feed!r} is not known; one of concat, add, spatial")
+    if backbone.family == "mmdit":
+        from restore_lab.adaptors.trunk_mmdit import MMDiTTrunk
+
+        return MMDiTTrunk(backbone, hint_channels=hint_channels, depth=depth, feed=feed, text=text)
+    return Trunk(backbone, hint_channels=hint_channels, middle=middle, depth=depth, feed=feed, text=text)
 
 
 def widened(conv: nn.Conv2d, extra: int) -> nn.Conv2d:
@@ -50,7 +91,7 @@ def collect(tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: tuple) -> tuple[Te
     return h_BCHW, carry + (h_BCHW,) if tap.kind in ("encoder", "middle") else carry
 
 
-def trim(blocks: nn.Module, depth: str | Sequence[int]) -> None:
+def trim(blocks: nn.Module, depth: str | int | Sequence[int]) -> None:
     """Keep the first transformer layers of every attention in an encoder half, in place.
 
     Args:
@@ -65,9 +106,11 @@ def trim(blocks: nn.Module, depth: str | Sequence[int]) -> None:
     whole = [len(block.attentions[0].transformer_blocks) for block in levels]
     if depth == "whole":
         return
-    kept = [max(1, layers // 2) for layers in whole] if depth == "half" else list(depth)
     if isinstance(depth, str) and depth != "half":
         raise ValueError(f"adaptor.trunk.depth={depth!r} is not known; one of whole, half, or a list of layers")
+    if isinstance(depth, int):
+        raise ValueError(f"adaptor.trunk.depth={depth} counts an MM-DiT's blocks; for a UNet list layers like {whole}")
+    kept = [max(1, layers // 2) for layers in whole] if depth == "half" else list(depth)
     if len(kept) != len(whole) or any(not 1 <= k <= layers for k, layers in zip(kept, whole, strict=True)):
         raise ValueError(f"adaptor.trunk.depth={kept} does not fit this backbone, whose attentions have {whole} layers")
     for block, k in zip(levels, kept, strict=True):
@@ -75,17 +118,16 @@ def trim(blocks: nn.Module, depth: str | Sequence[int]) -> None:
             attention.transformer_blocks = attention.transformer_blocks[:k]
 
 
-class Trunk(nn.Module):
-    """The copied encoder.
+def without_text(blocks: nn.Module) -> None:
+    """Take the cross attentions out of an encoder half, in place."""
+    for block in (*blocks.down_blocks, blocks.mid_block):
+        for attention in getattr(block, "attentions", None) or ():
+            for layer in attention.transformer_blocks:
+                layer.attn2, layer.norm2 = None, None
 
-    Args:
-        backbone: whose UNet is copied.
-        hint_channels: channels of the hint.
-        middle: whether the copied middle block learns. SPIRE counts 275 M trainable parameters, which is the encoder
-            without the middle (docs/deviations.md), so its copy stays as it was.
-        depth: how many transformer layers each attention keeps; see `trim`.
-        feed: "concat" widens the first convolution by the hint, "add" adds a 3x3 convolution of the hint behind it.
-    """
+
+class Trunk(nn.Module):
+    """The copied encoder; arguments as `trunk` has them."""
 
     def __init__(
         self,
@@ -93,13 +135,16 @@ class Trunk(nn.Module):
         *,
         hint_channels: int,
         middle: Middle,
-        depth: str | Sequence[int] = "whole",
+        depth: str | int | Sequence[int] = "whole",
         feed: Feed = "concat",
+        text: bool = True,
     ) -> None:
         super().__init__()
         unet = backbone.unet
-        self.taps = backbone.encoder_taps
-        self.names = tuple(tap.name for tap in self.taps if tap.kind in ("encoder", "middle"))
+        self.taps, self.feed = backbone.encoder_taps, feed
+        own = encoder_controls(backbone).channels
+        halves = 2 if feed == "spatial" else 1
+        self.controls = Controls(channels={name: halves * width for name, width in own.items()}, halves=halves)
         self.time_proj = copy.deepcopy(unet.time_proj)
         self.time_embedding = copy.deepcopy(unet.time_embedding)
         self.down_blocks = copy.deepcopy(unet.down_blocks)
@@ -108,25 +153,55 @@ class Trunk(nn.Module):
             self.add_time_proj = copy.deepcopy(unet.add_time_proj)
             self.add_embedding = copy.deepcopy(unet.add_embedding)
         trim(self, depth)
+        if not text:
+            without_text(self)
         self.requires_grad_(True)
-        if middle not in ("frozen", "trainable"):
-            raise ValueError(f"adaptor.trunk.middle={middle!r} is not known; one of frozen, trainable")
         self.mid_block.requires_grad_(middle == "trainable")
-        if feed not in ("concat", "add"):
-            raise ValueError(f"adaptor.trunk.feed={feed!r} is not known; one of concat, add")
-        self.feed = feed
         self.conv_in = widened(unet.conv_in, hint_channels if feed == "concat" else 0)
         if feed == "add":
             self.conv_hint = zero_conv(hint_channels, unet.conv_in.out_channels, size=3)
+        if feed == "spatial":
+            self.conv_reference = copy.deepcopy(unet.conv_in).requires_grad_(True)
 
-    def forward(self, z_BCHW: Tensor, t_B: Tensor, hint_BCHW: Tensor, cond: Cond) -> dict[str, Tensor]:
-        """The features for the fusion, by the name of the tap where the backbone has their like."""
+    def forward(
+        self, z_BCHW: Tensor, t_B: Tensor, hint_BCHW: Tensor, cond: Cond, reference_BCHW: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The features for the fusion, by the name of the tap where the backbone has their like.
+
+        Args:
+            z_BCHW: noisy latents, not read with `spatial`.
+            t_B: timesteps.
+            hint_BCHW: the hint; with `spatial` the LQ's latent.
+            cond: tokens, and what the time embedding reads.
+            reference_BCHW: the other half with `spatial`.
+        """
         dtype = self.conv_in.weight.dtype
         temb_BD = time_embedding(self, t_B, cond, dtype=dtype)
         if self.feed == "add":
             h = self.conv_in(z_BCHW.to(dtype)) + self.conv_hint(hint_BCHW.to(dtype))
+        elif self.feed == "spatial":
+            h = stacked(self.conv_in(hint_BCHW.to(dtype)), self.conv_reference, reference_BCHW)
         else:
             h = self.conv_in(torch.cat([z_BCHW, hint_BCHW], dim=1).to(dtype))
         found: Any = ()
         _, _, found = encode(self, h, temb_BD, cond.tokens_BLD.to(dtype), taps=self.taps, at=collect, carry=())
-        return dict(zip(self.names, found, strict=True))
+        if self.feed == "spatial":
+            found = tuple(side_by_side(f) for f in found)
+        return dict(zip(self.controls.channels, found, strict=True))
+
+
+def stacked(lq_BCHW: Tensor, first: nn.Module, reference_BCHW: Tensor | None) -> Tensor:
+    """The LQ's features with the reference's below them.
+
+    Raises:
+        ValueError: without a reference.
+    """
+    if reference_BCHW is None:
+        raise ValueError("this trunk reads a reference beside the LQ, and there is none; use method=instantir")
+    return torch.cat([lq_BCHW, first(reference_BCHW.to(lq_BCHW.dtype))], dim=-2)
+
+
+def side_by_side(map_BCHW: Tensor) -> Tensor:
+    """The halves of a map of [LQ above reference] side by side in the channels, the reference's first."""
+    lq, reference = map_BCHW.chunk(2, dim=-2)
+    return torch.cat([reference, lq], dim=1)

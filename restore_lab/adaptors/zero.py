@@ -1,6 +1,7 @@
-"""Zero convolutions: ControlNet's fusion f_skip <- f_skip + Z(f_con) (Zhang et al. 2023), and what fusions share.
+"""Zero convolutions: ControlNet's fusion f <- f + Z(f_con) (Zhang et al. 2023). `adaptor/fusion=zero_conv`.
 
-`adaptor/fusion=zero_conv` makes SPIRE's baseline "ControlNet-SR" (Tables 1 and 5) of the same trunk.
+With SPIRE's trunk it makes the baseline "ControlNet-SR" (Tables 1 and 5). On a UNet f is the skip or the middle, on an
+MM-DiT what flows on behind a block.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from restore_lab.adaptors.meeting import Controls, encoder_controls, meetings
+
 if TYPE_CHECKING:
-    from restore_lab.backbones.unet import UNetBackbone
+    from restore_lab.backbones.base import Backbone
     from restore_lab.types import Tap
 
 
@@ -23,38 +26,27 @@ def zero_conv(inputs: int, outputs: int, *, size: int = 1) -> nn.Conv2d:
     return conv
 
 
-def joins_with_controls(backbone: UNetBackbone) -> list[tuple[Tap, Tap]]:
-    """Where a control enters the backbone, and the encoder tap whose copy in the trunk feeds it.
-
-    The middle is fed by the trunk's middle; the joins, in order, by the skips from the last to the first.
-
-    Raises:
-        ValueError: if the backbone has no joins.
-    """
-    skips = [tap for tap in backbone.taps if tap.kind == "encoder"]
-    joins = [tap for tap in backbone.taps if tap.kind == "join"]
-    middle = [tap for tap in backbone.taps if tap.kind == "middle"]
-    if not joins:
-        raise ValueError("this fusion sits at joins, and this backbone has none; use a UNet backbone")
-    return [(tap, tap) for tap in middle] + list(zip(joins, reversed(skips), strict=True))
-
-
 class ZeroConv(nn.Module):
-    """Controls added to the skips and the middle; an `Edit` whose carry is the trunk's features by tap name."""
+    """Controls added; an `Edit` whose carry is the trunk's features by name."""
 
-    def __init__(self, backbone: UNetBackbone) -> None:
+    def __init__(self, backbone: Backbone, *, controls: Controls | None = None) -> None:
         super().__init__()
-        self.sources: dict[str, str] = {}
-        self.convs = nn.ModuleDict()
-        for tap, source in joins_with_controls(backbone):
-            self.sources[tap.name] = source.name
-            self.convs[tap.name.replace(".", "_")] = zero_conv(source.channels, tap.skip or tap.channels)
+        self.places = {place.tap.name: place for place in meetings(backbone, controls or encoder_controls(backbone))}
+        self.convs = nn.ModuleDict(
+            {place.key: zero_conv(place.channels, place.width) for place in self.places.values()}
+        )
 
     def forward(self, tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: dict[str, Tensor]) -> tuple[Tensor, dict]:
-        """The edit: shown every tap, it acts at joins and at the middle."""
-        if tap.name not in self.sources:
+        """The edit, shown every tap."""
+        place = self.places.get(tap.name)
+        if place is None:
             return h_BCHW, carry
-        residual = self.convs[tap.name.replace(".", "_")](carry[self.sources[tap.name]]).to(h_BCHW.dtype)
-        width = tap.skip or tap.channels
-        up, skip = h_BCHW.split([tap.channels - width, width], dim=1)
-        return torch.cat([up, skip + residual], dim=1), carry
+        residual_BCHW = self.convs[place.key](carry[place.control]).to(h_BCHW.dtype)
+        return added(h_BCHW, residual_BCHW), carry
+
+
+def added(h_BCHW: Tensor, residual_BCHW: Tensor) -> Tensor:
+    """The residual added to the last channels of a map, as many as it has."""
+    width = residual_BCHW.shape[1]
+    up, skip = h_BCHW.split([h_BCHW.shape[1] - width, width], dim=1)
+    return torch.cat([up, skip + residual_BCHW], dim=1)

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from restore_lab.adaptors.zero import joins_with_controls, zero_conv
+from restore_lab.adaptors.meeting import Controls, Meeting, encoder_controls, meetings
+from restore_lab.adaptors.zero import zero_conv
 
 if TYPE_CHECKING:
-    from restore_lab.backbones.unet import UNetBackbone
+    from restore_lab.backbones.base import Backbone
     from restore_lab.types import Tap
 
 GROUPS = 32
+BEFORE = "what flowed into the block"  # its name in the carry
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -78,35 +80,49 @@ class ControlAttention(nn.Module):
 
 
 class ZeroSFT(nn.Module):
-    """Connectors at the joins and the middle; an `Edit` whose carry is the trunk's features by tap name.
+    """Connectors at every place; an `Edit` whose carry is the trunk's features by name.
+
+    On an MM-DiT, whose blocks add to a residual stream, the connector acts on what the block added, so that the norm
+    does not cut the stream: h <- h_before + ZeroSFT(h - h_before).
 
     Args:
-        backbone: whose joins, middle and upsamplers are met.
+        backbone: whose joins and middle, or blocks, are met.
         hidden: channels of the features that gamma and beta read.
         attention: add the release's attentions before the upsamplers, fed like the join before each.
+        controls: what the trunk hands over.
+
+    Raises:
+        ValueError: for `attention` on a backbone without upsamplers.
     """
 
-    def __init__(self, backbone: UNetBackbone, *, hidden: int, attention: bool) -> None:
+    def __init__(self, backbone: Backbone, *, hidden: int, attention: bool, controls: Controls | None = None) -> None:
         super().__init__()
-        self.sources: dict[str, str] = {}
+        if attention and backbone.family == "mmdit":
+            raise ValueError("ZeroCrossAttn sits before upsamplers, and an MM-DiT has none; use fusion=zero_sft")
+        self.on_updates = backbone.family == "mmdit"
+        self.places = {place.tap.name: place for place in meetings(backbone, controls or encoder_controls(backbone))}
+        self.keys: dict[str, tuple[str, str]] = {}  # by tap: names of the weights and of the control
         self.connectors = nn.ModuleDict()
-        pairs = {tap.name: source for tap, source in joins_with_controls(backbone)}
-        last = None
+        last: Meeting | None = None
         for tap in backbone.taps:
-            if tap.name in pairs:
-                last = pairs[tap.name]
-                skip = tap.skip or tap.channels
-                made = Connector(control=last.channels, skip=skip, up=tap.channels - skip, hidden=hidden)
+            if tap.name in self.places:
+                last = self.places[tap.name]
+                self.keys[tap.name] = (last.key, last.control)
+                if last.key not in self.connectors:
+                    self.connectors[last.key] = Connector(
+                        control=last.channels, skip=last.width, up=tap.channels - last.width, hidden=hidden
+                    )
             elif tap.kind == "upsample" and attention and last is not None:
-                made = ControlAttention(width=tap.channels, control=last.channels)
-            else:
-                continue
-            self.sources[tap.name] = last.name
-            self.connectors[tap.name.replace(".", "_")] = made
+                key = tap.name.replace(".", "_")
+                self.keys[tap.name] = (key, last.control)
+                self.connectors[key] = ControlAttention(width=tap.channels, control=last.channels)
 
     def forward(self, tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: dict[str, Tensor]) -> tuple[Tensor, dict]:
-        """The edit: shown every tap, it acts at joins, at the middle and, with `attention`, before upsamplers."""
-        if tap.name not in self.sources:
-            return h_BCHW, carry
-        connector = self.connectors[tap.name.replace(".", "_")]
-        return connector(h_BCHW, carry[self.sources[tap.name]]).to(h_BCHW.dtype), carry
+        """The edit: shown every tap, it acts at its places and, with `attention`, before upsamplers."""
+        before = carry.get(BEFORE) if self.on_updates else None
+        if tap.name in self.keys:
+            key, control = self.keys[tap.name]
+            update_BCHW = h_BCHW if before is None else h_BCHW - before
+            edited_BCHW = self.connectors[key](update_BCHW, carry[control]).to(h_BCHW.dtype)
+            h_BCHW = edited_BCHW if before is None else before + edited_BCHW
+        return h_BCHW, ({**carry, BEFORE: h_BCHW} if self.on_updates else carry)

@@ -1,85 +1,112 @@
-"""The noise schedule of a variance-preserving prior and its three prediction types.
+"""The noise schedule of a prior, z_t = alpha(t) x0 + sigma(t) noise, and what its model predicts.
 
-z_t = alpha(t) x0 + sigma(t) noise, alpha^2 + sigma^2 = 1, t an integer in [0, num_train_timesteps).
-Built from a diffusers scheduler config; numbers equal DDIMScheduler's bit for bit. The velocity is Salimans & Ho's
-v = alpha noise - sigma x0 (arXiv 2202.00512), zero terminal SNR is Lin et al., Algorithm 1 (arXiv 2305.08891).
-Selected by the `scheduler/scheduler_config.json` of the folder that `backbone.path` names.
+Two families. Variance preserving (SD, SDXL): alpha^2 + sigma^2 = 1, t an integer in [0, T); numbers equal diffusers'
+DDIMScheduler bit for bit; velocity is Salimans & Ho's v = alpha noise - sigma x0 (arXiv 2202.00512), zero terminal SNR
+is Lin et al., Algorithm 1 (arXiv 2305.08891). Flow matching (SD3, Esser et al., arXiv 2403.03206, section 2): alpha =
+1 - s, sigma = s, t = T s a real number in [0, T]; the model predicts the flow noise - x0. Selected by the
+`scheduler/scheduler_config.json` of the folder that `backbone.path` names.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
 
 # With zero terminal SNR alpha is 0 at the last step and the noise says nothing about x0. diffusers' Euler scheduler
 # then takes alpha_cumprod = 2^-24; the same floor keeps x0 finite here. Only epsilon prediction divides by alpha.
 ALPHA_FLOOR = 2.0**-12
+# At t = 0 of a flow there is no noise, and nothing to divide by that would say what it was.
+SIGMA_FLOOR = 2.0**-12
 
 
-class Schedule:
+class Schedule(ABC):
     """alpha(t), sigma(t) and the conversions between what the model says, x0 and the noise.
 
-    Every `t` is an integer tensor of shape (B,) or a plain int. Conversions run in float32 whatever the model's dtype.
+    Every `t` is a tensor of shape (B,) or a number. Conversions run in float32 whatever the model's dtype. Of a model
+    output m: epsilon x0 = (z - sigma m) / alpha; sample x0 = m; v_prediction x0 = alpha z - sigma m (where alpha^2 +
+    sigma^2 = 1); flow x0 = (z - sigma m) / (alpha + sigma).
     """
 
-    def __init__(self, *, alphas_cumprod: Tensor, prediction_type: str) -> None:
-        if prediction_type not in PREDICTION_TYPES:
-            raise ValueError(f"prediction_type {prediction_type!r} is not one of {', '.join(PREDICTION_TYPES)}")
-        self.prediction_type = prediction_type
-        self.alphas_cumprod = alphas_cumprod.to(torch.float32)
-        self._on_device: dict[torch.device, Tensor] = {}
+    prediction_type: str
+    num_train_timesteps: int
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Schedule:
+    @staticmethod
+    def from_config(config: Mapping[str, Any]) -> Schedule:
         """Read a diffusers scheduler config (the content of scheduler_config.json).
 
         Raises:
-            ValueError: for a beta schedule or a prediction type that a variance-preserving prior does not have.
+            ValueError: for a beta schedule or a prediction type that no such prior has.
         """
-        betas = _betas(config)
-        if config.get("rescale_betas_zero_snr", False):
-            betas = _zero_terminal_snr(betas)
-        alphas_cumprod = torch.cumprod(1.0 - betas, dim=0)
-        return cls(alphas_cumprod=alphas_cumprod, prediction_type=config.get("prediction_type", "epsilon"))
+        if str(config.get("_class_name", "")).startswith("FlowMatch"):
+            return FlowMatching.from_config(config)
+        return VariancePreserving.from_config(config)
+
+    @abstractmethod
+    def alpha(self, t_B: Tensor | float) -> Tensor:
+        """The weight of x0 at t: float32, the shape of t."""
+
+    @abstractmethod
+    def sigma(self, t_B: Tensor | float) -> Tensor:
+        """The standard deviation of the noise at t: float32, the shape of t."""
+
+    @abstractmethod
+    def time(self, share_B: Tensor) -> Tensor:
+        """The timesteps that stand at these shares, in [0, 1), of the way from none to all noise, for training."""
+
+    @abstractmethod
+    def time_of(self, ratio: float) -> float:
+        """The timestep that the model knows and whose sigma / alpha is nearest to `ratio`."""
 
     @property
-    def num_train_timesteps(self) -> int:
-        """How many timesteps the prior was trained on."""
-        return len(self.alphas_cumprod)
+    def top(self) -> float:
+        """The last timestep: where sampling starts."""
+        return float(self.num_train_timesteps - 1)
 
-    def alpha(self, t_B: Tensor | int) -> Tensor:
-        """The weight of x0 at t: float32, the shape of t."""
-        return self._alpha_cumprod(t_B) ** 0.5
+    def ratio(self, t: Tensor) -> Tensor:
+        """sigma / alpha at t, float64, finite: the noise in units of the signal (EDM's sigma)."""
+        return self.sigma(t).double() / self.alpha(t).double().clamp_min(ALPHA_FLOOR)
 
-    def sigma(self, t_B: Tensor | int) -> Tensor:
-        """The standard deviation of the noise at t: float32, the shape of t."""
-        return (1 - self._alpha_cumprod(t_B)) ** 0.5
+    def share(self, t: Tensor) -> Tensor:
+        """How far t is towards all noise, in [0, 1], float64: sigma / alpha over its last value."""
+        return (self.ratio(t) / self.ratio(torch.tensor(self.top, dtype=torch.float64))).clamp(max=1.0)
 
-    def add_noise(self, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor | int) -> Tensor:
+    def add_noise(self, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor | float) -> Tensor:
         """z_t = alpha x0 + sigma noise."""
         a, s = self._alpha_sigma(t_B, x0_BCHW)
         return a * x0_BCHW + s * noise_BCHW
 
-    def velocity(self, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor | int) -> Tensor:
+    def velocity(self, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor | float) -> Tensor:
         """v = alpha noise - sigma x0."""
         a, s = self._alpha_sigma(t_B, x0_BCHW)
         return a * noise_BCHW - s * x0_BCHW
 
-    def target(self, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor | int) -> Tensor:
-        """What a perfect model of this prediction type says: the regression target of the denoising loss."""
-        if self.prediction_type == "epsilon":
+    def target(
+        self, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor | float, *, prediction_type: str | None = None
+    ) -> Tensor:
+        """What a perfect model says: the regression target of the denoising loss.
+
+        Args:
+            x0_BCHW, noise_BCHW: what z_t is made of.
+            t_B: timesteps.
+            prediction_type: of another model than the prior's.
+        """
+        kind = prediction_type or self.prediction_type
+        if kind == "epsilon":
             return noise_BCHW
-        if self.prediction_type == "sample":
+        if kind == "sample":
             return x0_BCHW
+        if kind == "flow":
+            return noise_BCHW - x0_BCHW
         return self.velocity(x0_BCHW, noise_BCHW, t_B)
 
-    def to_x0(self, model_out_BCHW: Tensor, z_BCHW: Tensor, t_B: Tensor | int) -> Tensor:
+    def to_x0(self, model_out_BCHW: Tensor, z_BCHW: Tensor, t_B: Tensor | float) -> Tensor:
         """The clean latent that the model's output stands for.
 
         For epsilon at zero terminal SNR alpha is floored at 2^-12 (see `ALPHA_FLOOR`): finite, but no information.
@@ -89,42 +116,150 @@ class Schedule:
             return (z_BCHW - s * model_out_BCHW) / a.clamp_min(ALPHA_FLOOR)
         if self.prediction_type == "sample":
             return model_out_BCHW
+        if self.prediction_type == "flow":
+            return (z_BCHW - s * model_out_BCHW) / (a + s)
         return a * z_BCHW - s * model_out_BCHW
 
-    def from_x0(self, x0_BCHW: Tensor, z_BCHW: Tensor, t_B: Tensor | int) -> Tensor:
+    def from_x0(self, x0_BCHW: Tensor, z_BCHW: Tensor, t_B: Tensor | float) -> Tensor:
         """The model output that stands for this clean latent: the inverse of `to_x0`, for samplers that edit x0.
 
-        Divides by sigma, which is above 0 at every t; the floor of `to_x0` is kept so that the two stay inverse.
+        Divides by sigma, floored where a flow has none; the floor of `to_x0` is kept so that the two stay inverse.
         """
         a, s = self._alpha_sigma(t_B, z_BCHW)
-        if self.prediction_type == "epsilon":
-            return (z_BCHW - a.clamp_min(ALPHA_FLOOR) * x0_BCHW) / s
         if self.prediction_type == "sample":
             return x0_BCHW
+        s = s.clamp_min(SIGMA_FLOOR)
+        if self.prediction_type == "epsilon":
+            return (z_BCHW - a.clamp_min(ALPHA_FLOOR) * x0_BCHW) / s
+        if self.prediction_type == "flow":
+            return (z_BCHW - (a + s) * x0_BCHW) / s
         return (a * z_BCHW - x0_BCHW) / s
 
-    def to_noise(self, model_out_BCHW: Tensor, z_BCHW: Tensor, t_B: Tensor | int) -> Tensor:
+    def to_noise(self, model_out_BCHW: Tensor, z_BCHW: Tensor, t_B: Tensor | float) -> Tensor:
         """The noise that the model's output stands for."""
         if self.prediction_type == "epsilon":
             return model_out_BCHW
         a, s = self._alpha_sigma(t_B, z_BCHW)
         if self.prediction_type == "sample":
-            return (z_BCHW - a * model_out_BCHW) / s
+            return (z_BCHW - a * model_out_BCHW) / s.clamp_min(SIGMA_FLOOR)
+        if self.prediction_type == "flow":
+            return (z_BCHW + a * model_out_BCHW) / (a + s)
         return a * model_out_BCHW + s * z_BCHW
 
-    def _alpha_cumprod(self, t_B: Tensor | int) -> Tensor:
-        """One copy of the table per device, so that a lookup on a GPU does not wait for the CPU."""
-        if not isinstance(t_B, Tensor):
-            return self.alphas_cumprod[t_B]
-        if t_B.device not in self._on_device:
-            self._on_device[t_B.device] = self.alphas_cumprod.to(t_B.device)
-        return self._on_device[t_B.device][t_B]
+    def convert(self, model_out_BCHW: Tensor, z_BCHW: Tensor, t_B: Tensor | float, *, prediction_type: str) -> Tensor:
+        """The model's output as a model of another prediction type would say it."""
+        if prediction_type == self.prediction_type:
+            return model_out_BCHW
+        x0_BCHW = self.to_x0(model_out_BCHW, z_BCHW, t_B)
+        noise_BCHW = self.to_noise(model_out_BCHW, z_BCHW, t_B)
+        return self.target(x0_BCHW, noise_BCHW, t_B, prediction_type=prediction_type)
 
-    def _alpha_sigma(self, t_B: Tensor | int, like_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    def _alpha_sigma(self, t_B: Tensor | float, like_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma shaped to multiply `like_BCHW`, on its device."""
         t_B = torch.as_tensor(t_B, device=like_BCHW.device)
         shape = (-1,) + (1,) * (like_BCHW.dim() - 1)
         return self.alpha(t_B).reshape(shape), self.sigma(t_B).reshape(shape)
+
+
+class VariancePreserving(Schedule):
+    """A table of cumulative alphas; t is an integer, a real one stands for the nearest."""
+
+    def __init__(self, *, alphas_cumprod: Tensor, prediction_type: str) -> None:
+        if prediction_type not in PREDICTION_TYPES:
+            raise ValueError(f"prediction_type {prediction_type!r} is not one of {', '.join(PREDICTION_TYPES)}")
+        self.prediction_type = prediction_type
+        self.alphas_cumprod = alphas_cumprod.to(torch.float32)
+        self.num_train_timesteps = len(alphas_cumprod)
+        self._on_device: dict[torch.device, Tensor] = {}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> VariancePreserving:
+        """As `Schedule.from_config`."""
+        betas = _betas(config)
+        if config.get("rescale_betas_zero_snr", False):
+            betas = _zero_terminal_snr(betas)
+        alphas_cumprod = torch.cumprod(1.0 - betas, dim=0)
+        return cls(alphas_cumprod=alphas_cumprod, prediction_type=config.get("prediction_type", "epsilon"))
+
+    def alpha(self, t_B: Tensor | float) -> Tensor:
+        return self._alpha_cumprod(t_B) ** 0.5
+
+    def sigma(self, t_B: Tensor | float) -> Tensor:
+        return (1 - self._alpha_cumprod(t_B)) ** 0.5
+
+    def time(self, share_B: Tensor) -> Tensor:
+        # A share just below 1 can round up to T, where there is no timestep.
+        return (share_B * self.num_train_timesteps).long().clamp(max=self.num_train_timesteps - 1)
+
+    def time_of(self, ratio: float) -> float:
+        return float((self.ratios - ratio).abs().argmin())
+
+    @property
+    def ratios(self) -> Tensor:
+        """sigma / alpha at every timestep, float64, rising."""
+        bar = self.alphas_cumprod.double()
+        return ((1 - bar) / bar.clamp_min(ALPHA_FLOOR**2)).sqrt()
+
+    def ratio(self, t: Tensor) -> Tensor:
+        """Between two timesteps it is interpolated: samplers may stand there."""
+        table, t = self.ratios, t.detach().double().cpu().clamp(0, self.num_train_timesteps - 1)
+        low, part = t.floor().long(), t - t.floor()
+        return table[low] + part * (table[(low + 1).clamp(max=len(table) - 1)] - table[low])
+
+    def _alpha_cumprod(self, t_B: Tensor | float) -> Tensor:
+        """One copy of the table per device, so that a lookup on a GPU does not wait for the CPU."""
+        if not isinstance(t_B, Tensor):
+            return self.alphas_cumprod[round(t_B)]
+        if t_B.device not in self._on_device:
+            self._on_device[t_B.device] = self.alphas_cumprod.to(t_B.device)
+        return self._on_device[t_B.device][t_B.round().long() if t_B.is_floating_point() else t_B]
+
+
+class FlowMatching(Schedule):
+    """The straight path of rectified flow.
+
+    Args:
+        shift: s -> shift s / (1 + (shift - 1) s), more noise for larger images (Esser et al., Eq. 23); SD3 has 3.
+        num_train_timesteps: T, what the model's time embedding counts to.
+    """
+
+    def __init__(self, *, shift: float = 1.0, num_train_timesteps: int = 1000) -> None:
+        self.prediction_type, self.shift, self.num_train_timesteps = "flow", float(shift), num_train_timesteps
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> FlowMatching:
+        """As `Schedule.from_config`.
+
+        Raises:
+            ValueError: for a shift that depends on the image's size, which SD3 does not have.
+        """
+        if config.get("use_dynamic_shifting", False):
+            raise ValueError("use_dynamic_shifting is not supported; SD3 and SD3.5 have a fixed shift")
+        return cls(shift=config.get("shift", 1.0), num_train_timesteps=config.get("num_train_timesteps", 1000))
+
+    @property
+    def top(self) -> float:
+        return float(self.num_train_timesteps)
+
+    def alpha(self, t_B: Tensor | float) -> Tensor:
+        return 1 - self.sigma(t_B)
+
+    def sigma(self, t_B: Tensor | float) -> Tensor:
+        return torch.as_tensor(t_B).to(torch.float32) / self.num_train_timesteps
+
+    def time(self, share_B: Tensor) -> Tensor:
+        return self.num_train_timesteps * self.shift * share_B / (1 + (self.shift - 1) * share_B)
+
+    def time_of(self, ratio: float) -> float:
+        return self.num_train_timesteps * ratio / (1 + ratio) if math.isfinite(ratio) else self.top
+
+    def ratio(self, t: Tensor) -> Tensor:
+        s = t.detach().double().cpu() / self.num_train_timesteps
+        return s / (1 - s).clamp_min(ALPHA_FLOOR)
+
+    def share(self, t: Tensor) -> Tensor:
+        """s itself: sigma / alpha has no end here whose share would mean anything."""
+        return (t.detach().double().cpu() / self.num_train_timesteps).clamp(0, 1)
 
 
 def _betas(config: Mapping[str, Any]) -> Tensor:

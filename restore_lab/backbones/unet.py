@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 
+from restore_lab.backbones.base import Backbone
 from restore_lab.backbones.codec import Codec
 from restore_lab.backbones.schedule import Schedule
 from restore_lab.backbones.text import TextEncoder
@@ -22,41 +23,37 @@ from restore_lab.backbones.unet_taps import check_supported, decoder_taps, encod
 from restore_lab.types import Cond, Edit, identity
 
 
-class UNetBackbone(nn.Module):
-    """A frozen latent diffusion prior; always in eval mode, no parameter requires a gradient.
+class UNetBackbone(Backbone):
+    """A frozen UNet prior; its taps are `encoder_taps` then `decoder_taps`."""
 
-    Attributes:
-        taps: every place an edit is shown, in the order visited: `encoder_taps` then `decoder_taps`.
-        schedule: prediction type, alpha(t), sigma(t).
-        codec: images in [0, 1] to latents and back.
-        multiple: image sides must be multiples of this, so that no level of the UNet meets an odd size.
-    """
+    family = "unet"
 
     def __init__(self, *, unet: UNet2DConditionModel, codec: Codec, text: TextEncoder, schedule: Schedule) -> None:
-        super().__init__()
+        super().__init__(codec=codec, text=text, schedule=schedule)
         check_supported(unet)
-        self.unet, self.codec, self.text, self.schedule = unet, codec, text, schedule
+        self.unet = unet
         self.encoder_taps = encoder_taps(unet)
         self.decoder_taps = decoder_taps(unet)
         self.taps = self.encoder_taps + self.decoder_taps
         self.multiple = codec.compression * max(tap.stride for tap in self.taps)
-        self.requires_grad_(False)
-        self.eval()
+        self.freeze()
 
-    def train(self, mode: bool = True) -> UNetBackbone:
-        """Stays in eval mode: a prior is not trained, whatever the module around it does."""
-        return super().train(False)
+    @property
+    def denoiser(self) -> UNet2DConditionModel:
+        return self.unet
+
+    @property
+    def token_width(self) -> int:
+        return self.unet.config.cross_attention_dim
+
+    @property
+    def temb_width(self) -> int:
+        return self.unet.time_embedding.linear_2.out_features
 
     def embed(
         self, texts: Sequence[str], size: tuple[int, int], *, originals: Sequence[tuple[int, int]] | None = None
     ) -> Cond:
-        """The condition for one text per image.
-
-        Args:
-            texts: one string an image; empty strings are the null condition.
-            size: (height, width) of the images in pixels, which SDXL is told (original size, crop 0, target size).
-            originals: (height, width) that each image had before it was brought to `size`; `size` if none are given.
-        """
+        """The condition for one text per image; SDXL is told sizes, the older UNets are not."""
         tokens_BLD, pooled_BD = self.text(texts)
         if getattr(self.unet, "add_embedding", None) is None:
             return Cond(tokens_BLD=tokens_BLD)
@@ -66,21 +63,25 @@ class UNetBackbone(nn.Module):
         return Cond(tokens_BLD=tokens_BLD, pooled_BD=pooled_BD, size_BD=size_BD)
 
     def forward(self, z_BCHW: Tensor, t_B: Tensor, cond: Cond, at: Edit = identity, carry: Any = None) -> Tensor:
-        """What the prior predicts (`schedule.prediction_type`) at z, in z's dtype.
-
-        Args:
-            z_BCHW: noisy normalised latents.
-            t_B: integer timesteps, one an image.
-            cond: one guidance branch, from `embed`.
-            at: called at every tap; pure, its state travels in `carry`.
-            carry: the edit's state before the first tap.
-        """
+        """As in `Backbone`; t holds integers."""
         dtype = self.unet.conv_in.weight.dtype
         ctx_BLD = cond.tokens_BLD.to(dtype)
         temb_BD = time_embedding(self.unet, t_B, cond, dtype=dtype)
         h = self.unet.conv_in(z_BCHW.to(dtype))
-        h, skips, carry = encode(self.unet, h, temb_BD, ctx_BLD, taps=self.encoder_taps, at=at, carry=carry)
-        h, _ = decode(self.unet.up_blocks, h, skips, temb_BD, ctx_BLD, taps=self.decoder_taps, at=at, carry=carry)
+        h, skips, carry = encode(
+            self.unet, h, temb_BD, ctx_BLD, taps=self.encoder_taps, at=at, carry=carry, visual_BLD=cond.visual_BLD
+        )
+        h, _ = decode(
+            self.unet.up_blocks,
+            h,
+            skips,
+            temb_BD,
+            ctx_BLD,
+            taps=self.decoder_taps,
+            at=at,
+            carry=carry,
+            visual_BLD=cond.visual_BLD,
+        )
         if self.unet.conv_norm_out is not None:
             h = self.unet.conv_act(self.unet.conv_norm_out(h))
         return self.unet.conv_out(h).to(z_BCHW.dtype)

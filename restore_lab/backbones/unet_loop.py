@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from restore_lab.backbones.base import extra_stream
 from restore_lab.types import Cond, Edit, Tap, identity
 
 
@@ -63,6 +64,7 @@ def encode(
     taps: Sequence[Tap],
     at: Edit = identity,
     carry: Any = None,
+    visual_BLD: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...], Any]:
     """From the output of conv_in to the output of the middle block.
 
@@ -74,16 +76,17 @@ def encode(
         taps: the encoder half's taps (`UNetBackbone.encoder_taps`).
         at: shown each tap in order; what it returns replaces the copy to be skipped (kind encoder) or what flows on.
         carry: the edit's state before the first tap.
+        visual_BLD: tokens for a visual stream beside the text's, where one is installed in the cross attentions.
 
     Returns:
         The middle block's output, the skips in order (conv_in's first), the carry.
     """
-    visit = iter(taps)
+    visit, ctx = iter(taps), (ctx_BLD, extra_stream(visual_BLD, temb_BD))
     skip, carry = at(next(visit), h_BCHW, temb_BD, carry)
     skips = [skip]
     for block in modules.down_blocks:
         for i, resnet in enumerate(block.resnets):
-            h_BCHW = _layer(block, i, resnet, h_BCHW, temb_BD, ctx_BLD)
+            h_BCHW = _layer(block, i, resnet, h_BCHW, temb_BD, *ctx)
             skip, carry = at(next(visit), h_BCHW, temb_BD, carry)
             skips.append(skip)
         for sampler in block.downsamplers or ():
@@ -91,7 +94,7 @@ def encode(
             skip, carry = at(next(visit), h_BCHW, temb_BD, carry)
             skips.append(skip)
         h_BCHW, carry = at(next(visit), h_BCHW, temb_BD, carry)
-    h_BCHW = _middle(modules.mid_block, h_BCHW, temb_BD, ctx_BLD)
+    h_BCHW = _middle(modules.mid_block, h_BCHW, temb_BD, *ctx)
     h_BCHW, carry = at(next(visit), h_BCHW, temb_BD, carry)
     return h_BCHW, tuple(skips), carry
 
@@ -106,13 +109,14 @@ def decode(
     taps: Sequence[Tap],
     at: Edit = identity,
     carry: Any = None,
+    visual_BLD: Tensor | None = None,
 ) -> tuple[Tensor, Any]:
     """From the middle block's output to the input of the output convolution; the last skip is used first."""
-    visit, left = iter(taps), list(skips)
+    visit, left, ctx = iter(taps), list(skips), (ctx_BLD, extra_stream(visual_BLD, temb_BD))
     for block in up_blocks:
         for i, resnet in enumerate(block.resnets):
             joined, carry = at(next(visit), torch.cat([h_BCHW, left.pop()], dim=1), temb_BD, carry)
-            h_BCHW = _layer(block, i, resnet, joined, temb_BD, ctx_BLD)
+            h_BCHW = _layer(block, i, resnet, joined, temb_BD, *ctx)
         for sampler in block.upsamplers or ():
             h_BCHW, carry = at(next(visit), h_BCHW, temb_BD, carry)
             h_BCHW = sampler(h_BCHW, _upsample_size(h_BCHW, left))
@@ -120,7 +124,9 @@ def decode(
     return h_BCHW, carry
 
 
-def _layer(block: nn.Module, i: int, resnet: nn.Module, h_BCHW: Tensor, temb_BD: Tensor, ctx_BLD: Tensor) -> Tensor:
+def _layer(
+    block: nn.Module, i: int, resnet: nn.Module, h_BCHW: Tensor, temb_BD: Tensor, ctx_BLD: Tensor, extra: Any
+) -> Tensor:
     """Resnet i of a block and the attention behind it, which checkpoints its own transformer blocks."""
     if torch.is_grad_enabled() and block.gradient_checkpointing:
         h_BCHW = block._gradient_checkpointing_func(resnet, h_BCHW, temb_BD)
@@ -128,12 +134,13 @@ def _layer(block: nn.Module, i: int, resnet: nn.Module, h_BCHW: Tensor, temb_BD:
         h_BCHW = resnet(h_BCHW, temb_BD)
     if not getattr(block, "has_cross_attention", False):
         return h_BCHW
-    return block.attentions[i](h_BCHW, encoder_hidden_states=ctx_BLD, return_dict=False)[0]
+    attention = block.attentions[i]
+    return attention(h_BCHW, encoder_hidden_states=ctx_BLD, cross_attention_kwargs=extra, return_dict=False)[0]
 
 
-def _middle(block: nn.Module, h_BCHW: Tensor, temb_BD: Tensor, ctx_BLD: Tensor) -> Tensor:
+def _middle(block: nn.Module, h_BCHW: Tensor, temb_BD: Tensor, ctx_BLD: Tensor, extra: Any) -> Tensor:
     if getattr(block, "has_cross_attention", False):
-        return block(h_BCHW, temb_BD, encoder_hidden_states=ctx_BLD)
+        return block(h_BCHW, temb_BD, encoder_hidden_states=ctx_BLD, cross_attention_kwargs=extra)
     return block(h_BCHW, temb_BD)
 
 

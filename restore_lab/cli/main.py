@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from restore_lab import build
+from restore_lab import build, pairs
 from restore_lab.cli import front
 from restore_lab.cli.conf_dir import conf_dir
 
@@ -117,6 +117,7 @@ def _hydra(*, verb: str, run: Run, arguments: Sequence[str], conf: Path) -> None
         # Lightning starts its other ranks by running sys.argv again: it has to find what was typed.
         sys.argv = typed
         try:
+            pairs.check(cfg)
             run(cfg)
         except Exception as error:
             # Of a single job Hydra would print a line of its own; of a sweep's jobs it should.

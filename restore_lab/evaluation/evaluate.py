@@ -31,8 +31,8 @@ from restore_lab.evaluation.records import (
     render,
     write_record,
 )
-from restore_lab.methods.base import pad_to_multiple
 from restore_lab.methods.captioning import caption_ahead
+from restore_lab.methods.parts import pad_to_multiple
 from restore_lab.methods.restore import load
 from restore_lab.methods.weights import weights_file
 from restore_lab.prompts.sources import PromptSources
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import Tensor
 
-    from restore_lab.backbones.unet import UNetBackbone
+    from restore_lab.backbones.base import Backbone
     from restore_lab.evaluation.suite import MetricSuite
     from restore_lab.methods.base import RestorationModule
     from restore_lab.types import Batch
@@ -173,7 +173,7 @@ def _with_slots(own: PromptSources, slots: Any) -> PromptSources:
 
 
 @torch.no_grad()
-def through_codec(backbone: UNetBackbone, image_BCHW: Tensor) -> Tensor:
+def through_codec(backbone: Backbone, image_BCHW: Tensor) -> Tensor:
     """D(E(x)): what the codec alone makes of images in [0, 1]."""
     height, width = image_BCHW.shape[-2:]
     padded_BCHW = pad_to_multiple(image_BCHW, backbone.multiple)

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional as F
 
+from restore_lab.artefacts import place_of
 from restore_lab.methods.training import Optimisation, TrainingModule
+from restore_lab.quiet import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +43,15 @@ def fold_normalisation(vae: AutoencoderKL, mean_C: Tensor, std_C: Tensor) -> Non
         post.weight *= std_C[None, :, None, None]
 
 
+def take_over(vae: AutoencoderKL, folder: Path) -> None:
+    """Start from another codec: its tensors of the same name and shape, in place."""
+    with quiet():
+        found = type(vae).from_pretrained(folder, torch_dtype=torch.float32).state_dict()
+    own = vae.state_dict()
+    alike = {name: value for name, value in found.items() if name in own and own[name].shape == value.shape}
+    vae.load_state_dict(alike, strict=False)
+
+
 class CodecPretraining(TrainingModule):
     """Trains an AutoencoderKL from nothing.
 
@@ -51,6 +62,7 @@ class CodecPretraining(TrainingModule):
         layers: residual blocks a level of the encoder (the decoder has one more).
         groups: of the group norms.
         mse, kl: weights of the losses.
+        start: a folder with an AutoencoderKL whose tensors of the same name and shape are taken over; null for none.
     """
 
     def __init__(
@@ -63,6 +75,7 @@ class CodecPretraining(TrainingModule):
         groups: int,
         mse: float,
         kl: float,
+        start: str | None = None,
     ) -> None:
         super().__init__(optimisation=optimisation)
         from diffusers import AutoencoderKL
@@ -78,6 +91,8 @@ class CodecPretraining(TrainingModule):
             mid_block_add_attention=False,
             scaling_factor=1.0,
         )
+        if start is not None:
+            take_over(self.vae, place_of(start))
         self.register_buffer("mean_C", torch.zeros(channels), persistent=False)
         self.register_buffer("square_C", torch.ones(channels), persistent=False)
 

@@ -60,9 +60,9 @@ class DecoderTraining(TrainingModule):
         self.adversarial_from = adversarial_from
         self.discriminator_settings = {"lr": discriminator_lr, "betas": tuple(discriminator_betas)}
 
-    def load_weights(self, file: Path) -> None:
+    def load_weights(self, file: Path, *, partial: bool = False) -> None:
         """The finished method's."""
-        self.restorer.load_weights(file)
+        self.restorer.load_weights(file, partial=partial)
 
     def decode(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What the decoder makes of the clean images' latents, and the clean images."""

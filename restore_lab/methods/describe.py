@@ -37,7 +37,7 @@ def describe(cfg: DictConfig) -> dict[str, Any]:
         module: RestorationModule = build(cfg.module)
     backbone, adaptor = module.backbone, module.adaptor
     parts = {
-        "denoiser": parameters(backbone.unet),
+        "denoiser": parameters(backbone.denoiser),
         "codec": parameters(backbone.codec),
         "text_encoders": parameters(backbone.text),
         "lq_encoder": parameters(module.lq_encoder),
@@ -67,6 +67,7 @@ def flops(module: RestorationModule, *, size: int) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from restore_lab.samplers.fidelity import Steer
     from restore_lab.samplers.level import Level
     from restore_lab.types import Prompt
 
@@ -74,15 +75,24 @@ def flops(module: RestorationModule, *, size: int) -> int:
     with torch.device("meta"), torch.no_grad():
         lq_BCHW = torch.zeros(1, 3, size, size)
         seen_BLD = None if module.visual is None else module.visual(lq_BCHW)
-        prompt = Prompt(semantic=("",), negative=("",), instruction=("",), visual_BLD=seen_BLD)
-        cond = module.cond(prompt, (size, size))
-        branches = module.sampler.guidance.branches(
-            cond=cond, null=replace(cond), hint=module.hint(lq_BCHW, prompt), level=Level(sigma=1, following=0, top=1)
+        prompt = Prompt(
+            semantic=("",), negative=("",), instruction=("",), visual_BLD=seen_BLD, visual_null_BLD=seen_BLD
         )
+        cond, hint = module.cond(prompt, (size, size)), module.hint(lq_BCHW, prompt, hq_BCHW=lq_BCHW)
+        level = Level(sigma=1, following=0, share=1)
         z_BCHW = torch.zeros(1, module.backbone.codec.channels, side, side)
         counter = FlopCounterMode(display=False)
         with counter:
-            module.predict(z_BCHW, torch.zeros(1, dtype=torch.long), branches)
+            module.guided(
+                z_BCHW,
+                torch.zeros(1, dtype=torch.long),
+                level,
+                Steer(),
+                cond=cond,
+                null=replace(cond),
+                hint=hint,
+                seeds=[0],
+            )
     return counter.get_total_flops()
 
 

@@ -8,7 +8,7 @@ Selected by `method=diff_restorer`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,6 @@ from torch.nn import functional as F
 
 from restore_lab.degradation.eight import labels
 from restore_lab.methods.base import RestorationModule
-from restore_lab.samplers.guidance import Branch
 from restore_lab.types import Cond, Hint
 
 if TYPE_CHECKING:
@@ -26,8 +25,10 @@ if TYPE_CHECKING:
     from restore_lab.adaptors.degradation_aware import ControlDecoder
     from restore_lab.adaptors.lq_encoder import CodecEncoder, RobustEncoder
     from restore_lab.adaptors.prompt_processor import PromptProcessor, Seen
-    from restore_lab.backbones.unet import UNetBackbone
+    from restore_lab.backbones.base import Backbone
     from restore_lab.methods.base import Decoder
+    from restore_lab.methods.lq_targets import LqTargets
+    from restore_lab.methods.references import Reference
     from restore_lab.methods.training import Optimisation
     from restore_lab.objectives.denoising import Denoising
     from restore_lab.prompts.sources import PromptSources
@@ -44,15 +45,15 @@ class DiffRestorer(RestorationModule):
         degradation_weight: w_deg; 0 trains no classifier (Table IV).
         reconstruction_weight: w_rec; 0 trains no control decoder (Tables III and IV).
         degradation_prompt: false shows control and decoder a P_D of zeros (Table II, "w/o P_D": "we set it null").
-        backbone, adaptor, prompts, objective, sampler, optimisation, lq_encoder, decoder, weights_dtype: as for every
-            method.
+        backbone, adaptor, prompts, objective, sampler, optimisation, lq_encoder, decoder, weights_dtype, reference,
+            frozen, lq_targets: as for every method.
     """
 
     def __init__(
         self,
         *,
-        backbone: UNetBackbone,
-        adaptor: Callable[[UNetBackbone], ControlAdaptor],
+        backbone: Backbone,
+        adaptor: Callable[[Backbone], ControlAdaptor],
         prompts: PromptSources,
         objective: Denoising,
         sampler: Sampler,
@@ -62,9 +63,12 @@ class DiffRestorer(RestorationModule):
         degradation_weight: float,
         reconstruction_weight: float,
         degradation_prompt: bool = True,
-        lq_encoder: Callable[[UNetBackbone], CodecEncoder | RobustEncoder] | None = None,
-        decoder: Callable[[UNetBackbone], Decoder] | None = None,
+        lq_encoder: Callable[[Backbone], CodecEncoder | RobustEncoder] | None = None,
+        decoder: Callable[[Backbone], Decoder] | None = None,
         weights_dtype: str = "float32",
+        reference: Reference | None = None,
+        frozen: Sequence[str] = (),
+        lq_targets: LqTargets | None = None,
     ) -> None:
         super().__init__(
             backbone=backbone,
@@ -76,10 +80,13 @@ class DiffRestorer(RestorationModule):
             lq_encoder=lq_encoder,
             decoder=decoder,
             weights_dtype=weights_dtype,
+            reference=reference,
+            frozen=frozen,
+            lq_targets=lq_targets,
         )
         if self.visual is None:
             raise ValueError("Diff-Restorer looks at the LQ through CLIP; set prompt/visual=clip")
-        self.processor = processor(inputs=self.visual.width, tokens=self.backbone.unet.config.cross_attention_dim)
+        self.processor = processor(inputs=self.visual.width, tokens=self.backbone.token_width)
         self.weights = (float(degradation_weight), float(reconstruction_weight))
         self.degradation_prompt = degradation_prompt
         self.control_decoder = None
@@ -98,11 +105,15 @@ class DiffRestorer(RestorationModule):
         """The text's condition with the semantic token in the place of its tokens."""
         return replace(super().cond(prompt, size), tokens_BLD=self.see(prompt).tokens_BLD)
 
-    def hint(self, lq_BCHW: Tensor, prompt: Prompt) -> Hint:
+    def null(self, prompt: Prompt, size: tuple[int, int], cond: Cond) -> Cond:
+        """The condition itself: with what was seen in the place of words there is nothing to guide towards."""
+        return cond
+
+    def hint(self, lq_BCHW: Tensor, prompt: Prompt, *, hq_BCHW: Tensor | None = None) -> Hint:
         """The base's hint with the degradation embedding."""
         seen_BD = self.see(prompt).degradation_BD
         shown_BD = seen_BD if self.degradation_prompt else torch.zeros_like(seen_BD)
-        return replace(super().hint(lq_BCHW, prompt), degradation_BD=shown_BD)
+        return replace(super().hint(lq_BCHW, prompt, hq_BCHW=hq_BCHW), degradation_BD=shown_BD)
 
     def own_parts(self) -> dict[str, nn.Module]:
         """The processor's branches and classifier, and the control decoder if it is trained."""
@@ -119,7 +130,7 @@ class DiffRestorer(RestorationModule):
         prompt = self.prompts(batch, training=True)
         seen, hint = self.see(prompt), self.hint(lq_BCHW, prompt)
         cond = replace(super().cond(prompt, tuple(hq_BCHW.shape[-2:])), tokens_BLD=seen.tokens_BLD)
-        losses = {"diffusion": self.denoising_loss(batch, (Branch(weight=1.0, cond=cond, hint=hint),))}
+        losses = {"diffusion": self.denoising_loss(batch, cond, hint)}
         degradation, reconstruction = self.weights
         if degradation:
             losses["degradation"] = degradation * kinds_loss(seen.logits_BN, batch)

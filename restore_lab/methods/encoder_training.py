@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from restore_lab.adaptors.lq_encoder import RobustEncoder
-    from restore_lab.backbones.unet import UNetBackbone
+    from restore_lab.backbones.base import Backbone
     from restore_lab.objectives.encoder import EncoderLoss
     from restore_lab.types import Batch
 
@@ -35,8 +35,8 @@ class EncoderTraining(TrainingModule):
     def __init__(
         self,
         *,
-        backbone: UNetBackbone,
-        lq_encoder: Callable[[UNetBackbone], RobustEncoder],
+        backbone: Backbone,
+        lq_encoder: Callable[[Backbone], RobustEncoder],
         objective: EncoderLoss,
         optimisation: Optimisation,
     ) -> None:

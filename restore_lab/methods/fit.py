@@ -49,6 +49,8 @@ def fit(cfg: DictConfig) -> Path:
 def _stage(cfg: DictConfig, name: str, earlier: Mapping[str, Path], *, run_dir: str | None) -> Path:
     """Make one stage's artefact, or find it made; in `run_dir` if that is given."""
     raw = OmegaConf.to_container(cfg.stages[name], resolve=True, throw_on_missing=True)
+    if cfg.trainer.max_steps is not None:
+        raw["trainer"]["max_steps"] = cfg.trainer.max_steps
     parents = {stage: Manifest.read(folder).identity for stage, folder in earlier.items()}
     settings = {**_replaced(raw, {k: f"stage:{v}" for k, v in parents.items()}), "seed": cfg.seed}
     for place in settings.pop("ignores", ()):
@@ -62,6 +64,7 @@ def _stage(cfg: DictConfig, name: str, earlier: Mapping[str, Path], *, run_dir: 
         raise ValueError(f"{folder} holds another run's result; choose another run_dir, or delete it")
     _claim(folder, identity_)
     node = _replaced(raw, {k: str(v) for k, v in earlier.items()})
+    node["partial"] = str(raw.get("weights")).startswith("stage:")  # an earlier stage knows fewer parts
     _train(cfg, node, folder)
     Manifest(identity=identity_, kind=name, settings=settings, parents=tuple(parents.values())).write(folder)
     shutil.rmtree(folder / STATE, ignore_errors=True)
@@ -98,7 +101,7 @@ def _train(cfg: DictConfig, node: Mapping[str, Any], folder: Path) -> None:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     module, data = build(node["module"]), build(node["datamodule"])
     if node.get("weights"):
-        module.load_weights(weights_file(node["weights"]))
+        module.load_weights(weights_file(node["weights"]), partial=node["partial"])
     ema = EMA(decay=node["ema"]) if node.get("ema") else None
     checkpoint = L.pytorch.callbacks.ModelCheckpoint(
         dirpath=folder / STATE, filename="{step}", every_n_train_steps=cfg.checkpoint_every, save_top_k=1

@@ -16,13 +16,14 @@ import torch
 
 from restore_lab.artefacts import write_bytes_atomic
 from restore_lab.build import build
+from restore_lab.samplers.fidelity import Prediction, Steer
 from restore_lab.types import Hint
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import Tensor
 
-    from restore_lab.backbones.unet import UNetBackbone
+    from restore_lab.backbones.base import Backbone
     from restore_lab.data.dataset import Loaded
     from restore_lab.samplers.level import Level
     from restore_lab.samplers.loop import Sampler
@@ -67,16 +68,17 @@ def fill(cfg: DictConfig) -> Path:
 
 
 @torch.no_grad()
-def worsened(batch: Batch, backbone: UNetBackbone, sampler: Sampler, *, prompt: str) -> Tensor:
+def worsened(batch: Batch, backbone: Backbone, sampler: Sampler, *, prompt: str) -> Tensor:
     """The images of a batch, redrawn by the prior as the prompt has it, in [0, 1]."""
     hq_BCHW: Any = batch.hq_BCHW
     size, count = tuple(hq_BCHW.shape[-2:]), len(batch)
     cond, null = backbone.embed((prompt,) * count, size), backbone.embed(("",) * count, size)
     hint = Hint(lq_BCHW=hq_BCHW)
 
-    def guided(z_BCHW: Tensor, t_B: Tensor, level: Level) -> Tensor:
+    def guided(z_BCHW: Tensor, t_B: Tensor, level: Level, steer: Steer) -> Prediction:
         branches = sampler.guidance.branches(cond=cond, null=null, hint=hint, level=level)
-        return sum(branch.weight * backbone(z_BCHW, t_B, branch.cond) for branch in branches)
+        out_BCHW = sum(branch.weight * backbone(z_BCHW, t_B, branch.cond) for branch in branches)
+        return Prediction(out_BCHW=out_BCHW)
 
     z_BCHW = backbone.codec.encode(hq_BCHW)
     made_BCHW = sampler(guided, z_BCHW, centre_BCHW=z_BCHW, seeds=batch.seed, schedule=backbone.schedule)

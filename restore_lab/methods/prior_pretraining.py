@@ -1,10 +1,10 @@
-"""The training of a shipped latent diffusion prior: a UNet2DConditionModel from nothing, on captioned scenes.
+"""The training of a shipped latent diffusion prior: its denoiser from nothing, on captioned scenes.
 
 The codec and the text encoders are those of finished folders and stay frozen; one caption in ten is dropped, so that
 the prior can be guided. The loss is the denoising loss in the schedule's own prediction (tiny_sd: velocity at zero
-terminal SNR). One text encoder makes an SD, two an SDXL, which is also told the size that an image had before it was
-brought to the training size (Podell et al., section 2.2). Selected by `experiment=priors/tiny_sd|tiny_sdxl`, stage
-`unet`.
+terminal SNR; tiny_sd3: flow matching). An SDXL is also told the size that an image had before it was brought to the
+training size (Podell et al., section 2.2). Selected by `experiment=priors/tiny_sd|tiny_sdxl|tiny_sd3`, stage `unet` or
+`transformer`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from torch import Tensor
 from restore_lab.artefacts import place_of
 from restore_lab.backbones.codec import Codec
 from restore_lab.backbones.schedule import Schedule
-from restore_lab.backbones.text import TextEncoder
-from restore_lab.backbones.unet import UNetBackbone
 from restore_lab.degradation.resize import resize
+from restore_lab.methods.fresh import fresh_mmdit, fresh_unet, save_pipeline
 from restore_lab.methods.training import Optimisation, TrainingModule
 from restore_lab.quiet import quiet
 from restore_lab.random import uniform
@@ -28,26 +27,24 @@ from restore_lab.random import uniform
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from diffusers import UNet2DConditionModel
-
     from restore_lab.objectives.denoising import Denoising
     from restore_lab.prompts.sources import Dropout
     from restore_lab.types import Batch
 
-SUFFIXES = ("", "_2")  # of the text encoders' folders
-
 
 class PriorPretraining(TrainingModule):
-    """Trains the UNet of an SD-shaped prior and writes the whole diffusers folder.
+    """Trains the denoiser of a prior and writes the whole diffusers folder.
 
     Args:
         codec: a folder with a trained `AutoencoderKL` (stage `codec`).
-        clip: CLIPModel folders, whose text towers become the prior's text encoders: one for an SD, two for an SDXL.
-        unet: config of the UNet2DConditionModel; channels in and out and the conditions' widths are filled in.
-        scheduler: a diffusers scheduler config.
+        clip: CLIPModel folders, whose text towers become the prior's text encoders: one for an SD, two for an SDXL or
+            an SD3.
+        scheduler: a diffusers scheduler config; with a transformer a FlowMatchEulerDiscreteScheduler's.
         objective: the denoising loss.
         dropout: of the captions.
         optimisation: learning rate and schedule.
+        unet: config of a UNet2DConditionModel, or
+        transformer: config of an SD3Transformer2DModel; channels in and out and the conditions' widths are filled in.
         smallest: half of the images are shrunk to a share of their sides between this and 1 and enlarged again; an SDXL
             is told the sides in between as the original size.
     """
@@ -57,29 +54,37 @@ class PriorPretraining(TrainingModule):
         *,
         codec: str,
         clip: Sequence[str],
-        unet: Mapping[str, Any],
         scheduler: Mapping[str, Any],
         objective: Denoising,
         dropout: Dropout,
         optimisation: Optimisation,
+        unet: Mapping[str, Any] | None = None,
+        transformer: Mapping[str, Any] | None = None,
         smallest: float = 1.0,
     ) -> None:
         super().__init__(optimisation=optimisation)
-        from diffusers import AutoencoderKL, DDIMScheduler
+        from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-        if len(clip) not in (1, 2) or isinstance(clip, str):
-            raise ValueError(f"module.clip={clip!r}: give a list of one folder (SD) or two (SDXL)")
+        wanted = "two (SD3)" if transformer is not None else "one folder (SD) or two (SDXL)"
+        if isinstance(clip, str) or len(clip) not in (1, 2) or (transformer is not None and len(clip) != 2):
+            raise ValueError(f"module.clip={clip!r}: give a list of {wanted}")
+        if (unet is None) == (transformer is None):
+            raise ValueError("give the config of a unet or of a transformer, one of the two")
         with quiet():
             vae = AutoencoderKL.from_pretrained(place_of(codec), torch_dtype=torch.float32)
-            text = text_towers([place_of(folder) for folder in clip])
-        self.scheduler = DDIMScheduler(**dict(scheduler))
-        self.backbone = UNetBackbone(
-            unet=denoiser(unet, text, channels=vae.config.latent_channels),
-            codec=Codec(vae),
-            text=text,
-            schedule=Schedule.from_config(self.scheduler.config),
-        )
-        self.backbone.unet.requires_grad_(True)
+            self.scheduler = (DDIMScheduler if transformer is None else FlowMatchEulerDiscreteScheduler)(**scheduler)
+            settings: dict[str, Any] = {
+                "clips": [place_of(folder) for folder in clip],
+                "codec": Codec(vae),
+                "schedule": Schedule.from_config(
+                    {**self.scheduler.config, "_class_name": type(self.scheduler).__name__}
+                ),
+            }
+            if unet is not None:
+                self.backbone = fresh_unet(unet, **settings)
+            else:
+                self.backbone = fresh_mmdit(transformer or {}, **settings)
+        self.backbone.denoiser.requires_grad_(True)
         self.objective, self.dropout, self.smallest = objective, dropout, smallest
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -101,57 +106,8 @@ class PriorPretraining(TrainingModule):
         return loss
 
     def export(self, folder: Path) -> None:
-        """A diffusers pipeline's folder in half precision: Stable Diffusion's, or SDXL's if there are two encoders."""
-        from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-
-        text = self.backbone.text
-        parts: dict[str, Any] = {
-            "vae": self.backbone.codec.vae.half(),
-            "unet": self.backbone.unet.half(),
-            "scheduler": self.scheduler,
-            "feature_extractor": None,
-        }
-        for index, (encoder, tokenizer) in enumerate(zip(text.encoders, text.tokenizers, strict=True)):
-            parts[f"text_encoder{SUFFIXES[index]}"] = encoder.half()
-            parts[f"tokenizer{SUFFIXES[index]}"] = tokenizer
-        if len(text.encoders) == 2:
-            pipeline = StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=False)
-        else:
-            pipeline = StableDiffusionPipeline(**parts, safety_checker=None, requires_safety_checker=False)
-        pipeline.save_pretrained(folder)
-
-
-def text_towers(folders: Sequence[Path]) -> TextEncoder:
-    """The text towers of CLIPModel folders: one as SD reads it, two as SDXL does (the second projected)."""
-    from transformers import CLIPConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-
-    kinds = (CLIPTextModel, CLIPTextModelWithProjection)[: len(folders)]
-    encoders = []
-    for kind, folder in zip(kinds, folders, strict=True):
-        whole = CLIPConfig.from_pretrained(folder, local_files_only=True)
-        whole.text_config.projection_dim = whole.projection_dim  # a CLIPModel's folder says it once, for both towers
-        encoders.append(
-            kind.from_pretrained(folder, config=whole.text_config, dtype=torch.float32, local_files_only=True)
-        )
-    return TextEncoder(
-        encoders=encoders,
-        tokenizers=[CLIPTokenizer.from_pretrained(folder, local_files_only=True) for folder in folders],
-        penultimate=len(folders) == 2,
-        cache_bytes=0,
-    )
-
-
-def denoiser(config: Mapping[str, Any], text: TextEncoder, *, channels: int) -> UNet2DConditionModel:
-    """A fresh UNet that reads these text encoders."""
-    from diffusers import UNet2DConditionModel
-
-    filled = dict(config) | {"in_channels": channels, "out_channels": channels}
-    filled["cross_attention_dim"] = sum(encoder.config.hidden_size for encoder in text.encoders)
-    if text.penultimate:
-        pooled = text.encoders[1].config.projection_dim
-        filled["addition_embed_type"] = "text_time"
-        filled["projection_class_embeddings_input_dim"] = pooled + 6 * filled["addition_time_embed_dim"]
-    return UNet2DConditionModel(**filled)
+        """A diffusers pipeline's folder in half precision."""
+        save_pipeline(self.backbone, self.scheduler, folder)
 
 
 def shrunk(image_BCHW: Tensor, seeds: Sequence[int], *, smallest: float) -> tuple[Tensor, list[tuple[int, int]]]:

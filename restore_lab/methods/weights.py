@@ -81,10 +81,22 @@ def put_weights(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, fi
 def fingerprint_of(denoiser: nn.Module) -> str:
     """16 hex characters for a prior's weights: names, shapes and the first numbers of every tensor, as bfloat16.
 
-    Rounded so, a prior loaded in float32 and in bfloat16 is the same prior.
+    Rounded so, a prior loaded in float32 and in bfloat16 is the same prior; LoRA in it does not count.
     """
     total = hashlib.sha256()
     for name, p in denoiser.state_dict().items():
+        if is_lora(name):
+            continue
         first = p.detach().flatten()[:16].cpu().to(torch.bfloat16).float().numpy().tobytes()
-        total.update(f"{name}{tuple(p.shape)}".encode() + first)
+        total.update(f"{plain(name)}{tuple(p.shape)}".encode() + first)
     return total.hexdigest()[:16]
+
+
+def plain(name: str) -> str:
+    """A tensor's name as it was before peft wrapped its layer."""
+    return name.replace(".base_layer.", ".")
+
+
+def is_lora(name: str) -> bool:
+    """Whether a tensor is one of peft's, seen from the layer that it changes."""
+    return ".lora_A." in name or ".lora_B." in name

@@ -1,34 +1,59 @@
-"""The denoising loss (SPIRE Eq. 1) in whatever the prior predicts: noise, velocity or x0. `objective=denoising`.
+"""The denoising loss (SPIRE Eq. 1) in noise, velocity, flow or x0. `objective=denoising|velocity|flow|regression`.
 
-t is uniform over the prior's timesteps, z_t = alpha z0 + sigma noise; the loss is the mean squared error against the
-schedule's target. Timestep and noise of an image come from its own seed. Shapes: z0 (B, C, h, w).
+The loss is the mean squared error between what the model says of z_t = alpha z0 + sigma noise and the target, either in
+the prior's own prediction or converted to another (flow matching in an SDXL, velocity in an SD3). Times are uniform
+over the schedule, or logit-normal (Esser et al., arXiv 2403.03206, section 3.1: u = sigmoid(N(mean, std)), shifted as
+the prior's schedule says), as a flow's prior was trained. Time and noise of an image come from its own seed.
+Shapes: z0 (B, C, h, w).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
+from restore_lab.backbones.schedule import PREDICTION_TYPES
 from restore_lab.random import noise_like, uniform
 
 if TYPE_CHECKING:
     from restore_lab.backbones.schedule import Schedule
+
+Density = Literal["auto", "uniform", "logit_normal"]
 
 
 class Denoising:
     """Mean squared error at random timesteps.
 
     Args:
-        t_min, t_max: the range of timesteps as fractions of the schedule, [0, 1] for all of it.
+        t_min, t_max: the range of times as shares of the schedule, [0, 1] for all of it.
+        target: prediction type that the error is taken in; null for the prior's own.
+        density: of the times: "uniform", "logit_normal", or "auto", which is logit-normal for a flow.
+        mean, std: of the logit-normal density.
     """
 
-    def __init__(self, *, t_min: float, t_max: float) -> None:
+    def __init__(
+        self,
+        *,
+        t_min: float,
+        t_max: float,
+        target: str | None = None,
+        density: Density = "auto",
+        mean: float = 0.0,
+        std: float = 1.0,
+    ) -> None:
         if not 0.0 <= t_min < t_max <= 1.0:
             raise ValueError(f"objective needs 0 <= t_min < t_max <= 1, not t_min={t_min}, t_max={t_max}")
-        self.t_min, self.t_max = t_min, t_max
+        if target is not None and target not in PREDICTION_TYPES:
+            raise ValueError(f"objective.target={target!r} is not known; null or one of {', '.join(PREDICTION_TYPES)}")
+        if density not in ("auto", "uniform", "logit_normal"):
+            raise ValueError(f"objective.density={density!r} is not known; one of auto, uniform, logit_normal")
+        if std <= 0:
+            raise ValueError(f"objective.std={std} must be above 0")
+        self.t_min, self.t_max, self.target = t_min, t_max, target
+        self.density, self.mean, self.std = density, mean, std
 
     def __call__(
         self,
@@ -46,11 +71,18 @@ class Denoising:
             schedule: the prior's.
             predict: the model at (z_t, t).
         """
-        fraction_B = self.t_min + (self.t_max - self.t_min) * uniform(seeds, "timestep")
-        # A t_min above 0 can round the fraction up to 1, where there is no timestep.
-        t_B = (fraction_B * schedule.num_train_timesteps).long().clamp(max=schedule.num_train_timesteps - 1)
-        t_B = t_B.to(z0_BCHW.device)
+        t_B = self.times(seeds, schedule).to(z0_BCHW.device)
         noise_BCHW = noise_like(z0_BCHW, seeds, "diffusion noise")
         z_BCHW = schedule.add_noise(z0_BCHW, noise_BCHW, t_B)
-        target_BCHW = schedule.target(z0_BCHW, noise_BCHW, t_B)
-        return torch.nn.functional.mse_loss(predict(z_BCHW, t_B).float(), target_BCHW.float())
+        kind = self.target or schedule.prediction_type
+        target_BCHW = schedule.target(z0_BCHW, noise_BCHW, t_B, prediction_type=kind)
+        said_BCHW = schedule.convert(predict(z_BCHW, t_B).float(), z_BCHW, t_B, prediction_type=kind)
+        return torch.nn.functional.mse_loss(said_BCHW, target_BCHW.float())
+
+    def times(self, seeds: Sequence[int], schedule: Schedule) -> Tensor:
+        """A timestep an image."""
+        share_B = uniform(seeds, "timestep")
+        logit_normal = schedule.prediction_type == "flow" if self.density == "auto" else self.density == "logit_normal"
+        if logit_normal:
+            share_B = torch.sigmoid(self.mean + self.std * torch.special.ndtri(share_B))
+        return schedule.time(self.t_min + (self.t_max - self.t_min) * share_B)

@@ -12,6 +12,8 @@ from restore_lab.random import uniform
 from restore_lab.types import Prompt
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from restore_lab.prompts.visual import ClipVision, DinoVision
     from restore_lab.types import Batch
 
@@ -29,19 +31,25 @@ class Dropout:
         semantic: probability for the semantic slot.
         instruction: probability for the instruction slot.
         together: probability that all slots are emptied, by a coin of its own.
+        visual: probability for the visual slot, whose image is then black (InstantIR).
     """
 
-    def __init__(self, *, semantic: float, instruction: float, together: float = 0.0) -> None:
-        for name, p in (("semantic", semantic), ("instruction", instruction), ("together", together)):
+    def __init__(self, *, semantic: float, instruction: float, together: float = 0.0, visual: float = 0.0) -> None:
+        named = {"semantic": semantic, "instruction": instruction, "together": together, "visual": visual}
+        for name, p in named.items():
             if not 0.0 <= p <= 1.0:
                 raise ValueError(f"prompt.dropout.{name}={p} is a probability; give a number from 0 to 1")
-        self.semantic, self.instruction, self.together = semantic, instruction, together
+        self.p = {"semantic": semantic, "instruction": instruction, "visual": visual}
+        self.together = together
 
     def __call__(self, texts: tuple[str, ...], batch: Batch, *, slot: str) -> tuple[str, ...]:
         """The texts of a slot ("semantic" or "instruction") with some emptied."""
-        p = self.semantic if slot == "semantic" else self.instruction
+        return tuple("" if out else text for out, text in zip(self.dropped(batch, slot=slot), texts, strict=True))
+
+    def dropped(self, batch: Batch, *, slot: str) -> list[bool]:
+        """Whether a slot is dropped, an image at a time."""
         own, shared = (uniform(batch.seed, f"dropout {name}").tolist() for name in (slot, "together"))
-        return tuple("" if a < p or b < self.together else text for a, b, text in zip(own, shared, texts, strict=True))
+        return [a < self.p[slot] or b < self.together for a, b in zip(own, shared, strict=True)]
 
 
 class PromptSources:
@@ -76,6 +84,24 @@ class PromptSources:
         else:
             semantic = self.dropout(semantic, batch, slot="semantic")
             instruction = self.dropout(instruction, batch, slot="instruction")
-        seen_BLD = None if self.visual is None or batch.lq_BCHW is None else self.visual(batch.lq_BCHW)
-        negative = (self.negative,) * len(batch)
-        return Prompt(semantic=semantic, negative=negative, instruction=instruction, visual_BLD=seen_BLD)
+        seen_BLD, null_BLD = self._seen(batch, training=training)
+        return Prompt(
+            semantic=semantic,
+            negative=(self.negative,) * len(batch),
+            instruction=instruction,
+            visual_BLD=seen_BLD,
+            visual_null_BLD=null_BLD,
+        )
+
+    def _seen(self, batch: Batch, *, training: bool) -> tuple[Tensor | None, Tensor | None]:
+        """What the image encoder sees in each LQ, in training with dropout, and in a black image."""
+        import torch
+
+        if self.visual is None or batch.lq_BCHW is None:
+            return None, None
+        seen_BLD = self.visual(batch.lq_BCHW)
+        null_BLD = self.visual(torch.zeros_like(batch.lq_BCHW[:1])).expand_as(seen_BLD)
+        if training:
+            out_B = torch.tensor(self.dropout.dropped(batch, slot="visual"), device=seen_BLD.device)
+            seen_BLD = torch.where(out_B[:, None, None], null_BLD, seen_BLD)
+        return seen_BLD, null_BLD

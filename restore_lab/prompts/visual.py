@@ -35,7 +35,7 @@ class ClipVision(nn.Module):
     def __init__(self, *, path: str, meta: bool = False) -> None:
         super().__init__()
         if meta:
-            self._take(described(path), mean=(0.0,) * 3, std=(1.0,) * 3)
+            self._take(clip_of(described(path)), mean=(0.0,) * 3, std=(1.0,) * 3)
             return
         from transformers import CLIPImageProcessor, CLIPModel
 
@@ -73,28 +73,42 @@ class DinoVision(nn.Module):
 
     Args:
         path: its folder or a hub id.
+        meta: build it without weights, on the current device; its config is the folder's, or one that we ship.
 
     Raises:
         ValueError: if there is no such model.
     """
 
-    def __init__(self, *, path: str) -> None:
+    def __init__(self, *, path: str, meta: bool = False) -> None:
         super().__init__()
-        from transformers import AutoImageProcessor, AutoModel
+        from transformers import AutoImageProcessor, AutoModel, Dinov2Config
+
+        if meta:
+            self.tower = AutoModel.from_config(Dinov2Config(**described(path)))
+            self._take(short=256, crop=224, mean=(0.0,) * 3, std=(1.0,) * 3)
+            return
 
         place = place_of(path)
         source = str(place) if place.is_dir() else path
         try:
             with quiet():
-                self.tower: Any = AutoModel.from_pretrained(source, dtype=torch.float32)
+                self.tower = AutoModel.from_pretrained(source, dtype=torch.float32)
                 processor: Any = AutoImageProcessor.from_pretrained(source)
         except (OSError, ValueError) as error:
             first = str(error).splitlines()[0][:200]
             raise ValueError(f"prompt.visual.path={path}: no DINOv2 ({first}); give its folder") from error
+        self._take(
+            short=int(processor.size["shortest_edge"]),
+            crop=int(processor.crop_size["height"]),
+            mean=processor.image_mean,
+            std=processor.image_std,
+        )
+
+    def _take(self, *, short: int, crop: int, mean: Sequence[float], std: Sequence[float]) -> None:
         self.requires_grad_(False).eval()
-        self.short, self.crop = int(processor.size["shortest_edge"]), int(processor.crop_size["height"])
+        self.short, self.crop = short, crop
         self.width = int(self.tower.config.hidden_size)
-        self.mean, self.std = list(processor.image_mean), list(processor.image_std)
+        self.mean, self.std = list(mean), list(std)
 
     def train(self, mode: bool = True) -> DinoVision:
         """Stays in eval mode."""
@@ -113,18 +127,23 @@ def framed(image_BCHW: Tensor, *, short: int, crop: int, mean: Sequence[float], 
     return V.normalize(V.center_crop(resized, [crop, crop]), list(mean), list(std))
 
 
-def described(path: str) -> Any:
-    """A CLIPModel without weights, of the folder's config or of the shipped one with the hub id's name.
+def described(path: str) -> dict[str, Any]:
+    """The config of an image encoder: the folder's, or the shipped one with the hub id's name.
 
     Raises:
         ValueError: if there is neither.
     """
-    from transformers import CLIPConfig, CLIPModel
-
     shipped = Path(__file__).parent / "configs" / f"{path.rpartition('/')[2]}.json"
     file = place_of(path) / "config.json"
     if not file.is_file():
         file = shipped
     if not file.is_file():
-        raise ValueError(f"prompt.visual.path={path}: neither a CLIPModel's folder nor a config that comes with us")
-    return CLIPModel(CLIPConfig(**json.loads(file.read_text(encoding="utf-8"))))
+        raise ValueError(f"prompt.visual.path={path}: neither an image encoder's folder nor a config that we ship")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def clip_of(config: dict[str, Any]) -> Any:
+    """A CLIPModel without weights."""
+    from transformers import CLIPConfig, CLIPModel
+
+    return CLIPModel(CLIPConfig(**config))

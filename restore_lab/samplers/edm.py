@@ -3,7 +3,8 @@
 In x = z / alpha a noise level is sigma = sigma_t / alpha_t. Each step raises the noise, x_hat = x + s_noise n
 sqrt(sigma_hat^2 - sigma^2) with sigma_hat = (1 + gamma) sigma, evaluates the model at sigma_hat, and takes Euler's step
 from there. diffusers' Euler scheduler evaluates at the level before raising; this one is ours for that reason.
-The prior sees variance-preserving latents z = x / sqrt(1 + sigma^2) at its nearest timestep, whose sigma then counts.
+The prior sees z = alpha x (x / sqrt(1 + sigma^2) if it preserves variance) at its nearest timestep; a flow, whose last
+sigma is infinite, starts at 4096.
 Shapes: latents (B, C, h, w).
 """
 
@@ -17,17 +18,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from restore_lab.backbones.schedule import ALPHA_FLOOR, VariancePreserving
 from restore_lab.random import noise_like
-from restore_lab.samplers.level import Level, edm_sigmas
+from restore_lab.samplers.level import Level, levels
 from restore_lab.samplers.loop import Predict, Sampler
 
 if TYPE_CHECKING:
     from restore_lab.backbones.schedule import Schedule
+    from restore_lab.samplers.fidelity import Steer
 
 
-def ddpm_timesteps(*, count: int, steps: int) -> list[int]:
-    """`steps` of `count` timesteps, evenly from the last one down, the lowest left out (the release's spacing)."""
-    return torch.linspace(count - 1, 0, steps + 1, dtype=torch.float64)[:-1].long().tolist()
+def spaced(*, top: float, steps: int, whole: bool) -> Tensor:
+    """`steps` times, evenly from `top` down, the lowest left out (the release's spacing); whole numbers if asked."""
+    times = torch.linspace(top, 0, steps + 1, dtype=torch.float64)[:-1]
+    return times.floor() if whole else times
 
 
 @dataclass(kw_only=True, eq=False)
@@ -59,28 +63,42 @@ class EdmSampler(Sampler):
     def __call__(
         self, predict: Predict, lq_latent_BCHW: Tensor, *, centre_BCHW: Tensor, seeds: Sequence[int], schedule: Schedule
     ) -> Tensor:
-        table = edm_sigmas(schedule)
-        timesteps = ddpm_timesteps(count=len(table), steps=self.steps)
-        sigmas, top = [*table[timesteps].tolist(), 0.0], float(table[-1])
-        x_BCHW = self.init(lq_latent_BCHW, seeds=seeds, t=timesteps[0], schedule=schedule)
-        x_BCHW = x_BCHW * math.sqrt(1 + sigmas[0] ** 2)
-        for i in self.bar(range(self.steps)):
-            sigma, following = sigmas[i], sigmas[i + 1]
+        times = spaced(top=schedule.top, steps=self.steps, whole=isinstance(schedule, VariancePreserving))
+        x_BCHW = self.init(lq_latent_BCHW, seeds=seeds, t=float(times[0]), schedule=schedule)
+        x_BCHW, state = x_BCHW / _alpha(schedule, float(times[0])), None
+        for i, level in enumerate(self.bar(levels(schedule, times))):
+            sigma, following = level.sigma, level.following
             sigma_hat = sigma * (1 + self.gamma(sigma))
             if sigma_hat > sigma:
                 noise_BCHW = noise_like(x_BCHW, seeds, f"churn {i}")
                 x_BCHW = x_BCHW + self.s_noise * math.sqrt(sigma_hat**2 - sigma**2) * noise_BCHW
-            level = Level(sigma=sigma, following=following, top=top)
-            x0_BCHW = self._denoised(predict, x_BCHW, sigma_hat, level=level, schedule=schedule, table=table)
+            steer = self.fidelity.before_model(level=level, state=state)
+            x0_BCHW, preview_BCHW = self._denoised(
+                predict, x_BCHW, sigma_hat, level=level, steer=steer, schedule=schedule
+            )
+            if self.fidelity.watches:
+                state = self.fidelity.watch(x0_BCHW, preview_BCHW, state=state)
             x0_BCHW = self.fidelity.on_x0(x0_BCHW, centre_BCHW=centre_BCHW, level=level)
             x_BCHW = x_BCHW + (following - sigma_hat) / sigma_hat * (x_BCHW - x0_BCHW)
+            if self.fidelity.edits_step:
+                alpha = 1.0 if following == 0 else _alpha(schedule, float(times[i + 1]))
+                z_BCHW = self.fidelity.after_step(alpha * x_BCHW, centre_BCHW=centre_BCHW, level=level)
+                x_BCHW = z_BCHW / alpha
         return x_BCHW
 
     def _denoised(
-        self, predict: Predict, x_BCHW: Tensor, sigma: float, *, level: Level, schedule: Schedule, table: Tensor
-    ) -> Tensor:
-        """D(x, sigma), the model asked at the timestep whose sigma is nearest."""
-        t = int((table - sigma).abs().argmin())
-        z_BCHW = x_BCHW / math.sqrt(1 + float(table[t]) ** 2)
+        self, predict: Predict, x_BCHW: Tensor, sigma: float, *, level: Level, steer: Steer, schedule: Schedule
+    ) -> tuple[Tensor, Tensor | None]:
+        """D(x, sigma), the model asked at the timestep whose sigma is nearest, and the adaptor's preview."""
+        t = schedule.time_of(sigma)
+        z_BCHW = x_BCHW * _alpha(schedule, t)
         t_B = torch.full((len(x_BCHW),), t, device=x_BCHW.device)
-        return schedule.to_x0(predict(z_BCHW, t_B, level), z_BCHW, t_B)
+        if isinstance(schedule, VariancePreserving):
+            t_B = t_B.long()
+        said = predict(z_BCHW, t_B, level, steer)
+        return schedule.to_x0(said.out_BCHW, z_BCHW, t_B), said.preview_BCHW
+
+
+def _alpha(schedule: Schedule, t: float) -> float:
+    """alpha(t), floored where there is nothing but noise."""
+    return max(float(schedule.alpha(t).double()), ALPHA_FLOOR)

@@ -1,30 +1,83 @@
-"""Keeps a sample near the LQ by editing the predicted clean latent. `sampler/fidelity=none|restoration_guided`.
+"""Keeps a sample near the LQ while it is made. `sampler/fidelity=none|restoration_guided|rss|adares`.
+
+A fidelity guidance has three places in a step: `before_model` says how the adaptor is steered, `on_x0` may edit the
+predicted clean latent, `after_step` the latent that the step gave. What it remembers of an image travels in `state`.
 
 SUPIR's restoration-guided sampling (Yu et al. 2024, section 3.4 and Algorithm 1, lines 7-8): with k = (sigma_t /
-sigma_T)^tau_r the prediction moves by the share k towards the LQ's latent, x0 <- x0 - k (x0 - z_LQ): far while the
-noise is high, hardly at all at the end. The release stops where the next sigma falls below 0.05.
+sigma_T)^tau_r the prediction moves by the share k towards the LQ's latent, x0 <- x0 - k (x0 - z_LQ).
+DRA's restoration sampling strategy (Eqs. 1, 2): z_t <- z'_t + w g(t, T) (c_lq - z'_t), g = (t/T - a) / (1 - a) above
+the threshold a and 0 below it. AdaRes stands in adares.py.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from restore_lab.samplers.level import Level
 
 
-class Free:
-    """No fidelity guidance."""
+@dataclass(frozen=True, kw_only=True)
+class Steer:
+    """How the adaptor is steered in a step, a number or one an image.
 
+    `blend` moves an adaptor's reference towards the LQ's latent (0 leaves it, 1 is the LQ's latent); `strength` is how
+    far the adaptor's edits go.
+    """
+
+    blend: Tensor | float = 0.0
+    strength: Tensor | float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What the guided model said, and the preview that its adaptor took as reference, if it takes one."""
+
+    out_BCHW: Tensor
+    preview_BCHW: Tensor | None = None
+
+
+class Free:
+    """No fidelity guidance, and the base of all: every place leaves things as they are.
+
+    Attributes:
+        edits_x0, edits_step, watches: which of the places do something; what does nothing costs nothing.
+        recode: pull towards E(D(z_LQ)) in the place of z_LQ.
+    """
+
+    edits_x0 = False
+    edits_step = False
+    watches = False
     recode = False
 
+    def before_model(self, *, level: Level, state: Any) -> Steer:
+        """How the adaptor is steered; `state` is None before the first step."""
+        return Steer()
+
     def on_x0(self, x0_BCHW: Tensor, *, centre_BCHW: Tensor, level: Level) -> Tensor:
+        """The clean latent after the step's guidance.
+
+        Args:
+            x0_BCHW: what the model predicts.
+            centre_BCHW: the LQ's latent.
+            level: the step's.
+        """
         return x0_BCHW
 
+    def watch(self, x0_BCHW: Tensor, preview_BCHW: Tensor | None, *, state: Any) -> Any:
+        """The state for the next step, from the clean latent and the preview of this one."""
+        return state
 
-class RestorationGuided:
+    def after_step(self, z_BCHW: Tensor, *, centre_BCHW: Tensor, level: Level) -> Tensor:
+        """The latent after the step's guidance, as the prior will see it."""
+        return z_BCHW
+
+
+class RestorationGuided(Free):
     """SUPIR's guidance towards the LQ's latent.
 
     Args:
@@ -39,15 +92,39 @@ class RestorationGuided:
         if tau_r is not None and tau_r < 0:
             raise ValueError(f"sampler.fidelity.tau_r={tau_r} must not be negative; null turns it off")
         self.tau_r, self.s_tmin, self.recode = tau_r, float(s_tmin), recode and tau_r is not None
+        self.edits_x0 = tau_r is not None
 
     def on_x0(self, x0_BCHW: Tensor, *, centre_BCHW: Tensor, level: Level) -> Tensor:
-        """The clean latent after the step's guidance.
-
-        Args:
-            x0_BCHW: what the model predicts.
-            centre_BCHW: the LQ's latent.
-            level: the step's.
-        """
         if self.tau_r is None or level.following <= self.s_tmin:
             return x0_BCHW
         return x0_BCHW - level.share**self.tau_r * (x0_BCHW - centre_BCHW)
+
+
+class RestorationSampling(Free):
+    """DRA's pull of the latent between steps.
+
+    Args:
+        weight: w.
+        threshold: a, in [0, 1): the share of the steps at whose end nothing is pulled.
+        on: "latent" as written, or "x0": the predicted clean latent is pulled by the same share instead.
+    """
+
+    def __init__(self, *, weight: float, threshold: float, on: Literal["latent", "x0"] = "latent") -> None:
+        if not 0.0 <= threshold < 1.0:
+            raise ValueError(f"sampler.fidelity.threshold={threshold} is a share of the steps, from 0 to below 1")
+        if on not in ("latent", "x0"):
+            raise ValueError(f"sampler.fidelity.on={on!r} is not known; one of latent, x0")
+        self.weight, self.threshold = float(weight), float(threshold)
+        self.edits_step, self.edits_x0 = on == "latent", on == "x0"
+
+    def pull(self, level: Level) -> float:
+        """w g(t, T; a) for the latent that the step gives, t of whose T steps are left."""
+        above = level.left - self.threshold
+        return self.weight * above / (1 - self.threshold) if above > 0 else 0.0
+
+    def on_x0(self, x0_BCHW: Tensor, *, centre_BCHW: Tensor, level: Level) -> Tensor:
+        return x0_BCHW + self.pull(level) * (centre_BCHW - x0_BCHW) if self.edits_x0 else x0_BCHW
+
+    def after_step(self, z_BCHW: Tensor, *, centre_BCHW: Tensor, level: Level) -> Tensor:
+        pull = self.pull(level)
+        return torch.lerp(z_BCHW, centre_BCHW.to(z_BCHW.dtype), pull) if pull else z_BCHW

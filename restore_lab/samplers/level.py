@@ -1,18 +1,17 @@
 """Where a step of sampling stands: its noise in units of the signal, sigma / alpha (EDM, Karras et al. 2022).
 
-For SD's and SDXL's schedules sigma / alpha runs from 0.03 to 14.61; with zero terminal SNR it has no end and is cut at
-4096, where diffusers cuts it.
+For SD's and SDXL's schedules sigma / alpha runs from 0.03 to 14.61; with zero terminal SNR and on a flow it has no end
+and is cut at 4096, where diffusers cuts it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
-
-from restore_lab.backbones.schedule import ALPHA_FLOOR
 
 if TYPE_CHECKING:
     from restore_lab.backbones.schedule import Schedule
@@ -20,16 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """One step's noise: `sigma` now, `following` after it (0 at the end), `top` at the schedule's last timestep."""
+    """One step: `sigma` is the noise now, `following` after it (0 at the end).
+
+    `share` is how far the noise is towards its top, in [0, 1]: sigma / top, or s on a flow. `left` is the share of the
+    steps that come after this one: (T - 1) / T at the first of T, 0 at the last.
+    """
 
     sigma: float
     following: float
-    top: float
-
-    @property
-    def share(self) -> float:
-        """sigma / top, in [0, 1]: 1 where sampling starts."""
-        return min(self.sigma / self.top, 1.0)
+    share: float
+    left: float = 0.0
 
 
 class Linear:
@@ -42,21 +41,34 @@ class Linear:
         return self.end + (self.start - self.end) * level.share
 
 
-def edm_sigmas(schedule: Schedule) -> Tensor:
-    """sigma / alpha at every timestep, float64, rising."""
-    bar = schedule.alphas_cumprod.double()
-    return ((1 - bar) / bar.clamp_min(ALPHA_FLOOR**2)).sqrt()
+class Until:
+    """1 for a share of the steps, then 0: InstantIR's creative restoration (section 3.3).
+
+    Args:
+        share: of the steps, the first ones, in [0, 1].
+    """
+
+    def __init__(self, *, share: float) -> None:
+        if not 0.0 <= share <= 1.0:
+            raise ValueError(f"sampler.strength.share={share} is a share of the steps; give a number from 0 to 1")
+        self.share = float(share)
+
+    def __call__(self, level: Level) -> float:
+        return float(1 - level.left <= self.share + 1e-9)
 
 
 def levels(schedule: Schedule, timesteps: Tensor) -> list[Level]:
     """The levels of descending timesteps, which may lie between integers."""
-    table = edm_sigmas(schedule)
-    t = timesteps.detach().double().cpu().clamp(0, len(table) - 1)
-    low, part = t.floor().long(), t - t.floor()
-    between = table[low] + part * (table[(low + 1).clamp(max=len(table) - 1)] - table[low])
-    ends = torch.cat([between[1:], between.new_zeros(1)])
-    top = float(table[-1])
     return [
-        Level(sigma=sigma, following=after, top=top)
-        for sigma, after in zip(between.tolist(), ends.tolist(), strict=True)
+        Level(sigma=sigma, following=after, share=share, left=left)
+        for (sigma, after), share, left in zip(
+            pairwise([*schedule.ratio(timesteps).tolist(), 0.0]),
+            schedule.share(timesteps).tolist(),
+            _left(len(timesteps)),
+            strict=True,
+        )
     ]
+
+
+def _left(steps: int) -> Sequence[float]:
+    return [(steps - 1 - i) / steps for i in range(steps)]

@@ -1,12 +1,15 @@
-"""The sampling loop around a diffusers scheduler. `sampler=ddim|unipc`.
+"""The sampling loop around a diffusers scheduler. `sampler=ddim|ddpm|unipc|dpmpp|euler_flow|lcm`.
 
-The scheduler is made from the prior's own noise schedule, so that betas, prediction type and zero terminal SNR always
-agree with it. Each step converts what the model says to x0, lets the fidelity guidance edit it, and converts it back;
-where nothing is edited nothing is converted. Shapes: latents (B, C, h, w), variance preserving.
+The scheduler is made from the prior's own noise schedule (schedulers.py). Each step asks the guided model, lets the
+fidelity guidance edit what it says as a clean latent, steps, and lets it edit the result; what edits nothing converts
+nothing. A solver with a corrector (UniPC) starts each step again from its own last sample, which would undo an edit of
+the result: there the edit is put into the clean latent, so that a first-order step would give the same result.
+Shapes: latents (B, C, h, w), as the prior sees them.
 """
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,57 +18,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from restore_lab.samplers.fidelity import Free
+from restore_lab.backbones.schedule import FlowMatching
+from restore_lab.random import generator
+from restore_lab.samplers.fidelity import Prediction, Steer
 from restore_lab.samplers.level import Level, levels
 
 if TYPE_CHECKING:
     from restore_lab.backbones.schedule import Schedule
-    from restore_lab.samplers.fidelity import RestorationGuided
+    from restore_lab.samplers.fidelity import Free
     from restore_lab.samplers.guidance import ClassifierFree
 
-Predict = Callable[[Tensor, Tensor, Level], Tensor]
+Predict = Callable[[Tensor, Tensor, Level, Steer], Prediction]
 T = TypeVar("T")
-
-
-def ddim(schedule: Schedule, *, timestep_spacing: str) -> Any:
-    """diffusers' DDIMScheduler on the prior's schedule, deterministic (eta 0), without clipping.
-
-    Args:
-        schedule: the prior's.
-        timestep_spacing: "trailing" starts at the last timestep, which zero terminal SNR needs; "leading" is SD 1.5's.
-    """
-    from diffusers import DDIMScheduler
-
-    return DDIMScheduler(
-        num_train_timesteps=schedule.num_train_timesteps,
-        trained_betas=betas(schedule),
-        prediction_type=schedule.prediction_type,
-        timestep_spacing=timestep_spacing,
-        clip_sample=False,
-        set_alpha_to_one=True,
-    )
-
-
-def unipc(schedule: Schedule, *, timestep_spacing: str) -> Any:
-    """diffusers' UniPCMultistepScheduler on the prior's schedule: order 2, "bh2" (Zhao et al. 2023; Diff-Restorer's).
-
-    It works in log SNR, which has no value at zero terminal SNR; there diffusers' floor of alpha stands in.
-    """
-    from diffusers import UniPCMultistepScheduler
-
-    return UniPCMultistepScheduler(
-        num_train_timesteps=schedule.num_train_timesteps,
-        trained_betas=betas(schedule),
-        prediction_type=schedule.prediction_type,
-        timestep_spacing=timestep_spacing,
-        rescale_betas_zero_snr=float(schedule.alphas_cumprod[-1]) == 0.0,  # changes no other beta, sets the floor
-    )
-
-
-def betas(schedule: Schedule) -> list[float]:
-    """The betas that give this schedule's cumulative alphas."""
-    bar = schedule.alphas_cumprod.double()
-    return (1 - torch.cat([bar[:1], bar[1:] / bar[:-1]])).tolist()
 
 
 @dataclass(kw_only=True, eq=False)
@@ -76,7 +40,7 @@ class Sampler(ABC):
         steps: evaluations of the guided model.
         init: where to start.
         guidance: how the branches are weighted; read by the method, which builds them.
-        fidelity: edits the predicted clean latent.
+        fidelity: keeps the sample near the LQ.
         strength: how far the adaptor's edits go, a function of the step's level; read by the method.
         colour: gives the restored image a reference's colours; called by the method.
         progress: show a bar with the time left.
@@ -85,7 +49,7 @@ class Sampler(ABC):
     steps: int
     init: Callable[..., Tensor]
     guidance: ClassifierFree
-    fidelity: Free | RestorationGuided
+    fidelity: Free
     strength: Callable[[Level], float]
     colour: Callable[[Tensor, Tensor], Tensor]
     progress: bool
@@ -101,10 +65,10 @@ class Sampler(ABC):
         """A clean latent for each image.
 
         Args:
-            predict: the guided model at (z_t, t, level), t one integer an image.
+            predict: the guided model at (z_t, t, level, steer), t one number an image.
             lq_latent_BCHW: the LQ's latent; gives the shape, and the start where `init` wants it.
             centre_BCHW: where the fidelity guidance pulls.
-            seeds: one an image, for its starting noise.
+            seeds: one an image, for its noise.
             schedule: the prior's.
         """
 
@@ -138,19 +102,100 @@ class SchedulerSampler(Sampler):
     ) -> Tensor:
         scheduler = self.scheduler(schedule)
         scheduler.set_timesteps(self.steps, device=lq_latent_BCHW.device)
-        timesteps = scheduler.timesteps[-max(1, round(self.start * len(scheduler.timesteps))) :]
-        if self.start < 1 and hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(len(scheduler.timesteps) - len(timesteps))
-        z_BCHW = self.init(lq_latent_BCHW, seeds=seeds, t=int(timesteps[0]), schedule=schedule)
-        z_BCHW = z_BCHW * scheduler.init_noise_sigma
-        steps = zip(timesteps, levels(schedule, timesteps), strict=True)
-        for t, level in self.bar(steps):
-            model_in = scheduler.scale_model_input(z_BCHW, t)
-            t_B = t.expand(len(z_BCHW))
-            model_out = predict(model_in, t_B, level)
-            if not isinstance(self.fidelity, Free):
-                x0_BCHW = schedule.to_x0(model_out, model_in, t_B.long())
-                x0_BCHW = self.fidelity.on_x0(x0_BCHW, centre_BCHW=centre_BCHW, level=level)
-                model_out = schedule.from_x0(x0_BCHW, model_in, t_B.long())
-            z_BCHW = scheduler.step(model_out, t, z_BCHW).prev_sample
+        first = len(scheduler.timesteps) - max(1, round(self.start * len(scheduler.timesteps)))
+        if first and hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(first)
+        steps, times = scheduler.timesteps[first:], _times(scheduler, schedule)[first:]
+        noise = {}
+        if "generator" in inspect.signature(scheduler.step).parameters:
+            noise["generator"] = [generator(seed, "sampling noise") for seed in seeds]
+        z_BCHW = self.init(lq_latent_BCHW, seeds=seeds, t=float(times[0]), schedule=schedule)
+        z_BCHW, state = z_BCHW * getattr(scheduler, "init_noise_sigma", 1.0), None  # a flow's has none
+        for t, time, after, level in self.bar(
+            list(zip(steps, times, [*times[1:], None], levels(schedule, times), strict=True))
+        ):
+            model_in = scheduler.scale_model_input(z_BCHW, t) if hasattr(scheduler, "scale_model_input") else z_BCHW
+            said = predict(
+                model_in, time.expand(len(z_BCHW)), level, self.fidelity.before_model(level=level, state=state)
+            )
+            out_BCHW, state = self._edited(
+                said,
+                model_in,
+                time,
+                after,
+                state,
+                centre_BCHW=centre_BCHW,
+                level=level,
+                schedule=schedule,
+                through_x0=hasattr(scheduler, "disable_corrector"),
+            )
+            z_BCHW = scheduler.step(out_BCHW, t, z_BCHW, **noise).prev_sample
+            if self.fidelity.edits_step and not hasattr(scheduler, "disable_corrector"):
+                z_BCHW = self.fidelity.after_step(z_BCHW, centre_BCHW=centre_BCHW, level=level)
         return z_BCHW
+
+    def _edited(
+        self,
+        said: Prediction,
+        z_BCHW: Tensor,
+        t: Tensor,
+        after: Tensor | None,
+        state: Any,
+        *,
+        centre_BCHW: Tensor,
+        level: Level,
+        schedule: Schedule,
+        through_x0: bool,
+    ) -> tuple[Tensor, Any]:
+        """The model's output as the fidelity guidance leaves it, and what it remembers."""
+        fidelity = self.fidelity
+        through_x0 = through_x0 and fidelity.edits_step
+        if not (fidelity.edits_x0 or fidelity.watches or through_x0):
+            return said.out_BCHW, state
+        x0_BCHW = schedule.to_x0(said.out_BCHW, z_BCHW, t)
+        if fidelity.watches:
+            state = fidelity.watch(x0_BCHW, said.preview_BCHW, state=state)
+        if not (fidelity.edits_x0 or through_x0):
+            return said.out_BCHW, state
+        x0_BCHW = fidelity.on_x0(x0_BCHW, centre_BCHW=centre_BCHW, level=level)
+        if through_x0:
+            x0_BCHW = stepped_through_x0(
+                x0_BCHW,
+                z_BCHW,
+                now=(schedule.alpha(t), schedule.sigma(t)),
+                after=(1.0, 0.0) if after is None else (schedule.alpha(after), schedule.sigma(after)),
+                edit=lambda next_BCHW: fidelity.after_step(next_BCHW, centre_BCHW=centre_BCHW, level=level),
+            )
+        return schedule.from_x0(x0_BCHW, z_BCHW, t), state
+
+
+def _times(scheduler: Any, schedule: Schedule) -> Tensor:
+    """The times that the steps stand at, as the prior counts them: some schedulers round a flow's."""
+    if isinstance(schedule, FlowMatching):
+        return scheduler.sigmas[:-1].to(scheduler.timesteps.device) * schedule.num_train_timesteps
+    return scheduler.timesteps
+
+
+def stepped_through_x0(
+    x0_BCHW: Tensor,
+    z_BCHW: Tensor,
+    *,
+    now: tuple[Tensor, Tensor],
+    after: tuple[Tensor | float, Tensor | float],
+    edit: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """The clean latent whose first-order step is the edited first-order step of `x0_BCHW`.
+
+    The step is z' = alpha' x0 + sigma' (z - alpha x0) / sigma = k x0 + (sigma' / sigma) z, k = alpha' - sigma' alpha /
+    sigma; so x0 moves by (edit(z') - z') / k.
+
+    Args:
+        x0_BCHW: the predicted clean latent.
+        z_BCHW: the latent it was predicted from.
+        now, after: (alpha, sigma) of this step's latent and of the next.
+        edit: of the next latent.
+    """
+    (alpha, sigma), (alpha_after, sigma_after) = now, after
+    k = alpha_after - sigma_after * alpha / sigma
+    next_BCHW = k * x0_BCHW + sigma_after / sigma * z_BCHW
+    return x0_BCHW + (edit(next_BCHW) - next_BCHW) / k

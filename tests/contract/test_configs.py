@@ -21,7 +21,7 @@ from restore_lab.cli.conf_dir import conf_dir
 from restore_lab.cli.errors import groups
 from restore_lab.methods.weights import weights_file
 from tests.composed import composed, small
-from tests.toys import toy_backbone, toy_dino
+from tests.toys import toy_backbone, toy_dino, toy_unet_folder
 
 CONF = conf_dir()
 GROUPS = {group: options for group, options in groups([CONF]).items() if group != "experiment"}
@@ -81,21 +81,28 @@ PARTS = ALIASES + [(group, option) for group, options in GROUPS.items() if group
 def test_a_part_composes_and_builds(group, option, images, toy_folder, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     cfg = filled(chosen(group, option), images)
-    cfg.backbone.path = str(toy_folder)
+    family = cfg.backbone.family
+    cfg.backbone.path = str(toy_folder if family == "unet" else toy_unet_folder(tmp_path, "sd3"))
+    if cfg.adaptor.get("stream") is not None:
+        cfg.adaptor.stream.update(hidden=16, depth=1, heads=2, dim_head=8, queries=4)
+    visual = cfg.prompt.visual
+    if visual is not None and visual["_target_"].endswith("DinoVision"):
+        visual.path = str(toy_dino(tmp_path / "dino"))
     cfg.runs_dir = str(tmp_path)
     node = OmegaConf.select(cfg, group.replace("/", "."))
     if group == "prompt/quality" or f"{group}={option}" == "prompt/visual=none":  # strings and a null of the prompt
         node = cfg.prompt
-    if f"{group}={option}" == "prompt/visual=dino":
-        node.path = str(toy_dino(tmp_path / "dino"))
+    if f"{group}={option}" in ("adaptor/lora=none", "adaptor/stream=none"):  # nulls of the adaptor
+        node = cfg.adaptor
     if f"{group}={option}" == "decoder=consistency":
         with pytest.raises(ValueError, match=r"decodes SD 1\.x's latents"):
             build(node)(toy_backbone("sd"))
         return
     if group in ("method", "scale", "sizes", "stages", "variant", "variants"):  # presets: the module that they make
-        cfg.adaptor.hint_widths, cfg.adaptor.hint_channels = [4, 4, 8], 4
-        if cfg.prompt.visual is not None:
-            cfg.prompt.visual.path = "asset:tiny_clip"  # the paper's encoder is not here
+        if "hint_widths" in cfg.adaptor and cfg.adaptor.hint_widths is not None:
+            cfg.adaptor.hint_widths, cfg.adaptor.hint_channels = [4, 4, 8], 4
+        if visual is not None and visual["_target_"].endswith("ClipVision"):
+            visual.path = "asset:tiny_clip"  # the paper's encoder is not here
         if "encoder_weights" in cfg:
             cfg.encoder_weights = None  # an earlier stage's artefact
         module = build(cfg.module)
@@ -111,7 +118,8 @@ def test_a_part_composes_and_builds(group, option, images, toy_folder, tmp_path,
         return
     name = node["_target_"].rpartition(".")[2]
     if node.get("_partial_") and group.startswith(("adaptor", "lq_encoder", "decoder")):
-        made = made(toy_backbone("sd"))
+        width = {"adaptor": "visual", "adaptor/stream": "inputs"}.get(group)  # of what an image encoder sees
+        made = made(toy_backbone("sd"), **({width: 16} if width and option != "none" else {}))
     assert type(made).__name__ == name or (callable(made) and not name[0].isupper())
 
 
@@ -151,7 +159,7 @@ def test_the_groups_are_those_of_the_folders() -> None:
 
 def test_a_whole_small_method_builds(toy_folder) -> None:
     module = build(composed("train", *small(toy_folder)).module)
-    assert type(module).__name__ == "Spire"
+    assert type(module).__name__ == "RestorationModule"
 
 
 @pytest.mark.parametrize("verb", ["restore", "evaluate"])

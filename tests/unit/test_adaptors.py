@@ -20,27 +20,36 @@ from tests.composed import composed
 from tests.toy_methods import shake, toy_adaptor
 from tests.toys import TEXT_LENGTH, toy_backbone, toy_inputs
 
-ADAPTORS = sorted(path.stem for path in (conf_dir() / "adaptor").glob("*.yaml"))
+BESIDE = ("dcp", "dra", "dra_natural")  # these have no fusion
+ADAPTORS = sorted(path.stem for path in (conf_dir() / "adaptor").glob("*.yaml") if path.stem not in BESIDE)
 FUSIONS = sorted(path.stem for path in (conf_dir() / "adaptor" / "fusion").glob("*.yaml"))
 ZERO_FUSIONS = [fusion for fusion in FUSIONS if not fusion.startswith("zero_sft")]  # its group norm acts from the start
 SMALL = ("adaptor.hint_widths=[4,4,8]", "adaptor.hint_channels=4")
+# An adaptor with LoRA or a stream changes the prior that it is built on, and has no hint network.
+OWN = {"instantir": [f"adaptor.stream.{word}" for word in ("hidden=16", "depth=1", "heads=2", "dim_head=8")]}
 MILLION = 1e6
 
 
 @pytest.fixture(scope="module")
 def backbones():
     """One random prior of each kind; nothing here changes them."""
-    return {kind: toy_backbone(kind) for kind in ("sd", "sdxl")}
+    return {kind: toy_backbone(kind) for kind in ("sd", "sdxl", "sd3", "sd35")}
 
 
 def toy_hint(backbone, *, seed: int = 3) -> Hint:
     draw = torch.Generator().manual_seed(seed)
-    tokens = torch.randn(2, TEXT_LENGTH, backbone.unet.config.cross_attention_dim, generator=draw)
+    tokens = torch.randn(2, TEXT_LENGTH, backbone.token_width, generator=draw)
     lq_BCHW = torch.rand(2, 3, 32, 32, generator=draw)
     side = 32 // backbone.codec.compression
     latent_BCHW = torch.randn(2, backbone.codec.channels, side, side, generator=draw)
     code_BD = torch.randn(2, 256, generator=draw)
-    return Hint(lq_BCHW=lq_BCHW, lq_latent_BCHW=latent_BCHW, instruction_BLD=tokens, degradation_BD=code_BD)
+    return Hint(
+        lq_BCHW=lq_BCHW,
+        lq_latent_BCHW=latent_BCHW,
+        instruction_BLD=tokens,
+        degradation_BD=code_BD,
+        reference_BCHW=latent_BCHW.flip(0),
+    )
 
 
 def steered(backbone, adaptor, z: Tensor, t: Tensor, cond: Cond, hint: Hint) -> Tensor:
@@ -51,15 +60,22 @@ def steered(backbone, adaptor, z: Tensor, t: Tensor, cond: Cond, hint: Hint) -> 
 def configs():
     """The adaptor node of every adaptor with every fusion."""
     pairs = [(a, f) for a in ADAPTORS for f in ZERO_FUSIONS]
-    return {(a, f): composed("describe", f"adaptor={a}", f"adaptor/fusion={f}", *SMALL).adaptor for a, f in pairs}
+    return {
+        (a, f): composed("describe", f"adaptor={a}", f"adaptor/fusion={f}", *OWN.get(a, SMALL)).adaptor
+        for a, f in pairs
+    }
 
 
-@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+@pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3", "sd35"])
 @pytest.mark.parametrize("fusion", ZERO_FUSIONS)
 @pytest.mark.parametrize("adaptor", ADAPTORS)
 def test_an_untrained_adaptor_changes_no_bit(adaptor, fusion, kind, backbones, configs) -> None:
-    backbone = backbones[kind]
-    made = build(configs[adaptor, fusion])(backbone)
+    backbone = toy_backbone(kind) if adaptor in OWN else backbones[kind]
+    if fusion == "modulation_decoder" and backbone.family == "mmdit":
+        with pytest.raises(ValueError, match="needs a decoder half"):
+            build(configs[adaptor, fusion])(backbone, visual=16)
+        return
+    made = build(configs[adaptor, fusion])(backbone, visual=16)
     z, t, cond = toy_inputs(backbone)
     hint = toy_hint(backbone)
     with torch.no_grad():
@@ -110,11 +126,11 @@ def test_zero_conv_is_modulation_without_gamma(backbones) -> None:
     modulated.beta.load_state_dict(added.convs.state_dict())
     draw = torch.Generator().manual_seed(0)
     taps = taps_by_name(backbone)
-    assert added.sources == modulated.sources
-    for name, source in added.sources.items():
+    assert added.places == modulated.places
+    for name, source in ((name, place.control) for name, place in added.places.items()):
         h = torch.randn(2, taps[name].channels, 4, 4, generator=draw)
         carry = {source: torch.randn(2, taps[source].channels, 4, 4, generator=draw)}
-        for other in (tap for tap in backbone.taps if tap.name not in added.sources):
+        for other in (tap for tap in backbone.taps if tap.name not in added.places):
             assert added(other, h, h, carry)[0] is h
         a, b = added(taps[name], h, h, carry)[0], modulated(taps[name], h, h, carry)[0]
         torch.testing.assert_close(a, b)

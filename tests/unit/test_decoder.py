@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from restore_lab.adaptors.decoder import CodecDecoder, ConsistencyDecoder, DegradationAwareDecoder, RefinementBlock
 from restore_lab.backbones.codec import Codec
-from restore_lab.methods.base import DECODER
 from restore_lab.methods.decoder_training import DecoderTraining
+from restore_lab.methods.parts import DECODER
 from restore_lab.methods.training import Optimisation
 from restore_lab.methods.weights import WEIGHTS
 from restore_lab.objectives.decoder import PatchDiscriminator, Perceptual, deceived, hinge, judged, vgg19

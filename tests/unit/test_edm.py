@@ -13,17 +13,17 @@ from scipy.ndimage import convolve
 from torch import Tensor
 
 from restore_lab.backbones.schedule import Schedule
-from restore_lab.methods.base import partway
+from restore_lab.methods.parts import partway
 from restore_lab.random import noise_like
 from restore_lab.samplers.colour import adain, keep, low_band, wavelet
-from restore_lab.samplers.edm import EdmSampler, ddpm_timesteps
+from restore_lab.samplers.edm import EdmSampler, spaced
 from restore_lab.samplers.fidelity import Free, RestorationGuided
 from restore_lab.samplers.guidance import ClassifierFree
 from restore_lab.samplers.init import LqNoised
-from restore_lab.samplers.level import Level, Linear, edm_sigmas, levels
-from restore_lab.samplers.loop import ddim, unipc
+from restore_lab.samplers.level import Level, Linear, levels
+from restore_lab.samplers.schedulers import ddim, unipc
 from restore_lab.types import Cond, Hint
-from tests.toy_methods import sampler_parts, toy_sampler
+from tests.toy_methods import said, sampler_parts, toy_sampler
 from tests.unit.test_sampler import latents, schedule
 
 SEEDS = [1, 2, 3]
@@ -42,15 +42,15 @@ def normal_prior(s: Schedule, asked: list[tuple[float, int]] | None = None):
             asked.append((level.sigma, int(t_B[0])))
         return s.from_x0(s.alpha(t_B)[:, None, None, None] * z_BCHW, z_BCHW, t_B)
 
-    return predict
+    return said(predict)
 
 
 def test_levels_are_those_of_the_release() -> None:
     s = schedule("epsilon", zero_snr=False)
-    table = edm_sigmas(s)
+    table = s.ratios
     assert float(table[-1]) == pytest.approx(14.6146, abs=1e-3) and float(table[0]) == pytest.approx(0.0292, abs=1e-4)
-    assert ddpm_timesteps(count=1000, steps=5) == [999, 799, 599, 399, 199]
-    assert float(edm_sigmas(schedule("v_prediction", zero_snr=True))[-1]) == pytest.approx(4096, rel=1e-3)
+    assert spaced(top=999.0, steps=5, whole=True).tolist() == [999, 799, 599, 399, 199]
+    assert float(schedule("v_prediction", zero_snr=True).ratios[-1]) == pytest.approx(4096, rel=1e-3)
     found = levels(s, torch.tensor([999.0, 500.5, 0.0]))
     assert [level.following for level in found] == [found[1].sigma, found[2].sigma, 0.0]
     assert found[0].share == 1.0
@@ -92,7 +92,9 @@ def test_churn_stays_inside_its_bounds() -> None:
 def test_an_oracle_gives_back_the_clean_latent_whatever_is_churned(prediction, zero_snr, s_churn) -> None:
     s, x0 = schedule(prediction, zero_snr=zero_snr), latents(seed=1)
     sampler = edm(steps=6, s_churn=s_churn, init=LqNoised())
-    found = sampler(lambda z, t, level: s.from_x0(x0, z, t), latents(), centre_BCHW=latents(), seeds=SEEDS, schedule=s)
+    found = sampler(
+        said(lambda z, t, level: s.from_x0(x0, z, t)), latents(), centre_BCHW=latents(), seeds=SEEDS, schedule=s
+    )
     torch.testing.assert_close(found, x0, atol=2e-3, rtol=1e-2)
 
 
@@ -126,14 +128,14 @@ def test_unipc_reaches_an_oracle_even_from_zero_snr(spacing) -> None:
     s, x0 = schedule("v_prediction", zero_snr=True), latents(seed=1)
     sampler = toy_sampler(steps=8, scheduler=partial(unipc, timestep_spacing=spacing))
     found = sampler(
-        lambda z, t, level: s.from_x0(x0, z, t.long()), latents(), centre_BCHW=latents(), seeds=SEEDS, schedule=s
+        said(lambda z, t, level: s.from_x0(x0, z, t)), latents(), centre_BCHW=latents(), seeds=SEEDS, schedule=s
     )
     torch.testing.assert_close(found, x0, atol=5e-3, rtol=1e-2)
 
 
 def test_the_pull_and_its_gate() -> None:
     x0, centre = torch.full((1, 1, 2, 2), 3.0), torch.ones(1, 1, 2, 2)
-    level = Level(sigma=7.0, following=0.05, top=14.0)
+    level = Level(sigma=7.0, following=0.05, share=0.5)
     pulled = RestorationGuided(tau_r=2.0, s_tmin=0.0).on_x0(x0, centre_BCHW=centre, level=level)
     assert torch.allclose(pulled, 3.0 - 0.25 * 2.0 * torch.ones(1))
     assert torch.equal(RestorationGuided(tau_r=2.0, s_tmin=0.05).on_x0(x0, centre_BCHW=centre, level=level), x0)
@@ -144,7 +146,7 @@ def test_the_pull_and_its_gate() -> None:
 def test_the_papers_form_is_the_standard_one_at_one_more() -> None:
     cond, null = (Cond(tokens_BLD=torch.full((1, 2, 3), value)) for value in (1.0, 0.0))
     rest = {"cond": cond, "null": null, "hint": Hint(lq_BCHW=torch.zeros(1, 3, 8, 8))}
-    level = Level(sigma=3.5, following=0.0, top=14.0)
+    level = Level(sigma=3.5, following=0.0, share=0.25)
     for w in (0.0, 7.5):
         paper = ClassifierFree(scale=w, form="paper").branches(**rest, level=level)
         standard = ClassifierFree(scale=w + 1).branches(**rest, level=level)

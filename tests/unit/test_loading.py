@@ -179,7 +179,7 @@ def test_broken_folders_are_named(tmp_path, spoil, message) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("argument", [{"family": "mmdit"}, {"family": "unet", "dtype": "int8"}])
+@pytest.mark.parametrize("argument", [{"family": "flux"}, {"family": "unet", "dtype": "int8"}])
 def test_unknown_family_and_dtype(argument) -> None:
-    with pytest.raises(BackboneError, match=r"mmdit|int8"):
+    with pytest.raises(BackboneError, match=r"flux|int8"):
         load_backbone("config:sd15", **argument)

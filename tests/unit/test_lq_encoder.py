@@ -13,8 +13,8 @@ from restore_lab.adaptors.lq_encoder import CodecEncoder, RobustEncoder
 from restore_lab.adaptors.trunk import Trunk
 from restore_lab.adaptors.zero import ZeroConv
 from restore_lab.backbones.codec import Codec
-from restore_lab.methods.base import LQ_ENCODER
 from restore_lab.methods.encoder_training import EncoderTraining
+from restore_lab.methods.parts import LQ_ENCODER
 from restore_lab.methods.training import Optimisation
 from restore_lab.methods.weights import weights_file
 from restore_lab.objectives.encoder import EncoderLoss

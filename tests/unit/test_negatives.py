@@ -14,10 +14,11 @@ from restore_lab.data.folder import FolderSource
 from restore_lab.data.mixed import MixedSource
 from restore_lab.methods.negatives import fill
 from restore_lab.samplers.init import LqNoised
-from restore_lab.samplers.loop import SchedulerSampler, ddim, unipc
+from restore_lab.samplers.loop import SchedulerSampler
+from restore_lab.samplers.schedulers import ddim, unipc
 from restore_lab.types import Picture
 from tests.composed import composed
-from tests.toy_methods import sampler_parts
+from tests.toy_methods import said, sampler_parts
 from tests.unit.test_sampler import latents, schedule
 
 
@@ -61,7 +62,7 @@ def test_halfway_starts_from_the_noised_image(scheduler) -> None:
 
     def run(start: float, model):
         sampler = SchedulerSampler(scheduler=scheduler, steps=20, start=start, **sampler_parts(init=LqNoised()))
-        return sampler(model, lq, centre_BCHW=lq, seeds=[1, 2, 3], schedule=s)
+        return sampler(said(model), lq, centre_BCHW=lq, seeds=[1, 2, 3], schedule=s)
 
     torch.testing.assert_close(run(0.5, oracle), x0, atol=2e-3, rtol=1e-2)
     assert len(asked) == 10 and max(asked) < 520

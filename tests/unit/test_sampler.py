@@ -12,12 +12,12 @@ from restore_lab.random import noise_like
 from restore_lab.samplers.guidance import ClassifierFree
 from restore_lab.samplers.init import LqNoised, Noise
 from restore_lab.samplers.level import Level
-from restore_lab.samplers.loop import betas, ddim
+from restore_lab.samplers.schedulers import betas, ddim
 from restore_lab.types import Cond, Hint
-from tests.toy_methods import shake, toy_adaptor, toy_batch, toy_sampler, toy_spire
+from tests.toy_methods import said, shake, toy_adaptor, toy_batch, toy_sampler, toy_spire
 from tests.toys import TEXT_LENGTH, TEXT_WIDTH
 
-TOP = Level(sigma=14.6, following=10.0, top=14.6)
+TOP = Level(sigma=14.6, following=10.0, share=1.0)
 
 
 def schedule(prediction: str, *, zero_snr: bool) -> Schedule:
@@ -48,7 +48,7 @@ def test_an_oracle_gives_back_the_clean_latent(prediction, zero_snr, spacing, in
         return s.from_x0(x0, z_BCHW, t_B)
 
     sampler = toy_sampler(steps=5, spacing=spacing, init=init)
-    found = sampler(oracle, latents(), centre_BCHW=latents(), seeds=[1, 2, 3], schedule=s)
+    found = sampler(said(oracle), latents(), centre_BCHW=latents(), seeds=[1, 2, 3], schedule=s)
     torch.testing.assert_close(found, x0, atol=2e-4, rtol=1e-3)
     assert steps == ([999, 799, 599, 399, 199] if spacing == "trailing" else [800, 600, 400, 200, 0])
 
@@ -93,12 +93,12 @@ def test_results_do_not_depend_on_the_batch(init) -> None:
     def model(z_BCHW: Tensor, t_B: Tensor, level: Level) -> Tensor:
         return torch.tanh(z_BCHW) * (1 + t_B[:, None, None, None] / 1000)
 
-    together = sampler(model, lq, centre_BCHW=lq, seeds=seeds, schedule=s)
+    together = sampler(said(model), lq, centre_BCHW=lq, seeds=seeds, schedule=s)
     for i, seed in enumerate(seeds):
         assert torch.equal(
-            sampler(model, lq[i : i + 1], centre_BCHW=lq[i : i + 1], seeds=[seed], schedule=s)[0], together[i]
+            sampler(said(model), lq[i : i + 1], centre_BCHW=lq[i : i + 1], seeds=[seed], schedule=s)[0], together[i]
         )
-    backwards = sampler(model, lq.flip(0), centre_BCHW=lq.flip(0), seeds=seeds[::-1], schedule=s)
+    backwards = sampler(said(model), lq.flip(0), centre_BCHW=lq.flip(0), seeds=seeds[::-1], schedule=s)
     assert torch.equal(backwards.flip(0), together)
     assert not torch.equal(together[0], together[2])
 

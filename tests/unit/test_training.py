@@ -19,10 +19,10 @@ from restore_lab.adaptors.zero import ZeroConv
 from restore_lab.artefacts import Manifest, complete
 from restore_lab.cli import errors
 from restore_lab.methods import fit as fit_module
-from restore_lab.methods.base import pad_to_multiple
 from restore_lab.methods.ema import EMA
 from restore_lab.methods.fit import fit, last_state
 from restore_lab.methods.history import History
+from restore_lab.methods.parts import pad_to_multiple
 from restore_lab.methods.training import Optimisation, TrainingModule
 from restore_lab.methods.weights import WEIGHTS, weights_file
 from tests.composed import composed

@@ -1,0 +1,121 @@
+"""The trunk of an MM-DiT: a trainable copy of its first blocks, run by the prior's own loop.
+
+As diffusers' SD3ControlNetModel: patch embedding, embeddings of time and text, k joint blocks, and for `feed=add` a
+patch embedding of the hint, which starts at zero. `feed=spatial` lays the LQ's latent and the reference one above the
+other. Without text the copies are blocks of the image alone, which keep the joint blocks' weights for it. Shapes: z (B,
+C, h, w), hint features (B, F, h, w); out: one map (B, D, h / patch, w / patch) a block, by tap name.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers.models.transformers.transformer_sd3 import SD3SingleTransformerBlock
+from torch import Tensor, nn
+
+from restore_lab.adaptors.meeting import Controls
+from restore_lab.adaptors.trunk import side_by_side, stacked, widened
+from restore_lab.backbones.mmdit import add_positions, run_blocks, time_embedding
+from restore_lab.types import Cond, Tap
+
+if TYPE_CHECKING:
+    from restore_lab.backbones.base import Backbone
+
+
+def collect(tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: tuple) -> tuple[Tensor, tuple]:
+    """The edit that changes nothing and keeps every block's output."""
+    return h_BCHW, carry if tap.name == "patch" else (*carry, h_BCHW)
+
+
+def blocks_kept(depth: str | int | Sequence[int], *, whole: int) -> int:
+    """How many blocks a depth means; the last block of an MM-DiT, which has no text output, is never copied.
+
+    Raises:
+        ValueError: for a depth that does not fit.
+    """
+    if depth in ("whole", "half"):
+        return whole - 1 if depth == "whole" else whole // 2
+    if isinstance(depth, int) and 1 <= depth < whole:
+        return depth
+    raise ValueError(f"adaptor.trunk.depth={depth!r}: give whole, half, or a number of blocks from 1 to {whole - 1}")
+
+
+class MMDiTTrunk(nn.Module):
+    """The copied blocks; arguments as `restore_lab.adaptors.trunk.trunk` has them."""
+
+    def __init__(
+        self, backbone: Backbone, *, hint_channels: int, depth: str | int | Sequence[int], feed: str, text: bool
+    ) -> None:
+        super().__init__()
+        model = backbone.denoiser
+        kept = blocks_kept(depth, whole=len(model.transformer_blocks))
+        self.taps, self.feed, self.patch = backbone.taps[: kept + 1], feed, model.config.patch_size
+        halves = 2 if feed == "spatial" else 1
+        widths = {tap.name: halves * tap.channels for tap in self.taps[1:]}
+        self.controls = Controls(channels=widths, halves=halves)
+        self.pos_embed = copy.deepcopy(model.pos_embed)
+        self.time_text_embed = copy.deepcopy(model.time_text_embed)
+        self.context_embedder = copy.deepcopy(model.context_embedder) if text else None
+        blocks = model.transformer_blocks[:kept]
+        self.transformer_blocks = copy.deepcopy(blocks) if text else nn.ModuleList(alone(b, model) for b in blocks)
+        self.gradient_checkpointing = model.gradient_checkpointing
+        if self.gradient_checkpointing:
+            self._gradient_checkpointing_func = model._gradient_checkpointing_func
+        self.requires_grad_(True)
+        proj = self.pos_embed.proj
+        if feed == "concat":
+            self.pos_embed.proj = widened(proj, hint_channels)
+        elif feed == "add":
+            self.hint_proj = nn.Conv2d(hint_channels, proj.out_channels, self.patch, stride=self.patch)
+            nn.init.zeros_(self.hint_proj.weight)
+            nn.init.zeros_(self.hint_proj.bias)
+        else:
+            self.reference_proj = copy.deepcopy(proj)
+
+    def forward(
+        self, z_BCHW: Tensor, t_B: Tensor, hint_BCHW: Tensor, cond: Cond, reference_BCHW: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The features for the fusion, by tap name; arguments as `Trunk.forward` has them."""
+        proj = self.pos_embed.proj
+        dtype = proj.weight.dtype
+        if self.feed == "spatial":
+            map_BCHW = stacked(proj(hint_BCHW.to(dtype)), self.reference_proj, reference_BCHW)
+        elif self.feed == "concat":
+            map_BCHW = proj(torch.cat([z_BCHW, hint_BCHW], dim=1).to(dtype))
+        else:
+            map_BCHW = proj(z_BCHW.to(dtype))
+        h_BLD = add_positions(self.pos_embed, map_BCHW)
+        if self.feed == "add":
+            h_BLD = h_BLD + self.hint_proj(hint_BCHW.to(dtype)).flatten(2).transpose(1, 2)
+        found: Any = ()
+        _, found = run_blocks(
+            self.transformer_blocks,
+            h_BLD,
+            None if self.context_embedder is None else self.context_embedder(cond.tokens_BLD.to(dtype)),
+            time_embedding(self, t_B, cond, dtype=dtype),
+            taps=self.taps,
+            size=(map_BCHW.shape[-2], map_BCHW.shape[-1]),
+            at=collect,
+            carry=(),
+            checkpointing=self if self.gradient_checkpointing else None,
+        )
+        if self.feed == "spatial":
+            found = tuple(side_by_side(f) for f in found)
+        return dict(zip(self.controls.channels, found, strict=True))
+
+
+def alone(block: nn.Module, model: Any) -> SD3SingleTransformerBlock:
+    """The image's half of a joint block, with its weights; a second attention (SD3.5 medium) is left out."""
+    single = SD3SingleTransformerBlock(
+        dim=model.inner_dim,
+        num_attention_heads=model.config.num_attention_heads,
+        attention_head_dim=model.config.attention_head_dim,
+    )
+    single.attn.norm_q, single.attn.norm_k = copy.deepcopy(block.attn.norm_q), copy.deepcopy(block.attn.norm_k)
+    wanted, found = single.state_dict(), block.state_dict()
+    # With a second attention the first norm has nine outputs, of which the last three are that attention's.
+    single.load_state_dict({name: found[name][: len(value)] for name, value in wanted.items()})
+    return single

@@ -1,0 +1,171 @@
+"""DCP: what an image encoder sees in the LQ, as a stream beside the text's (InstantIR, section 3.2, Eqs. 3, 4).
+
+A resampler makes tokens of the encoder's (Perceiver; diffusers' IPAdapterPlusImageProjection is InstantIR's to the
+parameter). In every attention to the text (on an MM-DiT: in every joint attention, the image's queries) a stream with
+keys and values of its own adds w CrossAttn(f, Phi(c_lq, t)). Phi is layer norm with a scale and a shift that come from
+the time embedding: on the projected keys and values (`adaln_on=kv`, the release) or once on the tokens (`context`, as
+Eq. 4 has it). The stream's output passes the attention's own output layer. `adaptor/stream=none|dcp`. Shapes: visual
+features (B, N, E) -> tokens (B, L, D); temb (B, T).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from diffusers.models.attention_processor import Attention
+
+    from restore_lab.backbones.base import Backbone
+
+EPS = 1e-6
+
+
+class AdaNorm(nn.Module):
+    """LayerNorm(x) (1 + scale) + shift, both from the time embedding by a linear layer that starts at zero (Eq. 4)."""
+
+    def __init__(self, *, width: int, temb: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=EPS, elementwise_affine=False)
+        self.linear = nn.Linear(temb, 2 * width)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x_BLD: Tensor, temb_BD: Tensor) -> Tensor:
+        shift_BD, scale_BD = self.linear(F.silu(temb_BD.to(x_BLD.dtype))).chunk(2, dim=-1)
+        return self.norm(x_BLD) * (1 + scale_BD[:, None]) + shift_BD[:, None]
+
+
+class Layer(nn.Module):
+    """The stream's weights in one attention; keys and values start as the attention's own, where the widths agree."""
+
+    def __init__(self, attention: Attention, *, tokens: int, temb: int, on_kv: bool) -> None:
+        super().__init__()
+        width = attention.inner_dim
+        self.to_k_ip, self.to_v_ip = nn.Linear(tokens, width, bias=False), nn.Linear(tokens, width, bias=False)
+        for own, text in ((self.to_k_ip, attention.to_k), (self.to_v_ip, attention.to_v)):
+            if text.weight.shape == own.weight.shape:
+                own.weight.data.copy_(text.weight.data)
+        self.ln_k_ip = AdaNorm(width=width, temb=temb) if on_kv else None
+        self.ln_v_ip = AdaNorm(width=width, temb=temb) if on_kv else None
+
+    def forward(self, tokens_BLD: Tensor, temb_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, L, C)."""
+        k_BLC, v_BLC = self.to_k_ip(tokens_BLD), self.to_v_ip(tokens_BLD)
+        if self.ln_k_ip is not None and self.ln_v_ip is not None:
+            k_BLC, v_BLC = self.ln_k_ip(k_BLC, temb_BD), self.ln_v_ip(v_BLC, temb_BD)
+        return k_BLC, v_BLC
+
+
+class VisualStream(nn.Module):
+    """Resampler and streams; installs itself in the backbone's attentions.
+
+    Args:
+        backbone: whose attentions get a stream.
+        inputs: width of the image encoder's features.
+        hidden, depth, heads, dim_head, queries: of the resampler.
+        adaln_on: "kv" or "context".
+        scale: w, 0 for the prior as it is.
+
+    Raises:
+        ValueError: for an unknown `adaln_on`, or an image encoder that is missing.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        inputs: int,
+        hidden: int,
+        depth: int,
+        heads: int,
+        dim_head: int,
+        queries: int,
+        adaln_on: Literal["kv", "context"] = "kv",
+        scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if not inputs:
+            raise ValueError("a visual stream reads what an image encoder sees; set prompt/visual=dino or clip")
+        if adaln_on not in ("kv", "context"):
+            raise ValueError(f"adaptor.stream.adaln_on={adaln_on!r} is not known; one of kv, context")
+        from diffusers.models.embeddings import IPAdapterPlusImageProjection
+
+        self.scale = float(scale)
+        tokens, temb = backbone.token_width, backbone.temb_width
+        self.resampler = IPAdapterPlusImageProjection(
+            embed_dims=inputs,
+            output_dims=tokens,
+            hidden_dims=hidden,
+            depth=depth,
+            dim_head=dim_head,
+            heads=heads,
+            num_queries=queries,
+        )
+        self.ln_context = AdaNorm(width=tokens, temb=temb) if adaln_on == "context" else None
+        self.layers = nn.ModuleDict()
+        for name, attention in text_attentions(backbone).items():
+            layer = Layer(attention, tokens=tokens, temb=temb, on_kv=adaln_on == "kv")
+            self.layers[name.replace(".", "_")] = layer.to(attention.to_q.weight.device)
+            attention.set_processor(Processor(attention.processor, self, layer))
+
+    def forward(self, visual_BND: Tensor) -> Tensor:
+        """The tokens that the streams read, c_lq."""
+        return self.resampler(visual_BND.to(self.resampler.proj_in.weight.dtype))
+
+    def lora_hosts(self) -> dict[str, tuple[nn.Module, str]]:
+        """What a previewer's LoRA changes besides the prior, and which layers of it (InstantIR's release)."""
+        return {
+            "resampler": (self.resampler, r".*(to_q|to_k|to_v|to_out\.0)|proj_in|proj_out"),
+            "stream": (self.layers, r".*(to_k_ip|to_v_ip|ln_k_ip\.linear|ln_v_ip\.linear)"),
+        }
+
+    def keys_and_values(self, layer: Layer, tokens_BLD: Tensor, temb_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """Of one attention, Phi included."""
+        if self.ln_context is not None:
+            tokens_BLD = self.ln_context(tokens_BLD, temb_BD)
+        return layer(tokens_BLD, temb_BD)
+
+
+class Processor:
+    """An attention processor that adds the stream to what the one before it gives.
+
+    A plain object: the weights belong to the adaptor, not to the prior.
+    """
+
+    def __init__(self, inner: Any, stream: VisualStream, layer: Layer) -> None:
+        self.inner, self.stream, self.layer = inner, stream, layer
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        ip_hidden_states: tuple[Tensor, Tensor] | None = None,
+    ) -> Any:
+        out = self.inner(attn, hidden_states, encoder_hidden_states, attention_mask)
+        if ip_hidden_states is None or self.stream.scale == 0:
+            return out
+        added_BLC = self.stream.scale * self._attended(attn, hidden_states, *ip_hidden_states)
+        return (out[0] + added_BLC, *out[1:]) if isinstance(out, tuple) else out + added_BLC
+
+    def _attended(self, attn: Attention, h_BLC: Tensor, tokens_BLD: Tensor, temb_BD: Tensor) -> Tensor:
+        """The image's queries over the stream, through the attention's output layer without its bias."""
+        key, value = self.stream.keys_and_values(self.layer, tokens_BLD, temb_BD)
+        q, k, v = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (attn.to_q(h_BLC), key, value))
+        if attn.norm_q is not None:
+            q = attn.norm_q(q)
+        if attn.norm_k is not None:
+            k = attn.norm_k(k)
+        found_BLC = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype)).transpose(1, 2).flatten(2)
+        to_out = attn.to_out[0]
+        return to_out(found_BLC) - to_out.bias
+
+
+def text_attentions(backbone: Backbone) -> dict[str, Attention]:
+    """The attentions to the text by name: cross attentions of a UNet, joint ones of an MM-DiT."""
+    ending = ".attn" if backbone.family == "mmdit" else ".attn2"
+    return {name: module for name, module in backbone.denoiser.named_modules() if name.endswith(ending)}

@@ -1,0 +1,190 @@
+"""The MM-DiT family (SD3, SD3.5, tiny_sd3): a frozen prior that shows its features to an `Edit`.
+
+Esser et al., arXiv 2403.03206, section 4: image patches and text tokens, each with weights of their own, attend to one
+another in joint blocks; SD3.5 medium's first blocks have a second attention among the image's patches alone. The taps
+are `patch` (the embedded patches) and `block.i` behind each block, shown as a map (B, D, H / patch, W / patch); text
+tokens never reach one. The denoiser is diffusers' SD3Transformer2DModel, run by the loop below; with `at=identity` its
+output equals diffusers' forward bit for bit. Selected by `backbone=tiny_sd3|sd3|sd35_medium|sd35_large`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import SD3Transformer2DModel
+from diffusers.models.embeddings import PatchEmbed, get_2d_sincos_pos_embed_from_grid
+from torch import Tensor, nn
+
+from restore_lab.backbones.base import Backbone, extra_stream
+from restore_lab.backbones.codec import Codec
+from restore_lab.backbones.schedule import Schedule
+from restore_lab.backbones.text import TextEncoder
+from restore_lab.types import Cond, Edit, Tap, identity
+
+
+class MMDiTBackbone(Backbone):
+    """A frozen prior of joint transformer blocks."""
+
+    family = "mmdit"
+
+    def __init__(
+        self, *, transformer: SD3Transformer2DModel, codec: Codec, text: TextEncoder, schedule: Schedule
+    ) -> None:
+        super().__init__(codec=codec, text=text, schedule=schedule)
+        self.transformer = transformer
+        self.taps = mmdit_taps(transformer)
+        self.multiple = codec.compression * transformer.config.patch_size
+        self.freeze()
+
+    @property
+    def denoiser(self) -> SD3Transformer2DModel:
+        return self.transformer
+
+    @property
+    def token_width(self) -> int:
+        return self.transformer.config.joint_attention_dim
+
+    @property
+    def temb_width(self) -> int:
+        return self.transformer.inner_dim
+
+    def embed(
+        self, texts: Sequence[str], size: tuple[int, int], *, originals: Sequence[tuple[int, int]] | None = None
+    ) -> Cond:
+        """The condition for one text per image; SD3 is told no size."""
+        tokens_BLD, pooled_BD = self.text(texts)
+        return Cond(tokens_BLD=tokens_BLD, pooled_BD=pooled_BD)
+
+    def forward(self, z_BCHW: Tensor, t_B: Tensor, cond: Cond, at: Edit = identity, carry: Any = None) -> Tensor:
+        """As in `Backbone`; t in [0, T] need not be an integer."""
+        model = self.transformer
+        dtype = model.proj_out.weight.dtype
+        h_BLD = embed_patches(model.pos_embed, z_BCHW.to(dtype))
+        temb_BD = time_embedding(model, t_B, cond, dtype=dtype)
+        ctx_BLD = model.context_embedder(cond.tokens_BLD.to(dtype))
+        height, width = (side // model.config.patch_size for side in z_BCHW.shape[-2:])
+        h_BLD, _ = run_blocks(
+            model.transformer_blocks,
+            h_BLD,
+            ctx_BLD,
+            temb_BD,
+            taps=self.taps,
+            size=(height, width),
+            at=at,
+            carry=carry,
+            visual_BLD=cond.visual_BLD,
+            checkpointing=model if model.gradient_checkpointing else None,
+        )
+        out_BLD = model.proj_out(model.norm_out(h_BLD, temb_BD))
+        return unpatchify(out_BLD, size=(height, width), patch=model.config.patch_size).to(z_BCHW.dtype)
+
+
+def mmdit_taps(model: SD3Transformer2DModel) -> tuple[Tap, ...]:
+    """`patch` and one `block.i` a block, all of kind block."""
+    names = ["patch", *(f"block.{i}" for i in range(len(model.transformer_blocks)))]
+    return tuple(
+        Tap(name=name, kind="block", channels=model.inner_dim, stride=model.config.patch_size) for name in names
+    )
+
+
+def embed_patches(embedder: PatchEmbed, z_BCHW: Tensor) -> Tensor:
+    """Patches (B, L, D) with their positions."""
+    return add_positions(embedder, embedder.proj(z_BCHW))
+
+
+def add_positions(embedder: PatchEmbed, map_BCHW: Tensor) -> Tensor:
+    """A map of patches as tokens (B, L, D) with their positions, which are cut from the middle of a table.
+
+    A map larger than the table, which diffusers refuses, gets positions that go on outwards with the table's spacing.
+    """
+    patch, table = embedder.patch_size, embedder.pos_embed_max_size
+    height, width = map_BCHW.shape[-2:]
+    if max(height, width) <= table:
+        positions_LD = embedder.cropped_pos_embed(height * patch, width * patch)
+    else:
+        spacing = embedder.base_size / table / embedder.interpolation_scale
+        rows, columns = (
+            spacing * (torch.arange(side, device=map_BCHW.device) + (table - side) // 2) for side in (height, width)
+        )
+        grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"))
+        positions_LD = get_2d_sincos_pos_embed_from_grid(embedder.pos_embed.shape[-1], grid).float()
+    tokens_BLD = map_BCHW.flatten(2).transpose(1, 2)
+    return (tokens_BLD + positions_LD).to(tokens_BLD.dtype).contiguous()
+
+
+def time_embedding(model: nn.Module, t_B: Tensor, cond: Cond, *, dtype: torch.dtype) -> Tensor:
+    """The embedding (B, D) of the timestep and the pooled text.
+
+    Raises:
+        ValueError: if the condition has no pooled text.
+    """
+    if cond.pooled_BD is None:
+        raise ValueError("this backbone needs pooled text; build the condition with embed()")
+    return model.time_text_embed(t_B, cond.pooled_BD.to(dtype))
+
+
+def run_blocks(
+    blocks: Sequence[nn.Module],
+    h_BLD: Tensor,
+    ctx_BLD: Tensor | None,
+    temb_BD: Tensor,
+    *,
+    taps: Sequence[Tap],
+    size: tuple[int, int],
+    at: Edit = identity,
+    carry: Any = None,
+    visual_BLD: Tensor | None = None,
+    checkpointing: Any = None,
+) -> tuple[Tensor, Any]:
+    """From the embedded patches through the blocks.
+
+    Args:
+        blocks: joint transformer blocks, the prior's or a trunk's.
+        h_BLD: embedded patches.
+        ctx_BLD: embedded text tokens; None for blocks of the image alone.
+        temb_BD: from `time_embedding`.
+        taps: the first for the patches, then one a block.
+        size: (height, width) of the map of patches.
+        at: shown each tap; what it returns flows on.
+        carry: the edit's state before the first tap.
+        visual_BLD: tokens for a visual stream beside the joint attention, where one is installed.
+        checkpointing: a model whose checkpoint function recomputes each block in the backward pass; None for none.
+
+    Returns:
+        The last patches and the carry.
+    """
+    extra = extra_stream(visual_BLD, temb_BD)
+    h_BLD, carry = _shown(at, taps[0], h_BLD, temb_BD, carry, size)
+    for tap, block in zip(taps[1:], blocks, strict=True):
+        recompute = checkpointing is not None and torch.is_grad_enabled()
+        if ctx_BLD is None:
+            h_BLD = (
+                checkpointing._gradient_checkpointing_func(block, h_BLD, temb_BD)
+                if recompute
+                else block(h_BLD, temb_BD)
+            )
+        elif recompute:
+            ctx_BLD, h_BLD = checkpointing._gradient_checkpointing_func(block, h_BLD, ctx_BLD, temb_BD, extra)
+        else:
+            ctx_BLD, h_BLD = block(
+                hidden_states=h_BLD, encoder_hidden_states=ctx_BLD, temb=temb_BD, joint_attention_kwargs=extra
+            )
+        h_BLD, carry = _shown(at, tap, h_BLD, temb_BD, carry, size)
+    return h_BLD, carry
+
+
+def _shown(at: Edit, tap: Tap, h_BLD: Tensor, temb_BD: Tensor, carry: Any, size: tuple[int, int]) -> tuple[Tensor, Any]:
+    """The patches as the edit leaves them, which sees them as a map."""
+    map_BCHW = h_BLD.transpose(1, 2).unflatten(2, size)
+    edited_BCHW, carry = at(tap, map_BCHW, temb_BD, carry)
+    return (h_BLD if edited_BCHW is map_BCHW else edited_BCHW.flatten(2).transpose(1, 2)), carry
+
+
+def unpatchify(out_BLD: Tensor, *, size: tuple[int, int], patch: int) -> Tensor:
+    """Patches (B, H W, patch patch C) to a map (B, C, H patch, W patch)."""
+    height, width = size
+    out = out_BLD.reshape(len(out_BLD), height, width, patch, patch, -1)
+    out = torch.einsum("nhwpqc->nchpwq", out)
+    return out.reshape(len(out), out.shape[1], height * patch, width * patch)

@@ -1,0 +1,95 @@
+"""Read a prior's text encoders and tokenizers from its folder: CLIP towers (SD, SDXL), and T5 beside them (SD3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from restore_lab.backbones.places import BackboneError, first_line, read_json, read_part
+from restore_lab.backbones.text import TextEncoder
+from restore_lab.backbones.text_sd3 import TripleTextEncoder
+
+CLIPS = ("CLIPTextModel", "CLIPTextModelWithProjection")
+T5 = "T5EncoderModel"
+ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+CLIP_L_WIDTH = 768  # of SD3's first tower, where neither the tower nor its config is there
+
+
+def load_text(folder: Path, *, penultimate: bool, dtype: torch.dtype, meta: bool, cache_bytes: int) -> TextEncoder:
+    """text_encoder and, if it is there, text_encoder_2, with their tokenizers."""
+    parts = [folder / name for name in ENCODERS[:2] if (folder / name).is_dir()]
+    encoders = [_model(part, CLIPS, dtype=dtype, meta=meta) for part in parts]
+    tokenizers = [] if meta else [_tokenizer(part) for part in parts]
+    return TextEncoder(encoders=encoders, tokenizers=tokenizers, penultimate=penultimate, cache_bytes=cache_bytes)
+
+
+def load_triple_text(
+    folder: Path,
+    *,
+    transformer: Any,
+    without: Sequence[str],
+    t5_length: int,
+    dtype: torch.dtype,
+    meta: bool,
+    cache_bytes: int,
+) -> TripleTextEncoder:
+    """SD3's three text encoders; those that the folder lacks, or that are left out, are absent.
+
+    Raises:
+        BackboneError: for a name in `without` that is none of the three, or a part that cannot be read.
+    """
+    odd = sorted(set(without) - set(ENCODERS))
+    if odd:
+        raise BackboneError(f"backbone.without={list(without)}: {odd[0]!r} is not one of {', '.join(ENCODERS)}")
+    parts = [folder / name if (folder / name).is_dir() and name not in without else None for name in ENCODERS]
+    kinds = (CLIPS[1:], CLIPS[1:], (T5,))
+    models = [p and _model(p, kind, dtype=dtype, meta=meta) for p, kind in zip(parts, kinds, strict=True)]
+    tokenizers = [None if meta or p is None else _tokenizer(p) for p in parts]
+    config = transformer.config
+    return TripleTextEncoder(
+        clips=models[:2],
+        clip_tokenizers=tokenizers[:2],
+        t5=models[2],
+        t5_tokenizer=tokenizers[2],
+        width=config.joint_attention_dim,
+        pooled=config.pooled_projection_dim,
+        t5_length=t5_length,
+        first_width=_width(folder / ENCODERS[0]),
+        cache_bytes=cache_bytes,
+    )
+
+
+def _width(folder: Path) -> int:
+    """The width of the first tower's tokens, read or SD3's own."""
+    file = folder / "config.json"
+    return int(read_json(file)["hidden_size"]) if file.is_file() else CLIP_L_WIDTH
+
+
+def _model(folder: Path, allowed: Sequence[str], *, dtype: torch.dtype, meta: bool) -> Any:
+    import transformers
+
+    config = read_json(folder / "config.json")
+    name = (config.get("architectures") or [allowed[0]])[0]
+    if name not in allowed:
+        raise BackboneError(f"{folder}: text encoder {name!r} is not one of {', '.join(allowed)}")
+    cls = getattr(transformers, name)
+    if meta:
+        settings = transformers.T5Config if name == T5 else transformers.CLIPTextConfig
+        with torch.device("meta"):
+            return cls(settings(**config))
+    return read_part(cls, folder, dtype=dtype)
+
+
+def _tokenizer(part: Path) -> Any:
+    from transformers import AutoTokenizer, CLIPTokenizer
+
+    home = part.parent / part.name.replace("text_encoder", "tokenizer")
+    cls = AutoTokenizer if part.name == ENCODERS[2] else CLIPTokenizer
+    try:
+        return cls.from_pretrained(home, local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        kind = "T5" if part.name == ENCODERS[2] else "CLIP"
+        raise BackboneError(f"{home}: not a {kind} tokenizer that can be read ({first_line(error)})") from error

@@ -1,0 +1,129 @@
+"""InstantIR's first two stages; its third is the base's training with the aggregator. `method=instantir stage=...`.
+
+dcp (section 3.2): resampler and visual stream, on the frozen prior without the aggregator, by the denoising loss.
+previewer: consistency distillation (Eq. 5) of LoRA in the prior. One step holds three readings of one prior: the
+teacher, LoRA off, guided by words and what DCP sees; the student and its target, LoRA on, without words. LoRA is
+switched in between, and gradient checkpointing sees the switch as it stood.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from restore_lab.methods.references import preview
+from restore_lab.methods.training import Optimisation, TrainingModule
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from restore_lab.methods.base import RestorationModule
+    from restore_lab.objectives.consistency import Distillation
+    from restore_lab.types import Batch
+
+
+class PartTraining(TrainingModule):
+    """A stage that trains some parts of a method's adaptor and writes those that are known when it ends.
+
+    Args:
+        restorer: the whole method.
+        trains: parts of its adaptor.
+        known: parts of its adaptor that are written: these and earlier stages'.
+        optimisation: learning rate and schedule.
+
+    Raises:
+        ValueError: for a part that the adaptor lacks.
+    """
+
+    def __init__(
+        self,
+        *,
+        restorer: RestorationModule,
+        trains: Sequence[str],
+        known: Sequence[str],
+        optimisation: Optimisation,
+    ) -> None:
+        super().__init__(optimisation=optimisation)
+        self.restorer, self.known = restorer.requires_grad_(False), list(known)
+        for name in trains:
+            part = getattr(restorer.adaptor, name, None)
+            if part is None:
+                raise ValueError(f"this stage trains the adaptor's {name}, and it has none; use adaptor=instantir")
+            part.requires_grad_(True)
+
+    def load_weights(self, file: Path, *, partial: bool = False) -> None:
+        """An earlier stage's."""
+        self.restorer.load_weights(file, partial=True)
+
+    def export(self, folder: Path) -> None:
+        """The parts that are known now."""
+        self.restorer.export(folder, only=self.known)
+
+
+class DcpTraining(PartTraining):
+    """Resampler and visual stream by the denoising loss."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The denoising loss of one batch of pairs, the aggregator left out."""
+        method = self.restorer
+        hq_BCHW, _ = method.pair(batch)
+        cond = method.cond(method.prompts(batch, training=True), tuple(hq_BCHW.shape[-2:]))
+        loss = method.objective(
+            method.backbone.codec.encode(hq_BCHW),
+            seeds=batch.seed,
+            schedule=method.backbone.schedule,
+            predict=lambda z_BCHW, t_B: method.backbone(z_BCHW, t_B, cond),
+        )
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        return loss
+
+
+class PreviewerTraining(PartTraining):
+    """LoRA by consistency distillation.
+
+    Args:
+        objective: Eq. 5.
+        restorer, trains, known, optimisation: as for every stage.
+    """
+
+    def __init__(
+        self,
+        *,
+        restorer: RestorationModule,
+        trains: Sequence[str],
+        known: Sequence[str],
+        objective: Distillation,
+        optimisation: Optimisation,
+    ) -> None:
+        super().__init__(restorer=restorer, trains=trains, known=known, optimisation=optimisation)
+        self.objective = objective
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The distillation loss of one batch of pairs."""
+        method = self.restorer
+        hq_BCHW, lq_BCHW = method.pair(batch)
+        size = tuple(hq_BCHW.shape[-2:])
+        prompt = method.prompts(batch, training=False)
+        with torch.no_grad():
+            z0_BCHW = method.backbone.codec.encode(hq_BCHW)
+            empty = method.backbone.embed(("",) * len(batch), size)
+            cond, null = method.cond(prompt, size), method._streamed(empty, prompt.visual_null_BLD)
+            hint = method.hint(lq_BCHW, prompt)
+
+        def teacher(z_BCHW: Tensor, s_B: Tensor, w_B: Tensor) -> Tensor:
+            """cond + w (cond - null): LCM's form, in which w = 0 is no guidance."""
+            said, plain = (method.backbone(z_BCHW, s_B, c) for c in (cond, null))
+            return said + w_B.to(said.dtype)[:, None, None, None] * (said - plain)
+
+        loss = self.objective(
+            z0_BCHW,
+            seeds=batch.seed,
+            schedule=method.backbone.schedule,
+            student=lambda z_BCHW, t_B: preview(method, z_BCHW, t_B, empty, hint),
+            teacher=teacher,
+        )
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        return loss

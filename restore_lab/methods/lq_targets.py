@@ -1,0 +1,61 @@
+"""DRA's robust training (section 3.3): now and then the LQ is the target, and the words say what is wrong with it.
+
+"The LQ image can serve as the model's training target, while the input prompts are set to degradation descriptors such
+as 'low quality', 'low resolution' and specific applied degradations like 'compressed'". At test these words are what
+guidance moves away from. The share is not given in the paper. Config line: `module.lq_targets.share=0.1`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from restore_lab.random import uniform
+
+if TYPE_CHECKING:
+    from restore_lab.types import Batch, Prompt, Recipe
+
+ALWAYS = "low quality"
+WORDS = {  # by the kind of a recipe's step
+    "resize": "low resolution",
+    "downsample": "low resolution",
+    "blur": "blurry",
+    "sinc": "ringing",
+    "noise": "noisy",
+    "poisson": "noisy",
+    "jpeg": "compressed",
+}
+
+
+class LqTargets:
+    """Some images of a batch with their LQ as target.
+
+    Args:
+        share: of the images, in [0, 1].
+    """
+
+    def __init__(self, *, share: float) -> None:
+        if not 0.0 <= share <= 1.0:
+            raise ValueError(f"module.lq_targets.share={share} is a probability; give a number from 0 to 1")
+        self.share = float(share)
+
+    def __call__(self, batch: Batch, prompt: Prompt) -> tuple[Batch, Prompt]:
+        """The batch and its words, some of the images by their own seeds turned into their LQ."""
+        if batch.hq_BCHW is None or batch.lq_BCHW is None:
+            return batch, prompt
+        turned = uniform(batch.seed, "lq target") < self.share
+        words = tuple(
+            describe(recipe) if turn else text
+            for turn, recipe, text in zip(turned.tolist(), batch.recipe, prompt.semantic, strict=True)
+        )
+        mask = turned.to(batch.hq_BCHW.device)[:, None, None, None]
+        hq_BCHW = torch.where(mask, batch.lq_BCHW, batch.hq_BCHW)
+        return replace(batch, hq_BCHW=hq_BCHW), replace(prompt, semantic=words)
+
+
+def describe(recipe: Recipe | None) -> str:
+    """What is wrong with an image, in words: "low quality, low resolution, compressed"."""
+    kinds = () if recipe is None else recipe.kinds
+    return ", ".join(dict.fromkeys([ALWAYS, *(WORDS[kind] for kind in kinds if kind in WORDS)]))

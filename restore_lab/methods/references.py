@@ -1,0 +1,122 @@
+"""What an adaptor with a reference is shown beside the LQ (InstantIR, section 3.2 and Table 2a). `reference=...`.
+
+preview: the prior in one step, with LoRA on, from z_t and what the image encoder sees, without words (`preview`), with
+neither (`preview_unconditional`), or with the words too (`preview_prompt`); mean: the denoising mean of Eq. 2, LoRA
+off; lq, hq: latents that stay. A preview goes through the consistency boundary that it was distilled with.
+`preview_noised` adds noise of the current level to it (section 4.4, "Fresh Noise to Restoration Previews").
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from restore_lab.objectives.consistency import consistent
+from restore_lab.random import noise_like
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from restore_lab.methods.base import RestorationModule
+    from restore_lab.types import Cond, Hint
+
+KINDS = ("lq", "hq", "mean", "preview")
+
+
+class Reference:
+    """A source of references.
+
+    Args:
+        kind: "lq", "hq", "mean" or "preview".
+        dcp: show a preview what the image encoder sees in the LQ; false shows it what it sees in a black image.
+        prompt: tell a preview the words.
+        fresh_noise: noise the reference to the current level.
+
+    Raises:
+        ValueError: for an unknown kind.
+    """
+
+    def __init__(
+        self,
+        *,
+        kind: Literal["lq", "hq", "mean", "preview"],
+        dcp: bool = True,
+        prompt: bool = False,
+        fresh_noise: bool = False,
+    ) -> None:
+        if kind not in KINDS:
+            raise ValueError(f"reference.kind={kind!r} is not known; one of {', '.join(KINDS)}")
+        self.kind, self.dcp, self.prompt, self.fresh_noise = kind, dcp, prompt, fresh_noise
+
+    @torch.no_grad()
+    def __call__(
+        self, module: RestorationModule, z_BCHW: Tensor, t_B: Tensor, cond: Cond, hint: Hint, *, seeds: Sequence[int]
+    ) -> Tensor:
+        """The reference at z_t, a clean latent (or a noisy one with `fresh_noise`).
+
+        Args:
+            module: the method, for its prior and adaptor.
+            z_BCHW: noisy latents.
+            t_B: timesteps.
+            cond: the branch's condition.
+            hint: what the adaptor may look at.
+            seeds: one an image.
+
+        Raises:
+            ValueError: if what the kind needs is not there.
+        """
+        found_BCHW = self._clean(module, z_BCHW, t_B, cond, hint)
+        if not self.fresh_noise:
+            return found_BCHW
+        noise_BCHW = noise_like(found_BCHW, seeds, f"fresh noise at {float(t_B[0]):.3f}")
+        return module.backbone.schedule.add_noise(found_BCHW, noise_BCHW, t_B)
+
+    def _clean(self, module: RestorationModule, z_BCHW: Tensor, t_B: Tensor, cond: Cond, hint: Hint) -> Tensor:
+        if self.kind == "lq":
+            return _given(hint.lq_latent_BCHW, "the LQ's latent; set adaptor.lq_latent=true")
+        if self.kind == "hq":
+            return _given(hint.hq_latent_BCHW, "the original, which only an evaluation has")
+        if self.kind == "mean":
+            out_BCHW = module.backbone(z_BCHW, t_B, cond)
+            return module.backbone.schedule.to_x0(out_BCHW, z_BCHW, t_B)
+        return preview(module, z_BCHW, t_B, self._previewed(cond, hint), hint, dcp=self.dcp)
+
+    def _previewed(self, cond: Cond, hint: Hint) -> Cond:
+        """The condition of a preview before its visual tokens: with the words or without."""
+        if self.prompt or hint.empty is None:
+            return cond
+        return hint.empty
+
+
+def preview(
+    module: RestorationModule, z_BCHW: Tensor, t_B: Tensor, cond: Cond, hint: Hint, *, dcp: bool = True
+) -> Tensor:
+    """Psi(z_t, t, c_lq): one step of the prior with LoRA on, to a clean latent.
+
+    Args:
+        module: the method, for its prior and adaptor.
+        z_BCHW: noisy latents.
+        t_B: timesteps.
+        cond: words; the visual tokens are made here, since LoRA reaches their resampler too.
+        hint: holds what the image encoder sees.
+        dcp: false for what it sees in a black image.
+    """
+    adaptor = module.adaptor
+    with nullcontext() if adaptor.lora is None else adaptor.lora.switched(True):
+        if adaptor.stream is not None:
+            seen_BND = _given(
+                hint.visual_BND if dcp else hint.visual_null_BND, "what an image encoder sees; set prompt/visual=dino"
+            )
+            cond = replace(cond, visual_BLD=adaptor.stream(seen_BND))
+        out_BCHW = module.backbone(z_BCHW, t_B, cond)
+    return consistent(out_BCHW, z_BCHW, t_B, schedule=module.backbone.schedule)
+
+
+def _given(value: Tensor | None, what: str) -> Tensor:
+    if value is None:
+        raise ValueError(f"this reference needs {what}")
+    return value

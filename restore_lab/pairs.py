@@ -1,0 +1,124 @@
+"""Refuses compositions that have no meaning, before anything is built: what a config says is enough to know.
+
+Each rule looks at the composed config and, where it applies, gives the reason and what would work, in one line. Without
+torch; called by the command line for every job of a verb that has a method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+
+class NoMeaning(ValueError):
+    """A pair of parts that cannot mean anything together."""
+
+
+def check(cfg: DictConfig) -> None:
+    """Look at every rule.
+
+    Raises:
+        NoMeaning: with the first rule's reason.
+    """
+    if "module" not in cfg or "backbone" not in cfg:
+        return
+    for rule in RULES:
+        for reason in rule(_Read(cfg)):
+            raise NoMeaning(reason)
+
+
+class _Read:
+    """Values of a config by place; None for what is not there."""
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg = cfg
+
+    def __call__(self, place: str) -> Any:
+        return OmegaConf.select(self.cfg, place, default=None)
+
+
+def _family(read: _Read) -> Iterator[str]:
+    if read("backbone.family") != "mmdit":
+        return
+    if read("adaptor.fusion.decoder"):
+        yield (
+            "adaptor/fusion=modulation_decoder scales the features of a decoder half, and an MM-DiT has none; "
+            "use adaptor/fusion=modulation"
+        )
+    if read("adaptor.fusion.attention"):
+        yield ("adaptor.fusion.attention sits before upsamplers, and an MM-DiT has none; use adaptor/fusion=zero_sft")
+    if str(read("decoder._target_")).endswith("ConsistencyDecoder"):
+        yield "decoder=consistency decodes SD 1.x's latents, not an MM-DiT's of 16 channels; use decoder=codec"
+    if OmegaConf.is_list(read("adaptor.trunk.depth")):
+        yield (
+            f"adaptor.trunk.depth={list(read('adaptor.trunk.depth'))} counts layers a level, and an MM-DiT has no "
+            "levels; give whole, half or a number of blocks"
+        )
+
+
+def _unet_depth(read: _Read) -> Iterator[str]:
+    depth = read("adaptor.trunk.depth")
+    if read("backbone.family") == "unet" and isinstance(depth, int):
+        yield f"adaptor.trunk.depth={depth} counts an MM-DiT's blocks; for a UNet give whole, half or a list of layers"
+
+
+def _visual(read: _Read) -> Iterator[str]:
+    if read("prompt.visual") is not None:
+        return
+    if read("adaptor.stream") is not None:
+        yield "adaptor/stream=dcp reads what an image encoder sees, and nobody looks; set prompt/visual=dino or clip"
+    if read("module.processor") is not None:
+        yield "method=diff_restorer looks at the LQ through CLIP, and nobody looks; set prompt/visual=clip"
+
+
+def _degradation(read: _Read) -> Iterator[str]:
+    control_encoder = str(read("adaptor.encoder._target_")).endswith("ControlEncoder")
+    if control_encoder and read("adaptor.encoder.embedding") and read("module.processor") is None:
+        yield (
+            "adaptor=diff_restorer is modulated by a degradation embedding, which method=diff_restorer alone makes; "
+            "set adaptor.encoder.embedding=0"
+        )
+    if read("module.reconstruction_weight") and not control_encoder:
+        yield (
+            "module.reconstruction_weight rebuilds the image from the control encoder's features, and this adaptor "
+            "has none; set module.reconstruction_weight=0, or adaptor=diff_restorer"
+        )
+
+
+def _reference(read: _Read) -> Iterator[str]:
+    reads = read("adaptor.trunk.feed") == "spatial"
+    if read("sampler.fidelity.preview_from") is not None and not reads:
+        yield (
+            "sampler/fidelity=adares steers an adaptor's reference by its previews, and this adaptor reads none; "
+            "use adaptor=instantir"
+        )
+    if not reads:
+        return
+    if read("adaptor.hint_widths") is not None or read("adaptor.encoder") is not None or not read("adaptor.lq_latent"):
+        yield (
+            "adaptor.trunk.feed=spatial lays the LQ's latent above a reference; set adaptor.lq_latent=true and "
+            "adaptor.hint_widths=null, or feed=concat"
+        )
+    if read("reference.kind") != "preview":
+        return
+    if read("adaptor.lora") is None:
+        yield (
+            "a preview is the prior with LoRA, and this adaptor has none; set adaptor/lora=previewer, or "
+            "reference=mean for the prior as it is"
+        )
+    if read("reference.dcp") and read("adaptor.stream") is None:
+        yield (
+            "reference=preview shows the prior what an image encoder sees, and this adaptor has no stream for it; "
+            "set adaptor/stream=dcp, or reference=preview_unconditional"
+        )
+
+
+RULES: tuple[Callable[[_Read], Iterator[str]], ...] = (
+    _family,
+    _unet_depth,
+    _visual,
+    _degradation,
+    _reference,
+)
