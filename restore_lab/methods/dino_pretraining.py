@@ -1,0 +1,139 @@
+"""tiny_dino: a small DINOv2 that sees in a degraded image what a frozen teacher sees in the clean one.
+
+InstantIR reads DINOv2's tokens of the LQ because they hardly change with degradation (InstantIR, section 3.2, Fig. 3a).
+DINOv2 got there by its size; at this size we train for it. The class token meets the teacher's projected image
+embedding through one linear head, the patch tokens meet the teacher's, normalised, through another:
+  1 - cos(A(class(LQ)), embedding(HQ)) + patches * smooth_L1(B(patches(LQ)), normalised(patches(HQ)))
+The heads are thrown away. Selected by `experiment=priors/tiny_dino`.
+Shapes: images (B, 3, H, W) in [0, 1]; student's tokens (B, 1 + patches, D), the class token first.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from restore_lab.methods.training import Optimisation, TrainingModule
+from restore_lab.prompts.visual import ClipVision, framed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from restore_lab.types import Batch
+
+# DINOv2's own, which are ImageNet's; the exported processor carries them, and DinoVision normalises by them.
+DINO_MEAN = (0.485, 0.456, 0.406)
+DINO_STD = (0.229, 0.224, 0.225)
+
+
+@torch.no_grad()
+def taught(teacher: ClipVision, hq_BCHW: Tensor, *, layer: int) -> tuple[Tensor, Tensor]:
+    """What the teacher sees in clean images: (B, E) projected embeddings, (B, L, D) normalised patch tokens.
+
+    Args:
+        teacher: a frozen CLIP image tower.
+        hq_BCHW: images in [0, 1].
+        layer: which of the tower's hidden states gives the patches; -1 is after the last block.
+    """
+    pixels = framed(hq_BCHW, short=teacher.size, crop=teacher.size, mean=teacher.mean, std=teacher.std)
+    seen = teacher.tower(pixel_values=pixels, output_hidden_states=True)
+    patches_BLD = seen.hidden_states[layer][:, 1:].float()
+    return teacher.projection(seen.pooler_output).float(), F.layer_norm(patches_BLD, patches_BLD.shape[-1:])
+
+
+class DinoPretraining(TrainingModule):
+    """Trains a Dinov2Model from nothing.
+
+    Args:
+        optimisation: learning rate and schedule.
+        teacher: a frozen CLIP image tower, which sees the clean images.
+        teacher_layer: whose patch tokens are matched. -2: CLIP's loss reads only the class token of the last block, to
+            which the patches come as keys and values, so the last block's own patch tokens were never trained.
+        image_size: side of the input in pixels.
+        patch_size: side of a patch in pixels.
+        width, layers, heads: of the student.
+        patches: weight of the patch tokens' loss.
+
+    Raises:
+        ValueError: if student and teacher cut an image into different patches.
+    """
+
+    def __init__(
+        self,
+        *,
+        optimisation: Optimisation,
+        teacher: ClipVision,
+        image_size: int,
+        patch_size: int,
+        width: int,
+        layers: int,
+        heads: int,
+        teacher_layer: int = -2,
+        patches: float = 1.0,
+    ) -> None:
+        super().__init__(optimisation=optimisation)
+        from transformers import Dinov2Config, Dinov2Model
+
+        theirs = teacher.tower.config
+        grids = image_size // patch_size, theirs.image_size // theirs.patch_size
+        if grids[0] != grids[1]:
+            raise ValueError(
+                f"module.image_size={image_size} and patch_size={patch_size} give {grids[0]} patches a side, the "
+                f"teacher has {grids[1]}; patch tokens are matched one to one"
+            )
+        self.teacher, self.teacher_layer, self.patches = teacher, teacher_layer, patches
+        self.image_size = image_size
+        self.student = Dinov2Model(
+            Dinov2Config(
+                hidden_size=width,
+                num_hidden_layers=layers,
+                num_attention_heads=heads,
+                image_size=image_size,
+                patch_size=patch_size,
+                use_mask_token=False,  # nothing is masked here
+            )
+        )
+        self.class_head = nn.Linear(width, teacher.width)
+        self.patch_head = nn.Linear(width, theirs.hidden_size)
+
+    def tokens(self, lq_BCHW: Tensor) -> Tensor:
+        """The student's tokens, through the very framing that `DinoVision` applies."""
+        pixels = framed(lq_BCHW, short=self.image_size, crop=self.image_size, mean=DINO_MEAN, std=DINO_STD)
+        return self.student(pixel_values=pixels).last_hidden_state
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The student's distance from the teacher on one batch; the LQ may be as clean as the HQ.
+
+        Raises:
+            ValueError: if the batch lacks HQ or LQ.
+        """
+        if batch.hq_BCHW is None:
+            raise ValueError("tiny_dino's teacher looks at clean images; this data source gave none")
+        if batch.lq_BCHW is None:
+            raise ValueError("tiny_dino's student looks at an LQ; choose a degradation (degradation=none: all clean)")
+        embedding_BE, patches_BLD = taught(self.teacher, batch.hq_BCHW, layer=self.teacher_layer)
+        tokens_BLD = self.tokens(batch.lq_BCHW)
+        cosine = F.cosine_similarity(self.class_head(tokens_BLD[:, 0]).float(), embedding_BE, dim=1).mean()
+        patch = F.smooth_l1_loss(self.patch_head(tokens_BLD[:, 1:]).float(), patches_BLD)
+        loss = 1 - cosine + self.patches * patch
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log("train/cosine", cosine, prog_bar=True, batch_size=len(batch))
+        self.log("train/patches", patch, batch_size=len(batch))
+        return loss
+
+    def export(self, folder: Path) -> None:
+        """A Dinov2Model folder in half precision: weights and the image processor's settings, without the heads."""
+        from transformers import BitImageProcessor
+
+        size = self.image_size
+        frame: dict[str, Any] = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
+        self.student.half().save_pretrained(folder)
+        BitImageProcessor(
+            **frame,
+            resample=3,  # bicubic
+            image_mean=list(DINO_MEAN),
+            image_std=list(DINO_STD),
+        ).save_pretrained(folder)
