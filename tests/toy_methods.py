@@ -83,6 +83,8 @@ def toy_spire(
     seed: int = 0,
     lq_encoder: Any = None,
     decoder: Any = None,
+    eyes: Any = None,
+    reference: Any = None,
 ) -> RestorationModule:
     """SPIRE on a random prior; the adaptor is the same for the same seed."""
     torch.manual_seed(seed)
@@ -95,12 +97,14 @@ def toy_spire(
             dropout=Dropout(semantic=0.0, instruction=0.0),
             positive="",
             negative="",
+            visual=eyes,
         ),
         objective=Denoising(t_min=0.0, t_max=1.0),
         sampler=toy_sampler(scale=scale),
         optimisation=Optimisation(lr=lr),
         lq_encoder=lq_encoder,
         decoder=decoder,
+        reference=reference,
     )
 
 

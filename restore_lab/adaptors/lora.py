@@ -8,12 +8,12 @@ the switch may stand otherwise: `checkpoint` remembers how it stood.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 if TYPE_CHECKING:
@@ -80,39 +80,39 @@ class Lora(nn.Module):
                 if "lora_" in place:
                     self.updates[f"{name}.{place}".replace(".", "/").replace("/restore_lab", "")] = p
             self.layers += [layer for layer in host.modules() if hasattr(layer, "_disable_adapters")]
-        for layer in self.layers:
-            layer._disable_adapters = not on
+        self._set([not on] * len(self.layers))
         if backbone.denoiser.is_gradient_checkpointing:
-            backbone.denoiser.enable_gradient_checkpointing(checkpoint)
+            backbone.denoiser.enable_gradient_checkpointing(self.checkpoint)
 
     @contextmanager
     def switched(self, on: bool) -> Iterator[None]:
         """The prior with the updates or without, inside the context."""
         before = [layer._disable_adapters for layer in self.layers]
-        for layer in self.layers:
-            layer._disable_adapters = not on
+        self._set([not on] * len(self.layers))
         try:
             yield
         finally:
-            for layer, was in zip(self.layers, before, strict=True):
-                layer._disable_adapters = was
+            self._set(before)
 
+    def checkpoint(self, module: nn.Module, *args: Any) -> Any:
+        """torch's checkpoint, whose second run sees the switch as the first saw it.
 
-def checkpoint(module: nn.Module, *args: Any) -> Tensor:
-    """torch's checkpoint, whose second run sees every LoRA switch as the first saw it."""
-    if torch.compiler.is_compiling():
-        return torch_checkpoint(module, *args, use_reentrant=False)
-    layers = [layer for layer in module.modules() if hasattr(layer, "_disable_adapters")]
-    switches = [layer._disable_adapters for layer in layers]
+        The layers of a visual stream are not among the module's own, so all layers count.
+        """
+        if torch.compiler.is_compiling():
+            return torch_checkpoint(module, *args, use_reentrant=False)
+        switches = [layer._disable_adapters for layer in self.layers]
 
-    def run(*inputs: Any) -> Any:
-        now = [layer._disable_adapters for layer in layers]
-        for layer, off in zip(layers, switches, strict=True):
+        def run(*inputs: Any) -> Any:
+            now = [layer._disable_adapters for layer in self.layers]
+            self._set(switches)
+            try:
+                return module(*inputs)
+            finally:
+                self._set(now)
+
+        return torch_checkpoint(run, *args, use_reentrant=False)
+
+    def _set(self, switches: Sequence[bool]) -> None:
+        for layer, off in zip(self.layers, switches, strict=True):
             layer._disable_adapters = off
-        try:
-            return module(*inputs)
-        finally:
-            for layer, off in zip(layers, now, strict=True):
-                layer._disable_adapters = off
-
-    return torch_checkpoint(run, *args, use_reentrant=False)

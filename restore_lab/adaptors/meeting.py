@@ -3,7 +3,7 @@
 On a UNet a control enters at the middle and at the joins; the middle is fed by the trunk's middle, the joins, in order,
 by its skips from the last to the first. On an MM-DiT controls enter behind the blocks, each of k controls behind its
 share of the N blocks, as in diffusers' SD3ControlNetModel: block i hears control floor(i k / N), the last block none;
-where no block would then hear the last control (k = N - 1), floor(i k / (N - 1)).
+where no block would then hear the last control (k > N / 2), floor(i k / (N - 1)).
 """
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ class Trunk(nn.Module):
         self.mid_block.requires_grad_(middle == "trainable")
         self.conv_in = widened(unet.conv_in, hint_channels if feed == "concat" else 0)
         if feed == "add":
-            self.conv_hint = zero_conv(hint_channels, unet.conv_in.out_channels, size=3)
+            self.conv_hint = zero_conv(hint_channels, unet.conv_in.out_channels, size=3, like=unet.conv_in.weight)
         if feed == "spatial":
             self.conv_reference = copy.deepcopy(unet.conv_in).requires_grad_(True)
 

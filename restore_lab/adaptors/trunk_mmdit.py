@@ -65,11 +65,14 @@ class MMDiTTrunk(nn.Module):
         if self.gradient_checkpointing:
             self._gradient_checkpointing_func = model._gradient_checkpointing_func
         self.requires_grad_(True)
+        for part in unread(self.transformer_blocks[-1]):
+            part.requires_grad_(False)
         proj = self.pos_embed.proj
         if feed == "concat":
             self.pos_embed.proj = widened(proj, hint_channels)
         elif feed == "add":
-            self.hint_proj = nn.Conv2d(hint_channels, proj.out_channels, self.patch, stride=self.patch)
+            like = {"device": proj.weight.device, "dtype": proj.weight.dtype}
+            self.hint_proj = nn.Conv2d(hint_channels, proj.out_channels, self.patch, stride=self.patch, **like)
             nn.init.zeros_(self.hint_proj.weight)
             nn.init.zeros_(self.hint_proj.bias)
         else:
@@ -107,6 +110,13 @@ class MMDiTTrunk(nn.Module):
         return dict(zip(self.controls.channels, found, strict=True))
 
 
+def unread(block: nn.Module) -> list[nn.Module]:
+    """What a last joint block makes of the text, which nobody reads: DDP would wait for its gradients."""
+    parts = [getattr(block, "ff_context", None)]
+    parts += [getattr(block.attn, name, None) for name in ("to_add_out", "add_q_proj", "norm_added_q")]
+    return [part for part in parts if isinstance(part, nn.Module)]
+
+
 def alone(block: nn.Module, model: Any) -> SD3SingleTransformerBlock:
     """The image's half of a joint block, with its weights; a second attention (SD3.5 medium) is left out."""
     single = SD3SingleTransformerBlock(
@@ -117,5 +127,7 @@ def alone(block: nn.Module, model: Any) -> SD3SingleTransformerBlock:
     single.attn.norm_q, single.attn.norm_k = copy.deepcopy(block.attn.norm_q), copy.deepcopy(block.attn.norm_k)
     wanted, found = single.state_dict(), block.state_dict()
     # With a second attention the first norm has nine outputs, of which the last three are that attention's.
-    single.load_state_dict({name: found[name][: len(value)] for name, value in wanted.items()})
+    single.load_state_dict({name: found[name][: len(value)] for name, value in wanted.items()}, assign=True)
+    for p in single.parameters():  # its own, not the prior's
+        p.data = p.data.clone()
     return single

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from restore_lab.types import Tap
 
 
-def zero_conv(inputs: int, outputs: int, *, size: int = 1) -> nn.Conv2d:
-    """A convolution of size x size (odd) whose weights and bias are zero."""
-    conv = nn.Conv2d(inputs, outputs, size, padding=size // 2)
+def zero_conv(inputs: int, outputs: int, *, size: int = 1, like: Tensor | None = None) -> nn.Conv2d:
+    """A convolution of size x size (odd) whose weights and bias are zero; of the dtype and device of `like`."""
+    made = {} if like is None else {"dtype": like.dtype, "device": like.device}
+    conv = nn.Conv2d(inputs, outputs, size, padding=size // 2, **made)
     nn.init.zeros_(conv.weight)
     nn.init.zeros_(conv.bias)
     return conv

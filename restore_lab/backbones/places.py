@@ -22,7 +22,8 @@ PACKAGE = Path(__file__).resolve().parent.parent
 DENOISERS = {"unet": "unet", "mmdit": "transformer"}  # families, and the folders of their denoisers
 PARTS = (*DENOISERS.values(), "vae", "text_encoder*", "tokenizer*", "scheduler")
 HUB_FILES = ["model_index.json", *(f"{part}/*" for part in PARTS)]
-NOT_FROM_HUB = ["*.bin", "*.fp16.safetensors", "*.non_ema.safetensors", "*.msgpack", "*.onnx*", "*openvino*"]
+NOT_FROM_HUB = ["*.bin", "*.fp16.safetensors", "*.fp16-*.safetensors", "*.non_ema.safetensors", "*.msgpack", "*.onnx*"]
+NOT_FROM_HUB += ["*openvino*"]
 
 
 class BackboneError(ValueError):

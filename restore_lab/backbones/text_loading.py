@@ -41,14 +41,21 @@ def load_triple_text(
     Raises:
         BackboneError: for a name in `without` that is none of the three, or a part that cannot be read.
     """
+    without = [without] if isinstance(without, str) else list(without)
     odd = sorted(set(without) - set(ENCODERS))
     if odd:
-        raise BackboneError(f"backbone.without={list(without)}: {odd[0]!r} is not one of {', '.join(ENCODERS)}")
+        raise BackboneError(f"backbone.without={without}: {odd[0]!r} is not one of {', '.join(ENCODERS)}")
     parts = [folder / name if (folder / name).is_dir() and name not in without else None for name in ENCODERS]
     kinds = (CLIPS[1:], CLIPS[1:], (T5,))
     models = [p and _model(p, kind, dtype=dtype, meta=meta) for p, kind in zip(parts, kinds, strict=True)]
     tokenizers = [None if meta or p is None else _tokenizer(p) for p in parts]
-    config = transformer.config
+    config, first_width = transformer.config, _width(folder / ENCODERS[0])
+    second = 0 if models[1] is None else models[1].config.hidden_size
+    if first_width + second > config.joint_attention_dim:
+        raise BackboneError(
+            f"{folder}: the text towers' {first_width} + {second} numbers are more than the transformer's "
+            f"{config.joint_attention_dim}; keep text_encoder/config.json, which tells where the second stands"
+        )
     return TripleTextEncoder(
         clips=models[:2],
         clip_tokenizers=tokenizers[:2],
@@ -57,7 +64,7 @@ def load_triple_text(
         width=config.joint_attention_dim,
         pooled=config.pooled_projection_dim,
         t5_length=t5_length,
-        first_width=_width(folder / ENCODERS[0]),
+        first_width=first_width,
         cache_bytes=cache_bytes,
     )
 

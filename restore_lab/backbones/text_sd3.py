@@ -78,7 +78,7 @@ class TripleTextEncoder(TextEncoder):
 
     def _t5_tokens(self, texts: Sequence[str], like_BLD: Tensor) -> Tensor:
         """T5's tokens, or zeros."""
-        if self.t5 is None:
+        if self.t5 is None or self.t5_length == 0:
             return like_BLD.new_zeros(len(texts), self.t5_length, self.width)
         if self.t5_tokenizer is None:  # the meta device
             ids_BL = torch.zeros(len(texts), self.t5_length, dtype=torch.long, device=like_BLD.device)

@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from restore_lab.build import build
+from restore_lab.methods.weights import is_lora
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -48,7 +49,7 @@ def describe(cfg: DictConfig) -> dict[str, Any]:
     }
     return {
         "name": cfg.name,
-        "total_parameters": parts["denoiser"] + parameters(adaptor),
+        "total_parameters": parts["denoiser"] + sum(parts[name] for name in parts if name.startswith("adaptor.")),
         "trainable_parameters": sum(p.numel() for p in module.trainable().values()),
         "parameters": parts,
         "flops_per_step": flops(module, size=cfg.size),
@@ -58,8 +59,8 @@ def describe(cfg: DictConfig) -> dict[str, Any]:
 
 
 def parameters(module: nn.Module) -> int:
-    """How many numbers a module holds as parameters."""
-    return sum(p.numel() for p in module.parameters())
+    """How many numbers a module holds as parameters, LoRA in its layers not counted: it is a part of its own."""
+    return sum(p.numel() for name, p in module.named_parameters() if not is_lora(name))
 
 
 def flops(module: RestorationModule, *, size: int) -> int:

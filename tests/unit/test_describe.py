@@ -71,3 +71,66 @@ def test_supirs_robust_encoder_and_prior() -> None:
     assert found["trainable"] == pytest.approx(750.68, abs=0.01)  # the encoder is frozen in this stage
     released = described("method=supir", "variant=release", "adaptor=supir_release", backbone="sdxl")
     assert released["trainable"] == pytest.approx(1298.18, abs=0.01)
+
+
+def test_instantir_as_released() -> None:
+    """Resampler 82.7 M, DCP 849.8 M, aggregator 1004.8 M, LoRA 232.2 M (shared/reference: B1, B3, B4)."""
+    found = described("method=instantir", backbone="sdxl")
+    assert found["denoiser"] == pytest.approx(2567.463684, abs=1e-6)  # LoRA in it is counted apart
+    assert found["adaptor.stream"] == pytest.approx(849.8, abs=0.05)
+    assert found["adaptor.trunk"] + found["adaptor.fusion"] == pytest.approx(1004.8, abs=0.05)
+    assert found["trainable"] == pytest.approx(1004.8, abs=0.05)  # the last stage's
+    # Its resampler has keys and values in one layer, with one A of 64 x 1280 for both; ours has an A for each.
+    shared = 4 * 64 * 1280 / MILLION
+    assert found["adaptor.lora"] - shared == pytest.approx(232.2, abs=0.05)
+    assert found["visual"] == pytest.approx(304.37, abs=0.01)  # DINOv2-large
+
+
+def test_the_resampler_and_its_stream_apart() -> None:
+    import torch
+
+    from restore_lab.build import build
+
+    cfg = composed("describe", "scale=full", "method=instantir", "backbone.path=config:sdxl", "backbone.meta=true")
+    with torch.device("meta"):
+        stream = build(cfg.adaptor.stream)(build(cfg.backbone), inputs=1024)
+    count = lambda module: sum(p.numel() for p in module.parameters()) / MILLION  # noqa: E731
+    assert count(stream.resampler) == pytest.approx(82.70, abs=0.01)
+    assert count(stream.layers) == pytest.approx(767.10, abs=0.05) and len(stream.layers) == 70
+
+
+@pytest.mark.parametrize(
+    ("words", "backbone", "paper", "ours"),
+    [
+        (("method=dra",), "sdxl", 157, 156.04),  # fitted
+        (("method=dra", "lq_encoder=codec"), "sd3", 80, 80.36),  # fitted
+        (("method=dra", "adaptor=dra_natural"), "sdxl", None, 185.30),
+    ],
+)
+def test_dras_table_3(words, backbone, paper, ours) -> None:
+    """Within one percent of the paper's counts by the fitted reading; the natural one is larger."""
+    found = described(*words, backbone=backbone)
+    assert found["trainable"] == pytest.approx(ours, abs=0.01)
+    if paper is not None:
+        assert found["trainable"] == pytest.approx(paper, rel=0.01)
+
+
+@pytest.mark.parametrize(("depth", "millions"), [(6, 538.8), (12, 1062.9), (23, 2023.6)])
+def test_controlnets_of_sd3_by_depth(depth, millions) -> None:
+    """As diffusers counts them, whose hint is a latent."""
+    import torch
+    from diffusers import SD3ControlNetModel
+
+    from restore_lab.backbones.loading import load_backbone
+
+    latent = ("adaptor=controlnet", "adaptor.hint_widths=null", "adaptor.lq_latent=true")
+    found = described(*latent, f"adaptor.trunk.depth={depth}", backbone="sd3")
+    adaptor = sum(count for name, count in found.items() if name.startswith("adaptor."))
+    assert found["denoiser"] == pytest.approx(2028.3, abs=0.05)
+    assert adaptor == pytest.approx(millions, abs=0.05)
+    with torch.device("meta"):
+        prior = load_backbone("config:sd3", family="mmdit", meta=True).transformer
+        theirs = SD3ControlNetModel.from_transformer(
+            prior, num_layers=depth, num_extra_conditioning_channels=0, load_weights_from_transformer=False
+        )
+    assert adaptor == pytest.approx(sum(p.numel() for p in theirs.parameters()) / MILLION, abs=1e-6)

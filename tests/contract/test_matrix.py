@@ -1,0 +1,58 @@
+"""Every part with every other: build, loss, one optimiser step, two sampling steps, save, strict load, the same image.
+
+Pairwise over the axes of tests/matrix.py here; the whole product, training each module once, stands in tests/slow.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from restore_lab.pairs import NoMeaning, check
+from tests.composed import composed
+from tests.matrix import AXES, Priors, comes_back, everything, made, meaningful, name_of, pairwise, restored, trained
+
+
+@pytest.fixture(scope="module")
+def priors(tmp_path_factory) -> Priors:
+    return Priors(tmp_path_factory.mktemp("priors"))
+
+
+@pytest.mark.parametrize("choice", pairwise(), ids=name_of)
+def test_a_combination(choice, priors, tmp_path) -> None:
+    cfg = priors.config(choice)
+    module = made(cfg)
+    trained(module)
+    restored(module)
+    comes_back(module, cfg, tmp_path)
+
+
+def test_every_pair_is_there() -> None:
+    there = {pair for choice in pairwise() for pair in itertools.combinations(choice.items(), 2)}
+    for a, b in itertools.combinations(AXES, 2):
+        for x, y in itertools.product(AXES[a], AXES[b]):
+            assert (((a, x), (b, y)) in there) == meaningful({a: x, b: y}), (a, x, b, y)
+    assert all(meaningful(choice) for choice in pairwise())
+    assert len(pairwise()) < 100 < sum(1 for _ in everything())
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"family": "sd3", "fusion": "modulation_decoder"},
+        {"family": "sd3", "fusion": "zero_sft_attention"},
+        {"trunk": "concat", "fidelity": "adares"},
+        {"trunk": "half", "fidelity": "adares"},
+        {"trunk": "none", "prompt": "caption"},
+    ],
+    ids=name_of,
+)
+def test_what_the_matrix_leaves_out_is_refused(choice) -> None:
+    """The last by the part itself: a stream with nobody looking."""
+    assert not meaningful(choice)
+    words = [word for axis, option in choice.items() for word in AXES[axis][option]]
+    if choice.get("family") == "sd3":
+        words += ["adaptor=controlnet"] if "adaptor=controlnet" not in words else []
+    with pytest.raises(NoMeaning):
+        check(composed("evaluate", *words))
