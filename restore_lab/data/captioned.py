@@ -67,6 +67,7 @@ class Captions:
 
 def find_table(root: Path) -> Path | None:
     """The caption table of a folder by its name, or None."""
+    root = root.absolute()  # "." has no name
     stems = [root / "captions", root / "metadata", root / root.name, root.parent / root.name]
     candidates = (stem.with_name(stem.name + suffix) for stem in stems for suffix in TABLE_SUFFIXES)
     return next((path for path in candidates if path.is_file()), None)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from restore_lab.artefacts import place_of
 from restore_lab.backbones.loading import load_backbone
 from restore_lab.methods.clip_pretraining import instructions, learn_tokenizer
 from restore_lab.methods.codec_pretraining import CodecPretraining, fold_normalisation
@@ -189,7 +190,27 @@ def exported(tmp_path_factory) -> dict[str, Path]:
             "stages.unet.trainer.precision=32-true",
         )
     )
-    return {"clip": clip, "prior": prior, "codec": codec_folder, "deep": deep}
+    joint = fit(
+        composed(
+            "train",
+            "experiment=priors/tiny_sd3",
+            *common,
+            "codec_steps=2",
+            f"stages.codec.module.start={prior}/vae",
+            "stages.codec.module.channels=8",
+            "stages.codec.module.widths=[8,8,8]",
+            "stages.codec.module.groups=4",
+            "stages.codec.datamodule.batch_size=2",
+            "stages.codec.trainer.precision=32-true",
+            f"stages.transformer.module.clip=[{clip},{deep}/text_encoder_2]",
+            "stages.transformer.module.transformer.num_layers=2",
+            "stages.transformer.module.transformer.num_attention_heads=2",
+            "stages.transformer.module.transformer.attention_head_dim=4",
+            "stages.transformer.module.transformer.pos_embed_max_size=4",
+            "stages.transformer.trainer.precision=32-true",
+        )
+    )
+    return {"clip": clip, "prior": prior, "codec": codec_folder, "deep": deep, "joint": joint}
 
 
 def test_tiny_clip_loads_with_transformers(exported) -> None:
@@ -253,6 +274,49 @@ def test_the_deep_prior_reads_two_texts_and_the_size(exported) -> None:
     assert cond.size_BD.tolist() == [[4, 8, 0, 0, 16, 16], [16, 16, 0, 0, 16, 16]]
     z = backbone.codec.encode(torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
     assert backbone(z, torch.tensor([3, 999]), cond).isfinite().all()
+
+
+def test_the_joint_prior_runs_in_diffusers_own_pipeline(exported) -> None:
+    """And our loop, Euler along the flow, draws what the pipeline draws."""
+    from diffusers import StableDiffusion3Pipeline
+
+    from restore_lab.random import noise_like
+    from restore_lab.samplers.schedulers import euler_flow
+    from tests.toy_methods import said, toy_sampler
+
+    pipeline = StableDiffusion3Pipeline.from_pretrained(
+        exported["joint"], text_encoder_3=None, tokenizer_3=None, torch_dtype=torch.float32
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    backbone = load_backbone(str(exported["joint"]), family="mmdit", t5_length=0)
+    start = noise_like(torch.zeros(1, 8, 4, 4), [5], "init")
+    theirs = pipeline(
+        "a red circle",
+        height=16,
+        width=16,
+        guidance_scale=1.0,
+        num_inference_steps=3,
+        latents=start,
+        max_sequence_length=0,
+        output_type="pt",
+    ).images
+    cond = backbone.embed(["a red circle"], (16, 16))
+    sampler = toy_sampler(steps=3, scheduler=euler_flow)
+    found = sampler(
+        said(lambda z, t, level: backbone(z, t, cond)),
+        torch.zeros_like(start),
+        centre_BCHW=start,
+        seeds=[5],
+        schedule=backbone.schedule,
+    )
+    torch.testing.assert_close(backbone.codec.decode(found), theirs, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["tiny_clip", "tiny_sd", "tiny_sdxl", "tiny_sd3", "tiny_dino"])
+def test_shipped_models_are_small_and_have_a_card(name) -> None:
+    folder = place_of(f"asset:{name}")
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 10 * 2**20
+    assert (folder / "README.md").read_text().startswith(f"# {name}")
 
 
 def test_shrinking_goes_through_the_size_that_is_told() -> None:

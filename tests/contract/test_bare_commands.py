@@ -1,0 +1,35 @@
+"""`restore-lab train method=M backbone=B trainer.max_steps=1` and the photograph restored: every method, every prior.
+
+The shipped priors themselves, by the bare command line; only what would take long is made small.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from restore_lab.cli.main import main
+
+METHODS = ("spire", "supir", "diff_restorer", "instantir", "dra", "controlnet", "regression")
+# A batch of 32 crops and the bar are for a person's machine; the rest is the default.
+SMALL = ("batch_size=2", "workers=0", "progress=false", "precision=32-true", "trainer.accelerator=cpu")
+
+
+@pytest.mark.parametrize("backbone", ["tiny_sd", "tiny_sdxl", "tiny_sd3"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_and_an_image(method, backbone, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.effect_noise((48, 40), 60).convert("RGB").save("photo.png")
+    choice = [f"method={method}", f"backbone={backbone}"]
+
+    monkeypatch.setattr("sys.argv", ["restore-lab", "train", *choice, "trainer.max_steps=1", *SMALL])
+    main()
+    last = max(Path("runs").rglob("adaptor.safetensors"), key=lambda file: file.stat().st_mtime_ns)
+
+    words = ["input=photo.png", f"weights={last}", "sampler.steps=2", "device=cpu"]
+    monkeypatch.setattr("sys.argv", ["restore-lab", "restore", *choice, *words])
+    main()
+    with Image.open("restored/photo.png") as image:
+        assert image.size == (48, 40)
