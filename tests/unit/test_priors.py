@@ -312,7 +312,7 @@ def test_the_joint_prior_runs_in_diffusers_own_pipeline(exported) -> None:
     torch.testing.assert_close(backbone.codec.decode(found), theirs, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["tiny_clip", "tiny_sd", "tiny_sdxl", "tiny_sd3", "tiny_dino"])
+@pytest.mark.parametrize("name", ["tiny_clip", "tiny_sd", "tiny_sdxl", "tiny_sd3", "tiny_dino", "dra_tiny_sdxl"])
 def test_shipped_models_are_small_and_have_a_card(name) -> None:
     folder = place_of(f"asset:{name}")
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 10 * 2**20
