@@ -27,15 +27,18 @@ def settings(*words: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("scale", ["tiny", "full"])
-def test_supirs_release_differs_where_the_page_says(scale) -> None:
-    words = ("method=supir", f"scale={scale}", "data=procedural")
+@pytest.mark.parametrize(("method", "before"), [("supir", ""), ("instantir", "method=instantir ")])
+def test_a_release_differs_where_the_page_says(method, before, scale) -> None:
+    words = (f"method={method}", f"scale={scale}", "data=procedural")
     paper, release = settings(*words), settings(*words, "variant=release")
     changed = {key for key in paper.keys() | release.keys() if paper.get(key, "?") != release.get(key, "?")}
     changed = {key for key in changed if not key.startswith("module.")} - {"name"}  # the module repeats its parts
-    (line,) = re.findall(r"^`variant=release` sets (.*)$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    named = re.findall(r"`([a-z0-9_.]+)`", line)
+    page = PAGE.read_text(encoding="utf-8")
+    (line,) = re.findall(rf"^`{before}variant=release` sets (.*)$", page, flags=re.MULTILINE)
+    named = re.findall(r"`([a-z0-9_.]+)`", line.partition("; a test")[0])
     assert {key for key in changed if not key.startswith(tuple(named))} == set()
-    assert [name for name in named if not any(key.startswith(name) for key in changed)] == []
+    if scale == "tiny":  # at full scale a release may have the paper's number of steps
+        assert [name for name in named if not any(key.startswith(name) for key in changed)] == []
 
 
 def test_the_release_samples_as_its_notes_say() -> None:
