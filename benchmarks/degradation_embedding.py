@@ -15,25 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
+from configs import composed
 from omegaconf import DictConfig
 
 from restore_lab.build import build
-from restore_lab.cli.conf_dir import conf_dir
 from restore_lab.data.image_io import to_tensor
 from restore_lab.degradation.eight import KINDS, Eight
 from restore_lab.methods.weights import weights_file
 from restore_lab.random import mix
-
-
-def composed(crops: int, overrides: list[str]) -> DictConfig:
-    """What `restore-lab evaluate method=diff_restorer` reads, with so many crops of each photograph."""
-    with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
-        words = ["method=diff_restorer", f"photos_crops={crops}", *overrides]
-        cfg = compose("evaluate", overrides=words, return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    return cfg
 
 
 def looked_at(cfg: DictConfig, *, weights: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -96,9 +85,8 @@ def main() -> None:
     parser.add_argument("--crops", type=int, default=4)
     parser.add_argument("--sheet", type=Path)
     given, overrides = parser.parse_known_args()
-    clip_ND, embedded_ND, predicted_N, kinds_N, photos_N = looked_at(
-        composed(given.crops, overrides), weights=given.weights
-    )
+    cfg = composed("evaluate", "method=diff_restorer", f"photos_crops={given.crops}", *overrides)
+    clip_ND, embedded_ND, predicted_N, kinds_N, photos_N = looked_at(cfg, weights=given.weights)
     right = predicted_N == kinds_N
     facts = {
         "images": len(kinds_N),

@@ -64,8 +64,6 @@ class Beside(nn.Module):
 class StreamAdaptor(Beside):
     """No trunk at all: a visual stream and LoRA in the prior (InstantIR's DCP and previewer alone). `adaptor=dcp`."""
 
-    requires = ()
-
     def __init__(
         self,
         backbone: Backbone,
@@ -99,8 +97,6 @@ class ControlAdaptor(Beside):
         lora: builds LoRA in the prior; null for none.
         visual: width of what an image encoder sees, for the stream.
     """
-
-    requires = ("join", "middle")
 
     def __init__(
         self,

@@ -96,7 +96,6 @@ class RestorationAdapters(Beside):
         visual: width of what an image encoder sees, for the stream.
     """
 
-    requires = ("block",)
     lq_latent = True
 
     def __init__(

@@ -8,7 +8,6 @@ cut back.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -40,8 +39,6 @@ if TYPE_CHECKING:
     from restore_lab.samplers.loop import Sampler
 
     Decoder = CodecDecoder | DegradationAwareDecoder | ConsistencyDecoder
-
-log = logging.getLogger(__name__)
 
 
 class RestorationModule(OwnWeights):
@@ -108,7 +105,7 @@ class RestorationModule(OwnWeights):
             instruction = backbone.embed(texts, size).tokens_BLD
         if adaptor.reference:
             empty = backbone.embed(("",) * len(lq_BCHW), size)
-        wants_hq = adaptor.reference and self.reference.kind == "hq" and hq_BCHW is not None
+        wants_hq = adaptor.reference and self.reference.kind == "hq"
         return Hint(
             lq_BCHW=lq_BCHW,
             lq_latent_BCHW=self.lq_encoder(lq_BCHW, backbone.codec) if adaptor.lq_latent else None,
@@ -121,15 +118,16 @@ class RestorationModule(OwnWeights):
 
     def cond(self, prompt: Prompt, size: tuple[int, int]) -> Cond:
         """What the prior is told: the semantic text and, with a visual stream, what an image encoder sees."""
-        return self._streamed(self.backbone.embed(prompt.semantic, size), prompt.visual_BLD)
+        return self.streamed(self.backbone.embed(prompt.semantic, size), prompt.visual_BLD)
 
     def null(self, prompt: Prompt, size: tuple[int, int], cond: Cond) -> Cond:
         """The other half of guidance; `cond` itself where there is nothing to guide towards."""
         if prompt.negative == prompt.semantic and self.adaptor.stream is None:
             return cond
-        return self._streamed(self.backbone.embed(prompt.negative, size), prompt.visual_null_BLD)
+        return self.streamed(self.backbone.embed(prompt.negative, size), prompt.visual_null_BLD)
 
-    def _streamed(self, cond: Cond, visual_BND: Tensor | None) -> Cond:
+    def streamed(self, cond: Cond, visual_BND: Tensor | None) -> Cond:
+        """The condition with the visual stream's tokens, if there is a stream."""
         stream = self.adaptor.stream
         return cond if stream is None or visual_BND is None else replace(cond, visual_BLD=stream(visual_BND))
 

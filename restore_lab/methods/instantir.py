@@ -110,7 +110,7 @@ class PreviewerTraining(PartTraining):
         with torch.no_grad():
             z0_BCHW = method.backbone.codec.encode(hq_BCHW)
             empty = method.backbone.embed(("",) * len(batch), size)
-            cond, null = method.cond(prompt, size), method._streamed(empty, prompt.visual_null_BLD)
+            cond, null = method.cond(prompt, size), method.streamed(empty, prompt.visual_null_BLD)
             hint = method.hint(lq_BCHW, prompt)
 
         def teacher(z_BCHW: Tensor, s_B: Tensor, w_B: Tensor) -> Tensor:

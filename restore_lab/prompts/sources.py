@@ -75,6 +75,7 @@ class PromptSources:
     ) -> None:
         self.semantic, self.instruction, self.dropout = semantic, instruction, dropout
         self.positive, self.negative, self.visual = positive, negative, visual
+        self._black: dict[tuple, Tensor] = {}  # what the encoder sees in a black image, by shape, dtype and device
 
     def __call__(self, batch: Batch, *, training: bool) -> Prompt:
         """The words for a batch: in training with dropout, at test with the positive words behind them."""
@@ -100,7 +101,11 @@ class PromptSources:
         if self.visual is None or batch.lq_BCHW is None:
             return None, None
         seen_BLD = self.visual(batch.lq_BCHW)
-        null_BLD = self.visual(torch.zeros_like(batch.lq_BCHW[:1])).expand_as(seen_BLD)
+        black_BCHW = torch.zeros_like(batch.lq_BCHW[:1])
+        known = (black_BCHW.shape, black_BCHW.dtype, black_BCHW.device)
+        if known not in self._black:
+            self._black[known] = self.visual(black_BCHW)
+        null_BLD = self._black[known].expand_as(seen_BLD)
         if training:
             out_B = torch.tensor(self.dropout.dropped(batch, slot="visual"), device=seen_BLD.device)
             seen_BLD = torch.where(out_B[:, None, None], null_BLD, seen_BLD)

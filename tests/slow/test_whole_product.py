@@ -1,6 +1,6 @@
 """The whole product of the composition matrix: every module trains once and restores under every sampler.
 
-A job for an idle machine: `make test-slow`. The count is in docs/results/composition.md.
+A job for an idle machine: `make test-slow`.
 """
 
 from __future__ import annotations

@@ -61,8 +61,6 @@ def normal(s: Schedule):
 @pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("name", [*SCHEDULERS, "edm"])
 def test_an_oracle_is_reached_by_every_solver_on_every_prior(name, prior) -> None:
-    if name == "lcm" and prior != "flow":
-        pytest.skip("LCM's last step adds c_skip z to x0: equal only where t is not small")
     s, x0 = PRIORS[prior], latents(seed=1)
     found = sampler(name, init=LqNoised())(oracle(s, x0), latents(), centre_BCHW=x0, seeds=SEEDS, schedule=s)
     torch.testing.assert_close(found, x0, atol=5e-3, rtol=1e-2)
@@ -281,8 +279,6 @@ def test_early_steps_may_take_the_lq_as_reference() -> None:
 @pytest.mark.parametrize("name", [*SCHEDULERS, "edm"])
 def test_restoration_guidance_works_everywhere(name, prior) -> None:
     """tau 0 gives the LQ's latent at every step, so that it is what comes out."""
-    if name == "lcm" and prior != "flow":
-        pytest.skip("LCM's last step adds c_skip z to x0")
     s, lq = PRIORS[prior], latents(seed=7)
     guided = RestorationGuided(tau_r=0.0, s_tmin=-1.0)
     found = sampler(name, fidelity=guided)(normal(s), lq, centre_BCHW=lq, seeds=SEEDS, schedule=s)
