@@ -193,7 +193,8 @@ class RestorationModule(OwnWeights):
             z0_BCHW = self.backbone.codec.encode(self.pair(batch)[0])
 
         def predict(z_BCHW: Tensor, t_B: Tensor) -> Tensor:
-            shown, _ = self.referred(z_BCHW, t_B, cond, hint, seeds=batch.seed)
+            blend_B = self.reference.blends(batch.seed)
+            shown, _ = self.referred(z_BCHW, t_B, cond, hint, seeds=batch.seed, blend=blend_B)
             return self.predict(z_BCHW, t_B, (Branch(weight=1.0, cond=cond, hint=shown),))
 
         return self.objective(z0_BCHW, seeds=batch.seed, schedule=self.backbone.schedule, predict=predict)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from restore_lab.objectives.consistency import consistent
-from restore_lab.random import noise_like
+from restore_lab.random import noise_like, uniform
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,9 +35,11 @@ class Reference:
         dcp: show a preview what the image encoder sees in the LQ; false shows it what it sees in a black image.
         prompt: tell a preview the words.
         fresh_noise: noise the reference to the current level.
+        blended: share of the images in training whose reference moves towards the LQ's latent, so that the adaptor
+            knows what AdaRes will show it; the paper says nothing of it.
 
     Raises:
-        ValueError: for an unknown kind.
+        ValueError: for an unknown kind or a share outside [0, 1].
     """
 
     def __init__(
@@ -47,10 +49,18 @@ class Reference:
         dcp: bool = True,
         prompt: bool = False,
         fresh_noise: bool = False,
+        blended: float = 0.0,
     ) -> None:
+        if not 0.0 <= blended <= 1.0:
+            raise ValueError(f"reference.blended={blended} is a share of the images; give a number from 0 to 1")
         if kind not in KINDS:
             raise ValueError(f"reference.kind={kind!r} is not known; one of {', '.join(KINDS)}")
-        self.kind, self.dcp, self.prompt, self.fresh_noise = kind, dcp, prompt, fresh_noise
+        self.kind, self.dcp, self.prompt, self.fresh_noise, self.blended = kind, dcp, prompt, fresh_noise, blended
+
+    def blends(self, seeds: Sequence[int]) -> Tensor:
+        """How far each training image's reference moves to the LQ's latent: delta uniform in [0, 2], cut to 1."""
+        delta_B = (2 * uniform(seeds, "blend")).clamp(max=1.0)
+        return delta_B * (uniform(seeds, "blended") < self.blended)
 
     @torch.no_grad()
     def __call__(

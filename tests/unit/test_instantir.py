@@ -361,6 +361,20 @@ def test_a_reference_is_blended_towards_the_lq() -> None:
         torch.testing.assert_close(whole.reference_BCHW, hint.lq_latent_BCHW, atol=1e-5, rtol=1e-4)
 
 
+def test_training_may_show_blended_references() -> None:
+    """A share of the images, delta uniform in [0, 2] cut to 1: half of them are the LQ itself. An image's own seed
+    decides, and with no share nothing moves."""
+    seeds = list(range(4000))
+    assert not Reference(kind="preview").blends(seeds).any()
+    half_B, all_B = (Reference(kind="preview", blended=share).blends(seeds) for share in (0.5, 1.0))
+    assert (half_B > 0).float().mean() == pytest.approx(0.5, abs=0.03)
+    assert (all_B == 1).float().mean() == pytest.approx(0.5, abs=0.03)
+    assert all_B[all_B < 1].mean() == pytest.approx(0.5, abs=0.03)
+    assert torch.equal(half_B[7:9], Reference(kind="preview", blended=0.5).blends([7, 8]))
+    with pytest.raises(ValueError, match="share of the images"):
+        Reference(kind="preview", blended=1.5)
+
+
 def test_dropped_images_are_black_and_dropped_together_with_the_words() -> None:
     both = instantir("sd", dropout=Dropout(semantic=0.0, instruction=0.0, together=1.0))
     batch = toy_batch()
