@@ -6,8 +6,9 @@ First table: from one z_t, the previewer's single step with LoRA ("after") and t
 ("before"), against the answer that the teacher, LoRA off, reaches by DDIM over all the steps that lie below t. All see
 the LQ through DCP; the teacher is told the caption too and guided, as when it taught. Error: |one step - many|^2 /
 |many|^2 in latents; PSNR between the decoded images; detail: mean absolute gradient of the luma over the original's.
-Second table and the picture: while inputs of falling quality are restored, (a) the distance of preview and denoising
-mean, (b) of a preview to the one before it, (c) delta (Eq. 7), squared and over all steps; means over images.
+Second table and the picture: while inputs of falling quality are restored with previews as they are, (a) the distance
+of preview and denoising mean, (b) of a preview to the one before it, both squared, (c) delta (Eq. 7), a over b; medians
+over images, and in the table their means over the steps behind the first.
 """
 
 from __future__ import annotations
@@ -42,10 +43,11 @@ INPUTS: dict[str, dict[str, float]] = {
 
 
 class Watched(AdaRes):
-    """AdaRes that writes down what it sees: a row a step, each (B,)."""
+    """AdaRes that steers nothing and writes down what it sees: a row a step, each (B,)."""
 
-    def __init__(self, *, mode: Any) -> None:
-        super().__init__(mode=mode)
+    def __init__(self) -> None:
+        super().__init__(mode="off")
+        self.watches = True
         self.rows: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def watch(self, x0_BCHW: Tensor, preview_BCHW: Tensor | None, *, state: Any) -> Seen:
@@ -143,7 +145,7 @@ def by_quality(module: RestorationModule, source: Any) -> dict[str, Tensor]:
     for name, stages in INPUTS.items():
         rows = []
         for batch in pictures(source, stages=stages, name=name):
-            watched = module.sampler.fidelity = Watched(mode="reference")
+            watched = module.sampler.fidelity = Watched()
             module.restore(batch)
             rows.append(torch.stack([torch.stack(step) for step in watched.rows], dim=1))
         found[name] = torch.cat(rows, dim=2)
@@ -188,10 +190,12 @@ def main() -> None:
         distillation(module, pictures(source, stages=INPUTS["mixture"], name="mixture"), given.times, w=given.guidance)
     )
     found = by_quality(module, source)
-    print("\n| input | (a) distance | (b) movement | (c) delta, first half | second half |\n|---|---|---|---|---|")
+    print(
+        "\n| input | (a) distance | (b) movement | (c) delta | delta, first half | second half |\n|---|---|---|---|---|---|"
+    )
     for name, rows in found.items():
-        median, half = rows.median(dim=2).values, rows.shape[1] // 2
-        cells = [median[0].mean(), median[1, 1:].mean(), median[2, 1:half].mean(), median[2, half:].mean()]
+        median, half = rows.median(dim=2).values[:, 1:], rows.shape[1] // 2
+        cells = [*median.mean(dim=1), median[2, :half].mean(), median[2, half:].mean()]
         print(f"| {name} | {' | '.join(f'{cell:.3g}' for cell in cells)} |")
     if given.sheet is not None:
         draw(found, given.sheet)
