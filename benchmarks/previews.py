@@ -190,9 +190,8 @@ def main() -> None:
         distillation(module, pictures(source, stages=INPUTS["mixture"], name="mixture"), given.times, w=given.guidance)
     )
     found = by_quality(module, source)
-    print(
-        "\n| input | (a) distance | (b) movement | (c) delta | delta, first half | second half |\n|---|---|---|---|---|---|"
-    )
+    columns = ("input", "(a) distance", "(b) movement", "(c) delta", "delta, first half", "second half")
+    print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for name, rows in found.items():
         median, half = rows.median(dim=2).values[:, 1:], rows.shape[1] // 2
         cells = [*median.mean(dim=1), median[2, :half].mean(), median[2, half:].mean()]
