@@ -101,17 +101,17 @@ def _reference(read: _Read) -> Iterator[str]:
             "adaptor.trunk.feed=spatial lays the LQ's latent above a reference; set adaptor.lq_latent=true and "
             "adaptor.hint_widths=null, or feed=concat"
         )
-    if read("reference.kind") != "preview":
+    if read("adaptor_reference.kind") != "preview":
         return
     if read("adaptor.lora") is None:
         yield (
             "a preview is the prior with LoRA, and this adaptor has none; set adaptor/lora=previewer, or "
-            "reference=mean for the prior as it is"
+            "adaptor/reference=mean for the prior as it is"
         )
-    if read("reference.dcp") and read("adaptor.stream") is None:
+    if read("adaptor_reference.dcp") and read("adaptor.stream") is None:
         yield (
-            "reference=preview shows the prior what an image encoder sees, and this adaptor has no stream for it; "
-            "set adaptor/stream=dcp, or reference=preview_unconditional"
+            "adaptor/reference=preview shows the prior what an image encoder sees, and this adaptor has no stream for "
+            "it; set adaptor/stream=dcp, or adaptor/reference=preview_unconditional"
         )
 
 

@@ -34,7 +34,7 @@ AXES: dict[str, dict[str, tuple[str, ...]]] = {
     "trunk": {
         "concat": ("adaptor=spire", "adaptor.hint_widths=[4,4,8]", "adaptor.hint_channels=4"),
         "half": ("adaptor=supir",),
-        "spatial": ("adaptor=instantir", "adaptor/lora=none", "adaptor/stream=none", "reference=mean"),
+        "spatial": ("adaptor=instantir", "adaptor/lora=none", "adaptor/stream=none", "adaptor/reference=mean"),
         "chain": ("adaptor=dra",),
         "none": ("adaptor=dcp",),
     },

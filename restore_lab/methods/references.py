@@ -1,4 +1,4 @@
-"""What an adaptor with a reference is shown beside the LQ (InstantIR, section 3.2 and Table 2a). `reference=...`.
+"""What an adaptor with a reference is shown beside the LQ (InstantIR, 3.2 and Table 2a). `adaptor/reference=...`.
 
 preview: the prior in one step, with LoRA on, from z_t and what the image encoder sees, without words (`preview`), with
 neither (`preview_unconditional`), or with the words too (`preview_prompt`); mean: the denoising mean of Eq. 2, LoRA
@@ -52,9 +52,9 @@ class Reference:
         blended: float = 0.0,
     ) -> None:
         if not 0.0 <= blended <= 1.0:
-            raise ValueError(f"reference.blended={blended} is a share of the images; give a number from 0 to 1")
+            raise ValueError(f"adaptor_reference.blended={blended} is a share of the images; give a number from 0 to 1")
         if kind not in KINDS:
-            raise ValueError(f"reference.kind={kind!r} is not known; one of {', '.join(KINDS)}")
+            raise ValueError(f"adaptor_reference.kind={kind!r} is not known; one of {', '.join(KINDS)}")
         self.kind, self.dcp, self.prompt, self.fresh_noise, self.blended = kind, dcp, prompt, fresh_noise, blended
 
     def blends(self, seeds: Sequence[int]) -> Tensor:

@@ -38,11 +38,11 @@ REFUSED = [
         ("adaptor.encoder.embedding=0",),
     ),
     (("sampler/fidelity=adares",), "use adaptor=instantir", ("adaptor=instantir", "prompt/visual=dino")),
-    (("method=instantir", "adaptor/lora=none"), "reference=mean", ("reference=mean",)),
+    (("method=instantir", "adaptor/lora=none"), "adaptor/reference=mean", ("adaptor/reference=mean",)),
     (
         ("method=instantir", "adaptor/stream=none"),
-        "reference=preview_unconditional",
-        ("reference=preview_unconditional",),
+        "adaptor/reference=preview_unconditional",
+        ("adaptor/reference=preview_unconditional",),
     ),
     (("adaptor.trunk.feed=spatial",), "adaptor.hint_widths=null", ("adaptor.hint_widths=null",)),
 ]
