@@ -1,6 +1,6 @@
 """The whole product of the composition matrix: every module trains once and restores under every sampler.
 
-A job for an idle machine: `make test-slow`.
+A job for an idle machine: `make test-slow`. Its outcome stands in docs/results/composition.md.
 """
 
 from __future__ import annotations
