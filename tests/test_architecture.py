@@ -21,6 +21,7 @@ RANKS = {
     "quiet": 0,
     "build": 0,
     "artefacts": 0,
+    "locks": 0,
     "pairs": 0,
     "data": 1,
     "degradation": 1,
@@ -38,7 +39,7 @@ HEAVY = frozenset(
     ("torch", "torchvision", "lightning", "diffusers", "transformers", "peft", "torchmetrics", "pyiqa", "wandb")
     + ("skimage", "scipy", "pandas", "pyarrow", "numpy", "PIL", "matplotlib")
 )
-LIGHT = ("types.py", "random.py", "build.py", "artefacts.py", "pairs.py", "cli/")
+LIGHT = ("types.py", "random.py", "build.py", "artefacts.py", "locks.py", "pairs.py", "cli/")
 
 
 def name_of(path: Path) -> str:

@@ -7,6 +7,7 @@ shuffled ones, are rows of one record, measured on the same images from the same
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import torch
 from omegaconf import OmegaConf
 
 from restore_lab.adaptors.lq_encoder import CodecEncoder
-from restore_lab.artefacts import code_version, identity
+from restore_lab.artefacts import Manifest, code_version, complete, identity, place_of
 from restore_lab.build import build
 from restore_lab.evaluation.paired import report
 from restore_lab.evaluation.picture import Panel, contact_sheet
@@ -28,9 +29,13 @@ from restore_lab.evaluation.records import (
     RECORD,
     ROBUST_LQ,
     Results,
+    method_rows,
+    read_record,
+    recorded,
     render,
     write_record,
 )
+from restore_lab.locks import locked
 from restore_lab.methods.captioning import caption_ahead
 from restore_lab.methods.parts import pad_to_multiple
 from restore_lab.methods.restore import load
@@ -48,6 +53,7 @@ if TYPE_CHECKING:
     from restore_lab.types import Batch
 
 log = logging.getLogger(__name__)
+PICTURE = "pictures.png"
 # What an evaluation's identity is made of; everything else in the config only trains, or only shows.
 MEASURED = (
     "module",
@@ -75,21 +81,73 @@ class Evaluation:
         """The table as text, and the comparisons of the variants under it."""
         return "\n".join([render(self.results), *([""] if self.comparisons else []), *self.comparisons])
 
+    def as_json(self) -> str:
+        """Mean, n and protocol by row and metric, with the comparisons and the notes."""
+        rows: dict[str, dict[str, Any]] = {}
+        for cell in self.results.cells:
+            numbers = {"mean": cell.mean, "std": cell.std, "n": cell.n, "protocol": cell.column.says()}
+            rows.setdefault(cell.row, {})[cell.metric] = {**numbers, "column": cell.column.id}
+        whole = {"record": str(self.folder), "rows": rows, "comparisons": self.comparisons}
+        return json.dumps({**whole, "notes": list(self.results.notes)}, indent=1, allow_nan=False)
 
-def evaluate(cfg: DictConfig) -> Evaluation:
-    """Run `restore-lab evaluate`.
 
-    Raises:
-        ValueError: if no image is left to measure.
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """A record, known before it is made: what its identity is made of, and where it is or will be."""
+
+    identity: str
+    folder: Path
+    settings: Mapping[str, Any]
+    parents: tuple[str, ...]
+
+
+def planned(cfg: DictConfig, *, weights: str | None = None) -> Scores:
+    """The record that `evaluate` will write; nothing is built or run.
+
+    Args:
+        cfg: the composed config of `restore-lab evaluate`.
+        weights: identity of weights that are not made yet, in the place of `cfg.weights`.
     """
     # Node by node and in place: interpolations reach parts of the config that are not among the measured.
     settings: dict[str, Any] = {
         key: OmegaConf.to_container(cfg[key], resolve=True) if OmegaConf.is_config(cfg[key]) else cfg[key]
         for key in MEASURED
     }
-    settings["weights"] = None if cfg.weights is None else str(weights_file(cfg.weights))
-    identity_ = identity(settings)
+    parents: tuple[str, ...] = ()
+    if weights is not None:
+        parents = (weights,)
+    elif cfg.weights is not None and complete(place_of(cfg.weights)):
+        parents = (Manifest.read(place_of(cfg.weights)).identity,)
+    else:
+        settings["weights"] = None if cfg.weights is None else str(weights_file(cfg.weights))
+    identity_ = identity(settings, parents)
     folder = Path(cfg.run_dir) if cfg.run_dir else Path(cfg.runs_dir) / cfg.name / f"scores-{identity_}"
+    return Scores(identity=identity_, folder=folder, settings=settings, parents=parents)
+
+
+def evaluate(cfg: DictConfig) -> Evaluation:
+    """Run `restore-lab evaluate`; what was measured before is read again.
+
+    Raises:
+        ValueError: if no image is left to measure.
+    """
+    scores = planned(cfg)
+    if cfg.again or not recorded(scores.folder, identity=scores.identity):
+        with locked(scores.folder):
+            if cfg.again or not recorded(scores.folder, identity=scores.identity):  # another run's, meanwhile
+                _run(cfg, scores)
+    else:
+        log.info("measured before; again=true measures again")
+    results = read_record(scores.folder).results
+    picture = scores.folder / PICTURE
+    compared = report(results, variants=method_rows(results), ordered=list(cfg.ordered or ()))
+    return Evaluation(
+        folder=scores.folder, results=results, picture=picture if picture.is_file() else None, comparisons=compared
+    )
+
+
+def _run(cfg: DictConfig, scores: Scores) -> None:
+    """Measure, and write record and picture."""
     module = load(cfg)
     suite: MetricSuite = build(cfg.metrics, protocol=build(cfg.protocol))
     variants = {name: _with_slots(module.prompts, slots) for name, slots in (cfg.variants or {cfg.name: None}).items()}
@@ -99,12 +157,19 @@ def evaluate(cfg: DictConfig) -> Evaluation:
         panels += _measure(module, suite, batch, variants)
     results = suite.compute()
     if not results.images:
-        raise ValueError(f"no image was measured; none has an LQ of at most max_lq_psnr={cfg.max_lq_psnr} dB")
-    write_record(folder, results=results, settings=settings, identity=identity_, code=code_version())
-    picture = contact_sheet(panels[: cfg.pictures], folder / "pictures.png") if cfg.pictures else None
-    log.info("record: %s", folder / RECORD)
-    compared = report(results, variants=list(variants), ordered=list(cfg.ordered or ()))
-    return Evaluation(folder=folder, results=results, picture=picture, comparisons=compared)
+        why = f"none has an LQ of at most max_lq_psnr={cfg.max_lq_psnr} dB"
+        raise ValueError(f"no image was measured; {why if cfg.max_lq_psnr is not None else '; '.join(results.notes)}")
+    if cfg.pictures:
+        contact_sheet(panels[: cfg.pictures], scores.folder / PICTURE)
+    write_record(
+        scores.folder,
+        results=results,
+        settings=scores.settings,
+        identity=scores.identity,
+        parents=scores.parents,
+        code=code_version(),
+    )
+    log.info("record: %s", scores.folder / RECORD)
 
 
 def _batches(cfg: DictConfig, module: RestorationModule) -> Iterator[Batch]:
@@ -126,15 +191,16 @@ def _batches(cfg: DictConfig, module: RestorationModule) -> Iterator[Batch]:
 def _measure(
     module: RestorationModule, suite: MetricSuite, batch: Batch, variants: Mapping[str, PromptSources]
 ) -> list[Panel]:
-    """Every row of one batch."""
-    if batch.hq_BCHW is None or batch.lq_BCHW is None:
-        raise ValueError("evaluation compares with originals; give eval_data with HQ images and an eval_degradation")
+    """Every row of one batch; without originals only metrics that need none have values."""
+    if batch.lq_BCHW is None:
+        raise ValueError("there is nothing to restore; give eval_data with HQ images an eval_degradation, or LQ images")
     wordless = Prompt(semantic=("",) * len(batch), negative=("",) * len(batch), instruction=("",) * len(batch))
     rows: dict[str, tuple[Tensor, Prompt]] = {
         LQ: (batch.lq_BCHW, wordless),
         DECODED_LQ: (through_codec(module.backbone, batch.lq_BCHW), wordless),
-        DECODED_HQ: (through_codec(module.backbone, batch.hq_BCHW), wordless),
     }
+    if batch.hq_BCHW is not None:
+        rows[DECODED_HQ] = (through_codec(module.backbone, batch.hq_BCHW), wordless)
     if not isinstance(module.lq_encoder, CodecEncoder):
         rows[ROBUST_LQ] = (module.reconstruct(batch.lq_BCHW), wordless)
     for name, prompts in variants.items():
@@ -151,10 +217,12 @@ def _measure(
             recipes=batch.recipe,
         )
     shown, first = [name for name in (ROBUST_LQ, *variants) if name in rows], next(iter(variants))
+    ends = {} if batch.hq_BCHW is None else {"original": batch.hq_BCHW}
+    seen = {"input": batch.lq_BCHW, **{name: rows[name][0] for name in shown}, **ends}
     return [
         Panel(
-            images=(batch.lq_BCHW[i].cpu(), *(rows[name][0][i].cpu() for name in shown), batch.hq_BCHW[i].cpu()),
-            titles=("input", *shown, "original"),
+            images=tuple(image_BCHW[i].cpu() for image_BCHW in seen.values()),
+            titles=tuple(seen),
             caption=rows[first][1].semantic[i],
             instruction=rows[first][1].instruction[i],
         )

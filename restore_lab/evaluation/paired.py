@@ -98,6 +98,8 @@ def report(results: Results, *, variants: Sequence[str], ordered: Sequence[str])
 
     A "*" marks an interval that does not contain zero.
     """
+    if not variants:  # no metric could measure them
+        return []
     metrics = list(dict.fromkeys(image.metric for image in results.images))
     robust = any(image.row == ROBUST_LQ for image in results.images)
     pairs = [(ROBUST_LQ, DECODED_LQ), (variants[0], ROBUST_LQ)] if robust else []
@@ -106,6 +108,7 @@ def report(results: Results, *, variants: Sequence[str], ordered: Sequence[str])
         str(difference(results, row=row, baseline=baseline, metric=metric))
         for metric in metrics
         for row, baseline in pairs
+        if values(results, row=row, metric=metric).keys() & values(results, row=baseline, metric=metric).keys()
     ]
     for metric in metrics if ordered else ():
         means, each = rank_correlation(results, rows=ordered, metric=metric)

@@ -68,12 +68,28 @@ class Record:
     identity: str
     code: str
     settings: Mapping[str, Any]
+    parents: tuple[str, ...] = ()
 
 
 def write_record(
-    folder: str | Path, *, results: Results, settings: Mapping[str, Any], identity: str, code: str
+    folder: str | Path,
+    *,
+    results: Results,
+    settings: Mapping[str, Any],
+    identity: str,
+    code: str,
+    parents: Sequence[str] = (),
 ) -> Path:
-    """Write both files and return the path of `record.json`. `settings` are plain values."""
+    """Write both files and return the path of `record.json`.
+
+    Args:
+        folder: is made if it is not there.
+        results: what was found.
+        settings: what it was found with, plain values.
+        identity: of settings and parents.
+        code: version of the code.
+        parents: identities of the artefacts behind it.
+    """
     place = Path(folder)
     table = _parquet(results.images)
     write_bytes_atomic(place / PER_IMAGE, table)
@@ -84,6 +100,7 @@ def write_record(
             "identity": identity,
             "code": code,
             "settings": settings,
+            "parents": list(parents),
             "cells": [{**asdict(cell), "column_id": cell.column.id} for cell in results.cells],
             "notes": list(results.notes),
             "per_image_sha256": hashlib.sha256(table).hexdigest(),
@@ -108,12 +125,20 @@ def read_record(folder: str | Path) -> Record:
             raise ValueError(f"{place}: record format {raw['format']!r}, this version reads {FORMAT}; evaluate again")
         cells = tuple(_cell(entry) for entry in raw["cells"])
         identity, code, settings, expected = (raw[k] for k in ("identity", "code", "settings", "per_image_sha256"))
-        notes = tuple(raw["notes"])
+        notes, parents = tuple(raw["notes"]), tuple(raw.get("parents", ()))
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{place} is not a record ({type(error).__name__}: {error}); evaluate again") from error
     images = _images(place.with_name(PER_IMAGE), expected)
     results = Results(cells=cells, images=images, notes=notes)
-    return Record(results=results, identity=identity, code=code, settings=settings)
+    return Record(results=results, identity=identity, code=code, settings=settings, parents=parents)
+
+
+def recorded(folder: str | Path, *, identity: str) -> bool:
+    """Whether the record of this identity is there and whole."""
+    try:
+        return read_record(folder).identity == identity
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 def render(results: Results) -> str:
@@ -139,6 +164,12 @@ def ordered_rows(rows: Sequence[str]) -> list[str]:
     """Distinct rows: the three that always come by themselves first, the others as they came."""
     fixed = [row for row in (LQ, DECODED_LQ, ROBUST_LQ, DECODED_HQ) if row in rows]
     return fixed + [row for row in dict.fromkeys(rows) if row not in fixed]
+
+
+def method_rows(results: Results) -> list[str]:
+    """The rows besides those that always come by themselves, in their order."""
+    fixed = (LQ, DECODED_LQ, ROBUST_LQ, DECODED_HQ)
+    return [row for row in dict.fromkeys(cell.row for cell in results.cells) if row not in fixed]
 
 
 def _titles(cells: Sequence[Cell]) -> dict[str, str]:

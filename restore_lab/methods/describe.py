@@ -8,8 +8,12 @@ guided step (all branches) on one image of the given size, from torch's own coun
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import OmegaConf
+
+from restore_lab.artefacts import Manifest, identity, write_json_atomic
 from restore_lab.build import build
 from restore_lab.methods.weights import is_lora
 
@@ -20,8 +24,27 @@ if TYPE_CHECKING:
     from restore_lab.methods.base import RestorationModule
 
 
+DESCRIPTION = "description.json"
+
+
+def planned(cfg: DictConfig) -> str:
+    """The identity of a description."""
+    module: Any = OmegaConf.to_container(cfg.module, resolve=True)
+    return identity({"module": module, "size": cfg.size})
+
+
 def describe(cfg: DictConfig) -> dict[str, Any]:
-    """The numbers of `restore-lab describe`.
+    """The numbers of `restore-lab describe`; written to `cfg.run_dir` too, if one is given."""
+    name, folder = planned(cfg), cfg.run_dir
+    facts = _facts(cfg)
+    if folder:
+        write_json_atomic(Path(folder) / DESCRIPTION, facts)
+        Manifest(identity=name, kind="description").write(folder)
+    return facts
+
+
+def _facts(cfg: DictConfig) -> dict[str, Any]:
+    """What there is to say.
 
     Args:
         cfg: the composed config; `module` and `size` (height and width of the image in pixels) are read.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,32 @@ from omegaconf import DictConfig, OmegaConf
 
 from restore_lab.artefacts import Manifest, complete, identity, write_bytes_atomic
 from restore_lab.build import build
+from restore_lab.locks import locked
 
 log = logging.getLogger(__name__)
 STATE = "state"
 CLAIM = "unfinished"  # the file with the identity of the run that is at work here
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stage's artefact, known before it is made.
+
+    Attributes:
+        name: of the stage.
+        identity: of the artefact.
+        folder: where it is, or will be.
+        settings: what its identity is made of, beside `parents`.
+        parents: identities of the earlier stages.
+        node: what to build; each "stage:NAME" in it stands for an earlier folder.
+    """
+
+    name: str
+    identity: str
+    folder: Path
+    settings: Mapping[str, Any]
+    parents: tuple[str, ...]
+    node: Mapping[str, Any]
 
 
 def fit(cfg: DictConfig) -> Path:
@@ -36,41 +59,62 @@ def fit(cfg: DictConfig) -> Path:
     Raises:
         ValueError: for an unknown stage.
     """
+    made: dict[str, Path] = {}
+    for stage in planned(cfg):
+        if not complete(stage.folder, identity=stage.identity):
+            with locked(stage.folder):  # what another run makes meanwhile is found complete
+                _make(cfg, stage, made)
+        else:
+            log.info("stage %s is complete: %s", stage.name, stage.folder)
+        made[stage.name] = stage.folder
+    return list(made.values())[-1]
+
+
+def planned(cfg: DictConfig) -> list[Stage]:
+    """The chosen stages in order, with the artefacts that they make; nothing is built or run.
+
+    Raises:
+        ValueError: for an unknown stage.
+    """
     names = [name for name in cfg.stages if cfg.stages[name] is not None]
     if cfg.stage != "all" and cfg.stage not in names:
         raise ValueError(f"stage={cfg.stage!r} is not known here; one of {', '.join([*names, 'all'])}")
     last = names[-1] if cfg.stage == "all" else cfg.stage
-    folders: dict[str, Path] = {}
+    stages: list[Stage] = []
     for name in names[: names.index(last) + 1]:
-        folders[name] = _stage(cfg, name, folders, run_dir=cfg.run_dir if name == last else None)
-    return folders[last]
+        node: Any = OmegaConf.to_container(cfg.stages[name], resolve=True, throw_on_missing=True)
+        if cfg.trainer.max_steps is not None:
+            node["trainer"]["max_steps"] = cfg.trainer.max_steps
+        earlier = {stage.name: stage.identity for stage in stages}
+        settings = {**_replaced(node, {k: f"stage:{v}" for k, v in earlier.items()}), "seed": cfg.seed}
+        for place in settings.pop("ignores", ()):
+            settings = _without(settings, place.split("."))
+        parents = tuple(earlier.values())
+        identity_ = identity(settings, parents)
+        own = cfg.run_dir if name == last else None
+        folder = Path(own) if own else Path(cfg.runs_dir) / cfg.name / f"{name}-{identity_}"
+        stages.append(
+            Stage(name=name, identity=identity_, folder=folder, settings=settings, parents=parents, node=node)
+        )
+    return stages
 
 
-def _stage(cfg: DictConfig, name: str, earlier: Mapping[str, Path], *, run_dir: str | None) -> Path:
-    """Make one stage's artefact, or find it made; in `run_dir` if that is given."""
-    raw = OmegaConf.to_container(cfg.stages[name], resolve=True, throw_on_missing=True)
-    if cfg.trainer.max_steps is not None:
-        raw["trainer"]["max_steps"] = cfg.trainer.max_steps
-    parents = {stage: Manifest.read(folder).identity for stage, folder in earlier.items()}
-    settings = {**_replaced(raw, {k: f"stage:{v}" for k, v in parents.items()}), "seed": cfg.seed}
-    for place in settings.pop("ignores", ()):
-        settings = _without(settings, place.split("."))
-    identity_ = identity(settings, list(parents.values()))
-    folder = Path(run_dir) if run_dir else Path(cfg.runs_dir) / cfg.name / f"{name}-{identity_}"
-    if complete(folder, identity=identity_):
-        log.info("stage %s is complete: %s", name, folder)
-        return folder
+def _make(cfg: DictConfig, stage: Stage, earlier: Mapping[str, Path]) -> None:
+    """Make one stage's artefact, or find it made."""
+    folder = stage.folder
+    if complete(folder, identity=stage.identity):
+        log.info("stage %s is complete: %s", stage.name, folder)
+        return
     if complete(folder):
         raise ValueError(f"{folder} holds another run's result; choose another run_dir, or delete it")
-    _claim(folder, identity_)
-    node = _replaced(raw, {k: str(v) for k, v in earlier.items()})
-    node["partial"] = str(raw.get("weights")).startswith("stage:")  # an earlier stage knows fewer parts
+    _claim(folder, stage.identity)
+    node = _replaced(stage.node, {k: str(v) for k, v in earlier.items()})
+    node["partial"] = str(stage.node.get("weights")).startswith("stage:")  # an earlier stage knows fewer parts
     _train(cfg, node, folder)
-    Manifest(identity=identity_, kind=name, settings=settings, parents=tuple(parents.values())).write(folder)
+    Manifest(identity=stage.identity, kind=stage.name, settings=stage.settings, parents=stage.parents).write(folder)
     shutil.rmtree(folder / STATE, ignore_errors=True)
     (folder / CLAIM).unlink(missing_ok=True)
-    log.info("stage %s: %s", name, folder)
-    return folder
+    log.info("stage %s: %s", stage.name, folder)
 
 
 def _claim(folder: Path, identity_: str) -> None:

@@ -21,12 +21,13 @@ class FromRecipe:
     Args:
         values: probability that an image's instruction says its numbers; else it names the types alone. The paper
             trains with both forms and does not say how often; it evaluates with numbers (values=1).
+        unknown: what is said of an image without a recipe (a real photograph, a pair from elsewhere); null refuses it.
     """
 
-    def __init__(self, *, values: float) -> None:
+    def __init__(self, *, values: float, unknown: str | None = None) -> None:
         if not 0.0 <= values <= 1.0:
             raise ValueError(f"prompt.instruction.values={values} is a probability; give a number from 0 to 1")
-        self.values = values
+        self.values, self.unknown = values, unknown
 
     def __call__(self, batch: Batch) -> tuple[str, ...]:
         coins = uniform(batch.seed, "instruction values").tolist()
@@ -34,6 +35,8 @@ class FromRecipe:
         return tuple(self._say(recipe, coin, key) for recipe, coin, key in triples)
 
     def _say(self, recipe: Recipe | None, coin: float, key: str) -> str:
+        if recipe is None and self.unknown is not None:
+            return self.unknown
         if recipe is None:
             raise ValueError(
                 f"{key}: no recipe says what was done to this image, so no instruction can be made from it; "

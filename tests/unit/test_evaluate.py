@@ -142,15 +142,27 @@ def test_the_verb_prints_table_record_and_picture(toy_folder, tmp_path, capsys) 
     assert read_record(tmp_path / "here").results.cells
 
 
-def test_without_originals_there_is_nothing_to_compare_with(toy_folder, tmp_path) -> None:
-    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
-    words = ("eval_data=folder", f"eval_data.root={tmp_path}", "eval_data.role=lq")
+@pytest.fixture
+def no_originals(toy_folder, tmp_path):
+    """A config over one bad image, and words behind it."""
+    Image.new("RGB", (16, 16), (90, 120, 30)).save(tmp_path / "a.png")
+    words = ("eval_data=folder", f"eval_data.root={tmp_path}", "eval_data.role=lq", "weights=null")
     base = [w for w in small(toy_folder) if not w.startswith("eval_data.")]
-    cfg = composed(
-        "evaluate", *base, *words, "weights=null", "metrics=fidelity", f"runs_dir={tmp_path}", "progress=false"
-    )
-    with pytest.raises(ValueError, match="evaluation compares with originals"):
-        evaluate(cfg)
+    return lambda *more: composed("evaluate", *base, *words, f"runs_dir={tmp_path}/runs", "progress=false", *more)
+
+
+def test_without_originals_only_metrics_that_need_none_have_values(no_originals) -> None:
+    """RealPhoto60, RTTS: two rows beside the method's, and the instruction says that nobody knows."""
+    done = evaluate(no_originals("metrics=offline"))
+    assert {cell.row for cell in done.results.cells} == {"LQ", "D(E(LQ))", "spire"}
+    assert {cell.metric for cell in done.results.cells} == {"piqe"}
+    assert any("psnr: needs a reference" in note for note in done.results.notes)
+    assert {image.instruction for image in done.results.images if image.row == "spire"} == {REMOVE_ALL}
+
+
+def test_without_originals_pixel_metrics_alone_measure_nothing(no_originals) -> None:
+    with pytest.raises(ValueError, match=r"no image was measured; psnr: needs a reference"):
+        evaluate(no_originals("metrics=fidelity"))
 
 
 def test_a_contact_sheet_shows_the_images_in_their_places(tmp_path) -> None:
