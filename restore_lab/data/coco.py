@@ -1,0 +1,64 @@
+"""MS-COCO's images with its captions, or a random part of them (SPIRE tests on 3000). `eval_data=coco_val`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from restore_lab.data.folder import FolderSource
+from restore_lab.random import rng
+from restore_lab.types import Picture
+
+
+class CocoSource:
+    """Images of a COCO folder, captioned by the first caption of each.
+
+    Args:
+        root: the folder of the images.
+        annotations: captions_*.json, with `images` (id, file_name) and `annotations` (image_id, caption).
+        count: so many of them, drawn without replacement; null for all.
+        seed: of the draw.
+
+    Raises:
+        ValueError: if the folder or the file is missing or is no such file, or has fewer images.
+    """
+
+    def __init__(self, *, root: str | Path, annotations: str | Path, count: int | None, seed: int = 0) -> None:
+        self._images = FolderSource(root, captions=None)
+        self._captions = _captions(Path(annotations).expanduser())
+        chosen = [index for index, key in enumerate(self._images.keys()) if key in self._captions]
+        if count is not None:
+            if count > len(chosen):
+                raise ValueError(f"{root}: has {len(chosen)} captioned images, fewer than count={count}")
+            chosen = sorted(rng(seed, "coco").permutation(chosen)[:count].tolist())
+        self._chosen = chosen
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def keys(self) -> list[str]:
+        """File names without suffix."""
+        keys = self._images.keys()
+        return [keys[index] for index in self._chosen]
+
+    def read(self, index: int, *, epoch: int = 0) -> Picture:
+        """Decode one; `epoch` plays no role.
+
+        Raises:
+            BadImage: it cannot be read.
+        """
+        picture = self._images.read(self._chosen[index], epoch=epoch)
+        return Picture(hq_HWC=picture.hq_HWC, lq_HWC=None, caption=self._captions[picture.key], key=picture.key)
+
+
+def _captions(file: Path) -> dict[str, str]:
+    """The first caption by file name without suffix."""
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        names = {image["id"]: Path(image["file_name"]).stem for image in raw["images"]}
+        found: dict[str, str] = {}
+        for entry in raw["annotations"]:
+            found.setdefault(names[entry["image_id"]], entry["caption"].strip())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: no COCO captions ({error}); expected captions_val2017.json or its like") from error
+    return found

@@ -1,0 +1,108 @@
+"""Public datasets under their own names and layouts: `eval_data=realphoto60`, `restore-lab doctor data=realphoto60`.
+
+Each is a yaml that wraps a source and says what a whole copy holds. The folders lie under `datasets_dir` (a setting, or
+the environment's RESTORE_LAB_DATASETS); nothing is downloaded. A copy that is not there is one line that says which
+folder is expected and where the dataset comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from restore_lab.data.dataset import Source
+from restore_lab.data.image_io import BadImage
+from restore_lab.types import Picture
+
+SHOWN = 5
+
+
+class Known:
+    """A dataset by name.
+
+    Args:
+        name: its name, for what is said of it.
+        source: builds the source that reads it.
+        count: pictures of a whole copy; null where copies differ.
+        first, last, digits: names are numbers with so many digits, from first to last; null where they are not.
+        origin: where it comes from.
+
+    Raises:
+        ValueError: if it is not there, or is laid out otherwise.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        source: Callable[[], Source],
+        count: int | None,
+        origin: str,
+        first: int | None = None,
+        last: int | None = None,
+        digits: int = 0,
+    ) -> None:
+        self.name, self.count, self.origin = name, count, origin
+        self.expected = [] if first is None or last is None else [f"{i:0{digits}d}" for i in range(first, last + 1)]
+        try:
+            self._source = source()
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}; it comes from {origin}") from error
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def keys(self) -> list[str]:
+        """The source's."""
+        return self._source.keys()
+
+    def read(self, index: int, *, epoch: int = 0) -> Picture:
+        """The source's."""
+        return self._source.read(index, epoch=epoch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkup:
+    """What a copy of a dataset holds: pictures that can be read, and what is missing, extra or unreadable."""
+
+    name: str
+    found: int
+    expected: int | None
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+    unreadable: tuple[str, ...]
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is missing, extra or unreadable."""
+        return not (self.missing or self.extra or self.unreadable) and self.expected in (None, self.found)
+
+    def says(self) -> list[str]:
+        """The same in lines."""
+        of = "" if self.expected is None else f" of {self.expected}"
+        lines = [f"{self.name}: {'whole' if self.whole else 'NOT whole'}, {self.found}{of} pictures can be read"]
+        for word, names in (("missing", self.missing), ("extra", self.extra), ("unreadable", self.unreadable)):
+            if names:
+                more = f", ... ({len(names)} in all)" if len(names) > SHOWN else ""
+                lines.append(f"  {word}: {', '.join(names[:SHOWN])}{more}")
+        return lines
+
+
+def checkup(source: Source, *, name: str = "data") -> Checkup:
+    """Read every picture of a source; of a known dataset say what differs from a whole copy."""
+    keys, unreadable = source.keys(), []
+    for index in range(len(source)):
+        try:
+            source.read(index, epoch=0)
+        except BadImage as error:
+            unreadable.append(str(error))
+    expected = source.expected if isinstance(source, Known) else []
+    stems = {key.rpartition("/")[2] for key in keys}
+    return Checkup(
+        name=source.name if isinstance(source, Known) else name,
+        found=len(keys) - len(unreadable),
+        expected=source.count if isinstance(source, Known) else None,
+        missing=tuple(stem for stem in expected if stem not in stems),
+        extra=tuple(sorted(stem for stem in stems if expected and stem not in set(expected))),
+        unreadable=tuple(unreadable),
+    )
