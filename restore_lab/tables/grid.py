@@ -1,0 +1,133 @@
+"""A table ready to be written: what stands in every cell and under the table, before any format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from restore_lab.tables.jobs import Plan
+from restore_lab.tables.marks import marks
+from restore_lab.tables.measured import REFERENCES, Measured, Number, judged
+from restore_lab.tables.spec import Claim, Column, Row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """Measured beside published; None where there is none. `printed` says that the paper has a number here, even if it
+    cannot be read."""
+
+    number: Number | None
+    published: float | None
+    printed: bool
+    mark: str | None
+    column: Column
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A row of the table. `kind` is "reference" (LQ, the codec's), "ours" (measured here), or "system"."""
+
+    name: str
+    title: str
+    labels: Mapping[str, str]
+    kind: str
+    cells: Sequence[Cell]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """The whole: headings as (condition, column), lines, and what stands under it."""
+
+    name: str
+    title: str
+    source: str
+    scale: str
+    label_names: Sequence[str]
+    headings: Sequence[tuple[str, Column]]
+    lines: Sequence[Line]
+    claims: Sequence[str]
+    notes: Sequence[str]
+
+
+def grid(plan: Plan, table: Measured) -> Grid:
+    """The table's cells, its claims and its notes."""
+    spec, marked = table.spec, marks(table)
+    places = [(c, title) for c in spec.conditions.values() for title in c.columns]
+
+    def cells(name: str, row: Row | None) -> list[Cell]:
+        return [
+            Cell(
+                number=table.numbers.get((name, c.name, title)),
+                published=None if row is None else row.published.get((c.name, title)),
+                printed=row is not None and (c.name, title) in row.published,
+                mark=marked.get((name, c.name, title)),
+                column=spec.columns[title],
+            )
+            for c, title in places
+        ]
+
+    lines = [
+        Line(name=name, title=name, labels={}, kind="reference", cells=cells(name, None))
+        for name in REFERENCES
+        if any(key[0] == name for key in table.numbers)
+    ]
+    lines += [
+        Line(
+            name=row.name,
+            title=row.title,
+            labels=row.labels,
+            kind="system" if row.system else "ours",
+            cells=cells(row.name, row),
+        )
+        for row in spec.rows.values()
+    ]
+    return Grid(
+        name=spec.name,
+        title=spec.title,
+        source=spec.source,
+        scale=spec.scale,
+        label_names=list(dict.fromkeys(key for row in spec.rows.values() for key in row.labels)),
+        headings=[(c.title, spec.columns[title]) for c, title in places],
+        lines=lines,
+        claims=[verdict(table, claim) for claim in spec.claims],
+        notes=_notes(plan, table),
+    )
+
+
+def verdict(table: Measured, claim: Claim) -> str:
+    """Whether a claim holds, is reversed, or cannot be decided, in a line."""
+    a, b = (table.numbers.get((name, claim.condition, claim.column)) for name in (claim.row, claim.baseline))
+    column = table.spec.columns[claim.column]
+    more = claim.better == column.metric_higher_is_better
+    if a is None or b is None:
+        return f"{claim.says}: not run"
+    right = "holds" if (a.mean > b.mean) == more else "reversed"
+    values = f"{column.metric or ''} {a.mean:.4g} against {b.mean:.4g}".strip()
+    found = judged(a, b)
+    if column.describe:
+        return f"{claim.says}: {right} ({values})"
+    if found is None:
+        return f"{claim.says}: {right} without an interval ({values}, a metric of sets)"
+    seeds = f"{a.seeds} seed{'s' if a.seeds > 1 else ''}"
+    interval = f"{found.mean:+.4g} [{found.low:+.4g}, {found.high:+.4g}], n = {found.n}, {seeds}"
+    return f"{claim.says}: {right if found.tells_apart else 'inconclusive'} ({column.metric} {interval})"
+
+
+def _notes(plan: Plan, table: Measured) -> list[str]:
+    """Stand-ins, labels, missing rows, rows of other code."""
+    spec = table.spec
+    notes = [
+        f"{title} is {c.metric} here" for title, c in spec.columns.items() if c.metric and c.metric != title.lower()
+    ]
+    notes += list(dict.fromkeys(number.label.says() for number in table.numbers.values() if number.label))
+    notes += list(spec.notes)
+    notes += [f"{row.title}: {row.note}" for row in spec.rows.values() if row.note]
+    unread = [row.title for row in spec.rows.values() if any(value is None for value in row.published.values())]
+    if unread:
+        notes.append(f'printed, but not legible in our copy of the paper ("?"): {", ".join(dict.fromkeys(unread))}')
+    versions = dict.fromkeys(code for number in table.numbers.values() for code in number.code)
+    if len(versions) > 1:
+        notes.append(f"measured by more than one version of the code: {', '.join(versions)}")
+    notes += list(dict.fromkeys(table.problems))
+    refused = {p.row: why for p, why in plan.refused.items() if p.table == spec.name}
+    return [*notes, *(f"{spec.rows[row].title}: not run; {why}" for row, why in refused.items())]

@@ -1,0 +1,181 @@
+"""The jobs of tables: an artefact, the command that makes it, and how that command is run.
+
+A job runs in a process group of its own under a keeper (keeper.py), so nothing of it outlives whoever started it. The
+lock on its artefact is taken by the command itself (restore_lab.locks): two tables never make one thing twice. Of each
+finished job `<store>/jobs/<identity>.json` holds what it took, `<identity>.log` what it said.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from restore_lab.artefacts import PACKAGE, complete, write_json_atomic
+
+if TYPE_CHECKING:
+    from restore_lab.tables.spec import Spec
+
+COMMAND = (sys.executable, "-m", "restore_lab.cli.main")
+SCORES, DESCRIPTION = "scores", "description"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What makes one artefact.
+
+    Attributes:
+        identity: of the artefact.
+        kind: the stage's name, "scores" or "description".
+        folder: where it is, or will be.
+        words: of the command, behind `restore-lab`.
+        needs: identities of the artefacts that have to be there first.
+        like: what jobs of about this speed have in common, for estimates.
+        steps: how much there is to do: optimiser steps, or images times sampling steps.
+    """
+
+    identity: str
+    kind: str
+    folder: str
+    words: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    like: str = ""
+    steps: int = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether the artefact is there and whole."""
+        if self.kind == SCORES:
+            from restore_lab.evaluation.records import recorded
+
+            return recorded(self.folder, identity=self.identity)
+        return complete(self.folder, identity=self.identity)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A cell's block: a row of a table under a condition, with a seed."""
+
+    table: str
+    row: str
+    condition: str
+    seed: int
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """The jobs of some tables.
+
+    Attributes:
+        specs: the tables.
+        jobs: by identity, in order of dependence.
+        scores: the identity of the record behind each block that has one.
+        descriptions: the identity of the description behind each row that has one, by (table, row).
+        refused: why a block can have none, by block.
+        seeds: how many.
+    """
+
+    specs: Sequence[Spec]
+    seeds: int
+    jobs: dict[str, Job] = field(default_factory=dict)
+    scores: dict[Place, str] = field(default_factory=dict)
+    descriptions: dict[tuple[str, str], str] = field(default_factory=dict)
+    refused: dict[Place, str] = field(default_factory=dict)
+
+    def missing(self) -> list[Job]:
+        """The jobs whose artefacts are not there, in order of dependence."""
+        return [job for job in self.jobs.values() if not job.done]
+
+
+class JobFailed(ValueError):
+    """A job whose command failed; the text is its last line and where its log is."""
+
+
+def run(job: Job, store: Path, *, owner: Callable[[], bool] = lambda: True) -> None:
+    """Make the artefact, if it is not there, and wait for it.
+
+    Args:
+        job: what to make.
+        store: where logs and facts are kept.
+        owner: whether who asked for it is still there; if not, the job ends too.
+
+    Raises:
+        JobFailed: if the command fails.
+    """
+    if job.done:
+        return
+    folder = store / "jobs"
+    folder.mkdir(parents=True, exist_ok=True)
+    facts, log = folder / f"{job.identity}.json", folder / f"{job.identity}.log"
+    facts.unlink(missing_ok=True)
+    read_end, write_end = os.pipe()
+    keeper = [sys.executable, "-m", "restore_lab.tables.keeper", str(read_end), str(facts), str(log)]
+    process = subprocess.Popen(
+        [*keeper, *COMMAND, *job.words], start_new_session=True, pass_fds=(read_end,), env=_environment()
+    )
+    os.close(read_end)
+    try:
+        while owner():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.5)
+                break
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # the keeper itself was killed, or we are interrupted
+            os.killpg(process.pid, signal.SIGKILL)
+        os.close(write_end)
+    found = _facts(facts)
+    if found is not None:
+        write_json_atomic(facts, {**asdict(job), **found, "bytes": _size(Path(job.folder))})
+    if not job.done:
+        status = "it was killed" if found is None else f"exit status {found['rc']}"
+        raise JobFailed(f"{job.kind} {job.identity}: {_last_line(log)} ({status}; {log})")
+
+
+def took(store: Path) -> list[Mapping[str, Any]]:
+    """The facts of every finished job that succeeded."""
+    found = [_facts(file) for file in sorted((store / "jobs").glob("*.json"))]
+    return [facts for facts in found if facts is not None and facts.get("rc") == 0 and "like" in facts]
+
+
+def config_folders() -> list[Path]:
+    """The config folders of the running Hydra: the package's, then the user's."""
+    from hydra.core.hydra_config import HydraConfig
+
+    sources = HydraConfig.get().runtime.config_sources
+    return [Path(source.path) for source in sources if source.schema == "file" and source.path]
+
+
+def config_flags() -> list[str]:
+    """What brings the user's config folder to another command."""
+    return [f"--config-dir={folder.resolve()}" for folder in config_folders()[1:]]
+
+
+def _environment() -> dict[str, str]:
+    """This process's, without what Lightning says to its ranks, and with this package in reach."""
+    own = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "RANK")}
+    paths = [str(PACKAGE.parent), *own.get("PYTHONPATH", "").split(os.pathsep)]
+    return {**own, "PYTHONPATH": os.pathsep.join(dict.fromkeys(path for path in paths if path))}
+
+
+def _facts(file: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
+    said = [line.strip() for line in lines if line.strip()]
+    return said[-1][:300] if said else "it said nothing"
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0

@@ -1,0 +1,52 @@
+"""Keeps one job: runs a command in a process group of its own that leaves nothing behind.
+
+    python -m restore_lab.tables.keeper <lifeline> <facts.json> <log> <command> ...
+
+The caller starts the keeper in a new session and holds the writing end of the pipe `lifeline`. When the command ends,
+the keeper writes the facts (exit status, seconds, peak memory) and kills what is left of the group. When the caller
+dies, however it dies, the pipe closes and the keeper kills the whole group, itself included. When the keeper is killed,
+the kernel kills the command (Linux), and the caller clears the group. Imports nothing of the package.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+import time
+
+
+def main() -> None:
+    """See the module."""
+    lifeline, facts, log, *command = sys.argv[1:]
+    started = time.time()
+    with open(log, "ab") as file:
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, preexec_fn=_die_with)
+    while child.poll() is None:
+        readable, _, _ = select.select([int(lifeline)], [], [], 0.05)
+        if readable:  # nobody ever writes: the other end is closed
+            os.killpg(0, signal.SIGKILL)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    found = {"rc": child.returncode, "seconds": time.time() - started, "started": started}
+    found["peak_bytes"] = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    temporary = f"{facts}.{os.getpid()}.tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(found, file)
+    os.replace(temporary, facts)
+    os.killpg(0, signal.SIGKILL)
+
+
+def _die_with() -> None:
+    """Ask Linux to kill this process when the keeper ends; elsewhere nothing does."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+if __name__ == "__main__":
+    main()

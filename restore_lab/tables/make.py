@@ -1,0 +1,118 @@
+"""Makes what a plan lacks, in waves of jobs that wait for nothing, through the Hydra launcher that is configured.
+
+The launcher runs `task` once a job, wherever it runs things (here one after the other, with `hydra/launcher=joblib`
+beside each other, with a SLURM launcher elsewhere); the task starts the job's command and waits. A job that fails
+leaves its log, and what needs it is left out; the others go on. Whatever was killed at any moment, the same command
+continues: what is complete is not made again, training resumes from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from restore_lab.artefacts import write_json_atomic
+from restore_lab.tables.jobs import Job, JobFailed, Plan, run
+
+log = logging.getLogger(__name__)
+Launch = Callable[[Sequence[str]], Sequence[str | None]]
+
+
+def make(plan: Plan, *, store: Path, launch: Launch) -> dict[str, str]:
+    """Run the missing jobs.
+
+    Args:
+        plan: what is wanted.
+        store: where logs and facts are kept.
+        launch: runs jobs by identity and says of each what went wrong, or None.
+
+    Returns:
+        One line for each job that is not there in the end, by identity.
+    """
+    failed: dict[str, str] = {}
+    while True:
+        missing = [job for job in plan.missing() if job.identity not in failed]
+        blocked = [job for job in missing if any(need in failed for need in job.needs)]
+        failed |= {job.identity: f"{job.kind} {job.identity}: what it needs failed" for job in blocked}
+        absent = {job.identity for job in missing}
+        ready = [job for job in missing if not absent.intersection(job.needs) and job.identity not in failed]
+        if not ready:
+            return failed
+        log.info("%d of %d jobs are missing; running %d", len(missing), len(plan.jobs), len(ready))
+        said = launch([job.identity for job in ready])
+        for job, problem in zip(ready, said, strict=True):
+            if problem is None and not job.done:
+                problem = f"{job.kind} {job.identity}: ended without its artefact"
+            if problem is not None:
+                failed[job.identity] = problem
+                log.warning("failed: %s", problem)
+
+
+def write_jobs(plan: Plan, store: Path) -> None:
+    """Write the jobs where tasks find them, whatever machine they run on."""
+    for job in plan.missing():
+        write_json_atomic(store / "jobs" / f"{job.identity}.job.json", {**asdict(job), "owner": _here()})
+
+
+def task(cfg: Any) -> str | None:
+    """What a launcher runs: `cfg.job` of the store. Returns what went wrong, or None."""
+    store = Path(cfg.runs_dir) / cfg.name
+    raw = json.loads((store / "jobs" / f"{cfg.job}.job.json").read_text(encoding="utf-8"))
+    host, pid = raw.pop("owner")
+    job = Job(**{**raw, "words": tuple(raw["words"]), "needs": tuple(raw["needs"])})
+    log.info("%s %s: %s", job.kind, job.identity, " ".join(job.words))
+    try:
+        run(job, store, owner=lambda: host != socket.gethostname() or _alive(pid))
+    except JobFailed as error:
+        return str(error)
+    return None
+
+
+def through_hydra(cfg: Any) -> Launch:
+    """Hydra's configured launcher, inside a running Hydra."""
+    from hydra._internal.callbacks import Callbacks
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.core.plugins import Plugins
+    from hydra.types import HydraContext
+
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    own: Any = HydraConfig.instance().cfg
+
+    def launch(identities: Sequence[str]) -> list[str | None]:
+        context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(own))
+        launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=own)
+        words = [f"runs_dir={cfg.runs_dir}", f"name={cfg.name}"]
+        returned = launcher.launch([[*words, f"job={identity}"] for identity in identities], initial_job_idx=0)
+        return [_said(one) for one in returned]
+
+    return launch
+
+
+def _said(returned: Any) -> str | None:
+    """What a task said, or why it could not say anything."""
+    try:
+        return returned.return_value
+    except Exception as error:  # the launcher's own: the task never raises
+        return f"the launcher: {' '.join(str(error).split())[:300]}"
+
+
+def _here() -> tuple[str, int]:
+    return socket.gethostname(), os.getpid()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

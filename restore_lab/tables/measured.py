@@ -1,0 +1,175 @@
+"""What records say for the cells of a table: means over images and seeds, and paired judgements.
+
+Rows are compared image by image under common noise, seed by seed: a difference counts if the bootstrap's interval over
+images does not contain zero. Numbers of different columns (another protocol, other images) are never compared.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from restore_lab.evaluation.protocol import Column
+from restore_lab.evaluation.records import DECODED_HQ, DECODED_LQ, LQ, Record, method_rows, read_record
+from restore_lab.methods.describe import DESCRIPTION
+from restore_lab.random import rng
+from restore_lab.tables.jobs import Place, Plan
+from restore_lab.tables.spec import Spec
+
+REFERENCES = (LQ, DECODED_LQ, DECODED_HQ)
+At = tuple[str, str, str]  # row, condition, column
+
+
+@dataclass(frozen=True, kw_only=True)
+class Number:
+    """A cell's number: the mean over seeds of the means over images.
+
+    Attributes:
+        mean: of the seeds.
+        spread: sample deviation over seeds, None for one.
+        n: images.
+        seeds: how many.
+        label: the full label of the metric; None for a count of parameters, which no metric measures.
+        code: versions of the code that measured.
+        images: value by (seed, key), for paired judgements; empty for metrics of sets.
+    """
+
+    mean: float
+    spread: float | None
+    n: int
+    seeds: int
+    label: Column | None
+    code: tuple[str, ...]
+    images: Mapping[tuple[int, str], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """Row minus baseline, paired: mean and 95 percent interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def tells_apart(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return not self.low <= 0 <= self.high
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The numbers of one table, by row, condition and column; LQ and the codec's rows under their own names."""
+
+    spec: Spec
+    numbers: Mapping[At, Number]
+    problems: Sequence[str]
+
+
+def measured(plan: Plan, spec: Spec) -> Measured:
+    """Read the records behind a table; what was not run is not there.
+
+    A number whose label is another than its column's first is left out, and a problem says how they differ.
+    """
+    numbers: dict[At, Number] = {}
+    problems: list[str] = []
+    for condition in spec.conditions.values():
+        found = {row.name: _records(plan, spec.name, row.name, condition.name) for row in spec.rows.values()}
+        shared = next((records for records in found.values() if records), {})
+        for title in condition.columns:
+            metric, first = spec.columns[title].metric, None
+            rows = [(name, records, None) for name, records in found.items()]
+            rows += [(name, shared, name) for name in REFERENCES]
+            for name, records, own in rows:
+                number = _number(records, own, metric) if metric else None
+                if number is None:
+                    continue
+                assert number.label is not None
+                first = first or number.label
+                if number.label.id != first.id:
+                    problems.append(f"{name}, {title}: measured as {number.label.says()}, the others as {first.says()}")
+                    continue
+                numbers[name, condition.name, title] = number
+    numbers |= {
+        (row, condition.name, title): number
+        for condition in spec.conditions.values()
+        for title in condition.columns
+        for row, number in _described(plan, spec, spec.columns[title].describe).items()
+    }
+    return Measured(spec=spec, numbers=numbers, problems=problems)
+
+
+def _described(plan: Plan, spec: Spec, what: str | None) -> dict[str, Number]:
+    """A column of parameter counts, by row."""
+    counts: dict[str, float] = {}
+    for row in spec.rows if what else ():
+        identity = plan.descriptions.get((spec.name, row))
+        if identity is None or not plan.jobs[identity].done:
+            continue
+        facts = json.loads((Path(plan.jobs[identity].folder) / DESCRIPTION).read_text(encoding="utf-8"))
+        own = sum(count for name, count in facts["parameters"].items() if name.startswith("adaptor."))
+        counts[row] = (facts["trainable_parameters"] if what == "trainable_millions" else own) / 1e6
+    if what == "relative_adaptor":
+        base = counts.get(next(iter(spec.rows)))
+        counts = {} if base is None else {row: count / base for row, count in counts.items()}
+    return {
+        row: Number(mean=count, spread=None, n=0, seeds=1, label=None, code=(), images={})
+        for row, count in counts.items()
+    }
+
+
+def judged(a: Number, b: Number, *, draws: int = 2000) -> Judged | None:
+    """a minus b over the images and seeds that both have; None if there are none (a metric of sets)."""
+    shared = sorted(a.images.keys() & b.images.keys())
+    if not shared:
+        return None
+    keys = sorted({key for _, key in shared})
+    # Images are drawn, with all their seeds: runs on one image are not independent of each other.
+    rows = [[a.images[s, k] - b.images[s, k] for s, k in shared if k == key] for key in keys]
+    deltas = np.array([statistics.fmean(row) for row in rows])
+    picks = rng("bootstrap", *keys).integers(len(deltas), size=(draws, len(deltas)))
+    low, high = np.percentile(deltas[picks].mean(axis=1), [2.5, 97.5])
+    return Judged(mean=float(deltas.mean()), low=float(low), high=float(high), n=len(deltas))
+
+
+def _records(plan: Plan, table: str, row: str, condition: str) -> dict[int, Record]:
+    found: dict[int, Record] = {}
+    for seed in range(plan.seeds):
+        identity = plan.scores.get(Place(table=table, row=row, condition=condition, seed=seed))
+        if identity is not None and plan.jobs[identity].done:
+            found[seed] = read_record(plan.jobs[identity].folder)
+    return found
+
+
+def _number(records: Mapping[int, Record], row: str | None, metric: str) -> Number | None:
+    """The number of a row of records (None: the method's own) over all their seeds."""
+    means, images, label, n = [], {}, None, 0
+    for seed, record in records.items():
+        name = method_rows(record.results)[0] if row is None else row
+        cell = next((c for c in record.results.cells if c.row == name and c.metric == metric), None)
+        if cell is None:
+            return None
+        means.append(cell.mean)
+        label, n = cell.column, cell.n
+        images |= {
+            (seed, i.key): i.value
+            for i in record.results.images
+            if i.row == name and i.metric == metric and i.value is not None
+        }
+    if label is None:
+        return None
+    return Number(
+        mean=statistics.fmean(means),
+        spread=statistics.stdev(means) if len(means) > 1 else None,
+        n=n,
+        seeds=len(means),
+        label=label,
+        code=tuple(dict.fromkeys(record.code for record in records.values())),
+        images=images,
+    )

@@ -1,0 +1,186 @@
+"""From tables to jobs: which artefacts stand behind which cells, what exists, and what the rest will take.
+
+Every job is a `restore-lab` command that a person could type. Its artefact's identity comes from the composed config
+before anything runs, so an artefact that two rows or two tables share is one job, and one that exists is none.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from restore_lab.evaluation import evaluate
+from restore_lab.methods import describe, fit
+from restore_lab.tables.jobs import DESCRIPTION, SCORES, Job, Place, Plan
+from restore_lab.tables.spec import Condition, Row, Spec, merged
+
+log = logging.getLogger(__name__)
+
+
+def plan(
+    specs: Sequence[Spec], *, store: Path, seeds: int, words: Sequence[str] = (), flags: Sequence[str] = ()
+) -> Plan:
+    """The jobs behind some tables; composes configs, builds and runs nothing.
+
+    Args:
+        specs: the tables.
+        store: the folder for what is made.
+        seeds: how many runs of everything, seeds 0, 1, ...
+        words: overrides for every job, behind the tables' own.
+        flags: for every command: the user's config folder.
+    """
+    found = Plan(specs=specs, seeds=seeds)
+    for spec in specs:
+        for seed in range(seeds):
+            common = (f"experiment={spec.name}", f"scale={spec.scale}", f"seed={seed}")
+            where = (f"runs_dir='{store.parent}'", f"name={store.name}", "progress=false", *words)
+            trained: dict[str, Job] = {}
+            for row in spec.rows.values():
+                _row(found, spec, row, seed, (common, where), trained)
+    found.jobs = {
+        identity: replace(job, words=(job.words[0], *flags, *job.words[1:])) for identity, job in found.jobs.items()
+    }
+    return found
+
+
+def _row(
+    found: Plan, spec: Spec, row: Row, seed: int, around: tuple[Sequence[str], Sequence[str]], trained: dict[str, Job]
+) -> None:
+    """The jobs of a row, under every condition."""
+    if row.system is not None:
+        return
+    measured = [c for c in spec.conditions.values() if any(spec.columns[title].metric for title in c.columns)]
+    places = [Place(table=spec.name, row=row.name, condition=c.name, seed=seed) for c in measured]
+    try:
+        if any(column.describe for column in spec.columns.values()):
+            job = _description(spec, row, around)
+            found.jobs.setdefault(job.identity, job)
+            found.descriptions[spec.name, row.name] = job.identity
+        weights = _weights(found, spec, row, around, trained) if measured else None
+        for place, condition in zip(places, measured, strict=True):
+            job = _scores(spec, row, condition, around, weights)
+            found.jobs.setdefault(job.identity, job)
+            found.scores[place] = job.identity
+    except (ValueError, FileNotFoundError) as error:
+        line = " ".join(str(error).split())[:300]
+        lost = places or [Place(table=spec.name, row=row.name, condition="", seed=seed)]
+        found.refused |= {place: line for place in lost if place not in found.scores}
+
+
+def _weights(
+    found: Plan, spec: Spec, row: Row, around: tuple[Sequence[str], Sequence[str]], trained: dict[str, Job]
+) -> Job | None:
+    """The job that trains the row's weights, entered with its earlier stages; None if they are shipped."""
+    if row.weights == "shipped":
+        return None
+    source = row if row.weights == "own" else spec.rows[row.weights]
+    if source.weights != "own":
+        return _weights(found, spec, source, around, trained)
+    if source.name not in trained:
+        common, where = around
+        words = merged([*common, *spec.words_of("train", source), *where])
+        with composed("train", words) as cfg:
+            stages, like = fit.planned(cfg), _like(cfg)
+        for stage in stages:
+            job = Job(
+                identity=stage.identity,
+                kind=stage.name,
+                folder=str(stage.folder),
+                words=("train", *words, f"stage={stage.name}"),
+                needs=stage.parents,
+                like=f"{stage.name} {like}",
+                steps=int(stage.node["trainer"]["max_steps"]),
+            )
+            found.jobs.setdefault(job.identity, job)
+            trained[source.name] = job
+    return trained[source.name]
+
+
+def _scores(
+    spec: Spec, row: Row, condition: Condition, around: tuple[Sequence[str], Sequence[str]], weights: Job | None
+) -> Job:
+    """The job that measures a row under a condition."""
+    common, where = around
+    metrics = ("metrics=paper",) if spec.scale == "full" else ()
+    words = merged(
+        [*common, *metrics, *spec.words_of("evaluate", row, condition), *where]
+        + ([f"weights='{weights.folder}'"] if weights else [])
+    )
+    with composed("evaluate", words) as cfg:
+        scores = evaluate.planned(cfg, weights=weights.identity if weights else None)
+        like, steps = _like(cfg), int(cfg.sampler.steps)
+    return Job(
+        identity=scores.identity,
+        kind=SCORES,
+        folder=str(scores.folder),
+        words=("evaluate", *words),
+        needs=(weights.identity,) if weights else (),
+        like=f"{SCORES} {like}",
+        steps=steps,
+    )
+
+
+def _description(spec: Spec, row: Row, around: tuple[Sequence[str], Sequence[str]]) -> Job:
+    """The job that counts a row's parameters; it knows no seed and no folder."""
+    common, where = around
+    words = merged(word for word in (*common, *spec.words_of("describe", row)) if not word.startswith("seed="))
+    with composed("describe", words) as cfg:
+        name = describe.planned(cfg)
+    places = dict(word.split("=", maxsplit=1) for word in where if word.startswith(("runs_dir=", "name=")))
+    folder = Path(places["runs_dir"].strip("'")) / places["name"] / f"{DESCRIPTION}-{name}"
+    return Job(
+        identity=name,
+        kind=DESCRIPTION,
+        folder=str(folder),
+        words=("describe", *words, f"run_dir='{folder}'", "format=json"),
+        like=DESCRIPTION,
+    )
+
+
+def _like(cfg: Any) -> str:
+    """What makes a job about as fast as another: its parts, sizes and batch."""
+    chosen = cfg.hydra.runtime.choices
+    parts = [chosen[group] for group in ("method", "backbone", "adaptor", "eval_data") if group in chosen]
+    return " ".join([*map(str, parts), str(cfg.crop), str(cfg.batch_size)])
+
+
+@contextmanager
+def composed(verb: str, words: Sequence[str]) -> Iterator[Any]:
+    """The config of a verb, inside a running Hydra; its node `hydra` is in reach of interpolations."""
+    from hydra import compose
+    from hydra.core.hydra_config import HydraConfig
+
+    own = HydraConfig.instance().cfg
+    cfg = compose(config_name=verb, overrides=list(words), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    try:
+        yield cfg
+    finally:
+        HydraConfig.instance().cfg = own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a job will take; None where nothing like it was ever run."""
+
+    seconds: float | None
+    peak_bytes: int | None
+    disk_bytes: int | None
+
+
+def estimate(job: Job, took: Sequence[Mapping[str, Any]]) -> Estimate:
+    """From finished jobs of the same kind: those like it, else all of its kind, by the step."""
+    same = [facts for facts in took if facts["like"] == job.like] or [f for f in took if f["kind"] == job.kind]
+    if not same:
+        return Estimate(seconds=None, peak_bytes=None, disk_bytes=None)
+    rates = [facts["seconds"] / max(facts["steps"], 1) for facts in same]
+    return Estimate(
+        seconds=statistics.median(rates) * max(job.steps, 1),
+        peak_bytes=max(facts["peak_bytes"] for facts in same),
+        disk_bytes=int(statistics.median(facts["bytes"] for facts in same)),
+    )

@@ -1,0 +1,117 @@
+"""`restore-lab table`: plans, makes and prints tables."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from restore_lab.artefacts import write_bytes_atomic
+from restore_lab.tables import spec as specs
+from restore_lab.tables.grid import Grid, grid
+from restore_lab.tables.jobs import DESCRIPTION, SCORES, Job, Plan, config_flags, config_folders, took
+from restore_lab.tables.make import make, through_hydra, write_jobs
+from restore_lab.tables.measured import measured
+from restore_lab.tables.plan import estimate, plan
+from restore_lab.tables.render import ENDINGS, FORMATS, render
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: Any) -> dict[str, str]:
+    """Run `restore-lab table`.
+
+    Returns:
+        One line for each job that failed, by identity.
+
+    Raises:
+        ValueError: if no table is named, or one that there is not.
+    """
+    if cfg.format not in FORMATS:
+        raise ValueError(f"format={cfg.format!r} is not known; one of {', '.join(FORMATS)}")
+    folders = config_folders()
+    names = list(specs.tables(folders)) if cfg.all else list(cfg.table or ())
+    if not names:
+        raise ValueError(f"name a table, or --all; there are: {', '.join(specs.tables(folders))}")
+    store = Path(cfg.runs_dir) / cfg.name
+    wanted = [specs.read(name, folders, scale=cfg.scale) for name in names]
+    planned = plan(wanted, store=store, seeds=int(cfg.seeds), words=list(cfg.overrides), flags=config_flags())
+    if cfg.plan:
+        print(plan_text(planned, store))
+        return {}
+    write_jobs(planned, store)
+    failed = make(planned, store=store, launch=through_hydra(cfg))
+    for spec in wanted:
+        table = grid(planned, measured(planned, spec))
+        print(render(table, cfg.format))
+        if cfg.output:
+            _write(table, Path(cfg.output))
+    if failed:
+        print("\n".join(["failed:", *(f"  {line}" for line in failed.values())]))
+    return failed
+
+
+def plan_text(planned: Plan, store: Path) -> str:
+    """What the tables need: a line a job, what exists, and what the rest will take."""
+    finished = took(store)
+    lines = []
+    for spec in planned.specs:
+        own = [p for p in planned.scores if p.table == spec.name]
+        described = [identity for (table, _), identity in planned.descriptions.items() if table == spec.name]
+        reached = _behind(planned, [*(planned.scores[p] for p in own), *described])
+        done = sum(job.done for job in reached)
+        lines.append(f"{spec.name}  {spec.title} ({spec.source}; {len(spec.rows)} rows)")
+        lines.append(f"  {len(reached)} artefacts, {done} there, {len(reached) - done} missing")
+        for row in spec.rows.values():
+            if row.system is not None:
+                lines.append(f"    {row.title}: published numbers (system {row.system})")
+        lines += [f"    cannot be planned: {p.row}, {p.condition}: {why}" for p, why in planned.refused.items()
+                  if p.table == spec.name]  # fmt: skip
+    lines.append("")
+    lines += [_line(planned, job, finished) for job in planned.jobs.values()]
+    return "\n".join([*lines, "", _total(planned, finished)])
+
+
+def _behind(planned: Plan, identities: Sequence[str]) -> list[Job]:
+    """The jobs of these artefacts and of all that they need, once each."""
+    found: dict[str, Job] = {}
+    queue = list(identities)
+    while queue:
+        identity = queue.pop()
+        if identity not in found:
+            found[identity] = planned.jobs[identity]
+            queue += [need for need in planned.jobs[identity].needs if need in planned.jobs]
+    return list(found.values())
+
+
+def _line(planned: Plan, job: Job, finished: Sequence[Any]) -> str:
+    used = [f"{p.table}/{p.row}" for p, identity in planned.scores.items() if identity == job.identity]
+    used += [f"{table}/{row}" for (table, row), identity in planned.descriptions.items() if identity == job.identity]
+    used += [other.identity for other in planned.jobs.values() if job.identity in other.needs]
+    state = "there" if job.done else f"missing {_takes(job, finished)}"
+    what = job.kind if job.kind in (SCORES, DESCRIPTION) else f"weights ({job.kind}, {job.steps} steps)"
+    return f"{job.identity}  {what}  {state}  for {', '.join(dict.fromkeys(used))}"
+
+
+def _takes(job: Job, finished: Sequence[Any]) -> str:
+    needed = estimate(job, finished)
+    if needed.seconds is None or needed.peak_bytes is None or needed.disk_bytes is None:
+        return "(nothing like it was run here yet)"
+    memory, disk = needed.peak_bytes / 1e9, needed.disk_bytes / 1e6
+    return f"(about {needed.seconds / 60:.1f} min, {memory:.1f} GB memory, {disk:.1f} MB disk)"
+
+
+def _total(planned: Plan, finished: Sequence[Any]) -> str:
+    missing = planned.missing()
+    needed = [estimate(job, finished) for job in missing]
+    seconds = sum(e.seconds for e in needed if e.seconds is not None)
+    unknown = sum(e.seconds is None for e in needed)
+    rest = f", and {unknown} jobs of unknown length" if unknown else ""
+    whole = f"about {seconds / 60:.0f} minutes one after the other{rest}"
+    return f"{len(planned.jobs)} artefacts, {len(missing)} missing: {whole}"
+
+
+def _write(table: Grid, folder: Path) -> None:
+    for written, ending in ENDINGS.items():
+        write_bytes_atomic(folder / f"{table.name.replace('/', '_')}.{ending}", render(table, written).encode())

@@ -1,0 +1,52 @@
+"""One job of `restore-lab train -m`, in a process group of its own.
+
+Lightning starts the other ranks of a run by typing its command line again; within a sweep that would repeat the whole
+sweep in every rank. So each job of a sweep is the command of that job alone, under a keeper as a table's jobs are: one
+folder a job however many devices it has, and nothing left over when the sweep is killed. What is complete is not made
+again, so the same sweep resumes.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from restore_lab.tables.jobs import Job, config_flags, run
+
+log = logging.getLogger(__name__)
+
+
+def sweeping() -> bool:
+    """Whether Hydra runs several jobs."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def train(cfg: Any) -> Path:
+    """Run this job of a sweep; its log is `<runs_dir>/<name>/jobs/<identity>.log`.
+
+    Returns:
+        The artefact folder of the last stage.
+
+    Raises:
+        JobFailed: if it fails; the others of the sweep go on.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    from restore_lab.methods.fit import planned
+
+    stage = planned(cfg)[-1]
+    words = ("train", *config_flags(), *HydraConfig.get().overrides.task, "progress=false")
+    job = Job(
+        identity=stage.identity,
+        kind=stage.name,
+        folder=str(stage.folder),
+        words=words,
+        like=f"{stage.name} {cfg.name}",
+        steps=int(stage.node["trainer"]["max_steps"]),
+    )
+    run(job, Path(cfg.runs_dir) / cfg.name)
+    return stage.folder

@@ -1,0 +1,122 @@
+"""Planning tables: identities as the commands themselves will find them, and what is shared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import initialize_config_dir
+
+from restore_lab.artefacts import Manifest
+from restore_lab.cli import front
+from restore_lab.cli.conf_dir import conf_dir
+from restore_lab.evaluation import evaluate
+from restore_lab.methods import fit
+from restore_lab.tables.jobs import DESCRIPTION, SCORES, Job, Plan
+from restore_lab.tables.plan import plan
+from restore_lab.tables.report import plan_text
+from restore_lab.tables.spec import read
+from tests.composed import composed, small
+
+NODE = {
+    "title": "four rows",
+    "source": {"paper": "Toy"},
+    "columns": {"PSNR": {"metric": "psnr", "better": "more"}},
+    "conditions": {
+        "noise": {"evaluate": ["eval_degradation=noise"]},
+        "blur": {"evaluate": ["eval_degradation=blur"]},
+    },
+    "train": ["max_steps=3", "ema=null"],
+    "evaluate": ["metrics=fidelity", "device=cpu"],
+    "rows": {
+        "one": {},
+        "same": {"title": "the same training, sampled otherwise", "evaluate": ["sampler.steps=5"]},
+        "borrowed": {"weights": "one", "evaluate": ["sampler/guidance=cfg", "sampler.guidance.scale=3"]},
+        "other": {"overrides": ["adaptor=controlnet"]},
+        "theirs": {"system": "swinir", "published": {"noise": [20.0]}},
+    },
+}
+
+
+def planned(folder: Path, toy_folder: Path, *, seeds: int = 1, **changed) -> Plan:
+    """The plan of the table, in a config folder that has the package's groups and this one experiment."""
+    conf = folder / "conf"
+    file = conf / "experiment" / "toy" / "four.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for group in conf_dir().iterdir():
+        if group.name != "experiment" and not (conf / group.name).exists():
+            (conf / group.name).symlink_to(group.resolve())
+    overrides = [word for word in small(toy_folder) if not word.startswith("eval_data")]
+    node = {**NODE, "overrides": overrides, **changed}
+    text = yaml.safe_dump({"defaults": [{"override /method": "spire"}, "_self_"], "table": node}, sort_keys=False)
+    file.write_text("# @package _global_\n" + text)
+    with initialize_config_dir(config_dir=str(conf), version_base="1.3"):
+        return plan([read("toy/four", [conf], scale="tiny")], store=folder / "runs" / "tables", seeds=seeds)
+
+
+def kinds(found: Plan) -> list[str]:
+    return sorted(job.kind for job in found.jobs.values())
+
+
+def test_what_two_rows_share_is_one_job(toy_folder, tmp_path) -> None:
+    """Two trainings, not four: sampling otherwise trains nothing, borrowed weights neither; two conditions a row."""
+    found = planned(tmp_path, toy_folder)
+    assert kinds(found) == ["adaptor"] * 2 + [SCORES] * 8
+    assert not found.refused
+    trained = {found.jobs[identity].needs for place, identity in found.scores.items() if place.row != "other"}
+    assert len(trained) == 1
+    assert len(set(found.scores.values())) == 8
+    twice = planned(tmp_path, toy_folder, seeds=2)
+    assert kinds(twice) == ["adaptor"] * 4 + [SCORES] * 16
+
+
+def test_a_job_is_a_command_that_makes_what_was_planned(toy_folder, tmp_path) -> None:
+    """The identities in the plan are those that training and evaluating find by themselves."""
+    found = planned(tmp_path, toy_folder)
+    (adaptor, *_) = [job for job in found.jobs.values() if job.kind == "adaptor"]
+    scores = next(job for job in found.jobs.values() if job.kind == SCORES)
+
+    def typed(job: Job):
+        words = front.parse(job.words[1:]).overrides
+        return composed(job.words[0], *(word for word in words if not word.startswith("experiment=")))
+
+    stage = fit.planned(typed(adaptor))[-1]
+    assert (stage.identity, str(stage.folder)) == (adaptor.identity, adaptor.folder)
+    Manifest(identity=adaptor.identity, kind="adaptor", code="").write(adaptor.folder)
+    record = evaluate.planned(typed(scores))
+    assert (record.identity, str(record.folder)) == (scores.identity, scores.folder)
+    assert adaptor.done and not scores.done and scores.needs == (adaptor.identity,)
+
+
+def test_the_plan_in_words(toy_folder, tmp_path) -> None:
+    text = plan_text(planned(tmp_path, toy_folder), tmp_path / "runs" / "tables")
+    assert "10 artefacts, 0 there, 10 missing" in text and "theirs: published numbers (system swinir)" in text
+    assert text.count("nothing like it was run here yet") == 10
+
+
+def test_counts_of_parameters_need_no_training_and_no_seed(toy_folder, tmp_path) -> None:
+    columns = {"Parameters (M)": {"describe": "trainable_millions", "better": "less"}}
+    rows = {"one": {}, "other": {"overrides": ["adaptor=controlnet"]}}
+    conditions = {"main": {}}
+    found = planned(tmp_path, toy_folder, seeds=3, columns=columns, rows=rows, conditions=conditions)
+    assert kinds(found) == [DESCRIPTION] * 2
+    assert len(set(found.descriptions.values())) == 2
+
+
+def test_a_row_that_cannot_be_planned_says_why_and_the_others_go_on(toy_folder, tmp_path) -> None:
+    rows = {"one": {}, "lost": {"overrides": ["stage=nowhere"]}}
+    found = planned(tmp_path, toy_folder, rows=rows)
+    assert kinds(found) == ["adaptor", SCORES, SCORES]
+    assert {place.row for place in found.scores} == {"one"} and {place.row for place in found.refused} == {"lost"}
+    assert all("stage='nowhere' is not known here" in why for why in found.refused.values())
+    assert "cannot be planned: lost, noise: stage='nowhere'" in plan_text(found, tmp_path)
+
+
+@pytest.mark.parametrize("word", ["sampler.steps=7", "metrics=offline", "eval_crop=8"])
+def test_what_only_measures_retrains_nothing(word, toy_folder, tmp_path) -> None:
+    before = planned(tmp_path, toy_folder, rows={"one": {}})
+    after = planned(tmp_path, toy_folder, rows={"one": {"evaluate": [word]}})
+    trained = [{i for i, job in found.jobs.items() if job.kind == "adaptor"} for found in (before, after)]
+    assert trained[0] == trained[1]
+    assert set(before.scores.values()).isdisjoint(after.scores.values())

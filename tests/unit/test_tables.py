@@ -1,0 +1,245 @@
+"""Tables: what their files may say, which cells are marked, what claims come to, and the formats."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from restore_lab.cli.conf_dir import conf_dir
+from restore_lab.evaluation.protocol import Column as Label
+from restore_lab.evaluation.records import Cell as RecordCell
+from restore_lab.evaluation.records import ImageValue, Results, write_record
+from restore_lab.tables.grid import grid
+from restore_lab.tables.jobs import Job, Place, Plan
+from restore_lab.tables.marks import marks
+from restore_lab.tables.measured import Number, judged, measured
+from restore_lab.tables.plan import estimate
+from restore_lab.tables.render import FORMATS, render
+from restore_lab.tables.spec import Spec, merged, read, tables
+
+TABLE = {
+    "title": "three rows",
+    "source": {"paper": "Toy", "place": "Table 1"},
+    "columns": {
+        "PSNR": {"metric": "psnr", "better": "more"},
+        "LPIPS": {"metric": "lpips", "tiny": "gmsd", "better": "less", "digits": 3},
+        "CLIPIQA": {"metric": "clipiqa", "tiny": {"metric": "piqe", "better": "less"}, "better": "more"},
+    },
+    "tiny": {"evaluate": ["photos_crops=4"], "train": ["max_steps=9"]},
+    "rows": {
+        "a": {"overrides": ["adaptor=spire"], "published": [20.0, 0.3, None]},
+        "b": {"overrides": ["adaptor=controlnet"], "train": ["seed=4"], "tiny": {"evaluate": ["photos_crops=1"]}},
+        "swinir": {"title": "SwinIR", "system": "swinir", "published": [21.5, 0.4, 0.5]},
+    },
+    "claims": [{"says": "a beats b", "row": "a", "baseline": "b", "column": "PSNR", "expect": "better"}],
+}
+
+
+def folder(tmp_path: Path, node: dict) -> Path:
+    file = tmp_path / "conf" / "experiment" / "toy" / "one.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump({"table": node}, sort_keys=False))
+    return tmp_path / "conf"
+
+
+def spec(tmp_path: Path, scale: str = "tiny", **changed) -> Spec:
+    return read("toy/one", [folder(tmp_path, {**TABLE, **changed})], scale=scale)
+
+
+def test_words_of_a_row_at_a_scale(tmp_path) -> None:
+    """Table, then row; a verb's own; a later word for a key replaces an earlier one."""
+    table = spec(tmp_path)
+    a, b = table.rows["a"], table.rows["b"]
+    only = table.conditions["main"]
+    assert table.words_of("train", a) == ("max_steps=9", "adaptor=spire")
+    assert table.words_of("evaluate", a, only) == ("photos_crops=4", "adaptor=spire")
+    assert table.words_of("train", b) == ("max_steps=9", "adaptor=controlnet", "seed=4")
+    assert table.words_of("evaluate", b, only) == ("adaptor=controlnet", "photos_crops=1")
+    assert spec(tmp_path, "full").words_of("train", a) == ("adaptor=spire",)
+    assert merged(["a=1", "b=2", "+a=3"]) == ("b=2", "+a=3")
+
+
+def test_stand_ins_and_published_numbers(tmp_path) -> None:
+    tiny, full = spec(tmp_path), spec(tmp_path, "full")
+    assert [c.metric for c in tiny.columns.values()] == ["psnr", "gmsd", "piqe"]
+    assert [c.metric for c in full.columns.values()] == ["psnr", "lpips", "clipiqa"]
+    assert not tiny.columns["CLIPIQA"].metric_higher_is_better and full.columns["CLIPIQA"].metric_higher_is_better
+    assert tiny.rows["a"].published == {("main", "PSNR"): 20.0, ("main", "LPIPS"): 0.3, ("main", "CLIPIQA"): None}
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"rows": {"a": {"wieghts": "own"}}}, "no setting 'wieghts'"),
+        ({"rows": {"a": {"weights": "c"}}}, "weights='c' is own, shipped or a row's name"),
+        ({"rows": {"a": {"published": [1.0]}}}, "1 published numbers for 3 columns"),
+        ({"columns": {"PSNR": {"metric": "psnr", "better": "higher"}}}, "better='higher' is more or less"),
+        ({"conditions": {"main": {"columns": ["FID"]}}}, "no column 'FID'"),
+        ({"claims": [{**TABLE["claims"][0], "row": "z"}]}, "there is no 'z'"),
+        ({"claims": [{**TABLE["claims"][0], "expect": "more"}]}, "expect is better or worse"),
+    ],
+)
+def test_a_mistake_in_a_file_is_one_line(changed, says, tmp_path) -> None:
+    with pytest.raises(ValueError, match=says):
+        spec(tmp_path, **changed)
+
+
+def test_an_unknown_table_offers_those_that_there_are(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"no table 'toy/onne'; did you mean 'toy/one'"):
+        read("toy/onne", [folder(tmp_path, TABLE)], scale="tiny")
+
+
+@pytest.mark.parametrize("name", tables([conf_dir()]))
+@pytest.mark.parametrize("scale", ["tiny", "full"])
+def test_the_papers_tables_can_be_read(name, scale) -> None:
+    table = read(name, [conf_dir()], scale=scale)
+    assert table.rows and table.source and all(row.system or not row.note.endswith(" ") for row in table.rows.values())
+
+
+def number(values: list[float], *, seed: int = 0, metric: str = "psnr") -> Number:
+    label = Label(metric=metric, weights="", colour="rgb", border=0, size="8x8", rounding="8bit", count=len(values))
+    images = {(seed, str(i)): value for i, value in enumerate(values)}
+    return Number(
+        mean=float(np.mean(values)), spread=None, n=len(values), seeds=1, label=label, code=("x",), images=images
+    )
+
+
+def test_judgement_is_paired_over_images() -> None:
+    """A constant difference is certain, however much the images differ; noise is not."""
+    images = np.linspace(10, 40, 30)
+    base = number(list(images))
+    sure = judged(number(list(images + 0.1)), base)
+    assert sure is not None and sure.tells_apart and sure.mean == pytest.approx(0.1) and sure.n == 30
+    noise = np.random.default_rng(0).normal(0, 1, 30)
+    unsure = judged(number(list(images + noise - noise.mean() + 0.05)), base)
+    assert unsure is not None and not unsure.tells_apart and unsure.low < 0.05 < unsure.high
+    half = 1.96 * noise.std(ddof=1) / 30**0.5  # the interval's half width, by the normal
+    assert (unsure.high - unsure.low) / 2 == pytest.approx(half, rel=0.25)
+    assert judged(base, number([1.0], seed=1)) is None
+
+
+def test_seeds_of_one_image_count_as_one_image() -> None:
+    """Two runs on the same images are no more images: the interval stays that of the images' means."""
+    rng = np.random.default_rng(1)
+    deltas = rng.normal(0.2, 1, 40)
+    once = judged(number(list(deltas)), number([0.0] * 40))
+    both = number(list(deltas)), number(list(deltas), seed=1)
+    twice = judged(
+        replace(both[0], images={**both[0].images, **both[1].images}),
+        replace(both[0], images={(s, str(i)): 0.0 for s in (0, 1) for i in range(40)}),
+    )
+    assert once is not None and twice is not None
+    assert (twice.low, twice.high, twice.n) == (once.low, once.high, 40)
+
+
+def test_marks_follow_what_can_be_told_apart(tmp_path) -> None:
+    """Best and second where intervals say so; two that cannot be told apart share a mark; all alike: no mark."""
+    images = np.linspace(10, 40, 30)
+    table = spec(tmp_path, rows={name: {} for name in ("low", "high", "same", "mid")}, claims=[])
+    wobble = 0.02 * np.cos(np.arange(30))
+    numbers = {
+        ("low", "main", "PSNR"): number(list(images)),
+        ("high", "main", "PSNR"): number(list(images + 2)),
+        ("same", "main", "PSNR"): number(list(images + 2 + wobble - wobble.mean())),
+        ("mid", "main", "PSNR"): number(list(images + 1)),
+    }
+    found = marks(type("M", (), {"spec": table, "numbers": numbers})())
+    assert {key[0]: mark for key, mark in found.items()} == {"high": "best", "same": "best", "mid": "second"}
+    alike = {key: number(list(images)) for key in numbers}
+    assert marks(type("M", (), {"spec": table, "numbers": alike})()) == {}
+    less = {(row, c, "LPIPS"): n for (row, c, _), n in numbers.items()}  # there less is better
+    assert {key[0]: mark for key, mark in marks(type("M", (), {"spec": table, "numbers": less})()).items()} == {
+        "low": "best",
+        "mid": "second",
+    }
+
+
+def record(place: Path, identity: str, values: dict[str, list[float]], *, count: int | None = None) -> None:
+    cells, images = [], []
+    for row, found in values.items():
+        label = Label(
+            metric="psnr", weights="", colour="rgb", border=0, size="8x8", rounding="8bit", count=count or len(found)
+        )
+        cells.append(
+            RecordCell(
+                row=row, metric="psnr", mean=float(np.mean(found)), std=None, n=len(found), higher_is_better=True,
+                column=label,
+            )
+        )  # fmt: skip
+        images += [ImageValue(row=row, key=str(i), metric="psnr", value=value) for i, value in enumerate(found)]
+    results = Results(cells=tuple(cells), images=tuple(images))
+    write_record(place, results=results, settings={}, identity=identity, code="abc")
+
+
+def planned(tmp_path: Path, table: Spec, rows: dict[str, list[float]], *, counts: dict[str, int] | None = None) -> Plan:
+    plan = Plan(specs=[table], seeds=1)
+    for name, values in rows.items():
+        place = tmp_path / f"scores-{name}"
+        record(place, name, {"LQ": [v - 5 for v in values], "own": values}, count=(counts or {}).get(name))
+        plan.jobs[name] = Job(identity=name, kind="scores", folder=str(place), words=())
+        plan.scores[Place(table=table.name, row=name, condition="main", seed=0)] = name
+    return plan
+
+
+def test_a_table_from_records(tmp_path) -> None:
+    table = spec(tmp_path)
+    images = list(np.linspace(10, 40, 30))
+    plan = planned(tmp_path, table, {"a": [v + 1 for v in images], "b": images})
+    found = grid(plan, measured(plan, table))
+    assert [line.name for line in found.lines] == ["LQ", "a", "b", "swinir"]
+    assert found.claims == ["a beats b: holds (psnr +1 [+1, +1], n = 30, 1 seed)"]
+    text = render(found, "markdown")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert rows[0] == ["", "PSNR +", "LPIPS -", "CLIPIQA -"]
+    assert rows[2:] == [
+        ["LQ", "21.00", "-", "-"],
+        ["a", "**26.00** [20.00]", "[0.300]", "[?]"],
+        ["b", "*25.00*", "-", "-"],
+        ["SwinIR", "[21.50]", "[0.400]", "[0.50]"],
+    ]
+
+
+def test_formats_say_the_same(tmp_path) -> None:
+    table = spec(tmp_path)
+    plan = planned(tmp_path, table, {"a": [20.0, 30.0], "b": [10.0, 20.0]})
+    found = grid(plan, measured(plan, table))
+    assert r"\textbf{25.00} [20.00]" in render(found, "latex") and r"\bottomrule" in render(found, "latex")
+    assert "<b>25.00</b> [20.00]" in render(found, "html")
+    lines = list(csv.DictReader(io.StringIO(render(found, "csv"))))
+    own = next(line for line in lines if line["row"] == "a" and line["column"] == "PSNR")
+    assert (float(own["measured"]), float(own["published"]), own["mark"], own["n"]) == (25.0, 20.0, "best", "2")
+    nested = json.loads(render(found, "json"))
+    cell = next(row for row in nested["rows"] if row["row"] == "a")["cells"][0]
+    assert (cell["measured"], cell["published"], cell["metric"]) == (25.0, 20.0, "psnr")
+    assert set(FORMATS) == {"markdown", "latex", "csv", "html", "json"}
+    with pytest.raises(ValueError, match="format='pdf'"):
+        render(found, "pdf")
+
+
+def test_numbers_of_another_protocol_never_share_a_column(tmp_path) -> None:
+    table = spec(tmp_path)
+    plan = planned(tmp_path, table, {"a": [20.0, 30.0], "b": [10.0, 20.0]}, counts={"b": 7})
+    found = measured(plan, table)
+    assert ("b", "main", "PSNR") not in found.numbers and ("a", "main", "PSNR") in found.numbers
+    assert found.problems == [
+        "b, PSNR: measured as psnr: RGB, 8x8, 8-bit, n=7, the others as psnr: RGB, 8x8, 8-bit, n=2"
+    ]
+
+
+def test_estimates_come_from_what_was_run() -> None:
+    """By the step from jobs like it, else from its kind, else nothing is said."""
+    job = Job(identity="x", kind="adaptor", folder="x", words=(), like="adaptor spire", steps=100)
+    took = [
+        {"kind": "adaptor", "like": "adaptor spire", "seconds": 50, "steps": 50, "peak_bytes": 7, "bytes": 3},
+        {"kind": "adaptor", "like": "adaptor dra", "seconds": 900, "steps": 100, "peak_bytes": 9, "bytes": 4},
+    ]
+    assert estimate(job, took).seconds == 100
+    assert estimate(replace(job, like="adaptor other"), took).seconds == pytest.approx(100 * (1 + 9) / 2)
+    assert estimate(job, []).seconds is None
