@@ -6,9 +6,10 @@ First table: from one z_t, the previewer's single step with LoRA ("after") and t
 ("before"), against the answer that the teacher, LoRA off, reaches by DDIM over all the steps that lie below t. All see
 the LQ through DCP; the teacher is told the caption too and guided, as when it taught. Error: |one step - many|^2 /
 |many|^2 in latents; PSNR between the decoded images; detail: mean absolute gradient of the luma over the original's.
-Second table and the picture: while inputs of falling quality are restored with previews as they are, (a) the distance
-of preview and denoising mean, (b) of a preview to the one before it, both squared, (c) delta (Eq. 7), a over b; medians
-over images, and in the table their means over the steps behind the first.
+Second table: the error of the denoising mean in latents (squared, without words) when DCP sees the image's own LQ,
+another's, or black. Third table and the picture: while inputs of falling quality are restored with previews as they
+are, (a) the distance of preview and denoising mean, (b) of a preview to the one before it, both squared, (c) delta
+(Eq. 7), a over b; medians over images, and in the table their means over the steps behind the first.
 """
 
 from __future__ import annotations
@@ -139,6 +140,30 @@ def distillation(module: RestorationModule, batches: list[Batch], times: list[in
 
 
 @torch.no_grad()
+def sight(module: RestorationModule, batches: list[Batch], times: list[int]) -> str:
+    """The second table."""
+    lines = ["| t | own | another's | black |", f"|{'---|' * 4}"]
+    backbone = module.backbone
+    for t in times:
+        errors = []
+        for batch in batches:
+            assert batch.hq_BCHW is not None
+            prompt = module.prompts(batch, training=False)
+            empty = backbone.embed(("",) * len(batch), tuple(batch.hq_BCHW.shape[-2:]))
+            z0_BCHW, t_B = backbone.codec.encode(batch.hq_BCHW), torch.full((len(batch),), t)
+            z_BCHW = backbone.schedule.add_noise(z0_BCHW, noise_like(z0_BCHW, batch.seed, "noise"), t_B)
+            assert prompt.visual_BLD is not None
+            views = (prompt.visual_BLD, prompt.visual_BLD.roll(1, dims=0), prompt.visual_null_BLD)
+            means = [
+                backbone.schedule.to_x0(backbone(z_BCHW, t_B, module.streamed(empty, view)), z_BCHW, t_B)
+                for view in views
+            ]
+            errors.append(torch.stack([(mean - z0_BCHW).square().flatten(1).mean(dim=1) for mean in means]))
+        lines.append(f"| {t} | {' | '.join(f'{row.mean():.4f}' for row in torch.cat(errors, dim=1))} |")
+    return "\n".join(lines)
+
+
+@torch.no_grad()
 def by_quality(module: RestorationModule, source: Any) -> dict[str, Tensor]:
     """By input: (3, steps, images): distance, movement and delta."""
     found = {}
@@ -173,7 +198,7 @@ def draw(found: Mapping[str, Tensor], file: Path) -> None:
 
 
 def main() -> None:
-    """Print both tables; write the picture."""
+    """Print the tables; write the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", required=True)
     parser.add_argument("--crops", type=int, default=4, help="of each of the 14 photographs")
@@ -186,9 +211,9 @@ def main() -> None:
     module.load_weights(weights_file(given.weights))
     module.sampler.progress = False
     print(f"n = {len(source)} crops of held-out photographs; medians of detail, means of the rest; 95 % intervals\n")
-    print(
-        distillation(module, pictures(source, stages=INPUTS["mixture"], name="mixture"), given.times, w=given.guidance)
-    )
+    mixed = pictures(source, stages=INPUTS["mixture"], name="mixture")
+    print(distillation(module, mixed, given.times, w=given.guidance))
+    print(f"\n{sight(module, mixed, given.times)}")
     found = by_quality(module, source)
     columns = ("input", "(a) distance", "(b) movement", "(c) delta", "delta, first half", "second half")
     print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
