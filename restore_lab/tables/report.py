@@ -35,6 +35,8 @@ def run(cfg: Any) -> dict[str, str]:
     if not names:
         raise ValueError(f"name a table, or --all; there are: {', '.join(specs.tables(folders))}")
     store = Path(cfg.runs_dir) / cfg.name
+    if cfg.output and Path(cfg.output).exists() and not Path(cfg.output).is_dir():
+        raise ValueError(f"output={cfg.output}: a file is in the way; name a folder")
     wanted = [specs.read(name, folders, scale=cfg.scale) for name in names]
     planned = plan(wanted, store=store, seeds=int(cfg.seeds), words=list(cfg.overrides), flags=config_flags())
     if cfg.plan:
