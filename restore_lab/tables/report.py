@@ -14,6 +14,7 @@ from restore_lab.tables.jobs import DESCRIPTION, SCORES, Job, Plan, config_flags
 from restore_lab.tables.make import make, through_hydra, write_jobs
 from restore_lab.tables.measured import measured
 from restore_lab.tables.plan import estimate, plan
+from restore_lab.tables.power import powers
 from restore_lab.tables.render import ENDINGS, FORMATS, render
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ def plan_text(planned: Plan, store: Path) -> str:
         done = sum(job.done for job in reached)
         lines.append(f"{spec.name}  {spec.title} ({spec.source}; {len(spec.rows)} rows)")
         lines.append(f"  {len(reached)} artefacts, {done} there, {len(reached) - done} missing")
+        lines += [f"    power: {line}" for line in powers(measured(planned, spec))]
         for row in spec.rows.values():
             if row.system is not None:
                 lines.append(f"    {row.title}: published numbers (system {row.system})")

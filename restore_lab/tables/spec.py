@@ -56,6 +56,7 @@ class Column:
     higher_is_better: bool
     metric_higher_is_better: bool
     digits: int
+    stand_in: bool = False
     describe: str | None = None  # a number of `restore-lab describe` in the place of a metric
 
 
@@ -211,6 +212,7 @@ def _column(name: str, title: str, entry: Mapping[str, Any], scale: Scale) -> Co
         higher_is_better=entry["better"] == "more",
         metric_higher_is_better=chosen["better"] == "more",
         digits=entry.get("digits", 2),
+        stand_in=chosen["metric"] != entry.get("metric"),
         describe=entry.get("describe"),
     )
 

@@ -21,6 +21,7 @@ from restore_lab.tables.jobs import Job, Place, Plan
 from restore_lab.tables.marks import marks
 from restore_lab.tables.measured import Number, judged, measured
 from restore_lab.tables.plan import estimate
+from restore_lab.tables.power import needed, powers, resolvable
 from restore_lab.tables.render import FORMATS, render
 from restore_lab.tables.spec import Spec, merged, read, tables
 
@@ -231,6 +232,24 @@ def test_numbers_of_another_protocol_never_share_a_column(tmp_path) -> None:
     assert found.problems == [
         "b, PSNR: measured as psnr: RGB, 8x8, 8-bit, n=7, the others as psnr: RGB, 8x8, 8-bit, n=2"
     ]
+
+
+def test_power_is_the_closed_form(tmp_path) -> None:
+    """2.8 deviations over the root of n; by hand for differences of deviation 1 over 49 images: 0.4 dB."""
+    assert resolvable(1.0, 49) == pytest.approx(0.4) and needed(1.0, 0.4) == 49
+    deltas = np.tile([-1.0, 1.0], 25)[:49]
+    deltas = (deltas - deltas.mean()) / deltas.std(ddof=1)
+    rows = {"a": {"published": [20.5, 0.3, None]}, "b": {"published": [20.0, 0.2, None]}}
+    claims = [{**TABLE["claims"][0], "column": column} for column in ("PSNR", "LPIPS", "CLIPIQA")]
+    table = spec(tmp_path, rows=rows, claims=claims)
+    plan = planned(tmp_path, table, {"a": list(30 + deltas), "b": [30.0] * 49})
+    said = powers(measured(plan, table))
+    assert said == ["a beats b: published +0.5 psnr; n = 49 images resolve 0.4: enough"]  # the others are stand-ins
+    rows["a"]["published"][0] = 20.1
+    assert powers(measured(plan, spec(tmp_path, rows=rows, claims=claims[:1]))) == [
+        "a beats b: published +0.1 psnr; n = 49 images resolve 0.4: NOT enough, 784 images would"
+    ]
+    assert "no spread measured yet" in powers(measured(Plan(specs=[table], seeds=1), table))[0]
 
 
 def test_estimates_come_from_what_was_run() -> None:
