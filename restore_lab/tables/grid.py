@@ -116,9 +116,9 @@ def verdict(table: Measured, claim: Claim) -> str:
 def _notes(plan: Plan, table: Measured) -> list[str]:
     """Stand-ins, labels, missing rows, rows of other code."""
     spec = table.spec
-    notes = [
-        f"{title} is {c.metric} here" for title, c in spec.columns.items() if c.metric and c.metric != title.lower()
-    ]
+    notes = []
+    if any(column.stand_in for column in spec.columns.values()):
+        notes.append("a metric in parentheses stands in for the column's own: not comparable with what was published")
     notes += list(dict.fromkeys(number.label.says() for number in table.numbers.values() if number.label))
     notes += list(spec.notes)
     notes += [f"{row.title}: {row.note}" for row in spec.rows.values() if row.note]

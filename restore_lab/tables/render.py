@@ -146,13 +146,16 @@ def _text(cell: Cell, *, best: str, second: str) -> str:
     published = "" if not cell.printed else f"[{'?' if cell.published is None else f'{cell.published:.{digits}f}'}]"
     if number is None:
         return published or "-"
-    spread = "" if number.spread is None else f" \u00b1 {number.spread:.{digits}f}"
-    text = {BEST: best, SECOND: second}.get(cell.mark or "", "{}").format(f"{number.mean:.{digits}f}") + spread
+    own = digits if not cell.column.stand_in else 2 if abs(number.mean) >= 10 else 4
+    spread = "" if number.spread is None else f" \u00b1 {number.spread:.{own}f}"
+    text = {BEST: best, SECOND: second}.get(cell.mark or "", "{}").format(f"{number.mean:.{own}f}") + spread
     return f"{text} {published}".rstrip()
 
 
 def _titled(table: Grid) -> list[tuple[str, Column]]:
-    return [(f"{condition}: {c.title}" if condition else c.title, c) for condition, c in table.headings]
+    """Headings; a stand-in's own name comes behind what it stands for."""
+    titles = [(f"{c.title} ({c.metric})" if c.stand_in else c.title, condition, c) for condition, c in table.headings]
+    return [(f"{condition}: {title}" if condition else title, c) for title, condition, c in titles]
 
 
 def _headings(table: Grid) -> list[str]:

@@ -198,7 +198,7 @@ def test_a_table_from_records(tmp_path) -> None:
     assert found.claims == ["a beats b: holds (psnr +1 [+1, +1], n = 30, 1 seed)"]
     text = render(found, "markdown")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
-    assert rows[0] == ["", "PSNR +", "LPIPS -", "CLIPIQA -"]
+    assert rows[0] == ["", "PSNR +", "LPIPS (gmsd) -", "CLIPIQA (piqe) -"]
     assert rows[2:] == [
         ["LQ", "21.00", "-", "-"],
         ["a", "**26.00** [20.00]", "[0.300]", "[?]"],
