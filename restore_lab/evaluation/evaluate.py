@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from omegaconf import OmegaConf
 
 from restore_lab.adaptors.lq_encoder import CodecEncoder
-from restore_lab.artefacts import Manifest, code_version, complete, identity, place_of
+from restore_lab.artefacts import Manifest, code_version, complete, place_of
 from restore_lab.build import build
 from restore_lab.evaluation.paired import report
 from restore_lab.evaluation.picture import Panel, contact_sheet
@@ -30,12 +29,10 @@ from restore_lab.evaluation.records import (
     ROBUST_LQ,
     Results,
     method_rows,
-    read_record,
-    recorded,
     render,
     write_record,
 )
-from restore_lab.locks import locked
+from restore_lab.evaluation.scores import Scores, once, scores_of, settings_of
 from restore_lab.methods.captioning import caption_ahead
 from restore_lab.methods.parts import pad_to_multiple
 from restore_lab.methods.restore import load
@@ -91,16 +88,6 @@ class Evaluation:
         return json.dumps({**whole, "notes": list(self.results.notes)}, indent=1, allow_nan=False)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scores:
-    """A record, known before it is made: what its identity is made of, and where it is or will be."""
-
-    identity: str
-    folder: Path
-    settings: Mapping[str, Any]
-    parents: tuple[str, ...]
-
-
 def planned(cfg: DictConfig, *, weights: str | None = None) -> Scores:
     """The record that `evaluate` will write; nothing is built or run.
 
@@ -108,11 +95,7 @@ def planned(cfg: DictConfig, *, weights: str | None = None) -> Scores:
         cfg: the composed config of `restore-lab evaluate`.
         weights: identity of weights that are not made yet, in the place of `cfg.weights`.
     """
-    # Node by node and in place: interpolations reach parts of the config that are not among the measured.
-    settings: dict[str, Any] = {
-        key: OmegaConf.to_container(cfg[key], resolve=True) if OmegaConf.is_config(cfg[key]) else cfg[key]
-        for key in MEASURED
-    }
+    settings = settings_of(cfg, MEASURED)
     parents: tuple[str, ...] = ()
     if weights is not None:
         parents = (weights,)
@@ -120,9 +103,7 @@ def planned(cfg: DictConfig, *, weights: str | None = None) -> Scores:
         parents = (Manifest.read(place_of(cfg.weights)).identity,)
     else:
         settings["weights"] = None if cfg.weights is None else str(weights_file(cfg.weights))
-    identity_ = identity(settings, parents)
-    folder = Path(cfg.run_dir) if cfg.run_dir else Path(cfg.runs_dir) / cfg.name / f"scores-{identity_}"
-    return Scores(identity=identity_, folder=folder, settings=settings, parents=parents)
+    return scores_of(cfg, settings, parents)
 
 
 def evaluate(cfg: DictConfig) -> Evaluation:
@@ -132,13 +113,7 @@ def evaluate(cfg: DictConfig) -> Evaluation:
         ValueError: if no image is left to measure.
     """
     scores = planned(cfg)
-    if cfg.again or not recorded(scores.folder, identity=scores.identity):
-        with locked(scores.folder):
-            if cfg.again or not recorded(scores.folder, identity=scores.identity):  # another run's, meanwhile
-                _run(cfg, scores)
-    else:
-        log.info("measured before; again=true measures again")
-    results = read_record(scores.folder).results
+    results = once(scores, lambda: _run(cfg, scores), again=cfg.again)
     picture = scores.folder / PICTURE
     compared = report(results, variants=method_rows(results), ordered=list(cfg.ordered or ()))
     return Evaluation(

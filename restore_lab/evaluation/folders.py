@@ -9,24 +9,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from omegaconf import OmegaConf
-
-from restore_lab.artefacts import code_version, identity
+from restore_lab.artefacts import code_version
 from restore_lab.build import build
 from restore_lab.data.captioned import Captions
 from restore_lab.data.folder import keys_of, list_images
 from restore_lab.data.image_io import read_image, to_tensor
 from restore_lab.data.paired import Pair
-from restore_lab.evaluation.records import RECORD, read_record, recorded, write_record
-from restore_lab.locks import locked
+from restore_lab.evaluation.records import RECORD, write_record
+from restore_lab.evaluation.scores import Scores, once, scores_of, settings_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import Tensor
 
-    from restore_lab.evaluation.evaluate import Scores
     from restore_lab.evaluation.records import Results
 
 log = logging.getLogger(__name__)
@@ -35,18 +32,11 @@ SCORED = ("restored", "reference", "pairing", "protocol", "metrics")
 
 def planned(cfg: DictConfig) -> Scores:
     """The record of a folder: of what its images and their originals are, the protocol and the metrics."""
-    from restore_lab.evaluation.evaluate import Scores
-
-    settings: dict[str, Any] = {
-        key: OmegaConf.to_container(cfg[key], resolve=True) if OmegaConf.is_config(cfg[key]) else cfg[key]
-        for key in SCORED
-    }
+    settings = settings_of(cfg, SCORED)
     for key in ("restored", "reference"):
         if settings[key] is not None:
             settings[f"{key}_folder"] = str(_folder(settings.pop(key), key))
-    identity_ = identity(settings)
-    folder = Path(cfg.run_dir) if cfg.run_dir else Path(cfg.runs_dir) / cfg.name / f"scores-{identity_}"
-    return Scores(identity=identity_, folder=folder, settings=settings, parents=())
+    return scores_of(cfg, settings)
 
 
 def score(cfg: DictConfig) -> tuple[Path, Results]:
@@ -59,10 +49,7 @@ def score(cfg: DictConfig) -> tuple[Path, Results]:
         ValueError: if the folders do not pair, or a pair has two sizes.
     """
     scores = planned(cfg)
-    if cfg.again or not recorded(scores.folder, identity=scores.identity):
-        with locked(scores.folder):
-            _run(cfg, scores)
-    return scores.folder, read_record(scores.folder).results
+    return scores.folder, once(scores, lambda: _run(cfg, scores), again=cfg.again)
 
 
 def _run(cfg: DictConfig, scores: Scores) -> None:

@@ -38,7 +38,7 @@ class Job:
         words: of the command, behind `restore-lab`.
         needs: identities of the artefacts that have to be there first.
         like: what jobs of about this speed have in common, for estimates.
-        steps: how much there is to do: optimiser steps, or images times sampling steps.
+        steps: how much there is to do: optimiser steps, or sampling steps an image.
     """
 
     identity: str

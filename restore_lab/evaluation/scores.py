@@ -1,0 +1,58 @@
+"""A record before it is made: its identity, its folder, and that it is made once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from restore_lab.artefacts import identity
+from restore_lab.evaluation.records import read_record, recorded
+from restore_lab.locks import locked
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from restore_lab.evaluation.records import Results
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What a record's identity is made of, and where it is or will be."""
+
+    identity: str
+    folder: Path
+    settings: Mapping[str, Any]
+    parents: tuple[str, ...]
+
+
+def settings_of(cfg: DictConfig, keys: Sequence[str]) -> dict[str, Any]:
+    """Parts of a config as plain values, node by node and in place: interpolations reach other parts of it."""
+    return {
+        key: OmegaConf.to_container(cfg[key], resolve=True) if OmegaConf.is_config(cfg[key]) else cfg[key]
+        for key in keys
+    }
+
+
+def scores_of(cfg: DictConfig, settings: Mapping[str, Any], parents: tuple[str, ...] = ()) -> Scores:
+    """The record of these settings: in `cfg.run_dir`, else `<runs_dir>/<name>/scores-<identity>`."""
+    identity_ = identity(settings, parents)
+    folder = Path(cfg.run_dir) if cfg.run_dir else Path(cfg.runs_dir) / cfg.name / f"scores-{identity_}"
+    return Scores(identity=identity_, folder=folder, settings=settings, parents=parents)
+
+
+def once(scores: Scores, make: Callable[[], None], *, again: bool) -> Results:
+    """What the record says, made first if it is not there, or if it is wanted `again`."""
+    if again or not recorded(scores.folder, identity=scores.identity):
+        with locked(scores.folder):
+            if again or not recorded(scores.folder, identity=scores.identity):  # another run's, meanwhile
+                make()
+    else:
+        log.info("measured before; again=true measures again")
+    return read_record(scores.folder).results
