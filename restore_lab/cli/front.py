@@ -2,7 +2,8 @@
 
 Three kinds of words pass here. Hydra's own flags go through (first, because argparse wants them together). Other
 flags and bare words become overrides: `--dry-run` is `dry_run=true`, `--format=json` is `format=json`, a bare word is
-the verb's next positional name (`table spire/table5` is `table=spire/table5`). And the values of free-text and path
+the verb's next positional name (`table spire/table5` is `table=spire/table5`). A setting that has the name of a config
+group goes by the one that the verb gives it, since Hydra would look for the group. And the values of free-text and path
 keys are quoted, since Hydra would stumble over a comma, an apostrophe, a bracket or a space; quoted they also stay
 one value under `-m`. Leave a key unset with `caption=null`. A value that is one whole Hydra string already
 (`caption="'a, b'"`) is left as it is, so parsing twice changes nothing.
@@ -11,7 +12,7 @@ one value under `-m`. Leave a key unset with `caption=null`. A value that is one
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -57,13 +58,20 @@ class Words:
         return [Path(value).resolve() for value in (*after, *joined)]
 
 
-def parse(words: Sequence[str], *, positional: Sequence[str] = (), free: Sequence[str] = ()) -> Words:
+def parse(
+    words: Sequence[str],
+    *,
+    positional: Sequence[str] = (),
+    free: Sequence[str] = (),
+    renamed: Mapping[str, str] | None = None,
+) -> Words:
     """Sort and quote what follows the verb.
 
     Args:
         words: the arguments after `restore-lab <verb>`.
         positional: keys that bare words set, in order; a last key ending in `...` takes all that are left, as a list.
         free: further keys whose values are free text, the verb's own.
+        renamed: what a typed key is called in the verb's config, where a config group has its name.
 
     Raises:
         ValueError: for a bare word too many.
@@ -86,6 +94,8 @@ def parse(words: Sequence[str], *, positional: Sequence[str] = (), free: Sequenc
         else:
             bare.append(word)
     overrides += _place(bare, positional)
+    for typed, key in (renamed or {}).items():
+        overrides = [f"{key}={word[len(typed) + 1 :]}" if word.startswith(f"{typed}=") else word for word in overrides]
     return Words(flags=tuple(flags), overrides=tuple(overrides), trusted=trusted)
 
 

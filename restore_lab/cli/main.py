@@ -2,8 +2,8 @@
 
 A verb is a module `restore_lab/cli/<verb>.py` (a trailing underscore where Python reserves the word: `import_.py`)
 with a `run(cfg)`, and a config `conf/<verb>.yaml`. The first line of its docstring is its help; `POSITIONAL` and
-`FREE_TEXT` (tuples of keys) tell the front parser about it. Nothing here imports torch; a verb imports what is heavy
-inside `run`.
+`FREE_TEXT` (tuples of keys) and `RENAMED` (typed key to config key) tell the front parser about it. Nothing here
+imports torch; a verb imports what is heavy inside `run`.
 """
 
 from __future__ import annotations
@@ -60,12 +60,17 @@ def launch(*, verb: str, module: ModuleType, words: Sequence[str], conf: Path) -
 
     Args:
         verb: the name of the config in `conf`.
-        module: has `run(cfg)`, perhaps `POSITIONAL` and `FREE_TEXT`.
+        module: has `run(cfg)`, perhaps `POSITIONAL`, `FREE_TEXT` and `RENAMED`.
     """
     from restore_lab.cli import errors
 
     with errors.one_line():
-        typed = front.parse(words, positional=getattr(module, "POSITIONAL", ()), free=getattr(module, "FREE_TEXT", ()))
+        typed = front.parse(
+            words,
+            positional=getattr(module, "POSITIONAL", ()),
+            free=getattr(module, "FREE_TEXT", ()),
+            renamed=getattr(module, "RENAMED", {}),
+        )
         if typed.trusted:
             build.trust(typed.trusted)
         folders = [conf, *typed.config_dirs]

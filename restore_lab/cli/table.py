@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 POSITIONAL = ("table...",)
+RENAMED = {"scale": "at_scale"}  # `scale` is a config group, of the jobs' configs
 
 
 def run(cfg: Any) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +20,13 @@ from restore_lab.adaptors.lq_encoder import CodecEncoder
 from restore_lab.artefacts import Manifest, code_version, complete, place_of
 from restore_lab.build import build
 from restore_lab.evaluation.paired import report
-from restore_lab.evaluation.picture import Panel, contact_sheet
+from restore_lab.evaluation.picture import Panel, contact_sheet, keep_images
+from restore_lab.evaluation.protocol import resized, scaled
 from restore_lab.evaluation.records import (
     DECODED_HQ,
     DECODED_LQ,
     LQ,
+    ORIGINAL,
     RECORD,
     ROBUST_LQ,
     Results,
@@ -63,6 +65,7 @@ MEASURED = (
     "eval_crop",
     "seed",
 )
+UNLESS_NULL = ("work_size",)  # of its identity only where they are set
 
 
 @dataclass(kw_only=True)
@@ -95,7 +98,7 @@ def planned(cfg: DictConfig, *, weights: str | None = None) -> Scores:
         cfg: the composed config of `restore-lab evaluate`.
         weights: identity of weights that are not made yet, in the place of `cfg.weights`.
     """
-    settings = settings_of(cfg, MEASURED)
+    settings = settings_of(cfg, [*MEASURED, *(key for key in UNLESS_NULL if cfg[key] is not None)])
     parents: tuple[str, ...] = ()
     if weights is not None:
         parents = (weights,)
@@ -129,7 +132,10 @@ def _run(cfg: DictConfig, scores: Scores) -> None:
     caption_ahead(module, list(variants.values()), _batches(cfg, module))
     panels: list[Panel] = []
     for batch in _batches(cfg, module):
-        panels += _measure(module, suite, batch, variants)
+        rows, more = _measure(module, suite, batch, variants, cfg.work_size)
+        panels += more
+        if cfg.keep_images:
+            keep_images(scores.folder, rows, batch.key)
     results = suite.compute()
     if not results.images:
         why = f"none has an LQ of at most max_lq_psnr={cfg.max_lq_psnr} dB"
@@ -164,9 +170,17 @@ def _batches(cfg: DictConfig, module: RestorationModule) -> Iterator[Batch]:
 
 
 def _measure(
-    module: RestorationModule, suite: MetricSuite, batch: Batch, variants: Mapping[str, PromptSources]
-) -> list[Panel]:
-    """Every row of one batch; without originals only metrics that need none have values."""
+    module: RestorationModule,
+    suite: MetricSuite,
+    batch: Batch,
+    variants: Mapping[str, PromptSources],
+    work_size: int | None,
+) -> tuple[dict[str, Tensor], list[Panel]]:
+    """Every row of one batch; without originals only metrics that need none have values.
+
+    Returns:
+        The images_BCHW that are worth keeping by row (input, what the method made of it, original), and the picture's.
+    """
     if batch.lq_BCHW is None:
         raise ValueError("there is nothing to restore; give eval_data with HQ images an eval_degradation, or LQ images")
     wordless = Prompt(semantic=("",) * len(batch), negative=("",) * len(batch), instruction=("",) * len(batch))
@@ -180,7 +194,7 @@ def _measure(
         rows[ROBUST_LQ] = (module.reconstruct(batch.lq_BCHW), wordless)
     for name, prompts in variants.items():
         module.prompts = prompts
-        rows[name] = (module.restore(batch), prompts(batch, training=False))
+        rows[name] = (_restored(module, batch, work_size), prompts(batch, training=False))
     for name, (image_BCHW, prompt) in rows.items():
         suite.update(
             name,
@@ -192,17 +206,28 @@ def _measure(
             recipes=batch.recipe,
         )
     shown, first = [name for name in (ROBUST_LQ, *variants) if name in rows], next(iter(variants))
-    ends = {} if batch.hq_BCHW is None else {"original": batch.hq_BCHW}
-    seen = {"input": batch.lq_BCHW, **{name: rows[name][0] for name in shown}, **ends}
-    return [
+    ends = {} if batch.hq_BCHW is None else {ORIGINAL: batch.hq_BCHW}
+    seen = {LQ: batch.lq_BCHW, **{name: rows[name][0] for name in shown}, **ends}
+    panels = [
         Panel(
             images=tuple(image_BCHW[i].cpu() for image_BCHW in seen.values()),
-            titles=tuple(seen),
+            titles=("input", *tuple(seen)[1:]),
             caption=rows[first][1].semantic[i],
             instruction=rows[first][1].instruction[i],
         )
         for i in range(len(batch))
     ]
+    return seen, panels
+
+
+def _restored(module: RestorationModule, batch: Batch, work_size: int | None) -> Tensor:
+    """The batch restored with a shorter side of `work_size` pixels, at its own size again."""
+    if work_size is None or batch.lq_BCHW is None:
+        return module.restore(batch)
+    height, width = batch.lq_BCHW.shape[-2:]
+    original_BCHW = None if batch.hq_BCHW is None else resized(batch.hq_BCHW, work_size)
+    larger = replace(batch, lq_BCHW=resized(batch.lq_BCHW, work_size), hq_BCHW=original_BCHW)
+    return scaled(module.restore(larger), height=height, width=width)
 
 
 def _with_slots(own: PromptSources, slots: Any) -> PromptSources:

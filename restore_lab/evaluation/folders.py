@@ -17,7 +17,8 @@ from restore_lab.data.captioned import Captions
 from restore_lab.data.folder import keys_of, list_images
 from restore_lab.data.image_io import read_image, to_tensor
 from restore_lab.data.paired import Pair
-from restore_lab.evaluation.records import RECORD, write_record
+from restore_lab.evaluation.picture import keep_images
+from restore_lab.evaluation.records import ORIGINAL, RECORD, write_record
 from restore_lab.evaluation.scores import Scores, once, scores_of, settings_of
 
 if TYPE_CHECKING:
@@ -64,6 +65,9 @@ def _run(cfg: DictConfig, scores: Scores) -> None:
             reference_BCHW=None if original_CHW is None else original_CHW[None],
             captions=[caption] if caption else None,
         )
+        if cfg.keep_images:
+            originals_BCHW = {} if original_CHW is None else {ORIGINAL: original_CHW[None]}
+            keep_images(scores.folder, {restored.name: image_CHW[None], **originals_BCHW}, [key])
     results = suite.compute()
     if not results.images:
         raise ValueError(f"{restored}: no image was measured; {'; '.join(results.notes)}")

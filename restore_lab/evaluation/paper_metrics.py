@@ -90,6 +90,14 @@ FILES: Mapping[str, tuple[Needed, ...]] = {
     "maniqa": (_VIT, Needed(place="pyiqa", name="ckpt_koniq10k.pt")),
     "maniqa-pipal": (_VIT, Needed(place="pyiqa", name="MANIQA_PIPAL-ae6d356b.pth")),
     "clipiqa": (_RN50,),
+    "clipiqa+_vitL14_512": (
+        Needed(
+            place="clip",
+            name="ViT-L-14.pt",
+            sha256="b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
+        ),
+        Needed(place="pyiqa", name="CLIPIQA+_ViTL14_512-e66488f2.pth"),
+    ),
 }
 FACTS: Mapping[str, Facts] = {
     "lpips": Facts(higher_is_better=False, needs_reference=True, min_size=32),
@@ -100,26 +108,28 @@ FACTS: Mapping[str, Facts] = {
     "maniqa": Facts(higher_is_better=True, needs_reference=False, min_size=225),  # it enlarges what is smaller
     "maniqa-pipal": Facts(higher_is_better=True, needs_reference=False, min_size=225),
     "clipiqa": Facts(higher_is_better=True, needs_reference=False, min_size=32),
+    "clipiqa+_vitL14_512": Facts(higher_is_better=True, needs_reference=False, min_size=32),
 }
 
 
 class PaperMetric(PyiqaBased):
-    """One of `FILES`, by pyiqa's name.
+    """One of `FILES`, by pyiqa's name; `column` heads its numbers where a project calls it otherwise.
 
     Raises:
         ValueError: for another name.
     """
 
-    def __init__(self, *, name: str) -> None:
+    def __init__(self, *, name: str, column: str | None = None) -> None:
         if name not in FILES:
             raise ValueError(f"metric {name!r} is unknown; choose {', '.join(FILES)}")
-        super().__init__(name=name, facts=FACTS[name])
+        super().__init__(name=name, facts=FACTS[name], column=column)
 
     def missing(self) -> str:
-        return pyiqa_missing(self.id) or _first_gap(self.id, FILES[self.id])
+        return pyiqa_missing(self.id) or _first_gap(self.id, FILES[self.name])
 
     def source(self) -> str:
-        return _source(FILES[self.id])
+        called = "" if self.id == self.name else f"{self.name}, "
+        return called + _source(FILES[self.name])
 
 
 class Fid(SetMetric):

@@ -1,15 +1,17 @@
-"""The picture of an evaluation: one line an image, input | restored | original, with its words underneath."""
+"""What of an evaluation can be looked at: a contact sheet (one line an image, input | restored | original, with its
+words underneath), and every image as a file beside the record."""
 
 from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from restore_lab.artefacts import write_bytes_atomic
+from restore_lab.evaluation.records import image_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 MARGIN, GAP, LINE = 16, 8, 15
 WIDTH_IN_LETTERS = 6.2
 SHOWN = 192
+QUALITY = 90  # of the files: to look at, not to measure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,15 @@ def contact_sheet(panels: Sequence[Panel], path: Path, *, columns: int = 2) -> P
     return path
 
 
+def keep_images(folder: Path, rows: Mapping[str, Tensor], keys: Sequence[str]) -> None:
+    """Write the images_BCHW in [0, 1] of some rows beside a record, one WebP file an image (`records.image_file`)."""
+    for row, image_BCHW in rows.items():
+        for key, image_CHW in zip(keys, image_BCHW.cpu(), strict=True):
+            buffer = io.BytesIO()
+            _image(image_CHW).save(buffer, format="WEBP", quality=QUALITY)
+            write_bytes_atomic(image_file(folder, row, key), buffer.getvalue())
+
+
 def _panel(panel: Panel) -> Image:
     """The images side by side with titles above and words below."""
     from PIL import Image, ImageDraw, ImageFont
@@ -72,7 +84,13 @@ def _tile(image_CHW: Tensor) -> Image:
     """An image enlarged by a whole factor to about `SHOWN` pixels, so that its pixels are seen as they are."""
     from PIL import Image
 
-    array = (image_CHW.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().numpy()
-    tile = Image.fromarray(array)
+    tile = _image(image_CHW)
     factor = max(1, round(SHOWN / max(tile.size)))
     return tile.resize((tile.width * factor, tile.height * factor), Image.Resampling.NEAREST)
+
+
+def _image(image_CHW: Tensor) -> Image:
+    """An image in [0, 1] as 8-bit RGB."""
+    from PIL import Image
+
+    return Image.fromarray((image_CHW.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().numpy())

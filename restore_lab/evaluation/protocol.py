@@ -1,11 +1,11 @@
 """What a number travels with: how images are prepared, what measured them, and over how many.
 
-`Protocol` prepares an image_BCHW in [0, 1] (8-bit rounding, border, RGB or luma); `Column` is the full label of one
-number, and two numbers share a column of a table only if their `Column.id` is the same. `ImageMetric` and `SetMetric`
-are what a metric is to the rest of the package.
+`Protocol` prepares an image_BCHW in [0, 1] (size, crop, 8-bit rounding, border, RGB or luma); `Column` is the label of
+one number, and two numbers share a column of a table only if their `Column.id` is the same. `ImageMetric` and
+`SetMetric` are what a metric is to the rest of the package.
 
 Luma is BT.601 in studio range, 16-235, as MATLAB's rgb2ycbcr and BasicSR have it, not rounded again (as BasicSR).
-Config: protocol=rgb | y | rgb_border4 | y_border4 | y_border8
+Config: protocol=rgb | y | rgb_border4 | y_border4 | y_border8, a paper's (spire ...) or another project's (osediff ...)
 """
 
 from __future__ import annotations
@@ -31,13 +31,17 @@ class MetricUnavailable(ValueError):
 class Protocol:
     """How images are prepared before a metric sees them.
 
-    Every metric gets the rounding. Colour and border belong to the pixel metrics (PSNR, SSIM, MS-SSIM); the others
-    always see the whole RGB image, and their columns say so.
+    Every metric gets size, crop and rounding, in this order: `resize` is the shorter side in pixels (bicubic, with
+    antialiasing), `crop` the side of a square cut from the middle; null leaves images as they are. Colour and border
+    belong to the pixel metrics (PSNR, SSIM, MS-SSIM); the others always see the whole RGB image, and their columns say
+    so.
     """
 
     colour: Colour = "rgb"
     border: int = 0
     rounding: Rounding = "8bit"
+    resize: int | None = None
+    crop: int | None = None
 
     def __post_init__(self) -> None:
         if self.colour not in ("rgb", "y"):
@@ -46,6 +50,27 @@ class Protocol:
             raise ValueError(f"protocol rounding {self.rounding!r} is unknown; choose 8bit or none")
         if self.border < 0:
             raise ValueError(f"protocol border {self.border} is negative; give the pixels to cut from each side")
+        for name in ("resize", "crop"):
+            side = getattr(self, name)
+            if side is not None and side < 1:
+                raise ValueError(f"protocol {name} {side} is no size; give pixels, or null to leave images as they are")
+
+    def prepare(self, image_BCHW: Tensor) -> Tensor:
+        """Size, crop and rounding: what every metric gets.
+
+        Raises:
+            ValueError: if the crop is larger than the image.
+        """
+        image_BCHW = image_BCHW.float()
+        if self.resize is not None:
+            image_BCHW = resized(image_BCHW, self.resize)
+        if self.crop is not None:
+            height, width = image_BCHW.shape[-2:]
+            if min(height, width) < self.crop:
+                raise ValueError(f"protocol crop {self.crop} is larger than a {width}x{height} image; lower it")
+            top, left = (height - self.crop) // 2, (width - self.crop) // 2
+            image_BCHW = image_BCHW[..., top : top + self.crop, left : left + self.crop]
+        return self.round(image_BCHW)
 
     def round(self, image_BCHW: Tensor) -> Tensor:
         """Clamp to [0, 1] and round as a saved 8-bit file would."""
@@ -66,6 +91,20 @@ class Protocol:
         return luma(inner) if self.colour == "y" else inner
 
 
+def resized(image_BCHW: Tensor, side: int) -> Tensor:
+    """Images in [0, 1] whose shorter side has `side` pixels, the aspect ratio kept."""
+    height, width = (round(length * side / min(image_BCHW.shape[-2:])) for length in image_BCHW.shape[-2:])
+    return scaled(image_BCHW, height=height, width=width)
+
+
+def scaled(image_BCHW: Tensor, *, height: int, width: int) -> Tensor:
+    """Images in [0, 1] at another size: bicubic with antialiasing."""
+    if image_BCHW.shape[-2:] == (height, width):
+        return image_BCHW
+    resampled = torch.nn.functional.interpolate(image_BCHW, size=(height, width), mode="bicubic", antialias=True)
+    return resampled.clamp(0.0, 1.0)
+
+
 def luma(image_BCHW: Tensor) -> Tensor:
     """Y of ITU-R BT.601, studio range: 16/255 for black, 235/255 for white; B1HW from RGB in [0, 1]."""
     weights = torch.tensor([65.481, 128.553, 24.966], dtype=torch.float64, device=image_BCHW.device) / 255.0
@@ -75,7 +114,8 @@ def luma(image_BCHW: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """The label of a number. `weights` names the code and the weights that measured, `size` is "WxH" or "mixed"."""
+    """The label of a number. `weights` names the code and the weights that measured, `size` is "WxH" or "mixed" and
+    that of the images as they were measured."""
 
     metric: str
     weights: str
@@ -84,18 +124,27 @@ class Column:
     size: str
     rounding: Rounding
     count: int
+    resize: int | None = None
+    crop: int | None = None
 
     @property
     def id(self) -> str:
         """12 hex characters; equal for numbers that may stand in one column."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(self.fields(), sort_keys=True).encode()).hexdigest()[:12]
+
+    def fields(self) -> dict[str, str | int]:
+        """What is said of the number; what was not done to its images is not said."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
     def says(self) -> str:
         """The label in words, for the foot of a table."""
         border = f", border {self.border}" if self.border else ""
         by = f", {self.weights}" if self.weights else ""
         rounding = "8-bit" if self.rounding == "8bit" else "not rounded"
-        return f"{self.metric}: {self.colour.upper()}{border}, {self.size}, {rounding}, n={self.count}{by}"
+        size = (
+            f"{self.size}{f' scaled to {self.resize}' if self.resize else ''}{' from the middle' if self.crop else ''}"
+        )
+        return f"{self.metric}: {self.colour.upper()}{border}, {size}, {rounding}, n={self.count}{by}"
 
 
 class Metric:

@@ -72,8 +72,8 @@ def no_network() -> Iterator[None]:
 class PyiqaBased(ImageMetric):
     """Calling one pyiqa metric, created at its first image on that image's device."""
 
-    def __init__(self, *, name: str, facts: Facts) -> None:
-        self.id = name
+    def __init__(self, *, name: str, facts: Facts, column: str | None = None) -> None:
+        self.name, self.id = name, column or name
         self.higher_is_better = facts.higher_is_better
         self.needs_reference = facts.needs_reference
         self.min_size = facts.min_size
@@ -117,7 +117,7 @@ class PyiqaBased(ImageMetric):
 
                     # Its first call sets the level; two lines a metric would bury what the run says.
                     get_root_logger().setLevel(logging.WARNING)
-                    self._network = pyiqa.create_metric(self.id, device=device)
+                    self._network = pyiqa.create_metric(self.name, device=device)
             except Exception as error:  # whatever the readers of a damaged file may raise
                 raise MetricUnavailable(f"{self.id}: pyiqa cannot set it up: {_line(error)}") from error
             self._device = device

@@ -3,7 +3,8 @@
 A record is a folder of two files: `per_image.parquet` (one line per row, image and metric: row, key, metric, value,
 caption, instruction, recipe as JSON) and `record.json` (mean, std, n and the full column label of each row and metric,
 with settings, identity, code version and notes). Both are written atomically, `record.json` last and with the hash of
-the other, so that a record is whole or not there. Rows are free names; LQ, D(E(LQ)) and D(E(HQ)) come first.
+the other, so that a record is whole or not there. Rows are free names; LQ, D(E(LQ)) and D(E(HQ)) come first. Beside
+them may lie `images/<row>/<key>.webp`: LQ, original and what the method made of it, to be looked at.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +23,8 @@ from restore_lab.evaluation.protocol import Column
 
 LQ, DECODED_LQ, DECODED_HQ = "LQ", "D(E(LQ))", "D(E(HQ))"
 ROBUST_LQ = "D(E_dr(LQ))"  # where the LQ's encoder is not the codec's own
-RECORD, PER_IMAGE = "record.json", "per_image.parquet"
+ORIGINAL = "original"
+RECORD, PER_IMAGE, IMAGES = "record.json", "per_image.parquet", "images"
 FORMAT = 1
 
 
@@ -40,7 +43,8 @@ class ImageValue:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One number of a table. `std` is the sample's over images (n - 1), None for set metrics and single images."""
+    """One number of a table. `std` is the sample's over images (n - 1), None for set metrics and single images;
+    `interval` the bootstrap's 95 percent, of set metrics that have one."""
 
     row: str
     metric: str
@@ -49,6 +53,7 @@ class Cell:
     n: int
     higher_is_better: bool
     column: Column
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +106,9 @@ def write_record(
             "code": code,
             "settings": settings,
             "parents": list(parents),
-            "cells": [{**asdict(cell), "column_id": cell.column.id} for cell in results.cells],
+            "cells": [
+                {**asdict(cell), "column": cell.column.fields(), "column_id": cell.column.id} for cell in results.cells
+            ],
             "notes": list(results.notes),
             "per_image_sha256": hashlib.sha256(table).hexdigest(),
         },
@@ -139,6 +146,16 @@ def recorded(folder: str | Path, *, identity: str) -> bool:
         return read_record(folder).identity == identity
     except (FileNotFoundError, ValueError):
         return False
+
+
+def image_file(folder: str | Path, row: str, key: str) -> Path:
+    """Where a record keeps an image; names that a file system could not hold are made safe, and stay distinct."""
+    return Path(folder) / IMAGES / _safe(row) / f"{_safe(key)}.webp"
+
+
+def _safe(name: str) -> str:
+    plain = re.sub(r"[^\w.-]+", "_", name).strip(".")
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def render(results: Results) -> str:
@@ -203,12 +220,15 @@ def _number(cell: Cell | None, digits: int) -> str:
     if cell is None:
         return ""
     spread = "" if cell.std is None else f" ({cell.std:.{digits}f})"
+    if cell.interval is not None:
+        spread = f" [{cell.interval[0]:.{digits}f}, {cell.interval[1]:.{digits}f}]"
     return f"{cell.mean:.{digits}f}{spread}"
 
 
 def _cell(entry: Mapping[str, Any]) -> Cell:
-    fields = {key: value for key, value in entry.items() if key not in ("column", "column_id")}
-    cell = Cell(column=Column(**entry["column"]), **fields)
+    fields = {key: value for key, value in entry.items() if key not in ("column", "column_id", "interval")}
+    interval = tuple(entry["interval"]) if entry.get("interval") else None
+    cell = Cell(column=Column(**entry["column"]), interval=interval, **fields)
     if cell.column.id != entry["column_id"]:
         raise ValueError(f"record cell {cell.row}/{cell.metric}: its column was edited; evaluate again")
     return cell

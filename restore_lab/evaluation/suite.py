@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from restore_lab.evaluation.kernel_distance import BESIDE, FEW, kernel_distance
 from restore_lab.evaluation.protocol import Column, ImageMetric, Metric, MetricUnavailable, Protocol, SetMetric
 from restore_lab.evaluation.records import Cell, ImageValue, Results
 from restore_lab.types import Recipe
@@ -83,8 +84,8 @@ class MetricSuite:
             ValueError: lengths or sizes that do not match, or an image that this row has already.
         """
         self._check(row, restored_BCHW, reference_BCHW, keys, (captions, instructions, recipes))
-        restored = self.protocol.round(restored_BCHW)
-        reference = None if reference_BCHW is None else self.protocol.round(reference_BCHW)
+        restored = self.protocol.prepare(restored_BCHW)
+        reference = None if reference_BCHW is None else self.protocol.prepare(reference_BCHW)
         height, width = restored.shape[-2:]
         for name, metric in list(self._metrics.items()):
             if not self._fits(
@@ -116,9 +117,8 @@ class MetricSuite:
         for row in self._rows:
             for name, metric in self._metrics.items():
                 tally = self._tallies.get((row, name))
-                cell = None if tally is None else self._cell(row, metric, tally)
-                if cell is not None:
-                    cells.append(cell)
+                if tally is not None:
+                    cells += self._cells(row, metric, tally)
         images = tuple(image for image in self._images if image.metric in self._metrics)
         return Results(cells=tuple(cells), images=images, notes=tuple(self.notes))
 
@@ -150,30 +150,43 @@ class MetricSuite:
         self._tally(row, metric.id).values.extend(values)
         return values
 
-    def _cell(self, row: str, metric: ImageMetric | SetMetric, tally: _Tally) -> Cell | None:
-        """The number of a row and metric, or None (and a note) where there is none."""
+    def _cells(self, row: str, metric: ImageMetric | SetMetric, tally: _Tally) -> list[Cell]:
+        """The number of a row and metric, or none (and a note) where there is none."""
         if isinstance(metric, SetMetric):
-            count = sum(len(features) for features in tally.restored)
-            if count < 2:
-                self._note(f"{metric.id}: {row} has {count} image; a distance of sets needs at least 2")
-                return None
-            mean, std = metric.distance(torch.cat(tally.restored), torch.cat(tally.reference)), None
-        else:
-            values = [value for value in tally.values if value is not None]
-            count, lost = len(values), len(tally.values) - len(values)
-            if lost:
-                self._note(f"{metric.id}: {lost} of {len(tally.values)} images of {row} have no value and do not count")
-            if not values:
-                return None
-            mean, std = statistics.fmean(values), statistics.stdev(values) if count > 1 else None
+            return self._of_sets(row, metric, tally)
+        values = [value for value in tally.values if value is not None]
+        count, lost = len(values), len(tally.values) - len(values)
+        if lost:
+            self._note(f"{metric.id}: {lost} of {len(tally.values)} images of {row} have no value and do not count")
+        if not values:
+            return []
+        std = statistics.stdev(values) if count > 1 else None
+        return [self._cell(row, metric, self._column(metric, tally, count), statistics.fmean(values), std)]
+
+    def _of_sets(self, row: str, metric: SetMetric, tally: _Tally) -> list[Cell]:
+        """A distance of sets, and beside it the kernel distance where there are few images."""
+        count = sum(len(features) for features in tally.restored)
+        if count < 2:
+            self._note(f"{metric.id}: {row} has {count} image; a distance of sets needs at least 2")
+            return []
+        sets = torch.cat(tally.restored), torch.cat(tally.reference)
+        column = self._column(metric, tally, count)
+        found = [self._cell(row, metric, column, metric.distance(*sets), None)]
+        if metric.id in BESIDE and count < FEW:
+            kernel = kernel_distance(*sets)
+            column = replace(column, metric=BESIDE[metric.id])
+            found.append(replace(self._cell(row, metric, column, kernel.value, None), interval=kernel.interval))
+        return found
+
+    def _cell(self, row: str, metric: Metric, column: Column, mean: float, std: float | None) -> Cell:
         return Cell(
             row=row,
-            metric=metric.id,
+            metric=column.metric,
             mean=mean,
             std=std,
-            n=count,
+            n=column.count,
             higher_is_better=metric.higher_is_better,
-            column=self._column(metric, tally, count),
+            column=column,
         )
 
     def _column(self, metric: Metric, tally: _Tally, count: int) -> Column:
@@ -186,6 +199,8 @@ class MetricSuite:
             size=next(iter(tally.sizes)) if len(tally.sizes) == 1 else "mixed",
             rounding=self.protocol.rounding,
             count=count,
+            resize=self.protocol.resize,
+            crop=self.protocol.crop,
         )
 
     def _pixel_protocol(self, metric: Metric) -> Protocol:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from restore_lab.evaluation.kernel_distance import BESIDE
 from restore_lab.tables.jobs import Plan
 from restore_lab.tables.marks import marks
 from restore_lab.tables.measured import REFERENCES, Measured, Number, judged
@@ -120,6 +121,7 @@ def _notes(plan: Plan, table: Measured) -> list[str]:
     if any(column.stand_in for column in spec.columns.values()):
         notes.append("a metric in parentheses stands in for the column's own: not comparable with what was published")
     notes += list(dict.fromkeys(number.label.says() for number in table.numbers.values() if number.label))
+    notes += _kernels(table)
     notes += list(spec.notes)
     notes += [f"{row.title}: {row.note}" for row in spec.rows.values() if row.note]
     unread = [row.title for row in spec.rows.values() if any(value is None for value in row.published.values())]
@@ -131,3 +133,19 @@ def _notes(plan: Plan, table: Measured) -> list[str]:
     notes += list(dict.fromkeys(table.problems))
     refused = {p.row: why for p, why in plan.refused.items() if p.table == spec.name}
     return [*notes, *(f"{spec.rows[row].title}: not run; {why}" for row, why in refused.items())]
+
+
+def _kernels(table: Measured) -> list[str]:
+    """Under a Frechet distance of few images: the kernel distance of each row, which has an interval."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for (row, condition, title), number in table.numbers.items():
+        if number.kernel is not None:
+            shown = table.spec.rows[row].title if row in table.spec.rows else row
+            value, low, high = number.kernel
+            found.setdefault((condition, title), []).append(f"{shown} {value:.3g} [{low:.3g}, {high:.3g}]")
+    lines = []
+    for (condition, title), rows in found.items():
+        metric, where = table.spec.columns[title].metric or "", table.spec.conditions[condition].title
+        heading = ", ".join(part for part in (title, where) if part)
+        lines.append(f"{heading}: few images, so {BESIDE[metric]} x 1000 beside it: {'; '.join(rows)}")
+    return lines

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from restore_lab.evaluation.kernel_distance import BESIDE
 from restore_lab.evaluation.protocol import Column
 from restore_lab.evaluation.records import DECODED_HQ, DECODED_LQ, LQ, Record, method_rows, read_record
 from restore_lab.methods.describe import DESCRIPTION
@@ -37,6 +38,7 @@ class Number:
         label: the full label of the metric; None for a count of parameters, which no metric measures.
         code: versions of the code that measured.
         images: value by (seed, key), for paired judgements; empty for metrics of sets.
+        kernel: of a Frechet distance over few images: kernel distance and its interval's ends, means over seeds.
     """
 
     mean: float
@@ -46,6 +48,7 @@ class Number:
     label: Column | None
     code: tuple[str, ...]
     images: Mapping[tuple[int, str], float]
+    kernel: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +84,10 @@ def measured(plan: Plan, spec: Spec) -> Measured:
     problems: list[str] = []
     for condition in spec.conditions.values():
         found = {row.name: _records(plan, spec.name, row.name, condition.name) for row in spec.rows.values()}
-        shared = next((records for records in found.values() if records), {})
         for title in condition.columns:
             metric, first = spec.columns[title].metric, None
             rows = [(name, records, None) for name, records in found.items()]
-            rows += [(name, shared, name) for name in REFERENCES]
+            rows += [(name, _with_row(found.values(), name), name) for name in REFERENCES]
             for name, records, own in rows:
                 number = _number(records, own, metric) if metric else None
                 if number is None:
@@ -147,15 +149,23 @@ def _records(plan: Plan, table: str, row: str, condition: str) -> dict[int, Reco
     return found
 
 
+def _with_row(found: Iterable[Mapping[int, Record]], row: str) -> Mapping[int, Record]:
+    """The first records that have a row by this name; those of other people's images have no codec."""
+    has = (records for records in found if any(cell.row == row for r in records.values() for cell in r.results.cells))
+    return next(has, {})
+
+
 def _number(records: Mapping[int, Record], row: str | None, metric: str) -> Number | None:
     """The number of a row of records (None: the method's own) over all their seeds."""
-    means, images, label, n = [], {}, None, 0
+    means, kernels, images, label, n = [], [], {}, None, 0
     for seed, record in records.items():
         name = method_rows(record.results)[0] if row is None else row
         cell = next((c for c in record.results.cells if c.row == name and c.metric == metric), None)
         if cell is None:
             return None
         means.append(cell.mean)
+        beside = next((c for c in record.results.cells if c.row == name and c.metric == BESIDE.get(metric)), None)
+        kernels += [(beside.mean, *beside.interval)] if beside is not None and beside.interval is not None else []
         label, n = cell.column, cell.n
         images |= {
             (seed, i.key): i.value
@@ -172,4 +182,10 @@ def _number(records: Mapping[int, Record], row: str | None, metric: str) -> Numb
         label=label,
         code=tuple(dict.fromkeys(record.code for record in records.values())),
         images=images,
+        kernel=_means(kernels) if kernels else None,
     )
+
+
+def _means(triples: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+    first, second, third = (statistics.fmean(values) for values in zip(*triples, strict=True))
+    return first, second, third

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from restore_lab.artefacts import write_bytes_atomic
 from restore_lab.tables import spec as specs
@@ -18,6 +18,7 @@ from restore_lab.tables.power import powers
 from restore_lab.tables.render import ENDINGS, FORMATS, render
 
 log = logging.getLogger(__name__)
+SCALES = get_args(specs.Scale)
 
 
 def run(cfg: Any) -> dict[str, str]:
@@ -31,6 +32,8 @@ def run(cfg: Any) -> dict[str, str]:
     """
     if cfg.format not in FORMATS:
         raise ValueError(f"format={cfg.format!r} is not known; one of {', '.join(FORMATS)}")
+    if cfg.at_scale not in SCALES:
+        raise ValueError(f"scale={cfg.at_scale!r} is not known; one of {', '.join(SCALES)}")
     folders = config_folders()
     names = list(specs.tables(folders)) if cfg.all else list(cfg.table or ())
     if not names:
@@ -38,7 +41,7 @@ def run(cfg: Any) -> dict[str, str]:
     store = Path(cfg.runs_dir) / cfg.name
     if cfg.output and Path(cfg.output).exists() and not Path(cfg.output).is_dir():
         raise ValueError(f"output={cfg.output}: a file is in the way; name a folder")
-    wanted = [specs.read(name, folders, scale=cfg.scale) for name in names]
+    wanted = [specs.read(name, folders, scale=cfg.at_scale) for name in names]
     planned = plan(wanted, store=store, seeds=int(cfg.seeds), words=list(cfg.overrides), flags=config_flags())
     if cfg.plan:
         print(plan_text(planned, store))

@@ -154,6 +154,11 @@ def test_flags_positional_names_and_trust() -> None:
     assert typed.config_dirs == [Path("my conf").resolve()]
 
 
+def test_a_setting_with_a_groups_name_goes_by_another() -> None:
+    typed = front.parse(["scale=full", "scaled=1", "sampler.scale=2"], renamed={"scale": "at_scale"})
+    assert typed.overrides == ("at_scale=full", "scaled=1", "sampler.scale=2")
+
+
 def test_a_word_too_many_is_named() -> None:
     with pytest.raises(ValueError, match=r"cannot place 'b\.jpg': this verb takes input and settings"):
         front.parse(["a.jpg", "b.jpg"], positional=("input",))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -13,9 +14,9 @@ from restore_lab.build import build
 from restore_lab.cli import errors
 from restore_lab.cli.evaluate import run
 from restore_lab.evaluation import evaluate as evaluate_module
-from restore_lab.evaluation.evaluate import Evaluation, evaluate, through_codec
+from restore_lab.evaluation.evaluate import Evaluation, evaluate, planned, through_codec
 from restore_lab.evaluation.picture import Panel, contact_sheet
-from restore_lab.evaluation.records import read_record
+from restore_lab.evaluation.records import image_file, read_record
 from restore_lab.types import REMOVE_ALL
 from tests.composed import composed, small
 
@@ -71,6 +72,46 @@ def test_the_record_can_be_read(done) -> None:
     told = {image.instruction for image in record.results.images if image.row == "toy"}
     assert all("with sigma" in words for words in told)
     assert all(image.recipe for image in record.results.images if image.row == "LQ")
+
+
+def test_images_are_kept_to_be_looked_at(done, toy_folder, tmp_path) -> None:
+    files = {row: image_file(done.folder, row, "coffee_0") for row in ("LQ", "toy", "original", "D(E(LQ))")}
+    assert [row for row, file in files.items() if file.is_file()] == ["LQ", "toy", "original"]
+    data = build(config(toy_folder, tmp_path, "eval_degradation.keep=1.0", "eval_batch_size=1").datamodule)
+    original = next(batch for batch in data.test_dataloader() if batch.key == ("coffee_0",)).hq_BCHW[0]
+    with Image.open(files["original"]) as image:
+        kept = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+    assert (kept - original).abs().mean() < 0.03  # lossy, but the same picture
+    bare = evaluate(config(toy_folder, tmp_path, "eval_degradation.keep=1.0", "keep_images=false"))
+    assert not (bare.folder / "images").exists()
+    assert bare.folder.name == done.folder.name  # what is kept to look at is no part of what was measured
+
+
+def test_names_of_kept_images_are_safe_and_distinct(tmp_path) -> None:
+    names = ["a/b", "a_b", "a b", "..", "ok-1.x"]
+    files = [image_file(tmp_path, "D(E(LQ))", name) for name in names]
+    assert len(set(files)) == len(names) and files[-1].name == "ok-1.x.webp"
+    assert all(file.parent.parent == tmp_path / "images" for file in files)
+
+
+def test_a_work_size_restores_larger_and_scales_back(toy_folder, tmp_path) -> None:
+    cfg = config(toy_folder, tmp_path, "work_size=96")
+    assert planned(cfg).identity != planned(config(toy_folder, tmp_path)).identity
+    seen = []
+
+    class Module:
+        def restore(self, batch):
+            seen.append((batch.lq_BCHW.shape[-2:], batch.hq_BCHW.shape[-2:]))
+            return batch.lq_BCHW
+
+    data = build(cfg.datamodule)
+    batch = data.degrade(next(iter(data.test_dataloader())), stage="test")
+    same = evaluate_module._restored(Module(), batch, None)  # type: ignore[arg-type]
+    there_and_back = evaluate_module._restored(Module(), batch, 96)  # type: ignore[arg-type]
+    own = tuple(batch.lq_BCHW.shape[-2:])
+    assert own != (96, 96) and seen == [(own, own), ((96, 96), (96, 96))]
+    assert torch.equal(same, batch.lq_BCHW)
+    assert there_and_back.shape == same.shape and (there_and_back - same).abs().mean() < 0.05
 
 
 def test_the_picture_is_there(done) -> None:
@@ -186,9 +227,9 @@ def test_variants_change_the_words_of_quality(toy_folder, tmp_path, monkeypatch)
     said = {}
     plain = evaluate_module._measure
 
-    def listen(module, suite, batch, variants):
+    def listen(module, suite, batch, variants, *rest):
         said.update({name: prompts(batch, training=False) for name, prompts in variants.items()})
-        return plain(module, suite, batch, variants)
+        return plain(module, suite, batch, variants, *rest)
 
     monkeypatch.setattr(evaluate_module, "_measure", listen)
     words = "variants={plain: {positive: '', negative: ''}, both: {positive: sharp, negative: blurred}}"

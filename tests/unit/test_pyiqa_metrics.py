@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import socket
 from pathlib import Path
 
@@ -77,7 +78,16 @@ def test_facts_agree_with_pyiqa() -> None:
 
 
 def test_file_names_are_those_that_pyiqa_and_torchvision_ask_for() -> None:
-    from pyiqa.archs import clip_model, dists_arch, inception, lpips_arch, maniqa_arch, musiq_arch, niqe_arch
+    from pyiqa.archs import (
+        clip_model,
+        clipiqa_arch,
+        dists_arch,
+        inception,
+        lpips_arch,
+        maniqa_arch,
+        musiq_arch,
+        niqe_arch,
+    )
     from torchvision.models import AlexNet_Weights, VGG16_Weights
 
     asked = {
@@ -89,12 +99,17 @@ def test_file_names_are_those_that_pyiqa_and_torchvision_ask_for() -> None:
         "maniqa": (None, maniqa_arch.default_model_urls["koniq"]),
         "maniqa-pipal": (None, maniqa_arch.default_model_urls["pipal"]),
         "clipiqa": (clip_model._MODELS["RN50"],),
+        "clipiqa+_vitL14_512": (
+            clip_model._MODELS["ViT-L/14"],
+            clipiqa_arch.default_model_urls["clipiqa+_vitL14_512"],
+        ),
     }
     assert set(asked) == set(FILES)
     for name, urls in asked.items():
         for needed, url in zip(FILES[name], urls, strict=True):
             assert needed.place == "hub" if url is None else url.rsplit("/", 1)[1] == needed.name
     assert FILES["clipiqa"][0].sha256 in clip_model._MODELS["RN50"]
+    assert FILES["clipiqa+_vitL14_512"][0].sha256 in clip_model._MODELS["ViT-L/14"]
     assert inception.FID_WEIGHTS_URL.endswith(paper_metrics.INCEPTION.name)
 
 
@@ -106,7 +121,7 @@ def test_missing_weights_are_one_line_with_file_and_place(metric: PaperMetric | 
     assert "\n" not in line
     assert str(tmp_path) in line
     assert needed.name.split(":")[-1] in line
-    with pytest.raises(MetricUnavailable, match=metric.id):
+    with pytest.raises(MetricUnavailable, match=re.escape(metric.id)):
         metric(*pictures(64), None) if isinstance(metric, ImageMetric) else metric.features(pictures(64)[0])
 
 
