@@ -3,11 +3,13 @@
 restore-lab evaluate method=spire
 restore-lab evaluate eval_data=photos eval_degradation=sr4 protocol=y metrics=fidelity
 restore-lab evaluate restored=DIR reference=DIR protocol=y format=json
+restore-lab evaluate system=outputs/stablesr eval_data=photos eval_degradation=sr4
 restore-lab evaluate --explain RECORD RECORD
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 POSITIONAL = ("records...",)
@@ -21,6 +23,11 @@ def run(cfg: Any) -> None:
         from restore_lab.evaluation.explain import explain
 
         print("\n".join(explain(*cfg.records)))
+        return
+    if cfg.inputs_dir is not None:
+        from restore_lab.evaluation.batches import write_inputs
+
+        print(f"{write_inputs(cfg, Path(cfg.inputs_dir))} images: {cfg.inputs_dir}")
         return
     if cfg.format not in ("text", "json"):
         raise ValueError(f"format={cfg.format!r} is not known; one of text, json")

@@ -21,7 +21,20 @@ FREE_TEXT = frozenset(
     ("caption", "instruction", "negative", "positive", "negative_text", "positive_text", "question", "text", "title")
 )
 PATHS = frozenset(
-    ("input", "output", "path", "root", "folder", "file", "weights", "checkpoint", "manifest", "resume", "picture")
+    (
+        "input",
+        "output",
+        "path",
+        "root",
+        "folder",
+        "file",
+        "weights",
+        "checkpoint",
+        "manifest",
+        "resume",
+        "picture",
+        "system",
+    )
 )
 PATH_ENDINGS = ("_path", "_root", "_folder", "_dir", "_file")
 HYDRA_FLAGS = frozenset(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,8 @@ import torch
 from restore_lab.adaptors.lq_encoder import CodecEncoder
 from restore_lab.artefacts import Manifest, code_version, complete, place_of
 from restore_lab.build import build
+from restore_lab.evaluation import systems
+from restore_lab.evaluation.batches import degraded_batches, found
 from restore_lab.evaluation.paired import report
 from restore_lab.evaluation.picture import Panel, contact_sheet, keep_images
 from restore_lab.evaluation.protocol import resized, scaled
@@ -98,6 +100,8 @@ def planned(cfg: DictConfig, *, weights: str | None = None) -> Scores:
         cfg: the composed config of `restore-lab evaluate`.
         weights: identity of weights that are not made yet, in the place of `cfg.weights`.
     """
+    if cfg.system is not None:
+        return systems.planned(cfg)
     settings = settings_of(cfg, [*MEASURED, *(key for key in UNLESS_NULL if cfg[key] is not None)])
     parents: tuple[str, ...] = ()
     if weights is not None:
@@ -116,7 +120,8 @@ def evaluate(cfg: DictConfig) -> Evaluation:
         ValueError: if no image is left to measure.
     """
     scores = planned(cfg)
-    results = once(scores, lambda: _run(cfg, scores), again=cfg.again)
+    run = _run if cfg.system is None else systems.run
+    results = once(scores, lambda: run(cfg, scores), again=cfg.again)
     picture = scores.folder / PICTURE
     compared = report(results, variants=method_rows(results), ordered=list(cfg.ordered or ()))
     return Evaluation(
@@ -129,17 +134,14 @@ def _run(cfg: DictConfig, scores: Scores) -> None:
     module = load(cfg)
     suite: MetricSuite = build(cfg.metrics, protocol=build(cfg.protocol))
     variants = {name: _with_slots(module.prompts, slots) for name, slots in (cfg.variants or {cfg.name: None}).items()}
-    caption_ahead(module, list(variants.values()), _batches(cfg, module))
+    caption_ahead(module, list(variants.values()), degraded_batches(cfg, module.device))
     panels: list[Panel] = []
-    for batch in _batches(cfg, module):
+    for batch in degraded_batches(cfg, module.device):
         rows, more = _measure(module, suite, batch, variants, cfg.work_size)
         panels += more
         if cfg.keep_images:
             keep_images(scores.folder, rows, batch.key)
-    results = suite.compute()
-    if not results.images:
-        why = f"none has an LQ of at most max_lq_psnr={cfg.max_lq_psnr} dB"
-        raise ValueError(f"no image was measured; {why if cfg.max_lq_psnr is not None else '; '.join(results.notes)}")
+    results = found(suite, cfg)
     if cfg.pictures:
         contact_sheet(panels[: cfg.pictures], scores.folder / PICTURE)
     write_record(
@@ -151,22 +153,6 @@ def _run(cfg: DictConfig, scores: Scores) -> None:
         code=code_version(),
     )
     log.info("record: %s", scores.folder / RECORD)
-
-
-def _batches(cfg: DictConfig, module: RestorationModule) -> Iterator[Batch]:
-    """The degraded test batches on the module's device, with a bar; images that are too good are left out."""
-    from tqdm import tqdm
-
-    data = build(cfg.datamodule)
-    data.setup("test")
-    stream = data.test_dataloader()
-    for batch in tqdm(stream, desc="evaluating", total=len(stream), disable=not cfg.progress, leave=False):
-        degraded = data.degrade(batch.to(module.device), stage="test")
-        kept = _at_most(degraded, cfg.max_lq_psnr)
-        if kept is not None:
-            yield kept
-    if data.bad.lines:
-        log.warning("%s", data.bad.summary())
 
 
 def _measure(
@@ -246,11 +232,3 @@ def through_codec(backbone: Backbone, image_BCHW: Tensor) -> Tensor:
     height, width = image_BCHW.shape[-2:]
     padded_BCHW = pad_to_multiple(image_BCHW, backbone.multiple)
     return backbone.codec.decode(backbone.codec.encode(padded_BCHW))[..., :height, :width]
-
-
-def _at_most(batch: Batch, limit: float | None) -> Batch | None:
-    """The images whose LQ has at most this PSNR in dB; all of them without a limit, None if none is left."""
-    if limit is None or batch.hq_BCHW is None or batch.lq_BCHW is None:
-        return batch
-    psnr_B = -10 * (batch.lq_BCHW - batch.hq_BCHW).square().mean(dim=(1, 2, 3)).log10()
-    return batch.select([i for i, value in enumerate(psnr_B.tolist()) if value <= limit])

@@ -96,7 +96,9 @@ FILES: Mapping[str, tuple[Needed, ...]] = {
             name="ViT-L-14.pt",
             sha256="b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
         ),
-        Needed(place="pyiqa", name="CLIPIQA+_ViTL14_512-e66488f2.pth"),
+        Needed(
+            place="pyiqa", name="CLIPIQA%2B_ViTL14_512-e66488f2.pth"
+        ),  # pyiqa keeps the quoting of the hub's address
     ),
 }
 FACTS: Mapping[str, Facts] = {

@@ -124,6 +124,11 @@ def _notes(plan: Plan, table: Measured) -> list[str]:
     notes += _kernels(table)
     notes += list(spec.notes)
     notes += [f"{row.title}: {row.note}" for row in spec.rows.values() if row.note]
+    notes += [
+        f"{row.title}: run at scale={row.only} alone"
+        for row in spec.rows.values()
+        if row.only not in (None, spec.scale)
+    ]
     unread = [row.title for row in spec.rows.values() if any(value is None for value in row.published.values())]
     if unread:
         notes.append(f'printed, but not legible in our copy of the paper ("?"): {", ".join(dict.fromkeys(unread))}')

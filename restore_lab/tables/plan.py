@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from restore_lab.evaluation import evaluate
+from restore_lab.evaluation import evaluate, systems
 from restore_lab.methods import describe, fit
 from restore_lab.tables.jobs import DESCRIPTION, SCORES, Job, Place, Plan
 from restore_lab.tables.spec import Condition, Row, Spec, merged
@@ -23,7 +23,13 @@ log = logging.getLogger(__name__)
 
 
 def plan(
-    specs: Sequence[Spec], *, store: Path, seeds: int, words: Sequence[str] = (), flags: Sequence[str] = ()
+    specs: Sequence[Spec],
+    *,
+    store: Path,
+    seeds: int,
+    words: Sequence[str] = (),
+    flags: Sequence[str] = (),
+    systems_dir: str | None = None,
 ) -> Plan:
     """The jobs behind some tables; composes configs, builds and runs nothing.
 
@@ -33,6 +39,7 @@ def plan(
         seeds: how many runs of everything, seeds 0, 1, ...
         words: overrides for every job, behind the tables' own.
         flags: for every command: the user's config folder.
+        systems_dir: outputs or weights of other people's systems (restore_lab.evaluation.systems).
     """
     found = Plan(specs=specs, seeds=seeds)
     for spec in specs:
@@ -41,6 +48,8 @@ def plan(
             where = (f"runs_dir='{store.parent}'", f"name={store.name}", "progress=false", *words)
             trained: dict[str, Job] = {}
             for row in spec.rows.values():
+                if row.system is not None and seed == 0:  # outputs are of one draw of the degradations
+                    _system(found, spec, row, (common, where), systems_dir)
                 _row(found, spec, row, seed, (common, where), trained)
     found.jobs = {
         identity: replace(job, words=(job.words[0], *flags, *job.words[1:])) for identity, job in found.jobs.items()
@@ -52,9 +61,9 @@ def _row(
     found: Plan, spec: Spec, row: Row, seed: int, around: tuple[Sequence[str], Sequence[str]], trained: dict[str, Job]
 ) -> None:
     """The jobs of a row, under every condition."""
-    if row.system is not None:
+    if row.system is not None or row.only not in (None, spec.scale):
         return
-    measured = [c for c in spec.conditions.values() if any(spec.columns[title].metric for title in c.columns)]
+    measured = _measured(spec)
     places = [Place(table=spec.name, row=row.name, condition=c.name, seed=seed) for c in measured]
     try:
         if any(column.describe for column in spec.columns.values()):
@@ -70,6 +79,43 @@ def _row(
         line = " ".join(str(error).split())[:300]
         lost = places or [Place(table=spec.name, row=row.name, condition="", seed=seed)]
         found.refused |= {place: line for place in lost if place not in found.scores}
+
+
+def _system(
+    found: Plan, spec: Spec, row: Row, around: tuple[Sequence[str], Sequence[str]], systems_dir: str | None
+) -> None:
+    """The jobs that measure somebody else's system, under the conditions for which something of it is there."""
+    common, where = around
+    assert row.system is not None
+    for condition in _measured(spec):
+        place = Place(table=spec.name, row=row.name, condition=condition.name, seed=0)
+        try:
+            system = systems.place_in(systems_dir, row.system, condition.name, conditions=list(spec.conditions))
+            if system is None:
+                continue
+            metrics = ("metrics=paper",) if spec.scale == "full" else ()
+            words = merged([*common, *metrics, *spec.words_of("evaluate", row, condition), *where])
+            words = (*words, f"system='{system.resolve()}'")
+            with composed("evaluate", words) as cfg:
+                scores, like = evaluate.planned(cfg), _like(cfg)
+        except (ValueError, FileNotFoundError) as error:
+            found.refused[place] = " ".join(str(error).split())[:300]
+            continue
+        job = Job(
+            identity=scores.identity,
+            kind=SCORES,
+            folder=str(scores.folder),
+            words=("evaluate", *words),
+            like=f"{SCORES} {row.system} {like}",
+            steps=1,
+        )
+        found.jobs.setdefault(job.identity, job)
+        found.scores[place] = job.identity
+
+
+def _measured(spec: Spec) -> list[Condition]:
+    """The conditions under which anything is measured."""
+    return [c for c in spec.conditions.values() if any(spec.columns[title].metric for title in c.columns)]
 
 
 def _weights(

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 from restore_lab.artefacts import write_bytes_atomic
+from restore_lab.evaluation.batches import write_inputs
 from restore_lab.tables import spec as specs
 from restore_lab.tables.grid import Grid, grid
 from restore_lab.tables.jobs import DESCRIPTION, SCORES, Job, Plan, config_flags, config_folders, took
 from restore_lab.tables.make import make, through_hydra, write_jobs
 from restore_lab.tables.measured import measured
-from restore_lab.tables.plan import estimate, plan
+from restore_lab.tables.plan import composed, estimate, plan
 from restore_lab.tables.power import powers
 from restore_lab.tables.render import ENDINGS, FORMATS, render
+from restore_lab.tables.spec import Spec, merged
 
 log = logging.getLogger(__name__)
 SCALES = get_args(specs.Scale)
@@ -42,7 +44,17 @@ def run(cfg: Any) -> dict[str, str]:
     if cfg.output and Path(cfg.output).exists() and not Path(cfg.output).is_dir():
         raise ValueError(f"output={cfg.output}: a file is in the way; name a folder")
     wanted = [specs.read(name, folders, scale=cfg.at_scale) for name in names]
-    planned = plan(wanted, store=store, seeds=int(cfg.seeds), words=list(cfg.overrides), flags=config_flags())
+    if cfg.inputs_dir:
+        print("\n".join(line for spec in wanted for line in inputs(spec, Path(cfg.inputs_dir), list(cfg.overrides))))
+        return {}
+    planned = plan(
+        wanted,
+        store=store,
+        seeds=int(cfg.seeds),
+        words=list(cfg.overrides),
+        flags=config_flags(),
+        systems_dir=cfg.systems_dir,
+    )
     if cfg.plan:
         print(plan_text(planned, store))
         return {}
@@ -58,6 +70,17 @@ def run(cfg: Any) -> dict[str, str]:
     return failed
 
 
+def inputs(spec: Spec, folder: Path, words: Sequence[str]) -> list[str]:
+    """Write the degraded images of each condition for systems that are run elsewhere; a line for each."""
+    lines = []
+    for condition in spec.conditions.values():
+        own = merged([*spec.words.of("evaluate"), *condition.words.of("evaluate"), *words])
+        with composed("evaluate", [f"experiment={spec.name}", f"scale={spec.scale}", *own]) as cfg:
+            place = folder / condition.name
+            lines.append(f"{write_inputs(cfg, place)} images: {place}")
+    return lines
+
+
 def plan_text(planned: Plan, store: Path) -> str:
     """What the tables need: a line a job, what exists, and what the rest will take."""
     finished = took(store)
@@ -71,8 +94,10 @@ def plan_text(planned: Plan, store: Path) -> str:
         lines.append(f"  {len(reached)} artefacts, {done} there, {len(reached) - done} missing")
         lines += [f"    power: {line}" for line in powers(measured(planned, spec))]
         for row in spec.rows.values():
-            if row.system is not None:
-                lines.append(f"    {row.title}: published numbers (system {row.system})")
+            if row.system is not None and not any(p.row == row.name for p in own):
+                lines.append(f"    {row.title}: published numbers (system {row.system}; see systems_dir)")
+        lines += [f"    {row.title}: at scale={row.only} alone" for row in spec.rows.values()
+                  if row.only not in (None, spec.scale)]  # fmt: skip
         lines += [f"    cannot be planned: {p.row}, {p.condition}: {why}" for p, why in planned.refused.items()
                   if p.table == spec.name]  # fmt: skip
     lines.append("")

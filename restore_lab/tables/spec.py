@@ -7,14 +7,14 @@ hand what the table makes. Of that node:
     columns: {FID: {metric, tiny, better, digits}}    in order; `tiny` is the stand-in at scale=tiny, if another: its
                                            name, or {metric, better} where less of it is better and more of the other
     conditions: {name: {title, overrides, columns}}   each measures every row once (a dataset, a degradation)
-    rows: {name: {title, labels, weights, system, published, note, overrides, train, evaluate}}
+    rows: {name: {title, labels, weights, system, only, published, note, overrides, train, evaluate}}
     claims: [{says, row, baseline, column, condition, expect}]
 
 `overrides` are for training and evaluating, `train` and `evaluate` for one of them; each may stand on the table, on a
 row or on a condition, and again under `tiny` and `full` for one scale. A later word for a key replaces an earlier one:
 table, condition, row. `weights` is "own" (trained by these overrides), "shipped", or another row's name; a row with a
 `system` is other people's: a folder of their outputs, or what was printed. `published` has one list a condition, in the
-order of the columns, null where nothing legible was printed.
+order of the columns, null where nothing legible was printed. A row with `only: full` is run at that scale alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Scale = Literal["tiny", "full"]
 WORDS = ("overrides", "train", "evaluate")
@@ -82,6 +82,7 @@ class Row:
     system: str | None
     published: Mapping[tuple[str, str], float | None]
     note: str = ""
+    only: Scale | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,8 +228,10 @@ def _condition(name: str, key: str, entry: Mapping[str, Any], scale: Scale, colu
 
 def _row(name: str, key: str, entry: Mapping[str, Any], scale: Scale, conditions: Mapping[str, Condition]) -> Row:
     where = f"table {name}, row {key}"
-    own = ("title", "labels", "weights", "system", "published", "note")
+    own = ("title", "labels", "weights", "system", "only", "published", "note")
     _known(entry, (*own, *WORDS, "tiny", "full"), where)
+    if entry.get("only") not in (None, *get_args(Scale)):
+        raise ValueError(f"{where}: only={entry['only']!r} is {' or '.join(get_args(Scale))}")
     raw = entry.get("published") or {}
     by_condition = {next(iter(conditions)): raw} if isinstance(raw, list) else raw
     published: dict[tuple[str, str], float | None] = {}
@@ -248,6 +251,7 @@ def _row(name: str, key: str, entry: Mapping[str, Any], scale: Scale, conditions
         system=entry.get("system"),
         published=published,
         note=entry.get("note", ""),
+        only=entry.get("only"),
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra import initialize_config_dir
+from PIL import Image
 
 from restore_lab.artefacts import Manifest
 from restore_lab.cli import front
@@ -39,7 +40,7 @@ NODE = {
 }
 
 
-def planned(folder: Path, toy_folder: Path, *, seeds: int = 1, **changed) -> Plan:
+def planned(folder: Path, toy_folder: Path, *, seeds: int = 1, systems_dir: Path | None = None, **changed) -> Plan:
     """The plan of the table, in a config folder that has the package's groups and this one experiment."""
     conf = folder / "conf"
     file = conf / "experiment" / "toy" / "four.yaml"
@@ -52,7 +53,8 @@ def planned(folder: Path, toy_folder: Path, *, seeds: int = 1, **changed) -> Pla
     text = yaml.safe_dump({"defaults": [{"override /method": "spire"}, "_self_"], "table": node}, sort_keys=False)
     file.write_text("# @package _global_\n" + text)
     with initialize_config_dir(config_dir=str(conf), version_base="1.3"):
-        return plan([read("toy/four", [conf], scale="tiny")], store=folder / "runs" / "tables", seeds=seeds)
+        store = folder / "runs" / "tables"
+        return plan([read("toy/four", [conf], scale="tiny")], store=store, seeds=seeds, systems_dir=systems_dir)
 
 
 def kinds(found: Plan) -> list[str]:
@@ -69,6 +71,28 @@ def test_what_two_rows_share_is_one_job(toy_folder, tmp_path) -> None:
     assert len(set(found.scores.values())) == 8
     twice = planned(tmp_path, toy_folder, seeds=2)
     assert kinds(twice) == ["adaptor"] * 4 + [SCORES] * 16
+
+
+def test_a_system_is_measured_where_its_outputs_are(toy_folder, tmp_path) -> None:
+    """Outputs for one condition of two, of one draw of the degradations; without outputs nothing is planned."""
+    outputs = tmp_path / "systems" / "swinir" / "blur"
+    outputs.mkdir(parents=True)
+    Image.new("RGB", (16, 16)).save(outputs / "camera_0.png")
+    found = planned(tmp_path, toy_folder, seeds=2, systems_dir=tmp_path / "systems")
+    theirs = {place: identity for place, identity in found.scores.items() if place.row == "theirs"}
+    assert [(place.condition, place.seed) for place in theirs] == [("blur", 0)]
+    job = found.jobs[next(iter(theirs.values()))]
+    assert job.needs == () and f"system='{outputs}'" in job.words and "eval_degradation=blur" in job.words
+    assert len(kinds(found)) == len(kinds(planned(tmp_path, toy_folder, seeds=2))) + 1
+
+
+def test_a_row_of_another_scale_is_not_run(toy_folder, tmp_path) -> None:
+    rows = {"one": {}, "large": {"title": "a large one", "only": "full", "published": {"noise": [20.0]}}}
+    found = planned(tmp_path, toy_folder, rows=rows)
+    assert {place.row for place in found.scores} == {"one"} and not found.refused
+    assert "a large one: at scale=full alone" in plan_text(found, tmp_path / "runs" / "tables")
+    with pytest.raises(ValueError, match="row one: only='half' is tiny or full"):
+        planned(tmp_path, toy_folder, rows={"one": {"only": "half"}})
 
 
 def test_a_job_is_a_command_that_makes_what_was_planned(toy_folder, tmp_path) -> None:

@@ -1,0 +1,75 @@
+"""The degraded test images of an evaluation, whoever restores them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from restore_lab.build import build
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from restore_lab.evaluation.records import Results
+    from restore_lab.evaluation.suite import MetricSuite
+    from restore_lab.types import Batch
+
+log = logging.getLogger(__name__)
+
+
+def degraded_batches(cfg: DictConfig, device: Any) -> Iterator[Batch]:
+    """The degraded test batches on a device, with a bar; images that are too good are left out."""
+    from tqdm import tqdm
+
+    data = build(cfg.datamodule)
+    data.setup("test")
+    stream = data.test_dataloader()
+    for batch in tqdm(stream, desc="evaluating", total=len(stream), disable=not cfg.progress, leave=False):
+        degraded = data.degrade(batch.to(device), stage="test")
+        kept = _at_most(degraded, cfg.max_lq_psnr)
+        if kept is not None:
+            yield kept
+    if data.bad.lines:
+        log.warning("%s", data.bad.summary())
+
+
+def found(suite: MetricSuite, cfg: DictConfig) -> Results:
+    """What a suite measured of them.
+
+    Raises:
+        ValueError: if no image was left to measure.
+    """
+    results = suite.compute()
+    if not results.images:
+        why = f"none has an LQ of at most max_lq_psnr={cfg.max_lq_psnr} dB"
+        raise ValueError(f"no image was measured; {why if cfg.max_lq_psnr is not None else '; '.join(results.notes)}")
+    return results
+
+
+def write_inputs(cfg: DictConfig, folder: Path) -> int:
+    """Write the degraded images as `<folder>/<key>.png`, for systems that are run elsewhere.
+
+    Returns:
+        How many.
+    """
+    from restore_lab.data.image_io import to_image, write_png
+
+    count = 0
+    for batch in degraded_batches(cfg, "cpu"):
+        assert batch.lq_BCHW is not None
+        for key, lq_CHW in zip(batch.key, batch.lq_BCHW, strict=True):
+            target = folder / f"{key}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_png(target, to_image(lq_CHW))
+            count += 1
+    return count
+
+
+def _at_most(batch: Batch, limit: float | None) -> Batch | None:
+    """The images whose LQ has at most this PSNR in dB; all of them without a limit, None if none is left."""
+    if limit is None or batch.hq_BCHW is None or batch.lq_BCHW is None:
+        return batch
+    psnr_B = -10 * (batch.lq_BCHW - batch.hq_BCHW).square().mean(dim=(1, 2, 3)).log10()
+    return batch.select([i for i, value in enumerate(psnr_B.tolist()) if value <= limit])

@@ -1,0 +1,169 @@
+"""Other people's systems in the place of a method: `restore-lab evaluate system=PATH`.
+
+A folder holds their outputs for the degraded images of this evaluation, named by key (`restore-lab evaluate
+inputs_dir=DIR` writes those images). A file holds the weights of a pixel model (Real-ESRGAN, SwinIR, ...), whose
+architecture spandrel tells from its keys; a model that enlarges gets the images at the size that it expects. Such a
+record has the rows LQ and the system's; no prior is built.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from restore_lab.artefacts import code_version, fingerprint
+from restore_lab.build import build
+from restore_lab.data.folder import keys_of, list_images
+from restore_lab.data.image_io import read_image, to_tensor
+from restore_lab.evaluation.batches import degraded_batches, found
+from restore_lab.evaluation.picture import keep_images
+from restore_lab.evaluation.protocol import scaled
+from restore_lab.evaluation.records import LQ, ORIGINAL, write_record
+from restore_lab.evaluation.scores import Scores, scores_of, settings_of
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from torch import Tensor
+
+    from restore_lab.evaluation.suite import MetricSuite
+    from restore_lab.types import Batch
+
+MEASURED = ("eval_data", "eval_degradation", "protocol", "metrics", "max_lq_psnr", "eval_crop", "seed")
+Restore = Callable[["Batch"], "Tensor"]
+
+
+def planned(cfg: DictConfig) -> Scores:
+    """The record of a system: of what its images are, the protocol, the metrics, and the outputs or the weights."""
+    place = _place(cfg.system)
+    return scores_of(cfg, {**settings_of(cfg, MEASURED), "system": place.name, "system_hash": _hash(place)})
+
+
+def run(cfg: DictConfig, scores: Scores) -> None:
+    """Measure, and write the record."""
+    place = _place(cfg.system)
+    suite: MetricSuite = build(cfg.metrics, protocol=build(cfg.protocol))
+    restore = _outputs(place) if place.is_dir() else _pixel_model(place, _device(cfg))
+    for batch in degraded_batches(cfg, _device(cfg)):
+        if batch.lq_BCHW is None:
+            raise ValueError("there is nothing to restore; give eval_data with HQ images an eval_degradation")
+        rows = {LQ: batch.lq_BCHW, cfg.name: restore(batch).to(batch.lq_BCHW.device)}
+        for name, image_BCHW in rows.items():
+            suite.update(
+                name,
+                image_BCHW,
+                keys=batch.key,
+                reference_BCHW=batch.hq_BCHW,
+                captions=batch.caption,
+                recipes=batch.recipe,
+            )
+        if cfg.keep_images:
+            originals = {} if batch.hq_BCHW is None else {ORIGINAL: batch.hq_BCHW}
+            keep_images(scores.folder, {**rows, **originals}, batch.key)
+    write_record(
+        scores.folder,
+        results=found(suite, cfg),
+        settings=scores.settings,
+        identity=scores.identity,
+        code=code_version(),
+    )
+
+
+def place_in(folder: str | Path | None, system: str, condition: str, *, conditions: Sequence[str]) -> Path | None:
+    """Where a folder of systems has one for a condition of a table: `<folder>/<system>/<condition>/`, else
+    `<folder>/<system>/` if that has no folder for any other condition, else `<folder>/<system>.safetensors` (.pth, .pt,
+    .ckpt); None where it has nothing.
+
+    Raises:
+        ValueError: if there is no such folder.
+    """
+    if folder is None:
+        return None
+    base = Path(folder).expanduser()
+    if not base.is_dir():
+        raise ValueError(f"systems_dir={folder}: no such folder; it holds one folder of outputs or weights a system")
+    divided = any((base / system / other).is_dir() for other in conditions)
+    candidates = [base / system / condition, *([] if divided else [base / system])]
+    candidates += [base / f"{system}{ending}" for ending in (".safetensors", ".pth", ".pt", ".ckpt")]
+    return next((place for place in candidates if place.exists()), None)
+
+
+def _place(text: str) -> Path:
+    place = Path(text).expanduser()
+    if not place.exists():
+        raise ValueError(f"system={text}: neither a folder of outputs nor a file of weights")
+    return place
+
+
+def _hash(place: Path) -> str:
+    """Of a file's bytes; of a folder's names, sizes and times."""
+    if place.is_file():
+        return fingerprint(place)
+    files = [place / name for name in list_images(place, recursive=True)]
+    said = [f"{file.relative_to(place)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+    return hashlib.sha256("\n".join(said).encode()).hexdigest()
+
+
+def _device(cfg: DictConfig) -> Any:
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
+
+
+def _outputs(folder: Path) -> Restore:
+    """Reads what is there for each image."""
+    import torch
+
+    names = list_images(folder, recursive=True)
+    files = dict(zip(keys_of(names), names, strict=True))
+
+    def restore(batch: Batch) -> Tensor:
+        if absent := [key for key in batch.key if key not in files]:
+            raise ValueError(
+                f"{folder}: no output for image {absent[0]!r}; inputs_dir=DIR writes the images that are restored here"
+            )
+        images = [to_tensor(read_image(folder / files[key])) for key in batch.key]
+        assert batch.lq_BCHW is not None
+        for key, image_CHW in zip(batch.key, images, strict=True):
+            if image_CHW.shape != batch.lq_BCHW.shape[1:]:
+                got, own = (f"{shape[-1]}x{shape[-2]}" for shape in (image_CHW.shape, batch.lq_BCHW.shape))
+                raise ValueError(f"{folder / files[key]} has {got} pixels, its original {own}; bring it to that size")
+        return torch.stack(images)
+
+    return restore
+
+
+def _pixel_model(file: Path, device: Any) -> Restore:
+    """A network by spandrel; weights are read as tensors alone, whatever the file is."""
+    import torch
+
+    try:
+        import spandrel
+    except ImportError as error:
+        raise ValueError(
+            f"system={file}: spandrel is not installed; install the extra: pip install 'restore-lab[systems]'"
+        ) from error
+    if file.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        state = load_file(file)
+    else:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        model: Any = spandrel.ModelLoader(device=device).load_from_state_dict(state)
+    except spandrel.UnsupportedModelError as error:
+        raise ValueError(f"system={file}: spandrel knows no architecture with these weights") from error
+    if not isinstance(model, spandrel.ImageModelDescriptor) or model.input_channels != 3:
+        raise ValueError(f"system={file}: {model.architecture.name} does not make an RGB image of one RGB image")
+    model.eval()
+
+    @torch.inference_mode()
+    def restore(batch: Batch) -> Tensor:
+        lq_BCHW = batch.lq_BCHW
+        assert lq_BCHW is not None
+        height, width = lq_BCHW.shape[-2:]
+        smaller = scaled(lq_BCHW, height=round(height / model.scale), width=round(width / model.scale))
+        return scaled(model(smaller), height=height, width=width).clamp(0.0, 1.0)
+
+    return restore
