@@ -212,16 +212,24 @@ def composed(verb: str, words: Sequence[str]) -> Iterator[Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a job will take; None where nothing like it was ever run."""
+    """What a job will take; None where nothing like it was ever run. `elsewhere`: as another machine ran it."""
 
     seconds: float | None
     peak_bytes: int | None
     disk_bytes: int | None
+    elsewhere: bool = False
 
 
-def estimate(job: Job, took: Sequence[Mapping[str, Any]]) -> Estimate:
-    """From finished jobs of the same kind: those like it, else all of its kind, by the step."""
-    same = [facts for facts in took if facts["like"] == job.like] or [f for f in took if f["kind"] == job.kind]
+def estimate(job: Job, took: Sequence[Mapping[str, Any]], shipped: Sequence[Mapping[str, Any]] = ()) -> Estimate:
+    """From finished jobs like it, here or else elsewhere; else from all of its kind that ran here. By the step.
+
+    Args:
+        job: what is to be made.
+        took: facts of the jobs that were run here (restore_lab.tables.jobs.took).
+        shipped: facts of another machine (restore_lab.tables.rates).
+    """
+    alike, elsewhere = ([f for f in facts if f["like"] == job.like] for facts in (took, shipped))
+    same = alike or elsewhere or [f for f in took if f["kind"] == job.kind]
     if not same:
         return Estimate(seconds=None, peak_bytes=None, disk_bytes=None)
     rates = [facts["seconds"] / max(facts["steps"], 1) for facts in same]
@@ -229,4 +237,5 @@ def estimate(job: Job, took: Sequence[Mapping[str, Any]]) -> Estimate:
         seconds=statistics.median(rates) * max(job.steps, 1),
         peak_bytes=max(facts["peak_bytes"] for facts in same),
         disk_bytes=int(statistics.median(facts["bytes"] for facts in same)),
+        elsewhere=not alike and bool(elsewhere),
     )

@@ -16,6 +16,7 @@ from restore_lab.tables.make import make, through_hydra, write_jobs
 from restore_lab.tables.measured import measured
 from restore_lab.tables.plan import composed, estimate, plan
 from restore_lab.tables.power import powers
+from restore_lab.tables.rates import shipped
 from restore_lab.tables.render import ENDINGS, FORMATS, render
 from restore_lab.tables.spec import Spec, merged
 
@@ -127,16 +128,17 @@ def _line(planned: Plan, job: Job, finished: Sequence[Any]) -> str:
 
 
 def _takes(job: Job, finished: Sequence[Any]) -> str:
-    needed = estimate(job, finished)
+    needed = estimate(job, finished, shipped())
     if needed.seconds is None or needed.peak_bytes is None or needed.disk_bytes is None:
         return "(nothing like it was run here yet)"
     memory, disk = needed.peak_bytes / 1e9, needed.disk_bytes / 1e6
-    return f"(about {needed.seconds / 60:.1f} min, {memory:.1f} GB memory, {disk:.1f} MB disk)"
+    where = " as on the machine that made the shipped tables" if needed.elsewhere else ""
+    return f"(about {needed.seconds / 60:.1f} min, {memory:.1f} GB memory, {disk:.1f} MB disk{where})"
 
 
 def _total(planned: Plan, finished: Sequence[Any]) -> str:
     missing = planned.missing()
-    needed = [estimate(job, finished) for job in missing]
+    needed = [estimate(job, finished, shipped()) for job in missing]
     seconds = sum(e.seconds for e in needed if e.seconds is not None)
     unknown = sum(e.seconds is None for e in needed)
     rest = f", and {unknown} jobs of unknown length" if unknown else ""

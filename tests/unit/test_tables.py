@@ -22,6 +22,7 @@ from restore_lab.tables.marks import marks
 from restore_lab.tables.measured import Number, judged, measured
 from restore_lab.tables.plan import estimate
 from restore_lab.tables.power import needed, powers, resolvable
+from restore_lab.tables.rates import rates, shipped
 from restore_lab.tables.render import FORMATS, render
 from restore_lab.tables.spec import Spec, merged, read, tables
 
@@ -279,3 +280,18 @@ def test_estimates_come_from_what_was_run() -> None:
     assert estimate(job, took).seconds == 100
     assert estimate(replace(job, like="adaptor other"), took).seconds == pytest.approx(100 * (1 + 9) / 2)
     assert estimate(job, []).seconds is None
+    elsewhere = [{"kind": "adaptor", "like": job.like, "seconds": 1.0, "steps": 1, "peak_bytes": 1, "bytes": 2}]
+    assert not estimate(job, took, elsewhere).elsewhere and estimate(job, took, elsewhere).seconds == 100
+    assert estimate(job, [], elsewhere).elsewhere and estimate(job, [], elsewhere).seconds == job.steps
+
+
+def test_rates_are_one_line_for_each_kind_of_job() -> None:
+    """Median speed, largest memory, median disk; what ships has the same form, so that estimates can read it."""
+    facts = [
+        {"like": "a", "kind": "adaptor", "steps": steps, "seconds": seconds, "peak_bytes": peak, "bytes": peak}
+        for steps, seconds, peak in ((10, 10.0, 5), (10, 30.0, 9), (20, 20.0, 7))
+    ]
+    line = {"like": "a", "kind": "adaptor", "steps": 20, "seconds": 20.0, "peak_bytes": 9, "bytes": 7}
+    assert rates(facts) == [line]
+    assert rates([]) == []
+    assert all(fact.keys() == line.keys() and fact["seconds"] > 0 for fact in shipped())
