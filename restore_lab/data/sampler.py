@@ -39,8 +39,8 @@ class PositionSampler:
             raise ValueError(f"{numbers}: expected length, batch_size >= 1, start >= 0 and 0 <= rank < world")
         if batch_size % world:
             raise ValueError(
-                f"batch_size={batch_size} does not divide among {world} processes; it counts the samples of all of them "
-                f"together: choose a multiple of {world}, or another trainer.devices"
+                f"batch_size={batch_size} does not divide among {world} processes, whose samples it counts all "
+                f"together; choose a multiple of {world}, or another trainer.devices"
             )
         self._length = length
         self._batch_size = batch_size

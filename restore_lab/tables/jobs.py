@@ -111,7 +111,7 @@ def run(job: Job, store: Path, *, again: bool = False) -> None:
     """Make the artefact, if it is not there, and wait for it; the job ends when its owner does.
 
     Where a launcher starts several tasks for a job, one a rank (SLURM), a training's command runs in each of them, that
-    of anything else in the first.
+    of anything else in the first; the first says what became of it.
 
     Args:
         job: what to make.
@@ -145,7 +145,8 @@ def run(job: Job, store: Path, *, again: bool = False) -> None:
     found = _facts(facts)
     if found is not None:
         write_json_atomic(facts, {**asdict(job), **found, "bytes": _size(Path(job.folder))})
-    if not job.done or (again and (found is None or found["rc"])):
+    failed = not job.done or (again and (found is None or found["rc"]))
+    if failed and first_rank():
         status = "it was killed" if found is None else f"exit status {found['rc']}"
         raise JobFailed(f"{job.kind} {job.identity}: {_last_line(log)} ({status}; {log})")
 
