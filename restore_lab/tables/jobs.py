@@ -142,6 +142,8 @@ def run(job: Job, store: Path, *, again: bool = False) -> None:
         with contextlib.suppress(ProcessLookupError):  # the keeper itself was killed, or we are interrupted
             os.killpg(process.pid, signal.SIGKILL)
         os.close(write_end)
+    if not _owned():
+        os._exit(1)  # nobody waits for an answer any more, and a launcher's worker would wait for the next job
     found = _facts(facts)
     if found is not None:
         write_json_atomic(facts, {**asdict(job), **found, "bytes": _size(Path(job.folder))})
