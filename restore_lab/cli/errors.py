@@ -123,8 +123,6 @@ def _no_option(missing: str, folders: Sequence[Path]) -> str:
 
 def _plugin(parts: Sequence[str]) -> str | None:
     """The plugin that brings one of Hydra's own groups an option, None for what no plugin brings."""
-    if parts[:3] == ["hydra", "sweeper", "sampler"]:
-        return "optuna"
     named = parts[-1].partition("_")[0]
     return named if parts[0] == "hydra" and named in PLUGINS else None
 

@@ -53,6 +53,7 @@ def test_killed_it_leaves_nothing_and_goes_on(launcher, tmp_path) -> None:
     command = start(tmp_path, launcher)
     while not history(store, "made") and command.poll() is None:
         time.sleep(0.05)
+    assert command.poll() is None
     command.kill()
     assert command.wait() != 0
     assert gone(store), about(store)
@@ -68,7 +69,7 @@ def test_a_plugin_that_is_absent_is_named_with_its_extra() -> None:
         ("hydra/launcher/joblib", "joblib"),
         ("hydra/launcher/submitit_slurm", "submitit"),
         ("hydra/launcher/ray", "ray"),
-        ("hydra/sweeper/sampler/tpe", "optuna"),
+        ("hydra/sweeper/optuna", "optuna"),
     ]:
         assert f"pip install 'restore-lab[{extra}]'" in _no_option(missing, [])
     assert "pip install" not in _no_option("hydra/launcher/jbolib", [])
@@ -106,7 +107,7 @@ def trials(folder: Path, *words: str) -> list[str]:
         "def main(cfg):\n    print('lr', cfg.optimisation.lr)\n    return abs(cfg.optimisation.lr - 5e-4)\n"
         "main()\n"
     )
-    words = ("-m", "hydra/sweeper=optuna", "optimisation.lr=tag(log, interval(1e-4, 1e-3))", *words)
+    words = ("-m", "hydra/sweeper=optuna_seeded", "optimisation.lr=tag(log, interval(1e-4, 1e-3))", *words)
     done = subprocess.run(
         [sys.executable, "-c", code, *words],
         cwd=folder,

@@ -85,7 +85,7 @@ def test_four_jobs_of_two_processes(toy_folder, tmp_path) -> None:
 
 def test_optuna_goes_on_where_it_was(toy_folder, tmp_path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra optuna")
-    words = ("train", "-m", *small(toy_folder), *FEW, "log_every=1", "name=sweep", "hydra/sweeper=optuna")
+    words = ("train", "-m", *small(toy_folder), *FEW, "log_every=1", "name=sweep", "hydra/sweeper=optuna_seeded")
     words += ("optimisation.lr=tag(log, interval(1e-4, 1e-3))", "optimized_metric=train/loss")
     words += ("hydra.sweep.dir=found",)
     first = typed(tmp_path, *words, "hydra.sweeper.n_trials=2")
