@@ -3,7 +3,7 @@
 restore-lab train method=spire scale=tiny
 restore-lab train experiment=priors/tiny_sd
 restore-lab train -m adaptor=spire,controlnet optimisation.lr=1e-4,5e-4
-restore-lab train -m hydra/sweeper=optuna_seeded 'optimisation.lr=tag(log, interval(1e-4, 1e-3))' optimized_metric=train/loss
+restore-lab train -m hydra/sweeper=optuna_seeded 'optimisation.lr=interval(1e-4,1e-3)' optimized_metric=train/loss
 """
 
 from __future__ import annotations

@@ -77,9 +77,11 @@ class TrainingModule(L.LightningModule):
         buffers = [name for name, _ in self.named_buffers()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, buffers)
 
-    def log(self, name: str, value: Any, **how: Any) -> None:
+    def log(self, name: str, value: Any, *, batch_size: int | None = None, **how: Any) -> None:
         """Lightning's; what is logged is the mean over the processes."""
-        super().log(name, value, sync_dist=True, **how)
+        # Lightning takes the mean number of images a process in whole numbers: 1 for 2 and 1. Their sum is one.
+        world = 1 if self._trainer is None else self._trainer.world_size
+        super().log(name, value, batch_size=batch_size and batch_size * world, sync_dist=True, **how)
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """The parameters that training changes, by name."""
