@@ -9,6 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 log = logging.getLogger(__name__)
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")  # torchrun's, Lightning's, SLURM's
+
+
+def first_rank() -> bool:
+    """Whether this process is the first, or the only one, of those that do its job."""
+    return all(os.environ.get(name, "0") == "0" for name in RANK_VARIABLES)
 
 
 @contextlib.contextmanager
@@ -19,7 +25,7 @@ def locked(folder: str | PurePath) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    if os.environ.get("LOCAL_RANK", "0") != "0" or os.environ.get("NODE_RANK", "0") != "0":
+    if not first_rank():
         yield
         return
     place = Path(folder)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 PACKAGE = str(Path(__file__).resolve().parents[1])
 SHOWN = 40
+PLUGINS = ("joblib", "optuna", "ray", "submitit")  # of Hydra's, extras of this package
 
 
 @contextlib.contextmanager
@@ -108,6 +109,8 @@ def _no_option(missing: str, folders: Sequence[Path]) -> str:
     """`missing` is a group and an option, "data/nope"; the group is its longest part that exists."""
     existing = groups(folders)
     parts = missing.removesuffix(".yaml").split("/")
+    if plugin := _plugin(parts):
+        return f"{missing} needs Hydra's plugin for {plugin}: pip install 'restore-lab[{plugin}]'"
     # An option may have folders of its own (experiment=priors/tiny_sd): then the first name is the group.
     for depth in [1] if parts[0] == "experiment" else range(len(parts) - 1, 0, -1):
         group = "/".join(parts[:depth])
@@ -116,6 +119,12 @@ def _no_option(missing: str, folders: Sequence[Path]) -> str:
                 f"no option {'/'.join(parts[depth:])!r} for {group}{_offer('/'.join(parts[depth:]), existing[group])}"
             )
     return f"no config {missing!r}{_offer(missing, existing)}"
+
+
+def _plugin(parts: Sequence[str]) -> str | None:
+    """The plugin that brings one of Hydra's own groups an option, None for what no plugin brings."""
+    named = parts[-1].partition("_")[0]
+    return named if parts[0] == "hydra" and named in PLUGINS else None
 
 
 def _no_setting(key: str, *, verb: str, folders: Sequence[Path], overrides: Sequence[str]) -> str:

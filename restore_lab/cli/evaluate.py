@@ -4,6 +4,7 @@ restore-lab evaluate method=spire
 restore-lab evaluate eval_data=photos eval_degradation=sr4 protocol=y metrics=fidelity
 restore-lab evaluate restored=DIR reference=DIR protocol=y format=json
 restore-lab evaluate system=outputs/stablesr eval_data=photos eval_degradation=sr4
+restore-lab evaluate -m sampler.steps=5,10,20
 restore-lab evaluate --explain RECORD RECORD
 """
 
@@ -15,34 +16,38 @@ from typing import Any
 POSITIONAL = ("records...",)
 
 
-def run(cfg: Any) -> None:
-    """Print the table, then where record and picture are; or everything as JSON; or why two records differ."""
+def run(cfg: Any) -> float | None:
+    """Print the table, then where record and picture are; or everything as JSON; or why two records differ.
+
+    Returns:
+        What a sweeper is told, if `optimized_metric` says what.
+    """
     if cfg.explain:
         if len(cfg.records or ()) != 2:
             raise ValueError("--explain compares two records; give two of their folders")
         from restore_lab.evaluation.explain import explain
 
         print("\n".join(explain(*cfg.records)))
-        return
+        return None
     if cfg.inputs_dir is not None:
         from restore_lab.evaluation.batches import write_inputs
 
         print(f"{write_inputs(cfg, Path(cfg.inputs_dir))} images: {cfg.inputs_dir}")
-        return
+        return None
     if cfg.format not in ("text", "json"):
         raise ValueError(f"format={cfg.format!r} is not known; one of text, json")
     from restore_lab.evaluation.evaluate import Evaluation, evaluate
     from restore_lab.evaluation.folders import score
+    from restore_lab.tables import sweep
 
+    if sweep.sweeping():
+        sweep.evaluate(cfg)  # in a process group of its own; what follows reads its record
+        cfg.again = False
     if cfg.restored is None:
         done = evaluate(cfg)
     else:
         folder, results = score(cfg)
         done = Evaluation(folder=folder, results=results, picture=None)
-    if cfg.format == "json":
-        print(done.as_json())
-        return
-    print(done.page())
-    print(f"\nrecord:  {done.folder}")
-    if done.picture:
-        print(f"picture: {done.picture}")
+    places = ["", f"record:  {done.folder}", *([f"picture: {done.picture}"] if done.picture else [])]
+    print(done.as_json() if cfg.format == "json" else "\n".join([done.page(), *places]))
+    return done.mean(cfg.optimized_metric) if cfg.optimized_metric else None

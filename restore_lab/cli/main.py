@@ -26,7 +26,7 @@ from restore_lab.cli import front
 from restore_lab.cli.conf_dir import conf_dir
 
 NOT_VERBS = frozenset(("__init__", "main", "front", "conf_dir", "errors"))
-Run = Callable[[Any], None]
+Run = Callable[[Any], Any]
 
 
 def main() -> None:
@@ -115,23 +115,27 @@ def _hydra(*, verb: str, run: Run, arguments: Sequence[str], conf: Path) -> None
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
+    from restore_lab.tables import jobs
+
     typed = list(sys.argv)
     failed: list[Exception] = []
 
-    def task(cfg: Any) -> None:
+    def task(cfg: Any) -> Any:
         # Lightning starts its other ranks by running sys.argv again: it has to find what was typed.
         sys.argv = typed
         try:
             pairs.check(cfg)
-            run(cfg)
+            return run(cfg)  # a sweeper may want a number
         except Exception as error:
             # Of a single job Hydra would print a line of its own; of a sweep's jobs it should.
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
             failed.append(error)
+            return None
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come back to us instead of being printed by Hydra
     sys.argv = [typed[0], *arguments]
+    jobs.own()
     try:
         hydra.main(version_base="1.3", config_path=str(conf), config_name=verb)(task)()
     finally:

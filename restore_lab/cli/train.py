@@ -3,6 +3,7 @@
 restore-lab train method=spire scale=tiny
 restore-lab train experiment=priors/tiny_sd
 restore-lab train -m adaptor=spire,controlnet optimisation.lr=1e-4,5e-4
+restore-lab train -m hydra/sweeper=optuna_seeded 'optimisation.lr=interval(1e-4,1e-3)' optimized_metric=train/loss
 """
 
 from __future__ import annotations
@@ -10,9 +11,23 @@ from __future__ import annotations
 from typing import Any
 
 
-def run(cfg: Any) -> None:
-    """Train, and print the folder with the result; a sweep's jobs each in a process group of their own."""
-    from restore_lab.methods.fit import fit
+def run(cfg: Any) -> float | None:
+    """Train, and print the folder with the result; a sweep's jobs each in a process group of their own.
+
+    Returns:
+        What a sweeper is told, if `optimized_metric` says what.
+    """
+    from restore_lab.locks import first_rank
+    from restore_lab.methods.fit import LOSSES, fit
     from restore_lab.tables import sweep
 
-    print(f"weights: {sweep.train(cfg) if sweep.sweeping() else fit(cfg)}")
+    folder = sweep.train(cfg) if sweep.sweeping() else fit(cfg)
+    if first_rank():
+        print(f"weights: {folder}")
+    if cfg.optimized_metric is None:
+        return None
+    from restore_lab.methods.history import newest
+
+    value = newest(folder / LOSSES, cfg.optimized_metric)
+    print(f"{cfg.optimized_metric}: {value:.6g}")
+    return value

@@ -122,8 +122,8 @@ class RestorationDataModule(LightningDataModule):
             crop: side of the random training crops in pixels; None for whole images.
             eval_crop: side of the central crops of val, test and predict; None for whole images.
             flip: whether half of the training samples are mirrored.
-            batch_size: training samples in a batch of one process.
-            eval_batch_size: the same for val, test and predict.
+            batch_size: training samples in a batch, of all processes together.
+            eval_batch_size: for val, test and predict; of one process.
             workers: processes that read ahead; they change nothing but the speed.
             seed: of the run.
         """
@@ -212,13 +212,15 @@ class RestorationDataModule(LightningDataModule):
             len(source),
             batch_size=self._batch_size,
             seed=self._seed,
-            start=batches * self._batch_size * world,
+            start=batches * self._batch_size,
             rank=rank,
             world=world,
         )
 
     def _eval_sampler(self, source: Source) -> SequentialSampler:
         rank, world = self._place()
+        if len(source) < world:  # a process without a share could not join the mean over processes: each takes all
+            rank, world = 0, 1
         return SequentialSampler(len(source), batch_size=self._eval_batch_size, rank=rank, world=world)
 
     def _place(self) -> tuple[int, int]:

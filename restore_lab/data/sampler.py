@@ -1,8 +1,9 @@
 """Which pictures come when: a function of the position in the stream alone.
 
 Position p of the training stream is epoch p // N and index permutation(seed, epoch)[p % N]. To resume exactly, only the
-number of samples consumed is needed; ranks take every `world`-th position. Both samplers yield lists of
-(epoch, index), one list a batch.
+number of samples consumed is needed. A batch is `batch_size` positions in a row however many processes train: each of
+them takes every `world`-th of these, so the number of processes changes nothing but the speed. Both samplers yield
+lists of (epoch, index), one list a batch of this process.
 """
 
 from __future__ import annotations
@@ -24,18 +25,23 @@ class PositionSampler:
 
         Args:
             length: N, pictures in the source.
-            batch_size: samples in a batch of this rank.
+            batch_size: samples in a batch, of all ranks together.
             seed: of the order.
             start: samples that all ranks together have consumed before.
             rank: of this process, below `world`.
             world: number of processes.
 
         Raises:
-            ValueError: a number is out of range.
+            ValueError: a number is out of range, or a batch does not divide among the ranks.
         """
         if length < 1 or batch_size < 1 or start < 0 or not 0 <= rank < world:
             numbers = f"length={length}, batch_size={batch_size}, start={start}, rank={rank}, world={world}"
             raise ValueError(f"{numbers}: expected length, batch_size >= 1, start >= 0 and 0 <= rank < world")
+        if batch_size % world:
+            raise ValueError(
+                f"batch_size={batch_size} does not divide among {world} processes, whose samples it counts all "
+                f"together; choose a multiple of {world}, or another trainer.devices"
+            )
         self._length = length
         self._batch_size = batch_size
         self._seed = seed
@@ -54,17 +60,17 @@ class PositionSampler:
         return epoch, int(self._order[place])
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        position = self._start + self._rank
+        position = self._start
         while True:
-            yield [self.at(position + slot * self._world) for slot in range(self._batch_size)]
-            position += self._batch_size * self._world
+            yield [self.at(position + slot) for slot in range(self._rank, self._batch_size, self._world)]
+            position += self._batch_size
 
 
 class SequentialSampler:
     """Every picture once, in order, for validation, test and prediction; no rank repeats another's."""
 
     def __init__(self, length: int, *, batch_size: int, rank: int = 0, world: int = 1) -> None:
-        """See `PositionSampler` for the arguments.
+        """See `PositionSampler` for the arguments, but `batch_size` counts this rank's samples alone.
 
         Raises:
             ValueError: a number is out of range.

@@ -83,6 +83,18 @@ class Evaluation:
         """The table as text, and the comparisons of the variants under it."""
         return "\n".join([render(self.results), *([""] if self.comparisons else []), *self.comparisons])
 
+    def mean(self, metric: str) -> float:
+        """A metric's mean over the images of the method's row, the first where there are variants.
+
+        Raises:
+            ValueError: if it was not measured.
+        """
+        first = method_rows(self.results)[0]
+        means = {cell.metric: cell.mean for cell in self.results.cells if cell.row == first}
+        if metric not in means:
+            raise ValueError(f"{metric!r} was not measured; there are: {', '.join(means)}")
+        return means[metric]
+
     def as_json(self) -> str:
         """Mean, n and protocol by row and metric, with the comparisons and the notes."""
         rows: dict[str, dict[str, Any]] = {}

@@ -98,6 +98,8 @@ class ClipPretraining(TrainingModule):
         projection: width of the shared space.
     """
 
+    divides = False  # the images of a batch are each other's negatives
+
     def __init__(
         self,
         *,

@@ -65,6 +65,8 @@ class CodecPretraining(TrainingModule):
         start: a folder with an AutoencoderKL whose tensors of the same name and shape are taken over; null for none.
     """
 
+    divides = False  # the latents' moments are taken over whole batches
+
     def __init__(
         self,
         *,

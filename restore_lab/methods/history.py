@@ -50,6 +50,23 @@ class History(L.Callback):
             file.write(json.dumps({"step": step, **values}) + "\n")
 
 
+def newest(file: Path, metric: str) -> float:
+    """The last value of a metric in a run's history.
+
+    Raises:
+        ValueError: if it was never logged.
+    """
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    found = [line[metric] for line in lines if metric in line]
+    if not found:
+        names = sorted({name for line in lines for name in line} - {"step"})
+        raise ValueError(
+            f"{file} has no {metric!r}; it has: {', '.join(names) or 'nothing'}; losses are written every log_every "
+            "steps, validation's every trainer.val_check_interval"
+        )
+    return float(found[-1])
+
+
 def _step(line: str) -> int:
     """The step of a line; a line cut short by a kill counts as never written."""
     try:

@@ -1,7 +1,8 @@
 """What every trainable module of the project shares: optimiser, learning-rate schedule, checkpoints of trainable parts.
 
 A checkpoint holds only what is trained; frozen priors come from their own folders. All randomness of a training step
-comes from the samples' own seeds (`Batch.seed`), so a resumed run needs no random states to repeat the same losses.
+comes from the samples' own seeds (`Batch.seed`), so a resumed run needs no random states to repeat the same losses, and
+processes that share a batch draw what one process would.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,10 +55,33 @@ class TrainingModule(L.LightningModule):
         optimisation: learning rate and schedule.
     """
 
+    divides = True  # whether the loss of a batch is the mean of the losses of its parts
+
     def __init__(self, *, optimisation: Optimisation) -> None:
         super().__init__()
         self.optimisation = optimisation
         self.strict_loading = False
+
+    def setup(self, stage: str) -> None:
+        """Get ready for several processes, if there are.
+
+        Raises:
+            ValueError: if a batch must stay in one.
+        """
+        if self.trainer.world_size == 1:
+            return
+        if not self.divides:
+            raise ValueError(f"{type(self).__name__} looks at a batch as a whole; train it with trainer.devices=1")
+        # Buffers do not change in training. To exchange them before each forward pass would cost time, and would never
+        # end in validation, where one process may have a batch more than another.
+        buffers = [name for name, _ in self.named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, buffers)
+
+    def log(self, name: str, value: Any, *, batch_size: int | None = None, **how: Any) -> None:
+        """Lightning's; what is logged is the mean over the processes."""
+        # Lightning takes the mean number of images a process in whole numbers: 1 for 2 and 1. Their sum is one.
+        world = 1 if self._trainer is None else self._trainer.world_size
+        super().log(name, value, batch_size=batch_size and batch_size * world, sync_dist=True, **how)
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """The parameters that training changes, by name."""

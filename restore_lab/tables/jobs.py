@@ -1,8 +1,9 @@
 """The jobs of tables: an artefact, the command that makes it, and how that command is run.
 
-A job runs in a process group of its own under a keeper (keeper.py), so nothing of it outlives whoever started it. The
-lock on its artefact is taken by the command itself (restore_lab.locks): two tables never make one thing twice. Of each
-finished job `<store>/jobs/<identity>.json` holds what it took, `<identity>.log` what it said.
+A job runs in a process group of its own under a keeper (keeper.py), so nothing of it outlives whoever waits for it, nor
+the command that all jobs belong to, whatever launcher is between the two. The lock on its artefact is taken by the
+command itself (restore_lab.locks): two tables never make one thing twice. Of each finished job
+`<store>/jobs/<identity>.json` holds what it took, `<identity>.log` what it said.
 """
 
 from __future__ import annotations
@@ -11,20 +12,23 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restore_lab.artefacts import PACKAGE, complete, write_json_atomic
+from restore_lab.locks import first_rank
 
 if TYPE_CHECKING:
     from restore_lab.tables.spec import Spec
 
 COMMAND = (sys.executable, "-m", "restore_lab.cli.main")
 SCORES, DESCRIPTION = "scores", "description"
+OWNER_VARIABLE = "RESTORE_LAB_OWNER"  # host and process of the command that all jobs belong to; workers inherit it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,18 +102,26 @@ class JobFailed(ValueError):
     """A job whose command failed; the text is its last line and where its log is."""
 
 
-def run(job: Job, store: Path, *, owner: Callable[[], bool] = lambda: True) -> None:
-    """Make the artefact, if it is not there, and wait for it.
+def own() -> None:
+    """Say that the jobs which this process or a launcher's workers start from now on belong to this process."""
+    os.environ[OWNER_VARIABLE] = f"{socket.gethostname()} {os.getpid()}"
+
+
+def run(job: Job, store: Path, *, again: bool = False) -> None:
+    """Make the artefact, if it is not there, and wait for it; the job ends when its owner does.
+
+    Where a launcher starts several tasks for a job, one a rank (SLURM), a training's command runs in each of them, that
+    of anything else in the first; the first says what became of it.
 
     Args:
         job: what to make.
         store: where logs and facts are kept.
-        owner: whether who asked for it is still there; if not, the job ends too.
+        again: whether to run the command although the artefact is there.
 
     Raises:
         JobFailed: if the command fails.
     """
-    if job.done:
+    if (job.done and not again) or (job.kind in (SCORES, DESCRIPTION) and not first_rank()):
         return
     folder = store / "jobs"
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,7 +134,7 @@ def run(job: Job, store: Path, *, owner: Callable[[], bool] = lambda: True) -> N
     )
     os.close(read_end)
     try:
-        while owner():
+        while _owned():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=0.5)
                 break
@@ -130,10 +142,13 @@ def run(job: Job, store: Path, *, owner: Callable[[], bool] = lambda: True) -> N
         with contextlib.suppress(ProcessLookupError):  # the keeper itself was killed, or we are interrupted
             os.killpg(process.pid, signal.SIGKILL)
         os.close(write_end)
+    if not _owned():
+        os._exit(1)  # nobody waits for an answer any more, and a launcher's worker would wait for the next job
     found = _facts(facts)
     if found is not None:
         write_json_atomic(facts, {**asdict(job), **found, "bytes": _size(Path(job.folder))})
-    if not job.done:
+    failed = not job.done or (again and (found is None or found["rc"]))
+    if failed and first_rank():
         status = "it was killed" if found is None else f"exit status {found['rc']}"
         raise JobFailed(f"{job.kind} {job.identity}: {_last_line(log)} ({status}; {log})")
 
@@ -159,9 +174,24 @@ def config_flags() -> list[str]:
 
 def _environment() -> dict[str, str]:
     """This process's, without what Lightning says to its ranks, and with this package in reach."""
-    own = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "RANK")}
-    paths = [str(PACKAGE.parent), *own.get("PYTHONPATH", "").split(os.pathsep)]
-    return {**own, "PYTHONPATH": os.pathsep.join(dict.fromkeys(path for path in paths if path))}
+    lightnings = {"LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "RANK"}
+    kept = {name: value for name, value in os.environ.items() if name not in lightnings}
+    paths = [str(PACKAGE.parent), *kept.get("PYTHONPATH", "").split(os.pathsep)]
+    return {**kept, "PYTHONPATH": os.pathsep.join(dict.fromkeys(path for path in paths if path))}
+
+
+def _owned() -> bool:
+    """Whether the owner is still there, as far as this machine can tell."""
+    host, _, pid = os.environ.get(OWNER_VARIABLE, "").partition(" ")
+    if host != socket.gethostname():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's now
+        return False
+    return True
 
 
 def _facts(file: Path) -> dict[str, Any] | None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -57,25 +55,24 @@ def make(plan: Plan, *, store: Path, launch: Launch) -> dict[str, str]:
 def write_jobs(plan: Plan, store: Path) -> None:
     """Write the jobs where tasks find them, whatever machine they run on."""
     for job in plan.missing():
-        write_json_atomic(store / "jobs" / f"{job.identity}.job.json", {**asdict(job), "owner": _here()})
+        write_json_atomic(store / "jobs" / f"{job.identity}.job.json", asdict(job))
 
 
 def task(cfg: Any) -> str | None:
     """What a launcher runs: `cfg.job` of the store. Returns what went wrong, or None."""
     store = Path(cfg.runs_dir) / cfg.name
     raw = json.loads((store / "jobs" / f"{cfg.job}.job.json").read_text(encoding="utf-8"))
-    host, pid = raw.pop("owner")
     job = Job(**{**raw, "words": tuple(raw["words"]), "needs": tuple(raw["needs"])})
     log.info("%s %s: %s", job.kind, job.identity, " ".join(job.words))
     try:
-        run(job, store, owner=lambda: host != socket.gethostname() or _alive(pid))
+        run(job, store)
     except JobFailed as error:
         return str(error)
     return None
 
 
-def through_hydra(cfg: Any) -> Launch:
-    """Hydra's configured launcher, inside a running Hydra."""
+def through_hydra(cfg: Any, *, function: Callable[[Any], str | None] = task) -> Launch:
+    """Hydra's configured launcher, inside a running Hydra; it runs `function` once a job."""
     from hydra._internal.callbacks import Callbacks
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
@@ -88,7 +85,7 @@ def through_hydra(cfg: Any) -> Launch:
 
     def launch(identities: Sequence[str]) -> list[str | None]:
         context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(own))
-        launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=own)
+        launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=function, config=own)
         words = [f"runs_dir={cfg.runs_dir}", f"name={cfg.name}"]
         returned = launcher.launch([[*words, f"job={identity}"] for identity in identities], initial_job_idx=0)
         return [_said(one) for one in returned]
@@ -102,17 +99,3 @@ def _said(returned: Any) -> str | None:
         return returned.return_value
     except Exception as error:  # the launcher's own: the task never raises
         return f"the launcher: {' '.join(str(error).split())[:300]}"
-
-
-def _here() -> tuple[str, int]:
-    return socket.gethostname(), os.getpid()
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

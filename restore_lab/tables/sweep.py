@@ -1,4 +1,4 @@
-"""One job of `restore-lab train -m`, in a process group of its own.
+"""One job of `restore-lab train -m` or `evaluate -m`, in a process group of its own.
 
 Lightning starts the other ranks of a run by typing its command line again; within a sweep that would repeat the whole
 sweep in every rank. So each job of a sweep is the command of that job alone, under a keeper as a table's jobs are: one
@@ -8,13 +8,10 @@ again, so the same sweep resumes.
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
-from restore_lab.tables.jobs import Job, config_flags, run
-
-log = logging.getLogger(__name__)
+from restore_lab.tables.jobs import SCORES, Job, config_flags, run
 
 
 def sweeping() -> bool:
@@ -34,19 +31,43 @@ def train(cfg: Any) -> Path:
     Raises:
         JobFailed: if it fails; the others of the sweep go on.
     """
-    from hydra.core.hydra_config import HydraConfig
-
     from restore_lab.methods.fit import planned
 
     stage = planned(cfg)[-1]
-    words = ("train", *config_flags(), *HydraConfig.get().overrides.task, "progress=false")
     job = Job(
         identity=stage.identity,
         kind=stage.name,
         folder=str(stage.folder),
-        words=words,
+        words=_words("train"),
         like=f"{stage.name} {cfg.name}",
         steps=int(stage.node["trainer"]["max_steps"]),
     )
     run(job, Path(cfg.runs_dir) / cfg.name)
     return stage.folder
+
+
+def evaluate(cfg: Any) -> None:
+    """Make this job's record, as `train` makes weights.
+
+    Raises:
+        JobFailed: if it fails; the others of the sweep go on.
+    """
+    from restore_lab.evaluation import evaluate, folders
+
+    scores = evaluate.planned(cfg) if cfg.restored is None else folders.planned(cfg)
+    job = Job(
+        identity=scores.identity,
+        kind=SCORES,
+        folder=str(scores.folder),
+        words=_words("evaluate"),
+        like=f"{SCORES} {cfg.name}",
+        steps=int(cfg.sampler.steps),
+    )
+    run(job, Path(cfg.runs_dir) / cfg.name, again=cfg.again)
+
+
+def _words(verb: str) -> tuple[str, ...]:
+    """This job's command, without the sweep around it."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return (verb, *config_flags(), *HydraConfig.get().overrides.task, "progress=false")

@@ -24,7 +24,8 @@ from tests.composed import composed, small
 from tests.toys import toy_backbone, toy_dino, toy_unet_folder
 
 CONF = conf_dir()
-GROUPS = {group: options for group, options in groups([CONF]).items() if group != "experiment"}
+# Hydra's own groups are in tests/contract/test_launchers.py.
+GROUPS = {g: options for g, options in groups([CONF]).items() if g != "experiment" and not g.startswith("hydra/")}
 EXPERIMENTS = groups([CONF]).get("experiment", [])
 # Groups and parts that the train verb does not have, and parts that must be chosen before a group of theirs.
 VERB = {"metrics": "evaluate", "protocol": "evaluate", "prompt/instruction=given": "restore"}

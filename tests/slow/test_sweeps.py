@@ -1,11 +1,13 @@
-"""`restore-lab train -m` and `restore-lab table`, as typed: a folder a job, nothing made twice, failures named.
+"""Sweeps and `restore-lab table`, as typed: a folder a job, nothing made twice, failures named.
 
-A dozen processes, each of which imports everything: two minutes. What they rest on stands in tests/unit/test_tables.py,
-tests/unit/test_plan.py and tests/contract/test_tables_killed.py.
+Some forty processes, each of which imports everything: ten minutes. What they rest on stands in
+tests/unit/test_tables.py, tests/unit/test_plan.py, tests/contract/test_tables_killed.py, test_processes.py and
+test_launchers.py.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -14,18 +16,22 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 from restore_lab.artefacts import complete
 from tests.composed import small
+from tests.contract.test_tables_killed import gone
+from tests.fake_slurm import install
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 FEW = ("trainer.accelerator=cpu", "max_steps=1", "eval_degradation=noise", "weights=null", "ema=null")
 
 
-def typed(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def typed(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "restore_lab.cli.main", *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment |= variables
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900, check=False
     )
@@ -42,6 +48,92 @@ def test_a_sweep_has_a_folder_a_job_and_resumes(toy_folder, tmp_path) -> None:
     again = typed(tmp_path, *words)
     assert again.returncode == 0 and again.stdout.count("weights: ") == 2, again.stderr
     assert {file: file.stat().st_mtime_ns for file in facts} == facts
+
+
+STEPS = ("max_steps=6", "log_every=1", "batch_size=4", "ema=0.9", "trainer.val_check_interval=3")
+
+
+def made(runs: Path) -> dict[str, Path]:
+    """The artefacts of a sweep, by identity."""
+    return {place.name: place for place in runs.iterdir() if place.name != "jobs"}
+
+
+def alike(one: Path, other: Path) -> None:
+    """The same training but for rounding: losses to a thousandth, weights to a hundredth of a learning rate a step."""
+    pairs = zip(*((place / "losses.jsonl").read_text().splitlines() for place in (one, other)), strict=True)
+    for line, same in pairs:
+        assert json.loads(line) == pytest.approx(json.loads(same), rel=1e-3)
+    here, there = (load_file(place / "adaptor.safetensors") for place in (one, other))
+    apart = max(float((here[name].float() - there[name].float()).abs().max()) for name in here)
+    assert apart <= 0.01 * 6 * 1e-3, apart
+
+
+def test_four_jobs_of_two_processes(toy_folder, tmp_path) -> None:
+    """Four folders, four artefacts, those of single processes, and no process left."""
+    words = ("train", "-m", *small(toy_folder), *FEW, *STEPS, "optimisation.lr=1e-3", "seed=0,1,2,3")
+    two = typed(tmp_path, *words, "name=two", "trainer.devices=2", "trainer.strategy=ddp")
+    assert two.returncode == 0 and two.stdout.count("weights: ") == 4, two.stderr
+    one = typed(tmp_path, *words, "name=one")
+    assert one.returncode == 0, one.stderr
+    by_two, by_one = made(tmp_path / "runs" / "two"), made(tmp_path / "runs" / "one")
+    assert by_two.keys() == by_one.keys() and len(by_one) == 4  # devices are no part of an identity
+    for name, place in by_two.items():
+        assert complete(place)
+        alike(place, by_one[name])
+    assert gone(tmp_path)
+
+
+def test_optuna_goes_on_where_it_was(toy_folder, tmp_path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra optuna")
+    words = ("train", "-m", *small(toy_folder), *FEW, "log_every=1", "name=sweep", "hydra/sweeper=optuna_seeded")
+    words += ("optimisation.lr=tag(log, interval(1e-4, 1e-3))", "optimized_metric=train/loss")
+    words += ("hydra.sweep.dir=found",)
+    first = typed(tmp_path, *words, "hydra.sweeper.n_trials=2")
+    assert first.returncode == 0, first.stderr
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs" / "sweep" / "jobs").glob("*.json")}
+    again = typed(tmp_path, *words, "hydra.sweeper.n_trials=3")
+    assert again.returncode == 0, again.stderr
+    assert len(before) == 2 and {file: file.stat().st_mtime_ns for file in before} == before
+    assert len(made(tmp_path / "runs" / "sweep")) == 3
+    told = [float(line.split()[1]) for line in again.stdout.splitlines() if line.startswith("train/loss: ")]
+    best = yaml.safe_load((tmp_path / "found" / "optimization_results.yaml").read_text())
+    assert len(told) == 3 and best["best_value"] == pytest.approx(min(told), rel=1e-4)
+
+
+def test_slurm_starts_the_ranks(toy_folder, tmp_path) -> None:
+    """Two jobs of two ranks on a cluster of one machine: each rank a task, one artefact a job."""
+    if importlib.util.find_spec("submitit") is None:
+        pytest.skip("needs the extra submitit")
+    install(tmp_path / "bin")
+    words = ("train", "-m", *small(toy_folder), *FEW, *STEPS, "optimisation.lr=1e-3", "seed=0,1")
+    slurm = ("hydra/launcher=slurm", "trainer.devices=2", "trainer.strategy=ddp", "hydra.sweep.dir=sweep")
+    path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    queued = typed(tmp_path, *words, *slurm, "name=queued", PATH=path)
+    assert queued.returncode == 0, queued.stderr
+    one = typed(tmp_path, *words, "name=one")
+    assert one.returncode == 0, one.stderr
+    by_slurm, by_one = made(tmp_path / "runs" / "queued"), made(tmp_path / "runs" / "one")
+    assert by_slurm.keys() == by_one.keys() and len(by_one) == 2
+    for name, place in by_slurm.items():
+        assert complete(place)
+        alike(place, by_one[name])
+    (asked,) = (tmp_path / "sweep").rglob("submission_file*.sh")
+    assert {"#SBATCH --ntasks-per-node=2", "#SBATCH --gpus-per-node=2", "#SBATCH --nodes=1"} <= set(
+        asked.read_text().splitlines()
+    )
+
+
+def test_a_sweep_of_records(toy_folder, tmp_path) -> None:
+    words = ("evaluate", "-m", *small(toy_folder), "weights=null", "metrics=fidelity", "eval_degradation=noise")
+    words += ("device=cpu", "name=steps", "sampler.steps=1,2", "optimized_metric=psnr")
+    first = typed(tmp_path, *words)
+    assert first.returncode == 0 and first.stdout.count("record:  ") == 2, first.stderr
+    records = made(tmp_path / "runs" / "steps")
+    assert len(records) == 2
+    before = [(place / "record.json").stat().st_mtime_ns for place in records.values()]
+    again = typed(tmp_path, *words)
+    assert again.returncode == 0 and again.stdout == first.stdout, again.stderr
+    assert [(place / "record.json").stat().st_mtime_ns for place in records.values()] == before
 
 
 def test_a_table_as_typed(toy_folder, tmp_path) -> None:

@@ -89,9 +89,11 @@ def test_every_epoch_has_all_pictures_in_a_new_order_and_ranks_share_it() -> Non
     whole = [position for batch in itertools.islice(PositionSampler(10, batch_size=5, seed=0), 4) for position in batch]
     assert [sorted(index for e, index in whole if e == epoch) for epoch in (0, 1)] == [list(range(10))] * 2
     assert [i for e, i in whole if e == 0] != [i for e, i in whole if e == 1]
-    ranks = [itertools.islice(PositionSampler(10, batch_size=2, seed=0, start=4, rank=r, world=2), 4) for r in (0, 1)]
+    ranks = [itertools.islice(PositionSampler(10, batch_size=4, seed=0, start=4, rank=r, world=2), 4) for r in (0, 1)]
     parts = [[position for batch in rank for position in batch] for rank in ranks]
     assert [p for pair in zip(*parts, strict=True) for p in pair] == whole[4:20]
+    with pytest.raises(ValueError, match="batch_size=4 does not divide among 3 processes"):
+        PositionSampler(10, batch_size=4, seed=0, rank=0, world=3)
     finite = [list(SequentialSampler(11, batch_size=2, rank=rank, world=3)) for rank in range(3)]
     assert sorted(index for rank in finite for batch in rank for _, index in batch) == list(range(11))
     assert [len(SequentialSampler(11, batch_size=2, rank=rank, world=3)) for rank in range(3)] == [
