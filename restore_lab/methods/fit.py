@@ -23,6 +23,7 @@ from restore_lab.locks import locked
 
 log = logging.getLogger(__name__)
 STATE = "state"
+LOSSES = "losses.jsonl"
 CLAIM = "unfinished"  # the file with the identity of the run that is at work here
 
 
@@ -150,7 +151,7 @@ def _train(cfg: DictConfig, node: Mapping[str, Any], folder: Path) -> None:
     checkpoint = L.pytorch.callbacks.ModelCheckpoint(
         dirpath=folder / STATE, filename="{step}", every_n_train_steps=cfg.checkpoint_every, save_top_k=1
     )
-    callbacks = [c for c in (ema, checkpoint, History(file=folder / "losses.jsonl", every=cfg.log_every)) if c]
+    callbacks = [c for c in (ema, checkpoint, History(file=folder / LOSSES, every=cfg.log_every)) if c]
     callbacks += ([StepBar()] if cfg.progress else []) + (build(cfg.callbacks) or [])
     _hush()
     trainer = build(
