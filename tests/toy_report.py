@@ -26,7 +26,10 @@ ROWS = {"a": lambda i: 20.0 + i, "b": lambda i: 40.0 - i}
 TABLE = {
     "title": "two rows",
     "source": {"paper": "Toy", "place": "Table 1"},
-    "columns": {"PSNR": {"metric": "psnr", "better": "more"}, "GMSD": {"metric": "gmsd", "better": "less", "digits": 3}},
+    "columns": {
+        "PSNR": {"metric": "psnr", "better": "more"},
+        "GMSD": {"metric": "gmsd", "better": "less", "digits": 3},
+    },
     "rows": {
         "a": {"title": "Ours", "labels": {"Words": "no"}, "published": [20.0, 0.3]},
         "b": {"title": "Ours", "labels": {"Words": "yes"}},
