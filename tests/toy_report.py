@@ -69,7 +69,9 @@ def record(place: Path, row: str, *, images: bool = True, border: int = 0, lq: i
     cells = [
         Cell(
             row=name, metric=metric, mean=sum(found) / N, std=None, n=N, higher_is_better=metric == "psnr",
-            column=Label(metric=metric, weights="", colour="rgb", border=border, size="32x24", rounding="8bit", count=N),
+            column=Label(
+                metric=metric, weights="", colour="rgb", border=border, size="32x24", rounding="8bit", count=N
+            ),
         )
         for (name, metric), found in values.items()
     ]  # fmt: skip

@@ -33,15 +33,14 @@ function listing() {
   return some.filter(({ image }) => `${image.name}\n${image.caption}`.toLowerCase().includes(wanted));
 }
 
-/** Choose a condition, and in it what is most likely wanted: the first method, against the LQ. */
+/** Choose a condition, and in it what is most likely wanted: the first method, against the LQ or else the original. */
 function chooseBlock(place) {
   const { rows, images } = data.blocks[place];
-  const shows = (row) => images.some((image) => picture(image, row) !== null);
-  const first = rows.findIndex((row, index) => row.method && shows(index));
-  const lq = rows.findIndex((row, index) => row.title.startsWith("LQ") && shows(index));
-  const method = Math.max(first, 0);
-  Object.assign(chosen, { block: place, metric: 0, row: method, minus: NONE, worstOf: ALL, image: 0 });
-  Object.assign(chosen, { left: lq < 0 ? method : lq, right: method });
+  const shows = (index) => images.some((image) => picture(image, index) !== null);
+  const shown = rows.map((row, index) => index).filter(shows);
+  const right = shown.find((index) => rows[index].method) ?? shown[0];
+  const left = shown.find((index) => rows[index].title === "LQ") ?? shown[0];
+  Object.assign(chosen, { block: place, image: 0, left, right, metric: 0, row: right, minus: NONE, worstOf: ALL });
   drawControls();
   draw();
 }
