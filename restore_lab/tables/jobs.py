@@ -98,6 +98,18 @@ class Plan:
         return [job for job in self.jobs.values() if not job.done]
 
 
+def behind(planned: Plan, identities: Sequence[str]) -> list[Job]:
+    """The jobs of these artefacts and of all that they need, once each."""
+    found: dict[str, Job] = {}
+    queue = list(identities)
+    while queue:
+        identity = queue.pop()
+        if identity not in found:
+            found[identity] = planned.jobs[identity]
+            queue += [need for need in planned.jobs[identity].needs if need in planned.jobs]
+    return list(found.values())
+
+
 class JobFailed(ValueError):
     """A job whose command failed; the text is its last line and where its log is."""
 

@@ -83,21 +83,12 @@ def measured(plan: Plan, spec: Spec) -> Measured:
     numbers: dict[At, Number] = {}
     problems: list[str] = []
     for condition in spec.conditions.values():
-        found = {row.name: _records(plan, spec.name, row.name, condition.name) for row in spec.rows.values()}
+        found = {row.name: records_of(plan, spec.name, row.name, condition.name) for row in spec.rows.values()}
+        rows: list[Read] = [*((name, records, None) for name, records in found.items()), *references(found.values())]
         for title in condition.columns:
-            metric, first = spec.columns[title].metric, None
-            rows = [(name, records, None) for name, records in found.items()]
-            rows += [(name, _with_row(found.values(), name), name) for name in REFERENCES]
-            for name, records, own in rows:
-                number = _number(records, own, metric) if metric else None
-                if number is None:
-                    continue
-                assert number.label is not None
-                first = first or number.label
-                if number.label.id != first.id:
-                    problems.append(f"{name}, {title}: measured as {number.label.says()}, the others as {first.says()}")
-                    continue
-                numbers[name, condition.name, title] = number
+            own, problem = column(rows, spec.columns[title].metric, title)
+            numbers |= {(name, condition.name, title): number for name, number in own.items()}
+            problems += problem
     numbers |= {
         (row, condition.name, title): number
         for condition in spec.conditions.values()
@@ -105,6 +96,38 @@ def measured(plan: Plan, spec: Spec) -> Measured:
         for row, number in _described(plan, spec, spec.columns[title].describe).items()
     }
     return Measured(spec=spec, numbers=numbers, problems=problems)
+
+
+# A row's name, its records by seed, and what it is called in them (None: the method's own row).
+Read = tuple[str, Mapping[int, Record], str | None]
+
+
+def references(found: Iterable[Mapping[int, Record]]) -> list[Read]:
+    """The LQ's and the codec's rows, of the first records that have one: other people's images have no codec."""
+
+    def has(records: Mapping[int, Record], row: str) -> bool:
+        return any(cell.row == row for record in records.values() for cell in record.results.cells)
+
+    every = list(found)
+    return [(row, next((records for records in every if has(records, row)), {}), row) for row in REFERENCES]
+
+
+def column(rows: Sequence[Read], metric: str | None, title: str) -> tuple[dict[str, Number], list[str]]:
+    """A metric's number of every row that has one; a number under another label than the first is a problem."""
+    numbers: dict[str, Number] = {}
+    problems: list[str] = []
+    first = None
+    for name, records, own in rows:
+        number = _number(records, own, metric) if metric else None
+        if number is None:
+            continue
+        assert number.label is not None
+        first = first or number.label
+        if number.label.id == first.id:
+            numbers[name] = number
+        else:
+            problems.append(f"{name}, {title}: measured as {number.label.says()}, the others as {first.says()}")
+    return numbers, problems
 
 
 def _described(plan: Plan, spec: Spec, what: str | None) -> dict[str, Number]:
@@ -140,19 +163,14 @@ def judged(a: Number, b: Number, *, draws: int = 2000) -> Judged | None:
     return Judged(mean=float(deltas.mean()), low=float(low), high=float(high), n=len(deltas))
 
 
-def _records(plan: Plan, table: str, row: str, condition: str) -> dict[int, Record]:
+def records_of(plan: Plan, table: str, row: str, condition: str) -> dict[int, Record]:
+    """The records behind a row under a condition that are there, by seed."""
     found: dict[int, Record] = {}
     for seed in range(plan.seeds):
         identity = plan.scores.get(Place(table=table, row=row, condition=condition, seed=seed))
         if identity is not None and plan.jobs[identity].done:
             found[seed] = read_record(plan.jobs[identity].folder)
     return found
-
-
-def _with_row(found: Iterable[Mapping[int, Record]], row: str) -> Mapping[int, Record]:
-    """The first records that have a row by this name; those of other people's images have no codec."""
-    has = (records for records in found if any(cell.row == row for r in records.values() for cell in r.results.cells))
-    return next(has, {})
 
 
 def _number(records: Mapping[int, Record], row: str | None, metric: str) -> Number | None:

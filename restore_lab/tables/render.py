@@ -48,7 +48,7 @@ def latex(table: Grid) -> str:
     """A booktabs tabular; needs \\usepackage{booktabs}."""
     columns = "l" * (1 + len(table.label_names)) + "r" * len(table.headings)
     arrows = {True: "$\\uparrow$", False: "$\\downarrow$"}
-    heads = [f"{_tex(title)}{arrows[column.metric_higher_is_better]}" for title, column in _titled(table)]
+    heads = [f"{_tex(title)}{arrows[column.metric_higher_is_better]}" for title, column in titled(table)]
     lines = [f"% {_of(table)}", f"\\begin{{tabular}}{{{columns}}}", "\\toprule"]
     lines.append(" & ".join(["", *map(_tex, table.label_names), *heads]) + r" \\")
     lines.append("\\midrule")
@@ -140,26 +140,33 @@ FORMATS: dict[str, Callable[[Grid], str]] = {
 ENDINGS = {"markdown": "md", "latex": "tex", "csv": "csv", "html": "html", "json": "json"}
 
 
-def _text(cell: Cell, *, best: str, second: str) -> str:
-    """Measured, marked, and published in brackets."""
+def cell_parts(cell: Cell) -> tuple[str, str, str]:
+    """What is measured, its spread over seeds, and what is published; "" for what there is none of."""
     digits, number = cell.column.digits, cell.number
     published = "" if not cell.printed else f"[{'?' if cell.published is None else f'{cell.published:.{digits}f}'}]"
     if number is None:
-        return published or "-"
+        return "", "", published
     own = digits if not cell.column.stand_in else 2 if abs(number.mean) >= 10 else 4
     spread = "" if number.spread is None else f" \u00b1 {number.spread:.{own}f}"
-    text = {BEST: best, SECOND: second}.get(cell.mark or "", "{}").format(f"{number.mean:.{own}f}") + spread
-    return f"{text} {published}".rstrip()
+    return f"{number.mean:.{own}f}", spread, published
 
 
-def _titled(table: Grid) -> list[tuple[str, Column]]:
-    """Headings; a stand-in's own name comes behind what it stands for."""
+def _text(cell: Cell, *, best: str, second: str) -> str:
+    """Measured, marked, and published in brackets."""
+    measured, spread, published = cell_parts(cell)
+    if not measured:
+        return published or "-"
+    return f"{({BEST: best, SECOND: second}.get(cell.mark or '', '{}')).format(measured)}{spread} {published}".rstrip()
+
+
+def titled(table: Grid) -> list[tuple[str, Column]]:
+    """The headings; a stand-in's own name comes behind what it stands for."""
     titles = [(f"{c.title} ({c.metric})" if c.stand_in else c.title, condition, c) for condition, c in table.headings]
     return [(f"{condition}: {title}" if condition else title, c) for title, condition, c in titles]
 
 
 def _headings(table: Grid) -> list[str]:
-    return [f"{title} {'+' if column.metric_higher_is_better else '-'}" for title, column in _titled(table)]
+    return [f"{title} {'+' if column.metric_higher_is_better else '-'}" for title, column in titled(table)]
 
 
 def _of(table: Grid) -> str:

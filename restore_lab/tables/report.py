@@ -11,7 +11,7 @@ from restore_lab.artefacts import write_bytes_atomic
 from restore_lab.evaluation.batches import write_inputs
 from restore_lab.tables import spec as specs
 from restore_lab.tables.grid import Grid, grid
-from restore_lab.tables.jobs import DESCRIPTION, SCORES, Job, Plan, config_flags, config_folders, took
+from restore_lab.tables.jobs import DESCRIPTION, SCORES, Job, Plan, behind, config_flags, config_folders, took
 from restore_lab.tables.make import make, through_hydra, write_jobs
 from restore_lab.tables.measured import measured
 from restore_lab.tables.plan import composed, estimate, plan
@@ -89,7 +89,7 @@ def plan_text(planned: Plan, store: Path) -> str:
     for spec in planned.specs:
         own = [p for p in planned.scores if p.table == spec.name]
         described = [identity for (table, _), identity in planned.descriptions.items() if table == spec.name]
-        reached = _behind(planned, [*(planned.scores[p] for p in own), *described])
+        reached = behind(planned, [*(planned.scores[p] for p in own), *described])
         done = sum(job.done for job in reached)
         lines.append(f"{spec.name}  {spec.title} ({spec.source}; {len(spec.rows)} rows)")
         lines.append(f"  {len(reached)} artefacts, {done} there, {len(reached) - done} missing")
@@ -104,18 +104,6 @@ def plan_text(planned: Plan, store: Path) -> str:
     lines.append("")
     lines += [_line(planned, job, finished) for job in planned.jobs.values()]
     return "\n".join([*lines, "", _total(planned, finished)])
-
-
-def _behind(planned: Plan, identities: Sequence[str]) -> list[Job]:
-    """The jobs of these artefacts and of all that they need, once each."""
-    found: dict[str, Job] = {}
-    queue = list(identities)
-    while queue:
-        identity = queue.pop()
-        if identity not in found:
-            found[identity] = planned.jobs[identity]
-            queue += [need for need in planned.jobs[identity].needs if need in planned.jobs]
-    return list(found.values())
 
 
 def _line(planned: Plan, job: Job, finished: Sequence[Any]) -> str:

@@ -1,0 +1,20 @@
+"""Write what is there of a table as one HTML file: the table, training curves, the images under a slider.
+
+restore-lab report spire/table6
+restore-lab report spire/table6 --seeds=3 images=200 output=table6.html
+restore-lab report records=[runs/a/scores-<id>,runs/b/scores-<id>]
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+POSITIONAL = ("table",)
+RENAMED = {"scale": "at_scale"}  # `scale` is a config group, of the jobs' configs
+
+
+def run(cfg: Any) -> None:
+    """Write the page; nothing is made for it."""
+    from restore_lab.tables.page.write import run as write
+
+    write(cfg)

@@ -1,0 +1,206 @@
+"""The image browser's data: of every condition the chosen images, as each row shows and measures them.
+
+An image is (seed, key). Shown are the worst ones of each row by each metric and others in between, up to a limit; every
+picture is embedded once, however many rows share it. Rows restored one LQ as a rule; where they did not, the page has a
+row for each LQ.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from restore_lab.evaluation.protocol import Column
+from restore_lab.evaluation.records import DECODED_HQ, DECODED_LQ, LQ, ORIGINAL, ROBUST_LQ, image_file
+from restore_lab.tables.page.sources import Block, Run
+from restore_lab.types import Recipe
+
+Image = tuple[int, str]  # seed and key
+REFERENCES = (ORIGINAL, LQ, DECODED_LQ, ROBUST_LQ, DECODED_HQ)
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What a row shows of an image: its file, if it was kept, its values by metric, its words."""
+
+    file: Path | None
+    values: Mapping[str, float]
+    caption: str = ""
+    instruction: str = ""
+    recipe: str = ""
+
+
+@dataclass(kw_only=True)
+class Pictures:
+    """Files as data: URIs, each content once; `add` gives its place in `uris`."""
+
+    uris: list[str] = field(default_factory=list)
+    places: dict[str, int] = field(default_factory=dict)
+
+    def add(self, file: Path) -> int:
+        content = file.read_bytes()
+        name = hashlib.sha256(content).hexdigest()
+        if name not in self.places:
+            self.places[name] = len(self.uris)
+            self.uris.append(f"data:image/webp;base64,{base64.b64encode(content).decode()}")
+        return self.places[name]
+
+
+def browser(block: Block, pictures: Pictures, *, limit: int, worst: int) -> dict[str, Any]:
+    """A condition as the page's script reads it.
+
+    Args:
+        block: its rows.
+        pictures: takes the images.
+        limit: how many images at most; the worst ones come even beyond it.
+        worst: how many of each row by each metric are always among them.
+
+    Returns:
+        title, metrics [{name, more}], rows [{title, method}], total, notes, images [{name, caption, recipe, views}]; a
+        view, one a row, is null or {picture, values, instruction}, its values in the order of the metrics.
+    """
+    rows, notes = _rows(block)
+    kept = {image for row in rows.values() for image, view in row.items() if view.file}
+    images = [image for image in dict.fromkeys(i for row in rows.values() for i in row) if image in kept]
+    methods = [row for title, row in rows.items() if title in block.rows]
+    always = {
+        image
+        for row in methods
+        for metric, more in block.metrics.items()
+        for image in worst_of(row, metric, more=more, images=images)[:worst]
+    }
+    several = len({seed for seed, _ in images}) > 1
+    return {
+        "title": block.title,
+        "metrics": [{"name": name, "more": more} for name, more in block.metrics.items()],
+        "rows": [{"title": title, "method": title in block.rows} for title in rows],
+        "total": len(images),
+        "notes": notes,
+        "images": [
+            {
+                "name": f"{key}, seed {seed}" if several else key,
+                **_words([row[seed, key] for row in rows.values() if (seed, key) in row]),
+                "views": [_view(row.get((seed, key)), block.metrics, pictures) for row in rows.values()],
+            }
+            for seed, key in chosen(images, always, limit)
+        ],
+    }
+
+
+def worst_of(row: Mapping[Image, View], metric: str, *, more: bool, images: Sequence[Image]) -> list[Image]:
+    """Those of the images that the row has a value for, the worst first: the lowest where more is better."""
+    measured = [image for image in images if image in row and metric in row[image].values]
+    return sorted(measured, key=lambda image: row[image].values[metric] * (1 if more else -1))
+
+
+def chosen(images: Sequence[Image], always: set[Image], limit: int) -> list[Image]:
+    """These, and of the others as many as the limit leaves room for, evenly spread; in their order."""
+    others = [image for image in images if image not in always]
+    room = min(max(limit - len(always), 0), len(others))
+    picked = always | {others[i * len(others) // room] for i in range(room)}
+    return [image for image in images if image in picked]
+
+
+def _rows(block: Block) -> tuple[dict[str, dict[Image, View]], list[str]]:
+    """Every row's views, the references first; and a note for values that another protocol measured."""
+    found: dict[str, dict[Image, View]] = {}
+    methods: dict[str, dict[Image, View]] = {}
+    labels: dict[str, Column] = {}
+    notes: list[str] = []
+    for title, runs in block.rows.items():
+        methods[title] = {}
+        for seed, run in runs.items():
+            metrics, odd = _comparable(run, block.metrics, labels)
+            notes += [f"{title}, {line}" for line in odd]
+            methods[title] |= _views(run, seed, metrics)
+            for reference in REFERENCES:
+                _merge(found, reference, title, _views(replace(run, row=reference), seed, metrics))
+    return {**found, **methods}, list(dict.fromkeys(notes))
+
+
+def _comparable(run: Run, metrics: Mapping[str, bool], labels: dict[str, Column]) -> tuple[list[str], list[str]]:
+    """The metrics that a run measured as the runs before it did, and how the others differ.
+
+    How many images there were, and of which sizes, makes no difference to the value of one.
+    """
+    same, odd = [], []
+    for cell in run.record.results.cells:
+        if cell.row == run.row and cell.metric in metrics:
+            first = labels.setdefault(cell.metric, cell.column)
+            if replace(first, count=0, size="") == replace(cell.column, count=0, size=""):
+                same.append(cell.metric)
+            else:
+                odd.append(f"{cell.metric}: measured as {cell.column.says()}, before it as {first.says()}; left out")
+    return same, odd
+
+
+def _views(run: Run, seed: int, metrics: Sequence[str]) -> dict[Image, View]:
+    """What a run shows of each image of its record; nothing for those of which it has neither file nor value."""
+    results = run.record.results
+    views: dict[Image, View] = {}
+    for key in dict.fromkeys(image.key for image in results.images):
+        file = image_file(run.folder, run.row, key)
+        views[seed, key] = View(file=file if file.is_file() else None, values={})
+    for image in results.images:
+        if image.row == run.row:
+            view = views[seed, image.key]
+            usable = image.metric in metrics and image.value is not None and math.isfinite(image.value)
+            values = {**view.values, **({image.metric: image.value} if usable else {})}
+            views[seed, image.key] = replace(
+                view, values=values, caption=image.caption, instruction=image.instruction, recipe=image.recipe
+            )
+    return {image: view for image, view in views.items() if view.file or view.values}
+
+
+def _merge(rows: dict[str, dict[Image, View]], name: str, owner: str, views: dict[Image, View]) -> None:
+    """Add a reference that a method brings along: to the row that agrees with it, or as a row of its own."""
+    if not views:
+        return
+    known = [title for title in rows if title == name or title.startswith(f"{name} of ")]
+    for title in known:
+        if all(_agree(rows[title][image], views[image]) for image in rows[title].keys() & views.keys()):
+            rows[title] = {**views, **rows[title]}
+            return
+    rows[f"{name} of {owner}" if known else name] = views
+
+
+def _agree(a: View, b: View) -> bool:
+    """Whether two views are of one image: by their bytes, or else by what was measured of them."""
+    if a.file and b.file:
+        return a.file.read_bytes() == b.file.read_bytes()
+    return all(math.isclose(a.values[m], b.values[m], rel_tol=1e-3) for m in a.values.keys() & b.values.keys())
+
+
+def _words(views: Sequence[View]) -> dict[str, str]:
+    """Caption and recipe of an image, as the first row that has them says."""
+    recipe = next((view.recipe for view in views if view.recipe), "")
+    return {"caption": next((view.caption for view in views if view.caption), ""), "recipe": _says(recipe)}
+
+
+def _says(recipe: str) -> str:
+    """The steps of a recipe with their numbers, in a line; what is not one is shown as it is."""
+    try:
+        steps = Recipe.from_json(recipe).steps
+    except ValueError:
+        return recipe
+    return ", ".join(
+        f"{step.kind} ({' '.join(f'{k}={_short(v)}' for k, v in step.params.items() if k != 'seed')})" for step in steps
+    )
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+
+
+def _view(view: View | None, metrics: Mapping[str, bool], pictures: Pictures) -> dict[str, Any] | None:
+    if view is None:
+        return None
+    values = [float(f"{view.values[m]:.6g}") if m in view.values else None for m in metrics]
+    picture = pictures.add(view.file) if view.file else None
+    return {"picture": picture, "values": values, "instruction": view.instruction}

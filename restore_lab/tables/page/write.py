@@ -1,0 +1,130 @@
+"""`restore-lab report`: one HTML file with a table, its training curves and its images; it opens from disk.
+
+The page is `page.html` with `page.css` and the scripts inside it, and everything that they show as one JSON element. It
+fetches nothing: images are data: URIs, and its Content-Security-Policy forbids the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from string import Template
+from typing import Any, get_args
+
+from restore_lab.artefacts import write_bytes_atomic
+from restore_lab.tables import spec as specs
+from restore_lab.tables.grid import Cell, Grid
+from restore_lab.tables.jobs import config_folders
+from restore_lab.tables.page.browser import Pictures, browser
+from restore_lab.tables.page.curves import charts
+from restore_lab.tables.page.sources import Source, of_records, of_table
+from restore_lab.tables.plan import plan
+from restore_lab.tables.render import cell_parts, titled
+
+log = logging.getLogger(__name__)
+HERE = Path(__file__).parent
+SCRIPTS = ("dom.js", "table.js", "curves.js", "zoom.js", "viewer.js", "browser.js", "main.js")  # in this order
+SCALES = get_args(specs.Scale)
+
+
+def run(cfg: Any) -> Path:
+    """Run `restore-lab report`: read what is there, write the page, say where it is and what is missing.
+
+    Raises:
+        ValueError: if neither a table nor records are named, or both, or the output is a folder.
+    """
+    output = Path(cfg.output).expanduser()
+    if output.is_dir():
+        raise ValueError(f"output={cfg.output} is a folder; name the file to write: output=report.html")
+    source = _source(cfg)
+    text = page(source, images=int(cfg.images), worst=int(cfg.worst))
+    write_bytes_atomic(output, text.encode())
+    if source.missing:
+        log.info("%s", source.missing)
+    log.info("report: %s (%.1f MB)", output, output.stat().st_size / 1e6)
+    return output
+
+
+def _source(cfg: Any) -> Source:
+    if (cfg.table is None) == (cfg.records is None):
+        raise ValueError("name a table (restore-lab report spire/table6) or records (records=[FOLDER,FOLDER])")
+    if cfg.records is not None:
+        return of_records([Path(folder).expanduser() for folder in cfg.records])
+    if cfg.at_scale not in SCALES:
+        raise ValueError(f"scale={cfg.at_scale!r} is not known; one of {', '.join(SCALES)}")
+    spec = specs.read(cfg.table, config_folders(), scale=cfg.at_scale)
+    store = Path(cfg.runs_dir) / cfg.name
+    return of_table(plan([spec], store=store, seeds=int(cfg.seeds), words=list(cfg.overrides)), spec)
+
+
+def page(source: Source, *, images: int, worst: int) -> str:
+    """The whole file.
+
+    Args:
+        source: what it shows.
+        images: how many images of a condition it holds.
+        worst: how many of each row by each metric are always among them.
+    """
+    pictures = Pictures()
+    blocks = [browser(block, pictures, limit=images, worst=worst) for block in source.blocks]
+    data = {
+        "table": table(source.table),
+        "missing": source.missing,
+        "charts": charts(source.trainings),
+        "blocks": blocks,
+        "pictures": pictures.uris,
+    }
+    scripts = [f"<script>\n{(HERE / name).read_text(encoding='utf-8')}</script>" for name in SCRIPTS]
+    return Template((HERE / "page.html").read_text(encoding="utf-8")).substitute(
+        style=(HERE / "page.css").read_text(encoding="utf-8"), data=embedded(data), scripts="\n".join(scripts)
+    )
+
+
+def embedded(data: Any) -> str:
+    """JSON that can stand inside a script element: no "<" ends it or opens a comment."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c")
+
+
+def table(grid: Grid) -> dict[str, Any]:
+    """The table as the page's script reads it; `value` is what a column is sorted by."""
+    scale = f", scale={grid.scale}" if grid.source else ""
+    return {
+        "name": grid.name,
+        "title": grid.title,
+        "source": grid.source + scale,
+        "labels": list(grid.label_names),
+        "columns": [
+            {"title": title, "condition": condition, "more": column.metric_higher_is_better}
+            for (condition, column), title in zip(grid.headings, headings(grid), strict=True)
+        ],
+        "lines": [
+            {
+                "title": line.title,
+                "kind": line.kind,
+                "labels": [line.labels.get(name, "") for name in grid.label_names],
+                "cells": [_cell(cell) for cell in line.cells],
+            }
+            for line in grid.lines
+        ],
+        "claims": list(grid.claims),
+        "notes": list(grid.notes),
+    }
+
+
+def headings(grid: Grid) -> list[str]:
+    """The columns' headings without their conditions, which stand above them."""
+    return [title.removeprefix(f"{c}: ") for (c, _), (title, _) in zip(grid.headings, titled(grid), strict=True)]
+
+
+def _cell(cell: Cell) -> dict[str, Any]:
+    measured, spread, published = cell_parts(cell)
+    return {
+        "measured": measured,
+        "spread": spread,
+        "published": published,
+        "mark": cell.mark,
+        "value": None if cell.number is None else cell.number.mean,
+        "printed": cell.published,
+    }
