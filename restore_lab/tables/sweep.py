@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from restore_lab.tables.jobs import Job, config_flags, run
+from restore_lab.tracking import typed
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,9 @@ def train(cfg: Any) -> Path:
     from restore_lab.methods.fit import planned
 
     stage = planned(cfg)[-1]
-    words = ("train", *config_flags(), *HydraConfig.get().overrides.task, "progress=false")
+    varied = ", ".join(word.partition("=")[0].lstrip("+") for word in typed())
+    group = f"run.group='{cfg.name}: {varied}'"  # the same for each job, and for a sweep that goes on
+    words = ("train", *config_flags(), group, *HydraConfig.get().overrides.task, "progress=false")
     job = Job(
         identity=stage.identity,
         kind=stage.name,
