@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 # Typed words that say where and how something is made, not what.
-PLUMBING = IGNORED | {"name", "stage", "experiment", "run", "weights", "trainer", "trusted_packages"}
+PLUMBING = IGNORED | {"name", "stage", "experiment", "run", "weights", "trainer", "callbacks", "again"}
+PLUMBING |= {"log_every", "checkpoint_every", "pictures", "keep_images"}
 FAILED, INTERRUPTED = 1, 255  # exit codes as wandb reads them
 LONGEST_NAME = 128  # letters, of wandb's names
 GAP = 4  # pixels between the images of a panel
@@ -81,6 +82,13 @@ def log_shown(logger: Any, key: str, shown: Sequence[Shown], *, step: int) -> No
         logger.log_image(key, [_beside(one.images) for one in shown], step=step, caption=[_words(one) for one in shown])
 
 
+def signed_in() -> bool:
+    """Whether there is a wandb account to write to; nobody is asked, and nothing is sent."""
+    import wandb
+
+    return wandb.login(prompt=False, verify=False)
+
+
 def _described(cfg: DictConfig, kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Group, name and tags of a page. Tags are a method's: what has no prior (a score of a folder) has none."""
     from hydra.core.hydra_config import HydraConfig
@@ -113,7 +121,7 @@ def _wandb(logger: Any, node: DictConfig) -> Any:
 
     if rank_zero_only.rank != 0:
         return logger
-    if node.get("mode") == "online" and not wandb.login(prompt=False, verify=False):
+    if node.get("mode") == "online" and not signed_in():
         raise ValueError(
             "logger=wandb: nobody is logged in to wandb here; run `wandb login`, or set WANDB_MODE=offline and send "
             "what was written with `wandb sync` later"

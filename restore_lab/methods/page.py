@@ -104,7 +104,7 @@ class ValidationPanels(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
         for logger in () if trainer.sanity_checking else trainer.loggers:
-            log_shown(logger, "validation", self.shown, step=trainer.global_step)
+            log_shown(logger, "validation", self.shown, step=trainer.global_step - 1)
         self.shown = []
 
 
