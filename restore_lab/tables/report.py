@@ -89,7 +89,7 @@ def plan_text(planned: Plan, store: Path) -> str:
     for spec in planned.specs:
         own = [p for p in planned.scores if p.table == spec.name]
         described = [identity for (table, _), identity in planned.descriptions.items() if table == spec.name]
-        reached = _behind(planned, [*(planned.scores[p] for p in own), *described])
+        reached = behind(planned, [*(planned.scores[p] for p in own), *described])
         done = sum(job.done for job in reached)
         lines.append(f"{spec.name}  {spec.title} ({spec.source}; {len(spec.rows)} rows)")
         lines.append(f"  {len(reached)} artefacts, {done} there, {len(reached) - done} missing")
@@ -106,7 +106,7 @@ def plan_text(planned: Plan, store: Path) -> str:
     return "\n".join([*lines, "", _total(planned, finished)])
 
 
-def _behind(planned: Plan, identities: Sequence[str]) -> list[Job]:
+def behind(planned: Plan, identities: Sequence[str]) -> list[Job]:
     """The jobs of these artefacts and of all that they need, once each."""
     found: dict[str, Job] = {}
     queue = list(identities)
