@@ -23,6 +23,7 @@ RANKS = {
     "artefacts": 0,
     "locks": 0,
     "pairs": 0,
+    "tracking": 1,
     "data": 1,
     "degradation": 1,
     "prompts": 2,

@@ -133,7 +133,7 @@ def evaluate(cfg: DictConfig) -> Evaluation:
     """
     scores = planned(cfg)
     run = _run if cfg.system is None else systems.run
-    results = once(scores, lambda: run(cfg, scores), again=cfg.again)
+    results = once(cfg, scores, lambda: run(cfg, scores))
     picture = scores.folder / PICTURE
     compared = report(results, variants=method_rows(results), ordered=list(cfg.ordered or ()))
     return Evaluation(

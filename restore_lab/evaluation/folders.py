@@ -50,7 +50,7 @@ def score(cfg: DictConfig) -> tuple[Path, Results]:
         ValueError: if the folders do not pair, or a pair has two sizes.
     """
     scores = planned(cfg)
-    return scores.folder, once(scores, lambda: _run(cfg, scores), again=cfg.again)
+    return scores.folder, once(cfg, scores, lambda: _run(cfg, scores))
 
 
 def _run(cfg: DictConfig, scores: Scores) -> None:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from restore_lab.artefacts import identity
+from restore_lab.evaluation.page import log_record
 from restore_lab.evaluation.records import read_record, recorded
 from restore_lab.locks import locked
+from restore_lab.tracking import tracked
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -47,12 +49,16 @@ def scores_of(cfg: DictConfig, settings: Mapping[str, Any], parents: tuple[str, 
     return Scores(identity=identity_, folder=folder, settings=settings, parents=parents)
 
 
-def once(scores: Scores, make: Callable[[], None], *, again: bool) -> Results:
-    """What the record says, made first if it is not there, or if it is wanted `again`."""
-    if again or not recorded(scores.folder, identity=scores.identity):
-        with locked(scores.folder):
-            if again or not recorded(scores.folder, identity=scores.identity):  # another run's, meanwhile
-                make()
-    else:
-        log.info("measured before; again=true measures again")
-    return read_record(scores.folder).results
+def once(cfg: DictConfig, scores: Scores, make: Callable[[], None]) -> Results:
+    """What the record says, made first if it is not there, or if it is wanted `again`; a logger is shown it."""
+    with tracked(cfg, identity=scores.identity, kind="scores", settings=scores.settings) as logger:
+        if cfg.again or not recorded(scores.folder, identity=scores.identity):
+            with locked(scores.folder):
+                if cfg.again or not recorded(scores.folder, identity=scores.identity):  # another run's, meanwhile
+                    make()
+        else:
+            log.info("measured before; again=true measures again")
+        results = read_record(scores.folder).results
+        if logger is not None:
+            log_record(logger, scores.folder, results, pictures=cfg.pictures)
+    return results

@@ -209,13 +209,15 @@ class RestorationModule(OwnWeights):
             raise ValueError("training needs pairs; give a source with HQ images and a degradation, or data=paired")
         return batch.hq_BCHW, batch.lq_BCHW
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """PSNR of one sample and of the LQ, in dB."""
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """PSNR of one sample and of the LQ, in dB. Returns the sample, "restored", for whoever shows it."""
         if batch.hq_BCHW is None or batch.lq_BCHW is None:
             raise ValueError("validation needs pairs; give eval_data with HQ images and an eval_degradation")
-        for name, image_BCHW in (("restored", self.restore(batch)), ("lq", batch.lq_BCHW)):
+        restored_BCHW = self.restore(batch)
+        for name, image_BCHW in (("restored", restored_BCHW), ("lq", batch.lq_BCHW)):
             mse_B = (image_BCHW - batch.hq_BCHW).square().mean(dim=(1, 2, 3))
             self.log(f"val/psnr_{name}", (-10 * mse_B.log10()).mean(), prog_bar=True, batch_size=len(batch))
+        return {"restored": restored_BCHW}
 
     @torch.no_grad()
     def restore(self, batch: Batch) -> Tensor:

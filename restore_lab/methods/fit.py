@@ -13,13 +13,17 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from restore_lab.artefacts import Manifest, complete, identity, write_bytes_atomic
 from restore_lab.build import build
 from restore_lab.locks import locked
+from restore_lab.tracking import tracked
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
 
 log = logging.getLogger(__name__)
 STATE = "state"
@@ -111,7 +115,8 @@ def _make(cfg: DictConfig, stage: Stage, earlier: Mapping[str, Path]) -> None:
     _claim(folder, stage.identity)
     node = _replaced(stage.node, {k: str(v) for k, v in earlier.items()})
     node["partial"] = str(stage.node.get("weights")).startswith("stage:")  # an earlier stage knows fewer parts
-    _train(cfg, node, folder)
+    with tracked(cfg, identity=stage.identity, kind=stage.name, settings=stage.settings) as logger:
+        _train(cfg, node, folder, logger)
     Manifest(identity=stage.identity, kind=stage.name, settings=stage.settings, parents=stage.parents).write(folder)
     shutil.rmtree(folder / STATE, ignore_errors=True)
     (folder / CLAIM).unlink(missing_ok=True)
@@ -130,13 +135,14 @@ def _claim(folder: Path, identity_: str) -> None:
     write_bytes_atomic(claim, identity_.encode())
 
 
-def _train(cfg: DictConfig, node: Mapping[str, Any], folder: Path) -> None:
+def _train(cfg: DictConfig, node: Mapping[str, Any], folder: Path, logger: Logger | None) -> None:
     """Build the stage's objects, train from the last checkpoint if there is one, and write the result."""
     import lightning as L
     import torch
 
     from restore_lab.methods.ema import EMA
     from restore_lab.methods.history import History
+    from restore_lab.methods.page import page_callbacks
     from restore_lab.methods.progress import StepBar
     from restore_lab.methods.weights import weights_file
 
@@ -152,12 +158,13 @@ def _train(cfg: DictConfig, node: Mapping[str, Any], folder: Path) -> None:
         dirpath=folder / STATE, filename="{step}", every_n_train_steps=cfg.checkpoint_every, save_top_k=1
     )
     callbacks = [c for c in (ema, checkpoint, History(file=folder / LOSSES, every=cfg.log_every)) if c]
+    callbacks += page_callbacks(every=cfg.log_every, pictures=cfg.pictures) if logger else []
     callbacks += ([StepBar()] if cfg.progress else []) + (build(cfg.callbacks) or [])
     _hush()
     trainer = build(
         cfg.trainer,
         callbacks=callbacks,
-        logger=build(cfg.logger) or False,
+        logger=logger or False,
         default_root_dir=str(folder),
         **node["trainer"],
     )

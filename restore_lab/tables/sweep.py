@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from restore_lab.tables.jobs import SCORES, Job, config_flags, run
+from restore_lab.tracking import typed
 
 
 def sweeping() -> bool:
@@ -38,7 +39,7 @@ def train(cfg: Any) -> Path:
         identity=stage.identity,
         kind=stage.name,
         folder=str(stage.folder),
-        words=_words("train"),
+        words=_words("train", cfg),
         like=f"{stage.name} {cfg.name}",
         steps=int(stage.node["trainer"]["max_steps"]),
     )
@@ -59,15 +60,17 @@ def evaluate(cfg: Any) -> None:
         identity=scores.identity,
         kind=SCORES,
         folder=str(scores.folder),
-        words=_words("evaluate"),
+        words=_words("evaluate", cfg),
         like=f"{SCORES} {cfg.name}",
         steps=int(cfg.sampler.steps),
     )
     run(job, Path(cfg.runs_dir) / cfg.name, again=cfg.again)
 
 
-def _words(verb: str) -> tuple[str, ...]:
-    """This job's command, without the sweep around it."""
+def _words(verb: str, cfg: Any) -> tuple[str, ...]:
+    """This job's command, without the sweep around it; a logger groups the jobs by what varies."""
     from hydra.core.hydra_config import HydraConfig
 
-    return (verb, *config_flags(), *HydraConfig.get().overrides.task, "progress=false")
+    varied = ", ".join(word.partition("=")[0].lstrip("+") for word in typed())
+    group = f"run.group='{cfg.name}: {varied}'"  # the same for each job, and for a sweep that goes on
+    return (verb, *config_flags(), group, *HydraConfig.get().overrides.task, "progress=false")

@@ -280,7 +280,7 @@ def spied(monkeypatch) -> list[tuple[dict, Path]]:
     """Stages are not trained; what each would have been built from is kept."""
     made: list[tuple[dict, Path]] = []
 
-    def pretend(cfg, node, folder) -> None:
+    def pretend(cfg, node, folder, logger) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         made.append((node, folder))
 
@@ -355,7 +355,7 @@ def test_a_run_dir_is_the_last_stages(tmp_path, spied) -> None:
 
 
 def test_an_unfinished_run_is_not_continued_with_other_settings(tmp_path, monkeypatch) -> None:
-    def killed(cfg, node, folder) -> None:
+    def killed(cfg, node, folder, logger) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(fit_module, "_train", killed)

@@ -1,0 +1,65 @@
+"""What a record shows on its logger's page: the means, every image's values as a table, the images with their words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from restore_lab.evaluation.records import LQ, ORIGINAL, Results, image_file, method_rows
+from restore_lab.tracking import Shown, log_shown
+
+WORDS = ("caption", "instruction", "recipe")
+
+
+def log_record(logger: Any, folder: str | Path, results: Results, *, pictures: int) -> None:
+    """Show a record.
+
+    Args:
+        logger: one of Lightning's; the table and the images go to those that can show them.
+        folder: the record's, where its images lie if they were kept.
+        results: what the record says.
+        pictures: images to show; 0 for none.
+    """
+    logger.log_metrics(means(results), step=0)
+    if hasattr(logger, "log_table"):
+        columns, lines = per_image(results)
+        logger.log_table("per_image", columns=columns, data=lines, step=0)
+    log_shown(logger, "images", kept(folder, results, limit=pictures), step=0)
+
+
+def means(results: Results) -> dict[str, float]:
+    """`row/metric` to mean; a metric that was measured in several columns (sizes, counts) names its column too."""
+    times = Counter((cell.row, cell.metric) for cell in results.cells)
+    several = {name for name, count in times.items() if count > 1}
+    return {
+        f"{cell.row}/{cell.metric}{f' {cell.column.id}' if (cell.row, cell.metric) in several else ''}": cell.mean
+        for cell in results.cells
+    }
+
+
+def per_image(results: Results) -> tuple[list[str], list[list[Any]]]:
+    """One line for each row and image: key, row, the metrics' values (None where there is none), words and recipe."""
+    metrics = list(dict.fromkeys(image.metric for image in results.images))
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for image in results.images:
+        line = found.setdefault((image.row, image.key), {name: getattr(image, name) for name in WORDS})
+        line[image.metric] = image.value
+    columns = ["key", "row", *metrics, *WORDS]
+    lines = [[key, row, *(line.get(name) for name in columns[2:])] for (row, key), line in found.items()]
+    return columns, lines
+
+
+def kept(folder: str | Path, results: Results, *, limit: int) -> list[Shown]:
+    """The first images that lie beside the record: input, what each row of the method made of it, original."""
+    from PIL import Image
+
+    own = method_rows(results)
+    words = {image.key: image for image in results.images if image.row in own[:1]}
+    shown: list[Shown] = []
+    for key, image in words.items():
+        files = {row: image_file(folder, row, key) for row in (LQ, *own, ORIGINAL)}
+        images = {row: Image.open(file).convert("RGB") for row, file in files.items() if file.is_file()}
+        if images and len(shown) < limit:
+            shown.append(Shown(key=key, images=images, caption=image.caption, instruction=image.instruction))
+    return shown

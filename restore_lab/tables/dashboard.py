@@ -1,0 +1,172 @@
+"""A table in wandb: a workspace and a report over the pages of its jobs.
+
+A page has its artefact's identity as its id, so the table's plan knows the pages behind each row, those that it shares
+with other tables too. Needs the package wandb-workspaces; what would be sent can be had as JSON without an account.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from restore_lab.artefacts import write_bytes_atomic
+from restore_lab.tables import spec as specs
+from restore_lab.tables.grid import grid
+from restore_lab.tables.jobs import DESCRIPTION, SCORES, Plan, config_flags, config_folders
+from restore_lab.tables.measured import measured
+from restore_lab.tables.plan import plan
+from restore_lab.tables.render import render
+from restore_lab.tables.report import behind
+from restore_lab.tables.spec import Spec
+from restore_lab.tracking import signed_in
+
+CURVES = ("train/loss", "val/psnr_restored", "train/images_per_second", "train/grad_norm")
+STEP = "trainer/global_step"
+# Okabe and Ito's, which the colour-blind can tell apart too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowPages:
+    """The pages behind one row: ids of trainings, and of records by condition."""
+
+    name: str
+    colour: str
+    trainings: Sequence[str]
+    records: Mapping[str, Sequence[str]]
+
+    @property
+    def ids(self) -> list[str]:
+        """All of them."""
+        return [*self.trainings, *(one for ids in self.records.values() for one in ids)]
+
+
+def run(cfg: Any) -> str:
+    """Run `restore-lab dashboard`.
+
+    Returns:
+        What to print: where workspace and report are, their JSON, or the file that it went to.
+
+    Raises:
+        ValueError: without a table, wandb-workspaces, or an account; or if wandb refuses.
+    """
+    folders = config_folders()
+    if not cfg.table:
+        raise ValueError(f"name a table; there are: {', '.join(specs.tables(folders))}")
+    spec = specs.read(cfg.table, folders, scale=cfg.at_scale)
+    store = Path(cfg.runs_dir) / cfg.name
+    planned = plan([spec], store=store, seeds=int(cfg.seeds), words=list(cfg.overrides), flags=config_flags())
+    markdown = render(grid(planned, measured(planned, spec)), "markdown")
+    if cfg.dry_run or cfg.output:
+        made = dashboard(planned, spec, markdown, row=cfg.name, entity="", project=cfg.project)
+        text = json.dumps({name: _plain(part) for name, part in made.items()}, indent=1)
+        if not cfg.output:
+            return text
+        write_bytes_atomic(cfg.output, text.encode())
+        return f"dashboard: {cfg.output}"
+    return _send(cfg, planned, spec, markdown)
+
+
+def pages(planned: Plan, spec: Spec) -> list[RowPages]:
+    """The pages behind each row that is run."""
+    rows = [row for row in spec.rows.values() if row.system is None]
+    found = []
+    for number, row in enumerate(rows):
+        records = {
+            name: [id_ for place, id_ in planned.scores.items() if (place.row, place.condition) == (row.name, name)]
+            for name in spec.conditions
+        }
+        jobs = behind(planned, [one for ids in records.values() for one in ids])
+        trainings = [job.identity for job in jobs if job.kind not in (SCORES, DESCRIPTION)]
+        found.append(
+            RowPages(name=row.name, colour=COLOURS[number % len(COLOURS)], trainings=trainings, records=records)
+        )
+    return found
+
+
+def dashboard(planned: Plan, spec: Spec, markdown: str, *, row: str, entity: str, project: str) -> dict[str, Any]:
+    """The workspace and the report of a table, as objects of wandb-workspaces.
+
+    Args:
+        planned: the table's plan.
+        spec: the table.
+        markdown: the table as it is printed.
+        row: what the records call the method's row: the name of the tables' folder.
+        entity: the account; "" leaves out what only the server knows.
+        project: where the pages are.
+
+    Raises:
+        ValueError: without wandb-workspaces.
+    """
+    try:
+        import wandb_workspaces.reports.v2 as wr
+        import wandb_workspaces.workspaces as ws
+    except ModuleNotFoundError as error:
+        raise ValueError(f"dashboard needs {error.name}: pip install 'restore-lab[wandb]'") from error
+    rows = pages(planned, spec)
+
+    def runset(one: RowPages, ids: Sequence[str]) -> Any:
+        where = {"entity": entity, "project": project} if entity else {}
+        filters = [ws.Metric("ID").isin(list(ids))]
+        return wr.Runset(name=one.name, filters=filters, custom_run_colors=dict.fromkeys(ids, one.colour), **where)
+
+    def curves() -> list[Any]:
+        plots = [wr.LinePlot(title=name, x=STEP, y=[name], layout=wr.Layout(w=12)) for name in CURVES]
+        return [*plots, wr.MediaBrowser(title="validation", media_keys=["validation"], layout=wr.Layout(w=24, h=10))]
+
+    def scores(condition: str) -> list[Any]:
+        bars = []
+        for title in spec.conditions[condition].columns:
+            if metric := spec.columns[title].metric:
+                key = f"{row}/{metric}"
+                names = {f"{id_}:{key}": one.name for one in rows for id_ in one.records[condition]}
+                bars.append(wr.BarPlot(title=f"{title} ({metric})", metrics=[key], line_titles=names))
+        wide = wr.Layout(w=24, h=12)
+        images = wr.MediaBrowser(title="images", media_keys=["images"], layout=wide)
+        return [*bars, images, wr.WeavePanelSummaryTable(table_name="per_image", layout=wide)]
+
+    blocks = [wr.MarkdownBlock(text=markdown), wr.H2(text="Training")]
+    blocks.append(wr.PanelGrid(runsets=[runset(one, one.trainings) for one in rows if one.trainings], panels=curves()))
+    sections = [ws.Section(name="Training", panels=curves(), is_open=True)]
+    for name, condition in spec.conditions.items():
+        runsets = [runset(one, one.records[name]) for one in rows if one.records[name]]
+        if runsets:
+            heading = condition.title or "Scores"
+            blocks += [wr.H2(text=heading), wr.PanelGrid(runsets=runsets, panels=scores(name))]
+            sections.append(ws.Section(name=heading, panels=scores(name), is_open=True))
+    colours = {id_: ws.RunSettings(color=one.colour) for one in rows for id_ in one.ids}
+    workspace = ws.Workspace(
+        entity=entity,
+        project=project,
+        name=spec.name,
+        sections=sections,
+        settings=ws.WorkspaceSettings(x_axis=STEP),
+        runset_settings=ws.RunsetSettings(filters=[ws.Metric("ID").isin(list(colours))], run_settings=colours),
+    )
+    title = f"{spec.name}: {spec.title}"[:128]
+    report = wr.Report(entity=entity, project=project, title=title, description=spec.source, blocks=blocks)
+    return {"workspace": workspace, "report": report}
+
+
+def _send(cfg: Any, planned: Plan, spec: Spec, markdown: str) -> str:
+    """Write both to the account."""
+    if not signed_in():
+        raise ValueError("dashboard: nobody is logged in to wandb here; run `wandb login`, or give output=FILE")
+    import wandb
+
+    try:
+        entity = cfg.entity or wandb.Api().default_entity
+        made = dashboard(planned, spec, markdown, row=cfg.name, entity=entity, project=cfg.project)
+        for part in made.values():
+            part.save()
+    except (wandb.Error, ValueError) as error:
+        raise ValueError(f"dashboard: {' '.join(str(error).split())}") from error
+    return "\n".join(f"{name}: {part.url}" for name, part in made.items())
+
+
+def _plain(part: Any) -> Any:
+    """What would be sent, as plain values; the package has no public word for it."""
+    return part._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)
