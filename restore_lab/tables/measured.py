@@ -6,18 +6,17 @@ images does not contain zero. Numbers of different columns (another protocol, ot
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from restore_lab.evaluation.protocol import Column
 from restore_lab.evaluation.records import DECODED_HQ, DECODED_LQ, LQ, Record, method_rows, read_record
-from restore_lab.methods.describe import DESCRIPTION
 from restore_lab.random import rng
+from restore_lab.tables.described import described
 from restore_lab.tables.jobs import Place, Plan
 from restore_lab.tables.spec import Spec
 
@@ -65,11 +64,12 @@ class Judged:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """The numbers of one table, by row, condition and column; LQ and the codec's rows under their own names."""
+    """The numbers of one table, by row, condition and column; LQ and the codec's rows under names of their own."""
 
     spec: Spec
     numbers: Mapping[At, Number]
     problems: Sequence[str]
+    references: Sequence[str] = REFERENCES
 
 
 def measured(plan: Plan, spec: Spec) -> Measured:
@@ -79,13 +79,20 @@ def measured(plan: Plan, spec: Spec) -> Measured:
     """
     numbers: dict[At, Number] = {}
     problems: list[str] = []
+    records_of = {
+        condition: {row.name: _records(plan, spec.name, row.name, condition) for row in spec.rows.values()}
+        for condition in spec.conditions
+    }
+    several = len({_backbone(r) for found in records_of.values() for r in found.values() if r}) > 1
+    names: dict[str, None] = {}
     for condition in spec.conditions.values():
-        found = {row.name: _records(plan, spec.name, row.name, condition.name) for row in spec.rows.values()}
-        shared = next((records for records in found.values() if records), {})
+        found = records_of[condition.name]
+        references = _references(found, several=several)
+        names |= dict.fromkeys(references)
         for title in condition.columns:
             metric, first = spec.columns[title].metric, None
-            rows = [(name, records, None) for name, records in found.items()]
-            rows += [(name, shared, name) for name in REFERENCES]
+            rows = [(name, records, spec.rows[name].variant) for name, records in found.items()]
+            rows += [(name, records, own) for name, (records, own) in references.items()]
             for name, records, own in rows:
                 number = _number(records, own, metric) if metric else None
                 if number is None:
@@ -97,31 +104,35 @@ def measured(plan: Plan, spec: Spec) -> Measured:
                     continue
                 numbers[name, condition.name, title] = number
     numbers |= {
-        (row, condition.name, title): number
+        (row, condition.name, title): Number(mean=value, spread=None, n=0, seeds=1, label=None, code=(), images={})
         for condition in spec.conditions.values()
         for title in condition.columns
-        for row, number in _described(plan, spec, spec.columns[title].describe).items()
+        for row, value in described(plan, spec, spec.columns[title].describe).items()
     }
-    return Measured(spec=spec, numbers=numbers, problems=problems)
+    return Measured(spec=spec, numbers=numbers, problems=problems, references=sorted(names, key=_rank))
 
 
-def _described(plan: Plan, spec: Spec, what: str | None) -> dict[str, Number]:
-    """A column of parameter counts, by row."""
-    counts: dict[str, float] = {}
-    for row in spec.rows if what else ():
-        identity = plan.descriptions.get((spec.name, row))
-        if identity is None or not plan.jobs[identity].done:
-            continue
-        facts = json.loads((Path(plan.jobs[identity].folder) / DESCRIPTION).read_text(encoding="utf-8"))
-        own = sum(count for name, count in facts["parameters"].items() if name.startswith("adaptor."))
-        counts[row] = (facts["trainable_parameters"] if what == "trainable_millions" else own) / 1e6
-    if what == "relative_adaptor":
-        base = counts.get(next(iter(spec.rows)))
-        counts = {} if base is None else {row: count / base for row, count in counts.items()}
-    return {
-        row: Number(mean=count, spread=None, n=0, seeds=1, label=None, code=(), images={})
-        for row, count in counts.items()
-    }
+def _references(
+    found: Mapping[str, Mapping[int, Record]], *, several: bool
+) -> dict[str, tuple[Mapping[int, Record], str]]:
+    """The records and their row behind each reference: the LQ once, the codec's rows once for each backbone."""
+    references: dict[str, tuple[Mapping[int, Record], str]] = {}
+    for records in found.values():
+        for own in REFERENCES if records else ():
+            name = f"{own}, {_backbone(records)}" if several and own != LQ else own
+            references.setdefault(name, (records, own))
+    return references
+
+
+def _rank(reference: str) -> int:
+    return next(rank for rank, name in enumerate(REFERENCES) if reference.startswith(name))
+
+
+def _backbone(records: Mapping[int, Record]) -> str:
+    """The prior behind a row's records, by the last part of its place: "tiny_sdxl"."""
+    settings: Any = next(iter(records.values())).settings
+    place = settings.get("module", {}).get("backbone", {}).get("path", "")
+    return str(place).rpartition("/")[2].rpartition(":")[2]
 
 
 def judged(a: Number, b: Number, *, draws: int = 2000) -> Judged | None:
