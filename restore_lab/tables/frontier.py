@@ -11,7 +11,7 @@ Points = NDArray[np.float64]
 
 
 def pareto(points_N2: Points) -> NDArray[np.bool_]:
-    """Which points no other one beats: being at least as good in both and better in one. Equal points stand together."""
+    """Which points no other beats, by being at least as good in both and better in one; equal points stand together."""
     others, own = points_N2[None], points_N2[:, None]
     beaten = (others >= own).all(axis=2) & (others > own).any(axis=2)
     return ~beaten.any(axis=1)

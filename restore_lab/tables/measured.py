@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from restore_lab.evaluation.protocol import Column
 from restore_lab.evaluation.records import DECODED_HQ, DECODED_LQ, LQ, Record, method_rows, read_record
@@ -137,16 +138,27 @@ def _backbone(records: Mapping[int, Record]) -> str:
 
 def judged(a: Number, b: Number, *, draws: int = 2000) -> Judged | None:
     """a minus b over the images and seeds that both have; None if there are none (a metric of sets)."""
-    shared = sorted(a.images.keys() & b.images.keys())
-    if not shared:
+    keys, values_NI = by_image([a, b])
+    if not keys:
         return None
-    keys = sorted({key for _, key in shared})
-    # Images are drawn, with all their seeds: runs on one image are not independent of each other.
-    rows = [[a.images[s, k] - b.images[s, k] for s, k in shared if k == key] for key in keys]
-    deltas = np.array([statistics.fmean(row) for row in rows])
+    deltas = values_NI[0] - values_NI[1]
     picks = rng("bootstrap", *keys).integers(len(deltas), size=(draws, len(deltas)))
     low, high = np.percentile(deltas[picks].mean(axis=1), [2.5, 97.5])
     return Judged(mean=float(deltas.mean()), low=float(low), high=float(high), n=len(deltas))
+
+
+def by_image(numbers: Sequence[Number]) -> tuple[list[str], NDArray[np.float64]]:
+    """The images and seeds that all numbers have: keys, and (N, I) values, each the mean over its seeds.
+
+    Who draws images draws them with all their seeds: runs on one image are not independent of each other.
+    """
+    shared = sorted(set.intersection(*(set(number.images) for number in numbers)))
+    seeds_of: dict[str, list[int]] = {}
+    for seed, key in shared:
+        seeds_of.setdefault(key, []).append(seed)
+    keys = sorted(seeds_of)
+    values = [[statistics.fmean(number.images[s, key] for s in seeds_of[key]) for key in keys] for number in numbers]
+    return keys, np.array(values)
 
 
 def _records(plan: Plan, table: str, row: str, condition: str) -> dict[int, Record]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from restore_lab.random import rng
 from restore_lab.tables.frontier import Points, hypervolume, pareto, resampled
+from restore_lab.tables.measured import by_image
 
 if TYPE_CHECKING:
     from restore_lab.tables.figures.settings import Frontier
@@ -49,17 +50,12 @@ def plane(table: Measured, figure: Frontier, condition: Condition) -> Plane | No
     }
     if not pairs:
         return None
-    shared = sorted(set.intersection(*(set(number.images) for pair in pairs.values() for number in pair)))
-    keys = sorted({key for _, key in shared})
-    values = [
-        [[np.mean([number.images[s, k] for s, k in shared if k == key]) for number in pair] for key in keys]
-        for pair in pairs.values()
-    ]
+    keys, values = by_image([number for pair in pairs.values() for number in pair])
     return Plane(
         rows=[table.spec.rows[name] for name in pairs],
         means_N2=np.array([[number.mean for number in pair] for pair in pairs.values()]),
         signs_2=np.array([1.0 if table.spec.columns[name].metric_higher_is_better else -1.0 for name in names]),
-        values_NI2=np.array(values) if keys else None,
+        values_NI2=values.reshape(len(pairs), 2, len(keys)).swapaxes(1, 2) if keys else None,
         keys=keys,
     )
 
@@ -99,7 +95,7 @@ def _front(who: str, found: Plane, figure: Frontier, own: Sequence[int], *, titl
         said.append(f"{name} ({fidelity:.4g}, {quality:.4g}{share})")
     interval = "" if sure is None else f" [{sure.low:.4g}, {sure.high:.4g}]"
     volume = f"hypervolume {hypervolume(points_N2, reference_2):.4g}{interval}"
-    return f"{who}: {volume}; front of {len(own)} points: {', '.join(said)}"
+    return f"{who}: {volume}; front of {len(own)} point{'s'[: len(own) > 1]}: {', '.join(said)}"
 
 
 def _setting(row: Row, figure: Frontier) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from restore_lab.random import rng
+from restore_lab.tables.measured import by_image
 
 if TYPE_CHECKING:
     from restore_lab.tables.figures.settings import Surface
@@ -23,7 +24,7 @@ def means(table: Measured, figure: Surface, column: str) -> Points:
 
 
 def best(table: Measured, figure: Surface) -> dict[int, int]:
-    """Which instructed strength is best at each true one, by place (T to S); without the true ones that were not run."""
+    """Which instructed strength is best at each true one, by place (T to S); only of those that were run whole."""
     means_ST = means(table, figure, figure.best) * _sign(table, figure)
     return {t: int(line_S.argmax()) for t, line_S in enumerate(means_ST.T) if not np.isnan(line_S).any()}
 
@@ -35,10 +36,12 @@ def findings(table: Measured, figure: Surface) -> list[str]:
     means_ST, found = means(table, figure, figure.best), best(table, figure)
     lines, chosen_TI = [], []
     for t, s in found.items():
-        values_SI = sign * _images(table, figure, list(figure.actual)[t])
+        condition = list(figure.actual)[t]
+        keys, values_SI = by_image([table.numbers[row, condition, figure.best] for row in figure.instructed])
+        values_SI = sign * values_SI
         chosen_TI.append(np.array(instructed)[values_SI.argmax(axis=0)])
         worst = means_ST[(sign * means_ST[:, t]).argmin(), t]
-        sure = f"best in {100 * _share_best(values_SI)[s]:.0f} % of bootstrap draws over images"
+        sure = f"best in {100 * _share_best(values_SI, keys)[s]:.0f} % of bootstrap draws over images"
         numbers = f"{metric} {means_ST[s, t]:.4g}, the worst has {worst:.4g}"
         lines.append(f"true {true[t]:g}: instructed {instructed[s]:g} is best ({numbers}; {sure})")
     if len(found) < 3:
@@ -60,16 +63,9 @@ def _sign(table: Measured, figure: Surface) -> float:
     return 1.0 if table.spec.columns[figure.best].metric_higher_is_better else -1.0
 
 
-def _images(table: Measured, figure: Surface, condition: str) -> Points:
-    """(S, I) values of the images that all rows have, in the order of their keys."""
-    numbers = [table.numbers[row, condition, figure.best] for row in figure.instructed]
-    shared = sorted(set.intersection(*(set(number.images) for number in numbers)))
-    return np.array([[number.images[key] for key in shared] for number in numbers])
-
-
-def _share_best(values_SI: Points, *, draws: int = 1000) -> Points:
+def _share_best(values_SI: Points, keys: Sequence[str], *, draws: int = 1000) -> Points:
     """Of the draws of images, in how many each instructed strength has the best mean."""
-    picks = rng("bootstrap", "surface").integers(values_SI.shape[1], size=(draws, values_SI.shape[1]))
+    picks = rng("bootstrap", *keys).integers(values_SI.shape[1], size=(draws, values_SI.shape[1]))
     winners = values_SI[:, picks].mean(axis=2).argmax(axis=0)
     return np.bincount(winners, minlength=len(values_SI)) / draws
 
