@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from restore_lab.evaluation.records import DECODED_HQ, DECODED_LQ, LQ
 from restore_lab.random import rng
 from restore_lab.tables.frontier import Points, hypervolume, pareto, resampled
 from restore_lab.tables.measured import by_image
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from restore_lab.tables.spec import Condition, Row
 
 MARKERS = "oDs^vP<>Xhp"
-REFERENCE_MARKERS = "x+*1234"
+REFERENCE_MARKERS = {LQ: "x", DECODED_LQ: "+", DECODED_HQ: "*"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,65 +112,68 @@ def _axis(table: Measured, name: str) -> str:
 def draw(table: Measured, figure: Frontier, page: Any) -> None:
     """A panel a condition, better to the right and up."""
     planes = [(c, found) for c in table.spec.conditions.values() if (found := plane(table, figure, c)) is not None]
-    page.set_size_inches(10.5 * max(len(planes), 1), 8)
-    titles = list(dict.fromkeys(row.title for _, found in planes for row in found.rows))
-    knobs = list(dict.fromkeys(row.labels.get(figure.knob, "") for _, found in planes for row in found.rows))
-    colours = {title: f"C{i}" for i, title in enumerate(titles)}
+    page.set_size_inches(9 * len(planes) + 2, 8)
+    rows = [row for _, found in planes for row in found.rows]
+    colours = {title: f"C{i}" for i, title in enumerate(dict.fromkeys(row.title for row in rows))}
+    knobs = dict.fromkeys(row.labels.get(figure.knob, "") for row in rows)
     markers = dict(zip(knobs, MARKERS * len(knobs), strict=False))
     for place, (condition, found) in enumerate(planes):
         axes = page.add_subplot(1, len(planes), place + 1)
-        front_N2 = found.means_N2[pareto(found.means_N2 * found.signs_2)]
-        axes.plot(*front_N2[np.argsort(front_N2[:, 0])].T, color="0.6", linewidth=5, alpha=0.35, zorder=1)
-        _sweeps(axes, found, figure, colours)
-        for row, point in zip(found.rows, found.means_N2, strict=True):
-            knob = row.labels.get(figure.knob, "")
-            axes.plot(*point, marker=markers[knob], color=colours[row.title], markersize=7, linestyle="", zorder=3,
-                      markeredgecolor="black" if not row.labels.get(figure.value) else "white")  # fmt: skip
-            axes.annotate(row.labels.get(figure.value, ""), point, xytext=(5, 4), textcoords="offset points",
-                          fontsize=8, color=colours[row.title])  # fmt: skip
-        _references(axes, table, figure, condition)
+        _points(axes, found, figure, colours, markers)
         axes.set(title=condition.title, xlabel=_axis(table, figure.fidelity), ylabel=_axis(table, figure.quality))
+        axes.margins(0.08)
+        axes.grid(alpha=0.25)
+        _references(axes, table, figure, condition)
         for axis, sign in ((axes.xaxis, found.signs_2[0]), (axes.yaxis, found.signs_2[1])):
             axis.set_inverted(sign < 0)
-        axes.grid(alpha=0.25)
-        _legends(axes, colours, markers)
+    _legend(page, colours, markers)
     page.suptitle(f"{table.spec.title} (scale={table.spec.scale})")
 
 
-def _sweeps(axes: Any, found: Plane, figure: Frontier, colours: dict[str, str]) -> None:
-    """A thin line through the points of a method's knob, from its default."""
-    by_sweep: dict[tuple[str, str], list[Points]] = {}
+def _points(axes: Any, found: Plane, figure: Frontier, colours: Mapping[str, str], markers: Mapping[str, str]) -> None:
+    """A point a row, tied to its method's default; those on the front are named whole."""
     defaults = {
         row.title: point
         for row, point in zip(found.rows, found.means_N2, strict=True)
         if not row.labels.get(figure.value)
     }
-    for row, point in zip(found.rows, found.means_N2, strict=True):
-        if row.labels.get(figure.value):
-            by_sweep.setdefault((row.title, row.labels.get(figure.knob, "")), []).append(point)
-    for (title, _), points in by_sweep.items():
-        path = np.array([*points, *([defaults[title]] if title in defaults else [])])
-        path = path[np.argsort(path[:, 0])]
-        axes.plot(*path.T, color=colours[title], linewidth=0.8, alpha=0.5, zorder=2)
+    front_N = pareto(found.means_N2 * found.signs_2)
+    front_N2 = found.means_N2[front_N]
+    axes.plot(*front_N2[np.argsort(front_N2[:, 0])].T, color="0.6", linewidth=6, alpha=0.35, zorder=1)
+    for row, point, on_front in zip(found.rows, found.means_N2, front_N, strict=True):
+        colour, start = colours[row.title], defaults.get(row.title, point)
+        edge = "black" if not row.labels.get(figure.value) else "white"
+        axes.plot(*np.array([start, point]).T, color=colour, linewidth=0.8, alpha=0.4, zorder=2)
+        axes.plot(*point, markers[row.labels.get(figure.knob, "")], color=colour, markersize=7, markeredgecolor=edge,
+                  zorder=3)  # fmt: skip
+        _write(axes, _setting(row, figure) if on_front else row.labels.get(figure.value, ""), point, colour)
 
 
 def _references(axes: Any, table: Measured, figure: Frontier, condition: Condition) -> None:
-    """LQ and the codec's rows, in grey."""
-    for name, marker in zip(table.references, REFERENCE_MARKERS, strict=False):
+    """LQ and the codec's rows in grey; one outside, as D(E(HQ)) is, is named at the edge with its numbers."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    for name in table.references:
         numbers = [table.numbers.get((name, condition.name, column)) for column in (figure.fidelity, figure.quality)]
-        if numbers[0] is not None and numbers[1] is not None:
-            axes.plot(numbers[0].mean, numbers[1].mean, marker=marker, color="0.25", markersize=9, linestyle="",
-                      zorder=3)  # fmt: skip
-            axes.annotate(name, (numbers[0].mean, numbers[1].mean), xytext=(7, -3), textcoords="offset points",
-                          fontsize=8, color="0.25")  # fmt: skip
+        if numbers[0] is None or numbers[1] is None:
+            continue
+        point = (numbers[0].mean, numbers[1].mean)
+        inside = (float(np.clip(point[0], left, right)), float(np.clip(point[1], low, high)))
+        marker = next(sign for start, sign in REFERENCE_MARKERS.items() if name.startswith(start))
+        axes.plot(*inside, marker, color="0.25", markersize=9, clip_on=False, zorder=4)
+        away = "" if inside == point else f" at {point[0]:.4g}, {point[1]:.4g}"
+        _write(axes, name + away, inside, "0.25", left=inside[0] > (left + right) / 2)
+    axes.set(xlim=(left, right), ylim=(low, high))
 
 
-def _legends(axes: Any, colours: dict[str, str], markers: dict[str, str]) -> None:
+def _write(axes: Any, text: str, point: Sequence[float], colour: str, *, left: bool = False) -> None:
+    axes.annotate(text, point, xytext=(-7, 4) if left else (6, 4), textcoords="offset points", fontsize=8,
+                  color=colour, ha="right" if left else "left", zorder=5)  # fmt: skip
+
+
+def _legend(page: Any, colours: Mapping[str, str], markers: Mapping[str, str]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=colour, linewidth=5, label=title) for title, colour in colours.items()]
-    handles += [
-        Line2D([], [], color="0.4", marker=marker, linestyle="", label=knob) for knob, marker in markers.items()
-    ]
-    handles.append(Line2D([], [], color="0.6", linewidth=5, alpha=0.35, label="Pareto front"))
-    axes.legend(handles=handles, fontsize=8, loc="best", ncols=2)
+    handles += [Line2D([], [], color="0.4", marker=sign, linestyle="", label=knob) for knob, sign in markers.items()]
+    handles.append(Line2D([], [], color="0.6", linewidth=6, alpha=0.35, label="Pareto front"))
+    page.legend(handles=handles, fontsize=9, loc="outside right upper")
