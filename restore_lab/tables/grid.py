@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from restore_lab.evaluation.kernel_distance import BESIDE
+from restore_lab.tables.figures.drawing import findings
 from restore_lab.tables.jobs import Plan
 from restore_lab.tables.marks import marks
-from restore_lab.tables.measured import REFERENCES, Measured, Number, judged
+from restore_lab.tables.measured import Measured, Number, judged
 from restore_lab.tables.spec import Claim, Column, Row
 
 
@@ -37,7 +38,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """The whole: headings as (condition, column), lines, and what stands under it."""
+    """The whole: headings as (condition, column), lines, and what stands under it; `findings` are its picture's."""
 
     name: str
     title: str
@@ -48,6 +49,7 @@ class Grid:
     lines: Sequence[Line]
     claims: Sequence[str]
     notes: Sequence[str]
+    findings: Sequence[str] = ()
 
 
 def grid(plan: Plan, table: Measured) -> Grid:
@@ -69,7 +71,7 @@ def grid(plan: Plan, table: Measured) -> Grid:
 
     lines = [
         Line(name=name, title=name, labels={}, kind="reference", cells=cells(name, None))
-        for name in REFERENCES
+        for name in table.references
         if any(key[0] == name for key in table.numbers)
     ]
     lines += [
@@ -92,6 +94,7 @@ def grid(plan: Plan, table: Measured) -> Grid:
         lines=lines,
         claims=[verdict(table, claim) for claim in spec.claims],
         notes=_notes(plan, table),
+        findings=findings(table),
     )
 
 

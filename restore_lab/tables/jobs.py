@@ -82,6 +82,7 @@ class Plan:
         jobs: by identity, in order of dependence.
         scores: the identity of the record behind each block that has one.
         descriptions: the identity of the description behind each row that has one, by (table, row).
+        trained: the identity of the last stage of training behind each row that has one, with seed 0, by (table, row).
         refused: why a block can have none, by block.
         seeds: how many.
     """
@@ -91,6 +92,7 @@ class Plan:
     jobs: dict[str, Job] = field(default_factory=dict)
     scores: dict[Place, str] = field(default_factory=dict)
     descriptions: dict[tuple[str, str], str] = field(default_factory=dict)
+    trained: dict[tuple[str, str], str] = field(default_factory=dict)
     refused: dict[Place, str] = field(default_factory=dict)
 
     def missing(self) -> list[Job]:
@@ -169,6 +171,11 @@ def took(store: Path) -> list[Mapping[str, Any]]:
     """The facts of every finished job that succeeded."""
     found = [_facts(file) for file in sorted((store / "jobs").glob("*.json"))]
     return [facts for facts in found if facts is not None and facts.get("rc") == 0 and "like" in facts]
+
+
+def facts_of(job: Job) -> Mapping[str, Any] | None:
+    """The facts of one finished job, kept beside its artefact; None if it was not made as a table's job."""
+    return _facts(Path(job.folder).parent / "jobs" / f"{job.identity}.json")
 
 
 def config_folders() -> list[Path]:

@@ -6,19 +6,19 @@ images does not contain zero. Numbers of different columns (another protocol, ot
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from restore_lab.evaluation.kernel_distance import BESIDE
 from restore_lab.evaluation.protocol import Column
 from restore_lab.evaluation.records import DECODED_HQ, DECODED_LQ, LQ, Record, method_rows, read_record
-from restore_lab.methods.describe import DESCRIPTION
 from restore_lab.random import rng
+from restore_lab.tables.described import described
 from restore_lab.tables.jobs import Place, Plan
 from restore_lab.tables.spec import Spec
 
@@ -68,11 +68,12 @@ class Judged:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """The numbers of one table, by row, condition and column; LQ and the codec's rows under their own names."""
+    """The numbers of one table, by row, condition and column; LQ and the codec's rows under names of their own."""
 
     spec: Spec
     numbers: Mapping[At, Number]
     problems: Sequence[str]
+    references: Sequence[str] = REFERENCES
 
 
 def measured(plan: Plan, spec: Spec) -> Measured:
@@ -82,34 +83,64 @@ def measured(plan: Plan, spec: Spec) -> Measured:
     """
     numbers: dict[At, Number] = {}
     problems: list[str] = []
+    found = {
+        condition: {row.name: records_of(plan, spec.name, row.name, condition) for row in spec.rows.values()}
+        for condition in spec.conditions
+    }
+    several = len(backbones(records for own in found.values() for records in own.values())) > 1
+    names: list[str] = []
     for condition in spec.conditions.values():
-        found = {row.name: records_of(plan, spec.name, row.name, condition.name) for row in spec.rows.values()}
-        rows: list[Read] = [*((name, records, None) for name, records in found.items()), *references(found.values())]
+        own = found[condition.name]
+        beside = references(own.values(), several=several)
+        names += [name for name, _, _ in beside]
+        rows = [*((name, records, spec.rows[name].variant) for name, records in own.items()), *beside]
         for title in condition.columns:
-            own, problem = column(rows, spec.columns[title].metric, title)
-            numbers |= {(name, condition.name, title): number for name, number in own.items()}
+            values, problem = column(rows, spec.columns[title].metric, title)
+            numbers |= {(name, condition.name, title): number for name, number in values.items()}
             problems += problem
     numbers |= {
-        (row, condition.name, title): number
+        (row, condition.name, title): Number(mean=value, spread=None, n=0, seeds=1, label=None, code=(), images={})
         for condition in spec.conditions.values()
         for title in condition.columns
-        for row, number in _described(plan, spec, spec.columns[title].describe).items()
+        for row, value in described(plan, spec, spec.columns[title].describe).items()
     }
-    return Measured(spec=spec, numbers=numbers, problems=problems)
+    return Measured(spec=spec, numbers=numbers, problems=problems, references=ordered(names))
 
 
 # A row's name, its records by seed, and what it is called in them (None: the method's own row).
 Read = tuple[str, Mapping[int, Record], str | None]
 
 
-def references(found: Iterable[Mapping[int, Record]]) -> list[Read]:
-    """The LQ's and the codec's rows, of the first records that have one: other people's images have no codec."""
+def references(found: Iterable[Mapping[int, Record]], *, several: bool) -> list[Read]:
+    """The LQ once and the codec's rows once for each backbone, of the first records that have them.
 
-    def has(records: Mapping[int, Record], row: str) -> bool:
-        return any(cell.row == row for record in records.values() for cell in record.results.cells)
+    Args:
+        found: the records of each row by seed; those of other people's images have no codec.
+        several: whether there are backbones to tell apart.
+    """
+    rows: dict[str, Read] = {}
+    for records in found:
+        for own in REFERENCES:
+            if any(cell.row == own for record in records.values() for cell in record.results.cells):
+                name = f"{own}, {_backbone(records)}" if several and own != LQ else own
+                rows.setdefault(name, (name, records, own))
+    return list(rows.values())
 
-    every = list(found)
-    return [(row, next((records for records in every if has(records, row)), {}), row) for row in REFERENCES]
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Names of references, each once, in the order of `REFERENCES`."""
+    return sorted(dict.fromkeys(names), key=lambda name: REFERENCES.index(name.partition(",")[0]))
+
+
+def backbones(found: Iterable[Mapping[int, Record]]) -> set[str]:
+    """The priors behind some records, by the last part of their places: "tiny_sdxl"."""
+    return {name for records in found if records and (name := _backbone(records))}
+
+
+def _backbone(records: Mapping[int, Record]) -> str:
+    settings: Any = next(iter(records.values())).settings
+    place = settings.get("module", {}).get("backbone", {}).get("path", "")
+    return str(place).rpartition("/")[2].rpartition(":")[2]
 
 
 def column(rows: Sequence[Read], metric: str | None, title: str) -> tuple[dict[str, Number], list[str]]:
@@ -130,37 +161,29 @@ def column(rows: Sequence[Read], metric: str | None, title: str) -> tuple[dict[s
     return numbers, problems
 
 
-def _described(plan: Plan, spec: Spec, what: str | None) -> dict[str, Number]:
-    """A column of parameter counts, by row."""
-    counts: dict[str, float] = {}
-    for row in spec.rows if what else ():
-        identity = plan.descriptions.get((spec.name, row))
-        if identity is None or not plan.jobs[identity].done:
-            continue
-        facts = json.loads((Path(plan.jobs[identity].folder) / DESCRIPTION).read_text(encoding="utf-8"))
-        own = sum(count for name, count in facts["parameters"].items() if name.startswith("adaptor."))
-        counts[row] = (facts["trainable_parameters"] if what == "trainable_millions" else own) / 1e6
-    if what == "relative_adaptor":
-        base = counts.get(next(iter(spec.rows)))
-        counts = {} if base is None else {row: count / base for row, count in counts.items()}
-    return {
-        row: Number(mean=count, spread=None, n=0, seeds=1, label=None, code=(), images={})
-        for row, count in counts.items()
-    }
-
-
 def judged(a: Number, b: Number, *, draws: int = 2000) -> Judged | None:
     """a minus b over the images and seeds that both have; None if there are none (a metric of sets)."""
-    shared = sorted(a.images.keys() & b.images.keys())
-    if not shared:
+    keys, values_NI = by_image([a, b])
+    if not keys:
         return None
-    keys = sorted({key for _, key in shared})
-    # Images are drawn, with all their seeds: runs on one image are not independent of each other.
-    rows = [[a.images[s, k] - b.images[s, k] for s, k in shared if k == key] for key in keys]
-    deltas = np.array([statistics.fmean(row) for row in rows])
+    deltas = values_NI[0] - values_NI[1]
     picks = rng("bootstrap", *keys).integers(len(deltas), size=(draws, len(deltas)))
     low, high = np.percentile(deltas[picks].mean(axis=1), [2.5, 97.5])
     return Judged(mean=float(deltas.mean()), low=float(low), high=float(high), n=len(deltas))
+
+
+def by_image(numbers: Sequence[Number]) -> tuple[list[str], NDArray[np.float64]]:
+    """The images and seeds that all numbers have: keys, and (N, I) values, each the mean over its seeds.
+
+    Who draws images draws them with all their seeds: runs on one image are not independent of each other.
+    """
+    shared = sorted(set.intersection(*(set(number.images) for number in numbers)))
+    seeds_of: dict[str, list[int]] = {}
+    for seed, key in shared:
+        seeds_of.setdefault(key, []).append(seed)
+    keys = sorted(seeds_of)
+    values = [[statistics.fmean(number.images[s, key] for s in seeds_of[key]) for key in keys] for number in numbers]
+    return keys, np.array(values)
 
 
 def records_of(plan: Plan, table: str, row: str, condition: str) -> dict[int, Record]:

@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from restore_lab import pairs
 from restore_lab.evaluation import evaluate, systems
 from restore_lab.methods import describe, fit
 from restore_lab.tables.jobs import DESCRIPTION, SCORES, Job, Place, Plan
-from restore_lab.tables.spec import Condition, Row, Spec, merged
+from restore_lab.tables.spec import COUNTED, Condition, Row, Spec, merged
 
 log = logging.getLogger(__name__)
 
@@ -66,11 +67,13 @@ def _row(
     measured = _measured(spec)
     places = [Place(table=spec.name, row=row.name, condition=c.name, seed=seed) for c in measured]
     try:
-        if any(column.describe for column in spec.columns.values()):
+        if any(column.describe in COUNTED for column in spec.columns.values()):
             job = _description(spec, row, around)
             found.jobs.setdefault(job.identity, job)
             found.descriptions[spec.name, row.name] = job.identity
         weights = _weights(found, spec, row, around, trained) if measured else None
+        if weights is not None:
+            found.trained.setdefault((spec.name, row.name), weights.identity)
         for place, condition in zip(places, measured, strict=True):
             job = _scores(spec, row, condition, around, weights)
             found.jobs.setdefault(job.identity, job)
@@ -197,7 +200,11 @@ def _like(cfg: Any) -> str:
 
 @contextmanager
 def composed(verb: str, words: Sequence[str]) -> Iterator[Any]:
-    """The config of a verb, inside a running Hydra; its node `hydra` is in reach of interpolations."""
+    """The config of a verb, inside a running Hydra; its node `hydra` is in reach of interpolations.
+
+    Raises:
+        ValueError: if its parts have no meaning together.
+    """
     from hydra import compose
     from hydra.core.hydra_config import HydraConfig
 
@@ -205,6 +212,7 @@ def composed(verb: str, words: Sequence[str]) -> Iterator[Any]:
     cfg = compose(config_name=verb, overrides=list(words), return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     try:
+        pairs.check(cfg)
         yield cfg
     finally:
         HydraConfig.instance().cfg = own

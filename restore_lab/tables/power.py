@@ -12,7 +12,7 @@ import itertools
 import math
 import statistics
 
-from restore_lab.tables.measured import Measured, Number
+from restore_lab.tables.measured import Measured, Number, by_image
 from restore_lab.tables.spec import Claim
 
 FACTOR = 1.96 + 0.84
@@ -57,8 +57,5 @@ def _power(table: Measured, claim: Claim) -> str:
 
 def _spread(a: Number, b: Number) -> tuple[float, int] | None:
     """Deviation of the paired differences over images, and how many; None for fewer than three."""
-    shared = sorted(a.images.keys() & b.images.keys())
-    by_image = {key: [a.images[s, k] - b.images[s, k] for s, k in shared if k == key] for _, key in shared}
-    if len(by_image) < 3:
-        return None
-    return statistics.stdev(statistics.fmean(deltas) for deltas in by_image.values()), len(by_image)
+    keys, values_NI = by_image([a, b])
+    return (statistics.stdev(values_NI[0] - values_NI[1]), len(keys)) if len(keys) >= 3 else None

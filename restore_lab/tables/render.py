@@ -29,7 +29,7 @@ def render(table: Grid, format: str) -> str:  # noqa: A002  # the word on the co
 
 
 def markdown(table: Grid) -> str:
-    """A pipe table with its claims and notes."""
+    """A pipe table with its claims, its findings and its notes."""
     head = ["", *table.label_names, *_headings(table)]
     body = [
         [line.title, *(line.labels.get(name, "") for name in table.label_names)]
@@ -39,8 +39,9 @@ def markdown(table: Grid) -> str:
     rule = ["---", *("---" for _ in table.label_names), *("---:" for _ in table.headings)]
     rows = ["| " + " | ".join(entry.replace("|", "\\|") for entry in row) + " |" for row in (head, rule, *body)]
     parts = [f"# {table.name}: {table.title}", "", f"{_of(table)}", "", *rows, ""]
-    if table.claims:
-        parts += ["Claims:", "", *(f"- {claim}" for claim in table.claims), ""]
+    for title, said in (("Claims:", table.claims), ("Findings:", table.findings)):
+        if said:
+            parts += [title, "", *(f"- {line}" for line in said), ""]
     return "\n".join([*parts, *(f"- {note}" for note in table.notes)]) + "\n"
 
 
@@ -60,7 +61,7 @@ def latex(table: Grid) -> str:
         labels = [_tex(line.labels.get(name, "")) for name in table.label_names]
         lines.append(" & ".join([_tex(line.title), *labels, *cells]) + r" \\")
     lines += ["\\bottomrule", "\\end{tabular}"]
-    return "\n".join([*lines, *(f"% {note}" for note in (*table.claims, *table.notes))]) + "\n"
+    return "\n".join([*lines, *(f"% {line}" for line in (*table.claims, *table.findings, *table.notes))]) + "\n"
 
 
 def as_csv(table: Grid) -> str:
@@ -92,7 +93,7 @@ def as_html(table: Grid) -> str:
         labels = "".join(f"<td>{html.escape(line.labels.get(name, ''))}</td>" for name in table.label_names)
         cells = "".join(f"<td>{_text(c, best='<b>{}</b>', second='<u>{}</u>')}</td>" for c in line.cells)
         rows.append(f'<tr class="{line.kind}"><th>{html.escape(line.title)}</th>{labels}{cells}</tr>')
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in (*table.claims, *table.notes))
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in (*table.claims, *table.findings, *table.notes))
     title = f"{html.escape(table.name)}: {html.escape(table.title)}"
     return (
         f"<section><h2>{title}</h2><p>{html.escape(_of(table))}</p>"
@@ -127,7 +128,8 @@ def as_json(table: Grid) -> str:
         for line in table.lines
     ]
     whole = {"table": table.name, "title": table.title, "source": table.source, "scale": table.scale, "rows": lines}
-    return json.dumps({**whole, "claims": list(table.claims), "notes": list(table.notes)}, indent=1, allow_nan=False)
+    said = {"claims": list(table.claims), "findings": list(table.findings), "notes": list(table.notes)}
+    return json.dumps({**whole, **said}, indent=1, allow_nan=False)
 
 
 FORMATS: dict[str, Callable[[Grid], str]] = {

@@ -10,6 +10,7 @@ from typing import Any, get_args
 from restore_lab.artefacts import write_bytes_atomic
 from restore_lab.evaluation.batches import write_inputs
 from restore_lab.tables import spec as specs
+from restore_lab.tables.figures.drawing import draw
 from restore_lab.tables.grid import Grid, grid
 from restore_lab.tables.jobs import DESCRIPTION, SCORES, Job, Plan, behind, config_flags, config_folders, took
 from restore_lab.tables.make import make, through_hydra, write_jobs
@@ -62,10 +63,11 @@ def run(cfg: Any) -> dict[str, str]:
     write_jobs(planned, store)
     failed = make(planned, store=store, launch=through_hydra(cfg))
     for spec in wanted:
-        table = grid(planned, measured(planned, spec))
+        numbers = measured(planned, spec)
+        table = grid(planned, numbers)
         print(render(table, cfg.format))
         if cfg.output:
-            _write(table, Path(cfg.output))
+            _write(table, draw(numbers), Path(cfg.output))
     if failed:
         print("\n".join(["failed:", *(f"  {line}" for line in failed.values())]))
     return failed
@@ -134,6 +136,7 @@ def _total(planned: Plan, finished: Sequence[Any]) -> str:
     return f"{len(planned.jobs)} artefacts, {len(missing)} missing: {whole}"
 
 
-def _write(table: Grid, folder: Path) -> None:
-    for written, ending in ENDINGS.items():
-        write_bytes_atomic(folder / f"{table.name.replace('/', '_')}.{ending}", render(table, written).encode())
+def _write(table: Grid, picture: bytes | None, folder: Path) -> None:
+    files = {ending: render(table, written).encode() for written, ending in ENDINGS.items()}
+    for ending, content in (files if picture is None else {**files, "png": picture}).items():
+        write_bytes_atomic(folder / f"{table.name.replace('/', '_')}.{ending}", content)

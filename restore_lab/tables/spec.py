@@ -7,14 +7,16 @@ hand what the table makes. Of that node:
     columns: {FID: {metric, tiny, better, digits}}    in order; `tiny` is the stand-in at scale=tiny, if another: its
                                            name, or {metric, better} where less of it is better and more of the other
     conditions: {name: {title, overrides, columns}}   each measures every row once (a dataset, a degradation)
-    rows: {name: {title, labels, weights, system, only, published, note, overrides, train, evaluate}}
+    rows: {name: {title, labels, weights, variant, system, only, published, note, overrides, train, evaluate, describe}}
     claims: [{says, row, baseline, column, condition, expect}]
+    figure: {kind: frontier | surface, ...}           a picture beside the table (figures/settings.py)
 
-`overrides` are for training and evaluating, `train` and `evaluate` for one of them; each may stand on the table, on a
-row or on a condition, and again under `tiny` and `full` for one scale. A later word for a key replaces an earlier one:
-table, condition, row. `weights` is "own" (trained by these overrides), "shipped", or another row's name; a row with a
-`system` is other people's: a folder of their outputs, or what was printed. `published` has one list a condition, in the
-order of the columns, null where nothing legible was printed. A row with `only: full` is run at that scale alone.
+`overrides` are for every verb, `train`, `evaluate` and `describe` for one; each may stand on the table, on a row or on
+a condition, and again under `tiny` and `full` for one scale. A later word for a key replaces an earlier one: table,
+condition, row. `weights` is "own" (trained by these overrides), "shipped", or another row's name; rows that differ only
+in the `variant` of the words (evaluate.yaml) share one record; a row with a `system` is other people's: a folder of
+their outputs, or what was printed. `published` has one list a condition, in the order of the columns, null where
+nothing legible was printed. A row with `only: full` is run at that scale alone.
 """
 
 from __future__ import annotations
@@ -25,23 +27,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from restore_lab.tables.figures.settings import Figure
+from restore_lab.tables.figures.settings import read as read_figure
+
 Scale = Literal["tiny", "full"]
-WORDS = ("overrides", "train", "evaluate")
-DESCRIBED = ("trainable_millions", "adaptor_millions", "relative_adaptor")  # the last: over the first row's
+WORDS = ("overrides", "train", "evaluate", "describe")
+COUNTED = (
+    "trainable_millions",
+    "adaptor_millions",
+    "relative_adaptor",
+    "step_gflops",
+)  # the third: over the first row's
+TOOK = ("minutes_per_100_steps", "peak_gigabytes")  # of the row's last stage of training, on whatever machine it ran
 ONLY = "main"  # the condition of a table that has one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Words:
-    """Overrides for training and evaluating (`both`), and for one of them."""
+    """Overrides for every verb (`overrides`), and for one of them."""
 
-    both: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
     train: tuple[str, ...] = ()
     evaluate: tuple[str, ...] = ()
+    describe: tuple[str, ...] = ()
 
     def of(self, verb: str) -> tuple[str, ...]:
         """Those that a verb reads, its own last."""
-        return (*self.both, *{"train": self.train, "evaluate": self.evaluate}.get(verb, ()))
+        return (*self.overrides, *getattr(self, verb))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +69,7 @@ class Column:
     metric_higher_is_better: bool
     digits: int
     stand_in: bool = False
-    describe: str | None = None  # a number of `restore-lab describe` in the place of a metric
+    describe: str | None = None  # in the place of a metric: a number of `restore-lab describe`, or what training took
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +95,7 @@ class Row:
     published: Mapping[tuple[str, str], float | None]
     note: str = ""
     only: Scale | None = None
+    variant: str | None = None  # which row of its record; null for the first that is the method's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +124,7 @@ class Spec:
     rows: Mapping[str, Row]
     claims: tuple[Claim, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    figure: Figure | None = None
 
     def words_of(self, verb: str, row: Row, condition: Condition | None = None) -> tuple[str, ...]:
         """The overrides of a row's job, each key once; training knows no condition."""
@@ -166,7 +180,7 @@ def read(name: str, folders: Sequence[Path], *, scale: Scale) -> Spec:
 
 
 def _spec(name: str, node: Mapping[str, Any], scale: Scale) -> Spec:
-    allowed = ("title", "source", "columns", "conditions", "rows", "claims", "notes", *WORDS, "tiny", "full")
+    allowed = ("title", "source", "columns", "conditions", "rows", "claims", "notes", "figure", *WORDS, "tiny", "full")
     _known(node, allowed, f"table {name}")
     columns = {title: _column(name, title, entry or {}, scale) for title, entry in node["columns"].items()}
     conditions = {
@@ -189,13 +203,15 @@ def _spec(name: str, node: Mapping[str, Any], scale: Scale) -> Spec:
         rows=rows,
         claims=tuple(_claim(name, entry, rows, columns, conditions) for entry in node.get("claims") or ()),
         notes=tuple(node.get("notes") or ()),
+        figure=read_figure(
+            node.get("figure"), f"table {name}", scale, columns=[*columns], conditions=[*conditions], rows=[*rows]
+        ),
     )
 
 
 def _words(node: Mapping[str, Any], scale: Scale) -> Words:
     at_scale = node.get(scale) or {}
-    both, train, evaluate = ((*(node.get(key) or ()), *(at_scale.get(key) or ())) for key in WORDS)
-    return Words(both=both, train=train, evaluate=evaluate)
+    return Words(**{key: (*(node.get(key) or ()), *(at_scale.get(key) or ())) for key in WORDS})
 
 
 def _column(name: str, title: str, entry: Mapping[str, Any], scale: Scale) -> Column:
@@ -205,8 +221,9 @@ def _column(name: str, title: str, entry: Mapping[str, Any], scale: Scale) -> Co
     for better in (entry.get("better"), chosen["better"]):
         if better not in ("more", "less"):
             raise ValueError(f"table {name}, column {title}: better={better!r} is more or less")
-    if entry.get("describe") not in (None, *DESCRIBED):
-        raise ValueError(f"table {name}, column {title}: describe={entry['describe']!r} is {', '.join(DESCRIBED)}")
+    if entry.get("describe") not in (None, *COUNTED, *TOOK):
+        known = ", ".join((*COUNTED, *TOOK))
+        raise ValueError(f"table {name}, column {title}: describe={entry['describe']!r} is one of {known}")
     return Column(
         title=title,
         metric=chosen["metric"],
@@ -228,7 +245,7 @@ def _condition(name: str, key: str, entry: Mapping[str, Any], scale: Scale, colu
 
 def _row(name: str, key: str, entry: Mapping[str, Any], scale: Scale, conditions: Mapping[str, Condition]) -> Row:
     where = f"table {name}, row {key}"
-    own = ("title", "labels", "weights", "system", "only", "published", "note")
+    own = ("title", "labels", "weights", "variant", "system", "only", "published", "note")
     _known(entry, (*own, *WORDS, "tiny", "full"), where)
     if entry.get("only") not in (None, *get_args(Scale)):
         raise ValueError(f"{where}: only={entry['only']!r} is {' or '.join(get_args(Scale))}")
@@ -252,6 +269,7 @@ def _row(name: str, key: str, entry: Mapping[str, Any], scale: Scale, conditions
         published=published,
         note=entry.get("note", ""),
         only=entry.get("only"),
+        variant=entry.get("variant"),
     )
 
 

@@ -12,7 +12,18 @@ from restore_lab.evaluation.records import Record, method_rows, read_record
 from restore_lab.methods.fit import LOSSES
 from restore_lab.tables.grid import Grid, grid
 from restore_lab.tables.jobs import DESCRIPTION, SCORES, Place, Plan, behind
-from restore_lab.tables.measured import At, Measured, Number, Read, column, measured, records_of, references
+from restore_lab.tables.measured import (
+    At,
+    Measured,
+    Number,
+    Read,
+    backbones,
+    column,
+    measured,
+    ordered,
+    records_of,
+    references,
+)
 from restore_lab.tables.spec import ONLY, Column, Condition, Row, Spec, Words
 
 NAMED = 3  # rows that a training's title names
@@ -102,14 +113,17 @@ def of_records(folders: Sequence[Path]) -> Source:
     better = {cell.metric: cell.higher_is_better for r in records.values() for cell in r.results.cells}
     per_image = {image.metric for r in records.values() for image in r.results.images}
     read: list[Read] = [(name, {0: run.record}, run.row) for name, run in rows.items()]
-    read += references([{0: record} for record in records.values()])
+    alone = [{0: record} for record in records.values()]
+    beside = references(alone, several=len(backbones(alone)) > 1)
+    read += beside
     numbers: dict[At, Number] = {}
     problems: list[str] = []
     for metric in better:
         own, problem = column(read, metric, metric)
         numbers |= {(name, ONLY, metric): number for name, number in own.items()}
         problems += problem
-    table = Measured(spec=_spec(better, rows), numbers=numbers, problems=problems)
+    named = ordered(name for name, _, _ in beside)
+    table = Measured(spec=_spec(better, rows), numbers=numbers, problems=problems, references=named)
     return Source(
         table=grid(Plan(specs=(), seeds=1), table),
         blocks=[

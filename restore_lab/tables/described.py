@@ -1,0 +1,53 @@
+"""Columns that no metric measures: what `restore-lab describe` counts of a row, and what its training took.
+
+Counts are facts of the config. Minutes and memory are measurements of the job that made the row's weights (the last of
+its stages), on the machine that ran it, its start and its imports included; rows whose weights no job of a table made
+have none. A job that was killed and resumed has the minutes of its last run alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from restore_lab.methods.describe import DESCRIPTION
+from restore_lab.tables.jobs import Plan, facts_of
+from restore_lab.tables.spec import TOOK, Spec
+
+
+def described(plan: Plan, spec: Spec, what: str | None) -> dict[str, float]:
+    """A column by row, in the unit of its name; empty where `what` is None."""
+    if what is None:
+        return {}
+    facts = {row: found for row in spec.rows if (found := _facts(plan, (spec.name, row), what)) is not None}
+    values = {row: READ[what](found) for row, found in facts.items()}
+    if what == "relative_adaptor":
+        base = values.get(next(iter(spec.rows)))
+        values = {} if base is None else {row: value / base for row, value in values.items()}
+    return values
+
+
+def _facts(plan: Plan, row: tuple[str, str], what: str) -> Mapping[str, Any] | None:
+    identity = (plan.trained if what in TOOK else plan.descriptions).get(row)
+    if identity is None or not plan.jobs[identity].done:
+        return None
+    job = plan.jobs[identity]
+    if what in TOOK:
+        return facts_of(job)
+    return json.loads((Path(job.folder) / DESCRIPTION).read_text(encoding="utf-8"))
+
+
+def _adaptor(facts: Mapping[str, Any]) -> float:
+    return sum(count for name, count in facts["parameters"].items() if name.startswith("adaptor.")) / 1e6
+
+
+READ: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
+    "trainable_millions": lambda facts: facts["trainable_parameters"] / 1e6,
+    "adaptor_millions": _adaptor,
+    "relative_adaptor": _adaptor,
+    "step_gflops": lambda facts: facts["flops_per_step"] / 1e9,
+    "minutes_per_100_steps": lambda facts: facts["seconds"] / facts["steps"] * 100 / 60,
+    "peak_gigabytes": lambda facts: facts["peak_bytes"] / 1e9,
+}

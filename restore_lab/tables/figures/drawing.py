@@ -1,0 +1,46 @@
+"""The picture of a table and what it says in words, by the kind that the table's file names."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+from restore_lab.tables.figures import frontier, surface
+from restore_lab.tables.figures.settings import Frontier
+
+if TYPE_CHECKING:
+    from restore_lab.tables.measured import Measured
+
+
+def findings(table: Measured) -> list[str]:
+    """What the picture shows, a line each; nothing for a table without one."""
+    match table.spec.figure:
+        case None:
+            return []
+        case Frontier() as figure:
+            return frontier.findings(table, figure)
+        case figure:
+            return surface.findings(table, figure)
+
+
+def draw(table: Measured) -> bytes | None:
+    """The picture as PNG; None for a table without one, or of which nothing was run.
+
+    Raises:
+        ValueError: if matplotlib is not installed.
+    """
+    if table.spec.figure is None or not table.numbers:
+        return None
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ValueError("pictures of tables are drawn with matplotlib: pip install 'restore-lab[figures]'") from None
+    page: Any = Figure(layout="constrained", dpi=110)
+    match table.spec.figure:
+        case Frontier() as figure:
+            frontier.draw(table, figure, page)
+        case figure:
+            surface.draw(table, figure, page)
+    sink = io.BytesIO()
+    page.savefig(sink, format="png")
+    return sink.getvalue()

@@ -1,0 +1,101 @@
+"""Instructed against true strength as heat maps, the best instruction for each true one framed, and whether the two go
+together. `figure: {kind: surface}`. Shapes: T true strengths, S instructed ones, I images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from restore_lab.random import rng
+from restore_lab.tables.measured import by_image
+
+if TYPE_CHECKING:
+    from restore_lab.tables.figures.settings import Surface
+    from restore_lab.tables.frontier import Points
+    from restore_lab.tables.measured import Measured
+
+
+def means(table: Measured, figure: Surface, column: str) -> Points:
+    """(S, T) means of a column; NaN where nothing was run."""
+    cells = [[table.numbers.get((row, condition, column)) for condition in figure.actual] for row in figure.instructed]
+    return np.array([[np.nan if cell is None else cell.mean for cell in line] for line in cells])
+
+
+def best(table: Measured, figure: Surface) -> dict[int, int]:
+    """Which instructed strength is best at each true one, by place (T to S); only of those that were run whole."""
+    means_ST = means(table, figure, figure.best) * _sign(table, figure)
+    return {t: int(line_S.argmax()) for t, line_S in enumerate(means_ST.T) if not np.isnan(line_S).any()}
+
+
+def findings(table: Measured, figure: Surface) -> list[str]:
+    """Which instructed strength is best at each true one, and how the two go together, a line each."""
+    instructed, true = list(figure.instructed.values()), list(figure.actual.values())
+    metric, sign = table.spec.columns[figure.best].metric, _sign(table, figure)
+    means_ST, found = means(table, figure, figure.best), best(table, figure)
+    lines, chosen_TI = [], []
+    for t, s in found.items():
+        condition = list(figure.actual)[t]
+        keys, values_SI = by_image([table.numbers[row, condition, figure.best] for row in figure.instructed])
+        values_SI = sign * values_SI
+        chosen_TI.append(np.array(instructed)[values_SI.argmax(axis=0)])
+        worst = means_ST[(sign * means_ST[:, t]).argmin(), t]
+        sure = f"best in {100 * _share_best(values_SI, keys)[s]:.0f} % of bootstrap draws over images"
+        numbers = f"{metric} {means_ST[s, t]:.4g}, the worst has {worst:.4g}"
+        lines.append(f"true {true[t]:g}: instructed {instructed[s]:g} is best ({numbers}; {sure})")
+    if len(found) < 3:
+        return lines
+    at = [true[t] for t in found]
+    whole = _correlation(at, [instructed[s] for s in found.values()])
+    each = np.mean([_correlation(at, own) for own in np.array(chosen_TI).T])
+    both = f"{whole:+.2f} by the means, {each:+.2f} in the mean over images"
+    lines.append(f"true against best instructed strength, rank correlation: {both} (0 where the same is always best)")
+    for name in figure.columns:
+        if name != figure.best:
+            lines_TS = means(table, figure, name).T
+            along = ", ".join(f"{_correlation(instructed, lines_TS[t]):+.2f} at {true[t]:g}" for t in found)
+            lines.append(f"{table.spec.columns[name].metric} against the instruction, rank correlation: {along}")
+    return lines
+
+
+def _sign(table: Measured, figure: Surface) -> float:
+    return 1.0 if table.spec.columns[figure.best].metric_higher_is_better else -1.0
+
+
+def _share_best(values_SI: Points, keys: Sequence[str], *, draws: int = 1000) -> Points:
+    """Of the draws of images, in how many each instructed strength has the best mean."""
+    picks = rng("bootstrap", *keys).integers(values_SI.shape[1], size=(draws, values_SI.shape[1]))
+    winners = values_SI[:, picks].mean(axis=2).argmax(axis=0)
+    return np.bincount(winners, minlength=len(values_SI)) / draws
+
+
+def _correlation(first: Sequence[float] | Points, second: Sequence[float] | Points) -> float:
+    """Spearman's rank correlation; 0 where one of them never changes: it follows nothing."""
+    from scipy.stats import spearmanr
+
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return 0.0
+    return float(spearmanr(first, second).statistic)
+
+
+def draw(table: Measured, figure: Surface, page: Any) -> None:
+    """A heat map a column: true strength to the right, instructed upwards."""
+    from matplotlib.patches import Rectangle
+
+    page.set_size_inches(5.4 * len(figure.columns), 4.8)
+    for place, name in enumerate(figure.columns):
+        axes = page.add_subplot(1, len(figure.columns), place + 1)
+        means_ST = means(table, figure, name)
+        axes.imshow(means_ST, origin="lower", cmap="viridis", aspect="auto")
+        middle = (np.nanmin(means_ST) + np.nanmax(means_ST)) / 2
+        for (s, t), value in np.ndenumerate(means_ST):
+            colour = "black" if value > middle else "white"
+            axes.text(t, s, f"{value:.4g}", ha="center", va="center", fontsize=8, color=colour)
+        for t, s in best(table, figure).items():
+            axes.add_patch(Rectangle((t - 0.47, s - 0.47), 0.94, 0.94, fill=False, edgecolor="red", linewidth=2.5))
+        axes.set_xticks(range(len(figure.actual)), [f"{value:g}" for value in figure.actual.values()])
+        axes.set_yticks(range(len(figure.instructed)), [f"{value:g}" for value in figure.instructed.values()])
+        axes.set(title=table.spec.columns[name].metric, xlabel="true strength", ylabel="instructed strength")
+    metric = table.spec.columns[figure.best].metric
+    page.suptitle(f"{table.spec.title}; framed: best {metric} (scale={table.spec.scale})", fontsize=10)
