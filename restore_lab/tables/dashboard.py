@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from restore_lab.artefacts import write_bytes_atomic
-from restore_lab.tables import spec as specs
+from restore_lab.tables import files
 from restore_lab.tables.grid import grid
 from restore_lab.tables.jobs import DESCRIPTION, SCORES, Plan, config_flags, config_folders
 from restore_lab.tables.measured import measured
@@ -55,8 +55,8 @@ def run(cfg: Any) -> str:
     """
     folders = config_folders()
     if not cfg.table:
-        raise ValueError(f"name a table; there are: {', '.join(specs.tables(folders))}")
-    spec = specs.read(cfg.table, folders, scale=cfg.at_scale)
+        raise ValueError(f"name a table; there are: {', '.join(files.tables(folders))}")
+    spec = files.read(cfg.table, folders, scale=cfg.at_scale)
     store = Path(cfg.runs_dir) / cfg.name
     planned = plan([spec], store=store, seeds=int(cfg.seeds), words=list(cfg.overrides), flags=config_flags())
     markdown = render(grid(planned, measured(planned, spec)), "markdown")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from restore_lab.artefacts import write_bytes_atomic
 from restore_lab.evaluation.batches import write_inputs
-from restore_lab.tables import spec as specs
+from restore_lab.tables import files
 from restore_lab.tables.figures.drawing import draw
 from restore_lab.tables.grid import Grid, grid
 from restore_lab.tables.jobs import DESCRIPTION, SCORES, Job, Plan, behind, config_flags, config_folders, took
@@ -22,7 +22,6 @@ from restore_lab.tables.render import ENDINGS, FORMATS, render
 from restore_lab.tables.spec import Spec, merged
 
 log = logging.getLogger(__name__)
-SCALES = get_args(specs.Scale)
 
 
 def run(cfg: Any) -> dict[str, str]:
@@ -36,16 +35,14 @@ def run(cfg: Any) -> dict[str, str]:
     """
     if cfg.format not in FORMATS:
         raise ValueError(f"format={cfg.format!r} is not known; one of {', '.join(FORMATS)}")
-    if cfg.at_scale not in SCALES:
-        raise ValueError(f"scale={cfg.at_scale!r} is not known; one of {', '.join(SCALES)}")
     folders = config_folders()
-    names = list(specs.tables(folders)) if cfg.all else list(cfg.table or ())
+    names = list(files.tables(folders)) if cfg.all else list(cfg.table or ())
     if not names:
-        raise ValueError(f"name a table, or --all; there are: {', '.join(specs.tables(folders))}")
+        raise ValueError(f"name a table, or --all; there are: {', '.join(files.tables(folders))}")
     store = Path(cfg.runs_dir) / cfg.name
     if cfg.output and Path(cfg.output).exists() and not Path(cfg.output).is_dir():
         raise ValueError(f"output={cfg.output}: a file is in the way; name a folder")
-    wanted = [specs.read(name, folders, scale=cfg.at_scale) for name in names]
+    wanted = [files.read(name, folders, scale=cfg.at_scale) for name in names]
     if cfg.inputs_dir:
         print("\n".join(line for spec in wanted for line in inputs(spec, Path(cfg.inputs_dir), list(cfg.overrides))))
         return {}

@@ -14,10 +14,10 @@ from restore_lab.cli import front
 from restore_lab.cli.conf_dir import conf_dir
 from restore_lab.evaluation import evaluate
 from restore_lab.methods import fit
+from restore_lab.tables.files import read
 from restore_lab.tables.jobs import DESCRIPTION, SCORES, Job, Plan
 from restore_lab.tables.plan import plan
 from restore_lab.tables.report import plan_text
-from restore_lab.tables.spec import read
 from tests.composed import composed, small
 
 NODE = {
@@ -115,7 +115,8 @@ def test_a_job_is_a_command_that_makes_what_was_planned(toy_folder, tmp_path) ->
 
 def test_the_plan_in_words(toy_folder, tmp_path) -> None:
     text = plan_text(planned(tmp_path, toy_folder), tmp_path / "runs" / "tables")
-    assert "10 artefacts, 0 there, 10 missing" in text and "theirs: published numbers (system swinir)" in text
+    assert "10 artefacts, 0 there, 10 missing" in text
+    assert "theirs: published numbers (system swinir; see systems_dir)" in text
     assert text.count("nothing like it was run here yet") == 10
 
 

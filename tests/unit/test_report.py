@@ -172,7 +172,6 @@ def test_what_is_not_there(tmp_path) -> None:
         ({}, "name a table"),
         ({"table": "spire/table6", "records": ["x"]}, "name a table"),
         ({"records": ["x"], "output": "."}, r"output=\. is a folder"),
-        ({"table": "spire/table6", "at_scale": "huge"}, "scale='huge'"),
     ],
 )
 def test_a_mistake_is_one_line(words, says) -> None:

@@ -16,6 +16,7 @@ from restore_lab.cli.conf_dir import conf_dir
 from restore_lab.evaluation.protocol import Column as Label
 from restore_lab.evaluation.records import Cell as RecordCell
 from restore_lab.evaluation.records import ImageValue, Results, write_record
+from restore_lab.tables.files import read, tables
 from restore_lab.tables.grid import grid
 from restore_lab.tables.jobs import Job, Place, Plan
 from restore_lab.tables.marks import marks
@@ -24,7 +25,7 @@ from restore_lab.tables.plan import estimate
 from restore_lab.tables.power import needed, powers, resolvable
 from restore_lab.tables.rates import rates, shipped
 from restore_lab.tables.render import FORMATS, render
-from restore_lab.tables.spec import Spec, merged, read, tables
+from restore_lab.tables.spec import Spec, merged
 
 TABLE = {
     "title": "three rows",
@@ -96,6 +97,8 @@ def test_a_mistake_in_a_file_is_one_line(changed, says, tmp_path) -> None:
 def test_an_unknown_table_offers_those_that_there_are(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"no table 'toy/onne'; did you mean 'toy/one'"):
         read("toy/onne", [folder(tmp_path, TABLE)], scale="tiny")
+    with pytest.raises(ValueError, match="scale='huge' is not known; one of tiny, full"):
+        read("toy/one", [folder(tmp_path, TABLE)], scale="huge")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", tables([conf_dir()]))

@@ -10,10 +10,10 @@ import json
 import logging
 from pathlib import Path
 from string import Template
-from typing import Any, get_args
+from typing import Any
 
 from restore_lab.artefacts import write_bytes_atomic
-from restore_lab.tables import spec as specs
+from restore_lab.tables import files
 from restore_lab.tables.grid import Cell, Grid
 from restore_lab.tables.jobs import config_folders
 from restore_lab.tables.page.browser import Pictures, browser
@@ -25,7 +25,6 @@ from restore_lab.tables.render import cell_parts, titled
 log = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 SCRIPTS = ("dom.js", "table.js", "curves.js", "zoom.js", "viewer.js", "browser.js", "main.js")  # in this order
-SCALES = get_args(specs.Scale)
 
 
 def run(cfg: Any) -> Path:
@@ -51,9 +50,7 @@ def _source(cfg: Any) -> Source:
         raise ValueError("name a table (restore-lab report spire/table6) or records (records=[FOLDER,FOLDER])")
     if cfg.records is not None:
         return of_records([Path(folder).expanduser() for folder in cfg.records])
-    if cfg.at_scale not in SCALES:
-        raise ValueError(f"scale={cfg.at_scale!r} is not known; one of {', '.join(SCALES)}")
-    spec = specs.read(cfg.table, config_folders(), scale=cfg.at_scale)
+    spec = files.read(cfg.table, config_folders(), scale=cfg.at_scale)
     store = Path(cfg.runs_dir) / cfg.name
     return of_table(plan([spec], store=store, seeds=int(cfg.seeds), words=list(cfg.overrides)), spec)
 
