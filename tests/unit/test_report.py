@@ -178,6 +178,7 @@ def test_what_is_not_there(tmp_path) -> None:
     [
         ({}, "name a table"),
         ({"table": "spire/table6", "records": ["x"]}, "name a table"),
+        ({"records": []}, "name a table"),
         ({"records": ["x"], "output": "."}, r"output=\. is a folder"),
         ({"table": "spire/table6", "at_scale": "huge"}, "scale='huge'"),
     ],
@@ -190,7 +191,7 @@ def test_a_mistake_is_one_line(words, says) -> None:
 
 def test_the_command_writes_the_page_and_says_its_size(tmp_path, caplog) -> None:
     record(tmp_path / "a", "a")
-    cfg = {"table": None, "records": [str(tmp_path / "a")], "output": str(tmp_path / "new" / "r.html")}
+    cfg = {"table": None, "records": str(tmp_path / "a"), "output": str(tmp_path / "new" / "r.html")}
     caplog.set_level("INFO")
     written = run(OmegaConf.create({**cfg, "images": 5, "worst": 0}))
     assert written == Path(cfg["output"]) and len(data_of(written.read_text())["blocks"][0]["images"]) == 5
