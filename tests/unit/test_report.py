@@ -113,6 +113,13 @@ def test_another_lq_is_a_row_of_its_own(tmp_path) -> None:
     assert [row["title"] for row in block["rows"]] == ["original", "LQ", f"LQ of {names[1]}", *names]
 
 
+def test_a_metric_of_sets_stands_in_the_table_alone(tmp_path) -> None:
+    source = of_records([record(tmp_path / "a", "a")])
+    assert [(c.title, c.digits) for _, c in source.table.headings] == [("psnr", 2), ("gmsd", 4), ("tiny_fd", 2)]
+    block = browser(source.blocks[0], Pictures(), limit=64, worst=10)
+    assert block["metrics"] == [{"name": "psnr", "more": True}, {"name": "gmsd", "more": False}]
+
+
 def test_values_of_another_protocol_are_left_out(tmp_path) -> None:
     source = of_records([record(tmp_path / "a", "a"), record(tmp_path / "b", "b", border=4)])
     block = browser(source.blocks[0], Pictures(), limit=64, worst=10)
@@ -161,7 +168,7 @@ def test_what_is_not_there(tmp_path) -> None:
     assert nothing["charts"] == [] and [block["images"] for block in nothing["blocks"]] == [[]]
     plan, spec = toy_table(tmp_path, images=False)
     source = of_table(plan, spec)
-    assert source.missing == "2 of 4 artefacts are missing; restore-lab table toy/one makes them"  # no manifests
+    assert source.missing == "2 of 4 artefacts are missing; restore-lab table toy/one scale=tiny --seeds=1 makes them"
     data = data_of(page(source, images=64, worst=10))
     assert data["blocks"][0]["images"] == [] and data["pictures"] == [] and data["table"]["lines"]
 
@@ -171,6 +178,7 @@ def test_what_is_not_there(tmp_path) -> None:
     [
         ({}, "name a table"),
         ({"table": "spire/table6", "records": ["x"]}, "name a table"),
+        ({"records": []}, "name a table"),
         ({"records": ["x"], "output": "."}, r"output=\. is a folder"),
     ],
 )
@@ -182,7 +190,7 @@ def test_a_mistake_is_one_line(words, says) -> None:
 
 def test_the_command_writes_the_page_and_says_its_size(tmp_path, caplog) -> None:
     record(tmp_path / "a", "a")
-    cfg = {"table": None, "records": [str(tmp_path / "a")], "output": str(tmp_path / "new" / "r.html")}
+    cfg = {"table": None, "records": str(tmp_path / "a"), "output": str(tmp_path / "new" / "r.html")}
     caplog.set_level("INFO")
     written = run(OmegaConf.create({**cfg, "images": 5, "worst": 0}))
     assert written == Path(cfg["output"]) and len(data_of(written.read_text())["blocks"][0]["images"]) == 5

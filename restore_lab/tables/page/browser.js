@@ -6,7 +6,7 @@ const ALL = "all", NONE = "none";
 
 /** What is chosen; rows and metrics by their places in the block. */
 const chosen = {
-  block: 0, image: 0, left: 0, right: 0,
+  block: 0, image: NONE, left: 0, right: 0,
   metric: 0, row: 0, minus: NONE, order: "worst", worstOf: ALL, search: "",
 };
 
@@ -40,7 +40,7 @@ function chooseBlock(place) {
   const shown = rows.map((row, index) => index).filter(shows);
   const right = shown.find((index) => rows[index].method) ?? shown[0];
   const left = shown.find((index) => rows[index].title === "LQ") ?? shown[0];
-  Object.assign(chosen, { block: place, image: 0, left, right, metric: 0, row: right, minus: NONE, worstOf: ALL });
+  Object.assign(chosen, { block: place, image: NONE, left, right, metric: 0, row: right, minus: NONE, worstOf: ALL });
   drawControls();
   draw();
 }
@@ -80,12 +80,12 @@ function chip(text, row) {
 function draw() {
   const shown = listing();
   const { images, total, metrics } = currentBlock();
-  if (!shown.some(({ place }) => place === chosen.image)) chosen.image = shown[0]?.place ?? 0;
+  if (!shown.some(({ place }) => place === chosen.image)) chosen.image = shown[0]?.place ?? NONE;
   the("count").textContent = `${shown.length} shown; this file holds ${images.length} of ${total} images` +
     (metrics.length ? `; under each its ${the("metric").selectedOptions[0].text}` : "");
   the("thumbnails").replaceChildren(...shown.map(thumbnail));
   the("viewer").hidden = shown.length === 0;
-  if (shown.length) drawViewer(currentBlock(), images[chosen.image], chosen.left, chosen.right);
+  if (shown.length) select(chosen.image);
 }
 
 function thumbnail({ place, image, value }) {
@@ -95,7 +95,7 @@ function thumbnail({ place, image, value }) {
     type: "button", class: "thumbnail", role: "option", "aria-selected": String(selected), tabindex: selected ? 0 : -1,
     "data-place": place, onclick: () => select(place),
   },
-  html("img", { src: uri, alt: "", loading: "lazy" }),
+  html("img", { src: uri, alt: "", decoding: "async" }),
   html("span", {}, image.name),
   html("span", { class: "value" }, short(value)));
 }

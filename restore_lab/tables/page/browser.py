@@ -66,19 +66,21 @@ def browser(block: Block, pictures: Pictures, *, limit: int, worst: int) -> dict
         view, one a row, is null or {picture, values, instruction}, its values in the order of the metrics.
     """
     rows, notes = _rows(block)
+    measured = {metric for row in rows.values() for view in row.values() for metric in view.values}
+    metrics = {name: more for name, more in block.metrics.items() if name in measured}  # those of sets are left out
     kept = {image for row in rows.values() for image, view in row.items() if view.file}
     images = [image for image in dict.fromkeys(i for row in rows.values() for i in row) if image in kept]
     methods = [row for title, row in rows.items() if title in block.rows]
     always = {
         image
         for row in methods
-        for metric, more in block.metrics.items()
+        for metric, more in metrics.items()
         for image in worst_of(row, metric, more=more, images=images)[:worst]
     }
     several = len({seed for seed, _ in images}) > 1
     return {
         "title": block.title,
-        "metrics": [{"name": name, "more": more} for name, more in block.metrics.items()],
+        "metrics": [{"name": name, "more": more} for name, more in metrics.items()],
         "rows": [{"title": title, "method": title in block.rows} for title in rows],
         "total": len(images),
         "notes": notes,
@@ -86,7 +88,7 @@ def browser(block: Block, pictures: Pictures, *, limit: int, worst: int) -> dict
             {
                 "name": f"{key}, seed {seed}" if several else key,
                 **_words([row[seed, key] for row in rows.values() if (seed, key) in row]),
-                "views": [_view(row.get((seed, key)), block.metrics, pictures) for row in rows.values()],
+                "views": [_view(row.get((seed, key)), metrics, pictures) for row in rows.values()],
             }
             for seed, key in chosen(images, always, limit)
         ],
@@ -189,9 +191,8 @@ def _says(recipe: str) -> str:
         steps = Recipe.from_json(recipe).steps
     except ValueError:
         return recipe
-    return ", ".join(
-        f"{step.kind} ({' '.join(f'{k}={_short(v)}' for k, v in step.params.items() if k != 'seed')})" for step in steps
-    )
+    said = [(step.kind, [f"{k}={_short(v)}" for k, v in step.params.items() if k != "seed"]) for step in steps]
+    return ", ".join(f"{kind} ({' '.join(params)})" if params else kind for kind, params in said)
 
 
 def _short(value: Any) -> str:

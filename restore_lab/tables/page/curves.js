@@ -2,7 +2,7 @@
 // or the arrow keys.
 "use strict";
 
-const CHART = { height: 260, left: 56, right: 12, top: 10, bottom: 30 };
+const CHART = { height: 260, left: 56, right: 24, top: 10, bottom: 30 };
 
 /** Draw a chart into a new figure, and again whenever its width changes or `redraw` is called. */
 function drawChart(chart, place, isLog) {

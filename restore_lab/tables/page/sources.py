@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from restore_lab.tables.measured import (
 )
 from restore_lab.tables.spec import ONLY, Column, Condition, Row, Spec, Words
 
-NAMED = 3  # rows that a training's title names
+NAMED = 3  # rows that a title names
 Artefact = tuple[str, Path]  # stage and folder
 
 
@@ -71,6 +71,7 @@ def of_table(plan: Plan, spec: Spec) -> Source:
     """What is there of a planned table."""
     titles = _titles({row.name: row.title for row in spec.rows.values()})
     absent = plan.missing()
+    command = " ".join(["restore-lab table", spec.name, f"scale={spec.scale}", f"--seeds={plan.seeds}"])
     blocks = []
     for condition in spec.conditions.values():
         columns = [spec.columns[title] for title in condition.columns]
@@ -81,8 +82,8 @@ def of_table(plan: Plan, spec: Spec) -> Source:
                 metrics={c.metric: c.metric_higher_is_better for c in columns if c.metric},
                 rows={
                     titles[name]: {
-                        seed: Run(folder=_folder(plan, spec, name, condition, seed), record=r, row=_own(r))
-                        for seed, r in found.items()
+                        seed: _run(plan, spec, spec.rows[name], condition, seed, record)
+                        for seed, record in found.items()
                     }
                     for name, found in records.items()
                     if found
@@ -93,9 +94,7 @@ def of_table(plan: Plan, spec: Spec) -> Source:
         table=grid(plan, measured(plan, spec)),
         blocks=blocks,
         trainings=_trainings(_of_plan(plan, spec, titles)),
-        missing=f"{len(absent)} of {len(plan.jobs)} artefacts are missing; restore-lab table {spec.name} makes them"
-        if absent
-        else "",
+        missing=f"{len(absent)} of {len(plan.jobs)} artefacts are missing; {command} makes them" if absent else "",
     )
 
 
@@ -111,7 +110,6 @@ def of_records(folders: Sequence[Path]) -> Source:
     times = Counter(run.row for run in runs)
     rows = {run.row if times[run.row] == 1 else f"{run.folder}: {run.row}": run for run in runs}
     better = {cell.metric: cell.higher_is_better for r in records.values() for cell in r.results.cells}
-    per_image = {image.metric for r in records.values() for image in r.results.images}
     read: list[Read] = [(name, {0: run.record}, run.row) for name, run in rows.items()]
     alone = [{0: record} for record in records.values()]
     beside = references(alone, several=len(backbones(alone)) > 1)
@@ -122,14 +120,14 @@ def of_records(folders: Sequence[Path]) -> Source:
         own, problem = column(read, metric, metric)
         numbers |= {(name, ONLY, metric): number for name, number in own.items()}
         problems += problem
-    named = ordered(name for name, _, _ in beside)
-    table = Measured(spec=_spec(better, rows), numbers=numbers, problems=problems, references=named)
+    spec, named = _spec(better, rows, numbers), ordered(name for name, _, _ in beside)
+    table = Measured(spec=spec, numbers=numbers, problems=problems, references=named)
     return Source(
         table=grid(Plan(specs=(), seeds=1), table),
         blocks=[
             Block(
                 title="",
-                metrics={metric: more for metric, more in better.items() if metric in per_image},
+                metrics=better,
                 rows={name: {0: run} for name, run in rows.items()},
             )
         ],
@@ -138,17 +136,22 @@ def of_records(folders: Sequence[Path]) -> Source:
     )
 
 
-def _spec(better: Mapping[str, bool], rows: Iterable[str]) -> Spec:
+def _spec(better: Mapping[str, bool], rows: Collection[str], numbers: Mapping[At, Number]) -> Spec:
     """A table of every metric, nothing published."""
+    large = {metric for (_, _, metric), number in numbers.items() if abs(number.mean) >= 10}
     columns = {
         metric: Column(
-            title=metric, metric=metric, higher_is_better=more, metric_higher_is_better=more, digits=2 if more else 4
+            title=metric,
+            metric=metric,
+            higher_is_better=more,
+            metric_higher_is_better=more,
+            digits=2 if metric in large else 4,
         )
         for metric, more in better.items()
     }
     return Spec(
         name="records",
-        title="records side by side",
+        title=_few(list(rows)),
         source="",
         scale="tiny",
         words=Words(),
@@ -167,13 +170,10 @@ def _titles(named: Mapping[str, str]) -> dict[str, str]:
     return {name: title if times[title] == 1 else f"{title} ({name})" for name, title in named.items()}
 
 
-def _own(record: Record) -> str:
-    return method_rows(record.results)[0]
-
-
-def _folder(plan: Plan, spec: Spec, row: str, condition: Condition, seed: int) -> Path:
-    place = Place(table=spec.name, row=row, condition=condition.name, seed=seed)
-    return Path(plan.jobs[plan.scores[place]].folder)
+def _run(plan: Plan, spec: Spec, row: Row, condition: Condition, seed: int, record: Record) -> Run:
+    place = Place(table=spec.name, row=row.name, condition=condition.name, seed=seed)
+    folder = Path(plan.jobs[plan.scores[place]].folder)
+    return Run(folder=folder, record=record, row=row.variant or method_rows(record.results)[0])
 
 
 def _of_plan(plan: Plan, spec: Spec, titles: Mapping[str, str]) -> dict[Artefact, list[str]]:
@@ -207,7 +207,12 @@ def _trainings(users: Mapping[Artefact, Sequence[str]]) -> list[Training]:
     found = []
     for (stage, folder), rows in users.items():
         names = list(dict.fromkeys(rows))
-        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
         if (folder / LOSSES).is_file():
-            found.append(Training(stage=stage, title=", ".join(names[:NAMED]) + more, losses=folder / LOSSES))
+            found.append(Training(stage=stage, title=_few(names), losses=folder / LOSSES))
     return found
+
+
+def _few(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more

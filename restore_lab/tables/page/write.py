@@ -46,10 +46,11 @@ def run(cfg: Any) -> Path:
 
 
 def _source(cfg: Any) -> Source:
-    if (cfg.table is None) == (cfg.records is None):
+    if bool(cfg.table) == bool(cfg.records):
         raise ValueError("name a table (restore-lab report spire/table6) or records (records=[FOLDER,FOLDER])")
-    if cfg.records is not None:
-        return of_records([Path(folder).expanduser() for folder in cfg.records])
+    if cfg.records:
+        folders = [cfg.records] if isinstance(cfg.records, str) else cfg.records
+        return of_records([Path(folder).expanduser() for folder in folders])
     spec = files.read(cfg.table, config_folders(), scale=cfg.at_scale)
     store = Path(cfg.runs_dir) / cfg.name
     return of_table(plan([spec], store=store, seeds=int(cfg.seeds), words=list(cfg.overrides)), spec)
