@@ -110,8 +110,8 @@ def dashboard(planned: Plan, spec: Spec, markdown: str, *, entity: str, project:
         ValueError: without wandb-workspaces.
     """
     try:
-        import wandb_workspaces.reports.v2 as wr
-        import wandb_workspaces.workspaces as ws
+        import wandb_workspaces.reports.v2 as wr  # pyright: ignore[reportMissingImports]
+        import wandb_workspaces.workspaces as ws  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise ValueError(f"dashboard needs {error.name}: pip install 'restore-lab[wandb]'") from error
     rows = pages(planned, spec)
@@ -165,7 +165,7 @@ def _send(cfg: Any, planned: Plan, spec: Spec, markdown: str) -> str:
     import wandb
 
     try:
-        entity = cfg.entity or wandb.Api().default_entity
+        entity = str(cfg.entity or wandb.Api().default_entity)
         made = dashboard(planned, spec, markdown, entity=entity, project=cfg.project)
         for part in made.values():
             part.save()

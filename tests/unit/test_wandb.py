@@ -186,6 +186,18 @@ def test_without_a_network_it_goes_on_offline(monkeypatch, caplog) -> None:
     assert "wandb cannot be reached (no route to host)" in caplog.text
 
 
+def test_an_account_that_is_refused_is_said_in_one_line() -> None:
+    import wandb
+
+    class Refused:
+        @property
+        def experiment(self) -> None:
+            raise wandb.errors.AuthenticationError("invalid\nkey")
+
+    with pytest.raises(ValueError, match="logger=wandb: invalid key"):
+        tracking._wandb(Refused(), {"mode": "shared"})
+
+
 def test_a_logger_changes_no_identity(tmp_path) -> None:
     plain = planned(composed("train", f"runs_dir={tmp_path}"))
     shown = planned(composed("train", f"runs_dir={tmp_path}", "logger=wandb", "run.group=mine", "pictures=9"))
