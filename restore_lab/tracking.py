@@ -114,7 +114,7 @@ def _wandb(logger: Any, node: DictConfig) -> Any:
     """wandb's page; where wandb cannot be reached it is written to disk alone.
 
     Raises:
-        ValueError: if nobody has logged in.
+        ValueError: if nobody has logged in, or the account is refused.
     """
     import wandb
     from lightning.pytorch.utilities import rank_zero_only
@@ -128,10 +128,12 @@ def _wandb(logger: Any, node: DictConfig) -> Any:
         )
     try:
         logger.experiment  # noqa: B018 - Lightning opens the page at the first look
+    except wandb.errors.AuthenticationError as error:
+        raise ValueError(f"logger=wandb: {' '.join(str(error).split())}") from error
     except wandb.errors.CommError as error:
-        log.warning(
-            "wandb cannot be reached (%s); writing to disk, for `wandb sync` later", " ".join(str(error).split())
-        )
+        why = " ".join(str(error).split())
+        log.warning("wandb cannot be reached (%s); writing to disk, for `wandb sync` later", why)
+        wandb.teardown()  # its service still holds the page's id
         logger = build(node, mode="offline")
     return logger
 

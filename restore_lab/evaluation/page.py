@@ -9,6 +9,7 @@ from typing import Any
 from restore_lab.evaluation.records import LQ, ORIGINAL, Results, image_file, method_rows
 from restore_lab.tracking import Shown, log_shown
 
+SCORE = "score"  # what a record is about, whatever its row is called, so that pages compare: score/psnr
 WORDS = ("caption", "instruction", "recipe")
 
 
@@ -29,13 +30,18 @@ def log_record(logger: Any, folder: str | Path, results: Results, *, pictures: i
 
 
 def means(results: Results) -> dict[str, float]:
-    """`row/metric` to mean; a metric that was measured in several columns (sizes, counts) names its column too."""
+    """`row/metric` to mean, and `score/metric` of the method's first row.
+
+    A metric that was measured in several columns (sizes, counts) names its column too.
+    """
     times = Counter((cell.row, cell.metric) for cell in results.cells)
-    several = {name for name, count in times.items() if count > 1}
-    return {
-        f"{cell.row}/{cell.metric}{f' {cell.column.id}' if (cell.row, cell.metric) in several else ''}": cell.mean
-        for cell in results.cells
-    }
+    first = method_rows(results)[:1]
+    found: dict[str, float] = {}
+    for cell in results.cells:
+        column = f" {cell.column.id}" if times[cell.row, cell.metric] > 1 else ""
+        for row in (cell.row, *((SCORE,) if cell.row in first else ())):
+            found[f"{row}/{cell.metric}{column}"] = cell.mean
+    return found
 
 
 def per_image(results: Results) -> tuple[list[str], list[list[Any]]]:

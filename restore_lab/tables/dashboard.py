@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from restore_lab.artefacts import write_bytes_atomic
+from restore_lab.evaluation.page import SCORE
 from restore_lab.tables import files
 from restore_lab.tables.grid import grid
 from restore_lab.tables.jobs import DESCRIPTION, SCORES, Plan, config_flags, config_folders
@@ -58,10 +59,17 @@ def run(cfg: Any) -> str:
         raise ValueError(f"name a table; there are: {', '.join(files.tables(folders))}")
     spec = files.read(cfg.table, folders, scale=cfg.at_scale)
     store = Path(cfg.runs_dir) / cfg.name
-    planned = plan([spec], store=store, seeds=int(cfg.seeds), words=list(cfg.overrides), flags=config_flags())
+    planned = plan(
+        [spec],
+        store=store,
+        seeds=int(cfg.seeds),
+        words=list(cfg.overrides),
+        flags=config_flags(),
+        systems_dir=cfg.systems_dir,
+    )
     markdown = render(grid(planned, measured(planned, spec)), "markdown")
     if cfg.dry_run or cfg.output:
-        made = dashboard(planned, spec, markdown, row=cfg.name, entity="", project=cfg.project)
+        made = dashboard(planned, spec, markdown, entity="", project=cfg.project)
         text = json.dumps({name: _plain(part) for name, part in made.items()}, indent=1)
         if not cfg.output:
             return text
@@ -71,10 +79,9 @@ def run(cfg: Any) -> str:
 
 
 def pages(planned: Plan, spec: Spec) -> list[RowPages]:
-    """The pages behind each row that is run."""
-    rows = [row for row in spec.rows.values() if row.system is None]
+    """The pages behind each row, those of other people's systems too where something was measured."""
     found = []
-    for number, row in enumerate(rows):
+    for number, row in enumerate(spec.rows.values()):
         records = {
             name: [id_ for place, id_ in planned.scores.items() if (place.row, place.condition) == (row.name, name)]
             for name in spec.conditions
@@ -87,14 +94,13 @@ def pages(planned: Plan, spec: Spec) -> list[RowPages]:
     return found
 
 
-def dashboard(planned: Plan, spec: Spec, markdown: str, *, row: str, entity: str, project: str) -> dict[str, Any]:
+def dashboard(planned: Plan, spec: Spec, markdown: str, *, entity: str, project: str) -> dict[str, Any]:
     """The workspace and the report of a table, as objects of wandb-workspaces.
 
     Args:
         planned: the table's plan.
         spec: the table.
         markdown: the table as it is printed.
-        row: what the records call the method's row: the name of the tables' folder.
         entity: the account; "" leaves out what only the server knows.
         project: where the pages are.
 
@@ -102,8 +108,8 @@ def dashboard(planned: Plan, spec: Spec, markdown: str, *, row: str, entity: str
         ValueError: without wandb-workspaces.
     """
     try:
-        import wandb_workspaces.reports.v2 as wr
-        import wandb_workspaces.workspaces as ws
+        import wandb_workspaces.reports.v2 as wr  # pyright: ignore[reportMissingImports]
+        import wandb_workspaces.workspaces as ws  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise ValueError(f"dashboard needs {error.name}: pip install 'restore-lab[wandb]'") from error
     rows = pages(planned, spec)
@@ -121,12 +127,11 @@ def dashboard(planned: Plan, spec: Spec, markdown: str, *, row: str, entity: str
         bars = []
         for title in spec.conditions[condition].columns:
             if metric := spec.columns[title].metric:
-                key = f"{row}/{metric}"
+                key = f"{SCORE}/{metric}"
                 names = {f"{id_}:{key}": one.name for one in rows for id_ in one.records[condition]}
                 bars.append(wr.BarPlot(title=f"{title} ({metric})", metrics=[key], line_titles=names))
-        wide = wr.Layout(w=24, h=12)
-        images = wr.MediaBrowser(title="images", media_keys=["images"], layout=wide)
-        return [*bars, images, wr.WeavePanelSummaryTable(table_name="per_image", layout=wide)]
+        images = wr.MediaBrowser(title="images", media_keys=["images"], layout=wr.Layout(w=24, h=12))
+        return [*bars, images, wr.WeavePanelSummaryTable(table_name="per_image", layout=wr.Layout(w=24, h=12))]
 
     blocks = [wr.MarkdownBlock(text=markdown), wr.H2(text="Training")]
     blocks.append(wr.PanelGrid(runsets=[runset(one, one.trainings) for one in rows if one.trainings], panels=curves()))
@@ -158,8 +163,8 @@ def _send(cfg: Any, planned: Plan, spec: Spec, markdown: str) -> str:
     import wandb
 
     try:
-        entity = cfg.entity or wandb.Api().default_entity
-        made = dashboard(planned, spec, markdown, row=cfg.name, entity=entity, project=cfg.project)
+        entity = str(cfg.entity or wandb.Api().default_entity)
+        made = dashboard(planned, spec, markdown, entity=entity, project=cfg.project)
         for part in made.values():
             part.save()
     except (wandb.Error, ValueError) as error:

@@ -186,6 +186,18 @@ def test_without_a_network_it_goes_on_offline(monkeypatch, caplog) -> None:
     assert "wandb cannot be reached (no route to host)" in caplog.text
 
 
+def test_an_account_that_is_refused_is_said_in_one_line() -> None:
+    import wandb
+
+    class Refused:
+        @property
+        def experiment(self) -> None:
+            raise wandb.errors.AuthenticationError("invalid\nkey")
+
+    with pytest.raises(ValueError, match="logger=wandb: invalid key"):
+        tracking._wandb(Refused(), {"mode": "shared"})
+
+
 def test_a_logger_changes_no_identity(tmp_path) -> None:
     plain = planned(composed("train", f"runs_dir={tmp_path}"))
     shown = planned(composed("train", f"runs_dir={tmp_path}", "logger=wandb", "run.group=mine", "pictures=9"))
@@ -202,7 +214,9 @@ def test_group_and_name(tmp_path) -> None:
 
 
 def test_what_a_record_shows(tmp_path) -> None:
-    assert means(results()) == {"LQ/psnr": 20.0, "LQ/ssim": 0.5, "mine/psnr": 25.0, "mine/ssim": 0.75}
+    own = {"psnr": 25.0, "ssim": 0.75}
+    named = {f"{row}/{metric}": mean for row in ("mine", "score") for metric, mean in own.items()}
+    assert means(results()) == {"LQ/psnr": 20.0, "LQ/ssim": 0.5, **named}
     columns, lines = per_image(results())
     assert columns == ["key", "row", "psnr", "ssim", "caption", "instruction", "recipe"]
     assert lines[3] == ["b", "mine", 1.0, None, "a picture of b", "Deblur", "{}"] and len(lines) == 2 * 2
