@@ -59,13 +59,13 @@ def made(runs: Path) -> dict[str, Path]:
 
 
 def alike(one: Path, other: Path) -> None:
-    """The same training but for rounding: losses to a thousandth, weights to a hundredth of a learning rate a step."""
+    """The same training but for rounding: measured here were 1e-7 of a loss and 6e-8 in weights of up to 0.4."""
     pairs = zip(*((place / "losses.jsonl").read_text().splitlines() for place in (one, other)), strict=True)
     for line, same in pairs:
-        assert json.loads(line) == pytest.approx(json.loads(same), rel=1e-3)
+        assert json.loads(line) == pytest.approx(json.loads(same), rel=1e-5)
     here, there = (load_file(place / "adaptor.safetensors") for place in (one, other))
     apart = max(float((here[name].float() - there[name].float()).abs().max()) for name in here)
-    assert apart <= 0.01 * 6 * 1e-3, apart
+    assert apart <= 1e-6, apart
 
 
 def test_four_jobs_of_two_processes(toy_folder, tmp_path) -> None:
@@ -117,10 +117,13 @@ def test_slurm_starts_the_ranks(toy_folder, tmp_path) -> None:
     for name, place in by_slurm.items():
         assert complete(place)
         alike(place, by_one[name])
-    (asked,) = (tmp_path / "sweep").rglob("submission_file*.sh")
-    assert {"#SBATCH --ntasks-per-node=2", "#SBATCH --gpus-per-node=2", "#SBATCH --nodes=1"} <= set(
-        asked.read_text().splitlines()
-    )
+    flags = {
+        "#SBATCH --ntasks-per-node=2",
+        "#SBATCH --gpus-per-node=2",
+        "#SBATCH --nodes=1",
+        "#SBATCH --job-name=queued",
+    }
+    assert all(flags <= set(file.read_text().splitlines()) for file in (tmp_path / "sweep").rglob("*.sh"))
 
 
 def test_a_sweep_of_records(toy_folder, tmp_path) -> None:
