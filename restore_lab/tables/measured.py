@@ -80,15 +80,10 @@ def measured(plan: Plan, spec: Spec) -> Measured:
     """
     numbers: dict[At, Number] = {}
     problems: list[str] = []
-    records_of = {
-        condition: {row.name: _records(plan, spec.name, row.name, condition) for row in spec.rows.values()}
-        for condition in spec.conditions
-    }
-    several = len({_backbone(r) for found in records_of.values() for r in found.values() if r}) > 1
     names: dict[str, None] = {}
     for condition in spec.conditions.values():
-        found = records_of[condition.name]
-        references = _references(found, several=several)
+        found = {row.name: _records(plan, spec.name, row.name, condition.name) for row in spec.rows.values()}
+        references = _references(found)
         names |= dict.fromkeys(references)
         for title in condition.columns:
             metric, first = spec.columns[title].metric, None
@@ -113,16 +108,26 @@ def measured(plan: Plan, spec: Spec) -> Measured:
     return Measured(spec=spec, numbers=numbers, problems=problems, references=sorted(names, key=_rank))
 
 
-def _references(
-    found: Mapping[str, Mapping[int, Record]], *, several: bool
-) -> dict[str, tuple[Mapping[int, Record], str]]:
-    """The records and their row behind each reference: the LQ once, the codec's rows once for each backbone."""
-    references: dict[str, tuple[Mapping[int, Record], str]] = {}
+def _references(found: Mapping[str, Mapping[int, Record]]) -> dict[str, tuple[Mapping[int, Record], str]]:
+    """The records and their row behind each reference: the LQ once, the codec's rows once for each codec.
+
+    Codecs are told apart by what they make of the images; priors may share one.
+    """
+    by_codec: dict[Sequence[tuple[str, float]], Mapping[int, Record]] = {}
     for records in found.values():
-        for own in REFERENCES if records else ():
-            name = f"{own}, {_backbone(records)}" if several and own != LQ else own
+        if records:
+            by_codec.setdefault(_codec(records), records)
+    references: dict[str, tuple[Mapping[int, Record], str]] = {}
+    for records in by_codec.values():
+        for own in REFERENCES:
+            name = own if own == LQ or len(by_codec) == 1 else f"{own}, {_backbone(records)}"
             references.setdefault(name, (records, own))
     return references
+
+
+def _codec(records: Mapping[int, Record]) -> Sequence[tuple[str, float]]:
+    cells = next(iter(records.values())).results.cells
+    return tuple((cell.metric, cell.mean) for cell in cells if cell.row in (DECODED_LQ, DECODED_HQ))
 
 
 def _rank(reference: str) -> int:
