@@ -13,8 +13,8 @@ Points = NDArray[np.float64]
 def pareto(points_N2: Points) -> NDArray[np.bool_]:
     """Which points no other beats, by being at least as good in both and better in one; equal points stand together."""
     others, own = points_N2[None], points_N2[:, None]
-    beaten = (others >= own).all(axis=2) & (others > own).any(axis=2)
-    return ~beaten.any(axis=1)
+    beaten_NN = np.all(others >= own, axis=2) & np.any(others > own, axis=2)
+    return np.logical_not(np.any(beaten_NN, axis=1))
 
 
 def hypervolume(points_N2: Points, reference_2: Points) -> float:

@@ -87,11 +87,10 @@ def measured(plan: Plan, spec: Spec) -> Measured:
         condition: {row.name: records_of(plan, spec.name, row.name, condition) for row in spec.rows.values()}
         for condition in spec.conditions
     }
-    several = len(backbones(records for own in found.values() for records in own.values())) > 1
     names: list[str] = []
     for condition in spec.conditions.values():
         own = found[condition.name]
-        beside = references(own.values(), several=several)
+        beside = references(own.values())
         names += [name for name, _, _ in beside]
         rows = [*((name, records, spec.rows[name].variant) for name, records in own.items()), *beside]
         for title in condition.columns:
@@ -111,20 +110,25 @@ def measured(plan: Plan, spec: Spec) -> Measured:
 Read = tuple[str, Mapping[int, Record], str | None]
 
 
-def references(found: Iterable[Mapping[int, Record]], *, several: bool) -> list[Read]:
-    """The LQ once and the codec's rows once for each backbone, of the first records that have them.
+def references(found: Iterable[Mapping[int, Record]]) -> list[Read]:
+    """The LQ once and the codec's rows once for each codec, of the first records that have them.
 
-    Args:
-        found: the records of each row by seed; those of other people's images have no codec.
-        several: whether there are backbones to tell apart.
+    Codecs are told apart by what they make of the images, since priors may share one; records of other people's images
+    have none.
     """
-    rows: dict[str, Read] = {}
-    for records in found:
-        for own in REFERENCES:
-            if any(cell.row == own for record in records.values() for cell in record.results.cells):
-                name = f"{own}, {_backbone(records)}" if several and own != LQ else own
-                rows.setdefault(name, (name, records, own))
+    every = [records for records in found if records]
+    by_codec = {codec: records for records in reversed(every) if (codec := _codec(records))}
+    rows: dict[str, Read] = {LQ: (LQ, every[0], LQ)} if every else {}
+    for records in reversed(by_codec.values()):
+        for own in (DECODED_LQ, DECODED_HQ):
+            name = own if len(by_codec) == 1 else f"{own}, {_backbone(records)}"
+            rows.setdefault(name, (name, records, own))
     return list(rows.values())
+
+
+def _codec(records: Mapping[int, Record]) -> tuple[tuple[str, float], ...]:
+    cells = next(iter(records.values())).results.cells
+    return tuple((cell.metric, cell.mean) for cell in cells if cell.row in (DECODED_LQ, DECODED_HQ))
 
 
 def ordered(names: Iterable[str]) -> list[str]:
@@ -132,12 +136,8 @@ def ordered(names: Iterable[str]) -> list[str]:
     return sorted(dict.fromkeys(names), key=lambda name: REFERENCES.index(name.partition(",")[0]))
 
 
-def backbones(found: Iterable[Mapping[int, Record]]) -> set[str]:
-    """The priors behind some records, by the last part of their places: "tiny_sdxl"."""
-    return {name for records in found if records and (name := _backbone(records))}
-
-
 def _backbone(records: Mapping[int, Record]) -> str:
+    """The prior behind a row's records, by the last part of its place: "tiny_sdxl"."""
     settings: Any = next(iter(records.values())).settings
     place = settings.get("module", {}).get("backbone", {}).get("path", "")
     return str(place).rpartition("/")[2].rpartition(":")[2]

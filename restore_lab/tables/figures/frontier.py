@@ -88,7 +88,7 @@ def _front(who: str, found: Plane, figure: Frontier, own: Sequence[int], *, titl
         draws = rng("bootstrap", *found.keys)
         sure = resampled(found.values_NI2[own] * found.signs_2, reference_2, rng=draws)
     said = []
-    front = np.flatnonzero(pareto(points_N2))
+    front = np.flatnonzero(pareto(points_N2)).tolist()
     for i in sorted(front, key=lambda i: -points_N2[i, 0]):
         row, (fidelity, quality) = found.rows[own[i]], found.means_N2[own[i]]
         share = "" if sure is None else f", {100 * sure.share_N[i]:.0f} %"

@@ -76,7 +76,8 @@ def _correlation(first: Sequence[float] | Points, second: Sequence[float] | Poin
 
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return 0.0
-    return float(spearmanr(first, second).statistic)
+    found: Any = spearmanr(first, second)
+    return float(found.statistic)
 
 
 def draw(table: Measured, figure: Surface, page: Any) -> None:
@@ -87,10 +88,11 @@ def draw(table: Measured, figure: Surface, page: Any) -> None:
     for place, name in enumerate(figure.columns):
         axes = page.add_subplot(1, len(figure.columns), place + 1)
         means_ST = means(table, figure, name)
-        axes.imshow(means_ST, origin="lower", cmap="viridis", aspect="auto")
-        middle = (np.nanmin(means_ST) + np.nanmax(means_ST)) / 2
+        shades_ST = means_ST - means_ST.mean(axis=0)  # what the instruction changes, not how bad the input was
+        axes.imshow(shades_ST, origin="lower", cmap="viridis", aspect="auto")
+        middle = (np.nanmin(shades_ST) + np.nanmax(shades_ST)) / 2
         for (s, t), value in np.ndenumerate(means_ST):
-            colour = "black" if value > middle else "white"
+            colour = "black" if shades_ST[s, t] > middle else "white"
             axes.text(t, s, f"{value:.4g}", ha="center", va="center", fontsize=8, color=colour)
         for t, s in best(table, figure).items():
             axes.add_patch(Rectangle((t - 0.47, s - 0.47), 0.94, 0.94, fill=False, edgecolor="red", linewidth=2.5))
@@ -98,4 +100,5 @@ def draw(table: Measured, figure: Surface, page: Any) -> None:
         axes.set_yticks(range(len(figure.instructed)), [f"{value:g}" for value in figure.instructed.values()])
         axes.set(title=table.spec.columns[name].metric, xlabel="true strength", ylabel="instructed strength")
     metric = table.spec.columns[figure.best].metric
-    page.suptitle(f"{table.spec.title}; framed: best {metric} (scale={table.spec.scale})", fontsize=10)
+    shown = f"coloured by the difference to the column's mean; framed: best {metric}"
+    page.suptitle(f"{table.spec.title} (scale={table.spec.scale}); {shown}", fontsize=10)

@@ -17,7 +17,6 @@ from restore_lab.tables.measured import (
     Measured,
     Number,
     Read,
-    backbones,
     column,
     measured,
     ordered,
@@ -111,8 +110,7 @@ def of_records(folders: Sequence[Path]) -> Source:
     rows = {run.row if times[run.row] == 1 else f"{run.folder}: {run.row}": run for run in runs}
     better = {cell.metric: cell.higher_is_better for r in records.values() for cell in r.results.cells}
     read: list[Read] = [(name, {0: run.record}, run.row) for name, run in rows.items()]
-    alone = [{0: record} for record in records.values()]
-    beside = references(alone, several=len(backbones(alone)) > 1)
+    beside = references([{0: record} for record in records.values()])
     read += beside
     numbers: dict[At, Number] = {}
     problems: list[str] = []

@@ -1,0 +1,114 @@
+"""Where the numbers of a table come from beside the method's own row: variants, codecs, descriptions, facts of jobs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from restore_lab.evaluation.protocol import Column as Label
+from restore_lab.evaluation.records import Cell, ImageValue, Results, write_record
+from restore_lab.tables.described import described
+from restore_lab.tables.jobs import Job, Place, Plan
+from restore_lab.tables.measured import Number, by_image, measured
+from restore_lab.tables.spec import Spec, read
+
+LABEL = Label(metric="psnr", weights="", colour="rgb", border=0, size="8x8", rounding="8bit", count=2)
+
+
+def spec(tmp_path: Path, rows: dict, columns: dict) -> Spec:
+    file = tmp_path / "conf" / "experiment" / "toy" / "one.yaml"
+    file.parent.mkdir(parents=True)
+    node = {"title": "toy", "source": {"paper": "Toy"}, "columns": columns, "rows": rows}
+    file.write_text(yaml.safe_dump({"table": node}, sort_keys=False))
+    return read("toy/one", [tmp_path / "conf"], scale="tiny")
+
+
+def record(plan: Plan, place: Path, identity: str, means: dict[str, float], *, prior: str) -> None:
+    cells = [Cell(row=row, metric="psnr", mean=mean, std=None, n=2, higher_is_better=True, column=LABEL)
+             for row, mean in means.items()]  # fmt: skip
+    images = [ImageValue(row=row, key=key, metric="psnr", value=mean) for row, mean in means.items() for key in "ab"]
+    settings = {"module": {"backbone": {"path": prior}}}
+    results = Results(cells=tuple(cells), images=tuple(images))
+    write_record(place, results=results, settings=settings, identity=identity, code="x")
+    plan.jobs[identity] = Job(identity=identity, kind="scores", folder=str(place), words=())
+
+
+PSNR = {"PSNR": {"metric": "psnr", "better": "more"}}
+
+
+def test_rows_that_differ_in_the_variant_share_a_record(tmp_path) -> None:
+    table = spec(tmp_path, {"first": {}, "weak": {"variant": "weak"}, "strong": {"variant": "strong"}}, PSNR)
+    plan = Plan(specs=[table], seeds=1)
+    record(plan, tmp_path / "r", "r", {"LQ": 10.0, "weak": 20.0, "strong": 30.0}, prior="asset:tiny_sd")
+    plan.scores = {Place(table=table.name, row=row, condition="main", seed=0): "r" for row in table.rows}
+    numbers = measured(plan, table).numbers
+    assert {row: number.mean for (row, _, _), number in numbers.items()} == {
+        "first": 20.0, "weak": 20.0, "strong": 30.0, "LQ": 10.0,
+    }  # fmt: skip
+
+
+def test_each_codec_has_rows_of_its_own(tmp_path) -> None:
+    """Two priors with one codec share its rows; a third's stand beside them; the LQ is everybody's."""
+    table = spec(tmp_path, {"sd": {}, "sdxl": {}, "sd3": {}}, PSNR)
+    plan = Plan(specs=[table], seeds=1)
+    for row, decoded in (("sd", 25.0), ("sdxl", 25.0), ("sd3", 26.0)):
+        means = {"LQ": 10.0, "D(E(LQ))": 11.0, "D(E(HQ))": decoded, "own": 20.0}
+        record(plan, tmp_path / row, row, means, prior=f"some/where/tiny_{row}")
+        plan.scores[Place(table=table.name, row=row, condition="main", seed=0)] = row
+    found = measured(plan, table)
+    expected = ["LQ", "D(E(LQ)), tiny_sd", "D(E(LQ)), tiny_sd3", "D(E(HQ)), tiny_sd", "D(E(HQ)), tiny_sd3"]
+    assert list(found.references) == expected
+    assert found.numbers["D(E(HQ)), tiny_sd3", "main", "PSNR"].mean == 26.0
+    for place in [place for place in plan.scores if place.row == "sd3"]:
+        del plan.scores[place]
+    assert list(measured(plan, table).references) == ["LQ", "D(E(LQ))", "D(E(HQ))"]
+
+
+def test_columns_of_counts_and_of_what_training_took(tmp_path) -> None:
+    """By hand from a description and from a job's facts; a row without either has no number."""
+    columns = {
+        name: {"describe": name, "better": "less"}
+        for name in ("trainable_millions", "relative_adaptor", "step_gflops", "minutes_per_100_steps", "peak_gigabytes")
+    }
+    table = spec(tmp_path, {"a": {}, "b": {}, "none": {}}, columns)
+    plan = Plan(specs=[table], seeds=1)
+    for row, count in (("a", 2_000_000), ("b", 5_000_000)):
+        folder = tmp_path / "store" / f"description-{row}"
+        folder.mkdir(parents=True)
+        facts = {"trainable_parameters": count, "parameters": {"adaptor.trunk": count, "codec": 7}}
+        (folder / "description.json").write_text(json.dumps({**facts, "flops_per_step": 3 * count}))
+        (folder / "manifest.json").write_text("{}")
+        plan.jobs[f"d{row}"] = Made(identity=f"d{row}", kind="description", folder=str(folder), words=())
+        plan.descriptions["toy/one", row] = f"d{row}"
+    plan.jobs["t"] = Made(
+        identity="t", kind="adaptor", folder=str(tmp_path / "store" / "adaptor-t"), words=(), steps=50
+    )
+    plan.trained["toy/one", "a"] = "t"
+    (tmp_path / "store" / "jobs").mkdir()
+    took = {"seconds": 90.0, "steps": 50, "peak_bytes": 3_000_000_000, "rc": 0}
+    (tmp_path / "store" / "jobs" / "t.json").write_text(json.dumps(took))
+    assert described(plan, table, None) == {}
+    assert described(plan, table, "trainable_millions") == {"a": 2.0, "b": 5.0}
+    assert described(plan, table, "relative_adaptor") == {"a": 1.0, "b": 2.5}
+    assert described(plan, table, "step_gflops") == pytest.approx({"a": 0.006, "b": 0.015})
+    assert described(plan, table, "minutes_per_100_steps") == {"a": 3.0}
+    assert described(plan, table, "peak_gigabytes") == {"a": 3.0}
+
+
+class Made(Job):
+    """A job whose artefact is there."""
+
+    @property
+    def done(self) -> bool:
+        return True
+
+
+def test_images_are_paired_and_seeds_averaged() -> None:
+    """Only what all have counts, and an image's value is the mean over the seeds that all have."""
+    values = [{(0, "a"): 1.0, (1, "a"): 3.0, (0, "b"): 5.0}, {(0, "a"): 2.0, (1, "a"): 2.0, (0, "c"): 9.0}]
+    numbers = [Number(mean=0, spread=None, n=0, seeds=1, label=None, code=(), images=images) for images in values]
+    keys, found = by_image(numbers)
+    assert keys == ["a"] and found.tolist() == [[2.0], [2.0]]
