@@ -7,10 +7,10 @@ function drawTable(table, place) {
   const state = { column: 0, order: "none" };
 
   const sorters = table.columns.map((column, index) =>
-    html("button", { type: "button", class: "sorter", onclick: () => sort(index) }, `${column.title} `,
+    html("button", { type: "button", class: "sorter", onclick: () => sort(index) }, `${column.title}\u00a0`,
       html("span", { class: "arrow" }, column.more ? "\u2191" : "\u2193")));
   const heads = sorters.map((sorter) => html("th", { scope: "col", "aria-sort": "none" }, sorter));
-  const first = ["", ...table.labels].map((label) => html("th", { scope: "col" }, label));
+  const first = ["", ...table.labels].map((label) => html("th", { scope: "col", class: "label" }, label));
   const body = html("tbody");
 
   function sort(index) {
