@@ -6,6 +6,7 @@ images does not contain zero. Numbers of different columns (another protocol, ot
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -117,18 +118,27 @@ def references(found: Iterable[Mapping[int, Record]]) -> list[Read]:
     have none.
     """
     every = [records for records in found if records]
-    by_codec = {codec: records for records in reversed(every) if (codec := _codec(records))}
+    codecs: list[Mapping[int, Record]] = []
+    for records in every:
+        if _codec(records) and not any(_alike(_codec(records), _codec(other)) for other in codecs):
+            codecs.append(records)
     rows: dict[str, Read] = {LQ: (LQ, every[0], LQ)} if every else {}
-    for records in reversed(by_codec.values()):
+    for records in codecs:
         for own in (DECODED_LQ, DECODED_HQ):
-            name = own if len(by_codec) == 1 else f"{own}, {_backbone(records)}"
+            name = own if len(codecs) == 1 else f"{own}, {_backbone(records)}"
             rows.setdefault(name, (name, records, own))
     return list(rows.values())
 
 
-def _codec(records: Mapping[int, Record]) -> tuple[tuple[str, float], ...]:
-    cells = next(iter(records.values())).results.cells
-    return tuple((cell.metric, cell.mean) for cell in cells if cell.row in (DECODED_LQ, DECODED_HQ))
+def _codec(records: Mapping[int, Record]) -> dict[tuple[int, str, str], float]:
+    """What the codec's rows measured, by seed, row and metric."""
+    cells = [(seed, cell) for seed, record in records.items() for cell in record.results.cells]
+    return {(seed, c.row, c.metric): c.mean for seed, c in cells if c.row in (DECODED_LQ, DECODED_HQ)}
+
+
+def _alike(a: Mapping[Any, float], b: Mapping[Any, float]) -> bool:
+    """Whether what both measured is the same but for rounding: threads and versions sum in another order."""
+    return all(math.isclose(a[key], b[key], rel_tol=1e-3) for key in a.keys() & b.keys())
 
 
 def ordered(names: Iterable[str]) -> list[str]:

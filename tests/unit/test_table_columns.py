@@ -11,9 +11,10 @@ import yaml
 from restore_lab.evaluation.protocol import Column as Label
 from restore_lab.evaluation.records import Cell, ImageValue, Results, write_record
 from restore_lab.tables.described import described
+from restore_lab.tables.files import read
 from restore_lab.tables.jobs import Job, Place, Plan
 from restore_lab.tables.measured import Number, by_image, measured
-from restore_lab.tables.spec import Spec, read
+from restore_lab.tables.spec import Spec
 
 LABEL = Label(metric="psnr", weights="", colour="rgb", border=0, size="8x8", rounding="8bit", count=2)
 
