@@ -14,7 +14,7 @@ from restore_lab.tables.figures.drawing import draw
 from restore_lab.tables.grid import Grid, grid
 from restore_lab.tables.jobs import DESCRIPTION, SCORES, Job, Plan, behind, config_flags, config_folders, took
 from restore_lab.tables.make import make, through_hydra, write_jobs
-from restore_lab.tables.measured import measured
+from restore_lab.tables.measured import Measured, measured
 from restore_lab.tables.plan import composed, estimate, plan
 from restore_lab.tables.power import powers
 from restore_lab.tables.rates import shipped
@@ -64,7 +64,7 @@ def run(cfg: Any) -> dict[str, str]:
         table = grid(planned, numbers)
         print(render(table, cfg.format))
         if cfg.output:
-            _write(table, draw(numbers), Path(cfg.output))
+            _write(table, numbers, Path(cfg.output))
     if failed:
         print("\n".join(["failed:", *(f"  {line}" for line in failed.values())]))
     return failed
@@ -133,7 +133,11 @@ def _total(planned: Plan, finished: Sequence[Any]) -> str:
     return f"{len(planned.jobs)} artefacts, {len(missing)} missing: {whole}"
 
 
-def _write(table: Grid, picture: bytes | None, folder: Path) -> None:
-    files = {ending: render(table, written).encode() for written, ending in ENDINGS.items()}
-    for ending, content in (files if picture is None else {**files, "png": picture}).items():
-        write_bytes_atomic(folder / f"{table.name.replace('/', '_')}.{ending}", content)
+def _write(table: Grid, numbers: Measured, folder: Path) -> None:
+    """Every format, then the picture, for which a package may be missing."""
+    name = table.name.replace("/", "_")
+    for written, ending in ENDINGS.items():
+        write_bytes_atomic(folder / f"{name}.{ending}", render(table, written).encode())
+    picture = draw(numbers)
+    if picture is not None:
+        write_bytes_atomic(folder / f"{name}.png", picture)
