@@ -157,7 +157,9 @@ def test_an_experiment_composes(name, images) -> None:
 def test_the_groups_are_those_of_the_folders() -> None:
     """Were `groups` to miss a folder, the tests above would pass over it."""
     there = {Path(base).relative_to(CONF).as_posix() for base, _, _ in os.walk(CONF, followlinks=True)} - {"."}
-    with_parts = {name for name in there if any((CONF / name).glob("*.yaml")) and not name.startswith("experiment")}
+    with_parts = {
+        name for name in there if any((CONF / name).glob("*.yaml")) and not name.startswith(("experiment", "hydra/"))
+    }
     assert with_parts == GROUPS.keys()
     assert sum(len(list((CONF / name).glob("*.yaml"))) for name in with_parts) == len(PARTS)
     assert {"priors/tiny_sd", "priors/tiny_clip"} <= set(EXPERIMENTS)
