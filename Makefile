@@ -53,7 +53,8 @@ bench: setup ## Measure the degradation's speed against BasicSR's
 	$(PY) benchmarks/degradation.py
 
 lock: setup ## Write requirements.lock anew from pyproject.toml
-	$(PY) -m uv pip compile pyproject.toml --extra iqa --extra dev --extra quant --universal --python-version 3.11 --upgrade --no-header \
+	$(PY) -m uv pip compile pyproject.toml --extra iqa --extra systems --extra wandb --extra figures --extra dev \
+	  --extra quant --universal --python-version 3.11 --upgrade --no-header \
 	  --no-annotate --no-emit-index-url --quiet --output-file requirements.lock
 
 wheel: setup ## Build the wheel into dist/
