@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,10 @@ from restore_lab.artefacts import write_bytes_atomic
 from restore_lab.evaluation.page import SCORE
 from restore_lab.tables import files
 from restore_lab.tables.grid import grid
-from restore_lab.tables.jobs import DESCRIPTION, SCORES, Plan, config_flags, config_folders
+from restore_lab.tables.jobs import DESCRIPTION, SCORES, Plan, behind, config_flags, config_folders
 from restore_lab.tables.measured import measured
 from restore_lab.tables.plan import plan
 from restore_lab.tables.render import render
-from restore_lab.tables.report import behind
 from restore_lab.tables.spec import Spec
 from restore_lab.tracking import signed_in
 
@@ -108,8 +108,8 @@ def dashboard(planned: Plan, spec: Spec, markdown: str, *, entity: str, project:
         ValueError: without wandb-workspaces.
     """
     try:
-        import wandb_workspaces.reports.v2 as wr  # pyright: ignore[reportMissingImports]
-        import wandb_workspaces.workspaces as ws  # pyright: ignore[reportMissingImports]
+        wr: Any = import_module("wandb_workspaces.reports.v2")  # its modules say nothing of what they export
+        ws: Any = import_module("wandb_workspaces.workspaces")
     except ModuleNotFoundError as error:
         raise ValueError(f"dashboard needs {error.name}: pip install 'restore-lab[wandb]'") from error
     rows = pages(planned, spec)

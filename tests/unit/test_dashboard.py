@@ -12,8 +12,9 @@ import yaml
 
 from restore_lab.tables import dashboard as dashboard_module
 from restore_lab.tables.dashboard import COLOURS, dashboard, pages
+from restore_lab.tables.files import read
 from restore_lab.tables.jobs import Job, Place, Plan
-from restore_lab.tables.spec import Spec, read
+from restore_lab.tables.spec import Spec
 
 TABLE = {
     "title": "two rows",
