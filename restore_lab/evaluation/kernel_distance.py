@@ -1,9 +1,10 @@
 """Kernel distance between two sets of features (KID when the features are Inception's), with a bootstrap interval.
 
-The unbiased squared maximum mean discrepancy under the kernel (x . y / D + 1)^3 of Binkowski et al. 2018, section 4,
-over all images instead of the mean over subsets. Unlike a Frechet distance it does not fall as n grows, and it is an
-average over pairs of images, so it has an interval: images are drawn with replacement, restored and original together,
-and an image paired with itself never counts, as in the value itself. Times 1000, as tables print it.
+The squared maximum mean discrepancy under the kernel (x . y / D + 1)^3 of Binkowski et al. 2018, section 4, over all
+images instead of the mean over subsets: Gretton et al. 2012, Lemma 6, a U-statistic over pairs of different images.
+A restored image is never held against its own original, to which it is nearer than to a draw of another. Unlike a
+Frechet distance it does not fall as n grows, and as an average over pairs it has an interval: images are drawn with
+replacement, restored and original together, and pairs of one image never count. Times 1000, as tables print it.
 """
 
 from __future__ import annotations
@@ -38,25 +39,20 @@ def kernel_distance(first_ND: Tensor, second_ND: Tensor, *, draws: int = 1000) -
         shapes = f"{tuple(first_ND.shape)} and {tuple(second_ND.shape)}"
         raise ValueError(f"a kernel distance needs two sets of equally many images, at least 2, (n, D); got {shapes}")
     a, b = first_ND.double(), second_ND.double()
-    within = (_kernel(a, a) + _kernel(b, b)).fill_diagonal_(0.0).numpy()
-    across = _kernel(a, b).numpy()
+    across = _kernel(a, b)
+    pairs_NN = (_kernel(a, a) + _kernel(b, b) - across - across.T).fill_diagonal_(0.0).numpy()
     n = len(a)
     picks = rng("kernel distance", n).integers(n, size=(draws, n))
-    counts = np.stack([np.bincount(pick, minlength=n) for pick in picks]).astype(np.float64)
-    low, high = np.percentile(_weighted(counts, within, across), [2.5, 97.5])
-    return KernelDistance(
-        value=float(_weighted(np.ones((1, n)), within, across)[0]), interval=(float(low), float(high))
-    )
+    counts_SN = np.stack([np.bincount(pick, minlength=n) for pick in picks]).astype(np.float64)
+    low, high = np.percentile(_weighted(counts_SN, pairs_NN), [2.5, 97.5])
+    return KernelDistance(value=float(_weighted(np.ones((1, n)), pairs_NN)[0]), interval=(float(low), float(high)))
 
 
 def _kernel(a_ND: Tensor, b_ND: Tensor) -> Tensor:
     return (a_ND @ b_ND.T / a_ND.shape[1] + 1.0) ** 3
 
 
-def _weighted(counts_SN: np.ndarray, within_NN: np.ndarray, across_NN: np.ndarray) -> np.ndarray:
-    """The distance for each line of counts: how often each image was drawn."""
-    total = counts_SN.sum(axis=1)
-    pairs = total**2 - (counts_SN**2).sum(axis=1)  # of two different images; a draw of one image alone has none
-    inner = np.einsum("si,ij,sj->s", counts_SN, within_NN, counts_SN, optimize=True) / np.maximum(pairs, 1.0)
-    cross = np.einsum("si,ij,sj->s", counts_SN, across_NN, counts_SN, optimize=True) / total**2
-    return SCALE * (inner - 2.0 * cross)
+def _weighted(counts_SN: np.ndarray, pairs_NN: np.ndarray) -> np.ndarray:
+    """The distance for each line of counts: how often each image was drawn. A draw of one image alone has no pairs."""
+    total = counts_SN.sum(axis=1) ** 2 - (counts_SN**2).sum(axis=1)
+    return SCALE * np.einsum("si,ij,sj->s", counts_SN, pairs_NN, counts_SN, optimize=True) / np.maximum(total, 1.0)

@@ -132,12 +132,18 @@ def as_json(table: Grid) -> str:
     return json.dumps({**whole, **said}, indent=1, allow_nan=False)
 
 
+def claims(table: Grid) -> str:
+    """The claims alone, each under its table's name."""
+    return "".join(f"- {table.name}: {claim}\n" for claim in table.claims)
+
+
 FORMATS: dict[str, Callable[[Grid], str]] = {
     "markdown": markdown,
     "latex": latex,
     "csv": as_csv,
     "html": as_html,
     "json": as_json,
+    "claims": claims,
 }
 ENDINGS = {"markdown": "md", "latex": "tex", "csv": "csv", "html": "html", "json": "json"}
 

@@ -57,8 +57,10 @@ def run(cfg: Any) -> dict[str, str]:
     if cfg.plan:
         print(plan_text(planned, store))
         return {}
-    write_jobs(planned, store)
-    failed = make(planned, store=store, launch=through_hydra(cfg))
+    failed: dict[str, str] = {}
+    if cfg.make:
+        write_jobs(planned, store)
+        failed = make(planned, store=store, launch=through_hydra(cfg))
     for spec in wanted:
         numbers = measured(planned, spec)
         table = grid(planned, numbers)

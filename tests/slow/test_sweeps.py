@@ -10,8 +10,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +23,7 @@ from safetensors.torch import load_file
 
 from restore_lab.artefacts import complete
 from tests.composed import small
-from tests.contract.test_tables_killed import gone
+from tests.contract.test_tables_killed import about, gone
 from tests.fake_slurm import install
 
 pytestmark = pytest.mark.slow
@@ -48,6 +51,36 @@ def test_a_sweep_has_a_folder_a_job_and_resumes(toy_folder, tmp_path) -> None:
     again = typed(tmp_path, *words)
     assert again.returncode == 0 and again.stdout.count("weights: ") == 2, again.stderr
     assert {file: file.stat().st_mtime_ns for file in facts} == facts
+
+
+def test_a_sweep_killed_five_times(toy_folder, tmp_path) -> None:
+    """SIGKILL to the sweep or to what it started, at random moments: six artefacts in the end, none made again."""
+    draw, runs = random.Random(0), tmp_path / "runs"
+    words = ("train", "-m", *small(toy_folder), *FEW, f"runs_dir={runs}", "name=sweep", "seed=0,1,2,3,4,5")
+    command = [sys.executable, "-m", "restore_lab.cli.main", *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done: dict[Path, int] = {}
+    for kill in range(5):
+        sweep = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+        while not about(runs).keys() - {sweep.pid} and sweep.poll() is None:
+            time.sleep(0.1)  # until a job is at work
+        time.sleep(draw.uniform(0, 40))
+        victims = [sweep.pid] if kill % 2 == 0 else [pid for pid in about(runs) if pid != sweep.pid]
+        if victims and sweep.poll() is None:
+            os.kill(draw.choice(victims), signal.SIGKILL)
+        if kill % 2:
+            time.sleep(5)  # its job has failed, and the sweep may be at its next
+            sweep.kill()
+        sweep.wait()
+        assert gone(runs), about(runs)
+        for manifest in runs.glob("sweep/adaptor-*/manifest.json"):
+            assert done.setdefault(manifest, manifest.stat().st_mtime_ns) == manifest.stat().st_mtime_ns
+    last = typed(tmp_path, *words)
+    assert last.returncode == 0, last.stderr
+    found = made(runs / "sweep")
+    assert len(found) == 6 and all(complete(place) for place in found.values())
+    assert all(manifest.stat().st_mtime_ns == when for manifest, when in done.items())
+    assert gone(runs)
 
 
 STEPS = ("max_steps=6", "log_every=1", "batch_size=4", "ema=0.9", "trainer.val_check_interval=3")

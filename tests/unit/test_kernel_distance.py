@@ -23,8 +23,9 @@ def test_the_value_is_the_mean_over_pairs() -> None:
     def kernel(x: torch.Tensor, y: torch.Tensor) -> float:
         return (float(x @ y) / 6 + 1) ** 3
 
-    within = sum(kernel(s[i], s[j]) for s in (a, b) for i, j in itertools.permutations(range(5), 2)) / 20
-    across = sum(kernel(x, y) for x in a for y in b) / 25
+    pairs = list(itertools.permutations(range(5), 2))
+    within = sum(kernel(s[i], s[j]) for s in (a, b) for i, j in pairs) / 20
+    across = sum(kernel(a[i], b[j]) for i, j in pairs) / 20
     assert kernel_distance(a, b).value == pytest.approx(SCALE * (within - 2 * across), rel=1e-9)
 
 
@@ -43,7 +44,16 @@ def test_the_interval_holds_the_value_and_tells_sets_apart() -> None:
     assert near.interval[0] < 0 < near.interval[1]
     assert 0 < far.interval[0] < far.value < far.interval[1]
     assert kernel_distance(draws(60, "a"), draws(60, "b")) == near
-    assert kernel_distance(draws(60, "a"), draws(60, "a")).value < 0  # unbiased: pairs of itself do not count
+    assert kernel_distance(draws(60, "a"), draws(60, "a")).value == pytest.approx(0, abs=1e-9)
+
+
+def test_the_interval_lies_about_the_value_where_each_image_is_like_its_own_original() -> None:
+    """Restored images that differ from their originals a little, which differ among each other a lot."""
+    original = draws(50, "a") * 3
+    found = kernel_distance(original + draws(50, "b", 0.5) * 0.3, original)
+    low, high = found.interval
+    assert low < found.value < high
+    assert abs((low + high) / 2 - found.value) < (high - low) / 4
 
 
 @pytest.mark.parametrize("shapes", [((1, 3), (1, 3)), ((4, 3), (5, 3)), ((4, 3), (4, 2))])

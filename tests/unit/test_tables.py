@@ -240,7 +240,8 @@ def test_formats_say_the_same(tmp_path) -> None:
     nested = json.loads(render(found, "json"))
     cell = next(row for row in nested["rows"] if row["row"] == "a")["cells"][0]
     assert (cell["measured"], cell["published"], cell["metric"]) == (25.0, 20.0, "psnr")
-    assert set(FORMATS) == {"markdown", "latex", "csv", "html", "json"}
+    assert render(found, "claims") == "- toy/one: a beats b: holds (psnr +10 [+10, +10], n = 2, 1 seed)\n"
+    assert set(FORMATS) == {"markdown", "latex", "csv", "html", "json", "claims"}
     with pytest.raises(ValueError, match="format='pdf'"):
         render(found, "pdf")
 
