@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from restore_lab import pairs
 from restore_lab.evaluation import evaluate, systems
@@ -156,18 +157,16 @@ def _scores(
     """The job that measures a row under a condition."""
     common, where = around
     metrics = ("metrics=paper",) if spec.scale == "full" else ()
-    words = merged(
-        [*common, *metrics, *spec.words_of("evaluate", row, condition), *where]
-        + ([f"weights='{weights.folder}'"] if weights else [])
-    )
+    words = merged([*common, *metrics, *spec.words_of("evaluate", row, condition), *where])
     with composed("evaluate", words) as cfg:
         scores = evaluate.planned(cfg, weights=weights.identity if weights else None)
         like, steps = _like(cfg), int(cfg.sampler.steps)
+    trained = [f"weights='{weights.folder}'"] if weights else []
     return Job(
         identity=scores.identity,
         kind=SCORES,
         folder=str(scores.folder),
-        words=("evaluate", *words),
+        words=("evaluate", *merged([*words, *trained])),
         needs=(weights.identity,) if weights else (),
         like=f"{SCORES} {like}",
         steps=steps,
@@ -202,20 +201,41 @@ def _like(cfg: Any) -> str:
 def composed(verb: str, words: Sequence[str]) -> Iterator[Any]:
     """The config of a verb, inside a running Hydra; its node `hydra` is in reach of interpolations.
 
+    Composing takes half a second, so what differs in its seed alone is composed once.
+
     Raises:
         ValueError: if its parts have no meaning together.
     """
-    from hydra import compose
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
 
     own = HydraConfig.instance().cfg
-    cfg = compose(config_name=verb, overrides=list(words), return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
+    known = _composed.setdefault(GlobalHydra.instance().hydra, {})
+    seeds = [word for word in words if word.startswith("seed=")]
+    key = (verb, bool(seeds), *(word for word in words if word not in seeds))
     try:
-        pairs.check(cfg)
+        if key not in known:
+            known[key] = _compose(verb, words)
+        cfg = known[key]
+        if seeds:
+            cfg.seed = int(seeds[-1].partition("=")[2])
+        HydraConfig.instance().set_config(cfg)
         yield cfg
     finally:
         HydraConfig.instance().cfg = own
+
+
+_composed: WeakKeyDictionary[Any, dict[tuple[Any, ...], Any]] = WeakKeyDictionary()  # by the Hydra that composed
+
+
+def _compose(verb: str, words: Sequence[str]) -> Any:
+    from hydra import compose
+    from hydra.core.hydra_config import HydraConfig
+
+    cfg = compose(config_name=verb, overrides=list(words), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    pairs.check(cfg)
+    return cfg
 
 
 @dataclass(frozen=True, kw_only=True)

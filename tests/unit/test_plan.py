@@ -96,10 +96,12 @@ def test_a_row_of_another_scale_is_not_run(toy_folder, tmp_path) -> None:
 
 
 def test_a_job_is_a_command_that_makes_what_was_planned(toy_folder, tmp_path) -> None:
-    """The identities in the plan are those that training and evaluating find by themselves."""
-    found = planned(tmp_path, toy_folder)
-    (adaptor, *_) = [job for job in found.jobs.values() if job.kind == "adaptor"]
-    scores = next(job for job in found.jobs.values() if job.kind == SCORES)
+    """The identities in the plan are those that training and evaluating find by themselves, with any seed."""
+    found = planned(tmp_path, toy_folder, seeds=2)
+    place = next(place for place in found.scores if (place.row, place.seed) == ("one", 1))
+    scores = found.jobs[found.scores[place]]
+    adaptor = found.jobs[scores.needs[0]]
+    assert {word for job in (adaptor, scores) for word in job.words if word.startswith("seed=")} == {"seed=1"}
 
     def typed(job: Job):
         words = front.parse(job.words[1:]).overrides
