@@ -29,7 +29,10 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason=
 
 
 def there(plugin: str) -> bool:
-    return plugin == "basic" or importlib.util.find_spec(f"hydra_plugins.hydra_{plugin}_launcher") is not None
+    try:
+        return plugin == "basic" or importlib.util.find_spec(f"hydra_plugins.hydra_{plugin}_launcher") is not None
+    except ModuleNotFoundError:  # no plugin at all
+        return False
 
 
 def needs(plugin: str) -> pytest.MarkDecorator:

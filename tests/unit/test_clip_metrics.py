@@ -109,7 +109,12 @@ def test_suite_reports_clip_under_its_own_names_with_the_weights(folder: Path) -
     restored, reference = pictures(40, 48), pictures(40, 48).flip(3)
     suite.update("LQ", restored, keys=["a", "b"], reference_BCHW=reference, captions=["a cat", ""])
     cells = {cell.metric: cell for cell in suite.compute().cells}
-    assert {name: cell.n for name, cell in cells.items()} == {"tiny_clip_i": 2, "tiny_clip_t": 1, "tiny_fd": 2}
+    assert {name: cell.n for name, cell in cells.items()} == {
+        "tiny_clip_i": 2,
+        "tiny_clip_t": 1,
+        "tiny_fd": 2,
+        "tiny_kd": 2,
+    }
     column = cells["tiny_fd"].column
     assert column.weights.startswith(f"{folder.name}:")
     assert (column.colour, column.border) == ("rgb", 0)  # a network sees the whole picture
