@@ -64,8 +64,10 @@ def kept(folder: str | Path, results: Results, *, limit: int) -> list[Shown]:
     words = {image.key: image for image in results.images if image.row in own[:1]}
     shown: list[Shown] = []
     for key, image in words.items():
+        if len(shown) == limit:
+            break
         files = {row: image_file(folder, row, key) for row in (LQ, *own, ORIGINAL)}
         images = {row: Image.open(file).convert("RGB") for row, file in files.items() if file.is_file()}
-        if images and len(shown) < limit:
+        if images:
             shown.append(Shown(key=key, images=images, caption=image.caption, instruction=image.instruction))
     return shown
