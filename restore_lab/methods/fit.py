@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 
 from restore_lab.artefacts import Manifest, complete, identity, write_bytes_atomic
 from restore_lab.build import build
@@ -79,7 +79,7 @@ def planned(cfg: DictConfig) -> list[Stage]:
     """The chosen stages in order, with the artefacts that they make; nothing is built or run.
 
     Raises:
-        ValueError: for an unknown stage.
+        ValueError: for an unknown stage, or a setting without a value.
     """
     names = [name for name in cfg.stages if cfg.stages[name] is not None]
     if cfg.stage != "all" and cfg.stage not in names:
@@ -87,7 +87,12 @@ def planned(cfg: DictConfig) -> list[Stage]:
     last = names[-1] if cfg.stage == "all" else cfg.stage
     stages: list[Stage] = []
     for name in names[: names.index(last) + 1]:
-        node: Any = OmegaConf.to_container(cfg.stages[name], resolve=True, throw_on_missing=True)
+        try:
+            node: Any = OmegaConf.to_container(cfg.stages[name], resolve=True, throw_on_missing=True)
+        except MissingMandatoryValue as error:
+            plain: Any = OmegaConf.to_container(cfg, resolve=False)
+            unset = list(_unset({key: node for key, node in plain.items() if key != "hydra"}))
+            raise ValueError(f"not set: {', '.join(unset)}; give {unset[0]}=...") from error
         if cfg.trainer.max_steps is not None:
             node["trainer"]["max_steps"] = cfg.trainer.max_steps
         earlier = {stage.name: stage.identity for stage in stages}
@@ -210,6 +215,15 @@ def _hush() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.* is deprecated")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _unset(node: Any, place: str = "") -> Iterator[str]:
+    """The settings that wait for a value, by dotted name."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _unset(value, f"{place}.{key}" if place else str(key))
+    elif node == "???":
+        yield place
 
 
 def _without(node: Mapping[str, Any], place: Sequence[str]) -> dict[str, Any]:

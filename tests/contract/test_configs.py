@@ -19,6 +19,7 @@ from PIL import Image
 from restore_lab.build import build
 from restore_lab.cli.conf_dir import conf_dir
 from restore_lab.cli.errors import groups
+from restore_lab.methods.fit import planned
 from restore_lab.methods.weights import weights_file
 from tests.composed import composed, small
 from tests.toys import toy_backbone, toy_dino, toy_unet_folder
@@ -169,6 +170,12 @@ def test_the_groups_are_those_of_the_folders() -> None:
 def test_a_whole_small_method_builds(toy_folder) -> None:
     module = build(composed("train", *small(toy_folder)).module)
     assert type(module).__name__ == "RestorationModule"
+
+
+def test_a_setting_without_a_value_is_named_where_it_is_given() -> None:
+    with pytest.raises(ValueError, match=r"^not set: data\.root; give data\.root=\.\.\.$"):
+        planned(composed("train", "scale=full"))
+    assert planned(composed("train", "scale=full", "data.root=x"))[-1].node["trainer"]["max_steps"] == 300000
 
 
 @pytest.mark.parametrize("verb", ["restore", "evaluate"])
