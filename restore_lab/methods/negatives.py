@@ -2,19 +2,23 @@
 
 Each is an image of the data source, noised to a share of the schedule and denoised by the plain prior under the
 negative prompt (SDEdit; the paper: strength 0.5, 100,000 images). Beside each lies its caption, the prompt, so that
-data=mixed takes the folder as it is. Killed and started again it goes on; an image depends on the seed and its number.
+data=mixed takes the folder as it is. Killed and started again it goes on, to a larger count too; an image depends on
+the seed and its number.
 Selected by `restore-lab data output=FOLDER`.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from omegaconf import OmegaConf
 
-from restore_lab.artefacts import write_bytes_atomic
+from restore_lab.artefacts import Manifest, complete, identity, write_bytes_atomic
 from restore_lab.build import build
 from restore_lab.samplers.fidelity import Prediction, Steer
 from restore_lab.types import Hint
@@ -30,13 +34,31 @@ if TYPE_CHECKING:
     from restore_lab.types import Batch
 
 log = logging.getLogger(__name__)
+MADE_OF = ("data", "backbone", "sampler", "crop", "seed", "negative", "count")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """A folder of images before it is filled: its identity, and what that is made of."""
+
+    identity: str
+    settings: Mapping[str, Any]
+
+
+def planned(cfg: DictConfig) -> Images:
+    """What `fill` will make; nothing is built or run."""
+    settings = {
+        key: OmegaConf.to_container(cfg[key], resolve=True) if OmegaConf.is_config(cfg[key]) else cfg[key]
+        for key in MADE_OF
+    }
+    return Images(identity=identity(settings), settings=settings)
 
 
 def fill(cfg: DictConfig) -> Path:
     """Make what is missing of `cfg.count` images in `cfg.output`.
 
     Raises:
-        ValueError: for a count below 1, or a source without good images.
+        ValueError: for a count below 1, a source without good images, or a folder of images that were made otherwise.
     """
     from tqdm import tqdm
 
@@ -45,12 +67,16 @@ def fill(cfg: DictConfig) -> Path:
 
     if cfg.count < 1:
         raise ValueError(f"count={cfg.count}: at least one image must be wanted")
-    folder = Path(cfg.output)
+    folder, images = Path(cfg.output), planned(cfg)
+    if complete(folder):
+        before = Manifest.read(folder).settings
+        if {**before, "count": None} != {**images.settings, "count": None}:
+            raise ValueError(f"{folder} holds images that were made otherwise; choose another output, or delete it")
+    missing = [number for number in range(cfg.count) if not (folder / f"{number:06d}.png").exists()]
+    if not missing and complete(folder, identity=images.identity):
+        return folder
     source = build(cfg.data)
     dataset = RestorationDataset(source, crop=cfg.crop, flip=False, seed=cfg.seed)
-    missing = [number for number in range(cfg.count) if not (folder / f"{number:06d}.png").exists()]
-    if not missing:
-        return folder
     backbone, sampler = build(cfg.backbone), build(cfg.sampler)
     device = "cuda" if cfg.device == "auto" and torch.cuda.is_available() else str(cfg.device).replace("auto", "cpu")
     backbone.to(device)
@@ -64,6 +90,7 @@ def fill(cfg: DictConfig) -> Path:
             # The caption first: an image without its caption would count as done.
             write_bytes_atomic(folder / f"{number:06d}.txt", cfg.negative.encode())
             write_png(folder / f"{number:06d}.png", to_image(image_CHW))
+    Manifest(identity=images.identity, kind="images", settings=images.settings).write(folder)
     return folder
 
 

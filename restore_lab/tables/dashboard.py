@@ -17,7 +17,7 @@ from restore_lab.artefacts import write_bytes_atomic
 from restore_lab.evaluation.page import SCORE
 from restore_lab.tables import files
 from restore_lab.tables.grid import grid
-from restore_lab.tables.jobs import DESCRIPTION, SCORES, Plan, behind, config_flags, config_folders
+from restore_lab.tables.jobs import NOT_WEIGHTS, Plan, behind, config_flags, config_folders
 from restore_lab.tables.measured import measured
 from restore_lab.tables.plan import plan
 from restore_lab.tables.render import render
@@ -87,7 +87,7 @@ def pages(planned: Plan, spec: Spec) -> list[RowPages]:
             for name in spec.conditions
         }
         jobs = behind(planned, [one for ids in records.values() for one in ids])
-        trainings = [job.identity for job in jobs if job.kind not in (SCORES, DESCRIPTION)]
+        trainings = [job.identity for job in jobs if job.kind not in NOT_WEIGHTS]
         found.append(
             RowPages(name=row.name, colour=COLOURS[number % len(COLOURS)], trainings=trainings, records=records)
         )

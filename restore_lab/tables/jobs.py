@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from restore_lab.tables.spec import Spec
 
 COMMAND = (sys.executable, "-m", "restore_lab.cli.main")
-SCORES, DESCRIPTION = "scores", "description"
+SCORES, DESCRIPTION, IMAGES = "scores", "description", "images"
+NOT_WEIGHTS = (SCORES, DESCRIPTION, IMAGES)  # any other kind is a stage of training
 OWNER_VARIABLE = "RESTORE_LAB_OWNER"  # host and process of the command that all jobs belong to; workers inherit it
 
 
@@ -37,7 +38,7 @@ class Job:
 
     Attributes:
         identity: of the artefact.
-        kind: the stage's name, "scores" or "description".
+        kind: the stage's name, or one of `NOT_WEIGHTS`.
         folder: where it is, or will be.
         words: of the command, behind `restore-lab`.
         needs: identities of the artefacts that have to be there first.
@@ -135,7 +136,7 @@ def run(job: Job, store: Path, *, again: bool = False) -> None:
     Raises:
         JobFailed: if the command fails.
     """
-    if (job.done and not again) or (job.kind in (SCORES, DESCRIPTION) and not first_rank()):
+    if (job.done and not again) or (job.kind in NOT_WEIGHTS and not first_rank()):
         return
     folder = store / "jobs"
     folder.mkdir(parents=True, exist_ok=True)

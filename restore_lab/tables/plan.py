@@ -1,4 +1,4 @@
-"""From tables to jobs: which artefacts stand behind which cells, what exists, and what the rest will take.
+"""From tables to jobs: which artefacts stand behind which cells, and which of them exist.
 
 Every job is a `restore-lab` command that a person could type. Its artefact's identity comes from the composed config
 before anything runs, so an artefact that two rows or two tables share is one job, and one that exists is none.
@@ -7,18 +7,17 @@ before anything runs, so an artefact that two rows or two tables share is one jo
 from __future__ import annotations
 
 import logging
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from restore_lab import pairs
 from restore_lab.evaluation import evaluate, systems
-from restore_lab.methods import describe, fit
-from restore_lab.tables.jobs import DESCRIPTION, SCORES, Job, Place, Plan
+from restore_lab.methods import describe, fit, negatives
+from restore_lab.tables.jobs import DESCRIPTION, IMAGES, SCORES, Job, Place, Plan
 from restore_lab.tables.spec import COUNTED, Condition, Row, Spec, merged
 
 log = logging.getLogger(__name__)
@@ -133,7 +132,7 @@ def _weights(
         return _weights(found, spec, source, around, trained)
     if source.name not in trained:
         common, where = around
-        words = merged([*common, *spec.words_of("train", source), *where])
+        words, prepared = _prepared(found, spec, merged([*common, *spec.words_of("train", source), *where]), where)
         with composed("train", words) as cfg:
             stages, like = fit.planned(cfg), _like(cfg)
         for stage in stages:
@@ -142,13 +141,44 @@ def _weights(
                 kind=stage.name,
                 folder=str(stage.folder),
                 words=("train", *words, f"stage={stage.name}"),
-                needs=stage.parents,
+                needs=(*stage.parents, *prepared),
                 like=f"{stage.name} {like}",
                 steps=int(stage.node["trainer"]["max_steps"]),
             )
             found.jobs.setdefault(job.identity, job)
             trained[source.name] = job
     return trained[source.name]
+
+
+def _prepared(
+    found: Plan, spec: Spec, words: Sequence[str], where: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The words with folders in the place of "prepared:NAME", and the identities of the images that are there."""
+    needs: list[str] = []
+    for name, own in spec.prepare.items():
+        if not any(f"prepared:{name}" in word for word in words):
+            continue
+        with composed("data", [*own, "output=''"]) as cfg:
+            images, like, count = negatives.planned(cfg), f"{IMAGES} {cfg.crop}", int(cfg.count)
+        folder = _store(where) / f"{name}-{images.identity}"
+        job = Job(
+            identity=images.identity,
+            kind=IMAGES,
+            folder=str(folder),
+            words=("data", *own, f"output='{folder}'", "progress=false"),
+            like=like,
+            steps=count,
+        )
+        found.jobs.setdefault(job.identity, job)
+        needs.append(job.identity)
+        words = [word.replace(f"prepared:{name}", f"'{folder}'") for word in words]
+    return tuple(words), tuple(needs)
+
+
+def _store(where: Sequence[str]) -> Path:
+    """The folder of what is made, from the words that say where it is."""
+    places = dict(word.split("=", maxsplit=1) for word in where if word.startswith(("runs_dir=", "name=")))
+    return Path(places["runs_dir"].strip("'")) / places["name"]
 
 
 def _scores(
@@ -179,8 +209,7 @@ def _description(spec: Spec, row: Row, around: tuple[Sequence[str], Sequence[str
     words = merged(word for word in (*common, *spec.words_of("describe", row)) if not word.startswith("seed="))
     with composed("describe", words) as cfg:
         name = describe.planned(cfg)
-    places = dict(word.split("=", maxsplit=1) for word in where if word.startswith(("runs_dir=", "name=")))
-    folder = Path(places["runs_dir"].strip("'")) / places["name"] / f"{DESCRIPTION}-{name}"
+    folder = _store(where) / f"{DESCRIPTION}-{name}"
     return Job(
         identity=name,
         kind=DESCRIPTION,
@@ -236,34 +265,3 @@ def _compose(verb: str, words: Sequence[str]) -> Any:
     HydraConfig.instance().set_config(cfg)
     pairs.check(cfg)
     return cfg
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """What a job will take; None where nothing like it was ever run. `elsewhere`: as another machine ran it."""
-
-    seconds: float | None
-    peak_bytes: int | None
-    disk_bytes: int | None
-    elsewhere: bool = False
-
-
-def estimate(job: Job, took: Sequence[Mapping[str, Any]], shipped: Sequence[Mapping[str, Any]] = ()) -> Estimate:
-    """From finished jobs like it, here or else elsewhere; else from all of its kind that ran here. By the step.
-
-    Args:
-        job: what is to be made.
-        took: facts of the jobs that were run here (restore_lab.tables.jobs.took).
-        shipped: facts of another machine (restore_lab.tables.rates).
-    """
-    alike, elsewhere = ([f for f in facts if f["like"] == job.like] for facts in (took, shipped))
-    same = alike or elsewhere or [f for f in took if f["kind"] == job.kind]
-    if not same:
-        return Estimate(seconds=None, peak_bytes=None, disk_bytes=None)
-    rates = [facts["seconds"] / max(facts["steps"], 1) for facts in same]
-    return Estimate(
-        seconds=statistics.median(rates) * max(job.steps, 1),
-        peak_bytes=max(facts["peak_bytes"] for facts in same),
-        disk_bytes=int(statistics.median(facts["bytes"] for facts in same)),
-        elsewhere=not alike and bool(elsewhere),
-    )

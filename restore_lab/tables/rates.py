@@ -1,9 +1,9 @@
-"""What jobs took on the machine that made the shipped tables: for estimates where nothing like them was ever run.
+"""What jobs will take: from those that were run here, else as on the machine that made the shipped tables.
 
     python -m restore_lab.tables.rates runs/tables
 
 writes `rates.json` anew, one line for each kind of job (the median of its speeds), from the facts that finished jobs
-left. Jobs of another machine take another time; what was run here is always preferred (restore_lab.tables.plan).
+left. What was run here is always preferred.
 """
 
 from __future__ import annotations
@@ -12,13 +12,45 @@ import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from restore_lab.artefacts import write_bytes_atomic
-from restore_lab.tables.jobs import took
+from restore_lab.tables.jobs import Job, took
 
 FILE = Path(__file__).with_name("rates.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a job will take; None where nothing like it was ever run. `elsewhere`: as another machine ran it."""
+
+    seconds: float | None
+    peak_bytes: int | None
+    disk_bytes: int | None
+    elsewhere: bool = False
+
+
+def estimate(job: Job, here: Sequence[Mapping[str, Any]], there: Sequence[Mapping[str, Any]] = ()) -> Estimate:
+    """From finished jobs like it, here or else elsewhere; else from all of its kind that ran here. By the step.
+
+    Args:
+        job: what is to be made.
+        here: facts of the jobs that were run here (restore_lab.tables.jobs).
+        there: facts of another machine.
+    """
+    alike, elsewhere = ([f for f in facts if f["like"] == job.like] for facts in (here, there))
+    same = alike or elsewhere or [f for f in here if f["kind"] == job.kind]
+    if not same:
+        return Estimate(seconds=None, peak_bytes=None, disk_bytes=None)
+    rates = [facts["seconds"] / max(facts["steps"], 1) for facts in same]
+    return Estimate(
+        seconds=statistics.median(rates) * max(job.steps, 1),
+        peak_bytes=max(facts["peak_bytes"] for facts in same),
+        disk_bytes=int(statistics.median(facts["bytes"] for facts in same)),
+        elsewhere=not alike and bool(elsewhere),
+    )
 
 
 def shipped() -> list[Mapping[str, Any]]:

@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from restore_lab.artefacts import MANIFEST, complete
 from restore_lab.data.folder import FolderSource
 from restore_lab.data.mixed import MixedSource
-from restore_lab.methods.negatives import fill
+from restore_lab.methods.negatives import fill, planned
 from restore_lab.samplers.init import LqNoised
 from restore_lab.samplers.loop import SchedulerSampler
 from restore_lab.samplers.schedulers import ddim, unipc
@@ -30,7 +31,7 @@ def config(toy_folder: Path, output: Path, *words: str):
 def test_a_folder_is_filled_continued_and_the_same_however_it_was_cut(toy_folder, tmp_path) -> None:
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
     fill(config(toy_folder, whole))
-    names = sorted(path.name for path in whole.iterdir())
+    names = sorted(path.name for path in whole.iterdir() if path.name != MANIFEST)
     assert names == [f"{n:06d}{suffix}" for n in range(5) for suffix in (".png", ".txt")]
     fill(config(toy_folder, pieces, "count=2"))
     before = (pieces / "000001.png").stat().st_mtime_ns
@@ -44,6 +45,9 @@ def test_a_folder_is_filled_continued_and_the_same_however_it_was_cut(toy_folder
             one, other = (np.asarray(Image.open(folder / name)).astype(int) for folder in (whole, pieces))
             assert np.abs(one - other).max() <= 1  # a batch of another size may differ in a last bit
     assert fill(config(toy_folder, whole)) == whole  # nothing is missing, nothing is loaded
+    assert complete(whole, identity=planned(config(toy_folder, whole)).identity)
+    with pytest.raises(ValueError, match="holds images that were made otherwise"):
+        fill(config(toy_folder, whole, "seed=1"))
     with pytest.raises(ValueError, match="count=0: at least one image"):
         fill(config(toy_folder, whole, "count=0"))
 

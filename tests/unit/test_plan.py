@@ -13,11 +13,11 @@ from restore_lab.artefacts import Manifest
 from restore_lab.cli import front
 from restore_lab.cli.conf_dir import conf_dir
 from restore_lab.evaluation import evaluate
-from restore_lab.methods import fit
+from restore_lab.methods import fit, negatives
 from restore_lab.tables.files import read
 from restore_lab.tables.jobs import DESCRIPTION, SCORES, Job, Plan
 from restore_lab.tables.plan import plan
-from restore_lab.tables.report import plan_text
+from restore_lab.tables.table import plan_text
 from tests.composed import composed, small
 
 NODE = {
@@ -71,6 +71,23 @@ def test_what_two_rows_share_is_one_job(toy_folder, tmp_path) -> None:
     assert len(set(found.scores.values())) == 8
     twice = planned(tmp_path, toy_folder, seeds=2)
     assert kinds(twice) == ["adaptor"] * 4 + [SCORES] * 16
+
+
+def test_images_that_a_training_needs_are_made_first(toy_folder, tmp_path) -> None:
+    """One folder of images behind two trainings; a row that does not name it does not wait for it."""
+    mixed = ["data=mixed", "data@data.sources.main=procedural", "data.sources.negatives.root=prepared:bad"]
+    rows = {"one": {"train": mixed}, "two": {"train": [*mixed, "seed=7"]}, "plain": {}}
+    tiny = {"prepare": {"bad": [f"backbone.path={toy_folder}", "count=2", "crop=16", "data.size=16"]}}
+    overrides = [word for word in small(toy_folder) if not word.startswith(("eval_data", "data.size"))]
+    found = planned(tmp_path, toy_folder, rows=rows, tiny=tiny, overrides=overrides)
+    assert not found.refused, found.refused
+    assert kinds(found) == ["adaptor"] * 3 + ["images"] + [SCORES] * 6
+    images = next(job for job in found.jobs.values() if job.kind == "images")
+    waiting = [job for job in found.jobs.values() if images.identity in job.needs]
+    assert len(waiting) == 2 and all(any(images.folder in word for word in job.words) for job in waiting)
+    assert f"output='{images.folder}'" in images.words and list(found.jobs).index(images.identity) == 0
+    cfg = composed("data", *(word for word in front.parse(images.words[1:]).overrides))
+    assert negatives.planned(cfg).identity == images.identity
 
 
 def test_a_system_is_measured_where_its_outputs_are(toy_folder, tmp_path) -> None:

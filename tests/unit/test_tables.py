@@ -21,9 +21,8 @@ from restore_lab.tables.grid import grid
 from restore_lab.tables.jobs import Job, Place, Plan
 from restore_lab.tables.marks import marks
 from restore_lab.tables.measured import Number, judged, measured
-from restore_lab.tables.plan import estimate
 from restore_lab.tables.power import needed, powers, resolvable
-from restore_lab.tables.rates import rates, shipped
+from restore_lab.tables.rates import estimate, rates, shipped
 from restore_lab.tables.render import FORMATS, render
 from restore_lab.tables.spec import Spec, merged
 

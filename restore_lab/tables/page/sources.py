@@ -11,7 +11,7 @@ from restore_lab.artefacts import Manifest, complete
 from restore_lab.evaluation.records import Record, method_rows, read_record
 from restore_lab.methods.fit import LOSSES
 from restore_lab.tables.grid import Grid, grid
-from restore_lab.tables.jobs import DESCRIPTION, SCORES, Place, Plan, behind
+from restore_lab.tables.jobs import NOT_WEIGHTS, Place, Plan, behind
 from restore_lab.tables.measured import (
     At,
     Measured,
@@ -180,7 +180,7 @@ def _of_plan(plan: Plan, spec: Spec, titles: Mapping[str, str]) -> dict[Artefact
     for place, identity in plan.scores.items():
         seed = f", seed {place.seed}" if plan.seeds > 1 else ""
         for job in behind(plan, [identity]) if place.table == spec.name else ():
-            if job.kind not in (SCORES, DESCRIPTION):
+            if job.kind not in NOT_WEIGHTS:
                 users.setdefault((job.kind, Path(job.folder)), []).append(titles[place.row] + seed)
     return users
 

@@ -12,12 +12,12 @@ from restore_lab.evaluation.batches import write_inputs
 from restore_lab.tables import files
 from restore_lab.tables.figures.drawing import draw
 from restore_lab.tables.grid import Grid, grid
-from restore_lab.tables.jobs import DESCRIPTION, SCORES, Job, Plan, behind, config_flags, config_folders, took
+from restore_lab.tables.jobs import NOT_WEIGHTS, Job, Plan, behind, config_flags, config_folders, took
 from restore_lab.tables.make import make, through_hydra, write_jobs
 from restore_lab.tables.measured import Measured, measured
-from restore_lab.tables.plan import composed, estimate, plan
+from restore_lab.tables.plan import composed, plan
 from restore_lab.tables.power import powers
-from restore_lab.tables.rates import shipped
+from restore_lab.tables.rates import estimate, shipped
 from restore_lab.tables.render import ENDINGS, FORMATS, render
 from restore_lab.tables.spec import Spec, merged
 
@@ -112,7 +112,7 @@ def _line(planned: Plan, job: Job, finished: Sequence[Any]) -> str:
     used += [f"{table}/{row}" for (table, row), identity in planned.descriptions.items() if identity == job.identity]
     used += [other.identity for other in planned.jobs.values() if job.identity in other.needs]
     state = "there" if job.done else f"missing {_takes(job, finished)}"
-    what = job.kind if job.kind in (SCORES, DESCRIPTION) else f"weights ({job.kind}, {job.steps} steps)"
+    what = job.kind if job.kind in NOT_WEIGHTS else f"weights ({job.kind}, {job.steps} steps)"
     return f"{job.identity}  {what}  {state}  for {', '.join(dict.fromkeys(used))}"
 
 
