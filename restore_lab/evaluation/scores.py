@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from restore_lab.artefacts import identity
-from restore_lab.evaluation.page import log_record
 from restore_lab.evaluation.records import read_record, recorded
+from restore_lab.evaluation.shown import log_record
 from restore_lab.locks import locked
 from restore_lab.tracking import tracked
 

@@ -147,8 +147,8 @@ def _train(cfg: DictConfig, node: Mapping[str, Any], folder: Path, logger: Logge
 
     from restore_lab.methods.ema import EMA
     from restore_lab.methods.history import History
-    from restore_lab.methods.page import page_callbacks
     from restore_lab.methods.progress import StepBar
+    from restore_lab.methods.shown import page_callbacks
     from restore_lab.methods.weights import weights_file
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from restore_lab.artefacts import write_bytes_atomic
-from restore_lab.evaluation.page import SCORE
+from restore_lab.evaluation.shown import SCORE
 from restore_lab.tables import files
 from restore_lab.tables.grid import grid
 from restore_lab.tables.jobs import NOT_WEIGHTS, Plan, behind, config_flags, config_folders
