@@ -144,9 +144,13 @@ class RestorationModule(OwnWeights):
                 they are.
         """
         total, controls, hint = None, None, None
-        whole = isinstance(strength, float | int) and strength == 1.0
-        at = self.adaptor.fuse if whole else partway(self.adaptor.fuse, strength)
+        known = strength if isinstance(strength, float | int) else None
+        at = self.adaptor.fuse if known == 1.0 else partway(self.adaptor.fuse, strength)
         for branch in branches:
+            if known == 0.0:  # no trunk to run, and perhaps no reference for it
+                out = self.backbone(z_BCHW, t_B, branch.cond)
+                total = branch.weight * out if total is None else total + branch.weight * out
+                continue
             if controls is None or self.adaptor.text == "semantic" or branch.hint is not hint:
                 hint = branch.hint
                 controls = self.adaptor.control(z_BCHW, t_B, hint, branch.cond)
