@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from restore_lab.build import build
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+    from torch import Tensor
 
     from restore_lab.evaluation.records import Results
     from restore_lab.evaluation.suite import MetricSuite
@@ -33,6 +34,21 @@ def degraded_batches(cfg: DictConfig, device: Any) -> Iterator[Batch]:
             yield kept
     if data.bad.lines:
         log.warning("%s", data.bad.summary())
+
+
+def score(
+    suite: MetricSuite, row: str, image_BCHW: Tensor, batch: Batch, *, instructions: Sequence[str] | None = None
+) -> None:
+    """Measure what a row made of a batch against its originals, where there are any."""
+    suite.update(
+        row,
+        image_BCHW,
+        keys=batch.key,
+        reference_BCHW=batch.hq_BCHW,
+        captions=batch.caption,
+        instructions=instructions,
+        recipes=batch.recipe,
+    )
 
 
 def found(suite: MetricSuite, cfg: DictConfig) -> Results:

@@ -20,7 +20,7 @@ from restore_lab.adaptors.lq_encoder import CodecEncoder
 from restore_lab.artefacts import Manifest, code_version, complete, place_of
 from restore_lab.build import build
 from restore_lab.evaluation import systems
-from restore_lab.evaluation.batches import degraded_batches, found
+from restore_lab.evaluation.batches import degraded_batches, found, score
 from restore_lab.evaluation.paired import report
 from restore_lab.evaluation.picture import Panel, contact_sheet, keep_images
 from restore_lab.evaluation.protocol import resized, scaled
@@ -194,15 +194,7 @@ def _measure(
         module.prompts = prompts
         rows[name] = (_restored(module, batch, work_size), prompts(batch, training=False))
     for name, (image_BCHW, prompt) in rows.items():
-        suite.update(
-            name,
-            image_BCHW,
-            keys=batch.key,
-            reference_BCHW=batch.hq_BCHW,
-            captions=batch.caption,
-            instructions=prompt.instruction,
-            recipes=batch.recipe,
-        )
+        score(suite, name, image_BCHW, batch, instructions=prompt.instruction)
     shown, first = [name for name in (ROBUST_LQ, *variants) if name in rows], next(iter(variants))
     ends = {} if batch.hq_BCHW is None else {ORIGINAL: batch.hq_BCHW}
     seen = {LQ: batch.lq_BCHW, **{name: rows[name][0] for name in shown}, **ends}

@@ -17,7 +17,7 @@ from restore_lab.artefacts import code_version, fingerprint
 from restore_lab.build import build
 from restore_lab.data.folder import keys_of, list_images
 from restore_lab.data.image_io import read_image, to_tensor
-from restore_lab.evaluation.batches import degraded_batches, found
+from restore_lab.evaluation.batches import degraded_batches, found, score
 from restore_lab.evaluation.picture import keep_images
 from restore_lab.evaluation.protocol import scaled
 from restore_lab.evaluation.records import LQ, ORIGINAL, write_record
@@ -50,14 +50,7 @@ def run(cfg: DictConfig, scores: Scores) -> None:
             raise ValueError("there is nothing to restore; give eval_data with HQ images an eval_degradation")
         rows = {LQ: batch.lq_BCHW, cfg.name: restore(batch).to(batch.lq_BCHW.device)}
         for name, image_BCHW in rows.items():
-            suite.update(
-                name,
-                image_BCHW,
-                keys=batch.key,
-                reference_BCHW=batch.hq_BCHW,
-                captions=batch.caption,
-                recipes=batch.recipe,
-            )
+            score(suite, name, image_BCHW, batch)
         if cfg.keep_images:
             originals = {} if batch.hq_BCHW is None else {ORIGINAL: batch.hq_BCHW}
             keep_images(scores.folder, {**rows, **originals}, batch.key)

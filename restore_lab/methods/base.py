@@ -149,12 +149,11 @@ class RestorationModule(OwnWeights):
         for branch in branches:
             if known == 0.0:  # no trunk to run, and perhaps no reference for it
                 out = self.backbone(z_BCHW, t_B, branch.cond)
-                total = branch.weight * out if total is None else total + branch.weight * out
-                continue
-            if controls is None or self.adaptor.text == "semantic" or branch.hint is not hint:
-                hint = branch.hint
-                controls = self.adaptor.control(z_BCHW, t_B, hint, branch.cond)
-            out = self.backbone(z_BCHW, t_B, branch.cond, at=at, carry=controls)
+            else:
+                if controls is None or self.adaptor.text == "semantic" or branch.hint is not hint:
+                    hint = branch.hint
+                    controls = self.adaptor.control(z_BCHW, t_B, hint, branch.cond)
+                out = self.backbone(z_BCHW, t_B, branch.cond, at=at, carry=controls)
             total = branch.weight * out if total is None else total + branch.weight * out
         if total is None:
             raise ValueError("guidance gave no branches")

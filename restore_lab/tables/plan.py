@@ -88,7 +88,6 @@ def _system(
     found: Plan, spec: Spec, row: Row, around: tuple[Sequence[str], Sequence[str]], systems_dir: str | None
 ) -> None:
     """The jobs that measure somebody else's system, under the conditions for which something of it is there."""
-    common, where = around
     assert row.system is not None
     for condition in _measured(spec):
         place = Place(table=spec.name, row=row.name, condition=condition.name, seed=0)
@@ -96,23 +95,11 @@ def _system(
             system = systems.place_in(systems_dir, row.system, condition.name, conditions=list(spec.conditions))
             if system is None:
                 continue
-            metrics = ("metrics=paper",) if spec.scale == "full" else ()
-            words = merged([*common, *metrics, *spec.words_of("evaluate", row, condition), *where])
-            words = (*words, f"system='{system.resolve()}'")
-            with composed("evaluate", words) as cfg:
-                scores, like = evaluate.planned(cfg), _like(cfg)
+            job = _scores(spec, row, condition, around, None, more=(f"system='{system.resolve()}'",))
         except (ValueError, FileNotFoundError) as error:
             found.refused[place] = " ".join(str(error).split())[:300]
             continue
-        job = Job(
-            identity=scores.identity,
-            kind=SCORES,
-            folder=str(scores.folder),
-            words=("evaluate", *words),
-            like=f"{SCORES} {row.system} {like}",
-            steps=1,
-        )
-        found.jobs.setdefault(job.identity, job)
+        found.jobs.setdefault(job.identity, replace(job, like=f"{job.like} {row.system}", steps=1))
         found.scores[place] = job.identity
 
 
@@ -182,12 +169,18 @@ def _store(where: Sequence[str]) -> Path:
 
 
 def _scores(
-    spec: Spec, row: Row, condition: Condition, around: tuple[Sequence[str], Sequence[str]], weights: Job | None
+    spec: Spec,
+    row: Row,
+    condition: Condition,
+    around: tuple[Sequence[str], Sequence[str]],
+    weights: Job | None,
+    *,
+    more: Sequence[str] = (),
 ) -> Job:
-    """The job that measures a row under a condition."""
+    """The job that measures a row under a condition; `more` are words behind all others."""
     common, where = around
     metrics = ("metrics=paper",) if spec.scale == "full" else ()
-    words = merged([*common, *metrics, *spec.words_of("evaluate", row, condition), *where])
+    words = merged([*common, *metrics, *spec.words_of("evaluate", row, condition), *where, *more])
     with composed("evaluate", words) as cfg:
         scores = evaluate.planned(cfg, weights=weights.identity if weights else None)
         like, steps = _like(cfg), int(cfg.sampler.steps)

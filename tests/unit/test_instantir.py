@@ -20,7 +20,8 @@ from restore_lab.methods.training import Optimisation
 from restore_lab.objectives.consistency import Distillation, boundary, consistent, solver_step
 from restore_lab.prompts.sources import Dropout, PromptSources
 from restore_lab.samplers.adares import AdaRes
-from restore_lab.types import Cond
+from restore_lab.samplers.guidance import Branch
+from restore_lab.types import Cond, Hint
 from tests.toy_methods import shake, toy_batch, toy_spire
 from tests.toys import toy_backbone, toy_inputs
 from tests.unit.test_sampler import latents, schedule
@@ -71,6 +72,20 @@ def instantir(kind: str = "sd", *, reference: Reference | None = None, dropout: 
         )
     shake(module.adaptor, size=0.1)
     return module
+
+
+@pytest.mark.parametrize("kind", ["sd", "sd3"])
+def test_where_its_edits_are_off_the_trunk_needs_no_reference(kind) -> None:
+    """Creative restoration: the prior alone, guided, though there is nothing that the aggregator could read."""
+    module = instantir(kind)
+    z, t, cond = toy_inputs(module.backbone)
+    hint = Hint(lq_BCHW=torch.rand(2, 3, 16, 16), lq_latent_BCHW=torch.rand_like(z))
+    branches = [Branch(weight=3.0, cond=cond, hint=hint), Branch(weight=-2.0, cond=cond, hint=hint)]
+    with torch.no_grad():
+        plain = module.backbone(z, t, cond)
+        torch.testing.assert_close(module.predict(z, t, branches, strength=0.0), 3 * plain - 2 * plain)
+        with pytest.raises(ValueError, match="reads a reference beside the LQ"):
+            module.predict(z, t, branches, strength=0.5)
 
 
 @pytest.mark.parametrize("adaln_on", ["kv", "context"])
