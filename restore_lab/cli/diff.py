@@ -1,0 +1,64 @@
+"""Name the first place where two runs part: other weights, device, precision, or version of the code.
+
+restore-lab diff runs/a runs/b method=supir
+restore-lab diff method=spire b="device=cuda backbone.dtype=bfloat16" tolerance=1e-2
+restore-lab diff method=spire trace=before.safetensors      # then, with other code or on another machine:
+restore-lab diff before.safetensors method=spire
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from restore_lab.methods.trace import Trace
+
+POSITIONAL = ("sides...",)
+FREE_TEXT = ("a", "b")
+
+
+def run(cfg: Any) -> None:
+    """Print every place with its difference; exit code 1 if the two part."""
+    from restore_lab.evaluation import parting
+
+    if cfg.format not in ("text", "json"):
+        raise ValueError(f"format={cfg.format!r} is not known; one of text, json")
+    if cfg.trace is not None:
+        found, shown = parting.traced(cfg)
+        parting.write(found, Path(cfg.trace), shown=shown)
+        print(f"{len(found)} places of {shown}: {cfg.trace}")
+        return
+    sides = list(cfg.sides or ())
+    if len(sides) > 2 or not (sides or cfg.a or cfg.b):
+        raise ValueError(
+            "give two sides to compare: A and B (weights or traces), or settings of one as a='...' or b='...'"
+        )
+    a, b = (_side(place, more) for place, more in zip([*sides, None, None], (cfg.a, cfg.b), strict=False))
+    if a[1] != b[1]:
+        raise ValueError(f"A saw {a[1]} and B saw {b[1]}: give both the same eval_data and seed")
+    differences = parting.compare(a[0], b[0])
+    say = parting.as_json if cfg.format == "json" else parting.page
+    print(say(differences, tolerance=cfg.tolerance))
+    if parting.first_parting(differences, tolerance=cfg.tolerance):
+        raise SystemExit(1)
+
+
+def _side(place: str | None, settings: str) -> tuple[Trace, str]:
+    """The trace of one side: read, or made by the composition with its own settings."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from restore_lab.cli.front import parse, quote
+    from restore_lab.evaluation import parting
+    from restore_lab.tables.plan import composed
+
+    found = None if place is None else parting.read(place)
+    if found is not None:
+        if settings:
+            raise ValueError(f"{place} is a trace: settings ({settings}) do not change it")
+        return found
+    weights = [] if place is None else [f"weights={quote(place)}"]
+    own = parse(shlex.split(settings)).overrides
+    with composed("diff", [*HydraConfig.get().overrides.task, *weights, *own]) as cfg:
+        return parting.traced(cfg)

@@ -1,0 +1,87 @@
+"""What a method computes on the way from a bad image to a good one, place by place, for comparing two of them.
+
+The model is looked at once, at one noise level, so that its features meet at the same input whatever the sampler does;
+the restored image comes last. Places in order: the input, what the prompts and encoders make of it, the adaptor's
+controls, every tap of the prior behind its edit, the prediction, the decoder, the restored image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from restore_lab.methods.parts import pad_to_multiple
+from restore_lab.random import noise_like
+
+if TYPE_CHECKING:
+    from restore_lab.methods.base import RestorationModule
+    from restore_lab.types import Batch, Tap
+
+Trace = dict[str, Tensor]  # by place, in the order computed; float32 on the CPU
+
+
+@torch.no_grad()
+def trace(module: RestorationModule, batch: Batch, *, share: float) -> Trace:
+    """The features of one evaluation of the model, and the restored image.
+
+    Args:
+        module: a method, on its device.
+        batch: images with their LQ.
+        share: which timestep, as a share in [0, 1) of the way from none to all noise.
+
+    Raises:
+        ValueError: if there is no LQ, or the share is outside its range.
+    """
+    if batch.lq_BCHW is None:
+        raise ValueError("there is no LQ to restore; give eval_data with HQ images an eval_degradation, or LQ images")
+    if not 0 <= share < 1:
+        raise ValueError(f"share={share} is a share of the way to all noise; give a number from 0 up to 1")
+    backbone, found = module.backbone, Trace()
+    prompt = module.prompts(batch, training=False)
+    lq_BCHW = pad_to_multiple(batch.lq_BCHW, backbone.multiple)
+    hq_BCHW = None if batch.hq_BCHW is None else pad_to_multiple(batch.hq_BCHW, backbone.multiple)
+    cond = module.cond(prompt, tuple(lq_BCHW.shape[-2:]))
+    found |= _flat("prompt", prompt)
+    found |= _flat("cond", cond)
+    found |= _flat("null", module.null(prompt, tuple(lq_BCHW.shape[-2:]), cond))
+    hint = module.hint(lq_BCHW, prompt, hq_BCHW=hq_BCHW)
+    found |= _flat("hint", hint)
+    z0_BCHW = module.lq_encoder(lq_BCHW, backbone.codec)
+    t_B = backbone.schedule.time(torch.full((len(batch),), share, device=z0_BCHW.device))
+    z_BCHW = backbone.schedule.add_noise(z0_BCHW, noise_like(z0_BCHW, batch.seed, "trace"), t_B)
+    hint, _ = module.referred(z_BCHW, t_B, cond, hint, seeds=batch.seed)
+    found |= _flat("lq_latent", z0_BCHW) | _flat("z", z_BCHW) | _flat("reference", hint.reference_BCHW)
+    controls = module.adaptor.control(z_BCHW, t_B, hint, cond)
+    found |= _flat("controls", controls)
+
+    def look(tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: Any) -> tuple[Tensor, Any]:
+        h_BCHW, carry = module.adaptor.fuse(tap, h_BCHW, temb_BD, carry)
+        found.update(_flat(f"tap.{tap.name}", h_BCHW))
+        return h_BCHW, carry
+
+    found |= _flat("prediction", backbone(z_BCHW, t_B, cond, at=look, carry=controls))
+    found |= _flat("decoded", module.decoder(z0_BCHW, hint, backbone.codec))
+    return found | _flat("restored", module.restore(batch))
+
+
+def _flat(name: str, value: Any) -> Trace:
+    """Every tensor in a value, by a dotted name."""
+    return {place: tensor.detach().float().cpu() for place, tensor in _tensors(name, value)}
+
+
+def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _tensors(f"{name}.{field.name}", getattr(value, field.name))
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _tensors(f"{name}.{key}", item)
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for index, item in enumerate(value):
+            yield from _tensors(f"{name}.{index}", item)
