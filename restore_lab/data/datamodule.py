@@ -219,7 +219,8 @@ class RestorationDataModule(LightningDataModule):
 
     def _eval_sampler(self, source: Source) -> SequentialSampler:
         rank, world = self._place()
-        if len(source) < world:  # a process without a share could not join the mean over processes: each takes all
+        lockstep = self.trainer is not None and getattr(self.trainer.strategy, "lockstep", False)
+        if len(source) < world or lockstep:  # a process without a share could not join the others: each takes all
             rank, world = 0, 1
         return SequentialSampler(len(source), batch_size=self._eval_batch_size, rank=rank, world=world)
 

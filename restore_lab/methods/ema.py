@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 import torch
 
+from restore_lab.methods.sharding import like, whole
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -37,11 +39,12 @@ class EMA(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
         """Start from the weights, or move a resumed average to the device."""
         for name, p in pl_module.trainable().items():
-            self.average[name] = self.average.get(name, p.detach().clone()).to(p.device)
+            self.average[name] = like(self.average.get(name, p.detach().clone()), p)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
-        """Only now does the trainer know the step that it resumes from."""
+        """Only now does the trainer know the step that it resumes from; a sharded run has its average only now."""
         self.seen = trainer.global_step
+        self.on_fit_start(trainer, pl_module)
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: TrainingModule, *args: Any) -> None:
@@ -72,7 +75,7 @@ class EMA(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What the checkpoint keeps."""
-        return {"average": dict(self.average)}
+        return {"average": {name: whole(value) for name, value in self.average.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.average = dict(state_dict["average"])

@@ -144,10 +144,12 @@ def _train(cfg: DictConfig, node: Mapping[str, Any], folder: Path, logger: Logge
     """Build the stage's objects, train from the last checkpoint if there is one, and write the result."""
     import lightning as L
     import torch
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from restore_lab.methods.ema import EMA
     from restore_lab.methods.history import History
     from restore_lab.methods.progress import StepBar
+    from restore_lab.methods.sharding import gather, whole
     from restore_lab.methods.shown import page_callbacks
     from restore_lab.methods.weights import weights_file
 
@@ -166,31 +168,35 @@ def _train(cfg: DictConfig, node: Mapping[str, Any], folder: Path, logger: Logge
     callbacks += page_callbacks(every=cfg.log_every, pictures=cfg.pictures) if logger else []
     callbacks += ([StepBar()] if cfg.progress else []) + (build(cfg.callbacks) or [])
     _hush()
-    trainer = build(
-        cfg.trainer,
-        callbacks=callbacks,
-        logger=logger or False,
-        default_root_dir=str(folder),
-        **node["trainer"],
-    )
+    try:
+        trainer = build(
+            cfg.trainer,
+            callbacks=callbacks,
+            logger=logger or False,
+            default_root_dir=str(folder),
+            **node["trainer"],
+        )
+    except MisconfigurationException as error:  # devices that are not there, a strategy that is not installed
+        raise ValueError(f"trainer: {error}") from error
     state = last_state(folder)
     if state is not None:
         log.info("resuming from %s", state)
     trainer.fit(module, data, ckpt_path=state, weights_only=True)
     if trainer.interrupted or trainer.global_step < trainer.max_steps:
         raise KeyboardInterrupt(f"stopped at step {trainer.global_step}; the same command continues")
+    gather(module)
+    average = {} if ema is None else {name: whole(value).cpu() for name, value in ema.average.items()}
     if trainer.is_global_zero:
-        _export(module, ema, folder)
+        _export(module, ema, average, folder)
     trainer.strategy.barrier()
 
 
-def _export(module: Any, ema: Any, folder: Path) -> None:
+def _export(module: Any, ema: Any, average: dict[str, Any], folder: Path) -> None:
     """Write the averaged weights if there is an average."""
-    module.cpu()
     if ema is None:
         module.export(folder)
         return
-    ema.average = {name: value.cpu() for name, value in ema.average.items()}
+    ema.average = average
     with ema.applied(module):
         module.export(folder)
 

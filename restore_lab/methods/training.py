@@ -61,6 +61,7 @@ class TrainingModule(L.LightningModule):
         super().__init__()
         self.optimisation = optimisation
         self.strict_loading = False
+        self.sharded = False
 
     def setup(self, stage: str) -> None:
         """Get ready for several processes, if there are.
@@ -76,6 +77,15 @@ class TrainingModule(L.LightningModule):
         # end in validation, where one process may have a batch more than another.
         buffers = [name for name, _ in self.named_buffers()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, buffers)
+
+    def configure_model(self) -> None:
+        """Cut the weights over the devices, where the strategy does that (trainer=fsdp)."""
+        mesh = self._device_mesh
+        if mesh is not None and not self.sharded:
+            from restore_lab.methods.sharding import shard
+
+            shard(self, mesh["data_parallel"])
+            self.sharded = True
 
     def log(self, name: str, value: Any, *, batch_size: int | None = None, **how: Any) -> None:
         """Lightning's; what is logged is the mean over the processes."""

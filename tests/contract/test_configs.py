@@ -112,6 +112,13 @@ def test_a_part_composes_and_builds(group, option, images, toy_folder, tmp_path,
         module = build(cfg.module)
         assert module.trainable()
         return
+    if group == "trainer":
+        if option == "deepspeed":  # on CUDA, with the extra
+            with pytest.raises(Exception, match=r"(?i)deepspeed"):
+                build(node, max_steps=1)
+            return
+        assert build(node, max_steps=1, logger=False).max_steps == 1
+        return
     if group == "metrics":
         made = build(node, protocol=build(cfg.protocol))
         assert made.metrics or made.notes
