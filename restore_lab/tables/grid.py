@@ -126,13 +126,13 @@ def _notes(plan: Plan, table: Measured) -> list[str]:
     notes += list(dict.fromkeys(number.label.says() for number in table.numbers.values() if number.label))
     notes += _kernels(table)
     notes += list(spec.notes)
-    notes += [f"{row.title}: {row.note}" for row in spec.rows.values() if row.note]
+    notes += [f"{row.called}: {row.note}" for row in spec.rows.values() if row.note]
     notes += [
-        f"{row.title}: run at scale={row.only} alone"
+        f"{row.called}: run at scale={row.only} alone"
         for row in spec.rows.values()
         if row.only not in (None, spec.scale)
     ]
-    unread = [row.title for row in spec.rows.values() if any(value is None for value in row.published.values())]
+    unread = [row.called for row in spec.rows.values() if any(value is None for value in row.published.values())]
     if unread:
         notes.append(f'printed, but not legible in our copy of the paper ("?"): {", ".join(dict.fromkeys(unread))}')
     versions = dict.fromkeys(code for number in table.numbers.values() for code in number.code)
@@ -140,7 +140,7 @@ def _notes(plan: Plan, table: Measured) -> list[str]:
         notes.append(f"measured by more than one version of the code: {', '.join(versions)}")
     notes += list(dict.fromkeys(table.problems))
     refused = {p.row: why for p, why in plan.refused.items() if p.table == spec.name}
-    return [*notes, *(f"{spec.rows[row].title}: not run; {why}" for row, why in refused.items())]
+    return [*notes, *(f"{spec.rows[row].called}: not run; {why}" for row, why in refused.items())]
 
 
 def _kernels(table: Measured) -> list[str]:
@@ -148,7 +148,7 @@ def _kernels(table: Measured) -> list[str]:
     found: dict[tuple[str, str], list[str]] = {}
     for (row, condition, title), number in table.numbers.items():
         if number.kernel is not None:
-            shown = table.spec.rows[row].title if row in table.spec.rows else row
+            shown = table.spec.rows[row].called if row in table.spec.rows else row
             value, low, high = number.kernel
             found.setdefault((condition, title), []).append(f"{shown} {value:.3g} [{low:.3g}, {high:.3g}]")
     lines = []

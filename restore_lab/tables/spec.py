@@ -75,6 +75,11 @@ class Row:
     only: Scale | None = None
     variant: str | None = None  # which row of its record; null for the first that is the method's
 
+    @property
+    def called(self) -> str:
+        """The title with the labels, which alone tell rows of one title apart: "Ours (yes, no)"."""
+        return f"{self.title} ({', '.join(self.labels.values())})" if self.labels else self.title
+
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
