@@ -46,7 +46,9 @@ SCHEDULERS["sdxl"] |= {"interpolation_type": "linear", "use_karras_sigmas": Fals
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
 # What the UNet and codec configs of SD 1.5 say; what came later they leave to its defaults.
 OLD_UNET = "act_fn attention_head_dim block_out_channels center_input_sample cross_attention_dim down_block_types"
-OLD_UNET += " downsample_padding flip_sin_to_cos freq_shift in_channels layers_per_block mid_block_scale_factor norm_eps"
+OLD_UNET += (
+    " downsample_padding flip_sin_to_cos freq_shift in_channels layers_per_block mid_block_scale_factor norm_eps"
+)
 OLD_UNET += " norm_num_groups out_channels sample_size up_block_types"
 OLD_VAE = "act_fn block_out_channels down_block_types in_channels latent_channels layers_per_block norm_num_groups"
 OLD_VAE += " out_channels sample_size up_block_types"

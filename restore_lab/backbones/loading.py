@@ -102,7 +102,9 @@ def load_schedule(prior: Folder) -> Schedule:
 def _codec(prior: Folder, codec_path: str | None, *, dtype: torch.dtype, meta: bool) -> Any:
     """The prior's codec or another, in a type that it stands."""
     home, part = (prior, "vae") if codec_path is None or meta else find_codec(codec_path)
-    if dtype == torch.float16 and home.config(part).get("force_upcast", home.config(part).get("_class_name") == "AutoencoderKL"):
+    if dtype == torch.float16 and home.config(part).get(
+        "force_upcast", home.config(part).get("_class_name") == "AutoencoderKL"
+    ):
         dtype = torch.float32
     return _diffusers_part(home, part, dtype=dtype, meta=meta)
 

@@ -86,15 +86,20 @@ class SingleFile(Folder):
                     model = create_diffusers_t5_model_from_checkpoint(cls, weights, torch_dtype=dtype, **where)
                     model.tie_weights()
                 elif part.startswith("text_encoder"):
-                    model = create_diffusers_clip_model_from_ldm(cls, weights, torch_dtype=dtype, **where)
+                    model = create_diffusers_clip_model_from_ldm(cls, weights, **where)
                 elif part == "unet":
-                    model = cls.from_single_file(weights, torch_dtype=dtype, extract_ema=True, **where)
+                    model = cls.from_single_file(weights, extract_ema=True, **where)
                 else:
-                    model = cls.from_single_file(weights, torch_dtype=dtype, **where)
+                    model = cls.from_single_file(weights, **where)
         except (OSError, ValueError, KeyError, IndexError, RuntimeError, SingleFileComponentError) as error:
+            # A weight that was never filled cannot be moved: all that diffusers says of one that is missing.
+            why = "weights are missing" if isinstance(error, NotImplementedError) else first_line(error)
             raise BackboneError(
-                f"{self.file}: its {part} does not fit {self.root.name}'s config ({first_line(error)}); is it a "
+                f"{self.file}: its {part} does not fit {self.root.name}'s config ({why}); is it a "
                 "checkpoint of this kind? choose another backbone, or set backbone.config_path"
             ) from error
         check_whole(f"{self.file}, {part}", [name for name, p in model.named_parameters() if p.is_meta])
-        return model.eval()
+        if part == "text_encoder_3":  # read in its type already, but for the layers that overflow in float16
+            return model.eval()
+        with quiet():
+            return model.to(dtype).eval()
