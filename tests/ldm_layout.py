@@ -64,7 +64,7 @@ def renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> State:
 
 def unet(model: Any) -> State:
     names = dict(UNET)
-    names |= {old: new for old, new in _unet_blocks(model)}
+    names |= dict(_unet_blocks(model))
     found = renamed(model.state_dict(), names)
     return {_resnet(key): value for key, value in found.items()}
 

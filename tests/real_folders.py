@@ -174,7 +174,7 @@ def write_weights(
 
 
 def in_hub_cache(folder: Path, cache: Path, hub_id: str, *, commit: str = "a" * 40) -> Path:
-    """A copy of a folder as huggingface_hub keeps it: blobs, a snapshot of links to them, a ref; returns the snapshot."""
+    """A copy of a folder as huggingface_hub keeps it: blobs, a ref, a snapshot of links, which is returned."""
     home = cache / f"models--{hub_id.replace('/', '--')}"
     snapshot = home / "snapshots" / commit
     for number, file in enumerate(sorted(path for path in folder.rglob("*") if path.is_file())):

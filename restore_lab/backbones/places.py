@@ -40,7 +40,7 @@ def find_prior(
     tried = []
     for place in places:
         try:
-            return _resolve(place, family=family, meta=meta, config_path=config_path, download=download)
+            return resolve(place, family=family, meta=meta, config_path=config_path, download=download)
         except BackboneError as error:
             tried.append(str(error))
     hint = "set backbone.path to a diffusers-format folder, or fetch one: hf download " + _example(places)
@@ -52,8 +52,12 @@ def is_hub_id(place: str) -> bool:
     return re.fullmatch(r"[\w.-]+/[\w.-]+", place) is not None and not place.startswith((".", "~"))
 
 
-def _resolve(place: str, *, family: str, meta: bool, config_path: str | None, download: bool) -> Folder:
-    """One place to the prior that it stands for."""
+def resolve(place: str, *, family: str, meta: bool, config_path: str | None, download: bool) -> Folder:
+    """One place to the prior that it stands for; arguments as `find_prior` has them.
+
+    Raises:
+        BackboneError: if it is not there, or not what the family needs.
+    """
     kind, _, name = place.partition(":")
     if kind == "asset":
         return _checked(PACKAGE / "assets" / name, place, family=family)
@@ -77,7 +81,7 @@ def _single(file: Path, *, family: str, meta: bool, config_path: str | None) -> 
         raise BackboneError(f"{file}: set backbone.config_path to its configs: a diffusers folder, or config:sdxl")
     if Path(config_path).expanduser().is_file():
         raise BackboneError(f"backbone.config_path={config_path} is a file; give a folder of configs, or config:sdxl")
-    configs = _resolve(config_path, family=family, meta=True, config_path=None, download=False)
+    configs = resolve(config_path, family=family, meta=True, config_path=None, download=False)
     return configs if meta else SingleFile(file, configs.root)
 
 

@@ -46,6 +46,11 @@ class Folder:
         """The part's config."""
         return read_json(self.root / part / "config.json")
 
+    def files(self, part: str) -> list[Path]:
+        """The files that hold the part's weights; none if they are not there as a whole."""
+        found = found_weights(self.root / part)
+        return [self.root / part / name for name in found[1]] if found else []
+
     def read(self, cls: Any, part: str, *, dtype: torch.dtype) -> Any:
         """The part with its weights.
 

@@ -3,7 +3,8 @@
 diffusers' own converters map the keys. Configs, scheduler and tokenizers are no part of such a file: they come from
 `backbone.config_path`, a folder in diffusers format or the configs that ship (`config:sdxl`), and so do weights that
 the file lacks (T5, most often). Only as much of the file is read as a part needs. A file with an average beside its
-weights (`model_ema.*`) gives the average, as the folders on the hub do. Config line: `backbone.path=/x/model.safetensors`.
+weights (`model_ema.*`) gives the average, as the folders on the hub do.
+Config line: `backbone.path=/x/model.safetensors`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restore_lab.backbones.reading import BackboneError, Folder, check_whole, first_line, found_weights
+from restore_lab.backbones.reading import BackboneError, Folder, check_whole, first_line
 from restore_lab.quiet import quiet
 
 if TYPE_CHECKING:
@@ -55,11 +56,15 @@ class SingleFile(Folder):
                 "needs a folder in diffusers format"
             )
 
+    def files(self, part: str) -> list[Path]:
+        """The file, else the folder's."""
+        return [self.file] if self._keys(part) else super().files(part)
+
     def read(self, cls: Any, part: str, *, dtype: torch.dtype) -> Any:
         """The part from the file, else from the folder."""
         if self._keys(part):
             return self._convert(cls, part, dtype=dtype)
-        if found_weights(self.root / part) is not None:
+        if super().files(part):
             return super().read(cls, part, dtype=dtype)
         out = f", or leave it out: backbone.without=[{part}]" if self.has("transformer") and part != "vae" else ""
         raise BackboneError(

@@ -1,4 +1,4 @@
-"""Folders in the layout of the public repositories load, from a path and from the hub's cache, and no pickle is opened."""
+"""Folders laid out as the public repositories load, from a path and from the hub's cache; no pickle is opened."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_shards_that_are_not_all_there_give_way_to_the_half_variant(repositories
     (folder / "text_encoder_3" / "model-00002-of-00002.safetensors").unlink()
     assert equal_to_halves(loaded(folder, "sd3"), "sd3", repositories["sd3"][1], "text_encoder_3")
     (folder / "text_encoder_3" / "model.fp16-00001-of-00002.safetensors").unlink()
-    with pytest.raises(BackboneError, match="text_encoder_3: weights cannot be read .*not all the shards") as caught:
+    with pytest.raises(BackboneError, match=r"text_encoder_3: weights cannot be read .*not all the shards") as caught:
         loaded(folder, "sd3")
     assert "\n" not in str(caught.value)
 
@@ -176,7 +176,9 @@ def test_a_gated_repository_says_how_to_get_access(cache, monkeypatch) -> None:
         raise GatedRepoError("401", response=Response(401, request=Request("GET", "https://huggingface.co")))
 
     monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", refuse)
-    with pytest.raises(BackboneError, match="is gated; accept its licence at https://huggingface.co/stabilityai/") as e:
+    with pytest.raises(
+        BackboneError, match=r"is gated; accept its licence at https://huggingface.co/stabilityai/"
+    ) as e:
         loaded(HUB["sd3"], "sd3")
     assert "hf auth login" in str(e.value)
 
