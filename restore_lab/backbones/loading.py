@@ -15,7 +15,7 @@ import torch
 
 from restore_lab.backbones.base import Backbone
 from restore_lab.backbones.codec import Codec
-from restore_lab.backbones.places import DENOISERS, find_codec, find_prior
+from restore_lab.backbones.places import DENOISERS, find_codec, find_prior, listed
 from restore_lab.backbones.reading import BackboneError, Folder, read_json
 from restore_lab.backbones.schedule import Schedule
 from restore_lab.backbones.text_loading import load_text, load_triple_text
@@ -67,8 +67,8 @@ def load_backbone(
     for name, word in dtypes.items():
         if word not in DTYPES:
             raise BackboneError(f"backbone {name} {word!r} is not one of {', '.join(DTYPES)}")
-    places = [path] if isinstance(path, str) else list(path)
-    prior = find_prior(places, family=family, meta=meta, config_path=config_path)
+    without = listed(without)
+    prior = find_prior(listed(path), family=family, meta=meta, config_path=config_path, without=without)
     denoiser = _diffusers_part(prior, DENOISERS[family], dtype=DTYPES[dtype], meta=meta)
     vae = _codec(prior, codec_path, dtype=DTYPES[dtypes["codec_dtype"]], meta=meta)
     if gradient_checkpointing:

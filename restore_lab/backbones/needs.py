@@ -7,13 +7,13 @@ and gates from hub_facts.yaml.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from restore_lab.backbones.places import DENOISERS, find_codec, is_hub_id, resolve
+from restore_lab.backbones.places import DENOISERS, find_codec, is_hub_id, listed, resolve
 from restore_lab.backbones.reading import BackboneError, Folder, found_weights
 from restore_lab.backbones.text_loading import ENCODERS
 
@@ -89,9 +89,9 @@ def backbone_needs(settings: Mapping[str, Any], sizes: Mapping[str, int]) -> lis
         settings: of `load_backbone`.
         sizes: parameters by part, from `part_sizes`.
     """
-    path = settings["path"]
-    places, reasons = [path] if isinstance(path, str) else list(path), []
+    places, reasons = listed(settings["path"]), []
     options: dict[str, Any] = {"family": settings["family"], "config_path": settings.get("config_path")}
+    options["without"] = listed(settings.get("without", ()))
     for place in places:
         try:
             prior = resolve(place, meta=False, download=False, **options)
@@ -109,6 +109,8 @@ def _present(prior: Folder, place: str, settings: Mapping[str, Any], sizes: Mapp
     """The parts of a prior that was found."""
     own = settings.get("codec_path")
     found = [_part(prior, part, place) for part in sizes if not (part == "vae" and own)]
+    first = {need.at: need for need in reversed(found)}  # the parts of a single file have its size once
+    found = [need if need is first[need.at] else replace(need, size=None) for need in found]
     found += [_codec(own, sizes["vae"])] if own else []
     return found + [_tokenizer(prior, part) for part in sizes if part in ENCODERS]
 

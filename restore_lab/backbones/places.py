@@ -23,7 +23,7 @@ SMALL = (".json", ".txt", ".model")  # configs, vocabularies, sentencepiece mode
 
 
 def find_prior(
-    places: Sequence[str], *, family: str, meta: bool, config_path: str | None = None, download: bool = True
+    places: Sequence[str], *, family: str, meta: bool, config_path: str | None = None, without: Sequence[str] = ()
 ) -> Folder:
     """The first place that holds a prior of the family.
 
@@ -32,7 +32,7 @@ def find_prior(
         family: of the denoiser.
         meta: configs are enough.
         config_path: where a single file's configs and tokenizers are: a place that is no file.
-        download: ask the hub for what its local cache lacks.
+        without: parts whose weights nobody will read, which then need not be there.
 
     Raises:
         BackboneError: one line that lists what was tried and why it did not do.
@@ -40,11 +40,16 @@ def find_prior(
     tried = []
     for place in places:
         try:
-            return resolve(place, family=family, meta=meta, config_path=config_path, download=download)
+            return resolve(place, family=family, meta=meta, config_path=config_path, without=without)
         except BackboneError as error:
             tried.append(str(error))
     hint = "set backbone.path to a diffusers-format folder, or fetch one: hf download " + _example(places)
     raise BackboneError(f"no backbone found: {'; '.join(tried) or 'path is empty'}; {hint}")
+
+
+def listed(value: str | Sequence[str]) -> list[str]:
+    """A word of a config, or several, as a list."""
+    return [value] if isinstance(value, str) else list(value)
 
 
 def is_hub_id(place: str) -> bool:
@@ -52,8 +57,18 @@ def is_hub_id(place: str) -> bool:
     return re.fullmatch(r"[\w.-]+/[\w.-]+", place) is not None and not place.startswith((".", "~"))
 
 
-def resolve(place: str, *, family: str, meta: bool, config_path: str | None, download: bool) -> Folder:
+def resolve(
+    place: str,
+    *,
+    family: str,
+    meta: bool,
+    config_path: str | None,
+    without: Sequence[str] = (),
+    download: bool = True,
+) -> Folder:
     """One place to the prior that it stands for; arguments as `find_prior` has them.
+
+    Without `download` the hub is not asked for what its local cache lacks.
 
     Raises:
         BackboneError: if it is not there, or not what the family needs.
@@ -70,7 +85,8 @@ def resolve(place: str, *, family: str, meta: bool, config_path: str | None, dow
         return _single(folder, family=family, meta=meta, config_path=config_path)
     if folder.exists() or not is_hub_id(place):
         return _checked(folder, place, family=family)
-    return _checked(_from_hub(place, family=family, meta=meta, download=download), place, family=family)
+    found = _from_hub(place, family=family, meta=meta, without=without, download=download)
+    return _checked(found, place, family=family)
 
 
 def _single(file: Path, *, family: str, meta: bool, config_path: str | None) -> Folder:
@@ -89,7 +105,7 @@ def _example(places: Sequence[str]) -> str:
     return next((place for place in places if is_hub_id(place)), "OWNER/NAME")
 
 
-def _from_hub(name: str, *, family: str, meta: bool, download: bool) -> Path:
+def _from_hub(name: str, *, family: str, meta: bool, without: Sequence[str], download: bool) -> Path:
     """The snapshot of a hub id: the local cache's, else downloaded (never for meta, which needs no weights)."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
@@ -97,17 +113,19 @@ def _from_hub(name: str, *, family: str, meta: bool, download: bool) -> Path:
     problems = (OSError, ValueError, HfHubHTTPError)
     try:
         cached = Path(snapshot_download(name, local_files_only=True))
-        if meta or not gaps(cached, family=family):
+        if meta or not gaps(cached, family=family, without=without):
             return cached
     except problems as error:
         if meta:
             raise BackboneError(f"{name}: not in the local hub cache") from error
         cached = None
     if not download:
-        lacks = "is not" if cached is None else f"({', '.join(gaps(cached, family=family))}) is not whole"
+        lacks = (
+            "is not" if cached is None else f"({', '.join(gaps(cached, family=family, without=without))}) is not whole"
+        )
         raise BackboneError(f"{name}: {lacks} in the local hub cache")
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted(HfApi().list_repo_files(name))))
+        return Path(snapshot_download(name, allow_patterns=wanted(HfApi().list_repo_files(name), without=without)))
     except GatedRepoError as error:
         raise BackboneError(
             f"{name}: is gated; accept its licence at https://huggingface.co/{name}, then hf auth login"
@@ -116,8 +134,11 @@ def _from_hub(name: str, *, family: str, meta: bool, download: bool) -> Path:
         raise BackboneError(f"{name}: no such folder, not in the local hub cache, and no hub gave it") from error
 
 
-def wanted(files: Sequence[str]) -> list[str]:
-    """Which of a repository's files are fetched: configs, vocabularies, and each part's weights in safetensors once."""
+def wanted(files: Sequence[str], *, without: Sequence[str] = ()) -> list[str]:
+    """Which of a repository's files are fetched: configs, vocabularies, and each part's weights in safetensors once.
+
+    Of parts that are left out the configs come along, so that a later run knows what it lacks.
+    """
     parts: dict[str, list[str]] = defaultdict(list)
     for file in files:
         part, _, name = file.partition("/")
@@ -125,16 +146,16 @@ def wanted(files: Sequence[str]) -> list[str]:
             parts[part].append(name)
     chosen = [file for file in files if file == "model_index.json"]
     for part, names in parts.items():
-        found = weight_files(names)
+        found = None if part in without else weight_files(names)
         small = [name for name in names if name.endswith(SMALL) and ".index." not in name]
         chosen += [f"{part}/{name}" for name in (*small, *(found[1] if found else ()))]
     return chosen
 
 
-def gaps(folder: Path, *, family: str) -> list[str]:
+def gaps(folder: Path, *, family: str, without: Sequence[str] = ()) -> list[str]:
     """The parts of a snapshot whose weights are not there as a whole."""
     parts = [DENOISERS[family], "vae", *sorted(part.name for part in folder.glob("text_encoder*"))]
-    return [part for part in parts if found_weights(folder / part) is None]
+    return [part for part in parts if part not in without and found_weights(folder / part) is None]
 
 
 def _checked(folder: Path, place: str, *, family: str) -> Folder:

@@ -40,10 +40,9 @@ def load_triple_text(
     Raises:
         BackboneError: for a name in `without` that is none of the three, or a part that cannot be read.
     """
-    without = [without] if isinstance(without, str) else list(without)
     odd = sorted(set(without) - set(ENCODERS))
     if odd:
-        raise BackboneError(f"backbone.without={without}: {odd[0]!r} is not one of {', '.join(ENCODERS)}")
+        raise BackboneError(f"backbone.without={list(without)}: {odd[0]!r} is not one of {', '.join(ENCODERS)}")
     parts = [name if prior.has(name) and name not in without else None for name in ENCODERS]
     kinds = (CLIPS[1:], CLIPS[1:], (T5,))
     models = [p and _model(prior, p, kind, dtype=dtype, meta=meta) for p, kind in zip(parts, kinds, strict=True)]

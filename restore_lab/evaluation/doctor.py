@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from restore_lab.backbones.needs import Need, access_to, backbone_needs, model_need, part_sizes
+from restore_lab.backbones.places import listed
 from restore_lab.build import build
 from restore_lab.methods.describe import on_meta
 from restore_lab.methods.memory import estimates
@@ -36,9 +37,9 @@ def checkup(cfg: DictConfig) -> dict[str, Any]:
 
     settings: Any = OmegaConf.to_container(cfg.backbone, resolve=True)
     elsewhere = _models(OmegaConf.to_container(cfg.module, resolve=True), where="")
-    path = settings["path"]
-    places = [path] if isinstance(path, str) else list(path)
-    cfg.backbone.path = [*places, *([settings["config_path"]] if settings.get("config_path") else [])]
+    # Shapes come from wherever they are known, should the weights be nowhere.
+    shapes = [settings["config_path"]] if settings.get("config_path") else []
+    cfg.backbone.path = [*listed(settings["path"]), *shapes]
     module = on_meta(cfg)
     needs = backbone_needs(settings, part_sizes(module.backbone))
     needs += [model_need(what, place) for what, place in elsewhere.items()]

@@ -110,6 +110,18 @@ def test_a_folder_without_its_tokenizer(tmp_path, cache) -> None:
     assert "tokenizer_2: not a CLIP tokenizer" in found["tokenizer_2"].gap
 
 
+def test_a_single_file_counts_once(tmp_path, cache) -> None:
+    from safetensors.torch import save_file
+
+    keys = ("model.diffusion_model.a", "first_stage_model.a", "cond_stage_model.transformer.a")
+    save_file({key: torch.zeros(100) for key in keys}, tmp_path / "v1-5.safetensors")
+    sizes = {"unet": 100, "vae": 100, "text_encoder": 100}
+    found = needs_of("sd15", sizes, cache, path=str(tmp_path / "v1-5.safetensors"))
+    assert [need.what for need in found] == [*sizes, "tokenizer"]
+    assert [need.at == str(tmp_path / "v1-5.safetensors") for need in found] == [True, True, True, False]
+    assert [need.size for need in found[:3]] == [(tmp_path / "v1-5.safetensors").stat().st_size, None, None]
+
+
 def test_ids_that_were_taken_down_are_not_recommended() -> None:
     places = yaml.safe_load((CONF / "sd21.yaml").read_text(encoding="utf-8"))["path"]
     assert "taken down" in hub_facts(places[0])["note"]

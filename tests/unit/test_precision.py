@@ -1,4 +1,4 @@
-"""Precision per part: what each part's weights are in, what stays safe, and methods around a prior in 16 bits."""
+"""Precision per part: what each part's weights are in, and what stays in the type that it stands."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from torch import Tensor
 
 from restore_lab.backbones.loading import load_backbone
 from restore_lab.backbones.reading import BackboneError
-from restore_lab.build import build
-from restore_lab.types import Batch, Recipe
-from tests.composed import composed
 from tests.real_folders import write_repository
 from tests.toys import toy_unet_folder, toy_vae
 
@@ -74,34 +70,3 @@ def test_an_unknown_type_is_named(word) -> None:
 def test_real_priors_are_read_in_bfloat16_with_their_codec_in_float32(name) -> None:
     settings = yaml.safe_load((CONF / f"{name}.yaml").read_text(encoding="utf-8"))
     assert (settings["dtype"], settings["text_dtype"], settings["codec_dtype"]) == ("bfloat16", None, "float32")
-
-
-def pairs() -> Batch:
-    recipe = Recipe(pipeline="none", seed=0, steps=())
-    image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    both: dict[str, Any] = {"hq_BCHW": image, "lq_BCHW": image.flip(0), "caption": ("a", "b"), "key": ("a", "b")}
-    return Batch(**both, seed=(1, 2), recipe=(recipe, recipe))
-
-
-def silent(*words: Any, **more: Any) -> None:
-    """In the place of a trainer's log."""
-
-
-@pytest.mark.parametrize("method", ["spire", "supir", "instantir", "dra"])
-def test_a_method_around_a_prior_in_bfloat16(method, monkeypatch) -> None:
-    """Trained parts stay in float32; a sample is near the float32 prior's, without any autocast around it."""
-    found: dict[str, Tensor] = {}
-    for dtype in ("float32", "bfloat16"):
-        words = (f"backbone.dtype={dtype}", "lq_encoder=codec", "sampler.steps=2")
-        torch.manual_seed(0)
-        module = build(composed("train", f"method={method}", *words).module)
-        assert {p.dtype for p in module.trainable().values()} == {torch.float32}
-        assert kinds(module.backbone)[0] <= {getattr(torch, dtype), torch.float32}
-        monkeypatch.setattr(module, "log", silent)
-        loss = module.training_step(pairs(), 0)
-        loss.backward()
-        grads = [p.grad for p in module.trainable().values() if p.grad is not None]
-        assert grads and all(grad.dtype == torch.float32 and grad.isfinite().all() for grad in grads)
-        found[dtype] = module.eval().restore(pairs())
-    assert found["bfloat16"].dtype == torch.float32
-    assert 0 < (found["bfloat16"] - found["float32"]).abs().mean() < 0.05

@@ -162,6 +162,25 @@ def test_a_download_cut_short_is_not_taken_for_a_prior(repositories, cache) -> N
         loaded(HUB["sd3"], "sd3")
 
 
+def test_a_part_that_is_left_out_need_not_be_fetched(repositories, cache) -> None:
+    folder, _ = repositories["sd3"]
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    chosen = wanted(files, without=["text_encoder_3"])
+    spared = sorted(set(wanted(files)) - set(chosen))
+    assert [Path(file).name for file in spared] == [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+    ]
+    snapshot = in_hub_cache(folder, cache, HUB["sd3"])
+    for file in files:
+        if file not in chosen:
+            (snapshot / file).unlink()
+    assert loaded(HUB["sd3"], "sd3", without=["text_encoder_3"]).text.t5 is None
+    with pytest.raises(BackboneError, match="no hub gave it"):  # its config says that there should be one
+        loaded(HUB["sd3"], "sd3")
+
+
 def test_ids_are_tried_in_order(repositories, cache) -> None:
     in_hub_cache(repositories["sd21"][0], cache, "second/place")
     backbone = load_backbone(["first/place", "second/place"], family="unet")

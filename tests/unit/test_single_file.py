@@ -13,7 +13,7 @@ from transformers import CLIPTextModelWithProjection
 
 from restore_lab.backbones.loading import load_backbone
 from restore_lab.backbones.reading import SHIPPED, BackboneError, Folder
-from tests import real_folders
+from tests import ldm_layout, real_folders
 from tests.ldm_layout import single_file
 from tests.real_folders import public_keys, write_repository, write_weights
 from tests.toys import MMDIT, PROJECTION, TEXT_WIDTH, toy_mmdit, toy_text_model
@@ -175,3 +175,23 @@ def test_the_shipped_vocabulary_is_clips(name) -> None:
 def test_t5s_vocabulary_does_not_ship() -> None:
     with pytest.raises(BackboneError, match=r"does not ship; set backbone.config_path .*backbone.without="):
         Folder(SHIPPED / "sd3").tokenizer("text_encoder_3")
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl", "sd3", "sd35_medium", "sd35_large"])
+def test_the_converters_know_every_layer_at_full_size(name) -> None:
+    """On the meta device: the original layout of a whole prior comes back with diffusers' names and shapes."""
+    from diffusers.loaders import single_file_utils as theirs
+
+    family = "mmdit" if name.startswith("sd3") else "unet"
+    backbone = load_backbone(f"config:{name}", family=family, meta=True)
+    vae = ldm_layout.prefixed("first_stage_model.", ldm_layout.vae(backbone.codec.vae))
+    prefix, model = "model.diffusion_model.", backbone.denoiser
+    if family == "unet":
+        state = ldm_layout.prefixed(prefix, ldm_layout.unet(model))
+        found = theirs.convert_ldm_unet_checkpoint(state, config=dict(model.config))
+    else:
+        state = ldm_layout.prefixed(prefix, ldm_layout.mmdit(model))
+        found = theirs.convert_sd3_transformer_checkpoint_to_diffusers(state)
+    codec = theirs.convert_ldm_vae_checkpoint(vae, config=dict(backbone.codec.vae.config))
+    for converted, module in ((found, model), (codec, backbone.codec.vae)):
+        assert {k: v.shape for k, v in converted.items()} == {k: v.shape for k, v in module.state_dict().items()}
