@@ -1,21 +1,22 @@
-"""Load a backbone: a diffusers-format folder or a hub id to a `Backbone`.
+"""Load a backbone: a diffusers-format folder, a hub id or a single file to a `Backbone`.
 
-Where it may lie is told in places.py, how its text encoders are read in text_loading.py. `meta=True` builds the modules
-on torch's meta device without any weights, so that taps, parameters and FLOPs of SDXL can be described on a laptop.
-Config lines: `backbone=tiny_sd|tiny_sd3|sd15|sd21|sdxl|sd3`, `backbone.path=/folder/of/a/finetune`.
+Where it may lie is told in places.py, how its parts are read in reading.py, single_file.py and text_loading.py.
+`meta=True` builds the modules on torch's meta device without any weights, so that taps, parameters and FLOPs of SDXL
+can be described on a laptop. Config lines: `backbone=tiny_sd|tiny_sd3|sd15|sd21|sdxl|sd3`,
+`backbone.path=/folder/of/a/finetune`, `backbone.path=/x/sd_xl_base_1.0.safetensors`, `backbone.codec_dtype=float32`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from restore_lab.backbones.base import Backbone
 from restore_lab.backbones.codec import Codec
-from restore_lab.backbones.places import DENOISERS, BackboneError, find_folder, read_json, read_part
+from restore_lab.backbones.places import DENOISERS, find_codec, find_prior, listed
+from restore_lab.backbones.reading import BackboneError, Folder, read_json
 from restore_lab.backbones.schedule import Schedule
 from restore_lab.backbones.text_loading import load_text, load_triple_text
 from restore_lab.quiet import quiet
@@ -34,18 +35,27 @@ def load_backbone(
     cache_text: bool = True,
     without: Sequence[str] = (),
     t5_length: int = 256,
+    text_dtype: str | None = None,
+    codec_dtype: str | None = None,
+    codec_path: str | None = None,
+    config_path: str | None = None,
 ) -> Backbone:
     """The frozen prior at `path`.
 
     Args:
         path: a place, or places tried in order (see places.py).
         family: "unet" (SD 1.5, SD 2.1, SDXL) or "mmdit" (SD3, SD3.5); what the yaml declares must be what is there.
-        dtype: of the weights: float32, float16 or bfloat16 (an SDXL codec that overflows in float16 stays float32).
+        dtype: of the denoiser's weights, and of the rest where nothing else is said: float32, float16 or bfloat16.
         meta: build from configs on the meta device in float32, without weights and tokenizers.
         gradient_checkpointing: recompute the denoiser's blocks in the backward pass.
         cache_text: remember texts; turn it off where they never come twice (endless procedural captions).
         without: text encoders of an MM-DiT that are left out ("text_encoder_3" spares T5's nine gigabytes).
         t5_length: T5's tokens, zeros if it is absent.
+        text_dtype: of the text encoders' weights; null for `dtype`.
+        codec_dtype: of the codec's weights; null for `dtype`. A codec whose config says that it overflows in float16
+            (`force_upcast`, SDXL's) stays float32 there.
+        codec_path: another codec than the prior's: a folder or a hub id.
+        config_path: where the configs and tokenizers of a single file are (single_file.py).
 
     Raises:
         BackboneError: naming what was tried, if nothing is there, or what is there cannot be read.
@@ -53,52 +63,63 @@ def load_backbone(
     if family not in DENOISERS:
         known = "unet (SD 1.5, SD 2.1, SDXL shapes), mmdit (SD3, SD3.5)"
         raise BackboneError(f"backbone family {family!r} is not known; one of {known}")
-    if dtype not in DTYPES:
-        raise BackboneError(f"backbone dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-    folder = find_folder([path] if isinstance(path, str) else list(path), family=family, meta=meta)
-    denoiser = _diffusers_part(folder / DENOISERS[family], dtype=DTYPES[dtype], meta=meta)
-    vae = _diffusers_part(folder / "vae", dtype=DTYPES[dtype], meta=meta)
-    if dtype == "float16" and vae.config.get("force_upcast", False):
-        vae = vae.to(torch.float32)
+    dtypes = {"dtype": dtype, "text_dtype": text_dtype or dtype, "codec_dtype": codec_dtype or dtype}
+    for name, word in dtypes.items():
+        if word not in DTYPES:
+            raise BackboneError(f"backbone {name} {word!r} is not one of {', '.join(DTYPES)}")
+    without = listed(without)
+    prior = find_prior(listed(path), family=family, meta=meta, config_path=config_path, without=without)
+    denoiser = _diffusers_part(prior, DENOISERS[family], dtype=DTYPES[dtype], meta=meta)
+    vae = _codec(prior, codec_path, dtype=DTYPES[dtypes["codec_dtype"]], meta=meta)
     if gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()
-    parts: dict[str, Any] = {"codec": Codec(vae), "schedule": load_schedule(folder)}
+    parts: dict[str, Any] = {"codec": Codec(vae), "schedule": load_schedule(prior)}
     settings: dict[str, Any] = {
-        "dtype": DTYPES[dtype],
+        "dtype": DTYPES[dtypes["text_dtype"]],
         "meta": meta,
         "cache_bytes": CACHE_BYTES if cache_text else 0,
     }
     if family == "mmdit":
         from restore_lab.backbones.mmdit import MMDiTBackbone
 
-        text = load_triple_text(folder, transformer=denoiser, without=without, t5_length=t5_length, **settings)
+        text = load_triple_text(prior, transformer=denoiser, without=without, t5_length=t5_length, **settings)
         return MMDiTBackbone(transformer=denoiser, text=text, **parts)
     from restore_lab.backbones.unet import UNetBackbone
 
-    text = load_text(folder, penultimate=denoiser.config.addition_embed_type == "text_time", **settings)
+    text = load_text(prior, penultimate=denoiser.config.addition_embed_type == "text_time", **settings)
     return UNetBackbone(unet=denoiser, text=text, **parts)
 
 
-def load_schedule(folder: Path) -> Schedule:
-    """The noise schedule of a diffusers-format folder."""
-    file = folder / "scheduler" / "scheduler_config.json"
+def load_schedule(prior: Folder) -> Schedule:
+    """The noise schedule of a prior."""
+    file = prior.root / "scheduler" / "scheduler_config.json"
     try:
         return Schedule.from_config(read_json(file))
     except ValueError as error:
         raise BackboneError(f"{file}: {error}") from error
 
 
-def _diffusers_part(folder: Path, *, dtype: torch.dtype, meta: bool) -> Any:
-    """The denoiser or the vae of a folder, whose config names its class."""
+def _codec(prior: Folder, codec_path: str | None, *, dtype: torch.dtype, meta: bool) -> Any:
+    """The prior's codec or another, in a type that it stands."""
+    home, part = (prior, "vae") if codec_path is None or meta else find_codec(codec_path)
+    if dtype == torch.float16 and home.config(part).get(
+        "force_upcast", home.config(part).get("_class_name") == "AutoencoderKL"
+    ):
+        dtype = torch.float32
+    return _diffusers_part(home, part, dtype=dtype, meta=meta)
+
+
+def _diffusers_part(prior: Folder, part: str, *, dtype: torch.dtype, meta: bool) -> Any:
+    """The denoiser or the vae, whose config names its class."""
     from diffusers import AutoencoderKL, AutoencoderTiny, SD3Transformer2DModel, UNet2DConditionModel
 
     classes = (UNet2DConditionModel, SD3Transformer2DModel, AutoencoderKL, AutoencoderTiny)
     known = {cls.__name__: cls for cls in classes}
-    config = read_json(folder / "config.json")
+    config = prior.config(part)
     name = config.get("_class_name")
     if name not in known:
-        raise BackboneError(f"{folder}: class {name!r} is not one of {', '.join(known)}")
+        raise BackboneError(f"{prior.root / part}: class {name!r} is not one of {', '.join(known)}")
     if meta:
         with quiet(), torch.device("meta"):
             return known[name].from_config(config)
-    return read_part(known[name], folder, dtype=dtype)
+    return prior.read(known[name], part, dtype=dtype)

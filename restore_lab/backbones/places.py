@@ -1,37 +1,38 @@
-"""Where backbones live: a place named in a config to a diffusers-format folder on disk.
+"""Where backbones live: a place named in a config to a prior on disk.
 
-A place is a folder, `asset:NAME` (a prior shipped in restore_lab/assets), `config:NAME` (the configs alone, shipped in
-restore_lab/backbones/configs, which serve `meta=True`), or a hub id, looked up in the local cache before the network.
-A yaml may list several, tried in order. Config line: `backbone.path=...`.
+A place is a folder, a single `.safetensors` file, `asset:NAME` (a prior shipped in restore_lab/assets), `config:NAME`
+(the configs alone, shipped in restore_lab/backbones/configs, which serve `meta=True`), or a hub id, looked up in the
+local cache before the network. A yaml may list several, tried in order. Config line: `backbone.path=...`.
 """
 
 from __future__ import annotations
 
-import json
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from restore_lab.quiet import quiet
-
-if TYPE_CHECKING:
-    import torch
+from restore_lab.backbones.reading import SHIPPED, BackboneError, Folder, found_weights, weight_files
+from restore_lab.backbones.single_file import SUFFIX, SingleFile
 
 PACKAGE = Path(__file__).resolve().parent.parent
 DENOISERS = {"unet": "unet", "mmdit": "transformer"}  # families, and the folders of their denoisers
-PARTS = (*DENOISERS.values(), "vae", "text_encoder*", "tokenizer*", "scheduler")
-HUB_FILES = ["model_index.json", *(f"{part}/*" for part in PARTS)]
-NOT_FROM_HUB = ["*.bin", "*.fp16.safetensors", "*.fp16-*.safetensors", "*.non_ema.safetensors", "*.msgpack", "*.onnx*"]
-NOT_FROM_HUB += ["*openvino*"]
+PARTS = re.compile(r"(unet|transformer|vae|text_encoder(_\d)?|tokenizer(_\d)?|scheduler)")
+SMALL = (".json", ".txt", ".model")  # configs, vocabularies, sentencepiece models
 
 
-class BackboneError(ValueError):
-    """A backbone that cannot be found or read: one line with the place and what to do instead."""
-
-
-def find_folder(places: Sequence[str], *, family: str, meta: bool) -> Path:
+def find_prior(
+    places: Sequence[str], *, family: str, meta: bool, config_path: str | None = None, without: Sequence[str] = ()
+) -> Folder:
     """The first place that holds a prior of the family.
+
+    Args:
+        places: tried in order.
+        family: of the denoiser.
+        meta: configs are enough.
+        config_path: where a single file's configs and tokenizers are: a place that is no file.
+        without: parts whose weights nobody will read, which then need not be there.
 
     Raises:
         BackboneError: one line that lists what was tried and why it did not do.
@@ -39,60 +40,125 @@ def find_folder(places: Sequence[str], *, family: str, meta: bool) -> Path:
     tried = []
     for place in places:
         try:
-            return _resolve(place, family=family, meta=meta)
+            return resolve(place, family=family, meta=meta, config_path=config_path, without=without)
         except BackboneError as error:
             tried.append(str(error))
     hint = "set backbone.path to a diffusers-format folder, or fetch one: hf download " + _example(places)
     raise BackboneError(f"no backbone found: {'; '.join(tried) or 'path is empty'}; {hint}")
 
 
-def _resolve(place: str, *, family: str, meta: bool) -> Path:
-    """One place to the folder that it stands for."""
+def listed(value: str | Sequence[str]) -> list[str]:
+    """A word of a config, or several, as a list."""
+    return [value] if isinstance(value, str) else list(value)
+
+
+def is_hub_id(place: str) -> bool:
+    """Whether a place is OWNER/NAME."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", place) is not None and not place.startswith((".", "~"))
+
+
+def resolve(
+    place: str,
+    *,
+    family: str,
+    meta: bool,
+    config_path: str | None,
+    without: Sequence[str] = (),
+    download: bool = True,
+) -> Folder:
+    """One place to the prior that it stands for; arguments as `find_prior` has them.
+
+    Without `download` the hub is not asked for what its local cache lacks.
+
+    Raises:
+        BackboneError: if it is not there, or not what the family needs.
+    """
     kind, _, name = place.partition(":")
     if kind == "asset":
         return _checked(PACKAGE / "assets" / name, place, family=family)
     if kind == "config":
         if not meta:
             raise BackboneError(f"{place} holds configs but no weights")
-        return _checked(PACKAGE / "backbones" / "configs" / name, place, family=family)
+        return _checked(SHIPPED / name, place, family=family)
     folder = Path(place).expanduser()
-    if folder.exists() or not _is_hub_id(place):
+    if folder.is_file():
+        return _single(folder, family=family, meta=meta, config_path=config_path)
+    if folder.exists() or not is_hub_id(place):
         return _checked(folder, place, family=family)
-    return _checked(_from_hub(place, family=family, local_only=meta), place, family=family)
+    found = _from_hub(place, family=family, meta=meta, without=without, download=download)
+    return _checked(found, place, family=family)
 
 
-def _is_hub_id(place: str) -> bool:
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", place) is not None and not place.startswith((".", "~"))
+def _single(file: Path, *, family: str, meta: bool, config_path: str | None) -> Folder:
+    """A file that holds all weights."""
+    if file.suffix != SUFFIX:
+        raise BackboneError(f"{file}: a single file is read as {SUFFIX} alone; a {file.suffix} is a pickle")
+    if config_path is None:
+        raise BackboneError(f"{file}: set backbone.config_path to its configs: a diffusers folder, or config:sdxl")
+    if Path(config_path).expanduser().is_file():
+        raise BackboneError(f"backbone.config_path={config_path} is a file; give a folder of configs, or config:sdxl")
+    configs = resolve(config_path, family=family, meta=True, config_path=None, download=False)
+    return configs if meta else SingleFile(file, configs.root)
 
 
 def _example(places: Sequence[str]) -> str:
-    return next((place for place in places if _is_hub_id(place)), "OWNER/NAME")
+    return next((place for place in places if is_hub_id(place)), "OWNER/NAME")
 
 
-def _from_hub(name: str, *, family: str, local_only: bool) -> Path:
+def _from_hub(name: str, *, family: str, meta: bool, without: Sequence[str], download: bool) -> Path:
     """The snapshot of a hub id: the local cache's, else downloaded (never for meta, which needs no weights)."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
     problems = (OSError, ValueError, HfHubHTTPError)
     try:
         cached = Path(snapshot_download(name, local_files_only=True))
-        if local_only or all(_has_weights(cached / part) for part in (DENOISERS[family], "vae")):
+        if meta or not gaps(cached, family=family, without=without):
             return cached
     except problems as error:
-        if local_only:
+        if meta:
             raise BackboneError(f"{name}: not in the local hub cache") from error
+        cached = None
+    if not download:
+        lacks = (
+            "is not" if cached is None else f"({', '.join(gaps(cached, family=family, without=without))}) is not whole"
+        )
+        raise BackboneError(f"{name}: {lacks} in the local hub cache")
     try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=NOT_FROM_HUB))
+        return Path(snapshot_download(name, allow_patterns=wanted(HfApi().list_repo_files(name), without=without)))
+    except GatedRepoError as error:
+        raise BackboneError(
+            f"{name}: is gated; accept its licence at https://huggingface.co/{name}, then hf auth login"
+        ) from error
     except problems as error:
         raise BackboneError(f"{name}: no such folder, not in the local hub cache, and no hub gave it") from error
 
 
-def _has_weights(folder: Path) -> bool:
-    return any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+def wanted(files: Sequence[str], *, without: Sequence[str] = ()) -> list[str]:
+    """Which of a repository's files are fetched: configs, vocabularies, and each part's weights in safetensors once.
+
+    Of parts that are left out the configs come along, so that a later run knows what it lacks.
+    """
+    parts: dict[str, list[str]] = defaultdict(list)
+    for file in files:
+        part, _, name = file.partition("/")
+        if PARTS.fullmatch(part) and "/" not in name:
+            parts[part].append(name)
+    chosen = [file for file in files if file == "model_index.json"]
+    for part, names in parts.items():
+        found = None if part in without else weight_files(names)
+        small = [name for name in names if name.endswith(SMALL) and ".index." not in name]
+        chosen += [f"{part}/{name}" for name in (*small, *(found[1] if found else ()))]
+    return chosen
 
 
-def _checked(folder: Path, place: str, *, family: str) -> Path:
+def gaps(folder: Path, *, family: str, without: Sequence[str] = ()) -> list[str]:
+    """The parts of a snapshot whose weights are not there as a whole."""
+    parts = [DENOISERS[family], "vae", *sorted(part.name for part in folder.glob("text_encoder*"))]
+    return [part for part in parts if part not in without and found_weights(folder / part) is None]
+
+
+def _checked(folder: Path, place: str, *, family: str) -> Folder:
     """The folder, if a prior of the family in diffusers format is in it."""
     if not folder.is_dir():
         raise BackboneError(f"{place}: there is no folder {folder}")
@@ -104,44 +170,34 @@ def _checked(folder: Path, place: str, *, family: str) -> Path:
     for part in (f"{denoiser}/config.json", "vae/config.json", *text, "scheduler/scheduler_config.json"):
         if not (folder / part).is_file():
             raise BackboneError(f"{place}: no {denoiser} prior in diffusers format, {folder / part} is missing")
-    return folder
+    return Folder(folder)
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The content of a JSON file.
+def find_codec(place: str, *, download: bool = True) -> tuple[Folder, str]:
+    """A codec of its own (madebyollin/sdxl-vae-fp16-fix): its folder, and the part of it that the codec is.
 
-    Raises:
-        BackboneError: naming the file, if it is absent or not JSON.
+    A place is a folder with the codec in it or in its `vae`, or a hub id of such a repository.
     """
+    folder = Path(place).expanduser()
+    if not folder.exists() and is_hub_id(place):
+        folder = _codec_from_hub(place, download=download)
+    part = "vae" if (folder / "vae").is_dir() else "."
+    if not (folder / part / "config.json").is_file():
+        raise BackboneError(f"backbone.codec_path={place}: no codec in diffusers format in {folder}")
+    return Folder(folder), part
+
+
+def _codec_from_hub(name: str, *, download: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    files: Any = ["config.json", "diffusion_pytorch_model.safetensors", "vae/*.json", "vae/*model.safetensors"]
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BackboneError(f"{file}: cannot be read as JSON ({error})") from error
-
-
-def read_part(cls: Any, folder: Path, *, dtype: torch.dtype) -> Any:
-    """One part with its weights; a weight that is missing or of another shape is an error, not a warning."""
-    from safetensors import SafetensorError
-
-    files = [file.name for file in (*folder.glob("*.safetensors"), *folder.glob("*.bin"))]
-    half_only = bool(files) and all(".fp16" in name for name in files)
+        return Path(snapshot_download(name, allow_patterns=files, local_files_only=True))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        if not download:
+            raise BackboneError(f"{name}: not in the local hub cache") from error
     try:
-        with quiet():
-            model, info = cls.from_pretrained(
-                folder,
-                torch_dtype=dtype,
-                local_files_only=True,
-                output_loading_info=True,
-                variant="fp16" if half_only else None,
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise BackboneError(f"{folder}: weights cannot be read ({first_line(error)})") from error
-    wrong = sorted(str(key) for key in (*info["missing_keys"], *info["mismatched_keys"]))
-    if wrong:
-        raise BackboneError(f"{folder}: {len(wrong)} weights are missing or misshapen, the first is {wrong[0]}")
-    return model
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return Path(snapshot_download(name, allow_patterns=files))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise BackboneError(f"{name}: no such folder, not in the local hub cache, and no hub gave it") from error

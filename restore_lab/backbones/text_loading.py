@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from restore_lab.backbones.places import BackboneError, first_line, read_json, read_part
+from restore_lab.backbones.reading import BackboneError, Folder
 from restore_lab.backbones.text import TextEncoder
 from restore_lab.backbones.text_sd3 import TripleTextEncoder
 
@@ -18,16 +17,16 @@ ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 CLIP_L_WIDTH = 768  # of SD3's first tower, where neither the tower nor its config is there
 
 
-def load_text(folder: Path, *, penultimate: bool, dtype: torch.dtype, meta: bool, cache_bytes: int) -> TextEncoder:
+def load_text(prior: Folder, *, penultimate: bool, dtype: torch.dtype, meta: bool, cache_bytes: int) -> TextEncoder:
     """text_encoder and, if it is there, text_encoder_2, with their tokenizers."""
-    parts = [folder / name for name in ENCODERS[:2] if (folder / name).is_dir()]
-    encoders = [_model(part, CLIPS, dtype=dtype, meta=meta) for part in parts]
-    tokenizers = [] if meta else [_tokenizer(part) for part in parts]
+    parts = [name for name in ENCODERS[:2] if prior.has(name)]
+    encoders = [_model(prior, part, CLIPS, dtype=dtype, meta=meta) for part in parts]
+    tokenizers = [] if meta else [prior.tokenizer(part) for part in parts]
     return TextEncoder(encoders=encoders, tokenizers=tokenizers, penultimate=penultimate, cache_bytes=cache_bytes)
 
 
 def load_triple_text(
-    folder: Path,
+    prior: Folder,
     *,
     transformer: Any,
     without: Sequence[str],
@@ -41,19 +40,19 @@ def load_triple_text(
     Raises:
         BackboneError: for a name in `without` that is none of the three, or a part that cannot be read.
     """
-    without = [without] if isinstance(without, str) else list(without)
     odd = sorted(set(without) - set(ENCODERS))
     if odd:
-        raise BackboneError(f"backbone.without={without}: {odd[0]!r} is not one of {', '.join(ENCODERS)}")
-    parts = [folder / name if (folder / name).is_dir() and name not in without else None for name in ENCODERS]
+        raise BackboneError(f"backbone.without={list(without)}: {odd[0]!r} is not one of {', '.join(ENCODERS)}")
+    parts = [name if prior.has(name) and name not in without else None for name in ENCODERS]
     kinds = (CLIPS[1:], CLIPS[1:], (T5,))
-    models = [p and _model(p, kind, dtype=dtype, meta=meta) for p, kind in zip(parts, kinds, strict=True)]
-    tokenizers = [None if meta or p is None else _tokenizer(p) for p in parts]
-    config, first_width = transformer.config, _width(folder / ENCODERS[0])
+    models = [p and _model(prior, p, kind, dtype=dtype, meta=meta) for p, kind in zip(parts, kinds, strict=True)]
+    tokenizers = [None if meta or p is None else prior.tokenizer(p) for p in parts]
+    config = transformer.config
+    first_width = int(prior.config(ENCODERS[0])["hidden_size"]) if prior.has(ENCODERS[0]) else CLIP_L_WIDTH
     second = 0 if models[1] is None else models[1].config.hidden_size
     if first_width + second > config.joint_attention_dim:
         raise BackboneError(
-            f"{folder}: the text towers' {first_width} + {second} numbers are more than the transformer's "
+            f"{prior.root}: the text towers' {first_width} + {second} numbers are more than the transformer's "
             f"{config.joint_attention_dim}; keep text_encoder/config.json, which tells where the second stands"
         )
     return TripleTextEncoder(
@@ -69,34 +68,16 @@ def load_triple_text(
     )
 
 
-def _width(folder: Path) -> int:
-    """The width of the first tower's tokens, read or SD3's own."""
-    file = folder / "config.json"
-    return int(read_json(file)["hidden_size"]) if file.is_file() else CLIP_L_WIDTH
-
-
-def _model(folder: Path, allowed: Sequence[str], *, dtype: torch.dtype, meta: bool) -> Any:
+def _model(prior: Folder, part: str, allowed: Sequence[str], *, dtype: torch.dtype, meta: bool) -> Any:
     import transformers
 
-    config = read_json(folder / "config.json")
+    config = prior.config(part)
     name = (config.get("architectures") or [allowed[0]])[0]
     if name not in allowed:
-        raise BackboneError(f"{folder}: text encoder {name!r} is not one of {', '.join(allowed)}")
+        raise BackboneError(f"{prior.root / part}: text encoder {name!r} is not one of {', '.join(allowed)}")
     cls = getattr(transformers, name)
     if meta:
         settings = transformers.T5Config if name == T5 else transformers.CLIPTextConfig
         with torch.device("meta"):
             return cls(settings(**config))
-    return read_part(cls, folder, dtype=dtype)
-
-
-def _tokenizer(part: Path) -> Any:
-    from transformers import AutoTokenizer, CLIPTokenizer
-
-    home = part.parent / part.name.replace("text_encoder", "tokenizer")
-    cls = AutoTokenizer if part.name == ENCODERS[2] else CLIPTokenizer
-    try:
-        return cls.from_pretrained(home, local_files_only=True)
-    except (OSError, ValueError, TypeError) as error:
-        kind = "T5" if part.name == ENCODERS[2] else "CLIP"
-        raise BackboneError(f"{home}: not a {kind} tokenizer that can be read ({first_line(error)})") from error
+    return prior.read(cls, part, dtype=dtype)

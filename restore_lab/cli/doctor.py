@@ -1,22 +1,49 @@
-"""Check what a run needs before it is queued: a dataset's copy, whole or not.
+"""Check what a run needs before it is queued: a method's weights, memory and disk, or a dataset's copy.
 
-restore-lab doctor data=realphoto60
+restore-lab doctor method=supir backbone=sdxl
+restore-lab doctor method=supir scale=full metrics=paper format=json
 restore-lab doctor data=div2k_val datasets_dir=/data
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any
+
+METHODS = ("method=", "backbone=", "scale=", "metrics=", "experiment=")
 
 
 def run(cfg: Any) -> None:
-    """Print what was found, missing, extra and unreadable; exit code 1 if the copy is not whole."""
-    if cfg.get("data") is None:
-        raise ValueError("name what to check: restore-lab doctor data=NAME")
+    """Print what is there and what is missing; exit code 1 if something is."""
+    if cfg.format not in ("text", "json"):
+        raise ValueError(f"format={cfg.format!r} is not known; one of text, json")
+    from hydra.core.hydra_config import HydraConfig
+
+    typed = list(HydraConfig.get().overrides.task)
+    if any(word.startswith(METHODS) for word in typed):
+        whole = _method(cfg)
+    elif any(word.startswith("data=") for word in typed):
+        whole = _dataset(cfg)
+    else:
+        raise ValueError("name what to check: restore-lab doctor method=NAME backbone=NAME, or data=NAME")
+    if not whole:
+        raise SystemExit(1)
+
+
+def _method(cfg: Any) -> bool:
+    from restore_lab.evaluation.doctor import checkup, render
+
+    found = checkup(cfg)
+    print(json.dumps(found) if cfg.format == "json" else render(found))
+    return not found["missing"]
+
+
+def _dataset(cfg: Any) -> bool:
+    from dataclasses import asdict
+
     from restore_lab.build import build
     from restore_lab.data.known import checkup
 
     found = checkup(build(cfg.data))
-    print("\n".join(found.says()))
-    if not found.whole:
-        raise SystemExit(1)
+    print(json.dumps({**asdict(found), "whole": found.whole}) if cfg.format == "json" else "\n".join(found.says()))
+    return found.whole

@@ -18,7 +18,7 @@ from torch import Tensor
 from restore_lab.adaptors.decoder import CodecDecoder
 from restore_lab.adaptors.lq_encoder import CodecEncoder
 from restore_lab.backbones.loading import DTYPES
-from restore_lab.methods.parts import OwnWeights, pad_to_multiple, partway
+from restore_lab.methods.parts import OwnWeights, mixed, pad_to_multiple, partway
 from restore_lab.methods.references import Reference
 from restore_lab.methods.training import Optimisation
 from restore_lab.samplers.fidelity import Prediction, Steer
@@ -80,7 +80,8 @@ class RestorationModule(OwnWeights):
             raise ValueError(f"weights_dtype={weights_dtype!r} is not known; one of {', '.join(DTYPES)}")
         self.weights_dtype = DTYPES[weights_dtype]
         self.backbone = backbone
-        self.adaptor = adaptor(backbone, visual=0 if prompts.visual is None else prompts.visual.width)
+        # In float32 whatever the prior's type: a copy of its layers is to be trained.
+        self.adaptor = adaptor(backbone, visual=0 if prompts.visual is None else prompts.visual.width).float()
         self.lq_encoder = (lq_encoder or CodecEncoder)(backbone).requires_grad_(False)
         with torch.random.fork_rng(devices=[]):  # what a decoder draws must not change how the rest starts
             torch.manual_seed(torch.initial_seed() + 1)
@@ -146,15 +147,16 @@ class RestorationModule(OwnWeights):
         total, controls, hint = None, None, None
         known = strength if isinstance(strength, float | int) else None
         at = self.adaptor.fuse if known == 1.0 else partway(self.adaptor.fuse, strength)
-        for branch in branches:
-            if known == 0.0:  # no trunk to run, and perhaps no reference for it
-                out = self.backbone(z_BCHW, t_B, branch.cond)
-            else:
-                if controls is None or self.adaptor.text == "semantic" or branch.hint is not hint:
-                    hint = branch.hint
-                    controls = self.adaptor.control(z_BCHW, t_B, hint, branch.cond)
-                out = self.backbone(z_BCHW, t_B, branch.cond, at=at, carry=controls)
-            total = branch.weight * out if total is None else total + branch.weight * out
+        with mixed(self.backbone):
+            for branch in branches:
+                if known == 0.0:  # no trunk to run, and perhaps no reference for it
+                    out = self.backbone(z_BCHW, t_B, branch.cond)
+                else:
+                    if controls is None or self.adaptor.text == "semantic" or branch.hint is not hint:
+                        hint = branch.hint
+                        controls = self.adaptor.control(z_BCHW, t_B, hint, branch.cond)
+                    out = self.backbone(z_BCHW, t_B, branch.cond, at=at, carry=controls)
+                total = branch.weight * out if total is None else total + branch.weight * out
         if total is None:
             raise ValueError("guidance gave no branches")
         return total

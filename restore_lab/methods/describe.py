@@ -43,11 +43,11 @@ def describe(cfg: DictConfig) -> dict[str, Any]:
     return facts
 
 
-def _facts(cfg: DictConfig) -> dict[str, Any]:
-    """What there is to say.
+def on_meta(cfg: DictConfig) -> RestorationModule:
+    """The method on the meta device: shapes without a weight.
 
     Args:
-        cfg: the composed config; `module` and `size` (height and width of the image in pixels) are read.
+        cfg: the composed config, of which `module` is built.
     """
     import torch
 
@@ -58,7 +58,12 @@ def _facts(cfg: DictConfig) -> dict[str, Any]:
     if cfg.prompt.visual is not None and "meta" in cfg.prompt.visual:
         cfg.prompt.visual.meta = True
     with torch.device("meta"):
-        module: RestorationModule = build(cfg.module)
+        return build(cfg.module)
+
+
+def _facts(cfg: DictConfig) -> dict[str, Any]:
+    """What there is to say; `module` and `size` (height and width of the image in pixels) of the config are read."""
+    module = on_meta(cfg)
     backbone, adaptor = module.backbone, module.adaptor
     parts = {
         "denoiser": parameters(backbone.denoiser),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -140,3 +141,11 @@ def pad_to_multiple(image_BCHW: Tensor, multiple: int) -> Tensor:
     height, width = image_BCHW.shape[-2:]
     pad = (0, -width % multiple, 0, -height % multiple)
     return torch.nn.functional.pad(image_BCHW, pad, mode="replicate")
+
+
+def mixed(backbone: Backbone) -> AbstractContextManager[Any]:
+    """Autocast to the type of a prior in float16 or bfloat16, where a float32 adaptor meets it; nothing for float32."""
+    weight = next(backbone.denoiser.parameters())
+    if weight.dtype == torch.float32 or weight.is_meta:
+        return nullcontext()
+    return torch.autocast(weight.device.type, dtype=weight.dtype)

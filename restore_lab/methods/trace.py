@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from restore_lab.methods.parts import pad_to_multiple
+from restore_lab.methods.parts import mixed, pad_to_multiple
 from restore_lab.random import noise_like
 
 if TYPE_CHECKING:
@@ -55,15 +55,15 @@ def trace(module: RestorationModule, batch: Batch, *, share: float) -> Trace:
     z_BCHW = backbone.schedule.add_noise(z0_BCHW, noise_like(z0_BCHW, batch.seed, "trace"), t_B)
     hint, _ = module.referred(z_BCHW, t_B, cond, hint, seeds=batch.seed)
     found |= _flat("lq_latent", z0_BCHW) | _flat("z", z_BCHW) | _flat("reference", hint.reference_BCHW)
-    controls = module.adaptor.control(z_BCHW, t_B, hint, cond)
-    found |= _flat("controls", controls)
-
     def look(tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: Any) -> tuple[Tensor, Any]:
         h_BCHW, carry = module.adaptor.fuse(tap, h_BCHW, temb_BD, carry)
         found.update(_flat(f"tap.{tap.name}", h_BCHW))
         return h_BCHW, carry
 
-    found |= _flat("prediction", backbone(z_BCHW, t_B, cond, at=look, carry=controls))
+    with mixed(backbone):
+        controls = module.adaptor.control(z_BCHW, t_B, hint, cond)
+        found |= _flat("controls", controls)
+        found |= _flat("prediction", backbone(z_BCHW, t_B, cond, at=look, carry=controls))
     found |= _flat("decoded", module.decoder(z0_BCHW, hint, backbone.codec))
     return found | _flat("restored", module.restore(batch))
 

@@ -1,0 +1,177 @@
+"""What a backbone needs on disk and what of it is there: for `restore-lab doctor`, which asks no network.
+
+Sizes of what is missing come from the parameters on the meta device and the type that its repository stores; licences
+and gates from hub_facts.yaml.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from restore_lab.backbones.places import DENOISERS, find_codec, is_hub_id, listed, resolve
+from restore_lab.backbones.reading import BackboneError, Folder, found_weights
+from restore_lab.backbones.text_loading import ENCODERS
+
+if TYPE_CHECKING:
+    from restore_lab.backbones.base import Backbone
+
+FACTS = Path(__file__).with_name("hub_facts.yaml")
+STORED = {"float32": 4, "float16": 2}
+HUB = "https://huggingface.co"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """One thing that a run needs.
+
+    Attributes:
+        what: its name.
+        at: where it is; None if it is missing.
+        size: its bytes on disk, expected ones if it is missing; None if nobody knows.
+        gap: what is wrong, or empty.
+        licence: as the hub names it, with a mark if that was not read there.
+        access: how to get it, or empty.
+        optional: a run goes without it.
+    """
+
+    what: str
+    at: str | None
+    size: int | None = None
+    gap: str = ""
+    licence: str = ""
+    access: str = ""
+    optional: bool = False
+
+
+def hub_facts(place: str) -> dict[str, Any]:
+    """What is known of a repository; empty for one that nobody described, or no hub id."""
+    return yaml.safe_load(FACTS.read_text(encoding="utf-8")).get(place, {}) if is_hub_id(place) else {}
+
+
+def licence_of(place: str) -> str:
+    """A repository's licence, marked where it was not read on the hub."""
+    facts = hub_facts(place)
+    return facts["licence"] + ("" if facts["seen"] else " (not verified)") if facts else "unknown"
+
+
+def access_to(places: Sequence[str]) -> str:
+    """How to get the first of the places that can still be had."""
+    ids = [place for place in places if is_hub_id(place)]
+    open_ids = [place for place in ids if "taken down" not in str(hub_facts(place).get("note", ""))]
+    if not open_ids:
+        return "no known repository; give a folder"
+    name = open_ids[0]
+    gate = (
+        f"gated: accept its licence at {HUB}/{name}, then hf auth login, then " if hub_facts(name).get("gated") else ""
+    )
+    return f"{gate}hf download {name} (licence {licence_of(name)})"
+
+
+def part_sizes(backbone: Backbone) -> dict[str, int]:
+    """Parameters by the folder that they are stored in."""
+    encoders = [*backbone.text.encoders, *([t5] if (t5 := getattr(backbone.text, "t5", None)) is not None else [])]
+    modules = {DENOISERS[backbone.family]: backbone.denoiser, "vae": backbone.codec}
+    present = getattr(backbone.text, "present", [True] * len(encoders))
+    names = [name for name, there in zip(ENCODERS, [*present, True], strict=False) if there]
+    modules |= dict(zip(names, encoders, strict=False))
+    return {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
+
+
+def backbone_needs(settings: Mapping[str, Any], sizes: Mapping[str, int]) -> list[Need]:
+    """The parts of a backbone.
+
+    Args:
+        settings: of `load_backbone`.
+        sizes: parameters by part, from `part_sizes`.
+    """
+    places, reasons = listed(settings["path"]), []
+    options: dict[str, Any] = {"family": settings["family"], "config_path": settings.get("config_path")}
+    options["without"] = listed(settings.get("without", ()))
+    for place in places:
+        try:
+            prior = resolve(place, meta=False, download=False, **options)
+        except BackboneError as error:
+            reasons += [] if place.startswith("config:") else [str(error)]
+            continue
+        return _present(prior, place, settings, sizes)
+    stored = STORED[next((facts["stored"] for facts in map(hub_facts, places) if facts), "float32")]
+    first, *rest = [(part, count * stored) for part, count in sizes.items()]
+    why = Need(what=first[0], at=None, size=first[1], gap="; ".join(reasons), access=access_to(places))
+    return [why, *(Need(what=part, at=None, size=size, gap=f"comes with the {first[0]}") for part, size in rest)]
+
+
+def _present(prior: Folder, place: str, settings: Mapping[str, Any], sizes: Mapping[str, int]) -> list[Need]:
+    """The parts of a prior that was found."""
+    own = settings.get("codec_path")
+    found = [_part(prior, part, place) for part in sizes if not (part == "vae" and own)]
+    first = {need.at: need for need in reversed(found)}  # the parts of a single file have its size once
+    found = [need if need is first[need.at] else replace(need, size=None) for need in found]
+    found += [_codec(own, sizes["vae"])] if own else []
+    return found + [_tokenizer(prior, part) for part in sizes if part in ENCODERS]
+
+
+def _part(prior: Folder, part: str, place: str) -> Need:
+    files = prior.files(part)
+    licence = licence_of(place) if is_hub_id(place) else ""
+    if not files:
+        return Need(what=part, at=None, gap=f"no whole set of safetensors for it in {prior.root}", licence=licence)
+    at = files[0] if len(files) == 1 else files[0].parent
+    return Need(what=part, at=str(at), size=sum(file.stat().st_size for file in files), licence=licence)
+
+
+def _codec(place: str, count: int) -> Need:
+    try:
+        folder, part = find_codec(place, download=False)
+        files = folder.files(part)
+    except BackboneError as error:
+        return Need(what="codec", at=None, size=4 * count, gap=str(error), access=access_to([place]))
+    size = sum(file.stat().st_size for file in files)
+    return Need(what="codec", at=str(files[0]) if files else None, size=size, licence=licence_of(place))
+
+
+def _tokenizer(prior: Folder, part: str) -> Need:
+    name = part.replace("text_encoder", "tokenizer")
+    try:
+        prior.tokenizer(part)
+    except BackboneError as error:
+        return Need(what=name, at=None, gap=str(error))
+    home = prior.root / name
+    return Need(what=name, at=str(home), size=sum(f.stat().st_size for f in home.glob("*") if f.is_file()))
+
+
+def model_need(what: str, place: str) -> Need:
+    """A model beside the backbone (an image encoder, a captioner), by folder, asset or hub id."""
+    from restore_lab.artefacts import place_of
+
+    folder = place_of(place)
+    if not folder.exists() and is_hub_id(place):
+        folder = _cached(place) or folder
+    files = _weights_in(folder)
+    if files:
+        size = sum(file.stat().st_size for file in files)
+        return Need(what=what, at=str(folder), size=size, licence=licence_of(place) if is_hub_id(place) else "")
+    gap = f"{place}: nothing in the local hub cache" if is_hub_id(place) else f"{place}: no weights there"
+    return Need(what=what, at=None, gap=gap, access=access_to([place]))
+
+
+def _cached(name: str) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (OSError, ValueError, HfHubHTTPError):
+        return None
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    if folder.is_file():
+        return [folder]
+    found = found_weights(folder) if folder.is_dir() else None
+    named = [folder / name for name in found[1]] if found else sorted(folder.glob("*.safetensors"))
+    return [file for file in named if file.is_file()]

@@ -1,0 +1,172 @@
+"""Is everything there that a composed method needs? `restore-lab doctor method=supir backbone=sdxl metrics=paper`.
+
+Looks at disks and devices, asks no network, loads no weight: which parts are needed, where they are or how to get them,
+their licences; the metrics' weights; memory and disk that restoring and training take, against what is there.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from restore_lab.backbones.needs import Need, access_to, backbone_needs, model_need, part_sizes
+from restore_lab.backbones.places import listed
+from restore_lab.build import build
+from restore_lab.methods.describe import on_meta
+from restore_lab.methods.memory import estimates
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+GIB = 2**30
+MODELS = ("path", "model", "weights")  # keys of a part's config that name a model
+
+
+def checkup(cfg: DictConfig) -> dict[str, Any]:
+    """What `restore-lab doctor` says of a method.
+
+    Args:
+        cfg: the composed config: `module`, `backbone`, `metrics`, `weights`, `crop`, `batch_size`, `size`, `device`.
+    """
+    import torch
+
+    settings: Any = OmegaConf.to_container(cfg.backbone, resolve=True)
+    elsewhere = _models(OmegaConf.to_container(cfg.module, resolve=True), where="")
+    # Shapes come from wherever they are known, should the weights be nowhere.
+    shapes = [settings["config_path"]] if settings.get("config_path") else []
+    cfg.backbone.path = [*listed(settings["path"]), *shapes]
+    module = on_meta(cfg)
+    needs = backbone_needs(settings, part_sizes(module.backbone))
+    needs += [model_need(what, place) for what, place in elsewhere.items()]
+    needs += _own_weights(cfg)
+    needs += _metric_needs(cfg)
+    with torch.no_grad():
+        memory = estimates(
+            module,
+            settings,
+            size=cfg.size,
+            crop=cfg.crop,
+            batch=cfg.batch_size,
+            ema=bool(cfg.ema),
+            precision=str(cfg.precision),
+        )
+    device, free = _device(cfg.device)
+    absent = [need for need in needs if need.at is None and not need.optional]
+    return {
+        "name": cfg.name,
+        "size": cfg.size,
+        "crop": cfg.crop,
+        "batch_size": cfg.batch_size,
+        "needs": [asdict(need) for need in needs],
+        "missing": [need.what for need in absent],
+        "memory": {name: {**asdict(found), "total": found.total} for name, found in memory.items()},
+        "device": {"name": device, "free": free},
+        "disk": _disk(sum(need.size or 0 for need in absent)),
+    }
+
+
+def _models(node: Any, *, where: str) -> dict[str, str]:
+    """The models that parts other than the backbone name, by dotted place."""
+    found: dict[str, str] = {}
+    for key, value in node.items() if isinstance(node, Mapping) else ():
+        place = f"{where}.{key}" if where else str(key)
+        if key != "backbone" and isinstance(value, Mapping):
+            found |= _models(value, where=place)
+        elif key in MODELS and isinstance(value, str) and "_target_" in node:
+            found[place] = value
+    return found
+
+
+def _own_weights(cfg: DictConfig) -> list[Need]:
+    """The method's own weights, without which it is trained first."""
+    from restore_lab.methods.weights import weights_file
+
+    if cfg.weights is None:
+        return []
+    shipped = cfg.weights == cfg.shipped
+    try:
+        file = weights_file(cfg.weights)
+        return [Need(what="the method's weights", at=str(file), size=file.stat().st_size)]
+    except (OSError, ValueError) as error:
+        train = "train them (restore-lab train with the same words), then weights=FOLDER"
+        gap = "none ship at this scale" if shipped else str(error)
+        return [Need(what="the method's weights", at=None, gap=gap, access=train, optional=shipped)]
+
+
+def _metric_needs(cfg: DictConfig) -> list[Need]:
+    """The weights that the chosen metrics read."""
+    if cfg.get("metrics") is None:
+        return []
+    found = []
+    for node in cfg.metrics.metrics.values():
+        metric = build(node)
+        gap = metric.missing()
+        where = "here" if not gap else None
+        access = access_to([node.path]) if gap and "path" in node else ""
+        found.append(Need(what=f"metric {metric.id}", at=where, gap=gap, access=access))
+    return found
+
+
+def _device(word: str) -> tuple[str, int]:
+    """A device's name and its free bytes."""
+    import os
+
+    import torch
+
+    if word == "cpu" or not torch.cuda.is_available():
+        return "cpu", os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    index = torch.device("cuda" if word == "auto" else word)
+    return torch.cuda.get_device_name(index), torch.cuda.mem_get_info(index)[0]
+
+
+def _disk(needed: int) -> dict[str, Any]:
+    """Bytes to be fetched, and free where the hub's cache is."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    place = Path(HF_HUB_CACHE)
+    while not place.exists():
+        place = place.parent
+    return {"at": HF_HUB_CACHE, "needed": needed, "free": shutil.disk_usage(place).free}
+
+
+def render(found: Mapping[str, Any]) -> str:
+    """The same as a page of text."""
+    needs = found["needs"]
+    width = max(len(need["what"]) for need in needs)
+    lines = [f"{found['name']}: {_verdict(found)}", ""]
+    for need in needs:
+        state = "there  " if need["at"] else ("to come" if need["optional"] else "MISSING")
+        size = f"{_size(need['size']):>9}" if need["size"] is not None else " " * 9
+        licence = f"  ({need['licence']})" if need["licence"] else ""
+        lines.append(f"  {need['what']:<{width}}  {state} {size}  {need['at'] or need['gap']}{licence}".rstrip())
+        if need["access"]:
+            lines.append(f"  {'':<{width}}  get it: {need['access']}")
+    lines += ["", "estimated memory on the device", ""]
+    free = found["device"]["free"]
+    doing = {
+        "restoring": f"one image of {found['size']} pixels a side",
+        "training": f"{found['batch_size']} images of {found['crop']} pixels a side",
+    }
+    for name, memory in found["memory"].items():
+        parts = ", ".join(f"{part} {_size(count)}" for part, count in memory.items() if part != "total" and count)
+        enough = "" if memory["total"] <= free else "  NOT ENOUGH"
+        lines += [f"  {name:<9} {_size(memory['total']):>9}{enough}  {doing[name]}: {parts}"]
+    lines += ["", f"{found['device']['name']}: {_size(free)} of memory free"]
+    disk = found["disk"]
+    short = "" if disk["needed"] <= disk["free"] else ", NOT ENOUGH"
+    fetch = f"; {_size(disk['needed'])} to be fetched{short}" if disk["needed"] else ""
+    return "\n".join([*lines, f"{disk['at']}: {_size(disk['free'])} of disk free{fetch}"])
+
+
+def _verdict(found: Mapping[str, Any]) -> str:
+    missing = found["missing"]
+    return "all that it needs is there" if not missing else f"{len(missing)} of what it needs are MISSING"
+
+
+def _size(count: int) -> str:
+    return f"{count / GIB:.2f} GiB" if count >= GIB / 100 else f"{count / 2**20:.1f} MiB"

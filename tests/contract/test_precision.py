@@ -1,0 +1,44 @@
+"""Methods around a prior in 16 bits: trained parts and results stay in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from restore_lab.build import build
+from restore_lab.types import Batch, Recipe
+from tests.composed import composed
+
+
+def pairs() -> Batch:
+    recipe = Recipe(pipeline="none", seed=0, steps=())
+    image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    both: dict[str, Any] = {"hq_BCHW": image, "lq_BCHW": image.flip(0), "caption": ("a", "b"), "key": ("a", "b")}
+    return Batch(**both, seed=(1, 2), recipe=(recipe, recipe))
+
+
+def silent(*words: Any, **more: Any) -> None:
+    """In the place of a trainer's log."""
+
+
+@pytest.mark.parametrize("method", ["spire", "supir", "instantir", "dra"])
+def test_a_method_around_a_prior_in_bfloat16(method, monkeypatch) -> None:
+    """Trained parts stay in float32; a sample is near the float32 prior's, without any autocast around it."""
+    found: dict[str, Tensor] = {}
+    for dtype in ("float32", "bfloat16"):
+        words = (f"backbone.dtype={dtype}", "lq_encoder=codec", "sampler.steps=2")
+        torch.manual_seed(0)
+        module = build(composed("train", f"method={method}", *words).module)
+        assert {p.dtype for p in module.trainable().values()} == {torch.float32}
+        assert next(module.backbone.denoiser.parameters()).dtype == getattr(torch, dtype)
+        monkeypatch.setattr(module, "log", silent)
+        loss = module.training_step(pairs(), 0)
+        loss.backward()
+        grads = [p.grad for p in module.trainable().values() if p.grad is not None]
+        assert grads and all(grad.dtype == torch.float32 and grad.isfinite().all() for grad in grads)
+        found[dtype] = module.eval().restore(pairs())
+    assert found["bfloat16"].dtype == torch.float32
+    assert 0 < (found["bfloat16"] - found["float32"]).abs().mean() < 0.05
