@@ -32,7 +32,7 @@ class HintNet(nn.Module):
         if len(widths) < levels:
             raise ValueError(f"adaptor.hint_widths={list(widths)} has {len(widths)} widths; this codec needs {levels}")
         used = list(widths)[:levels]
-        self.out = out or used[-1]
+        self.out, self.signed = out or used[-1], signed
         self.conv_in = nn.Conv2d(3, used[0], 3, padding=1)
         self.blocks = nn.ModuleList()
         for narrow, wide in itertools.pairwise(used):
@@ -41,8 +41,8 @@ class HintNet(nn.Module):
         self.conv_out = nn.Conv2d(used[-1], out, 3, padding=1) if out else nn.Identity()
 
     def forward(self, hint: Hint) -> Tensor:
-        """Features of the LQ in [0, 1], which the stack sees in [-1, 1]."""
-        h = nn.functional.silu(self.conv_in(2 * hint.lq_BCHW - 1))
+        """Features of the LQ in [0, 1]."""
+        h = nn.functional.silu(self.conv_in(2 * hint.lq_BCHW - 1 if self.signed else hint.lq_BCHW))
         for block in self.blocks:
             h = nn.functional.silu(block(h))
         return self.conv_out(h)

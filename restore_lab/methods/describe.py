@@ -49,16 +49,7 @@ def _facts(cfg: DictConfig) -> dict[str, Any]:
     Args:
         cfg: the composed config; `module` and `size` (height and width of the image in pixels) are read.
     """
-    import torch
-
-    # The config is the run's own and may be edited: weights are never loaded here.
-    cfg.backbone.meta = True
-    if "weights" in cfg.lq_encoder:
-        cfg.lq_encoder.weights = None
-    if cfg.prompt.visual is not None and "meta" in cfg.prompt.visual:
-        cfg.prompt.visual.meta = True
-    with torch.device("meta"):
-        module: RestorationModule = build(cfg.module)
+    module = on_meta(cfg)
     backbone, adaptor = module.backbone, module.adaptor
     parts = {
         "denoiser": parameters(backbone.denoiser),
@@ -79,6 +70,19 @@ def _facts(cfg: DictConfig) -> dict[str, Any]:
         "size": cfg.size,
         "taps": [asdict(tap) for tap in backbone.taps],
     }
+
+
+def on_meta(cfg: DictConfig) -> RestorationModule:
+    """The composed method on the meta device, without a weight; edits the config so that none is loaded."""
+    import torch
+
+    cfg.backbone.meta = True
+    if "weights" in cfg.lq_encoder:
+        cfg.lq_encoder.weights = None
+    if cfg.prompt.visual is not None and "meta" in cfg.prompt.visual:
+        cfg.prompt.visual.meta = True
+    with torch.device("meta"):
+        return build(cfg.module)
 
 
 def parameters(module: nn.Module) -> int:
