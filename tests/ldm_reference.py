@@ -1,4 +1,4 @@
-"""Reference networks in the original layouts, written from the papers' and releases' descriptions (methods.md).
+"""Reference networks in the original layouts, written from the papers' and releases' descriptions.
 
 Latent diffusion's UNet as modules whose state dicts have the public keys (`input_blocks.4.1.proj_in.weight`), SUPIR's
 control branch and connectors on it, DiffBIR's ControlNet, the KL encoder with SUPIR's copy of it. No code of the

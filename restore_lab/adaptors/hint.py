@@ -24,14 +24,15 @@ class HintNet(nn.Module):
         widths: channels at each resolution, finest first; the first log2(compression) + 1 are used.
         out: channels handed to the trunk; 0 hands over the last width as it is, for a trunk whose own convolution of
             the hint ends the stack (ControlNet).
+        signed: whether the stack sees the LQ in [-1, 1], or in [0, 1].
     """
 
-    def __init__(self, *, compression: int, widths: Sequence[int], out: int) -> None:
+    def __init__(self, *, compression: int, widths: Sequence[int], out: int, signed: bool = True) -> None:
         super().__init__()
         levels = int(math.log2(compression)) + 1
         if len(widths) < levels:
             raise ValueError(f"adaptor.hint_widths={list(widths)} has {len(widths)} widths; this codec needs {levels}")
-        used = list(widths)[:levels]
+        self.widths = used = tuple(widths)[:levels]
         self.out, self.signed = out or used[-1], signed
         self.conv_in = nn.Conv2d(3, used[0], 3, padding=1)
         self.blocks = nn.ModuleList()

@@ -106,8 +106,7 @@ def convert(one: Found, module: RestorationModule) -> tuple[dict[str, Tensor], i
             value = piece.take(tensors[piece.key])
             taken[name] = value
             if tuple(value.shape) != shapes[name]:
-                held = tuple(tensors[piece.key].shape)
-                misshapen.append(f"{piece.key} {held}, which gives {tuple(value.shape)} in the place of {shapes[name]}")
+                misshapen.append(f"{piece.key} {tuple(tensors[piece.key].shape)} for {name} {shapes[name]}")
     used = {piece.key for piece in pieces.values()}
     others = [key for key in tensors if key not in used and not layout.settings(key)]
     base = [key for key in others if layout.base(key)]
@@ -152,7 +151,11 @@ def report(done: Imported) -> str:
         told = f"  {source['mapped']} of {source['keys']} keys mapped to {source['tensors']} tensors"
         told += f", {source['base']} are the prior's and not imported" if source["base"] else ""
         told += f", {source['settings']} are settings" if source["settings"] else ""
-        lines += [f"{told}; 0 missing, 0 left over", f"  licence: {source['licence']}", f"  sha256:  {source['sha256']}"]
+        lines += [
+            f"{told}; 0 missing, 0 left over",
+            f"  licence: {source['licence']}",
+            f"  sha256:  {source['sha256']}",
+        ]
     facts = done.facts
     if facts["other_parts"]:
         lines.append(f"not in these files: {', '.join(facts['other_parts'])}; restoring needs them too")

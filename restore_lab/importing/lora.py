@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING
 
-from restore_lab.importing.instantir import LICENCE, WORDS, keys_half, resampler_piece, values_half
+from restore_lab.importing.instantir import LICENCE, WORDS, resampler_piece
 from restore_lab.importing.layout import Layout, Piece, Source, prior_words
 
 if TYPE_CHECKING:
@@ -84,8 +84,9 @@ def _pieces(
             if renamed is None:
                 continue
             stem = renamed.key.removesuffix(".weight")
-            fused = {"attn.to_k": keys_half, "attn.to_v": values_half}.get(layer.partition(".")[2].partition(".")[2])
-            piece = Piece(key=f"encoder_hid_proj.{stem}", take=fused if fused and "lora_B" in ending else piece.take)
+            # A fused layer's A serves keys and values: two tensors here, and safetensors store no shared memory.
+            take = renamed.take if "lora_B" in ending else clone
+            piece = Piece(key=f"encoder_hid_proj.{stem}", take=take)
         elif host == "stream":
             attention, _, inner = layer.partition(".")
             piece = Piece(key=f"{streams[attention]}.{inner}")
@@ -112,6 +113,11 @@ def _setting(source: Source, name: str) -> float | None:
     """A number of peft's settings, with the network's name before it or without."""
     given = [source.settings.get(key) for key in (f"unet.{name}", f"transformer.{name}", name)]
     return next((float(value) for value in given if value is not None), None)
+
+
+def clone(value: Tensor) -> Tensor:
+    """A copy of its own."""
+    return value.clone()
 
 
 def _scaled(take: Callable[[Tensor], Tensor], factor: float) -> Callable[[Tensor], Tensor]:

@@ -41,7 +41,9 @@ def recognise(places: Sequence[str]) -> list[Found]:
 
 def words_of(found: Sequence[Found]) -> list[str]:
     """What composes the network that the checkpoints belong to."""
-    return list(dict.fromkeys(word for one in found for word in (*one.layout.words, *one.layout.more_words(one.source))))
+    return list(
+        dict.fromkeys(word for one in found for word in (*one.layout.words, *one.layout.more_words(one.source)))
+    )
 
 
 def _recognised(source: Source) -> Found:
@@ -51,9 +53,7 @@ def _recognised(source: Source) -> Found:
             tidied = {key: source.tensors[raw] for key, raw in keys.items()}
             if len(tidied) != len(source.tensors):
                 raise ValueError(f"{source.file}: two of its keys name one tensor of {layout.title}")
-            return Found(
-                layout=layout, source=Source(file=source.file, tensors=tidied, settings=source.settings)
-            )
+            return Found(layout=layout, source=Source(file=source.file, tensors=tidied, settings=source.settings))
     first = ", ".join(list(source.tensors)[:3])
     known = ", ".join(layout.title for layout in LAYOUTS)
     raise ValueError(

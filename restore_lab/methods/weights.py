@@ -40,17 +40,17 @@ def write_weights(state: Mapping[str, Tensor], folder: Path, *, dtype: torch.dty
     part.replace(folder / WEIGHTS)
 
 
-def read_weights(file: Path, *, base: str) -> dict[str, Tensor]:
+def read_weights(file: Path, *, base: str | None) -> dict[str, Tensor]:
     """Tensors by name; says so if they were trained on another prior.
 
     Args:
         file: what `write_weights` wrote.
-        base: the prior's fingerprint.
+        base: the prior's fingerprint; None where nobody runs it.
 
     Raises:
         ValueError: if there is no such file, or it holds no weights.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not file.is_file():
@@ -59,11 +59,18 @@ def read_weights(file: Path, *, base: str) -> dict[str, Tensor]:
         found = load_file(file)
     except SafetensorError as error:
         raise ValueError(f"{file}: no adaptor weights, or damaged ({error}); train or copy it again") from error
-    with safe_open(file, framework="pt") as opened:
-        trained_on = (opened.metadata() or {}).get("base")
-    if trained_on is not None and trained_on != base:
+    trained_on = base_of(file)
+    if None not in (base, trained_on) and trained_on != base:
         log.warning("%s: trained on another prior than this one; results will be poor", file)
     return found
+
+
+def base_of(file: Path) -> str | None:
+    """The fingerprint of the prior that some weights were trained on, if their header says it."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as opened:
+        return (opened.metadata() or {}).get("base")
 
 
 def put_weights(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, file: Path) -> None:
