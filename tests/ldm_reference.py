@@ -360,14 +360,106 @@ class KLEncoder(nn.Module):
         self.norm_out = nn.GroupNorm(32, now, eps=1e-6)
         self.conv_out = nn.Conv2d(now, 2 * latent, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, levels: list[Tensor] | None = None) -> Tensor:
         h = self.conv_in(x)
         for level in self.down:
             for block in level.block:
                 h = block(h)
+            if levels is not None:
+                levels.append(h)
             if hasattr(level, "downsample"):
                 h = level.downsample.conv(F.pad(h, (0, 1, 0, 1)))
         h = self.mid.block_2(self.mid.attn_1(self.mid.block_1(h)))
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+class RDB(nn.Module):
+    """ESRGAN's residual dense block."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        for i in range(4):
+            setattr(self, f"conv{i + 1}", nn.Conv2d(width + 32 * i, 32, 3, padding=1))
+        self.conv5 = nn.Conv2d(width + 128, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x1 = F.leaky_relu(self.conv1(x), 0.2)
+        x2 = F.leaky_relu(self.conv2(torch.cat([x, x1], 1)), 0.2)
+        x3 = F.leaky_relu(self.conv3(torch.cat([x, x1, x2], 1)), 0.2)
+        x4 = F.leaky_relu(self.conv4(torch.cat([x, x1, x2, x3], 1)), 0.2)
+        return x + 0.2 * self.conv5(torch.cat([x, x1, x2, x3, x4], 1))
+
+
+class RRDB(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.rdb1, self.rdb2, self.rdb3 = RDB(width), RDB(width), RDB(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.2 * self.rdb3(self.rdb2(self.rdb1(x)))
+
+
+class FuseRes(KLRes):
+    """The autoencoder's residual block, whose 1x1 shortcut has another name here."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        if inputs != outputs:
+            self.conv_out = self.nin_shortcut
+            del self.nin_shortcut
+
+    def forward(self, h: Tensor) -> Tensor:
+        inner = self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(h))))))
+        return inner + (self.conv_out(h) if hasattr(self, "conv_out") else h)
+
+
+class Fuse(nn.Module):
+    """StableSR's controllable feature wrapping at one level."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.encode_enc_1, self.encode_enc_3 = FuseRes(2 * width, width), FuseRes(width, width)
+        self.encode_enc_2 = nn.Sequential(RRDB(width), RRDB(width))
+
+    def forward(self, enc: Tensor, dec: Tensor, w: float) -> Tensor:
+        return dec + w * self.encode_enc_3(self.encode_enc_2(self.encode_enc_1(torch.cat([enc, dec], 1))))
+
+
+class KLDecoder(nn.Module):
+    """LDM's decoder; with `fuse`, a `fusion_layer_i` at every level but the first and the last."""
+
+    def __init__(self, *, widths: Sequence[int], layers: int, latent: int = 4, fuse: bool = False) -> None:
+        super().__init__()
+        now = widths[-1]
+        self.conv_in = nn.Conv2d(latent, now, 3, padding=1)
+        self.mid = Nested()
+        self.mid.block_1, self.mid.attn_1, self.mid.block_2 = KLRes(now, now), KLAttention(now), KLRes(now, now)
+        ups = []
+        for i in reversed(range(len(widths))):
+            level = Nested()
+            level.block = nn.ModuleList(KLRes(now if j == 0 else widths[i], widths[i]) for j in range(layers + 1))
+            level.attn = nn.ModuleList()
+            now = widths[i]
+            if i:
+                level.upsample = Nested()
+                level.upsample.conv = nn.Conv2d(now, now, 3, padding=1)
+            if fuse and 0 < i < len(widths) - 1:
+                setattr(self, f"fusion_layer_{i}", Fuse(now))
+            ups.insert(0, level)
+        self.up = nn.ModuleList(ups)
+        self.norm_out = nn.GroupNorm(32, now, eps=1e-6)
+        self.conv_out = nn.Conv2d(now, 3, 3, padding=1)
+
+    def forward(self, z: Tensor, features: Sequence[Tensor], *, w: float) -> Tensor:
+        h = self.conv_in(z)
+        h = self.mid.block_2(self.mid.attn_1(self.mid.block_1(h)))
+        for i in reversed(range(len(self.up))):
+            for block in self.up[i].block:
+                h = block(h)
+            if hasattr(self, f"fusion_layer_{i}"):
+                h = getattr(self, f"fusion_layer_{i}")(features[i], h, w)
+            if i:
+                h = self.up[i].upsample.conv(F.interpolate(h, scale_factor=2, mode="nearest"))
         return self.conv_out(F.silu(self.norm_out(h)))
 
 

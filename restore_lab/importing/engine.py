@@ -60,7 +60,7 @@ def import_checkpoints(cfg: DictConfig, found: Sequence[Found], *, words: Sequen
         converted |= taken
         sources.append(_described(one, taken=len(taken), base=base))
     prior = stored_fingerprint(module.backbone.denoiser, cfg.backbone.path, family=cfg.backbone.family)
-    rest = sorted({part_of(name) for name in module.adaptor_state()} - {p for one in found for p in one.layout.parts})
+    rest = _others(module, found)
     settings = {name: _plain(cfg[name]) for name in ("adaptor", "lq_encoder", "decoder")}
     settings["layouts"] = [one.layout.name for one in found]
     name = identity(settings, [source["sha256"] for source in sources] + [prior or "unknown prior"])
@@ -72,6 +72,7 @@ def import_checkpoints(cfg: DictConfig, found: Sequence[Found], *, words: Sequen
         "parameters": sum(value.numel() for value in converted.values()),
         "other_parts": rest,
         "words": list(words),
+        "setting": found[0].layout.setting,
     }
     if not complete(folder, identity=name):
         with locked(folder):
@@ -89,7 +90,8 @@ def convert(one: Found, module: RestorationModule) -> tuple[dict[str, Tensor], i
         ValueError: naming what does not fit.
     """
     layout, tensors = one.layout, one.source.tensors
-    shapes = {name: tuple(t.shape) for name, t in module.adaptor_state().items() if part_of(name) in layout.parts}
+    whole = module.adaptor_state() | module.decoder_state()
+    shapes = {name: tuple(t.shape) for name, t in whole.items() if part_of(name) in layout.parts}
     pieces = layout.sources(shapes, module, one.source)
     odd = [name for name in shapes if name not in pieces]
     if not shapes or odd:
@@ -139,6 +141,13 @@ def _described(one: Found, *, taken: int, base: int) -> dict[str, Any]:
     }
 
 
+def _others(module: RestorationModule, found: Sequence[Found]) -> list[str]:
+    """Parts of the method that no checkpoint holds and restoring with `weights=` needs."""
+    if any(one.layout.setting != "weights" for one in found):
+        return []
+    return sorted({part_of(name) for name in module.adaptor_state()} - {p for one in found for p in one.layout.parts})
+
+
 def _plain(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
@@ -163,6 +172,6 @@ def report(done: Imported) -> str:
     lines += [
         f"prior:    {base}",
         f"weights:  {facts['parameters'] / 1e6:.2f} M in {facts['tensors']} tensors: {done.folder}",
-        f"use them: restore-lab restore {' '.join(facts['words'])} weights={done.folder} input=...",
+        f"use them: restore-lab restore {' '.join(facts['words'])} {facts['setting']}={done.folder} input=...",
     ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What an importer says of a public checkpoint: how its keys look, which key each of our tensors comes from, its licence.
+"""What an importer says of a public checkpoint: its keys, which of them each of our tensors comes from, its licence.
 
 A layout goes from our names to its keys, so that a tensor without a source is found before anything is read, and a
 missing key is named as the checkpoint's makers name it. One file per family of layouts; recognise.py lists them.
@@ -70,6 +70,7 @@ class Layout:
         base: keys of the prior or of others besides, which are counted and not imported.
         settings: keys that hold a setting, not a weight.
         more_words: further overrides, read off the checkpoint.
+        setting: what takes the imported folder.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Layout:
     base: Callable[[str], bool] = nothing
     settings: Callable[[str], bool] = nothing
     more_words: Callable[[Source], list[str]] = no_words
+    setting: str = "weights"
 
 
 def any_with(keys: Iterable[str], *prefixes: str) -> bool:

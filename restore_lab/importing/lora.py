@@ -1,8 +1,8 @@
 """LoRA of the prior in diffusers' or peft's form, and InstantIR's previewer, which is one.
 
 Spellings of one tensor: `unet.X.lora_A.weight`, `unet.X.lora.down.weight`, `X.processor.to_q_lora.down.weight`,
-`base_model.model.X.lora_A.default.weight`. An update is scaled by alpha / rank; alpha stands in `X.alpha`, in the file's
-header, or in peft's adapter_config.json. What is composed may have another: the difference goes into B.
+`base_model.model.X.lora_A.default.weight`. An update is scaled by alpha / rank; alpha stands in `X.alpha`, in the
+header of the file, or in peft's adapter_config.json. What is composed may have another: the difference goes into B.
 """
 
 from __future__ import annotations

@@ -11,9 +11,10 @@ from restore_lab.importing.instantir import ADAPTER, AGGREGATOR
 from restore_lab.importing.layout import Layout, Source
 from restore_lab.importing.lora import LORA, PREVIEWER
 from restore_lab.importing.reading import files_of, read
+from restore_lab.importing.stablesr import CFW
 from restore_lab.importing.supir import SUPIR
 
-LAYOUTS = (SUPIR, ADAPTER, AGGREGATOR, PREVIEWER, DIFFBIR, CONTROLNET, LORA)
+LAYOUTS = (SUPIR, ADAPTER, AGGREGATOR, PREVIEWER, DIFFBIR, CFW, CONTROLNET, LORA)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,8 +77,9 @@ def on_meta(cfg: DictConfig) -> RestorationModule:
     import torch
 
     cfg.backbone.meta = True
-    if "weights" in cfg.lq_encoder:
-        cfg.lq_encoder.weights = None
+    for part in (cfg.lq_encoder, cfg.decoder):
+        if "weights" in part:
+            part.weights = None
     if cfg.prompt.visual is not None and "meta" in cfg.prompt.visual:
         cfg.prompt.visual.meta = True
     with torch.device("meta"):
