@@ -7,6 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
+from restore_lab.methods.weights import fingerprint_of
 from restore_lab.types import Hint
 from tests.importers import KL, LAYERS, SDXL, imported, method_with, prior_folder, stored
 from tests.ldm_reference import Control, ControlledUNet, KLEncoder, randomised, sinusoids
@@ -67,7 +68,7 @@ def test_the_release_imports_whole_and_gives_its_output(release, state, prior, t
     assert told["mapped"] == told["tensors"] == len(trained)
 
     module = method_with(done, *words(prior, tmp_path))
-    assert done.facts["base"] is not None
+    assert done.facts["base"] == fingerprint_of(module.backbone.denoiser)  # read off the file, and of what is loaded
     z, t, cond = toy_inputs(module.backbone)
     y = torch.cat([cond.pooled_BD, sinusoids(cond.size_BD.flatten(), 8).reshape(2, -1)], dim=-1)
     z_lq = torch.randn(z.shape, generator=torch.Generator().manual_seed(5))
