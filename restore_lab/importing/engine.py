@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,13 +74,24 @@ def import_checkpoints(cfg: DictConfig, found: Sequence[Found], *, words: Sequen
         "words": list(words),
         "setting": found[0].layout.setting,
     }
-    if not complete(folder, identity=name):
-        with locked(folder):
-            if complete(folder):
-                raise ValueError(f"{folder} holds another artefact; choose another output, or delete it")
-            write_weights(converted, folder, dtype=None, base=prior)
-            Manifest(identity=name, kind="imported", settings=settings, extra=facts).write(folder)
+    manifest = Manifest(identity=name, kind="imported", settings=settings, extra=facts)
+    make(folder, manifest, lambda: write_weights(converted, folder, dtype=None, base=prior))
     return Imported(folder=folder, facts=facts)
+
+
+def make(folder: Path, manifest: Manifest, write: Callable[[], None]) -> None:
+    """Write an artefact and then its manifest, unless it is there.
+
+    Raises:
+        ValueError: if the folder holds another.
+    """
+    with locked(folder):
+        if complete(folder, identity=manifest.identity):
+            return
+        if complete(folder):
+            raise ValueError(f"{folder} holds another artefact; choose another output, or delete it")
+        write()
+        manifest.write(folder)
 
 
 def convert(one: Found, module: RestorationModule) -> tuple[dict[str, Tensor], int]:

@@ -17,7 +17,7 @@ from restore_lab.adaptors.hint import HintNet
 from restore_lab.artefacts import Manifest, complete, fingerprint, identity
 from restore_lab.backbones.loading import DTYPES
 from restore_lab.importing.controlnet import sources
-from restore_lab.locks import locked
+from restore_lab.importing.engine import make
 from restore_lab.methods.describe import on_meta
 from restore_lab.methods.parts import DECODER, part_of
 from restore_lab.methods.weights import base_of, put_weights, read_weights, weights_file, write_weights
@@ -64,14 +64,13 @@ def export(cfg: DictConfig) -> list[str]:
         lines.append(f"{folder / LORA}: a pipeline's load_lora_weights reads it ({root}, {len(lora)} tensors)")
     left = sorted({_host(name) for name in found if not _told(name, controlnet is not None)})
     lines += [f"no format of diffusers' holds {', '.join(left)}"] if left else []
-    if not complete(folder, identity=name):
-        with locked(folder):
-            if complete(folder):
-                raise ValueError(f"{folder} holds another artefact; choose another output, or delete it")
-            write_weights(found, folder, dtype=None, base=base_of(file))
-            _write_others(folder, controlnet, lora)
-            facts = {"base": base_of(file), "from": str(file), "licence": _licences(file), "holds": lines}
-            Manifest(identity=name, kind="exported", settings=settings, extra=facts).write(folder)
+    facts = {"base": base_of(file), "from": str(file), "licence": _licences(file), "holds": lines}
+
+    def write() -> None:
+        write_weights(found, folder, dtype=None, base=base_of(file))
+        _write_others(folder, controlnet, lora)
+
+    make(folder, Manifest(identity=name, kind="exported", settings=settings, extra=facts), write)
     return lines
 
 

@@ -92,7 +92,7 @@ class OwnWeights(TrainingModule):
         else:
             found = {name: value for name, value in found.items() if name not in held}
         if decoder and not held:
-            log.info("%s: no decoder in it (stage decoder makes one); it is the codec's", file)
+            log.info("%s: no decoder in it (stage decoder makes one); it is as it starts", file)
         if partial:
             parts = {part_of(name) for name in found}
             wanted = {name: value for name, value in wanted.items() if part_of(name) in parts}
