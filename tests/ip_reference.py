@@ -201,16 +201,29 @@ class Aggregator(nn.Module):
         return outs
 
 
-def lora_of(unet: UNet2DConditionModel, *, rank: int, seed: int) -> dict[str, Tensor]:
-    """A random LoRA of every layer that the previewer changes, in peft's names of the UNet with its adapter."""
+def lora_of(unet: UNet2DConditionModel, *, rank: int, seed: int | None) -> dict[str, Tensor]:
+    """A random LoRA of every layer that the previewer changes, in peft's names of the UNet with its adapter.
+
+    Without a seed its shapes alone, on the meta device.
+    """
+    if seed is None:
+        with torch.device("meta"):
+            return {name: torch.empty(shape) for name, shape in lora_shapes(unet, rank=rank).items()}
     draw, found = torch.Generator().manual_seed(seed), {}
+    for name, shape in lora_shapes(unet, rank=rank).items():
+        value = torch.randn(shape, generator=draw)
+        found[name] = value / math.sqrt(value[0].numel()) if ".lora_A." in name else 0.2 * value
+    return found
+
+
+def lora_shapes(unet: UNet2DConditionModel, *, rank: int) -> dict[str, tuple[int, ...]]:
+    """Of A and B by name; a convolution's B is 1x1."""
+    found: dict[str, tuple[int, ...]] = {}
     for name, layer in unet.named_modules():
         if isinstance(layer, nn.Linear | nn.Conv2d) and any(f".{name}".endswith(f".{ending}") for ending in LORA):
-            spread = layer.weight.shape[2:]
-            down = torch.randn(rank, layer.weight.shape[1], *spread, generator=draw)
-            up = torch.randn(layer.weight.shape[0], rank, *(1 for _ in spread), generator=draw)
-            found[f"{name}.lora_A.weight"] = down / math.sqrt(down[0].numel())
-            found[f"{name}.lora_B.weight"] = 0.2 * up
+            outputs, inputs, *spread = layer.weight.shape
+            found[f"{name}.lora_A.weight"] = (rank, inputs, *spread)
+            found[f"{name}.lora_B.weight"] = (outputs, rank, *(1 for _ in spread))
     return found
 
 

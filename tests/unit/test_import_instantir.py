@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_diffusers
 
+from restore_lab.backbones import places
+from restore_lab.importing.engine import convert
+from restore_lab.importing.instantir import ADAPTER, AGGREGATOR
+from restore_lab.importing.layout import Source
+from restore_lab.importing.lora import PREVIEWER, tidy
+from restore_lab.importing.recognise import Found, recognise
+from restore_lab.methods.describe import on_meta
 from restore_lab.types import Hint
+from tests.composed import composed
 from tests.importers import imported, method_with, prior_folder, stored
 from tests.ip_reference import Aggregator, Resampler, adapter_state, lora_of, merged, run, with_adapter
 from tests.ldm_reference import randomised
@@ -107,8 +117,6 @@ def test_the_trainings_spelling_of_the_adapter_is_read_too(release, prior, tmp_p
     ],
 )
 def test_a_missing_key_is_refused_by_name(files, prior, tmp_path, number, key) -> None:
-    from restore_lab.importing.recognise import recognise
-
     (found,) = recognise([str(files[number])])
     assert key in found.source.tensors
     bad = stored({k: v for k, v in found.source.tensors.items() if k != key}, tmp_path / "bad.safetensors")
@@ -119,3 +127,22 @@ def test_a_missing_key_is_refused_by_name(files, prior, tmp_path, number, key) -
 def test_parts_of_different_networks_are_not_mixed(files, prior, tmp_path) -> None:
     with pytest.raises(ValueError, match="not parts of one network"):
         imported([files[1], files[1]], *words(prior, tmp_path))
+
+
+def test_the_whole_of_sdxls_size_is_covered() -> None:
+    """On the meta device: keys and shapes as the references make them, and the release's counts in millions."""
+    module = on_meta(composed("import", "method=instantir", "scale=full", "files=[none]"))
+    sizes = {"inputs": 1024, "outputs": 2048, "hidden": 1280, "depth": 4, "heads": 20, "dim_head": 64, "queries": 64}
+    config = json.loads((Path(places.__file__).parent / "configs" / "sdxl" / "unet" / "config.json").read_text())
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config)
+        whole, aggregator = with_adapter(unet, Resampler(**sizes)), Aggregator(unet)
+    adapter = {f"{part}.{k}": v for part, state in adapter_state(whole).items() for k, v in state.items()}
+    lora = {tidy(key): value for key, value in lora_of(whole, rank=64, seed=None).items()}
+    files = ((ADAPTER, adapter, 849.8), (AGGREGATOR, aggregator.state_dict(), 1004.8), (PREVIEWER, lora, 232.2))
+    covered: set[str] = set()
+    for layout, tensors, million in files:
+        taken, base = convert(Found(layout=layout, source=Source(file=Path("none"), tensors=tensors)), module)
+        assert base == 0 and round(sum(value.numel() for value in tensors.values()) / 1e6, 1) == million, layout.name
+        covered |= taken.keys()
+    assert covered == module.adaptor_state().keys()

@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from torch import nn
 
+from restore_lab.adaptors.cfw import Wrapping
 from restore_lab.build import build
 from restore_lab.types import Hint
 from tests.composed import composed
@@ -80,7 +81,5 @@ def test_the_released_size_is_the_papers() -> None:
     """44.4 M for the two wrappings of SD's codec."""
     with torch.device("meta"):
         count = sum(p.numel() for width in (256, 512) for p in Fuse(width).parameters())
-        from restore_lab.adaptors.cfw import Wrapping
-
         ours = sum(p.numel() for width in (256, 512) for p in Wrapping(width, dense=2).parameters())
     assert ours == count and round(count / 1e6, 1) == 44.4

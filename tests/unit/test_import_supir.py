@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
+from restore_lab.importing.engine import convert
+from restore_lab.importing.layout import Source
+from restore_lab.importing.recognise import Found
+from restore_lab.importing.supir import SUPIR
+from restore_lab.methods.describe import on_meta
 from restore_lab.methods.weights import fingerprint_of
 from restore_lab.types import Hint
+from tests.composed import composed
 from tests.importers import KL, LAYERS, SDXL, imported, method_with, prior_folder, stored
 from tests.ldm_reference import Control, ControlledUNet, KLEncoder, randomised, sinusoids
 from tests.toys import toy_inputs
-
-PREFIXES = {"control": "model.control_model.", "unet": "model.diffusion_model.", "encoder": "first_stage_model."}
 
 
 def prefixed(module, prefix: str) -> dict[str, torch.Tensor]:
@@ -123,13 +129,6 @@ def test_what_does_not_fit_is_refused_by_name(state, prior, tmp_path, key, chang
 
 def test_the_whole_of_sdxls_size_is_covered() -> None:
     """On the meta device: the public layout's keys and shapes, made by the reference, and methods.md's counts."""
-    from restore_lab.importing.engine import convert
-    from restore_lab.importing.layout import Source
-    from restore_lab.importing.recognise import Found
-    from restore_lab.importing.supir import SUPIR
-    from restore_lab.methods.describe import on_meta
-    from tests.composed import composed
-
     shape = {
         "widths": (320, 640, 1280),
         "heads": (5, 10, 20),
@@ -148,7 +147,7 @@ def test_the_whole_of_sdxls_size_is_covered() -> None:
         **prefixed(encoder, "first_stage_model.denoise_encoder."),
     }
     module = on_meta(composed("import", *SUPIR.words, "files=[none]"))
-    taken, base = convert(Found(layout=SUPIR, source=Source(file=__file__, tensors=tensors)), module)
+    taken, base = convert(Found(layout=SUPIR, source=Source(file=Path("none"), tensors=tensors)), module)
     assert base == 0 and len(taken) == len(tensors) == len(module.adaptor_state())
     count = {part: sum(v.numel() for k, v in taken.items() if k.startswith(part)) for part in ("trunk", "fusion")}
     assert round(count["trunk"] / 1e6, 1) == 1243.4 and round(count["fusion"] / 1e6, 1) == 54.8
