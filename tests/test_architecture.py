@@ -32,6 +32,7 @@ RANKS = {
     "objectives": 5,
     "samplers": 5,
     "methods": 6,
+    "importing": 7,
     "evaluation": 7,
     "tables": 8,
     "cli": 9,

@@ -89,6 +89,7 @@ class ControlAdaptor(Beside):
             (always the empty text), or removed (the attention to the text is taken out: InstantIR).
         hint_widths: channels of the hint network at each resolution; null for no hint network.
         hint_channels: channels that the hint network hands to the trunk; null takes the latent's, 0 its last width.
+        hint_signed: whether the hint network sees the LQ in [-1, 1]; diffusers' ControlNets see it in [0, 1].
         encoder: builds a hint network of another kind from the codec's compression, in the place of E'(y): it has `out`
             channels and reads the whole hint (Diff-Restorer's control encoder).
         lq_latent: feed the trunk the LQ's latent, beside the hint network's features or alone (SUPIR). SPIRE's paper
@@ -107,6 +108,7 @@ class ControlAdaptor(Beside):
         text: Literal["instruction", "semantic", "none", "removed"],
         hint_widths: Sequence[int] | None,
         hint_channels: int | None,
+        hint_signed: bool = True,
         lq_latent: bool = False,
         encoder: Callable[..., nn.Module] | None = None,
         stream: Callable[..., VisualStream] | None = None,
@@ -123,7 +125,7 @@ class ControlAdaptor(Beside):
         self.hint = None if encoder is None else encoder(compression=codec.compression)
         if self.hint is None and hint_widths is not None:
             out = codec.channels if hint_channels is None else hint_channels
-            self.hint = HintNet(compression=codec.compression, widths=hint_widths, out=out)
+            self.hint = HintNet(compression=codec.compression, widths=hint_widths, out=out, signed=hint_signed)
         self.trunk = trunk(
             backbone, hint_channels=channels + (0 if self.hint is None else self.hint.out), text=text != "removed"
         )

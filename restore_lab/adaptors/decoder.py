@@ -1,4 +1,4 @@
-"""What turns the restored latent into an image. `decoder=codec|degradation_aware|consistency`.
+"""What turns the restored latent into an image. `decoder=codec|degradation_aware|consistency`; cfw.py has StableSR's.
 
 Diff-Restorer's degradation-aware decoder (section III-D, Fig. 6) is a trained copy of the codec's. At the levels
 nearest the latent, a refinement block joins its features z_i with the LQ's in the codec's encoder (Eq. 5):
@@ -10,6 +10,7 @@ decoder is OpenAI's, by diffusers. Shapes: latents (B, C, h, w), normalised -> i
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -107,20 +108,29 @@ class DegradationAwareDecoder(nn.Module):
             )
         levels = codec.features(hint.lq_BCHW)[::-1] if self.blocks else []
         p_BD = hint.degradation_BD
-        return codec.decode(z_BCHW, clamp=False, decoder=lambda z: self._refined(z.float(), levels, p_BD))
 
-    def _refined(self, z: Tensor, levels: list[Tensor], degradation_BD: Tensor | None) -> Tensor:
-        """diffusers' Decoder with a block after the residual blocks of each level, before it is doubled."""
-        decoder: Any = self.decoder
-        h = decoder.mid_block(decoder.conv_in(z), None)
-        for index, level in enumerate(decoder.up_blocks):
-            for resnet in level.resnets:
-                h = resnet(h, temb=None)
-            if index < len(self.blocks):
-                h = self.blocks[index](h, levels[index].float(), degradation_BD)
-            for upsampler in level.upsamplers or ():
-                h = upsampler(h)
-        return decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(h)))
+        def refined(index: int, h_BCHW: Tensor) -> Tensor:
+            return self.blocks[index](h_BCHW, levels[index].float(), p_BD) if index < len(self.blocks) else h_BCHW
+
+        return codec.decode(z_BCHW, clamp=False, decoder=lambda z: through(self.decoder, z.float(), at=refined))
+
+
+def through(decoder: Any, z_BCHW: Tensor, *, at: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """diffusers' Decoder, its features shown to `at` after the residual blocks of each level, before they are doubled.
+
+    Args:
+        decoder: an AutoencoderKL's.
+        z_BCHW: latents as it takes them.
+        at: gives the features that go on; told the level, the latent's 0.
+    """
+    h = decoder.mid_block(decoder.conv_in(z_BCHW), None)
+    for index, level in enumerate(decoder.up_blocks):
+        for resnet in level.resnets:
+            h = resnet(h, temb=None)
+        h = at(index, h)
+        for upsampler in level.upsamplers or ():
+            h = upsampler(h)
+    return decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(h)))
 
 
 class ConsistencyDecoder(nn.Module):

@@ -24,15 +24,16 @@ class HintNet(nn.Module):
         widths: channels at each resolution, finest first; the first log2(compression) + 1 are used.
         out: channels handed to the trunk; 0 hands over the last width as it is, for a trunk whose own convolution of
             the hint ends the stack (ControlNet).
+        signed: whether the stack sees the LQ in [-1, 1], or in [0, 1].
     """
 
-    def __init__(self, *, compression: int, widths: Sequence[int], out: int) -> None:
+    def __init__(self, *, compression: int, widths: Sequence[int], out: int, signed: bool = True) -> None:
         super().__init__()
         levels = int(math.log2(compression)) + 1
         if len(widths) < levels:
             raise ValueError(f"adaptor.hint_widths={list(widths)} has {len(widths)} widths; this codec needs {levels}")
-        used = list(widths)[:levels]
-        self.out = out or used[-1]
+        self.widths = used = tuple(widths)[:levels]
+        self.out, self.signed = out or used[-1], signed
         self.conv_in = nn.Conv2d(3, used[0], 3, padding=1)
         self.blocks = nn.ModuleList()
         for narrow, wide in itertools.pairwise(used):
@@ -41,8 +42,8 @@ class HintNet(nn.Module):
         self.conv_out = nn.Conv2d(used[-1], out, 3, padding=1) if out else nn.Identity()
 
     def forward(self, hint: Hint) -> Tensor:
-        """Features of the LQ in [0, 1], which the stack sees in [-1, 1]."""
-        h = nn.functional.silu(self.conv_in(2 * hint.lq_BCHW - 1))
+        """Features of the LQ in [0, 1]."""
+        h = nn.functional.silu(self.conv_in(2 * hint.lq_BCHW - 1 if self.signed else hint.lq_BCHW))
         for block in self.blocks:
             h = nn.functional.silu(block(h))
         return self.conv_out(h)

@@ -39,7 +39,7 @@ class Lora(nn.Module):
 
     Args:
         backbone: whose denoiser is changed in place.
-        targets: "self_attention" or "previewer".
+        targets: "self_attention" or "previewer"; or endings of layers' names (["to_q", "to_out.0"]), as peft has them.
         rank: of the updates.
         alpha: the updates are scaled by alpha / rank.
         on: how the switch stands at first; off for a previewer, which `switched` turns on.
@@ -53,14 +53,14 @@ class Lora(nn.Module):
         self,
         backbone: Backbone,
         *,
-        targets: str,
+        targets: str | Sequence[str],
         rank: int,
         alpha: float,
         on: bool = True,
         others: dict[str, tuple[nn.Module, str]] | None = None,
     ) -> None:
         super().__init__()
-        if targets not in TARGETS:
+        if isinstance(targets, str) and targets not in TARGETS:
             raise ValueError(f"adaptor.lora.targets={targets!r} is not known; one of {', '.join(TARGETS)}")
         if rank < 1:
             raise ValueError(f"adaptor.lora.rank={rank} must be at least 1")
@@ -68,7 +68,9 @@ class Lora(nn.Module):
 
         self.updates = nn.ParameterDict()
         self.layers: list[Any] = []
-        hosts = {"prior": (backbone.denoiser, TARGETS[targets][backbone.family]), **(others or {})}
+        self.scale = alpha / rank
+        layers = TARGETS[targets][backbone.family] if isinstance(targets, str) else list(targets)
+        hosts = {"prior": (backbone.denoiser, layers), **(others or {})}
         for name, (host, expression) in hosts.items():
             frozen = {id(p): p.requires_grad for p in host.parameters()}
             inject_adapter_in_model(

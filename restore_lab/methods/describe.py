@@ -43,24 +43,6 @@ def describe(cfg: DictConfig) -> dict[str, Any]:
     return facts
 
 
-def on_meta(cfg: DictConfig) -> RestorationModule:
-    """The method on the meta device: shapes without a weight.
-
-    Args:
-        cfg: the composed config, of which `module` is built.
-    """
-    import torch
-
-    # The config is the run's own and may be edited: weights are never loaded here.
-    cfg.backbone.meta = True
-    if "weights" in cfg.lq_encoder:
-        cfg.lq_encoder.weights = None
-    if cfg.prompt.visual is not None and "meta" in cfg.prompt.visual:
-        cfg.prompt.visual.meta = True
-    with torch.device("meta"):
-        return build(cfg.module)
-
-
 def _facts(cfg: DictConfig) -> dict[str, Any]:
     """What there is to say; `module` and `size` (height and width of the image in pixels) of the config are read."""
     module = on_meta(cfg)
@@ -84,6 +66,20 @@ def _facts(cfg: DictConfig) -> dict[str, Any]:
         "size": cfg.size,
         "taps": [asdict(tap) for tap in backbone.taps],
     }
+
+
+def on_meta(cfg: DictConfig) -> RestorationModule:
+    """The composed method on the meta device, without a weight; edits the config so that none is loaded."""
+    import torch
+
+    cfg.backbone.meta = True
+    for part in (cfg.lq_encoder, cfg.decoder):
+        if "weights" in part:
+            part.weights = None
+    if cfg.prompt.visual is not None and "meta" in cfg.prompt.visual:
+        cfg.prompt.visual.meta = True
+    with torch.device("meta"):
+        return build(cfg.module)
 
 
 def parameters(module: nn.Module) -> int:

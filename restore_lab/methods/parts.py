@@ -93,10 +93,10 @@ class OwnWeights(TrainingModule):
         else:
             found = {name: value for name, value in found.items() if name not in held}
         if decoder and not held:
-            log.info("%s: no decoder in it (stage decoder makes one); it is the codec's", file)
+            log.info("%s: no decoder in it (stage decoder makes one); it is as it starts", file)
         if partial:
-            parts = {_part(name) for name in found}
-            wanted = {name: value for name, value in wanted.items() if _part(name) in parts}
+            parts = {part_of(name) for name in found}
+            wanted = {name: value for name, value in wanted.items() if part_of(name) in parts}
         put_weights(found, wanted, file=file)
 
     def export(self, folder: Path, *, decoder: bool = False, only: Sequence[str] | None = None) -> None:
@@ -109,12 +109,13 @@ class OwnWeights(TrainingModule):
         """
         own = self.adaptor_state()
         if only is not None:
-            own = {name: value for name, value in own.items() if _part(name) in only}
+            own = {name: value for name, value in own.items() if part_of(name) in only}
         own |= self.decoder_state() if decoder or self.decoder_known else {}
         write_weights(own, folder, dtype=self.weights_dtype, base=fingerprint_of(self.backbone.denoiser))
 
 
-def _part(name: str) -> str:
+def part_of(name: str) -> str:
+    """The part of a method that a tensor belongs to: the first word of its name."""
     return name.partition(".")[0]
 
 

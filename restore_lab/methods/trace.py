@@ -55,6 +55,7 @@ def trace(module: RestorationModule, batch: Batch, *, share: float) -> Trace:
     z_BCHW = backbone.schedule.add_noise(z0_BCHW, noise_like(z0_BCHW, batch.seed, "trace"), t_B)
     hint, _ = module.referred(z_BCHW, t_B, cond, hint, seeds=batch.seed)
     found |= _flat("lq_latent", z0_BCHW) | _flat("z", z_BCHW) | _flat("reference", hint.reference_BCHW)
+
     def look(tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: Any) -> tuple[Tensor, Any]:
         h_BCHW, carry = module.adaptor.fuse(tap, h_BCHW, temb_BD, carry)
         found.update(_flat(f"tap.{tap.name}", h_BCHW))

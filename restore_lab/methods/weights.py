@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,12 +14,14 @@ import torch
 from torch import Tensor
 
 from restore_lab.artefacts import place_of
+from restore_lab.backbones.places import DENOISERS, find_folder
 
 if TYPE_CHECKING:
     from torch import nn
 
 log = logging.getLogger(__name__)
 WEIGHTS = "adaptor.safetensors"
+FIRST = 16  # numbers of each tensor that a fingerprint reads
 
 
 def weights_file(place: str) -> Path:
@@ -26,24 +30,27 @@ def weights_file(place: str) -> Path:
     return path / WEIGHTS if path.is_dir() else path
 
 
-def write_weights(state: Mapping[str, Tensor], folder: Path, *, dtype: torch.dtype, base: str) -> None:
-    """Write tensors by name into an existing folder, with the prior's fingerprint."""
+def write_weights(state: Mapping[str, Tensor], folder: Path, *, dtype: torch.dtype | None, base: str | None) -> None:
+    """Write tensors by name into an existing folder, with the prior's fingerprint if it is known; None keeps dtypes."""
     from safetensors.torch import save_file
 
-    save_file({k: v.cpu().to(dtype).contiguous() for k, v in state.items()}, folder / WEIGHTS, metadata={"base": base})
+    own = {k: v.cpu().to(dtype or v.dtype).contiguous() for k, v in state.items()}
+    part = folder / f".{WEIGHTS}.part"
+    save_file(own, part, metadata=None if base is None else {"base": base})
+    part.replace(folder / WEIGHTS)
 
 
-def read_weights(file: Path, *, base: str) -> dict[str, Tensor]:
+def read_weights(file: Path, *, base: str | None) -> dict[str, Tensor]:
     """Tensors by name; says so if they were trained on another prior.
 
     Args:
         file: what `write_weights` wrote.
-        base: the prior's fingerprint.
+        base: the prior's fingerprint; None where nobody runs it.
 
     Raises:
         ValueError: if there is no such file, or it holds no weights.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not file.is_file():
@@ -52,11 +59,18 @@ def read_weights(file: Path, *, base: str) -> dict[str, Tensor]:
         found = load_file(file)
     except SafetensorError as error:
         raise ValueError(f"{file}: no adaptor weights, or damaged ({error}); train or copy it again") from error
-    with safe_open(file, framework="pt") as opened:
-        trained_on = (opened.metadata() or {}).get("base")
-    if trained_on is not None and trained_on != base:
+    trained_on = base_of(file)
+    if None not in (base, trained_on) and trained_on != base:
         log.warning("%s: trained on another prior than this one; results will be poor", file)
     return found
+
+
+def base_of(file: Path) -> str | None:
+    """The fingerprint of the prior that some weights were trained on, if their header says it."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as opened:
+        return (opened.metadata() or {}).get("base")
 
 
 def put_weights(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, file: Path) -> None:
@@ -78,18 +92,49 @@ def put_weights(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, fi
             value.copy_(found[name])
 
 
-def fingerprint_of(denoiser: nn.Module) -> str:
+def fingerprint_of(denoiser: nn.Module, *, values: Callable[[str], Tensor] | None = None) -> str:
     """16 hex characters for a prior's weights: names, shapes and the first numbers of every tensor, as bfloat16.
 
     Rounded so, a prior loaded in float32 and in bfloat16 is the same prior; LoRA in it does not count.
+
+    Args:
+        denoiser: the prior's.
+        values: gives a tensor, or its first rows, by name, for a denoiser on the meta device.
     """
     total = hashlib.sha256()
     for name, p in denoiser.state_dict().items():
         if is_lora(name):
             continue
-        first = p.detach().flatten()[:16].cpu().to(torch.bfloat16).float().numpy().tobytes()
+        value = p.detach() if values is None else values(plain(name))
+        first = value.flatten()[:FIRST].cpu().to(torch.bfloat16).float().numpy().tobytes()
         total.update(f"{plain(name)}{tuple(p.shape)}".encode() + first)
     return total.hexdigest()[:16]
+
+
+def stored_fingerprint(denoiser: nn.Module, path: str | Sequence[str], *, family: str) -> str | None:
+    """The fingerprint of a prior on disk, without loading it; None if its safetensors are not here.
+
+    Args:
+        denoiser: the prior's, perhaps on the meta device.
+        path: as `backbone.path`; nothing is downloaded.
+        family: as `backbone.family`.
+    """
+    from safetensors import safe_open
+
+    folder = find_folder([path] if isinstance(path, str) else list(path), family=family, meta=True) / DENOISERS[family]
+    listed = sorted(folder.glob("*.safetensors"))
+    files = [file for file in listed if ".fp16" not in file.name] or listed
+    with ExitStack() as stack:
+        opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
+        where = {name: file for file in opened for name in file.keys()}  # noqa: SIM118
+
+        def first_rows(name: str) -> Tensor:
+            rows = where[name].get_slice(name)
+            each = math.prod(rows.get_shape()[1:])
+            return rows[: -(-FIRST // each)] if rows.get_shape() else where[name].get_tensor(name)
+
+        known = all(is_lora(name) or plain(name) in where for name in denoiser.state_dict())
+        return fingerprint_of(denoiser, values=first_rows) if files and known else None
 
 
 def plain(name: str) -> str:

@@ -1,0 +1,16 @@
+"""Write an adaptor as safetensors and, for a ControlNet or LoRA, in diffusers' own format.
+
+restore-lab export method=controlnet weights=runs/mine/adaptor-<id> output=my_controlnet
+restore-lab export method=dra weights=runs/dra/adaptor-<id> output=my_dra dtype=float16
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def run(cfg: Any) -> None:
+    """Write the folder and say what is in it."""
+    from restore_lab.importing.exporting import export
+
+    print("\n".join(export(cfg)))

@@ -1,0 +1,36 @@
+"""Import public checkpoints: SUPIR, InstantIR, DiffBIR, diffusers' ControlNets and LoRAs.
+
+restore-lab import SUPIR-v0Q.ckpt
+restore-lab import adapter.pt aggregator.pt previewer_lora_weights.bin
+restore-lab import controlnet_folder backbone.path=my_sd15
+restore-lab import SUPIR-v0F_fp16.safetensors output=supir_v0f format=json
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+POSITIONAL = ("files...",)
+OWN = ("files", "output", "format", "runs_dir")  # settings of the import, not of the network
+
+
+def run(cfg: Any) -> None:
+    """Recognise the checkpoints, compose the network they belong to, map every key, and say where the result is."""
+    if cfg.format not in ("text", "json"):
+        raise ValueError(f"format={cfg.format!r} is not known; one of text, json")
+    from hydra.core.hydra_config import HydraConfig
+
+    from restore_lab.importing.engine import import_checkpoints, report
+    from restore_lab.importing.recognise import recognise, words_of
+    from restore_lab.tables.plan import composed
+
+    found = recognise([cfg.files] if isinstance(cfg.files, str) else list(cfg.files))
+    typed = list(HydraConfig.get().overrides.task)
+    chosen = {word.partition("=")[0] for word in typed}
+    words = [word for word in words_of(found) if word.partition("=")[0] not in chosen]
+    words += [word for word in typed if word.partition("=")[0] not in OWN]
+    own = [word for word in typed if word.partition("=")[0] in OWN]
+    with composed("import", [*words, *own]) as network:
+        done = import_checkpoints(network, found, words=words)
+    print(json.dumps({"folder": str(done.folder), **done.facts}) if cfg.format == "json" else report(done))

@@ -1,0 +1,138 @@
+"""Writes an adaptor for others: safetensors with its own tensors, and diffusers' own format where there is one.
+
+A ControlNet (`adaptor=controlnet|controlnet_diffusers`) becomes a folder that ControlNetModel.from_pretrained reads;
+LoRA in the prior a file that a pipeline's load_lora_weights reads, its alpha folded into B. The rest has no format of
+diffusers' and stays in the safetensors. Composed on the meta device: no prior is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from restore_lab.adaptors.hint import HintNet
+from restore_lab.artefacts import Manifest, complete, fingerprint, identity
+from restore_lab.backbones.loading import DTYPES
+from restore_lab.importing.controlnet import sources
+from restore_lab.importing.engine import make
+from restore_lab.methods.describe import on_meta
+from restore_lab.methods.parts import DECODER, part_of
+from restore_lab.methods.weights import base_of, put_weights, read_weights, weights_file, write_weights
+
+if TYPE_CHECKING:
+    from diffusers import ControlNetModel
+    from omegaconf import DictConfig
+    from torch import Tensor
+
+    from restore_lab.methods.base import RestorationModule
+
+CONTROLNET = "controlnet"
+LORA = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
+UPDATES = "lora.updates."
+ROOTS = {"unet": "unet", "mmdit": "transformer"}  # what pipelines call the denoiser
+
+
+def export(cfg: DictConfig) -> list[str]:
+    """Write the folder; gives one line for each thing in it.
+
+    Args:
+        cfg: the composed config of `restore-lab export`: the method that the weights were trained with.
+
+    Raises:
+        ValueError: for weights that do not fit it, or a folder that holds something else.
+    """
+    if cfg.dtype is not None and cfg.dtype not in DTYPES:
+        raise ValueError(f"dtype={cfg.dtype!r} is not known; one of {', '.join(DTYPES)}, or null for the weights' own")
+    module, file, folder = on_meta(cfg), weights_file(cfg.weights), Path(cfg.output)
+    found = read_weights(file, base=None)
+    wanted = module.adaptor_state()
+    wanted |= module.decoder_state() if any(name.startswith(DECODER) for name in found) else {}
+    put_weights(found, wanted, file=file)  # on the meta device it only compares
+    if cfg.dtype is not None:
+        found = {name: value.to(DTYPES[cfg.dtype]) for name, value in found.items()}
+    settings = {"adaptor": OmegaConf.to_container(cfg.adaptor, resolve=True), "dtype": cfg.dtype}
+    name = identity(settings, [fingerprint(file)])
+    controlnet, lora = as_controlnet(module, found), as_lora(module, found)
+    lines = [f"{folder / file.name}: {len(found)} tensors, for restore-lab's weights={folder}"]
+    if controlnet is not None:
+        lines.append(f"{folder / CONTROLNET}: ControlNetModel.from_pretrained reads it; {_image(module)}")
+    if lora:
+        root = ROOTS[module.backbone.family]
+        lines.append(f"{folder / LORA}: a pipeline's load_lora_weights reads it ({root}, {len(lora)} tensors)")
+    left = sorted({_host(name) for name in found if not _told(name, controlnet is not None)})
+    lines += [f"no format of diffusers' holds {', '.join(left)}"] if left else []
+    facts = {"base": base_of(file), "from": str(file), "licence": _licences(file), "holds": lines}
+
+    def write() -> None:
+        write_weights(found, folder, dtype=None, base=base_of(file))
+        _write_others(folder, controlnet, lora)
+
+    make(folder, Manifest(identity=name, kind="exported", settings=settings, extra=facts), write)
+    return lines
+
+
+def as_controlnet(module: RestorationModule, found: Mapping[str, Tensor]) -> ControlNetModel | None:
+    """The adaptor as diffusers' ControlNet; None if it is none: other tensors, or other words than the prior's."""
+    import torch
+    from diffusers import ControlNetModel
+
+    adaptor, backbone = module.adaptor, module.backbone
+    hint = getattr(adaptor, "hint", None)
+    if backbone.family != "unet" or not isinstance(hint, HintNet) or adaptor.text != "semantic":
+        return None
+    with torch.device("meta"):
+        made = ControlNetModel.from_unet(
+            backbone.denoiser, conditioning_embedding_out_channels=hint.widths, load_weights_from_unet=False
+        )
+    own = {name: value for name, value in found.items() if part_of(name) in ("hint", "trunk", "fusion")}
+    pieces = sources(own, module)
+    state = {pieces[name].key: value for name, value in own.items() if name in pieces}
+    shapes = {key: value.shape for key, value in made.state_dict().items()}
+    if len(pieces) < len(own) or {key: value.shape for key, value in state.items()} != shapes:
+        return None
+    made.load_state_dict(state, assign=True)
+    return made
+
+
+def as_lora(module: RestorationModule, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The updates of the prior's layers in diffusers' names, scaled so that alpha is the rank; empty without LoRA."""
+    root, made = ROOTS[module.backbone.family], {}
+    for name, value in found.items():
+        if name.startswith(f"{UPDATES}prior/"):
+            key = name.removeprefix(f"{UPDATES}prior/").replace("/", ".")
+            scale = module.adaptor.lora.scale if ".lora_B." in key else 1.0
+            made[f"{root}.{key}"] = value if scale == 1.0 else (scale * value.float()).to(value.dtype)
+    return made
+
+
+def _write_others(folder: Path, controlnet: ControlNetModel | None, lora: Mapping[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    if controlnet is not None:
+        controlnet.save_pretrained(folder / CONTROLNET)
+    if lora:
+        save_file({key: value.contiguous() for key, value in lora.items()}, folder / LORA, metadata={"format": "pt"})
+
+
+def _image(module: RestorationModule) -> str:
+    signed = module.adaptor.hint.signed
+    return "give it the LQ as a tensor in [-1, 1], 2 * image - 1" if signed else "give it the LQ in [0, 1]"
+
+
+def _told(name: str, controlnet: bool) -> bool:
+    return name.startswith(f"{UPDATES}prior/") or (controlnet and part_of(name) in ("hint", "trunk", "fusion"))
+
+
+def _host(name: str) -> str:
+    """What a tensor belongs to, for a person."""
+    return f"lora of the {name.removeprefix(UPDATES).partition('/')[0]}" if name.startswith(UPDATES) else part_of(name)
+
+
+def _licences(file: Path) -> list[Any]:
+    """Those that an import wrote beside the weights."""
+    if not complete(file.parent):
+        return []
+    return [source["licence"] for source in Manifest.read(file.parent).extra.get("sources", ())]

@@ -1,0 +1,160 @@
+"""LoRA of the prior in diffusers' or peft's form, and InstantIR's previewer, which is one.
+
+Spellings of one tensor: `unet.X.lora_A.weight`, `unet.X.lora.down.weight`, `X.processor.to_q_lora.down.weight`,
+`base_model.model.X.lora_A.default.weight`. An update is scaled by alpha / rank; alpha stands in `X.alpha`, in the
+header of the file, or in peft's adapter_config.json. What is composed may have another: the difference goes into B.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable
+from typing import TYPE_CHECKING
+
+from restore_lab.importing.instantir import LICENCE, WORDS, resampler_piece
+from restore_lab.importing.layout import Layout, Piece, Source, prior_words
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from restore_lab.methods.base import RestorationModule
+
+PREFIX = re.compile(r"^(unet|transformer|base_model\.model)\.")
+SPELLINGS = (
+    (r"\.processor\.", "."),
+    (r"^encoder_hid_proj\.image_projection_layers\.0\.", "encoder_hid_proj."),
+    (r"\.to_out_lora\.(?=down|up)", ".to_out.0.lora."),
+    (r"_lora\.(?=down|up)", ".lora."),
+    (r"\.(lora|lora_linear_layer)\.down\.", ".lora_A."),
+    (r"\.(lora|lora_linear_layer)\.up\.", ".lora_B."),
+    (r"\.(lora_[AB])\.\w+\.weight$", r".\1.weight"),
+)
+
+
+def tidy(key: str) -> str:
+    """peft's spelling without prefix: X.lora_A.weight."""
+    key = PREFIX.sub("", key)
+    for spelling, ours in SPELLINGS:
+        key = re.sub(spelling, ours, key)
+    return key
+
+
+def is_setting(key: str) -> bool:
+    """A layer's alpha."""
+    return key.endswith(".alpha")
+
+
+def is_lora(keys: Collection[str]) -> bool:
+    """Low-rank updates and their alphas, nothing else of the network."""
+    return any(".lora_A." in key for key in keys) and all(
+        ".lora_A." in key or ".lora_B." in key or is_setting(key) for key in keys
+    )
+
+
+def is_previewer(keys: Collection[str]) -> bool:
+    """A LoRA that reaches InstantIR's resampler or streams."""
+    return is_lora(keys) and any(key.startswith("encoder_hid_proj.") or "_ip." in key for key in keys)
+
+
+def sources(names: Iterable[str], module: RestorationModule, source: Source) -> dict[str, Piece]:
+    """Updates of the prior's layers."""
+    return _pieces(names, module, source, alpha=None)
+
+
+def previewer_sources(names: Iterable[str], module: RestorationModule, source: Source) -> dict[str, Piece]:
+    """Updates of prior, resampler and streams; a file without alpha has 1, as the release reads it."""
+    return _pieces(names, module, source, alpha=1.0)
+
+
+def _pieces(
+    names: Iterable[str], module: RestorationModule, source: Source, *, alpha: float | None
+) -> dict[str, Piece]:
+    streams = {
+        name.removesuffix(".processor").replace(".", "_"): name.removesuffix(".processor")
+        for name in getattr(module.backbone.denoiser, "attn_processors", {})
+    }
+    found: dict[str, Piece] = {}
+    for name in names:
+        host, _, place = name.removeprefix("lora.updates.").partition("/")
+        layer, _, ending = place.rpartition("/lora_")
+        layer, ending = layer.replace("/", "."), f"lora_{ending.replace('/', '.')}"
+        piece = Piece(key=layer)
+        if host == "resampler":
+            renamed = resampler_piece(f"{layer}.weight")
+            if renamed is None:
+                continue
+            stem = renamed.key.removesuffix(".weight")
+            # A fused layer's A serves keys and values: two tensors here, and safetensors store no shared memory.
+            take = renamed.take if "lora_B" in ending else clone
+            piece = Piece(key=f"encoder_hid_proj.{stem}", take=take)
+        elif host == "stream":
+            attention, _, inner = layer.partition(".")
+            piece = Piece(key=f"{streams[attention]}.{inner}")
+        take = piece.take
+        if ending.startswith("lora_B"):
+            take = _scaled(take, _scale(source, piece.key, alpha=alpha) / module.adaptor.lora.scale)
+        found[name] = Piece(key=f"{piece.key}.{ending}", take=take)
+    return found
+
+
+def _scale(source: Source, layer: str, *, alpha: float | None) -> float:
+    """alpha / rank of a layer of the file; alpha is the rank where nobody says one."""
+    down = source.tensors.get(f"{layer}.lora_A.weight")
+    if down is None:
+        return 1.0  # the missing tensor is told by whoever looks for it
+    own = source.tensors.get(f"{layer}.alpha")
+    told = float(own) if own is not None else _setting(source, "lora_alpha")
+    rank = float(down.shape[0])
+    value = told if told is not None else alpha if alpha is not None else rank
+    return value / (rank**0.5 if _setting(source, "use_rslora") else rank)
+
+
+def _setting(source: Source, name: str) -> float | None:
+    """A number of peft's settings, with the network's name before it or without."""
+    given = [source.settings.get(key) for key in (f"unet.{name}", f"transformer.{name}", name)]
+    return next((float(value) for value in given if value is not None), None)
+
+
+def clone(value: Tensor) -> Tensor:
+    """A copy of its own."""
+    return value.clone()
+
+
+def _scaled(take: Callable[[Tensor], Tensor], factor: float) -> Callable[[Tensor], Tensor]:
+    """The value times a factor in float32: half precision would lose small ones."""
+    return take if factor == 1.0 else lambda value: factor * take(value).float()
+
+
+def more_words(source: Source) -> list[str]:
+    """Prior by the width of its text, rank, and the layers that are changed, by their names' endings."""
+    layers = [key.removesuffix(".lora_A.weight") for key in source.tensors if key.endswith(".lora_A.weight")]
+    rank = source.tensors[f"{layers[0]}.lora_A.weight"].shape[0]
+    endings = sorted({re.search(r"[^.]+(\.\d+)*$", layer)[0] for layer in layers})  # type: ignore[index]
+    text = next((source.tensors[f"{x}.lora_A.weight"].shape[1] for x in layers if x.endswith("attn2.to_k")), None)
+    own = [f"adaptor.lora.targets=[{','.join(endings)}]", f"adaptor.lora.rank={rank}", f"adaptor.lora.alpha={rank}"]
+    return [*prior_words(text), *own]
+
+
+PREVIEWER = Layout(
+    name="instantir_previewer",
+    title="InstantIR's previewer LoRA",
+    licence=LICENCE,
+    words=WORDS,
+    parts=("lora",),
+    recognises=is_previewer,
+    sources=previewer_sources,
+    tidy=tidy,
+    settings=is_setting,
+)
+LORA = Layout(
+    name="lora",
+    title="a LoRA (diffusers or peft)",
+    licence="not known from the keys; see where it was published",
+    words=("method=controlnet", "scale=full", "adaptor=prior_lora"),
+    parts=("lora",),
+    recognises=lambda keys: is_lora(keys) and not is_previewer(keys),
+    sources=sources,
+    tidy=tidy,
+    settings=is_setting,
+    more_words=more_words,
+)

@@ -1,0 +1,135 @@
+"""Reads checkpoints of others without running them: safetensors, or torch's pickles with `weights_only`.
+
+A pickle may hold tensors, numbers and their containers; one that names anything else (a class, a function to call) is
+refused before that is touched. Wrappers are taken off: {"state_dict": ...}, "module." before every key, dictionaries in
+dictionaries ({"image_proj": {...}} becomes "image_proj....").
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from restore_lab.importing.layout import Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PICKLES = (".ckpt", ".pth", ".pt", ".bin")
+LORA_HEADER = "lora_adapter_metadata"  # diffusers' name in a safetensors header
+
+
+def files_of(place: Path) -> list[Path]:
+    """The checkpoints at a place: the file itself, or those in a folder.
+
+    In a folder safetensors count more than pickles, and full precision more than `.fp16.` beside it.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if place.is_file():
+        return [place]
+    if not place.is_dir():
+        raise ValueError(f"{place}: no such file or folder; give a checkpoint that you have downloaded")
+    safe = sorted(place.glob("*.safetensors"))
+    found = safe or sorted(file for ending in PICKLES for file in place.glob(f"*{ending}"))
+    full = [file for file in found if ".fp16." not in file.name]
+    if not found:
+        raise ValueError(f"{place}: no checkpoint in this folder (safetensors, {', '.join(PICKLES)})")
+    return full or found
+
+
+def read(file: Path) -> Source:
+    """A checkpoint's tensors, on the CPU, mapped from the file where that is possible.
+
+    Raises:
+        ValueError: for a file that is none, is damaged, or holds more than tensors.
+    """
+    if file.suffix == ".safetensors":
+        raw, settings = _safetensors(file)
+    else:
+        raw, settings = _pickled(file), _beside(file)
+    if isinstance(raw, Mapping) and isinstance(raw.get("state_dict"), Mapping):
+        raw = raw["state_dict"]
+    tensors = dict(_flat(raw, file=file))
+    if not tensors:
+        raise ValueError(f"{file}: no tensors in it")
+    if all(key.startswith("module.") for key in tensors):
+        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
+    return Source(file=file, tensors=tensors, settings=settings)
+
+
+def _safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
+
+    try:
+        found = load_file(file)
+        with safe_open(file, framework="pt") as opened:
+            header = (opened.metadata() or {}).get(LORA_HEADER)
+        return found, (json.loads(header) if header else _beside(file))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{file}: damaged or no safetensors ({_first(error)}); download it again") from error
+
+
+def _pickled(file: Path) -> Any:
+    import torch
+
+    def load(*, mmap: bool) -> Any:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+
+    try:
+        try:
+            return load(mmap=True)
+        except RuntimeError:  # torch's old format cannot be mapped; a damaged file fails again
+            return load(mmap=False)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{file}: refused: this pickle holds more than tensors, and nothing in it was run ({_reason(error)}); "
+            "get it as safetensors from those who made it"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{file}: damaged or no checkpoint ({_first(error)}); download it again") from error
+
+
+def _beside(file: Path) -> dict[str, Any]:
+    """peft's settings of a LoRA, in a file beside it."""
+    config = file.parent / "adapter_config.json"
+    if not file.name.startswith("adapter_model.") or not config.is_file():
+        return {}
+    try:
+        return json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{config}: no JSON ({_first(error)})") from error
+
+
+def _flat(node: Any, *, file: Path, place: str = "") -> list[tuple[str, Tensor]]:
+    """Tensors by dotted key; numbers count as tensors."""
+    import torch
+
+    if isinstance(node, torch.Tensor):
+        return [(place, node)]
+    if isinstance(node, bool | int | float):
+        return [(place, torch.tensor(node))]
+    if not isinstance(node, Mapping):
+        raise ValueError(f"{file}: {place or 'its content'} is {type(node).__name__}, not tensors by name")
+    inner: Sequence[tuple[str, Any]] = list(node.items())
+    return [
+        found
+        for key, value in inner
+        for found in _flat(value, file=file, place=f"{place}.{key}" if place else str(key))
+    ]
+
+
+def _reason(error: Exception) -> str:
+    """What torch found in the pickle, without its advice to load it all the same."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = next((line for line in lines if "Unsupported" in line or "GLOBAL" in line), lines[0] if lines else "")
+    return told.partition(" was not an allowed")[0][:200]
+
+
+def _first(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

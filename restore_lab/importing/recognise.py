@@ -1,0 +1,62 @@
+"""Which layout a checkpoint has, by its keys alone: never by its file's name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from restore_lab.importing.controlnet import CONTROLNET, DIFFBIR
+from restore_lab.importing.instantir import ADAPTER, AGGREGATOR
+from restore_lab.importing.layout import Layout, Source
+from restore_lab.importing.lora import LORA, PREVIEWER
+from restore_lab.importing.reading import files_of, read
+from restore_lab.importing.stablesr import CFW
+from restore_lab.importing.supir import SUPIR
+
+LAYOUTS = (SUPIR, ADAPTER, AGGREGATOR, PREVIEWER, DIFFBIR, CFW, CONTROLNET, LORA)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A checkpoint with its layout, whose keys are spelled as the layout speaks of them."""
+
+    layout: Layout
+    source: Source
+
+
+def recognise(places: Sequence[str]) -> list[Found]:
+    """The checkpoints at some places.
+
+    Raises:
+        ValueError: for a checkpoint of no known layout, or two of one that need a network each.
+    """
+    found = [_recognised(read(file)) for place in places for file in files_of(Path(place).expanduser())]
+    words = {one.layout.words for one in found}
+    parts = [part for one in found for part in one.layout.parts]
+    if len(words) > 1 or len(parts) != len(set(parts)):
+        names = ", ".join(f"{one.source.file.name} ({one.layout.title})" for one in found)
+        raise ValueError(f"{names}: these are not parts of one network; import them one by one")
+    return found
+
+
+def words_of(found: Sequence[Found]) -> list[str]:
+    """What composes the network that the checkpoints belong to."""
+    return list(
+        dict.fromkeys(word for one in found for word in (*one.layout.words, *one.layout.more_words(one.source)))
+    )
+
+
+def _recognised(source: Source) -> Found:
+    for layout in LAYOUTS:
+        keys = {layout.tidy(key): key for key in source.tensors}
+        if layout.recognises(keys):
+            tidied = {key: source.tensors[raw] for key, raw in keys.items()}
+            if len(tidied) != len(source.tensors):
+                raise ValueError(f"{source.file}: two of its keys name one tensor of {layout.title}")
+            return Found(layout=layout, source=Source(file=source.file, tensors=tidied, settings=source.settings))
+    first = ", ".join(list(source.tensors)[:3])
+    known = ", ".join(layout.title for layout in LAYOUTS)
+    raise ValueError(
+        f"{source.file}: not recognised by its {len(source.tensors)} keys (the first: {first}); known are {known}"
+    )

@@ -1,0 +1,54 @@
+"""StableSR's controllable feature wrapping (Wang et al. 2024): `decoder.fusion_layer_i.*` of its autoencoder.
+
+A layer is numbered by its level, the image's 0. Autoencoder, losses and discriminator beside it are not imported.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+
+from restore_lab.importing.layout import Layout, Piece, Source, any_with
+from restore_lab.methods.base import RestorationModule
+
+FUSION = "decoder.fusion_layer_"
+BASE = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "loss.", "quantize.", "model_ema.")
+
+
+def recognises(keys: Collection[str]) -> bool:
+    return any_with(keys, FUSION)
+
+
+def sources(names: Iterable[str], module: RestorationModule, source: Source) -> dict[str, Piece]:
+    """The wrappings, ours counted from the latent's side."""
+    levels = len(module.decoder.blocks)
+    found: dict[str, Piece] = {}
+    for name in names:
+        if match := re.fullmatch(r"decoder\.blocks\.(\d+)\.(.+)", name):
+            found[name] = Piece(key=f"{FUSION}{levels - int(match[1])}.{_inner(match[2])}")
+    return found
+
+
+def _inner(name: str) -> str:
+    part, _, rest = name.partition(".")
+    if part == "dense":
+        rest = re.sub(
+            r"^(\d+)\.blocks\.(\d+)\.convs\.(\d+)", lambda m: f"{m[1]}.rdb{int(m[2]) + 1}.conv{int(m[3]) + 1}", rest
+        )
+        return f"encode_enc_2.{rest}"
+    number = {"first": 1, "last": 3}[part]
+    return f"encode_enc_{number}.{rest.replace('conv_shortcut', 'conv_out')}"
+
+
+CFW = Layout(
+    name="stablesr_cfw",
+    title="StableSR's feature wrapping (CFW)",
+    licence="S-Lab License 1.0: non-commercial use only, https://github.com/IceClear/StableSR",
+    words=("scale=full", "backbone=sd21", "decoder=cfw"),
+    parts=("decoder",),
+    recognises=recognises,
+    sources=sources,
+    tidy=lambda key: key.removeprefix("first_stage_model."),
+    base=lambda key: key.startswith(BASE) and not key.startswith(FUSION),
+    setting="decoder.weights",
+)

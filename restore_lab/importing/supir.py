@@ -1,0 +1,78 @@
+"""SUPIR's v0Q and v0F (Yu et al. 2024): sgm's layout, whole files with SDXL in them or the pruned ones without.
+
+`model.control_model.*` is the trunk, `model.diffusion_model.project_modules.n` the connectors, counted from the last
+place to the first (the middle has the highest number, the attentions before the upsamplers stand among them), and
+`first_stage_model.denoise_encoder.*` the robust encoder. Everything else is the prior's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+from restore_lab.importing.layout import Layout, Piece, Source, any_with
+from restore_lab.importing.ldm import kl_encoder_piece, layers_of, unet_key
+from restore_lab.methods.base import RestorationModule
+
+CONTROL = "model.control_model."
+PROJECT = "model.diffusion_model.project_modules."
+ENCODER = "first_stage_model.denoise_encoder."
+BASE = ("model.diffusion_model.", "first_stage_model.", "conditioner.", "denoiser.", "model_ema.")
+CONNECTOR = {  # ours to theirs: of ZeroSFT, then of ZeroCrossAttn
+    "norm": "param_free_norm",
+    "shared.0": "mlp_shared.0",
+    "gamma": "zero_mul",
+    "beta": "zero_add",
+    "zero": "zero_conv",
+}
+ATTENTION = {"norm": "norm1", "norm_control": "norm2"}
+
+
+def recognises(keys: Collection[str]) -> bool:
+    """A trunk with its hint block, and connectors."""
+    return any_with(keys, f"{CONTROL}input_hint_block.", PROJECT)
+
+
+def sources(names: Iterable[str], module: RestorationModule, source: Source) -> dict[str, Piece]:
+    """Trunk, connectors, robust encoder."""
+    layers = layers_of(module.adaptor.trunk)
+    keys = getattr(module.adaptor.fusion, "keys", {})
+    numbers = {key: len(keys) - 1 - i for i, (key, _) in enumerate(keys.values())}
+    found: dict[str, Piece] = {}
+    for name in names:
+        part, _, rest = name.partition(".")
+        piece = None
+        if part == "trunk" and rest.startswith("conv_hint."):
+            piece = Piece(key=f"{CONTROL}input_hint_block.0.{rest.removeprefix('conv_hint.')}")
+        elif part == "trunk" and (key := unet_key(rest, layers=layers)):
+            piece = Piece(key=CONTROL + key)
+        elif part == "fusion":
+            piece = _connector(rest.removeprefix("connectors."), numbers)
+        elif part == "lq_encoder" and (inner := kl_encoder_piece(rest.removeprefix("encoder."))):
+            piece = Piece(key=ENCODER + inner.key, take=inner.take)
+        if piece is not None:
+            found[name] = piece
+    return found
+
+
+def _connector(name: str, numbers: Mapping[str, int]) -> Piece | None:
+    place, _, rest = name.partition(".")
+    stem, _, ending = rest.rpartition(".")
+    if place not in numbers:
+        return None
+    if place.startswith("upsample"):
+        inner = ATTENTION.get(stem) or (f"attn.{stem.removeprefix('attention.')}" if "attention." in stem else None)
+    else:
+        inner = CONNECTOR.get(stem)
+    return Piece(key=f"{PROJECT}{numbers[place]}.{inner}.{ending}") if inner else None
+
+
+SUPIR = Layout(
+    name="supir",
+    title="SUPIR (v0Q or v0F)",
+    licence="SUPIR's own: non-commercial use only, https://github.com/Fanghua-Yu/SUPIR",
+    words=("method=supir", "scale=full", "adaptor=supir_release"),
+    parts=("trunk", "fusion", "lq_encoder"),
+    recognises=recognises,
+    sources=sources,
+    base=lambda key: key.startswith(BASE) and not key.startswith((PROJECT, ENCODER)),
+)
