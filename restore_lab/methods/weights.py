@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from restore_lab.artefacts import place_of
-from restore_lab.backbones.places import DENOISERS, find_folder
+from restore_lab.backbones.places import DENOISERS, find_prior, listed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -121,9 +121,7 @@ def stored_fingerprint(denoiser: nn.Module, path: str | Sequence[str], *, family
     """
     from safetensors import safe_open
 
-    folder = find_folder([path] if isinstance(path, str) else list(path), family=family, meta=True) / DENOISERS[family]
-    listed = sorted(folder.glob("*.safetensors"))
-    files = [file for file in listed if ".fp16" not in file.name] or listed
+    files = find_prior(listed(path), family=family, meta=True).files(DENOISERS[family])
     with ExitStack() as stack:
         opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
         where = {name: file for file in opened for name in file.keys()}  # noqa: SIM118
