@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from restore_lab.adaptors.zero import zero_conv
 from restore_lab.adaptors.zero_sft import group_norm
 from restore_lab.artefacts import place_of
+from restore_lab.backbones.banded import decoded, levels
+from restore_lab.backbones.bands import Canvas, swept
 
 if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
@@ -60,10 +62,36 @@ class RefinementBlock(nn.Module):
         )
 
     def forward(self, z_BCHW: Tensor, lq_BCHW: Tensor, degradation_BD: Tensor | None) -> Tensor:
+        return self.body(self._merged(z_BCHW, lq_BCHW, degradation_BD)) + z_BCHW
+
+    def in_bands(self, z: Canvas, lq: Canvas, degradation_1D: Tensor | None, *, rows: int) -> Canvas:
+        """The same of one image whose maps are canvases."""
+        activate, first, norm, _, last = self.body
+        like, channels = self.merge.weight, self.merge.out_channels
+        h = swept(
+            lambda z_band, lq_band: first(activate(self._merged(z_band, lq_band, degradation_1D))),
+            [z, lq],
+            like=like,
+            channels=channels,
+            rows=rows,
+            halo=2,
+        )
+        normed = h.normed(norm)
+        return swept(
+            lambda h_band, z_band: last(activate(normed(h_band))) + z_band,
+            [h, z],
+            like=like,
+            channels=channels,
+            rows=rows,
+            halo=1,
+            into=z,
+        )
+
+    def _merged(self, z_BCHW: Tensor, lq_BCHW: Tensor, degradation_BD: Tensor | None) -> Tensor:
         merged = self.merge(torch.cat([z_BCHW, lq_BCHW], dim=1))
         if self.gate is not None and degradation_BD is not None:
             merged = merged * torch.sigmoid(self.gate(degradation_BD))[:, :, None, None]
-        return self.body(merged) + z_BCHW
+        return merged
 
 
 class DegradationAwareDecoder(nn.Module):
@@ -105,11 +133,13 @@ class DegradationAwareDecoder(nn.Module):
             raise ValueError(
                 "this decoder is modulated by a degradation embedding, and the method has none; set decoder.embedding=0"
             )
-        levels = codec.features(hint.lq_BCHW)[::-1] if self.blocks else []
-        p_BD = hint.degradation_BD
-        return codec.decode(z_BCHW, clamp=False, decoder=lambda z: self._refined(z.float(), levels, p_BD))
+        p_BD, rows = hint.degradation_BD, codec.rows(hint.lq_BCHW.shape[-2:])
+        if rows is not None:
+            return codec.decode(z_BCHW, clamp=False, decoder=lambda z: self._in_bands(z.float(), hint, codec, rows))
+        seen = codec.features(hint.lq_BCHW)[::-1] if self.blocks else []
+        return codec.decode(z_BCHW, clamp=False, decoder=lambda z: self._refined(z.float(), seen, p_BD))
 
-    def _refined(self, z: Tensor, levels: list[Tensor], degradation_BD: Tensor | None) -> Tensor:
+    def _refined(self, z: Tensor, seen: list[Tensor], degradation_BD: Tensor | None) -> Tensor:
         """diffusers' Decoder with a block after the residual blocks of each level, before it is doubled."""
         decoder: Any = self.decoder
         h = decoder.mid_block(decoder.conv_in(z), None)
@@ -117,10 +147,27 @@ class DegradationAwareDecoder(nn.Module):
             for resnet in level.resnets:
                 h = resnet(h, temb=None)
             if index < len(self.blocks):
-                h = self.blocks[index](h, levels[index].float(), degradation_BD)
+                h = self.blocks[index](h, seen[index].float(), degradation_BD)
             for upsampler in level.upsamplers or ():
                 h = upsampler(h)
         return decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(h)))
+
+
+    def _in_bands(self, z: Tensor, hint: Hint, codec: Codec, rows: int) -> Tensor:
+        """`_refined` for images too large for it; the LQ's features wait in canvases."""
+        p_BD = hint.degradation_BD
+        seen: list[list[Canvas]] = [[] for _ in hint.lq_BCHW]
+        if self.blocks:
+            seen = [list(levels(codec.vae.encoder, lq[None], rows=rows))[::-1] for lq in hint.lq_BCHW]
+
+        def refine(number: int, index: int, h: Canvas) -> Canvas:
+            if index >= len(self.blocks):
+                return h
+            block: Any = self.blocks[index]
+            p_1D = None if p_BD is None else p_BD[number : number + 1]
+            return block.in_bands(h, seen[number][index], p_1D, rows=rows)
+
+        return decoded(self.decoder, z, rows=rows, refine=refine)
 
 
 class ConsistencyDecoder(nn.Module):
@@ -160,6 +207,12 @@ class ConsistencyDecoder(nn.Module):
         self.vae.requires_grad_(False)
 
     def forward(self, z_BCHW: Tensor, hint: Hint, codec: Codec) -> Tensor:
+        height, width = (side * codec.compression for side in z_BCHW.shape[-2:])
+        if codec.pixels is not None and height * width > codec.pixels:
+            raise ValueError(
+                f"decoder=consistency decodes whole images, and {width}x{height} is larger than a tile; "
+                "set decoder=codec, or sampler/tiling=none"
+            )
         unscaled = z_BCHW / codec.scale[0] + codec.shift[0]
         # diffusers draws all of its noise from one generator: image by image, so that no batch changes a result.
         images = [
