@@ -12,3 +12,14 @@ def out_of_memory(error: BaseException) -> bool:
         or "out of memory" in said
         or isinstance(error, MemoryError)
     )
+
+
+def let_go() -> None:
+    """Hand what is no longer used back to the GPU, if there is one."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

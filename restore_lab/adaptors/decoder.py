@@ -152,7 +152,6 @@ class DegradationAwareDecoder(nn.Module):
                 h = upsampler(h)
         return decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(h)))
 
-
     def _in_bands(self, z: Tensor, hint: Hint, codec: Codec, rows: int) -> Tensor:
         """`_refined` for images too large for it; the LQ's features wait in canvases."""
         p_BD = hint.degradation_BD

@@ -133,9 +133,7 @@ def swept(
         into: a map that is filled in the place of a new one; it may be a source that depends on no neighbours.
     """
     height, width = sources[0].height, sources[0].width
-    out = into or Canvas(
-        height=height * up // down, width=width * up // down, channels=channels, dtype=like.dtype
-    )
+    out = into or Canvas(height=height * up // down, width=width * up // down, channels=channels, dtype=like.dtype)
     out.forget()
     step, top = max(down, rows // up // down * down), 0
     while top < height:

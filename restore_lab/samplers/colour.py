@@ -7,11 +7,18 @@ et al. 2023): the image's high bands over the reference's lowest, by the a-trous
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 EPS = 1e-5  # added to the variances
+
+
+def recolours(colour: Callable[[Tensor, Tensor], Tensor]) -> bool:
+    """Whether a colour looks at the reference."""
+    return getattr(colour, "func", colour) is not keep
 
 
 def keep(image_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ def test_bands_without_their_neighbours_or_the_pooled_norms_would_differ(monkeyp
     assert (pieces - z).abs().max() > 1e-4
     codec.pixels = 40 * 16
     monkeypatch.setattr(Canvas, "normed", lambda self, norm: norm)  # each band by its own statistics
-    assert (codec.encode(x) - z).abs().max() > 1e-4
+    assert (codec.encode(x) - z).abs().max() > 2e-5
 
 
 def test_gradients_go_through_the_whole_codec() -> None:
