@@ -64,10 +64,13 @@ class RefinementBlock(nn.Module):
     def forward(self, z_BCHW: Tensor, lq_BCHW: Tensor, degradation_BD: Tensor | None) -> Tensor:
         return self.body(self._merged(z_BCHW, lq_BCHW, degradation_BD)) + z_BCHW
 
-    def in_bands(self, z: Canvas, lq: Canvas, degradation_1D: Tensor | None, *, rows: int) -> Canvas:
+    def in_bands(
+        self, z: Canvas, lq: Canvas, degradation_1D: Tensor | None, *, rows: int, device: torch.device
+    ) -> Canvas:
         """The same of one image whose maps are canvases."""
         activate, first, norm, _, last = self.body
-        like, channels = self.merge.weight, self.merge.out_channels
+        like = torch.empty(0, dtype=self.merge.weight.dtype, device=device)
+        channels = self.merge.out_channels
         h = swept(
             lambda z_band, lq_band: first(activate(self._merged(z_band, lq_band, degradation_1D))),
             [z, lq],
@@ -164,7 +167,7 @@ class DegradationAwareDecoder(nn.Module):
                 return h
             block: Any = self.blocks[index]
             p_1D = None if p_BD is None else p_BD[number : number + 1]
-            return block.in_bands(h, seen[number][index], p_1D, rows=rows)
+            return block.in_bands(h, seen[number][index], p_1D, rows=rows, device=z.device)
 
         return decoded(self.decoder, z, rows=rows, refine=refine)
 

@@ -28,32 +28,31 @@ def encoded(encoder: Any, image_BCHW: Tensor, *, rows: int) -> Tensor:
         image_BCHW: images, worked on one by one.
         rows: of a band.
     """
-    return torch.cat(
-        [
-            _out(encoder, _middle(encoder.mid_block, _last(levels(encoder, image[None], rows=rows)), rows=rows), rows)
-            for image in image_BCHW
-        ]
-    )
+    made, like = [], _like(encoder, image_BCHW)
+    for image_CHW in image_BCHW:
+        h = _last(levels(encoder, image_CHW[None], rows=rows))
+        made.append(_out(encoder, _middle(encoder.mid_block, h, rows, like), rows, like))
+    return made[0] if len(made) == 1 else torch.cat(made)
 
 
 def levels(encoder: Any, image_1CHW: Tensor, *, rows: int) -> Iterator[Canvas]:
     """What each level of the encoder makes of an image in [0, 1], before it is halved; the finest first."""
-    conv = encoder.conv_in
+    conv, like = encoder.conv_in, _like(encoder, image_1CHW)
     h = swept(
         lambda x: conv(2 * x - 1),
         [Canvas.of(image_1CHW)],
-        like=conv.weight,
+        like=like,
         channels=conv.out_channels,
         rows=rows,
         halo=1,
     )
     for block in encoder.down_blocks:
         for resnet in block.resnets:
-            h = _resnet(resnet, h, rows=rows)
+            h = _resnet(resnet, h, rows, like)
         yield h
         for downsampler in block.downsamplers or ():
-            conv = downsampler.conv
-            h = swept(downsampler, [h], like=conv.weight, channels=conv.out_channels, rows=rows, halo=2, down=2)
+            channels = downsampler.conv.out_channels
+            h = swept(downsampler, [h], like=like, channels=channels, rows=rows, halo=2, down=2)
 
 
 def decoded(decoder: Any, z_BCHW: Tensor, *, rows: int, refine: Refine | None = None) -> Tensor:
@@ -71,29 +70,32 @@ def decoded(decoder: Any, z_BCHW: Tensor, *, rows: int, refine: Refine | None = 
 
 
 def _decoded(decoder: Any, z_1CHW: Tensor, rows: int, number: int, refine: Refine | None) -> Tensor:
-    conv = decoder.conv_in
-    h = swept(conv, [Canvas.of(z_1CHW)], like=conv.weight, channels=conv.out_channels, rows=rows, halo=1)
-    h = _middle(decoder.mid_block, h, rows=rows)
+    conv, like = decoder.conv_in, _like(decoder, z_1CHW)
+    h = swept(conv, [Canvas.of(z_1CHW)], like=like, channels=conv.out_channels, rows=rows, halo=1)
+    h = _middle(decoder.mid_block, h, rows, like)
     for index, level in enumerate(decoder.up_blocks):
         for resnet in level.resnets:
-            h = _resnet(resnet, h, rows=rows)
+            h = _resnet(resnet, h, rows, like)
         if refine is not None:
             h = refine(number, index, h)
         for upsampler in level.upsamplers or ():
-            conv = upsampler.conv
-            h = swept(upsampler, [h], like=conv.weight, channels=conv.out_channels, rows=rows, halo=1, up=2)
-    return _out(decoder, h, rows)
+            h = swept(upsampler, [h], like=like, channels=upsampler.conv.out_channels, rows=rows, halo=1, up=2)
+    return _out(decoder, h, rows, like)
 
 
-def _out(coder: Any, h: Canvas, rows: int) -> Tensor:
-    """The last norm and convolution, into one tensor on the module's device."""
+def _like(coder: Any, x_BCHW: Tensor) -> Tensor:
+    """What the bands are like: of the weights' dtype, on the input's device (offloaded weights are elsewhere)."""
+    return x_BCHW.new_empty(0, dtype=coder.conv_in.weight.dtype)
+
+
+def _out(coder: Any, h: Canvas, rows: int, like: Tensor) -> Tensor:
+    """The last norm and convolution, into one tensor."""
     norm, conv = h.normed(coder.conv_norm_out), coder.conv_out
-    shape = (1, conv.out_channels, h.height, h.width)
-    out_1CHW = torch.empty(shape, dtype=conv.weight.dtype, device=conv.weight.device)
+    out_1CHW = like.new_empty(1, conv.out_channels, h.height, h.width)
     swept(
         lambda band: conv(coder.conv_act(norm(band))),
         [h],
-        like=conv.weight,
+        like=like,
         channels=conv.out_channels,
         rows=rows,
         halo=1,
@@ -102,9 +104,9 @@ def _out(coder: Any, h: Canvas, rows: int) -> Tensor:
     return out_1CHW
 
 
-def _resnet(block: Any, x: Canvas, *, rows: int) -> Canvas:
+def _resnet(block: Any, x: Canvas, rows: int, like: Tensor) -> Canvas:
     """diffusers' ResnetBlock2D without time: x + conv2(silu(norm2(conv1(silu(norm1(x))))))."""
-    first, like = x.normed(block.norm1), block.conv1.weight
+    first = x.normed(block.norm1)
     h = swept(
         lambda band: block.conv1(block.nonlinearity(first(band))),
         [x],
@@ -124,19 +126,19 @@ def _resnet(block: Any, x: Canvas, *, rows: int) -> Canvas:
     return swept(rest, [h, x], like=like, channels=block.conv2.out_channels, rows=rows, halo=1, into=into)
 
 
-def _middle(block: Any, h: Canvas, *, rows: int) -> Canvas:
+def _middle(block: Any, h: Canvas, rows: int, like: Tensor) -> Canvas:
     """diffusers' UNetMidBlock2D without time."""
-    h = _resnet(block.resnets[0], h, rows=rows)
+    h = _resnet(block.resnets[0], h, rows, like)
     for attention, resnet in zip(block.attentions, block.resnets[1:], strict=True):
         if attention is not None:
-            h = _attended(attention, h, rows=rows)
-        h = _resnet(resnet, h, rows=rows)
+            h = _attended(attention, h, rows, like)
+        h = _resnet(resnet, h, rows, like)
     return h
 
 
-def _attended(attention: Any, h: Canvas, *, rows: int) -> Canvas:
+def _attended(attention: Any, h: Canvas, rows: int, like: Tensor) -> Canvas:
     """diffusers' Attention over the whole map, the queries of one band at a time."""
-    norm, like = h.normed(attention.group_norm), attention.to_q.weight
+    norm = h.normed(attention.group_norm)
     keys, values = [], []
     for top in range(0, h.height, rows):
         tokens = _tokens(norm(h.rows(top, min(top + rows, h.height)).to(like)))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from restore_lab.memory import out_of_memory
@@ -102,10 +103,16 @@ class Canvas:
         mean_G = mean_GC.mean(dim=1)
         variance_G = variance_G + (mean_GC - mean_G[:, None]).square().mean(dim=1)
         each = self.channels // norm.num_groups
-        weight_C = norm.weight.double().cpu() * (variance_G + norm.eps).rsqrt().repeat_interleave(each)
-        bias_C = norm.bias.double().cpu() - mean_G.repeat_interleave(each) * weight_C
-        weight, bias = (value.float().to(norm.weight.device)[None, :, None, None] for value in (weight_C, bias_C))
-        return lambda band: torch.addcmul(bias, band.float(), weight).to(band.dtype)
+        with align_module_device(norm):  # offloaded weights come for their own module's forward alone
+            gain_C, shift_C = norm.weight.double().cpu(), norm.bias.double().cpu()
+        gain_C = gain_C * (variance_G + norm.eps).rsqrt().repeat_interleave(each)
+        shift_C = shift_C - mean_G.repeat_interleave(each) * gain_C
+        gain, shift = (value.float()[None, :, None, None] for value in (gain_C, shift_C))
+
+        def apply(band: Tensor) -> Tensor:
+            return torch.addcmul(shift.to(band.device), band.float(), gain.to(band.device)).to(band.dtype)
+
+        return apply
 
 
 def swept(

@@ -18,6 +18,7 @@ from torch import Tensor
 from restore_lab.adaptors.decoder import CodecDecoder
 from restore_lab.adaptors.lq_encoder import CodecEncoder
 from restore_lab.backbones.loading import DTYPES
+from restore_lab.methods.memory import Staged
 from restore_lab.methods.parts import OwnWeights, pad_to_multiple, partway
 from restore_lab.methods.references import Reference
 from restore_lab.methods.restoring import restored
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     Decoder = CodecDecoder | DegradationAwareDecoder | ConsistencyDecoder
 
 
-class RestorationModule(OwnWeights):
+class RestorationModule(Staged, OwnWeights):
     """A frozen prior that an adaptor turns into a restorer.
 
     Args:
@@ -92,23 +93,15 @@ class RestorationModule(OwnWeights):
         self.visual = prompts.visual  # a module, so that it moves to the device with the rest
         self.reference, self.lq_targets = reference or Reference(kind="lq"), lq_targets
 
-    def hint(
-        self,
-        lq_BCHW: Tensor,
-        prompt: Prompt,
-        *,
-        hq_BCHW: Tensor | None = None,
-        size: tuple[int, int] | None = None,
-    ) -> Hint:
+    def hint(self, lq_BCHW: Tensor, prompt: Prompt, *, hq_BCHW: Tensor | None = None) -> Hint:
         """What the adaptor may look at: the LQ, and of the rest what it reads; a method may say more in `told`.
 
         Args:
             lq_BCHW: degraded images.
             prompt: the slots' words for them.
             hq_BCHW: the originals, where they are known (a reference may want them).
-            size: (height, width) that the prior is told; None for the LQ's.
         """
-        told = self.told(lq_BCHW, prompt, size or tuple(lq_BCHW.shape[-2:]))
+        told = self.told(lq_BCHW, prompt, tuple(lq_BCHW.shape[-2:]))
         return replace(told, **self.latents(lq_BCHW, hq_BCHW=hq_BCHW))
 
     def told(self, lq_BCHW: Tensor, prompt: Prompt, size: tuple[int, int]) -> Hint:
@@ -292,6 +285,7 @@ class RestorationModule(OwnWeights):
     def reconstruct(self, lq_BCHW: Tensor) -> Tensor:
         """What the codec's decoder makes of the LQ's latent, in [0, 1]: with a robust encoder, a first restoration."""
         height, width = lq_BCHW.shape[-2:]
+        self.stage("codec")
         codec, padded_BCHW = self.backbone.codec, pad_to_multiple(lq_BCHW, self.backbone.multiple)
         return codec.decode(self.lq_encoder(padded_BCHW, codec))[..., :height, :width]
 

@@ -97,7 +97,7 @@ def load(cfg: DictConfig) -> RestorationModule:
     device = cfg.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return module.to(device).eval()
+    return build(cfg.memory).settle(module.eval(), device)
 
 
 def _enlarged(picture: Picture, cfg: DictConfig) -> np.ndarray:
@@ -137,7 +137,7 @@ def _batch(module: RestorationModule, lq_HWC: np.ndarray, picture: Picture, cfg:
 
     return Batch(
         hq_BCHW=None,
-        lq_BCHW=to_tensor(lq_HWC)[None].to(module.device),
+        lq_BCHW=to_tensor(lq_HWC)[None].to(module.run_device),
         caption=(picture.caption if cfg.caption is None else cfg.caption,),
         key=(picture.key,),
         seed=(mix(cfg.seed, "restore", hashlib.sha256(lq_HWC.tobytes()).hexdigest()),),

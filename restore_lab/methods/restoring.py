@@ -66,9 +66,11 @@ def _restored(module: RestorationModule, batch: Batch) -> Tensor:
     if not own and (sampler.fidelity.recode or recolours(sampler.colour)):
         preview_BCHW = codec.decode(lq_latent_BCHW)
     centre_BCHW = codec.encode(preview_BCHW) if sampler.fidelity.recode else lq_latent_BCHW
+    module.stage("prior")
     latent_BCHW = sampler(
         guided, lq_latent_BCHW, centre_BCHW=centre_BCHW, seeds=batch.seed, schedule=module.backbone.schedule
     )
+    module.stage("codec")
     restored_BCHW = sampler.colour(module.decoder(latent_BCHW, hint, codec).clamp_(0, 1), preview_BCHW)
     return restored_BCHW[..., :height, :width].clamp_(0, 1)
 
@@ -81,11 +83,13 @@ def told(module: RestorationModule, batch: Batch, tiles: Tiles | None) -> tuple[
     """
     lq_BCHW: Any = batch.lq_BCHW
     size = tuple(lq_BCHW.shape[-2:]) if tiles is None else tiles.pixels
+    module.stage("words")
     prompt = module.prompts(batch, training=False) if tiles is None or tiles.settings.words == "image" else None
     if prompt is not None:
         cond = module.cond(prompt, size)
-        hint = module.hint(lq_BCHW, prompt, hq_BCHW=batch.hq_BCHW, size=size)
-        return cond, module.null(prompt, size, cond), hint
+        null, hint = module.null(prompt, size, cond), module.told(lq_BCHW, prompt, size)
+        module.stage("codec")
+        return cond, null, replace(hint, **module.latents(lq_BCHW, hq_BCHW=batch.hq_BCHW))
     assert tiles is not None
     conds, nulls, hints = [], [], []
     for first in range(0, len(tiles.windows), tiles.settings.batch):
@@ -95,6 +99,7 @@ def told(module: RestorationModule, batch: Batch, tiles: Tiles | None) -> tuple[
         nulls.append(module.null(said, size, conds[-1]))
         cut_BCHW: Any = some.lq_BCHW
         hints.append(replace(module.told(cut_BCHW, said, size), lq_BCHW=lq_BCHW))  # its crops are not kept
+    module.stage("codec")
     seen = module.latents(lq_BCHW, hq_BCHW=batch.hq_BCHW)
     cond, same = joined(conds), all(a is b for a, b in zip(conds, nulls, strict=True))
     return cond, cond if same else joined(nulls), replace(joined(hints), lq_BCHW=lq_BCHW, **seen)

@@ -1,7 +1,8 @@
-"""Sampling in tiles: exact where the model is local, bit-identical where one tile holds all, and what tiles are told."""
+"""Sampling in tiles: exact where the model is local, bit-identical where one tile holds all; what tiles are told."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -37,7 +38,7 @@ def module():
 def test_windows_cover_a_side_from_end_to_end(whole, part, overlap) -> None:
     found = starts(whole, part, overlap)
     assert found[0] == 0 and (part >= whole or found[-1] == whole - part)
-    assert all(a < b <= a + part - overlap for a, b in zip(found, found[1:], strict=False))
+    assert all(a < b <= a + part - overlap for a, b in itertools.pairwise(found))
     assert len(found) == (1 if part >= whole else 1 + -(-(whole - part) // (part - overlap)))  # and no more than needed
 
 
@@ -187,7 +188,7 @@ def test_the_tile_follows_the_prior_and_bad_numbers_are_one_line(module) -> None
 
 
 def test_blending_hides_the_edges_that_cutting_shows() -> None:
-    """Tiles that disagree by an offset each: with weights the step at the edges is gone, cut side by side it is there."""
+    """Tiles that disagree by an offset each: with weights no step is left at the edges, averaged alike there is."""
     z, size = latent(64, 64, count=1), (64, 64)
     ramp = torch.linspace(0, 1, 64).expand(1, 3, 64, 64) + torch.linspace(0, 1, 64)[:, None]
     lines = edges(64, tile=24, overlap=8)
