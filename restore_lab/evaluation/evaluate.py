@@ -40,6 +40,7 @@ from restore_lab.evaluation.scores import Scores, once, scores_of, settings_of
 from restore_lab.methods.captioning import caption_ahead
 from restore_lab.methods.parts import pad_to_multiple
 from restore_lab.methods.restore import load
+from restore_lab.methods.restoring import asked_about
 from restore_lab.methods.weights import weights_file
 from restore_lab.prompts.sources import PromptSources
 from restore_lab.types import Prompt
@@ -148,7 +149,8 @@ def _run(cfg: DictConfig, scores: Scores) -> None:
     module = load(cfg)
     suite: MetricSuite = build(cfg.metrics, protocol=build(cfg.protocol))
     variants = {name: _with_slots(module.prompts, slots) for name, slots in (cfg.variants or {cfg.name: None}).items()}
-    caption_ahead(module, list(variants.values()), degraded_batches(cfg, module.run_device))
+    seen = (part for batch in degraded_batches(cfg, module.run_device) for part in asked_about(module, batch))
+    caption_ahead(module, list(variants.values()), seen)
     panels: list[Panel] = []
     for batch in degraded_batches(cfg, module.run_device):
         rows, more = _measure(module, suite, batch, variants, cfg.work_size)

@@ -77,10 +77,11 @@ class Seams(ImageMetric):
         self.weights = f"closed form, tiles of {tile} by {overlap}"
 
     def __call__(self, restored_BCHW: Tensor, reference_BCHW: Tensor | None, captions: Sequence[str] | None) -> Tensor:
-        rows, columns = (self._lines(side) for side in restored_BCHW.shape[-2:])
+        rows, columns = (self.lines(side) for side in restored_BCHW.shape[-2:])
         return seams(restored_BCHW, rows=rows, columns=columns, reach=self.compression)
 
-    def _lines(self, side: int) -> list[int]:
+    def lines(self, side: int) -> list[int]:
+        """The tiles' edges along a side of so many pixels."""
         step = self.compression
         padded = -(-side // self.multiple) * self.multiple
         found = edges(padded // step, tile=self.tile // step, overlap=-(-self.overlap // step))

@@ -76,11 +76,12 @@ def restore_folder(cfg: DictConfig) -> Restored:
 def _readable(source: FolderSource, module: RestorationModule, cfg: DictConfig) -> Iterator[Batch]:
     """The images that can be restored; the others are named when their turn comes."""
     from restore_lab.data.image_io import BadImage
+    from restore_lab.methods.restoring import asked_about
 
     for index in range(len(source)):
         try:
             picture = source.read(index, epoch=0)
-            yield _batch(module, _enlarged(picture, cfg), picture, cfg)
+            yield from asked_about(module, _batch(module, _enlarged(picture, cfg), picture, cfg))
         except BadImage:
             continue
 

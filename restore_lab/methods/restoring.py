@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -45,14 +45,8 @@ def _restored(module: RestorationModule, batch: Batch) -> Tensor:
     if batch.lq_BCHW is None:
         raise ValueError("there is no LQ to restore")
     height, width = batch.lq_BCHW.shape[-2:]
-    batch = replace(
-        batch,
-        lq_BCHW=pad_to_multiple(batch.lq_BCHW, module.backbone.multiple),
-        hq_BCHW=None if batch.hq_BCHW is None else pad_to_multiple(batch.hq_BCHW, module.backbone.multiple),
-    )
+    batch, tiles = padded(module, batch)
     padded_BCHW: Any = batch.lq_BCHW
-    tiling = module.sampler.tiling
-    tiles = None if tiling is None else tiling.tiles(tuple(padded_BCHW.shape[-2:]), module.backbone)
     cond, null, hint = told(module, batch, tiles)
 
     def guided(z_BCHW: Tensor, t_B: Tensor, level: Level, steer: Steer) -> Prediction:
@@ -73,6 +67,30 @@ def _restored(module: RestorationModule, batch: Batch) -> Tensor:
     module.stage("codec")
     restored_BCHW = sampler.colour(module.decoder(latent_BCHW, hint, codec).clamp_(0, 1), preview_BCHW)
     return restored_BCHW[..., :height, :width].clamp_(0, 1)
+
+
+def padded(module: RestorationModule, batch: Batch) -> tuple[Batch, Tiles | None]:
+    """The batch at sizes that the prior can see, and its tiles if one is too small."""
+    multiple, tiling = module.backbone.multiple, module.sampler.tiling
+    batch = replace(
+        batch,
+        lq_BCHW=None if batch.lq_BCHW is None else pad_to_multiple(batch.lq_BCHW, multiple),
+        hq_BCHW=None if batch.hq_BCHW is None else pad_to_multiple(batch.hq_BCHW, multiple),
+    )
+    if tiling is None or batch.lq_BCHW is None:
+        return batch, None
+    height, width = batch.lq_BCHW.shape[-2:]
+    return batch, tiling.tiles((height, width), module.backbone)
+
+
+def asked_about(module: RestorationModule, batch: Batch) -> Iterator[Batch]:
+    """What a captioner will be asked about: the batch, or its tiles where each has words of its own."""
+    whole, tiles = padded(module, batch)
+    if tiles is None or tiles.settings.words == "image":
+        yield batch
+        return
+    for number in range(len(tiles.windows)):
+        yield tile_batch(whole, tiles, range(number, number + 1))
 
 
 def told(module: RestorationModule, batch: Batch, tiles: Tiles | None) -> tuple[Cond, Cond, Hint]:

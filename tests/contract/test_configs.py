@@ -29,7 +29,7 @@ CONF = conf_dir()
 GROUPS = {g: options for g, options in groups([CONF]).items() if g != "experiment" and not g.startswith("hydra/")}
 EXPERIMENTS = groups([CONF]).get("experiment", [])
 # Groups and parts that the train verb does not have, and parts that must be chosen before a group of theirs.
-VERB = {"metrics": "evaluate", "protocol": "evaluate", "prompt/instruction=given": "restore"}
+VERB = {"metrics": "evaluate", "memory": "restore", "protocol": "evaluate", "prompt/instruction=given": "restore"}
 FIRST = {
     "data/rule": ("data=paired",),
     "eval_data/rule": ("eval_data=paired",),

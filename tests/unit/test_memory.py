@@ -1,4 +1,4 @@
-"""Memory plans: results stay, parts come in turn, offloaded layers come by themselves, and quantised weights are near."""
+"""Memory plans: results stay, parts come in turn, offloaded layers come by themselves, quantised weights are near."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from restore_lab.evaluation.seams import edges, seams
-from restore_lab.methods.restoring import told
+from restore_lab.methods.restoring import asked_about, told
 from restore_lab.samplers.tiling import Gaussian, Part, Tiles, TilesTooLarge, starts
 from restore_lab.types import Batch, Cond, Hint
 from tests.toy_methods import shake, toy_batch, toy_spire
@@ -127,6 +127,11 @@ def test_a_tile_may_have_words_of_its_own(module) -> None:
     assert len(cond.tokens_BLD) == len(null.tokens_BLD) == len(hint.instruction_BLD) == 6
     assert torch.equal(cond.tokens_BLD[3], module.backbone.embed([keys[3]], (24, 32)).tokens_BLD[0])
     assert hint.lq_BCHW is padded.lq_BCHW
+    ahead = list(asked_about(module, batch))  # a captioner is asked about the same tiles before
+    assert [key for some in ahead for key in some.key] == keys
+    assert all(some.lq_BCHW.shape == (2, 3, 32, 32) for some in ahead)  # padded first
+    module.sampler.tiling = gaussian(words="image")
+    assert list(asked_about(module, batch)) == [batch]
 
 
 def failing(monkeypatch, module, *, fits) -> list[tuple[int, ...]]:
