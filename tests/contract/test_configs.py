@@ -98,6 +98,8 @@ def test_a_part_composes_and_builds(group, option, images, toy_folder, tmp_path,
         node = cfg.prompt
     if f"{group}={option}" in ("adaptor/lora=none", "adaptor/stream=none"):  # nulls of the adaptor
         node = cfg.adaptor
+    if f"{group}={option}" == "sampler/tiling=none":  # a null of the sampler
+        node = cfg.sampler
     if f"{group}={option}" == "decoder=consistency":
         with pytest.raises(ValueError, match=r"decodes SD 1\.x's latents"):
             build(node)(toy_backbone("sd"))
