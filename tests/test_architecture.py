@@ -19,6 +19,7 @@ RANKS = {
     "types": 0,
     "random": 0,
     "quiet": 0,
+    "memory": 0,
     "build": 0,
     "artefacts": 0,
     "locks": 0,

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from restore_lab.adaptors.zero import zero_conv
 from restore_lab.adaptors.zero_sft import group_norm
 from restore_lab.artefacts import place_of
+from restore_lab.backbones.banded import decoded, levels
+from restore_lab.backbones.bands import Canvas, swept
 
 if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
@@ -61,10 +63,39 @@ class RefinementBlock(nn.Module):
         )
 
     def forward(self, z_BCHW: Tensor, lq_BCHW: Tensor, degradation_BD: Tensor | None) -> Tensor:
+        return self.body(self._merged(z_BCHW, lq_BCHW, degradation_BD)) + z_BCHW
+
+    def in_bands(
+        self, z: Canvas, lq: Canvas, degradation_1D: Tensor | None, *, rows: int, device: torch.device
+    ) -> Canvas:
+        """The same of one image whose maps are canvases."""
+        activate, first, norm, _, last = self.body
+        like = torch.empty(0, dtype=self.merge.weight.dtype, device=device)
+        channels = self.merge.out_channels
+        h = swept(
+            lambda z_band, lq_band: first(activate(self._merged(z_band, lq_band, degradation_1D))),
+            [z, lq],
+            like=like,
+            channels=channels,
+            rows=rows,
+            halo=2,
+        )
+        normed = h.normed(norm)
+        return swept(
+            lambda h_band, z_band: last(activate(normed(h_band))) + z_band,
+            [h, z],
+            like=like,
+            channels=channels,
+            rows=rows,
+            halo=1,
+            into=z,
+        )
+
+    def _merged(self, z_BCHW: Tensor, lq_BCHW: Tensor, degradation_BD: Tensor | None) -> Tensor:
         merged = self.merge(torch.cat([z_BCHW, lq_BCHW], dim=1))
         if self.gate is not None and degradation_BD is not None:
             merged = merged * torch.sigmoid(self.gate(degradation_BD))[:, :, None, None]
-        return self.body(merged) + z_BCHW
+        return merged
 
 
 class DegradationAwareDecoder(nn.Module):
@@ -106,13 +137,31 @@ class DegradationAwareDecoder(nn.Module):
             raise ValueError(
                 "this decoder is modulated by a degradation embedding, and the method has none; set decoder.embedding=0"
             )
-        levels = codec.features(hint.lq_BCHW)[::-1] if self.blocks else []
-        p_BD = hint.degradation_BD
+        p_BD, rows = hint.degradation_BD, codec.rows(hint.lq_BCHW.shape[-2:])
+        if rows is not None:
+            return codec.decode(z_BCHW, clamp=False, decoder=lambda z: self._in_bands(z.float(), hint, codec, rows))
+        seen = codec.features(hint.lq_BCHW)[::-1] if self.blocks else []
 
         def refined(index: int, h_BCHW: Tensor) -> Tensor:
-            return self.blocks[index](h_BCHW, levels[index].float(), p_BD) if index < len(self.blocks) else h_BCHW
+            return self.blocks[index](h_BCHW, seen[index].float(), p_BD) if index < len(self.blocks) else h_BCHW
 
         return codec.decode(z_BCHW, clamp=False, decoder=lambda z: through(self.decoder, z.float(), at=refined))
+
+    def _in_bands(self, z: Tensor, hint: Hint, codec: Codec, rows: int) -> Tensor:
+        """The same for images too large for it; the LQ's features wait in canvases."""
+        p_BD = hint.degradation_BD
+        seen: list[list[Canvas]] = [[] for _ in hint.lq_BCHW]
+        if self.blocks:
+            seen = [list(levels(codec.vae.encoder, lq[None], rows=rows))[::-1] for lq in hint.lq_BCHW]
+
+        def refine(number: int, index: int, h: Canvas) -> Canvas:
+            if index >= len(self.blocks):
+                return h
+            block: Any = self.blocks[index]
+            p_1D = None if p_BD is None else p_BD[number : number + 1]
+            return block.in_bands(h, seen[number][index], p_1D, rows=rows, device=z.device)
+
+        return decoded(self.decoder, z, rows=rows, refine=refine)
 
 
 def through(decoder: Any, z_BCHW: Tensor, *, at: Callable[[int, Tensor], Tensor]) -> Tensor:
@@ -170,6 +219,12 @@ class ConsistencyDecoder(nn.Module):
         self.vae.requires_grad_(False)
 
     def forward(self, z_BCHW: Tensor, hint: Hint, codec: Codec) -> Tensor:
+        height, width = (side * codec.compression for side in z_BCHW.shape[-2:])
+        if codec.pixels is not None and height * width > codec.pixels:
+            raise ValueError(
+                f"decoder=consistency decodes whole images, and {width}x{height} is larger than a tile; "
+                "set decoder=codec, or sampler/tiling=none"
+            )
         unscaled = z_BCHW / codec.scale[0] + codec.shift[0]
         # diffusers draws all of its noise from one generator: image by image, so that no batch changes a result.
         images = [

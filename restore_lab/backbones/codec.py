@@ -3,23 +3,35 @@
 Wraps diffusers' AutoencoderKL or AutoencoderTiny (both work on [-1, 1] inside). Shapes: image (B, 3, H, W) with H and W
 multiples of `compression`, latent (B, channels, H / compression, W / compression). Latents are normalised as the
 config says: (z - mean) / std * scaling_factor, or (z - shift_factor) * scaling_factor.
+Images of more pixels than `pixels`, if that is set, go through an AutoencoderKL in bands of rows (banded.py).
 Selected by the `vae` folder of `backbone.path`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
+from restore_lab.backbones import banded
+
 Generators = torch.Generator | Sequence[torch.Generator]
 
 
 class Codec(nn.Module):
-    """Encode and decode; the weights are frozen, but gradients pass through to whatever is trainable before them."""
+    """Encode and decode; the weights are frozen, but gradients pass through to whatever is trainable before them.
+
+    Attributes:
+        compression: image side over latent side.
+        channels: of a latent.
+        pixels: images of more go through in bands of so many, without gradients; None for no limit.
+    """
+
+    pixels: int | None = None
 
     def __init__(self, vae: AutoencoderKL | AutoencoderTiny) -> None:
         super().__init__()
@@ -44,21 +56,36 @@ class Codec(nn.Module):
             ValueError: if the size is not a multiple of `compression`, or the vae has no posterior to draw from.
         """
         self._check(image_BCHW)
-        x = (2 * image_BCHW - 1).to(self._dtype)
         if isinstance(self.vae, AutoencoderTiny):
             if generator is not None:
                 raise ValueError("AutoencoderTiny has no posterior to draw from; leave out generator")
-            z = self.vae.encode(x).latents
+            z = self.vae.encode((2 * image_BCHW - 1).to(self._dtype)).latents
         else:
-            posterior = self.vae.encode(x).latent_dist if encoder is None else self._posterior(encoder(x))
+            posterior = self._posterior(image_BCHW, encoder)
             z = posterior.mode()
             if generator is not None:
                 z = z + posterior.std * _noise(z, generator)
         return (z.to(image_BCHW.dtype) - self._like(self.shift, image_BCHW)) * self._like(self.scale, image_BCHW)
 
-    def _posterior(self, h_BCHW: Tensor) -> DiagonalGaussianDistribution:
-        """The posterior that an encoder's output stands for."""
-        return DiagonalGaussianDistribution(h_BCHW if self.vae.quant_conv is None else self.vae.quant_conv(h_BCHW))
+    def _posterior(self, image_BCHW: Tensor, encoder: nn.Module | None) -> DiagonalGaussianDistribution:
+        """The posterior of images in [0, 1] by the vae's encoder or another."""
+        rows = self.rows(image_BCHW.shape[-2:])
+        if rows is not None:
+            coder = encoder or self.vae.encoder
+            h = banded.encoded(coder, image_BCHW, rows=rows)
+        else:
+            x = (2 * image_BCHW - 1).to(self._dtype)
+            if encoder is None:
+                return self.vae.encode(x).latent_dist
+            h = encoder(x)
+        return DiagonalGaussianDistribution(h if self.vae.quant_conv is None else self.vae.quant_conv(h))
+
+    def rows(self, size: Sequence[int]) -> int | None:
+        """How many rows of an image of (height, width) go through at once; None for all."""
+        small = self.pixels is None or size[0] * size[1] <= self.pixels
+        if self.pixels is None or small or isinstance(self.vae, AutoencoderTiny) or torch.is_grad_enabled():
+            return None
+        return max(2 * self.compression, self.pixels // size[1])
 
     def decode(
         self, z_BCHW: Tensor, *, clamp: bool = True, decoder: Callable[[Tensor], Tensor] | None = None
@@ -71,10 +98,16 @@ class Codec(nn.Module):
             decoder: another one in the place of the vae's `decoder`; what comes before it is shared.
         """
         z = (z_BCHW / self._like(self.scale, z_BCHW) + self._like(self.shift, z_BCHW)).to(self._dtype)
+        rows = self.rows([self.compression * side for side in z.shape[-2:]])
+        if rows is not None and decoder is None:
+            decoder = partial(banded.decoded, self.vae.decoder, rows=rows)
         if decoder is None:
             sample = self.vae.decode(z).sample
         else:
             sample = decoder(z if self.vae.post_quant_conv is None else self.vae.post_quant_conv(z))
+        if not torch.is_grad_enabled():  # the image may be a large part of the memory there is
+            image = sample.to(z_BCHW.dtype).add_(1).div_(2)
+            return image.clamp_(0, 1) if clamp else image
         image = (sample.to(z_BCHW.dtype) + 1) / 2
         return image.clamp(0, 1) if clamp else image
 

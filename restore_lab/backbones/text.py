@@ -98,7 +98,7 @@ class TextEncoder(nn.Module):
 
     def _ids(self, texts: Sequence[str], index: int) -> tuple[Tensor, Tensor | None]:
         """Token numbers padded to the tokenizer's length, and the attention mask where the config asks for one."""
-        config, device = self.encoders[index].config, self.encoders[index].device
+        config, device = self.encoders[index].config, device_of(self.encoders[index])
         if not self.tokenizers:
             shape = (len(texts), config.max_position_embeddings)
             return torch.zeros(shape, dtype=torch.long, device=device), None
@@ -116,3 +116,12 @@ class TextEncoder(nn.Module):
         out = tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         mask_BL = out.attention_mask.to(device) if getattr(config, "use_attention_mask", False) else None
         return out.input_ids.to(device), mask_BL
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's inputs belong: where its weights are or, offloaded by accelerate, where they come to."""
+    for part in module.modules():
+        place = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        if place is not None:
+            return torch.device(place)
+    return next(module.parameters()).device

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from restore_lab.backbones.text import TextEncoder
+from restore_lab.backbones.text import TextEncoder, device_of
 
 CLIP_LENGTH = 77
 
@@ -91,4 +91,4 @@ class TripleTextEncoder(TextEncoder):
 
     def _device(self) -> torch.device:
         held = self.t5 if self.t5 is not None else next(iter(self.encoders), None)
-        return held.device if held is not None else torch.device("cpu")
+        return device_of(held) if held is not None else torch.device("cpu")

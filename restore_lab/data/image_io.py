@@ -119,7 +119,7 @@ def to_tensor(image_HWC: np.ndarray) -> Tensor:
 
 def to_image(image_CHW: Tensor) -> np.ndarray:
     """Float CHW in [0, 1] (clamped) to uint8 HWC, rounded to the nearest level; inverts `to_tensor`."""
-    levels_CHW = image_CHW.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8)
+    levels_CHW = image_CHW.detach().float().clamp(0, 1).mul_(255).round_().to(torch.uint8)
     return np.ascontiguousarray(levels_CHW.permute(1, 2, 0).cpu().numpy())
 
 

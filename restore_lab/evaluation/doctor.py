@@ -18,7 +18,7 @@ from restore_lab.backbones.needs import Need, access_to, backbone_needs, model_n
 from restore_lab.backbones.places import listed
 from restore_lab.build import build
 from restore_lab.methods.describe import on_meta
-from restore_lab.methods.memory import estimates
+from restore_lab.methods.footprint import estimates
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

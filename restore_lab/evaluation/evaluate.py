@@ -40,6 +40,7 @@ from restore_lab.evaluation.scores import Scores, once, scores_of, settings_of
 from restore_lab.methods.captioning import caption_ahead
 from restore_lab.methods.parts import pad_to_multiple
 from restore_lab.methods.restore import load
+from restore_lab.methods.restoring import asked_about
 from restore_lab.methods.weights import weights_file
 from restore_lab.prompts.sources import PromptSources
 from restore_lab.types import Prompt
@@ -115,6 +116,8 @@ def planned(cfg: DictConfig, *, weights: str | None = None) -> Scores:
     if cfg.system is not None:
         return systems.planned(cfg)
     settings = settings_of(cfg, [*MEASURED, *(key for key in UNLESS_NULL if cfg[key] is not None)])
+    if cfg.memory.weights is not None:  # where weights lie changes nothing, what they are does
+        settings["memory"] = {"weights": cfg.memory.weights}
     parents: tuple[str, ...] = ()
     if weights is not None:
         parents = (weights,)
@@ -146,9 +149,10 @@ def _run(cfg: DictConfig, scores: Scores) -> None:
     module = load(cfg)
     suite: MetricSuite = build(cfg.metrics, protocol=build(cfg.protocol))
     variants = {name: _with_slots(module.prompts, slots) for name, slots in (cfg.variants or {cfg.name: None}).items()}
-    caption_ahead(module, list(variants.values()), degraded_batches(cfg, module.device))
+    seen = (part for batch in degraded_batches(cfg, module.run_device) for part in asked_about(module, batch))
+    caption_ahead(module, list(variants.values()), seen)
     panels: list[Panel] = []
-    for batch in degraded_batches(cfg, module.device):
+    for batch in degraded_batches(cfg, module.run_device):
         rows, more = _measure(module, suite, batch, variants, cfg.work_size)
         panels += more
         if cfg.keep_images:
@@ -182,6 +186,7 @@ def _measure(
     if batch.lq_BCHW is None:
         raise ValueError("there is nothing to restore; give eval_data with HQ images an eval_degradation, or LQ images")
     wordless = Prompt(semantic=("",) * len(batch), negative=("",) * len(batch), instruction=("",) * len(batch))
+    module.stage("codec")
     rows: dict[str, tuple[Tensor, Prompt]] = {
         LQ: (batch.lq_BCHW, wordless),
         DECODED_LQ: (through_codec(module.backbone, batch.lq_BCHW), wordless),
@@ -192,7 +197,9 @@ def _measure(
         rows[ROBUST_LQ] = (module.reconstruct(batch.lq_BCHW), wordless)
     for name, prompts in variants.items():
         module.prompts = prompts
-        rows[name] = (_restored(module, batch, work_size), prompts(batch, training=False))
+        restored_BCHW = _restored(module, batch, work_size)
+        module.stage("words")
+        rows[name] = (restored_BCHW, prompts(batch, training=False))
     for name, (image_BCHW, prompt) in rows.items():
         score(suite, name, image_BCHW, batch, instructions=prompt.instruction)
     shown, first = [name for name in (ROBUST_LQ, *variants) if name in rows], next(iter(variants))

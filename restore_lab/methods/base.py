@@ -18,8 +18,10 @@ from torch import Tensor
 from restore_lab.adaptors.decoder import CodecDecoder
 from restore_lab.adaptors.lq_encoder import CodecEncoder
 from restore_lab.backbones.loading import DTYPES
+from restore_lab.methods.memory import Staged
 from restore_lab.methods.parts import OwnWeights, mixed, pad_to_multiple, partway
 from restore_lab.methods.references import Reference
+from restore_lab.methods.restoring import restored
 from restore_lab.methods.training import Optimisation
 from restore_lab.samplers.fidelity import Prediction, Steer
 from restore_lab.samplers.guidance import Branch
@@ -37,11 +39,12 @@ if TYPE_CHECKING:
     from restore_lab.prompts.sources import PromptSources
     from restore_lab.samplers.level import Level
     from restore_lab.samplers.loop import Sampler
+    from restore_lab.samplers.tiling import Tiles
 
     Decoder = CodecDecoder | DegradationAwareDecoder | ConsistencyDecoder
 
 
-class RestorationModule(OwnWeights):
+class RestorationModule(Staged, OwnWeights):
     """A frozen prior that an adaptor turns into a restorer.
 
     Args:
@@ -92,30 +95,41 @@ class RestorationModule(OwnWeights):
         self.reference, self.lq_targets = reference or Reference(kind="lq"), lq_targets
 
     def hint(self, lq_BCHW: Tensor, prompt: Prompt, *, hq_BCHW: Tensor | None = None) -> Hint:
-        """What the adaptor may look at: the LQ, and of the rest what it reads; a method may say more.
+        """What the adaptor may look at: the LQ, and of the rest what it reads; a method may say more in `told`.
 
         Args:
             lq_BCHW: degraded images.
             prompt: the slots' words for them.
             hq_BCHW: the originals, where they are known (a reference may want them).
         """
-        adaptor, backbone, size = self.adaptor, self.backbone, tuple(lq_BCHW.shape[-2:])
+        told = self.told(lq_BCHW, prompt, tuple(lq_BCHW.shape[-2:]))
+        return replace(told, **self.latents(lq_BCHW, hq_BCHW=hq_BCHW))
+
+    def told(self, lq_BCHW: Tensor, prompt: Prompt, size: tuple[int, int]) -> Hint:
+        """The hint without latents: what words and image encoders say."""
+        adaptor, backbone = self.adaptor, self.backbone
         instruction, empty = None, None
         if adaptor.text in ("instruction", "none"):
             texts = prompt.instruction if adaptor.text == "instruction" else ("",) * len(lq_BCHW)
             instruction = backbone.embed(texts, size).tokens_BLD
         if adaptor.reference:
             empty = backbone.embed(("",) * len(lq_BCHW), size)
-        wants_hq = adaptor.reference and self.reference.kind == "hq"
         return Hint(
             lq_BCHW=lq_BCHW,
-            lq_latent_BCHW=self.lq_encoder(lq_BCHW, backbone.codec) if adaptor.lq_latent else None,
             instruction_BLD=instruction,
             visual_BND=prompt.visual_BLD,
             visual_null_BND=prompt.visual_null_BLD,
             empty=empty,
-            hq_latent_BCHW=backbone.codec.encode(hq_BCHW) if wants_hq and hq_BCHW is not None else None,
         )
+
+    def latents(self, lq_BCHW: Tensor, *, hq_BCHW: Tensor | None) -> dict[str, Tensor | None]:
+        """The hint's latents, of those that the adaptor reads."""
+        adaptor, codec = self.adaptor, self.backbone.codec
+        wants_hq = adaptor.reference and self.reference.kind == "hq"
+        return {
+            "lq_latent_BCHW": self.lq_encoder(lq_BCHW, codec) if adaptor.lq_latent else None,
+            "hq_latent_BCHW": codec.encode(hq_BCHW) if wants_hq and hq_BCHW is not None else None,
+        }
 
     def cond(self, prompt: Prompt, size: tuple[int, int]) -> Cond:
         """What the prior is told: the semantic text and, with a visual stream, what an image encoder sees."""
@@ -162,7 +176,15 @@ class RestorationModule(OwnWeights):
         return total
 
     def referred(
-        self, z_BCHW: Tensor, t_B: Tensor, cond: Cond, hint: Hint, *, seeds: Sequence[int], blend: Tensor | float = 0.0
+        self,
+        z_BCHW: Tensor,
+        t_B: Tensor,
+        cond: Cond,
+        hint: Hint,
+        *,
+        seeds: Sequence[int],
+        blend: Tensor | float = 0.0,
+        tiles: Tiles | None = None,
     ) -> tuple[Hint, Tensor | None]:
         """The hint with the reference of this step, if the adaptor reads one, and that reference before blending.
 
@@ -172,10 +194,11 @@ class RestorationModule(OwnWeights):
             hint: what the adaptor may look at.
             seeds: one an image.
             blend: the reference's way towards the LQ's latent (Algorithm 1, line 5).
+            tiles: of a large latent.
         """
         if not self.adaptor.reference:
             return hint, None
-        found_BCHW = self.reference(self, z_BCHW, t_B, cond, hint, seeds=seeds)
+        found_BCHW = self.reference(self, z_BCHW, t_B, cond, hint, seeds=seeds, tiles=tiles)
         blend = blend if not isinstance(blend, Tensor) else blend.to(found_BCHW)[:, None, None, None]
         blended_BCHW = found_BCHW + blend * (hint.lq_latent_BCHW - found_BCHW)
         return replace(hint, reference_BCHW=blended_BCHW), found_BCHW
@@ -226,36 +249,8 @@ class RestorationModule(OwnWeights):
 
     @torch.no_grad()
     def restore(self, batch: Batch) -> Tensor:
-        """Restored images, the size of the LQ, in [0, 1]."""
-        lq_BCHW, hq_BCHW = batch.lq_BCHW, batch.hq_BCHW
-        if lq_BCHW is None:
-            raise ValueError("there is no LQ to restore")
-        prompt = self.prompts(batch, training=False)
-        padded_BCHW = pad_to_multiple(lq_BCHW, self.backbone.multiple)
-        size = tuple(padded_BCHW.shape[-2:])
-        cond = self.cond(prompt, size)
-        null = self.null(prompt, size, cond)
-        hint = self.hint(
-            padded_BCHW,
-            prompt,
-            hq_BCHW=None if hq_BCHW is None else pad_to_multiple(hq_BCHW, self.backbone.multiple),
-        )
-
-        def guided(z_BCHW: Tensor, t_B: Tensor, level: Level, steer: Steer) -> Prediction:
-            return self.guided(z_BCHW, t_B, level, steer, cond=cond, null=null, hint=hint, seeds=batch.seed)
-
-        codec, own = self.backbone.codec, isinstance(self.lq_encoder, CodecEncoder)
-        lq_latent_BCHW = hint.lq_latent_BCHW
-        if lq_latent_BCHW is None:
-            lq_latent_BCHW = self.lq_encoder(padded_BCHW, codec)
-        preview_BCHW = padded_BCHW if own else codec.decode(lq_latent_BCHW)  # the LQ without its degradation
-        centre_BCHW = codec.encode(preview_BCHW) if self.sampler.fidelity.recode else lq_latent_BCHW
-        latent_BCHW = self.sampler(
-            guided, lq_latent_BCHW, centre_BCHW=centre_BCHW, seeds=batch.seed, schedule=self.backbone.schedule
-        )
-        restored_BCHW = self.sampler.colour(self.decoder(latent_BCHW, hint, codec).clamp(0, 1), preview_BCHW)
-        height, width = lq_BCHW.shape[-2:]
-        return restored_BCHW[..., :height, :width].clamp(0, 1)
+        """Restored images, the size of the LQ, in [0, 1]; in tiles where the sampler has them and the LQ is large."""
+        return restored(self, batch)
 
     def guided(
         self,
@@ -268,20 +263,31 @@ class RestorationModule(OwnWeights):
         null: Cond,
         hint: Hint,
         seeds: Sequence[int],
+        tiles: Tiles | None = None,
     ) -> Prediction:
         """The guided model at one step of sampling: reference, branches, strength."""
         strength = self.sampler.strength(level) * steer.strength
         idle = isinstance(strength, float | int) and strength == 0.0  # then nobody reads the reference
         preview_BCHW = None
         if not idle or self.sampler.fidelity.watches:
-            hint, preview_BCHW = self.referred(z_BCHW, t_B, cond, hint, seeds=seeds, blend=steer.blend)
+            hint, preview_BCHW = self.referred(z_BCHW, t_B, cond, hint, seeds=seeds, blend=steer.blend, tiles=tiles)
         branches = self.sampler.guidance.branches(cond=cond, null=null, hint=hint, level=level)
-        return Prediction(out_BCHW=self.predict(z_BCHW, t_B, branches, strength=strength), preview_BCHW=preview_BCHW)
+        if tiles is None:
+            out_BCHW = self.predict(z_BCHW, t_B, branches, strength=strength)
+        else:
+            out_BCHW = tiles.over(
+                lambda part: self.predict(
+                    part.crop(z_BCHW), part.each(t_B), part.branches(branches), strength=part.each(strength)
+                ),
+                z_BCHW,
+            )
+        return Prediction(out_BCHW=out_BCHW, preview_BCHW=preview_BCHW)
 
     @torch.no_grad()
     def reconstruct(self, lq_BCHW: Tensor) -> Tensor:
         """What the codec's decoder makes of the LQ's latent, in [0, 1]: with a robust encoder, a first restoration."""
         height, width = lq_BCHW.shape[-2:]
+        self.stage("codec")
         codec, padded_BCHW = self.backbone.codec, pad_to_multiple(lq_BCHW, self.backbone.multiple)
         return codec.decode(self.lq_encoder(padded_BCHW, codec))[..., :height, :width]
 

@@ -54,11 +54,14 @@ def caption_ahead(module: RestorationModule, prompts: Sequence[PromptSources], b
                     write_png(Path(folder) / f"{index}-{number}.png", image_HWC)
             keys += batch.key
         device = module.device
-        module.to("cpu")
+        if module.stages is None:
+            module.to("cpu")
+        module.stage("none")
         for index, source in enumerate(sources):
             source.said = dict(zip(keys, source.captioner.captions(_read(folder, index, len(keys))), strict=True))
             source.captioner.unload()
-        module.to(device)
+        if module.stages is None:
+            module.to(device)
 
 
 def view(module: RestorationModule, source: Vlm, batch: Batch) -> Tensor:

@@ -109,11 +109,11 @@ class DiffRestorer(RestorationModule):
         """The condition itself: with what was seen in the place of words there is nothing to guide towards."""
         return cond
 
-    def hint(self, lq_BCHW: Tensor, prompt: Prompt, *, hq_BCHW: Tensor | None = None) -> Hint:
-        """The base's hint with the degradation embedding."""
+    def told(self, lq_BCHW: Tensor, prompt: Prompt, size: tuple[int, int]) -> Hint:
+        """The base's with the degradation embedding."""
         seen_BD = self.see(prompt).degradation_BD
         shown_BD = seen_BD if self.degradation_prompt else torch.zeros_like(seen_BD)
-        return replace(super().hint(lq_BCHW, prompt, hq_BCHW=hq_BCHW), degradation_BD=shown_BD)
+        return replace(super().told(lq_BCHW, prompt, size), degradation_BD=shown_BD)
 
     def own_parts(self) -> dict[str, nn.Module]:
         """The processor's branches and classifier, and the control decoder if it is trained."""

@@ -1,177 +1,164 @@
-"""How much memory a method takes, estimated without a weight: on the meta device, where tensors have sizes alone.
+"""Where weights lie while a method restores, and in what numbers the prior's. `memory=none|staged|offload|int8|...`.
 
-Weights, gradients, the optimiser's two moments and the average are counted exactly. Activations are what is alive at
-once while the method computes one step for one image: the sizes of all storages that torch makes, added when they are
-made and subtracted when they are dropped; in training that includes what the backward pass will read. They are
-estimates: counted in float32 and halved where the computation runs in 16 bits; attention is counted as torch's fused
-kernels have it; an allocator's fragments and libraries' workspaces are not counted.
+staged: text and image encoders, codec, prior with adaptor are on the device in turn. offload: all weights stay in host
+memory, and each layer's come for its own forward (accelerate). Neither changes a result. `weights` does: the linear
+layers of the frozen denoiser in fewer bits, dequantised as they are used: int8, fp8 (torchao), nf4 (bitsandbytes;
+QLoRA, Dettmers et al. 2023). What the method learned, LoRA included, stays as it is.
 """
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-
-from restore_lab.backbones.loading import DTYPES
-from restore_lab.samplers.guidance import Branch
-from restore_lab.types import Prompt
+from torch import nn
 
 if TYPE_CHECKING:
     from restore_lab.methods.base import RestorationModule
 
-FLOAT32 = 4
+Place = Literal["device", "staged", "offload"]
+Weights = Literal["int8", "fp8", "nf4"]
+Stage = Literal["words", "codec", "prior", "none"]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes on the device, by what takes them."""
-
-    prior: int
-    method: int
-    gradients: int = 0
-    optimiser: int = 0
-    average: int = 0
-    activations: int = 0
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        parts = (self.prior, self.method, self.gradients, self.optimiser, self.average, self.activations)
-        return sum(parts)
-
-
-class Alive(TorchDispatchMode):
-    """Counts the bytes of the storages made under it that are alive, and their peak."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for leaf in tree_leaves((args, kwargs)):
-            self._seen(leaf, made=False)  # a weight, which was there before, may come back as a view of itself
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            self._seen(leaf, made=True)
-        return out
-
-    def _seen(self, leaf: Any, *, made: bool) -> None:
-        if not isinstance(leaf, torch.Tensor):
-            return
-        storage = leaf.untyped_storage()
-        key, size = storage._cdata, storage.nbytes() if made else 0
-        if key in self._known:
-            return
-        self._known.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._gone, key, size)
-
-    def _gone(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
-
-
-class _Fused(torch.autograd.Function):
-    """What a fused attention kernel makes and keeps: its output, and its inputs for the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        out = q.new_empty(*q.shape[:-1], v.shape[-1])
-        ctx.save_for_backward(q, k, v, out)
-        return out
-
-
-class FusedAttention(TorchFunctionMode):
-    """Attention without the matrix of all pairs, which the meta device would otherwise make."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            given = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
-            return _Fused.apply(given["query"], given["key"], given["value"])
-        return func(*args, **(kwargs or {}))
-
-
-def peak_bytes(compute: Callable[[], Any]) -> int:
-    """The most bytes alive at once of what `compute` makes; its result counts."""
-    with FusedAttention(), Alive() as alive:
-        kept = compute()
-    del kept
-    return alive.peak
-
-
-def estimates(
-    module: RestorationModule, settings: Any, *, size: int, crop: int, batch: int, ema: bool, precision: str
-) -> dict[str, Memory]:
-    """Memory for restoring one image and for training on one device.
+    """A plan.
 
     Args:
-        module: a method on the meta device.
-        settings: of `load_backbone`, for the types of the prior's parts.
-        size: side of the image to restore in pixels.
-        crop: side of the training images.
-        batch: images of a training step on one device.
-        ema: whether an average of the weights is kept.
-        precision: Lightning's word; "bf16-mixed" and its like compute in 16 bits.
+        place: device (everything stays on it), staged or offload.
+        weights: null leaves the prior's weights as they are; int8, fp8 or nf4.
+
+    Raises:
+        ValueError: for another place or kind of weights, or two that exclude each other.
     """
-    prior = _prior_bytes(module, settings)
-    backbone = {id(p) for p in module.backbone.parameters()}
-    own = FLOAT32 * sum(p.numel() for p in module.parameters() if id(p) not in backbone)
-    trained = FLOAT32 * sum(p.numel() for p in module.trainable().values())
-    own += FLOAT32 * sum(p.numel() for p in module.trainable().values() if id(p) in backbone)  # LoRA
-    restoring = _step(module, side=size) * DTYPES[settings["dtype"]].itemsize // FLOAT32
-    with torch.enable_grad():
-        training = _step(module, side=crop) * batch // (1 if precision.startswith("32") else 2)
-    return {
-        "restoring": Memory(prior=prior, method=own, activations=restoring),
-        "training": Memory(
-            prior=prior,
-            method=own,
-            gradients=trained,
-            optimiser=2 * trained,
-            average=trained if ema else 0,
-            activations=training,
-        ),
+
+    def __init__(self, *, place: Place, weights: Weights | None) -> None:
+        if place not in get_args(Place):
+            raise ValueError(f"memory.place={place!r} is not known; one of {', '.join(get_args(Place))}")
+        if weights is not None and weights not in get_args(Weights):
+            raise ValueError(f"memory.weights={weights!r} is not known; null or one of {', '.join(get_args(Weights))}")
+        if place == "offload" and weights is not None:
+            raise ValueError(f"memory.place=offload moves plain weights alone, not {weights}; set memory.place=staged")
+        self.place, self.weights = place, weights
+
+    def settle(self, module: RestorationModule, device: torch.device | str) -> RestorationModule:
+        """The method as planned, its weights loaded before.
+
+        Args:
+            module: the method.
+            device: where it runs.
+
+        Raises:
+            ValueError: if the library behind `weights` is not installed.
+        """
+        if self.weights is not None:
+            quantise(module, self.weights)
+        if self.place == "device":
+            return module.to(device)
+        module.stages = Stages(module, torch.device(device), move=self.place == "staged")
+        if self.place == "offload":
+            from accelerate import cpu_offload
+
+            # A method's own state dict is what it learned; here all of its weights are meant.
+            weights = {name: p.detach().cpu() for name, p in module.named_parameters(remove_duplicate=False)}
+            cpu_offload(module, execution_device=torch.device(device), state_dict=weights)
+        return module
+
+
+class Stages:
+    """Which parts are on the device.
+
+    Args:
+        module: the method.
+        device: where it runs.
+        move: false leaves the parts alone, since their layers come by themselves.
+    """
+
+    def __init__(self, module: RestorationModule, device: torch.device, *, move: bool) -> None:
+        self.device, self.move, self.now = device, move, ""
+        backbone, processor = module.backbone, getattr(module, "processor", None)
+        found: dict[str, list[Any]] = {
+            "words": [backbone.text, module.visual, processor, module.adaptor.stream],
+            "codec": [backbone.codec, module.lq_encoder, module.decoder],
+            "prior": [backbone.denoiser, module.adaptor],
+            "none": [],
+        }
+        self.groups = {name: [part for part in parts if part is not None] for name, parts in found.items()}
+
+    def __call__(self, name: Stage) -> None:
+        """From here on this group is needed, and no other."""
+        if not self.move or name == self.now:
+            return
+        for part in (part for group in self.groups.values() for part in group if group is not self.groups[name]):
+            part.to("cpu")
+        for part in self.groups[name]:
+            part.to(self.device)
+        self.now = name
+
+
+class Staged:
+    """What a method knows of its plan.
+
+    Attributes:
+        stages: which parts are on the device; None where all stay on it.
+    """
+
+    stages: Stages | None = None
+    device: torch.device
+
+    @property
+    def run_device(self) -> torch.device:
+        """Where images and latents belong."""
+        return self.device if self.stages is None else self.stages.device
+
+    def stage(self, name: Stage) -> None:
+        """From here on this group of parts is needed."""
+        if self.stages is not None:
+            self.stages(name)
+
+
+def quantise(module: RestorationModule, weights: Weights) -> None:
+    """The linear layers of the frozen denoiser in fewer bits, in place.
+
+    Raises:
+        ValueError: if the library is not installed.
+    """
+    learned = {id(p) for p in module.adaptor.parameters()}
+    chosen = {
+        name: layer
+        for name, layer in module.backbone.denoiser.named_modules()
+        if type(layer) is nn.Linear and id(layer.weight) not in learned
     }
+    try:
+        if weights == "nf4":
+            _to_nf4(module.backbone.denoiser, chosen)
+        else:
+            _to_torchao(module.backbone.denoiser, chosen, weights)
+    except ImportError as error:
+        extra, library = ("quant", "bitsandbytes") if weights == "nf4" else ("torchao", "torchao")
+        raise ValueError(
+            f"memory.weights={weights} needs {library} ({error}): pip install 'restore-lab[{extra}]'"
+        ) from error
 
 
-def _prior_bytes(module: RestorationModule, settings: Any) -> int:
-    """The prior's weights in the types of its parts; LoRA in its layers is the method's."""
-    backbone, trained = module.backbone, {id(p) for p in module.trainable().values()}
-    words = {"denoiser": "dtype", "text": "text_dtype", "codec": "codec_dtype"}
-    total = 0
-    for part, word in words.items():
-        itemsize = DTYPES[settings.get(word) or settings["dtype"]].itemsize
-        total += itemsize * sum(p.numel() for p in getattr(backbone, part).parameters() if id(p) not in trained)
-    return total
+def _to_torchao(denoiser: nn.Module, chosen: dict[str, nn.Linear], weights: str) -> None:
+    from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
+
+    config = Int8WeightOnlyConfig() if weights == "int8" else Float8WeightOnlyConfig()
+    quantize_(denoiser, config, filter_fn=lambda layer, name: name in chosen)
 
 
-def _step(module: RestorationModule, *, side: int) -> int:
-    """Bytes alive at once in one prediction for one image of `side` pixels."""
-    side = -(-side // module.backbone.multiple) * module.backbone.multiple
-    latent = side // module.backbone.codec.compression
-    with torch.device("meta"):
-        lq_BCHW = torch.zeros(1, 3, side, side)
-        with torch.no_grad():
-            seen_BLD = None if module.visual is None else module.visual(lq_BCHW)
-            prompt = Prompt(
-                semantic=("",), negative=("",), instruction=("",), visual_BLD=seen_BLD, visual_null_BLD=seen_BLD
-            )
-        z_BCHW = torch.zeros(1, module.backbone.codec.channels, latent, latent)
+def _to_nf4(denoiser: nn.Module, chosen: dict[str, nn.Linear]) -> None:
+    from bitsandbytes.nn import Linear4bit
 
-        def predicted() -> torch.Tensor:
-            cond, hint = module.cond(prompt, (side, side)), module.hint(lq_BCHW, prompt, hq_BCHW=lq_BCHW)
-            t_B = torch.zeros(1, dtype=torch.long)
-            shown, _ = module.referred(z_BCHW, t_B, cond, hint, seeds=[0])
-            return module.predict(z_BCHW, t_B, (Branch(weight=1.0, cond=cond, hint=shown),))
-
-        return peak_bytes(predicted)
+    for name, layer in chosen.items():
+        new = Linear4bit(
+            layer.in_features,
+            layer.out_features,
+            bias=layer.bias is not None,
+            quant_type="nf4",
+            compute_dtype=layer.weight.dtype,
+        )
+        new.load_state_dict(layer.state_dict())
+        parent, _, own = name.rpartition(".")
+        setattr(denoiser.get_submodule(parent), own, new.requires_grad_(False).to(layer.weight.device))

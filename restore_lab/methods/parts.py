@@ -141,6 +141,8 @@ def pad_to_multiple(image_BCHW: Tensor, multiple: int) -> Tensor:
     """The image with its lower and right edges repeated outwards until both sides are multiples."""
     height, width = image_BCHW.shape[-2:]
     pad = (0, -width % multiple, 0, -height % multiple)
+    if not any(pad):
+        return image_BCHW
     return torch.nn.functional.pad(image_BCHW, pad, mode="replicate")
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from restore_lab.methods.base import RestorationModule
+    from restore_lab.samplers.tiling import Tiles
     from restore_lab.types import Cond, Hint
 
 KINDS = ("lq", "hq", "mean", "preview")
@@ -64,7 +65,15 @@ class Reference:
 
     @torch.no_grad()
     def __call__(
-        self, module: RestorationModule, z_BCHW: Tensor, t_B: Tensor, cond: Cond, hint: Hint, *, seeds: Sequence[int]
+        self,
+        module: RestorationModule,
+        z_BCHW: Tensor,
+        t_B: Tensor,
+        cond: Cond,
+        hint: Hint,
+        *,
+        seeds: Sequence[int],
+        tiles: Tiles | None = None,
     ) -> Tensor:
         """The reference at z_t, a clean latent (or a noisy one with `fresh_noise`).
 
@@ -75,11 +84,18 @@ class Reference:
             cond: the branch's condition.
             hint: what the adaptor may look at.
             seeds: one an image.
+            tiles: of a large latent.
 
         Raises:
             ValueError: if what the kind needs is not there.
         """
-        found_BCHW = self._clean(module, z_BCHW, t_B, cond, hint)
+        if tiles is None or self.kind in ("lq", "hq"):
+            found_BCHW = self._clean(module, z_BCHW, t_B, cond, hint)
+        else:
+            found_BCHW = tiles.over(
+                lambda part: self._clean(module, part.crop(z_BCHW), part.each(t_B), part.cond(cond), part.hint(hint)),
+                z_BCHW,
+            )
         if not self.fresh_noise:
             return found_BCHW
         noise_BCHW = noise_like(found_BCHW, seeds, f"fresh noise at {float(t_B[0]):.3f}")

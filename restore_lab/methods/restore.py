@@ -76,11 +76,12 @@ def restore_folder(cfg: DictConfig) -> Restored:
 def _readable(source: FolderSource, module: RestorationModule, cfg: DictConfig) -> Iterator[Batch]:
     """The images that can be restored; the others are named when their turn comes."""
     from restore_lab.data.image_io import BadImage
+    from restore_lab.methods.restoring import asked_about
 
     for index in range(len(source)):
         try:
             picture = source.read(index, epoch=0)
-            yield _batch(module, _enlarged(picture, cfg), picture, cfg)
+            yield from asked_about(module, _batch(module, _enlarged(picture, cfg), picture, cfg))
         except BadImage:
             continue
 
@@ -97,7 +98,7 @@ def load(cfg: DictConfig) -> RestorationModule:
     device = cfg.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return module.to(device).eval()
+    return build(cfg.memory).settle(module.eval(), device)
 
 
 def _enlarged(picture: Picture, cfg: DictConfig) -> np.ndarray:
@@ -137,7 +138,7 @@ def _batch(module: RestorationModule, lq_HWC: np.ndarray, picture: Picture, cfg:
 
     return Batch(
         hq_BCHW=None,
-        lq_BCHW=to_tensor(lq_HWC)[None].to(module.device),
+        lq_BCHW=to_tensor(lq_HWC)[None].to(module.run_device),
         caption=(picture.caption if cfg.caption is None else cfg.caption,),
         key=(picture.key,),
         seed=(mix(cfg.seed, "restore", hashlib.sha256(lq_HWC.tobytes()).hexdigest()),),

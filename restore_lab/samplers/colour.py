@@ -7,11 +7,19 @@ et al. 2023): the image's high bands over the reference's lowest, by the a-trous
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 EPS = 1e-5  # added to the variances
+STRIP = 2**20  # pixels of an image that are worked on at once
+
+
+def recolours(colour: Callable[[Tensor, Tensor], Tensor]) -> bool:
+    """Whether a colour looks at the reference."""
+    return getattr(colour, "func", colour) is not keep
 
 
 def keep(image_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
@@ -23,7 +31,7 @@ def adain(image_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
     """The image with the reference's mean and deviation in every channel."""
     mean, std = _moments(image_BCHW)
     mean_ref, std_ref = _moments(reference_BCHW)
-    return (image_BCHW - mean) / std * std_ref + mean_ref
+    return _in_strips(lambda image, _: (image - mean) / std * std_ref + mean_ref, image_BCHW, reference_BCHW, halo=0)
 
 
 def wavelet(image_BCHW: Tensor, reference_BCHW: Tensor, *, levels: int) -> Tensor:
@@ -32,7 +40,11 @@ def wavelet(image_BCHW: Tensor, reference_BCHW: Tensor, *, levels: int) -> Tenso
     Args:
         levels: how often the low band is halved; 5 in the release, which keeps structures of up to 32 pixels.
     """
-    return image_BCHW - low_band(image_BCHW, levels=levels) + low_band(reference_BCHW, levels=levels)
+
+    def coloured(image: Tensor, reference: Tensor) -> Tensor:
+        return image - low_band(image, levels=levels) + low_band(reference, levels=levels)
+
+    return _in_strips(coloured, image_BCHW, reference_BCHW, halo=2**levels - 1)  # as far as the kernels reach
 
 
 def low_band(image_BCHW: Tensor, *, levels: int) -> Tensor:
@@ -50,3 +62,19 @@ def low_band(image_BCHW: Tensor, *, levels: int) -> Tensor:
 def _moments(image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
     variance, mean = torch.var_mean(image_BCHW, dim=(2, 3), keepdim=True)
     return mean, (variance + EPS).sqrt()
+
+
+def _in_strips(
+    recolour: Callable[[Tensor, Tensor], Tensor], image_BCHW: Tensor, reference_BCHW: Tensor, *, halo: int
+) -> Tensor:
+    """What `recolour` makes, in strips of rows where the images are large; each depends on `halo` rows beside it."""
+    height, width = image_BCHW.shape[-2:]
+    rows = max(halo, STRIP // width, 1)
+    if height <= rows or image_BCHW.requires_grad:
+        return recolour(image_BCHW, reference_BCHW)
+    made_BCHW = torch.empty_like(image_BCHW)
+    for top in range(0, height, rows):
+        above, below = max(0, top - halo), min(height, top + rows + halo)
+        strip = recolour(image_BCHW[..., above:below, :], reference_BCHW[..., above:below, :])
+        made_BCHW[..., top : top + rows, :] = strip[..., top - above : top - above + rows, :]
+    return made_BCHW

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from restore_lab.backbones.schedule import Schedule
     from restore_lab.samplers.fidelity import Free
     from restore_lab.samplers.guidance import ClassifierFree
+    from restore_lab.samplers.tiling import Gaussian
 
 Predict = Callable[[Tensor, Tensor, Level, Steer], Prediction]
 T = TypeVar("T")
@@ -44,6 +45,7 @@ class Sampler(ABC):
         strength: how far the adaptor's edits go, a function of the step's level; read by the method.
         colour: gives the restored image a reference's colours; called by the method.
         progress: show a bar with the time left.
+        tiling: cuts large latents; read by the method, which asks the model; null for none.
     """
 
     steps: int
@@ -53,6 +55,7 @@ class Sampler(ABC):
     strength: Callable[[Level], float]
     colour: Callable[[Tensor, Tensor], Tensor]
     progress: bool
+    tiling: Gaussian | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:

@@ -29,7 +29,7 @@ CONF = conf_dir()
 GROUPS = {g: options for g, options in groups([CONF]).items() if g != "experiment" and not g.startswith("hydra/")}
 EXPERIMENTS = groups([CONF]).get("experiment", [])
 # Groups and parts that the train verb does not have, and parts that must be chosen before a group of theirs.
-VERB = {"metrics": "evaluate", "protocol": "evaluate", "prompt/instruction=given": "restore"}
+VERB = {"metrics": "evaluate", "memory": "restore", "protocol": "evaluate", "prompt/instruction=given": "restore"}
 FIRST = {
     "data/rule": ("data=paired",),
     "eval_data/rule": ("eval_data=paired",),
@@ -98,6 +98,8 @@ def test_a_part_composes_and_builds(group, option, images, toy_folder, tmp_path,
         node = cfg.prompt
     if f"{group}={option}" in ("adaptor/lora=none", "adaptor/stream=none"):  # nulls of the adaptor
         node = cfg.adaptor
+    if f"{group}={option}" == "sampler/tiling=none":  # a null of the sampler
+        node = cfg.sampler
     if f"{group}={option}" == "decoder=consistency":
         with pytest.raises(ValueError, match=r"decodes SD 1\.x's latents"):
             build(node)(toy_backbone("sd"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -21,6 +22,7 @@ from restore_lab.objectives.denoising import Denoising
 from restore_lab.prompts.semantic import NoWords
 from restore_lab.prompts.sources import Dropout, PromptSources
 from restore_lab.prompts.visual import ClipVision
+from restore_lab.samplers.tiling import Gaussian
 from restore_lab.types import Batch
 from tests.toy_methods import shake, toy_sampler
 from tests.toys import toy_backbone
@@ -181,3 +183,16 @@ def test_without_the_semantic_branch_the_embedding_is_the_token() -> None:
     assert not any(name.startswith("semantic") for name, _ in plain.named_parameters())
     with pytest.raises(ValueError, match=r"semantic=false: CLIP's embedding has 10 numbers and the prior's tokens 12"):
         PromptProcessor(inputs=10, tokens=12, hidden=4, degradation=3, kinds=8, semantic=False)
+
+
+def test_in_tiles_clip_sees_the_whole_image_or_each_tile(clip) -> None:
+    module = toy(clip).eval()
+    shake(module, size=0.1)
+    pairs = batch(1)
+    wide = replace(pairs, hq_BCHW=None, lq_BCHW=torch.cat([pairs.lq_BCHW, 1 - pairs.lq_BCHW], dim=3))
+    made = {}
+    for words in ("image", "tile"):
+        module.sampler.tiling = Gaussian(tile=32, overlap=8, batch=2, sigma=0.1, words=words)
+        made[words] = module.restore(wide)
+        assert made[words].shape == wide.lq_BCHW.shape
+    assert not torch.equal(made["image"], made["tile"])

@@ -198,3 +198,12 @@ def test_wavelet_adds_high_bands_to_the_references_low_band() -> None:
     np.testing.assert_allclose(wavelet(image, reference, levels=5)[0].numpy(), high + low, atol=1e-12)
     torch.testing.assert_close(wavelet(image, image, levels=5), image, atol=1e-12, rtol=0)
     assert float(low_band(image, levels=5).std()) < 0.1 * float(image.std())
+
+
+@pytest.mark.parametrize("recolour", [adain, partial(wavelet, levels=3)])
+def test_large_images_are_recoloured_in_strips(recolour, monkeypatch) -> None:
+    draw = torch.Generator().manual_seed(0)
+    image, reference = (torch.rand(2, 3, 60, 20, generator=draw) for _ in range(2))
+    whole = recolour(image, reference)
+    monkeypatch.setattr("restore_lab.samplers.colour.STRIP", 20 * 9)
+    torch.testing.assert_close(recolour(image, reference), whole, atol=1e-6, rtol=0)

@@ -19,8 +19,10 @@ from restore_lab.methods.references import Reference
 from restore_lab.methods.training import Optimisation
 from restore_lab.objectives.consistency import Distillation, boundary, consistent, solver_step
 from restore_lab.prompts.sources import Dropout, PromptSources
+from restore_lab.random import noise_like
 from restore_lab.samplers.adares import AdaRes
 from restore_lab.samplers.guidance import Branch
+from restore_lab.samplers.tiling import Gaussian
 from restore_lab.types import Cond, Hint
 from tests.toy_methods import shake, toy_batch, toy_spire
 from tests.toys import toy_backbone, toy_inputs
@@ -461,3 +463,21 @@ def test_a_stream_alone_is_an_adaptor() -> None:
     with pytest.raises(ValueError, match="neither a stream nor LoRA"):
         StreamAdaptor(backbone, stream=None, lora=None)
     assert isinstance(cond, Cond)
+
+
+def test_previews_of_a_large_latent_are_blended_whole_and_noised_once() -> None:
+    """References are those of the whole latent: neither the batch of tiles nor their order is seen in them."""
+    module, batch = instantir("sd"), toy_batch(1, size=(32, 80))
+    module.reference = Reference(kind="preview", fresh_noise=True)
+    drawn: list[tuple[int, ...]] = []
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "restore_lab.methods.references.noise_like",
+            lambda like, seeds, purpose: drawn.append(tuple(like.shape)) or noise_like(like, seeds, purpose),
+        )
+        for count in (1, 3):
+            module.sampler.tiling = Gaussian(tile=32, overlap=8, batch=count, sigma=0.1, words="image")
+            found.append(module.restore(batch))
+    assert set(drawn) == {(1, 4, 8, 20)}
+    torch.testing.assert_close(*found, atol=2e-5, rtol=0)

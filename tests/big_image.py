@@ -1,0 +1,57 @@
+"""One large photograph restored in this process: its peak memory above the loaded model, and its seams, as JSON.
+
+python -m tests.big_image WIDTH HEIGHT FOLDER [overrides]
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+import restore_lab.methods.restore as restore
+from restore_lab.data.image_io import read_image, to_tensor
+from restore_lab.data.photos import photos_folder
+from restore_lab.evaluation.seams import Seams, seams
+from restore_lab.types import Batch
+from tests.composed import composed
+
+METRIC = Seams(tile=512, overlap=64, compression=4, multiple=16)
+
+
+def resident() -> float:
+    """MiB of this process that are in memory now."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError("/proc/self/status does not say VmRSS")
+
+
+def main(width: int, height: int, folder: Path, *words: str) -> None:
+    """Write the photograph, restore it, print."""
+    source = folder / f"{width}x{height}.png"
+    photo = Image.open(photos_folder() / "rocket.jpg").convert("RGB")
+    photo.resize((width, height), Image.Resampling.BICUBIC).save(source)
+    del photo
+    cfg = composed(
+        "restore", f"input={source}", f"output={folder / 'out'}", "device=cpu", "sampler.progress=false", *words
+    )
+    module = restore.load(cfg)
+    small = torch.rand(1, 3, 64, 64)  # what is imported and built on first use counts as loaded
+    module.restore(Batch(hq_BCHW=None, lq_BCHW=small, caption=("",), key=("",), seed=(0,), recipe=(None,)))
+    restore.load = lambda cfg: module
+    loaded = resident()
+    restore.restore_folder(cfg)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before, after = (to_tensor(read_image(path))[None] for path in (source, folder / "out" / source.name))
+    rows, columns = (METRIC.lines(side) for side in (height, width))
+    changed = seams(after - before, rows=rows, columns=columns, reach=METRIC.compression).item()
+    print(json.dumps({"loaded": loaded, "above": peak - loaded, "seams_of_the_change": changed}))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:])
