@@ -1,16 +1,33 @@
-"""Fill a folder with images of negative quality, for SUPIR's training.
+"""Make data ahead of training: images of negative quality (SUPIR), or shards of any source.
 
 restore-lab data output=negatives count=1000
 restore-lab data output=negatives data=folder data.root=photos backbone=sdxl count=100000
+restore-lab data pack output=shards data=folder data.root=photos shard_size=1000 devices=4
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+POSITIONAL = ("make",)
+
 
 def run(cfg: Any) -> None:
     """Make what is missing and say where it is."""
-    from restore_lab.methods.negatives import fill
+    from restore_lab.shares import launched, place
 
-    print(f"{cfg.count} images in {fill(cfg)}; train with data=mixed data.sources.negatives.root={cfg.output}")
+    if cfg.make == "negatives":
+        from restore_lab.methods.negatives import fill
+
+        print(f"{cfg.count} images in {fill(cfg)}; train with data=mixed data.sources.negatives.root={cfg.output}")
+    elif cfg.make == "pack":
+        from restore_lab.data.packing import pack
+
+        if not launched(cfg.devices):
+            done = pack(cfg)
+            if done.samples is None:
+                print(f"process {place()[0]} of {place()[1]} has done its share of {done.shards} shards")
+            else:
+                print(f"{done.samples} samples in {done.shards} shards; train with data=shards data.root={done.output}")
+    else:
+        raise ValueError(f"make={cfg.make!r} is not known; one of negatives, pack")

@@ -18,7 +18,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from restore_lab.data.dataset import Loaded, RestorationDataset, Source
+from restore_lab.data.dataset import Loaded, Ordered, RestorationDataset, Source
 from restore_lab.data.image_io import BadImage
 from restore_lab.data.sampler import PositionSampler, SequentialSampler
 from restore_lab.types import Batch, Recipe
@@ -215,6 +215,7 @@ class RestorationDataModule(LightningDataModule):
             start=batches * self._batch_size,
             rank=rank,
             world=world,
+            order=source.order if isinstance(source, Ordered) else None,
         )
 
     def _eval_sampler(self, source: Source) -> SequentialSampler:
