@@ -27,18 +27,8 @@ from typing import Any
 MANIFEST = "manifest.json"
 PACKAGE = Path(__file__).resolve().parent
 IGNORED = frozenset(
-    (
-        "logger",
-        "hydra",
-        "output",
-        "output_dir",
-        "output_folder",
-        "run_dir",
-        "runs_dir",
-        "save_dir",
-        "cache",
-        "cache_dir",
-    )
+    ("logger", "hydra", "output", "output_dir", "output_folder", "run_dir", "runs_dir", "save_dir")
+    + ("cache", "cache_dir", "cache_latents", "cache_gigabytes")
     + ("device", "devices", "accelerator", "workers", "num_workers", "progress", "format", "trusted_packages")
 )
 PATH_KEYS = frozenset(

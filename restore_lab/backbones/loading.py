@@ -7,14 +7,17 @@ Config lines: `backbone=tiny_sd|tiny_sd3|sd15|sd21|sdxl|sd3`, `backbone.path=/fo
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from restore_lab.artefacts import fingerprint
 from restore_lab.backbones.base import Backbone
 from restore_lab.backbones.codec import Codec
+from restore_lab.backbones.disk_cache import DiskCache
 from restore_lab.backbones.places import DENOISERS, BackboneError, find_folder, read_json, read_part
 from restore_lab.backbones.schedule import Schedule
 from restore_lab.backbones.text_loading import load_text, load_triple_text
@@ -34,6 +37,9 @@ def load_backbone(
     cache_text: bool = True,
     without: Sequence[str] = (),
     t5_length: int = 256,
+    cache_dir: str | None = None,
+    cache_latents: bool = False,
+    cache_gigabytes: float = 50.0,
 ) -> Backbone:
     """The frozen prior at `path`.
 
@@ -46,6 +52,9 @@ def load_backbone(
         cache_text: remember texts; turn it off where they never come twice (endless procedural captions).
         without: text encoders of an MM-DiT that are left out ("text_encoder_3" spares T5's nine gigabytes).
         t5_length: T5's tokens, zeros if it is absent.
+        cache_dir: folder that keeps text embeddings across runs; None for none.
+        cache_latents: whether it keeps latents of good images too, of use where the same crops come again.
+        cache_gigabytes: what it may hold.
 
     Raises:
         BackboneError: naming what was tried, if nothing is there, or what is there cannot be read.
@@ -62,11 +71,20 @@ def load_backbone(
         vae = vae.to(torch.float32)
     if gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()
-    parts: dict[str, Any] = {"codec": Codec(vae), "schedule": load_schedule(folder)}
+    disk: DiskCache | None = None
+    if cache_dir is not None and not meta:
+        read = [place for name in ("vae", "text_encoder*", "tokenizer*") for place in sorted(folder.glob(name))]
+        base = json.dumps([[place.name, fingerprint(place)] for place in read])
+        disk = DiskCache(cache_dir, base=base, max_bytes=int(cache_gigabytes * 10**9))
+    parts: dict[str, Any] = {
+        "codec": Codec(vae, disk=disk if cache_latents else None),
+        "schedule": load_schedule(folder),
+    }
     settings: dict[str, Any] = {
         "dtype": DTYPES[dtype],
         "meta": meta,
         "cache_bytes": CACHE_BYTES if cache_text else 0,
+        "disk": disk,
     }
     if family == "mmdit":
         from restore_lab.backbones.mmdit import MMDiTBackbone

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from restore_lab.backbones.disk_cache import DiskCache
 from restore_lab.backbones.places import BackboneError, first_line, read_json, read_part
 from restore_lab.backbones.text import TextEncoder
 from restore_lab.backbones.text_sd3 import TripleTextEncoder
@@ -18,12 +19,16 @@ ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 CLIP_L_WIDTH = 768  # of SD3's first tower, where neither the tower nor its config is there
 
 
-def load_text(folder: Path, *, penultimate: bool, dtype: torch.dtype, meta: bool, cache_bytes: int) -> TextEncoder:
+def load_text(
+    folder: Path, *, penultimate: bool, dtype: torch.dtype, meta: bool, cache_bytes: int, disk: DiskCache | None
+) -> TextEncoder:
     """text_encoder and, if it is there, text_encoder_2, with their tokenizers."""
     parts = [folder / name for name in ENCODERS[:2] if (folder / name).is_dir()]
     encoders = [_model(part, CLIPS, dtype=dtype, meta=meta) for part in parts]
     tokenizers = [] if meta else [_tokenizer(part) for part in parts]
-    return TextEncoder(encoders=encoders, tokenizers=tokenizers, penultimate=penultimate, cache_bytes=cache_bytes)
+    return TextEncoder(
+        encoders=encoders, tokenizers=tokenizers, penultimate=penultimate, cache_bytes=cache_bytes, disk=disk
+    )
 
 
 def load_triple_text(
@@ -35,6 +40,7 @@ def load_triple_text(
     dtype: torch.dtype,
     meta: bool,
     cache_bytes: int,
+    disk: DiskCache | None,
 ) -> TripleTextEncoder:
     """SD3's three text encoders; those that the folder lacks, or that are left out, are absent.
 
@@ -66,6 +72,7 @@ def load_triple_text(
         t5_length=t5_length,
         first_width=first_width,
         cache_bytes=cache_bytes,
+        disk=disk,
     )
 
 
