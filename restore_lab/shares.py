@@ -17,6 +17,7 @@ from pathlib import Path
 
 # Rank, number of processes, and place among those of one machine: as torchrun says it, and srun.
 VARIABLES = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"))
+LAUNCHED = "RESTORE_LAB_LAUNCHED"
 
 
 def place() -> tuple[int, int]:
@@ -55,8 +56,18 @@ def device(name: str) -> str:
     return "cuda" if place()[1] == 1 else f"cuda:{local % torch.cuda.device_count()}"
 
 
-def launched(devices: int) -> bool:
+def watched() -> bool:
+    """Whether this process was started by `launched`, whose caller says what came of it."""
+    return os.environ.get(LAUNCHED) is not None
+
+
+def launched(devices: int, *more: str, quiet: bool = False) -> bool:
     """Run the typed command once a device and wait for all; False, and nothing done, for one device or in a share.
+
+    Args:
+        devices: how many.
+        more: overrides behind those that were typed.
+        quiet: whether what they print is not shown.
 
     Raises:
         ValueError: if one of them fails; what the others did stays.
@@ -65,12 +76,17 @@ def launched(devices: int) -> bool:
         raise ValueError(f"devices={devices}: at least one is needed")
     if devices == 1 or place()[1] > 1:
         return False
-    command = [sys.executable, "-m", "restore_lab.cli.main", *sys.argv[1:]]
-    told = [{"RANK": str(n), "LOCAL_RANK": str(n), "WORLD_SIZE": str(devices)} for n in range(devices)]
+    command = [sys.executable, "-m", "restore_lab.cli.main", *sys.argv[1:], *more]
+    told = [{"RANK": str(n), "LOCAL_RANK": str(n), "WORLD_SIZE": str(devices), LAUNCHED: ""} for n in range(devices)]
     here = str(Path(__file__).resolve().parents[1])
     paths = os.pathsep.join(path for path in (here, os.environ.get("PYTHONPATH", "")) if path)
     processes = [
-        subprocess.Popen(command, env={**os.environ, **one, "PYTHONPATH": paths}, preexec_fn=_die_with_parent)
+        subprocess.Popen(
+            command,
+            env={**os.environ, **one, "PYTHONPATH": paths},
+            stdout=subprocess.DEVNULL if quiet else None,
+            preexec_fn=_die_with_parent,
+        )
         for one in told
     ]
     try:

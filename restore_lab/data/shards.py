@@ -3,8 +3,8 @@
 A sample is `key.jpg` (or any image kind) with perhaps `key.txt`, its caption, and `key.json`; a pair is `key.hq.png`
 and `key.lq.png`. Each tar is indexed once (tar_index.py). Since positions decide who sees what (sampler.py), every
 sample comes exactly once an epoch whatever the ranks and workers, and a run resumes in the middle of an epoch. The
-webdataset package reads streams instead: it deals whole shards to ranks and workers, so that an epoch is as long as
-the luckiest of them or is padded by drawing again, and it starts over when it resumes; hence this reader of its format.
+webdataset package reads streams instead: it deals whole shards to ranks and workers, whose epochs then differ in length
+or are evened out by drawing with replacement, and it has no place in a stream to resume at; hence this reader.
 `window` trades mixing for sequential reading: null permutes all samples (each read is a seek, fine on a local SSD);
 a number permutes the shards, then the samples inside windows of so many, so that only a few tars are read at a time.
 """
