@@ -1,4 +1,4 @@
-"""What frozen encoders say, kept on disk: text embeddings (`backbone.cache_dir`) and latents (`backbone.cache_latents`).
+"""What frozen encoders say, kept on disk: text embeddings (`backbone.cache_dir`), latents (`backbone.cache_latents`).
 
 An entry is a safetensors file named by the hash of all that it depends on: the input's content, the encoder's weights,
 dtype, kind of device, autocast, torch's version. What is not there is encoded alone and written whole, so that a cached

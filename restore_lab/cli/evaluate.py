@@ -40,6 +40,7 @@ def run(cfg: Any) -> float | None:
     from restore_lab.evaluation.evaluate import Evaluation, evaluate, planned
     from restore_lab.evaluation.folders import score
     from restore_lab.evaluation.parts import forget
+    from restore_lab.evaluation.records import recorded
     from restore_lab.locks import first_rank
     from restore_lab.shares import launched, place
     from restore_lab.tables import sweep
@@ -50,9 +51,11 @@ def run(cfg: Any) -> float | None:
         if not first_rank():  # of a launcher's tasks the first ran the job
             return None
     elif cfg.restored is None and cfg.devices > 1 and place()[1] == 1:
+        scores = planned(cfg)
         if cfg.again:
-            forget(planned(cfg))
-        launched(cfg.devices, "again=false", quiet=True)
+            forget(scores)
+        if not recorded(scores.folder, identity=scores.identity):
+            launched(cfg.devices, "again=false", quiet=True)
         cfg.again = False
     if cfg.restored is None:
         done = evaluate(cfg)

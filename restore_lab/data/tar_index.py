@@ -60,6 +60,7 @@ def index_of(tar: Path) -> TarIndex:
         with FileLock(place.with_name(f"{place.name}.lock")):
             note = _good(tar)
             if note is None:
+                log.info("%s: reading it once for its index", tar)
                 note = scan(tar)
                 write_bytes_atomic(place, json.dumps(note).encode())
     columns = {kind: (np.array(c["offset"], np.int64), np.array(c["length"], np.int64)) for kind, c in _kinds(note)}

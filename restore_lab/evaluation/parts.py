@@ -47,8 +47,8 @@ class Parts:
         self.cfg, self.scores = cfg, scores
         data = build(cfg.datamodule)
         self.count = data.test_count()
-        cut = {"batch": cfg.eval_batch_size, "count": self.count, "pictures": cfg.pictures, "code": code_version()}
-        self.folder = scores.folder / f"{PREFIX}{identity(cut, (scores.identity,))}"
+        cut = {"batch": cfg.datamodule.eval_batch_size, "count": self.count, "pictures": cfg.pictures}
+        self.folder = scores.folder / f"{PREFIX}{identity({**cut, 'code': code_version()}, (scores.identity,))}"
         self._panels = 0
 
     def missing(self) -> list[int]:
@@ -118,7 +118,7 @@ def to_bytes(measured: Measured, panels: Sequence[Panel]) -> bytes:
     tensors: dict[str, Tensor] = {}
 
     def named(name: str, entries: Sequence[Tensor]) -> int:
-        tensors.update({f"{name}.{index}": entry.contiguous() for index, entry in enumerate(entries)})
+        tensors.update({f"{name}.{index}": entry.cpu().contiguous().clone() for index, entry in enumerate(entries)})
         return len(entries)
 
     tallies = [

@@ -168,6 +168,27 @@ def test_again_measures_anew(toy_folder, photos, tmp_path) -> None:
     assert read_record(again.folder).results == first.results
 
 
+def test_the_verb_starts_processes_and_reads_their_record(toy_folder, photos, tmp_path, as_rank, monkeypatch, capsys):
+    """`devices=2`, also again; the processes are played by this one."""
+    asked: list[tuple[int, tuple[str, ...], bool]] = []
+
+    def launched(devices: int, *more: str, quiet: bool = False) -> bool:
+        asked.append((devices, more, quiet))
+        for rank in range(devices):
+            as_rank(rank, devices, lambda: evaluate(scored(toy_folder, photos, tmp_path, *more)))
+        return True
+
+    monkeypatch.setattr("restore_lab.shares.launched", launched)
+    evaluate_verb(scored(toy_folder, photos, tmp_path, "devices=2"))
+    (record,) = tmp_path.rglob("record.json")
+    before = record.stat().st_mtime_ns
+    evaluate_verb(scored(toy_folder, photos, tmp_path, "devices=2"))
+    assert record.stat().st_mtime_ns == before
+    evaluate_verb(scored(toy_folder, photos, tmp_path, "devices=2", "again=true"))
+    assert record.stat().st_mtime_ns > before
+    assert asked == [(2, ("again=false",), True)] * 2 and capsys.readouterr().out.count("| toy") == 3
+
+
 # Restoring -----------------------------------------------------------------------------------------------------------
 
 

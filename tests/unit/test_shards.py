@@ -141,8 +141,14 @@ def test_several_images_in_one_sample_must_be_told_apart(tmp_path) -> None:
     assert np.array_equal(ShardsSource(tmp_path, image="png").read(0).hq_HWC, image(1))
 
 
-def test_the_webdataset_package_reads_what_is_packed(tmp_path) -> None:
+def test_the_webdataset_package_reads_what_is_packed_and_its_tars_are_read(tmp_path) -> None:
     webdataset = pytest.importorskip("webdataset")
+    with webdataset.TarWriter(str(tmp_path / "theirs.tar")) as writer:
+        for number in range(3):
+            writer.write({"__key__": f"a/{number:04d}", "png": image(number), "txt": f"words {number}", "cls": number})
+    theirs = ShardsSource(tmp_path / "theirs.tar")
+    assert theirs.keys() == ["a/0000", "a/0001", "a/0002"] and theirs.read(2).caption == "words 2"
+    assert all(np.array_equal(theirs.read(number).hq_HWC, image(number)) for number in range(3))
     done = packed(folder(tmp_path / "photos"), tmp_path / "shards", "shard_size=100")
     samples = list(webdataset.WebDataset(str(done.output / "000000.tar"), shardshuffle=False))
     assert len(samples) == 5
