@@ -27,18 +27,8 @@ from typing import Any
 MANIFEST = "manifest.json"
 PACKAGE = Path(__file__).resolve().parent
 IGNORED = frozenset(
-    (
-        "logger",
-        "hydra",
-        "output",
-        "output_dir",
-        "output_folder",
-        "run_dir",
-        "runs_dir",
-        "save_dir",
-        "cache",
-        "cache_dir",
-    )
+    ("logger", "hydra", "output", "output_dir", "output_folder", "run_dir", "runs_dir", "save_dir")
+    + ("cache", "cache_dir", "cache_latents", "cache_gigabytes")
     + ("device", "devices", "accelerator", "workers", "num_workers", "progress", "format", "trusted_packages")
 )
 PATH_KEYS = frozenset(
@@ -80,7 +70,7 @@ def fingerprint(path: str | PurePath) -> str:
     """32 hex characters for what a file or folder holds: names below it and bytes, never its own name or its dates.
 
     Hidden files and a folder's README.md do not count. A file's hash is kept while its size and modification time stay
-    (in this process).
+    (in this process; of a file with a note, across processes).
 
     Raises:
         FileNotFoundError: if there is nothing at `path`.
@@ -94,6 +84,26 @@ def fingerprint(path: str | PurePath) -> str:
     for name, file in sorted((file.relative_to(place).as_posix(), file) for file in _files(place)):
         total.update(f"{name}\0{_file_hash(file)}\n".encode())
     return total.hexdigest()[:32]
+
+
+def note_places(path: Path) -> tuple[Path, Path]:
+    """Where a note on a large file lies: hidden beside it, else (nothing can be written there) in the user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / PACKAGE.name
+    named = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
+    return path.parent / ".index" / f"{path.name}.json", cache / "index" / f"{named}.json"
+
+
+def read_note(path: Path) -> dict[str, Any] | None:
+    """The note on a file of this size and modification time, which has its "sha256"; None if there is none."""
+    stat = path.stat()
+    for place in note_places(path):
+        try:
+            note = json.loads(place.read_text(encoding="utf-8"))
+            if (note["size"], note["mtime_ns"]) == (stat.st_size, stat.st_mtime_ns) and isinstance(note["sha256"], str):
+                return note
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
 
 
 def write_bytes_atomic(path: str | PurePath, data: bytes) -> None:
@@ -267,6 +277,9 @@ def _file_hash(path: Path) -> str:
 
 @functools.lru_cache(maxsize=1_000_000)
 def _hash_of(path: str, size: int, mtime_ns: int, inode: int) -> str:
+    note = read_note(Path(path)) if path.endswith(".tar") else None  # terabytes are not read again for their name
+    if note is not None:
+        return note["sha256"][:32]
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:32]
 

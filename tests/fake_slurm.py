@@ -52,7 +52,7 @@ def srun(*words: str) -> None:
     for rank in map(str, range(int(os.environ["SLURM_NTASKS"]))):
         names = {"%A": JOB, "%a": os.environ.get("SLURM_ARRAY_TASK_ID", ""), "%j": JOB, "%t": rank}
         place = re.sub("%[Aajt]", lambda found, names=names: names[found[0]], places["--output"])
-        told = {"SLURM_PROCID": rank, "SLURM_LOCALID": rank}
+        told = {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_STEP_NUM_TASKS": os.environ["SLURM_NTASKS"]}
         with open(place, "ab") as log:
             tasks.append(subprocess.Popen(rest, env={**os.environ, **told}, stdout=log, stderr=log))
     raise SystemExit(max(task.wait() for task in tasks))

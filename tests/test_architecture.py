@@ -24,6 +24,7 @@ RANKS = {
     "artefacts": 0,
     "locks": 0,
     "pairs": 0,
+    "shares": 0,
     "tracking": 1,
     "data": 1,
     "degradation": 1,
@@ -42,7 +43,7 @@ HEAVY = frozenset(
     ("torch", "torchvision", "lightning", "diffusers", "transformers", "peft", "torchmetrics", "pyiqa", "wandb")
     + ("skimage", "scipy", "pandas", "pyarrow", "numpy", "PIL", "matplotlib")
 )
-LIGHT = ("types.py", "random.py", "build.py", "artefacts.py", "locks.py", "pairs.py", "cli/")
+LIGHT = ("types.py", "random.py", "build.py", "artefacts.py", "locks.py", "pairs.py", "shares.py", "cli/")
 
 
 def name_of(path: Path) -> str:

@@ -18,6 +18,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from restore_lab.backbones import banded
+from restore_lab.backbones.disk_cache import DiskCache, content
 
 Generators = torch.Generator | Sequence[torch.Generator]
 
@@ -33,9 +34,10 @@ class Codec(nn.Module):
 
     pixels: int | None = None
 
-    def __init__(self, vae: AutoencoderKL | AutoencoderTiny) -> None:
+    def __init__(self, vae: AutoencoderKL | AutoencoderTiny, *, disk: DiskCache | None = None) -> None:
+        """`disk` keeps latents across runs (see `remembered`); None for nowhere."""
         super().__init__()
-        self.vae = vae
+        self.vae, self.disk = vae, disk
         tiny = isinstance(vae, AutoencoderTiny)
         blocks = vae.config["encoder_block_out_channels" if tiny else "block_out_channels"]
         self.compression = 2 ** (len(blocks) - 1)
@@ -66,6 +68,21 @@ class Codec(nn.Module):
             if generator is not None:
                 z = z + posterior.std * _noise(z, generator)
         return (z.to(image_BCHW.dtype) - self._like(self.shift, image_BCHW)) * self._like(self.scale, image_BCHW)
+
+    @torch.no_grad()
+    def remembered(self, image_BCHW: Tensor) -> Tensor:
+        """`encode` of images that come again pixel for pixel, as whole clean ones do: from the disk, if they are there.
+
+        With a disk cache each image is encoded by itself, so that its latent does not depend on its batch.
+        """
+        disk = self.disk
+        if disk is None:
+            return self.encode(image_BCHW)
+        found = [
+            disk.of(["latent", content(image[0])], self.vae, lambda image=image: (self.encode(image),))[0]
+            for image in image_BCHW.split(1)
+        ]
+        return torch.cat(found)
 
     def _posterior(self, image_BCHW: Tensor, encoder: nn.Module | None) -> DiagonalGaussianDistribution:
         """The posterior of images in [0, 1] by the vae's encoder or another."""

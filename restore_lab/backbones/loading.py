@@ -8,13 +8,16 @@ can be described on a laptop. Config lines: `backbone=tiny_sd|tiny_sd3|sd15|sd21
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from restore_lab.artefacts import fingerprint
 from restore_lab.backbones.base import Backbone
 from restore_lab.backbones.codec import Codec
+from restore_lab.backbones.disk_cache import DiskCache
 from restore_lab.backbones.places import DENOISERS, find_codec, find_prior, listed
 from restore_lab.backbones.reading import BackboneError, Folder, read_json
 from restore_lab.backbones.schedule import Schedule
@@ -39,6 +42,9 @@ def load_backbone(
     codec_dtype: str | None = None,
     codec_path: str | None = None,
     config_path: str | None = None,
+    cache_dir: str | None = None,
+    cache_latents: bool = False,
+    cache_gigabytes: float = 50.0,
 ) -> Backbone:
     """The frozen prior at `path`.
 
@@ -56,6 +62,9 @@ def load_backbone(
             (`force_upcast`, SDXL's) stays float32 there.
         codec_path: another codec than the prior's: a folder or a hub id.
         config_path: where the configs and tokenizers of a single file are (single_file.py).
+        cache_dir: folder that keeps text embeddings across runs; None for none.
+        cache_latents: whether it keeps latents of good images too, of use where the same crops come again.
+        cache_gigabytes: what it may hold.
 
     Raises:
         BackboneError: naming what was tried, if nothing is there, or what is there cannot be read.
@@ -73,11 +82,20 @@ def load_backbone(
     vae = _codec(prior, codec_path, dtype=DTYPES[dtypes["codec_dtype"]], meta=meta)
     if gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()
-    parts: dict[str, Any] = {"codec": Codec(vae), "schedule": load_schedule(prior)}
+    disk: DiskCache | None = None
+    if cache_dir is not None and not meta:
+        codec = [] if codec_path is None else [home.root / part for home, part in [find_codec(codec_path)]]
+        base = json.dumps([[place.name, fingerprint(place)] for place in [*prior.encoders(), *codec]])
+        disk = DiskCache(cache_dir, base=base, max_bytes=int(cache_gigabytes * 10**9))
+    parts: dict[str, Any] = {
+        "codec": Codec(vae, disk=disk if cache_latents else None),
+        "schedule": load_schedule(prior),
+    }
     settings: dict[str, Any] = {
         "dtype": DTYPES[dtypes["text_dtype"]],
         "meta": meta,
         "cache_bytes": CACHE_BYTES if cache_text else 0,
+        "disk": disk,
     }
     if family == "mmdit":
         from restore_lab.backbones.mmdit import MMDiTBackbone

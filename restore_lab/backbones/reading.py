@@ -51,6 +51,10 @@ class Folder:
         found = found_weights(self.root / part)
         return [self.root / part / name for name in found[1]] if found else []
 
+    def encoders(self) -> list[Path]:
+        """What codec, text encoders and tokenizers are read from."""
+        return [place for name in ("vae", "text_encoder*", "tokenizer*") for place in sorted(self.root.glob(name))]
+
     def read(self, cls: Any, part: str, *, dtype: torch.dtype) -> Any:
         """The part with its weights.
 

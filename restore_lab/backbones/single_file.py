@@ -60,6 +60,10 @@ class SingleFile(Folder):
         """The file, else the folder's."""
         return [self.file] if self._keys(part) else super().files(part)
 
+    def encoders(self) -> list[Path]:
+        """The file, and what the folder gives."""
+        return [self.file, *super().encoders()]
+
     def read(self, cls: Any, part: str, *, dtype: torch.dtype) -> Any:
         """The part from the file, else from the folder."""
         if self._keys(part):

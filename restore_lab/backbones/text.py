@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerBase
 
+from restore_lab.backbones.disk_cache import DiskCache
 from restore_lab.backbones.lru import TensorLRU
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class TextEncoder(nn.Module):
         tokenizers: as many tokenizers, or none (on the meta device, where only shapes count).
         penultimate: SDXL's reading (penultimate states, pooled projection) instead of the last state after the norm.
         cache_bytes: memory that remembered texts may take; 0 remembers nothing.
+        disk: where they are kept across runs; None for nowhere.
     """
 
     def __init__(
@@ -41,12 +43,14 @@ class TextEncoder(nn.Module):
         tokenizers: Sequence[PreTrainedTokenizerBase],
         penultimate: bool,
         cache_bytes: int = 256 * 2**20,
+        disk: DiskCache | None = None,
     ) -> None:
         super().__init__()
         self.encoders = nn.ModuleList(encoders)
         self.tokenizers = list(tokenizers)
         self.penultimate = penultimate
-        self.remembers = cache_bytes > 0
+        self.remembers = cache_bytes > 0 or disk is not None
+        self.disk = disk
         self.said = False  # that a text was too long
         self.cache = TensorLRU(max_bytes=cache_bytes)
 
@@ -76,10 +80,16 @@ class TextEncoder(nn.Module):
 
     def _remembered(self, text: str) -> tuple[Tensor, ...]:
         found = self.cache.get(text)
+        if found is None and self.disk is not None and next(self.parameters(), None) is not None:
+            found = self.disk.of(["text", text, self._settings()], self, lambda: self._encode([text]))
         if found is None:
             found = self._encode([text])
-            self.cache.put(text, found)
+        self.cache.put(text, found)
         return found
+
+    def _settings(self) -> list[int]:
+        """What an embedding depends on besides the text and the encoders."""
+        return [int(self.penultimate)]
 
     def _encode(self, texts: Sequence[str]) -> tuple[Tensor, ...]:
         """Tokens (B, L, D) and, for SDXL, the pooled vector (B, D), of texts encoded together."""

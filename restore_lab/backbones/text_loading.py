@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from restore_lab.backbones.disk_cache import DiskCache
 from restore_lab.backbones.reading import BackboneError, Folder
 from restore_lab.backbones.text import TextEncoder
 from restore_lab.backbones.text_sd3 import TripleTextEncoder
@@ -17,12 +18,16 @@ ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 CLIP_L_WIDTH = 768  # of SD3's first tower, where neither the tower nor its config is there
 
 
-def load_text(prior: Folder, *, penultimate: bool, dtype: torch.dtype, meta: bool, cache_bytes: int) -> TextEncoder:
+def load_text(
+    prior: Folder, *, penultimate: bool, dtype: torch.dtype, meta: bool, cache_bytes: int, disk: DiskCache | None
+) -> TextEncoder:
     """text_encoder and, if it is there, text_encoder_2, with their tokenizers."""
     parts = [name for name in ENCODERS[:2] if prior.has(name)]
     encoders = [_model(prior, part, CLIPS, dtype=dtype, meta=meta) for part in parts]
     tokenizers = [] if meta else [prior.tokenizer(part) for part in parts]
-    return TextEncoder(encoders=encoders, tokenizers=tokenizers, penultimate=penultimate, cache_bytes=cache_bytes)
+    return TextEncoder(
+        encoders=encoders, tokenizers=tokenizers, penultimate=penultimate, cache_bytes=cache_bytes, disk=disk
+    )
 
 
 def load_triple_text(
@@ -34,6 +39,7 @@ def load_triple_text(
     dtype: torch.dtype,
     meta: bool,
     cache_bytes: int,
+    disk: DiskCache | None,
 ) -> TripleTextEncoder:
     """SD3's three text encoders; those that the folder lacks, or that are left out, are absent.
 
@@ -65,6 +71,7 @@ def load_triple_text(
         t5_length=t5_length,
         first_width=first_width,
         cache_bytes=cache_bytes,
+        disk=disk,
     )
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from restore_lab.backbones.disk_cache import DiskCache
 from restore_lab.backbones.text import TextEncoder, device_of
 
 CLIP_LENGTH = 77
@@ -33,6 +34,7 @@ class TripleTextEncoder(TextEncoder):
         t5_length: T5's tokens; so many zeros if it is absent (diffusers' `max_sequence_length`).
         first_width: width of the first tower's tokens, which tells where the second's stand if it is absent.
         cache_bytes: memory that remembered texts may take.
+        disk: where they are kept across runs; None for nowhere.
     """
 
     def __init__(
@@ -47,16 +49,23 @@ class TripleTextEncoder(TextEncoder):
         t5_length: int,
         first_width: int,
         cache_bytes: int,
+        disk: DiskCache | None = None,
     ) -> None:
         super().__init__(
             encoders=[clip for clip in clips if clip is not None],
             tokenizers=[one for one in clip_tokenizers if one is not None],
             penultimate=True,
             cache_bytes=cache_bytes,
+            disk=disk,
         )
         self.present = [clip is not None for clip in clips]
         self.t5, self.t5_tokenizer = t5, t5_tokenizer
         self.width, self.pooled, self.t5_length, self.first_width = width, pooled, t5_length, first_width
+
+    def _settings(self) -> list[int]:
+        """Which encoders there are counts, and how long T5's part is."""
+        present = [int(there) for there in (*self.present, self.t5 is not None)]
+        return [*present, self.width, self.pooled, self.t5_length, self.first_width]
 
     def _encode(self, texts: Sequence[str]) -> tuple[Tensor, ...]:
         """Tokens and pooled vectors of texts encoded together."""

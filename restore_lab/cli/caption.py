@@ -1,6 +1,7 @@
 """Caption a folder of images, so that data=folder trains on words.
 
 restore-lab caption input=photos
+restore-lab caption input=photos devices=4
 restore-lab caption input=photos prompt.semantic.captioner.model=Qwen/Qwen2.5-VL-7B-Instruct
 """
 
@@ -12,6 +13,12 @@ from typing import Any
 def run(cfg: Any) -> None:
     """Write the table and say where it is."""
     from restore_lab.methods.captioning import caption_folder
+    from restore_lab.shares import launched, place
 
+    if launched(cfg.devices):
+        return
     done = caption_folder(cfg)
+    if done.written is None:
+        print(f"process {place()[0]} of {place()[1]} has done its share")
+        return
     print(f"{done.written} captions in {done.output}" + (f", {len(done.bad)} images left out" if done.bad else ""))

@@ -1,16 +1,42 @@
-"""Fill a folder with images of negative quality, for SUPIR's training.
+"""Make data ahead of training: images of negative quality (SUPIR), shards of any source, or a cache of its encodings.
 
 restore-lab data output=negatives count=1000
 restore-lab data output=negatives data=folder data.root=photos backbone=sdxl count=100000
+restore-lab data pack output=shards data=folder data.root=photos shard_size=1000 devices=4
+restore-lab data cache backbone=sdxl backbone.cache_dir=cache data=shards data.root=shards crop=512 devices=4
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+POSITIONAL = ("make",)
+
 
 def run(cfg: Any) -> None:
     """Make what is missing and say where it is."""
-    from restore_lab.methods.negatives import fill
+    from restore_lab.shares import launched, place
 
-    print(f"{cfg.count} images in {fill(cfg)}; train with data=mixed data.sources.negatives.root={cfg.output}")
+    if cfg.make not in ("negatives", "pack", "cache"):
+        raise ValueError(f"make={cfg.make!r} is not known; one of negatives, pack, cache")
+    if launched(cfg.devices):
+        return
+    if cfg.make == "negatives":
+        from restore_lab.methods.negatives import fill
+
+        print(f"{cfg.count} images in {fill(cfg)}; train with data=mixed data.sources.negatives.root={cfg.output}")
+        return
+    if cfg.make == "cache":
+        from restore_lab.methods.precompute import fill_cache
+
+        filled = fill_cache(cfg)
+        share = f" (process {place()[0]} of {place()[1]})" if place()[1] > 1 else ""
+        print(f"{filled.samples} samples in {filled.folder}; train with backbone.cache_dir={filled.folder}{share}")
+        return
+    from restore_lab.data.packing import pack
+
+    done = pack(cfg)
+    if done.samples is None:
+        print(f"process {place()[0]} of {place()[1]} has done its share of {done.shards} shards")
+    else:
+        print(f"{done.samples} samples in {done.shards} shards; train with data=shards data.root={done.output}")

@@ -5,6 +5,7 @@ restore-lab evaluate eval_data=photos eval_degradation=sr4 protocol=y metrics=fi
 restore-lab evaluate restored=DIR reference=DIR protocol=y format=json
 restore-lab evaluate system=outputs/stablesr eval_data=photos eval_degradation=sr4
 restore-lab evaluate -m sampler.steps=5,10,20
+restore-lab evaluate devices=4
 restore-lab evaluate --explain RECORD RECORD
 """
 
@@ -36,18 +37,34 @@ def run(cfg: Any) -> float | None:
         return None
     if cfg.format not in ("text", "json"):
         raise ValueError(f"format={cfg.format!r} is not known; one of text, json")
-    from restore_lab.evaluation.evaluate import Evaluation, evaluate
+    from restore_lab.evaluation.evaluate import Evaluation, evaluate, planned
     from restore_lab.evaluation.folders import score
+    from restore_lab.evaluation.parts import forget
+    from restore_lab.evaluation.records import recorded
+    from restore_lab.locks import first_rank
+    from restore_lab.shares import launched, place
     from restore_lab.tables import sweep
 
     if sweep.sweeping():
         sweep.evaluate(cfg)  # in a process group of its own; what follows reads its record
         cfg.again = False
+        if not first_rank():  # of a launcher's tasks the first ran the job
+            return None
+    elif cfg.restored is None and cfg.devices > 1 and place()[1] == 1:
+        scores = planned(cfg)
+        if cfg.again:
+            forget(scores)
+        if not recorded(scores.folder, identity=scores.identity):
+            launched(cfg.devices, "again=false", quiet=True)
+        cfg.again = False
     if cfg.restored is None:
         done = evaluate(cfg)
     else:
         folder, results = score(cfg)
-        done = Evaluation(folder=folder, results=results, picture=None)
+        done = None if results is None else Evaluation(folder=folder, results=results, picture=None)
+    if done is None:
+        print(f"process {place()[0]} of {place()[1]} has done its share; the last one prints the table")
+        return None
     places = ["", f"record:  {done.folder}", *([f"picture: {done.picture}"] if done.picture else [])]
     print(done.as_json() if cfg.format == "json" else "\n".join([done.page(), *places]))
     return done.mean(cfg.optimized_metric) if cfg.optimized_metric else None

@@ -18,7 +18,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from restore_lab.data.dataset import Loaded, RestorationDataset, Source
+from restore_lab.data.dataset import Loaded, Ordered, RestorationDataset, Source
 from restore_lab.data.image_io import BadImage
 from restore_lab.data.sampler import PositionSampler, SequentialSampler
 from restore_lab.types import Batch, Recipe
@@ -31,7 +31,7 @@ STAGES: dict[str, tuple[Stage, ...]] = {
     "test": ("test",),
     "predict": ("predict",),
 }
-Sampler = PositionSampler | SequentialSampler
+Sampler = PositionSampler | SequentialSampler | list[list[tuple[int, int]]]
 
 
 class Degradation(Protocol):
@@ -77,7 +77,17 @@ class Stream:
             raise TypeError("the training stream has no end")
         return len(sampler)
 
+    def only(self, numbers: Sequence[int]) -> Stream:
+        """The stream of some batches of a finite one."""
+        batches = list(self._sampler())
+        chosen = [batches[number] for number in numbers]
+        return Stream(self._dataset, sampler=lambda: chosen, workers=self._workers, bad=self._bad)
+
     def __iter__(self) -> Iterator[Batch]:
+        return (batch for batch in self.each() if batch is not None)
+
+    def each(self) -> Iterator[Batch | None]:
+        """The batches, None for one of which all files are bad."""
         loader = DataLoader(
             self._dataset,
             batch_sampler=self._sampler(),
@@ -89,8 +99,7 @@ class Stream:
             self._bad.note(loaded.bad)
             if loaded.error:
                 raise ValueError(loaded.error)
-            if loaded.batch is not None:
-                yield loaded.batch
+            yield loaded.batch
 
 
 class RestorationDataModule(LightningDataModule):
@@ -169,6 +178,14 @@ class RestorationDataModule(LightningDataModule):
         """All of `test`."""
         return self._stream("test")
 
+    def test_count(self) -> int:
+        """Batches of all of `test`."""
+        return len(self.test_dataloader())
+
+    def test_batches(self, numbers: Sequence[int]) -> Iterator[tuple[int, Batch | None]]:
+        """Some batches of `test` by their numbers, None for one of which all files are bad."""
+        yield from zip(numbers, self._stream("test").only(numbers).each(), strict=True)
+
     def predict_dataloader(self) -> Stream:
         """All of `predict`."""
         return self._stream("predict")
@@ -215,6 +232,7 @@ class RestorationDataModule(LightningDataModule):
             start=batches * self._batch_size,
             rank=rank,
             world=world,
+            order=source.order if isinstance(source, Ordered) else None,
         )
 
     def _eval_sampler(self, source: Source) -> SequentialSampler:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -30,6 +30,13 @@ class Source(Protocol):
     def keys(self) -> list[str]: ...
 
     def read(self, index: int, *, epoch: int) -> Picture: ...
+
+
+@runtime_checkable
+class Ordered(Protocol):
+    """A source that has a say in the order of an epoch (each index once)."""
+
+    def order(self, *, seed: int, epoch: int) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,14 @@ in [0, 1] as tensors.
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import uuid
 import warnings
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -69,21 +71,36 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         BadImage: the file is missing, empty, truncated, no image, too large, or of an unknown value range.
     """
     try:
-        if os.stat(path).st_size == 0:
+        size = os.stat(path).st_size
+        with open(path, "rb") as file:
+            return _decoded(file, name=path, size=size, max_pixels=max_pixels)
+    except OSError as error:
+        raise BadImage(_line(path, _reason(error))) from error
+
+
+def decode_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The same of a file's bytes; `name` is what the file is called where it is refused."""
+    return _decoded(io.BytesIO(data), name=name, size=len(data), max_pixels=max_pixels)
+
+
+def _decoded(file: BinaryIO, *, name: str | Path, size: int, max_pixels: int) -> np.ndarray:
+    try:
+        if size == 0:
             raise ValueError("empty file (0 bytes)")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(file, formats=FORMATS) as image:
                 if image.width * image.height > max_pixels:
                     raise ValueError(_too_large(f"{image.width} x {image.height} pixels", max_pixels))
                 image.load()
                 return np.array(_upright(_to_rgb(image), image))
     except UnidentifiedImageError as error:
-        raise BadImage(_line(path, _what_it_is(path))) from error
+        file.seek(0)
+        raise BadImage(_line(name, _what_it_is(file.read(256)))) from error
     except Image.DecompressionBombError as error:
-        raise BadImage(_line(path, _too_large("it", min(max_pixels, MAX_PIXELS)))) from error
+        raise BadImage(_line(name, _too_large("it", min(max_pixels, MAX_PIXELS)))) from error
     except DECODER_ERRORS as error:
-        raise BadImage(_line(path, _reason(error))) from error
+        raise BadImage(_line(name, _reason(error))) from error
 
 
 def write_png(path: str | Path, image_HWC: np.ndarray) -> None:
@@ -151,9 +168,7 @@ def _upright(rgb: Image.Image, source: Image.Image) -> Image.Image:
     return rgb.transpose(TRANSPOSES[orientation]) if orientation in TRANSPOSES else rgb
 
 
-def _what_it_is(path: str | Path) -> str:
-    with open(path, "rb") as file:
-        head = file.read(256)
+def _what_it_is(head: bytes) -> str:
     if head.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer instead of the image; fetch it with `git lfs pull`"
     printable = all(byte >= 32 or byte in b"\t\r\n" for byte in head)

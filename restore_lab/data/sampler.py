@@ -1,6 +1,6 @@
 """Which pictures come when: a function of the position in the stream alone.
 
-Position p of the training stream is epoch p // N and index permutation(seed, epoch)[p % N]. To resume exactly, only the
+Position p of the training stream is epoch p // N and index order(seed, epoch)[p % N]. To resume exactly, only the
 number of samples consumed is needed. A batch is `batch_size` positions in a row however many processes train: each of
 them takes every `world`-th of these, so the number of processes changes nothing but the speed. Both samplers yield
 lists of (epoch, index), one list a batch of this process.
@@ -9,17 +9,38 @@ lists of (epoch, index), one list a batch of this process.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 
 from restore_lab.random import rng
 
 
+class Order(Protocol):
+    """The indices of an epoch in the order in which they come, each once."""
+
+    def __call__(self, *, seed: int, epoch: int) -> np.ndarray: ...
+
+
+def shuffled(length: int, *, seed: int, epoch: int) -> np.ndarray:
+    """0 to length - 1, all permuted."""
+    return rng(seed, "order", epoch).permutation(length)
+
+
 class PositionSampler:
     """The endless shuffled stream for training."""
 
     def __init__(
-        self, length: int, *, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1
+        self,
+        length: int,
+        *,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        order: Order | None = None,
     ) -> None:
         """Describe one rank's part of the stream.
 
@@ -30,6 +51,7 @@ class PositionSampler:
             start: samples that all ranks together have consumed before.
             rank: of this process, below `world`.
             world: number of processes.
+            order: of an epoch; None permutes all.
 
         Raises:
             ValueError: a number is out of range, or a batch does not divide among the ranks.
@@ -50,12 +72,13 @@ class PositionSampler:
         self._world = world
         self._epoch = -1
         self._order = np.empty(0, dtype=np.int64)
+        self._make = order or partial(shuffled, length)
 
     def at(self, position: int) -> tuple[int, int]:
         """(epoch, index) at a position of the stream."""
         epoch, place = divmod(position, self._length)
         if epoch != self._epoch:
-            self._order = rng(self._seed, "order", epoch).permutation(self._length)
+            self._order = self._make(seed=self._seed, epoch=epoch)
             self._epoch = epoch
         return epoch, int(self._order[place])
 

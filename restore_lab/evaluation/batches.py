@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restore_lab.build import build
+from restore_lab.shares import place
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -20,18 +21,24 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def degraded_batches(cfg: DictConfig, device: Any) -> Iterator[Batch]:
-    """The degraded test batches on a device, with a bar; images that are too good are left out."""
+def degraded_batches(
+    cfg: DictConfig, device: Any, numbers: Sequence[int] | None = None
+) -> Iterator[tuple[int, Batch | None]]:
+    """The degraded test batches with their numbers, on a device, with a bar; images that are too good are left out.
+
+    Args:
+        cfg: of the evaluation.
+        device: for the batches.
+        numbers: of the batches wanted; None for all. A batch of which nothing is left is None.
+    """
     from tqdm import tqdm
 
     data = build(cfg.datamodule)
     data.setup("test")
-    stream = data.test_dataloader()
-    for batch in tqdm(stream, desc="evaluating", total=len(stream), disable=not cfg.progress, leave=False):
-        degraded = data.degrade(batch.to(device), stage="test")
-        kept = _at_most(degraded, cfg.max_lq_psnr)
-        if kept is not None:
-            yield kept
+    numbers = range(data.test_count()) if numbers is None else numbers
+    bar = {"desc": "evaluating", "total": len(numbers), "disable": not cfg.progress or place()[0] > 0}
+    for number, batch in tqdm(data.test_batches(numbers), leave=False, **bar):
+        yield number, None if batch is None else _at_most(data.degrade(batch.to(device), stage="test"), cfg.max_lq_psnr)
     if data.bad.lines:
         log.warning("%s", data.bad.summary())
 
@@ -73,8 +80,9 @@ def write_inputs(cfg: DictConfig, folder: Path) -> int:
     from restore_lab.data.image_io import to_image, write_png
 
     count = 0
-    for batch in degraded_batches(cfg, "cpu"):
-        assert batch.lq_BCHW is not None
+    for _, batch in degraded_batches(cfg, "cpu"):
+        if batch is None or batch.lq_BCHW is None:
+            continue
         for key, lq_CHW in zip(batch.key, batch.lq_BCHW, strict=True):
             target = folder / f"{key}.png"
             target.parent.mkdir(parents=True, exist_ok=True)

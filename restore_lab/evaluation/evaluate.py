@@ -8,7 +8,6 @@ shuffled ones, are rows of one record, measured on the same images from the same
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,24 +16,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from restore_lab.adaptors.lq_encoder import CodecEncoder
-from restore_lab.artefacts import Manifest, code_version, complete, place_of
+from restore_lab.artefacts import Manifest, complete, place_of
 from restore_lab.build import build
 from restore_lab.evaluation import systems
-from restore_lab.evaluation.batches import degraded_batches, found, score
+from restore_lab.evaluation.batches import degraded_batches, score
 from restore_lab.evaluation.paired import report
-from restore_lab.evaluation.picture import Panel, contact_sheet, keep_images
+from restore_lab.evaluation.parts import Parts, clear
+from restore_lab.evaluation.picture import Panel, keep_images
 from restore_lab.evaluation.protocol import resized, scaled
 from restore_lab.evaluation.records import (
     DECODED_HQ,
     DECODED_LQ,
     LQ,
     ORIGINAL,
-    RECORD,
+    PICTURE,
     ROBUST_LQ,
     Results,
     method_rows,
     render,
-    write_record,
 )
 from restore_lab.evaluation.scores import Scores, once, scores_of, settings_of
 from restore_lab.methods.captioning import caption_ahead
@@ -54,8 +53,6 @@ if TYPE_CHECKING:
     from restore_lab.methods.base import RestorationModule
     from restore_lab.types import Batch
 
-log = logging.getLogger(__name__)
-PICTURE = "pictures.png"
 # What an evaluation's identity is made of; everything else in the config only trains, or only shows.
 MEASURED = (
     "module",
@@ -128,8 +125,11 @@ def planned(cfg: DictConfig, *, weights: str | None = None) -> Scores:
     return scores_of(cfg, settings, parents)
 
 
-def evaluate(cfg: DictConfig) -> Evaluation:
+def evaluate(cfg: DictConfig) -> Evaluation | None:
     """Run `restore-lab evaluate`; what was measured before is read again.
+
+    Returns:
+        None in a process of several (shares.py) that is not the last to finish.
 
     Raises:
         ValueError: if no image is left to measure.
@@ -137,6 +137,8 @@ def evaluate(cfg: DictConfig) -> Evaluation:
     scores = planned(cfg)
     run = _run if cfg.system is None else systems.run
     results = once(cfg, scores, lambda: run(cfg, scores))
+    if results is None:
+        return None
     picture = scores.folder / PICTURE
     compared = report(results, variants=method_rows(results), ordered=list(cfg.ordered or ()))
     return Evaluation(
@@ -144,31 +146,26 @@ def evaluate(cfg: DictConfig) -> Evaluation:
     )
 
 
-def _run(cfg: DictConfig, scores: Scores) -> None:
-    """Measure, and write record and picture."""
-    module = load(cfg)
-    suite: MetricSuite = build(cfg.metrics, protocol=build(cfg.protocol))
-    variants = {name: _with_slots(module.prompts, slots) for name, slots in (cfg.variants or {cfg.name: None}).items()}
-    seen = (part for batch in degraded_batches(cfg, module.run_device) for part in asked_about(module, batch))
-    caption_ahead(module, list(variants.values()), seen)
-    panels: list[Panel] = []
-    for batch in degraded_batches(cfg, module.run_device):
-        rows, more = _measure(module, suite, batch, variants, cfg.work_size)
-        panels += more
-        if cfg.keep_images:
-            keep_images(scores.folder, rows, batch.key)
-    results = found(suite, cfg)
-    if cfg.pictures:
-        contact_sheet(panels[: cfg.pictures], scores.folder / PICTURE)
-    write_record(
-        scores.folder,
-        results=results,
-        settings=scores.settings,
-        identity=scores.identity,
-        parents=scores.parents,
-        code=code_version(),
-    )
-    log.info("record: %s", scores.folder / RECORD)
+def _run(cfg: DictConfig, scores: Scores) -> bool:
+    """Measure the batches of this process, and put record and picture together if it is the last."""
+    parts = Parts(cfg, scores)
+    if cfg.again:
+        clear(scores.folder)
+    if missing := parts.missing():
+        module = load(cfg)
+        suite: MetricSuite = build(cfg.metrics, protocol=build(cfg.protocol))
+        words = cfg.variants or {cfg.name: None}
+        variants = {name: _with_slots(module.prompts, slots) for name, slots in words.items()}
+        some = (batch for _, batch in degraded_batches(cfg, module.run_device, missing) if batch is not None)
+        caption_ahead(module, list(variants.values()), (part for batch in some for part in asked_about(module, batch)))
+        for number, batch in degraded_batches(cfg, module.run_device, missing):
+            panels: list[Panel] = []
+            if batch is not None:
+                rows, panels = _measure(module, suite, batch, variants, cfg.work_size)
+                if cfg.keep_images:
+                    keep_images(scores.folder, rows, batch.key)
+            parts.write(number, suite.taken(), panels)
+    return parts.close()
 
 
 def _measure(

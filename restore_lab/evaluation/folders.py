@@ -20,6 +20,7 @@ from restore_lab.data.paired import Pair
 from restore_lab.evaluation.picture import keep_images
 from restore_lab.evaluation.records import ORIGINAL, RECORD, write_record
 from restore_lab.evaluation.scores import Scores, once, scores_of, settings_of
+from restore_lab.locks import first_rank
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -40,7 +41,7 @@ def planned(cfg: DictConfig) -> Scores:
     return scores_of(cfg, settings)
 
 
-def score(cfg: DictConfig) -> tuple[Path, Results]:
+def score(cfg: DictConfig) -> tuple[Path, Results | None]:
     """Measure a folder of images; what was measured before is read again.
 
     Returns:
@@ -53,7 +54,10 @@ def score(cfg: DictConfig) -> tuple[Path, Results]:
     return scores.folder, once(cfg, scores, lambda: _run(cfg, scores))
 
 
-def _run(cfg: DictConfig, scores: Scores) -> None:
+def _run(cfg: DictConfig, scores: Scores) -> bool:
+    """Measure all, and write the record; it does not split over processes: the first does it."""
+    if not first_rank():
+        return False
     suite = build(cfg.metrics, protocol=build(cfg.protocol))
     restored = _folder(cfg.restored, "restored")
     originals = None if cfg.reference is None else _folder(cfg.reference, "reference")
@@ -75,6 +79,7 @@ def _run(cfg: DictConfig, scores: Scores) -> None:
         scores.folder, results=results, settings=scores.settings, identity=scores.identity, code=code_version()
     )
     log.info("record: %s", scores.folder / RECORD)
+    return True
 
 
 def _pairs(cfg: DictConfig, restored: Path, originals: Path | None) -> Iterator[tuple[str, Tensor, Tensor | None, str]]:

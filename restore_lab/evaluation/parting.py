@@ -89,7 +89,7 @@ def traced(cfg: DictConfig) -> tuple[Trace, str]:
     from restore_lab.methods.trace import trace
 
     module = load(cfg)
-    batch = next(iter(degraded_batches(cfg, module.device)), None)
+    _, batch = next(degraded_batches(cfg, module.run_device, [0]))
     if batch is None:
         raise ValueError("eval_data has no image to look at")
     return trace(module, batch, share=cfg.share), ", ".join(batch.key)

@@ -24,7 +24,7 @@ from restore_lab.evaluation.protocol import Column
 LQ, DECODED_LQ, DECODED_HQ = "LQ", "D(E(LQ))", "D(E(HQ))"
 ROBUST_LQ = "D(E_dr(LQ))"  # where the LQ's encoder is not the codec's own
 ORIGINAL = "original"
-RECORD, PER_IMAGE, IMAGES = "record.json", "per_image.parquet", "images"
+RECORD, PER_IMAGE, IMAGES, PICTURE = "record.json", "per_image.parquet", "images", "pictures.png"
 FORMAT = 1
 
 

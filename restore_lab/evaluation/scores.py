@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from restore_lab.artefacts import identity
-from restore_lab.evaluation.records import read_record, recorded
+from restore_lab.evaluation.records import RECORD, read_record, recorded
 from restore_lab.evaluation.shown import log_record
-from restore_lab.locks import locked
+from restore_lab.locks import first_rank, locked
+from restore_lab.shares import place, watched
 from restore_lab.tracking import tracked
 
 if TYPE_CHECKING:
@@ -49,8 +50,22 @@ def scores_of(cfg: DictConfig, settings: Mapping[str, Any], parents: tuple[str, 
     return Scores(identity=identity_, folder=folder, settings=settings, parents=parents)
 
 
-def once(cfg: DictConfig, scores: Scores, make: Callable[[], None]) -> Results:
-    """What the record says, made first if it is not there, or if it is wanted `again`; a logger is shown it."""
+def once(cfg: DictConfig, scores: Scores, make: Callable[[], bool]) -> Results | None:
+    """What the record says, made first if it is not there, or if it is wanted `again`; a logger is shown it.
+
+    Args:
+        cfg: of the evaluation.
+        scores: the record.
+        make: makes it, and gives whether this process was the one that finished it.
+
+    Returns:
+        None in a process of several whose share is done, but not the record, or to whom it does not belong.
+
+    Raises:
+        ValueError: for `again` in one of several processes that were started one by one.
+    """
+    if place()[1] > 1:
+        return _shared(cfg, scores, make)
     with tracked(cfg, identity=scores.identity, kind="scores", settings=scores.settings) as logger:
         if cfg.again or not recorded(scores.folder, identity=scores.identity):
             with locked(scores.folder):
@@ -59,6 +74,24 @@ def once(cfg: DictConfig, scores: Scores, make: Callable[[], None]) -> Results:
         else:
             log.info("measured before; again=true measures again")
         results = read_record(scores.folder).results
+        if logger is not None:
+            log_record(logger, scores.folder, results, pictures=cfg.pictures)
+    return results
+
+
+def _shared(cfg: DictConfig, scores: Scores, make: Callable[[], bool]) -> Results | None:
+    """`once` in one process of several: the one that puts the record together shows it."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    if cfg.again:
+        raise ValueError(f"again=true: of several processes each would begin anew; delete {scores.folder / RECORD}")
+    there = recorded(scores.folder, identity=scores.identity)
+    if not (make() if not there else first_rank()) or watched():
+        return None
+    # This process speaks for all, whatever its rank: Lightning's loggers write for rank 0 alone.
+    rank_zero_only.rank = 0
+    results = read_record(scores.folder).results
+    with tracked(cfg, identity=scores.identity, kind="scores", settings=scores.settings) as logger:
         if logger is not None:
             log_record(logger, scores.folder, results, pictures=cfg.pictures)
     return results

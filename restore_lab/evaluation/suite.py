@@ -26,13 +26,24 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class _Tally:
+class Tally:
     """What one metric has seen of one row."""
 
     values: list[float | None] = field(default_factory=list)
     sizes: set[str] = field(default_factory=set)
     restored: list[Tensor] = field(default_factory=list)
     reference: list[Tensor] = field(default_factory=list)
+
+
+@dataclass
+class Measured:
+    """What a suite has seen of some images; the parts of an evaluation are put together from such."""
+
+    keys: dict[str, list[str]] = field(default_factory=dict)  # by row
+    images: list[ImageValue] = field(default_factory=list)
+    tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    weights: dict[str, str] = field(default_factory=dict)  # of the metrics that ran: what measured
 
 
 class MetricSuite:
@@ -48,12 +59,9 @@ class MetricSuite:
 
     def __init__(self, *, metrics: Mapping[str, ImageMetric | SetMetric], protocol: Protocol) -> None:
         self.protocol = protocol
-        self.notes: list[str] = []
         self._metrics: dict[str, ImageMetric | SetMetric] = {}
-        self._tallies: dict[tuple[str, str], _Tally] = {}
-        self._images: list[ImageValue] = []
+        self._found = Measured()
         self._seen: set[tuple[str, str]] = set()
-        self._rows: list[str] = []
         for metric in metrics.values():
             if metric.id in self._metrics:
                 raise ValueError(f"two metrics are called {metric.id!r}; give one of them another id or leave it out")
@@ -66,6 +74,11 @@ class MetricSuite:
     def metrics(self) -> tuple[str, ...]:
         """The ids of the metrics that run."""
         return tuple(self._metrics)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """One line for everything that could not be had so far."""
+        return tuple(self._found.notes)
 
     def update(
         self,
@@ -99,7 +112,7 @@ class MetricSuite:
                 continue
             self._tally(row, name).sizes.add(f"{width}x{height}")
             for i, value in enumerate(values):
-                self._images.append(
+                self._found.images.append(
                     ImageValue(
                         row=row,
                         key=keys[i],
@@ -111,16 +124,42 @@ class MetricSuite:
                     )
                 )
 
+    def taken(self) -> Measured:
+        """What was measured since it was last taken; the suite goes on without it."""
+        found = replace(self._found, weights={name: metric.weights for name, metric in self._metrics.items()})
+        self._found = Measured(notes=list(found.notes))
+        return found
+
+    def add(self, part: Measured) -> None:
+        """Put what was taken, here or in another process, behind what is there.
+
+        Raises:
+            ValueError: for an image that its row has already.
+        """
+        for row, keys in part.keys.items():
+            self._see(row, keys)
+        self._metrics = {name: metric for name, metric in self._metrics.items() if name in part.weights}
+        for name, metric in self._metrics.items():
+            metric.weights = part.weights[name]
+        for (row, name), tally in part.tallies.items():
+            own = self._tally(row, name)
+            own.values += tally.values
+            own.sizes |= tally.sizes
+            own.restored += tally.restored
+            own.reference += tally.reference
+        self._found.images += part.images
+        self._found.notes += [note for note in part.notes if note not in self._found.notes]
+
     def compute(self) -> Results:
         """Cells in the order of rows and metrics, the values of every image, and the notes so far."""
         cells = []
-        for row in self._rows:
+        for row in self._found.keys:
             for name, metric in self._metrics.items():
-                tally = self._tallies.get((row, name))
+                tally = self._found.tallies.get((row, name))
                 if tally is not None:
                     cells += self._cells(row, metric, tally)
-        images = tuple(image for image in self._images if image.metric in self._metrics)
-        return Results(cells=tuple(cells), images=images, notes=tuple(self.notes))
+        images = tuple(image for image in self._found.images if image.metric in self._metrics)
+        return Results(cells=tuple(cells), images=images, notes=self.notes)
 
     def _measure(
         self,
@@ -150,7 +189,7 @@ class MetricSuite:
         self._tally(row, metric.id).values.extend(values)
         return values
 
-    def _cells(self, row: str, metric: ImageMetric | SetMetric, tally: _Tally) -> list[Cell]:
+    def _cells(self, row: str, metric: ImageMetric | SetMetric, tally: Tally) -> list[Cell]:
         """The number of a row and metric, or none (and a note) where there is none."""
         if isinstance(metric, SetMetric):
             return self._of_sets(row, metric, tally)
@@ -163,7 +202,7 @@ class MetricSuite:
         std = statistics.stdev(values) if count > 1 else None
         return [self._cell(row, metric, self._column(metric, tally, count), statistics.fmean(values), std)]
 
-    def _of_sets(self, row: str, metric: SetMetric, tally: _Tally) -> list[Cell]:
+    def _of_sets(self, row: str, metric: SetMetric, tally: Tally) -> list[Cell]:
         """A distance of sets, and beside it the kernel distance where there are few images."""
         count = sum(len(features) for features in tally.restored)
         if count < 2:
@@ -189,7 +228,7 @@ class MetricSuite:
             column=column,
         )
 
-    def _column(self, metric: Metric, tally: _Tally, count: int) -> Column:
+    def _column(self, metric: Metric, tally: Tally, count: int) -> Column:
         pixel = self._pixel_protocol(metric)
         return Column(
             metric=metric.id,
@@ -235,23 +274,25 @@ class MetricSuite:
         for entries in (keys, *others):
             if entries is not None and len(entries) != len(restored):
                 raise ValueError(f"row {row!r}: {len(entries)} entries for {len(restored)} images; give one an image")
+        self._see(row, keys)
+
+    def _see(self, row: str, keys: Sequence[str]) -> None:
         repeated = [key for i, key in enumerate(keys) if (row, key) in self._seen or key in keys[:i]]
         if repeated:
             raise ValueError(f"row {row!r} has image {repeated[0]!r} already; keys name images, one value each")
         self._seen.update((row, key) for key in keys)
-        if row not in self._rows:
-            self._rows.append(row)
+        self._found.keys.setdefault(row, []).extend(keys)
 
-    def _tally(self, row: str, name: str) -> _Tally:
-        return self._tallies.setdefault((row, name), _Tally())
+    def _tally(self, row: str, name: str) -> Tally:
+        return self._found.tallies.setdefault((row, name), Tally())
 
     def _drop(self, name: str, why: str) -> None:
         self._metrics.pop(name)
         self._note(why)
 
     def _note(self, text: str) -> None:
-        if text not in self.notes:
-            self.notes.append(text)
+        if text not in self._found.notes:
+            self._found.notes.append(text)
             log.warning(text)
 
 

@@ -13,15 +13,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restore_lab.artefacts import code_version, fingerprint
+from restore_lab.artefacts import fingerprint
 from restore_lab.build import build
 from restore_lab.data.folder import keys_of, list_images
 from restore_lab.data.image_io import read_image, to_tensor
-from restore_lab.evaluation.batches import degraded_batches, found, score
+from restore_lab.evaluation.batches import degraded_batches, score
+from restore_lab.evaluation.parts import Parts, clear
 from restore_lab.evaluation.picture import keep_images
 from restore_lab.evaluation.protocol import scaled
-from restore_lab.evaluation.records import LQ, ORIGINAL, write_record
+from restore_lab.evaluation.records import LQ, ORIGINAL
 from restore_lab.evaluation.scores import Scores, scores_of, settings_of
+from restore_lab.shares import device
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -40,27 +42,30 @@ def planned(cfg: DictConfig) -> Scores:
     return scores_of(cfg, {**settings_of(cfg, MEASURED), "system": place.name, "system_hash": _hash(place)})
 
 
-def run(cfg: DictConfig, scores: Scores) -> None:
-    """Measure, and write the record."""
-    place = _place(cfg.system)
-    suite: MetricSuite = build(cfg.metrics, protocol=build(cfg.protocol))
-    restore = _outputs(place) if place.is_dir() else _pixel_model(place, _device(cfg))
-    for batch in degraded_batches(cfg, _device(cfg)):
-        if batch.lq_BCHW is None:
-            raise ValueError("there is nothing to restore; give eval_data with HQ images an eval_degradation")
-        rows = {LQ: batch.lq_BCHW, cfg.name: restore(batch).to(batch.lq_BCHW.device)}
-        for name, image_BCHW in rows.items():
-            score(suite, name, image_BCHW, batch)
-        if cfg.keep_images:
-            originals = {} if batch.hq_BCHW is None else {ORIGINAL: batch.hq_BCHW}
-            keep_images(scores.folder, {**rows, **originals}, batch.key)
-    write_record(
-        scores.folder,
-        results=found(suite, cfg),
-        settings=scores.settings,
-        identity=scores.identity,
-        code=code_version(),
-    )
+def run(cfg: DictConfig, scores: Scores) -> bool:
+    """Measure the batches of this process, and put the record together if it is the last."""
+    place, parts, target = _place(cfg.system), Parts(cfg, scores), device(cfg.device)
+    if cfg.again:
+        clear(scores.folder)
+    if missing := parts.missing():
+        suite: MetricSuite = build(cfg.metrics, protocol=build(cfg.protocol))
+        restore = _outputs(place) if place.is_dir() else _pixel_model(place, target)
+        for number, batch in degraded_batches(cfg, target, missing):
+            if batch is not None:
+                _measure(cfg, scores, suite, batch, restore)
+            parts.write(number, suite.taken(), ())
+    return parts.close()
+
+
+def _measure(cfg: DictConfig, scores: Scores, suite: MetricSuite, batch: Batch, restore: Restore) -> None:
+    if batch.lq_BCHW is None:
+        raise ValueError("there is nothing to restore; give eval_data with HQ images an eval_degradation")
+    rows = {LQ: batch.lq_BCHW, cfg.name: restore(batch).to(batch.lq_BCHW.device)}
+    for name, image_BCHW in rows.items():
+        score(suite, name, image_BCHW, batch)
+    if cfg.keep_images:
+        originals = {} if batch.hq_BCHW is None else {ORIGINAL: batch.hq_BCHW}
+        keep_images(scores.folder, {**rows, **originals}, batch.key)
 
 
 def place_in(folder: str | Path | None, system: str, condition: str, *, conditions: Sequence[str]) -> Path | None:
@@ -96,12 +101,6 @@ def _hash(place: Path) -> str:
     files = [place / name for name in list_images(place, recursive=True)]
     said = [f"{file.relative_to(place)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
     return hashlib.sha256("\n".join(said).encode()).hexdigest()
-
-
-def _device(cfg: DictConfig) -> Any:
-    import torch
-
-    return ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
 
 
 def _outputs(folder: Path) -> Restore:

@@ -217,8 +217,7 @@ class RestorationModule(Staged, OwnWeights):
 
     def denoising_loss(self, batch: Batch, cond: Cond, hint: Hint) -> Tensor:
         """The objective at the HQ's latents."""
-        with torch.no_grad():
-            z0_BCHW = self.backbone.codec.encode(self.pair(batch)[0])
+        z0_BCHW = self.backbone.codec.remembered(self.pair(batch)[0])
 
         def predict(z_BCHW: Tensor, t_B: Tensor) -> Tensor:
             blend_B = self.reference.blends(batch.seed)

@@ -1,12 +1,13 @@
 """The captioner's own pass: look at all images, let the prior go from the GPU, caption, and bring the prior back.
 
-And `restore-lab caption`: a table of captions for a folder of images. What was captioned before comes from the cache,
-so that a run that was stopped goes on.
+And `restore-lab caption`: a table of captions for a folder of images, made in parts, so that several processes share
+it and a run that was stopped goes on.
 """
 
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from restore_lab.data.captioned import read_table
 from restore_lab.data.folder import list_images
 from restore_lab.data.image_io import BadImage, read_image, resize_image, to_image, write_png
 from restore_lab.prompts.vlm import Vlm
+from restore_lab.shares import mine, one_at_a_time, place
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,15 +87,21 @@ def _read(folder: str, index: int, count: int) -> Iterator[np.ndarray]:
 
 @dataclass(kw_only=True)
 class Captioned:
-    """How it went: the table, its entries, and one line for each image that was left out."""
+    """How it went: the table, its entries, and one line for each image that was left out.
+
+    `written` is None in a process of several that is not the last to finish.
+    """
 
     output: Path
-    written: int
+    written: int | None
     bad: list[str]
 
 
 def caption_folder(cfg: DictConfig) -> Captioned:
-    """Caption every readable image of `cfg.input` into one JSON table.
+    """Caption every readable image of `cfg.input` into one JSON table; several processes (shares.py) share the images.
+
+    A part is a batch of the captioner's: a file {name: caption} that lies beside the table until all are there, so
+    that what is asked together is the same however many processes there are.
 
     Raises:
         ValueError: if there is no such input, no readable image, or no captioner.
@@ -105,26 +113,40 @@ def caption_folder(cfg: DictConfig) -> Captioned:
     names = list_images(root, recursive=cfg.recursive)
     output = base / "captions.json" if cfg.output is None else Path(cfg.output)
     captioner: Captioner = build(cfg.prompt.semantic.captioner)
-    bad: list[str] = []
-    read: list[str] = []
+    size, bad = captioner.batch_size, []
+    count = -(-len(names) // size)
+    looked_at = [[name, (base / name).stat().st_size, (base / name).stat().st_mtime_ns] for name in names]
+    folder = output.with_name(f".{output.name}.{captioner.name_of([looked_at, cfg.prompt.semantic.side])}")
 
-    def images() -> Iterator[np.ndarray]:
-        for name in names:
+    def file(number: int) -> Path:
+        return folder / f"{number:06d}.json"
+
+    def done(number: int) -> bool:
+        return file(number).is_file()
+
+    bar = {"desc": "captions", "disable": not cfg.progress or place()[0] > 0}
+    for number in tqdm(mine(count, done=done), **bar):
+        images: dict[str, np.ndarray] = {}
+        for name in names[number * size : (number + 1) * size]:
             try:
-                image_HWC = shrunk(read_image(base / name), side=cfg.prompt.semantic.side)
+                images[name] = shrunk(read_image(base / name), side=cfg.prompt.semantic.side)
             except BadImage as error:
                 bad.append(str(error))
                 log.warning("left out: %s", error)
-                continue
-            read.append(name)
-            yield image_HWC
-
-    captions = list(tqdm(captioner.captions(images()), total=len(names), desc="captions", disable=not cfg.progress))
-    if not captions:
-        raise ValueError(f"{root}: none of {len(names)} images can be read; the first: {bad[0]}")
-    before = read_table(output) if output.is_file() else {}  # those of other images stay
-    write_json_atomic(output, before | dict(zip(read, captions, strict=True)))
-    return Captioned(output=output, written=len(captions), bad=bad)
+        captions = captioner.captions(images.values())
+        write_json_atomic(file(number), dict(zip(images, captions, strict=True)))
+    with one_at_a_time(folder):
+        if not count or not all(done(number) for number in range(count)):
+            return Captioned(output=output, written=None, bad=bad)
+        parts = [read_table(file(number)) for number in range(count)]
+        said = {name: caption for part in parts for name, caption in part.items()}
+        if said:
+            before = read_table(output) if output.is_file() else {}  # those of other images stay
+            write_json_atomic(output, before | said)
+    shutil.rmtree(folder, ignore_errors=True)
+    if not said:
+        raise ValueError(f"{root}: none of {len(names)} images can be read" + (f"; the first: {bad[0]}" if bad else ""))
+    return Captioned(output=output, written=len(said), bad=bad)
 
 
 def shrunk(image_HWC: np.ndarray, *, side: int) -> np.ndarray:

@@ -70,7 +70,7 @@ class DecoderTraining(TrainingModule):
         codec = self.restorer.backbone.codec
         with torch.no_grad():
             hint = self.restorer.hint(lq_BCHW, self.restorer.prompts(batch, training=False))
-            z0_BCHW = codec.encode(hq_BCHW)
+            z0_BCHW = codec.remembered(hq_BCHW)
         return self.restorer.decoder(z0_BCHW, hint, codec), hq_BCHW
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -72,7 +72,7 @@ class DcpTraining(PartTraining):
         hq_BCHW, _ = method.pair(batch)
         cond = method.cond(method.prompts(batch, training=True), tuple(hq_BCHW.shape[-2:]))
         loss = method.objective(
-            method.backbone.codec.encode(hq_BCHW),
+            method.backbone.codec.remembered(hq_BCHW),
             seeds=batch.seed,
             schedule=method.backbone.schedule,
             predict=lambda z_BCHW, t_B: method.backbone(z_BCHW, t_B, cond),
@@ -108,7 +108,7 @@ class PreviewerTraining(PartTraining):
         size = tuple(hq_BCHW.shape[-2:])
         prompt = method.prompts(batch, training=False)
         with torch.no_grad():
-            z0_BCHW = method.backbone.codec.encode(hq_BCHW)
+            z0_BCHW = method.backbone.codec.remembered(hq_BCHW)
             empty = method.backbone.embed(("",) * len(batch), size)
             cond, null = method.cond(prompt, size), method.streamed(empty, prompt.visual_null_BLD)
             hint = method.hint(lq_BCHW, prompt)

@@ -2,8 +2,8 @@
 
 Each is an image of the data source, noised to a share of the schedule and denoised by the plain prior under the
 negative prompt (SDEdit; the paper: strength 0.5, 100,000 images). Beside each lies its caption, the prompt, so that
-data=mixed takes the folder as it is. Killed and started again it goes on, to a larger count too; an image depends on
-the seed and its number.
+data=mixed takes the folder as it is. Killed and started again it goes on, to a larger count too; several processes
+share the images; an image depends on the seed and its number.
 Selected by `restore-lab data output=FOLDER`.
 """
 
@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from restore_lab.artefacts import Manifest, complete, identity, write_bytes_atomic
 from restore_lab.build import build
 from restore_lab.samplers.fidelity import Prediction, Steer
+from restore_lab.shares import device, mine
 from restore_lab.types import Hint
 
 if TYPE_CHECKING:
@@ -72,25 +73,30 @@ def fill(cfg: DictConfig) -> Path:
         before = Manifest.read(folder).settings
         if {**before, "count": None} != {**images.settings, "count": None}:
             raise ValueError(f"{folder} holds images that were made otherwise; choose another output, or delete it")
-    missing = [number for number in range(cfg.count) if not (folder / f"{number:06d}.png").exists()]
+
+    def there(number: int) -> bool:
+        return (folder / f"{number:06d}.png").exists()
+
+    missing = mine(cfg.count, done=there)
     if not missing and complete(folder, identity=images.identity):
         return folder
     source = build(cfg.data)
     dataset = RestorationDataset(source, crop=cfg.crop, flip=False, seed=cfg.seed)
     backbone, sampler = build(cfg.backbone), build(cfg.sampler)
-    device = "cuda" if cfg.device == "auto" and torch.cuda.is_available() else str(cfg.device).replace("auto", "cpu")
-    backbone.to(device)
+    target = device(cfg.device)
+    backbone.to(target)
     for start in tqdm(range(0, len(missing), cfg.batch_size), desc="negative samples", disable=not cfg.progress):
         numbers = missing[start : start + cfg.batch_size]
         loaded: Loaded = dataset.__getitems__([divmod(number, len(source)) for number in numbers])
         if loaded.batch is None or loaded.batch.hq_BCHW is None:
             raise ValueError(loaded.error or "negative samples are made from good images; this source gave none")
-        made_BCHW = worsened(loaded.batch.to(device), backbone, sampler, prompt=cfg.negative)
+        made_BCHW = worsened(loaded.batch.to(target), backbone, sampler, prompt=cfg.negative)
         for number, image_CHW in zip(numbers, made_BCHW.cpu(), strict=True):
             # The caption first: an image without its caption would count as done.
             write_bytes_atomic(folder / f"{number:06d}.txt", cfg.negative.encode())
             write_png(folder / f"{number:06d}.png", to_image(image_CHW))
-    Manifest(identity=images.identity, kind="images", settings=images.settings).write(folder)
+    if all(there(number) for number in range(cfg.count)):  # the last of several processes
+        Manifest(identity=images.identity, kind="images", settings=images.settings).write(folder)
     return folder
 
 

@@ -1,7 +1,8 @@
 """Restoring a user's own images: files in, PNG files out, each written whole or not at all.
 
 Images are read as any photograph is (16 bit, CMYK, rotated by EXIF, ...); a bad one is named in one line and left out.
-Each image's noise comes from the seed and its own pixels, so a folder restores as its images do alone.
+Each image's noise comes from the seed and its own pixels, so a folder restores as its images do alone, and as it does
+shared by several processes (shares.py), each of which takes every world-th image.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING
 
 from restore_lab.build import build
 from restore_lab.random import mix
+from restore_lab.shares import device, mine
 from restore_lab.types import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import numpy as np
     from omegaconf import DictConfig
@@ -39,7 +41,7 @@ class Restored:
 
 
 def restore_folder(cfg: DictConfig) -> Restored:
-    """Restore every image of `cfg.input`.
+    """Restore every image of `cfg.input`, or this process's share of them.
 
     Raises:
         ValueError: if there is no such input, or no image in it can be read.
@@ -52,10 +54,11 @@ def restore_folder(cfg: DictConfig) -> Restored:
     done = Restored(output=Path(cfg.output))
     module: RestorationModule | None = None
     keys = source.keys()
+    wanted = mine(len(keys), done=lambda index: cfg.resume and _target(done, keys[index]).is_file())
     if "captioner" in cfg.prompt.semantic:
         module = load(cfg)
-        caption_ahead(module, [module.prompts], _readable(source, module, cfg))
-    for index, key in enumerate(keys):
+        caption_ahead(module, [module.prompts], _readable(source, wanted, module, cfg))
+    for index in wanted:
         try:
             picture = source.read(index, epoch=0)
             lq_HWC = _enlarged(picture, cfg)
@@ -66,19 +69,21 @@ def restore_folder(cfg: DictConfig) -> Restored:
         if module is None:
             module = load(cfg)
         if len(keys) > 1:
-            log.info("%d of %d: %s", index + 1, len(keys), key)
+            log.info("%d of %d: %s", index + 1, len(keys), keys[index])
         _write(module, lq_HWC, picture, done, cfg)
-    if not done.written:
+    if len(done.bad) == len(keys):
         raise ValueError(f"{cfg.input}: none of {len(keys)} images could be restored; the first: {done.bad[0]}")
     return done
 
 
-def _readable(source: FolderSource, module: RestorationModule, cfg: DictConfig) -> Iterator[Batch]:
+def _readable(
+    source: FolderSource, wanted: Sequence[int], module: RestorationModule, cfg: DictConfig
+) -> Iterator[Batch]:
     """The images that can be restored; the others are named when their turn comes."""
     from restore_lab.data.image_io import BadImage
     from restore_lab.methods.restoring import asked_about
 
-    for index in range(len(source)):
+    for index in wanted:
         try:
             picture = source.read(index, epoch=0)
             yield from asked_about(module, _batch(module, _enlarged(picture, cfg), picture, cfg))
@@ -88,17 +93,12 @@ def _readable(source: FolderSource, module: RestorationModule, cfg: DictConfig) 
 
 def load(cfg: DictConfig) -> RestorationModule:
     """The composed method with its weights, on the chosen device, ready to restore."""
-    import torch
-
     from restore_lab.methods.weights import weights_file
 
     module: RestorationModule = build(cfg.module)
     if cfg.weights is not None:
         module.load_weights(weights_file(cfg.weights))
-    device = cfg.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return build(cfg.memory).settle(module.eval(), device)
+    return build(cfg.memory).settle(module.eval(), device(cfg.device))
 
 
 def _enlarged(picture: Picture, cfg: DictConfig) -> np.ndarray:
@@ -125,11 +125,15 @@ def _write(module: RestorationModule, lq_HWC: np.ndarray, picture: Picture, done
     """Restore one image and write it as <output>/<key>.png."""
     from restore_lab.data.image_io import to_image, write_png
 
-    target = done.output / f"{picture.key}.png"  # a key may hold dots of its own
+    target = _target(done, picture.key)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_png(target, to_image(module.restore(_batch(module, lq_HWC, picture, cfg))[0].cpu()))
     done.written += 1
     log.info("%s", target)
+
+
+def _target(done: Restored, key: str) -> Path:
+    return done.output / f"{key}.png"  # a key may hold dots of its own
 
 
 def _batch(module: RestorationModule, lq_HWC: np.ndarray, picture: Picture, cfg: DictConfig) -> Batch:

@@ -21,9 +21,10 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers import LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
-from restore_lab.artefacts import place_of, write_json_atomic
+from restore_lab.artefacts import identity, place_of, write_json_atomic
 from restore_lab.quiet import quiet
 from restore_lab.random import generator
+from restore_lab.shares import device as chosen
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,7 +76,7 @@ class Captioner:
         self.model, self.question, self.batch_size, self.bits = model, question, batch_size, bits
         self.settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "bits": bits}
         self.cache = None if cache is None else Path(cache)
-        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.device = chosen(device)
         self._loaded: tuple[Any, Any] | None = None
 
     def captions(self, images: Iterable[np.ndarray]) -> Iterator[str]:
@@ -103,6 +104,10 @@ class Captioner:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def name_of(self, things: Any) -> str:
+        """A name for what this captioner says of some things (plain values)."""
+        return identity({"things": things, "who": self._who(), "question": self.question, "settings": self.settings})
 
     def _key(self, image_HWC: np.ndarray) -> str:
         said = json.dumps([image_HWC.shape, self._who(), self.question, self.settings])

@@ -193,9 +193,9 @@ def config_flags() -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, without what Lightning says to its ranks, and with this package in reach."""
-    lightnings = {"LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "RANK"}
-    kept = {name: value for name, value in os.environ.items() if name not in lightnings}
+    """This process's, without what ranks are told, and with this package in reach."""
+    ranks = {"LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "RANK", "SLURM_STEP_NUM_TASKS"}
+    kept = {name: value for name, value in os.environ.items() if name not in ranks}
     paths = [str(PACKAGE.parent), *kept.get("PYTHONPATH", "").split(os.pathsep)]
     return {**kept, "PYTHONPATH": os.pathsep.join(dict.fromkeys(path for path in paths if path))}
 

@@ -6,6 +6,7 @@ Backbones are replaced by a toy folder, missing values by a toy folder of images
 from __future__ import annotations
 
 import os
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ def images(tmp_path_factory) -> dict[str, Any]:
         (folder / side).mkdir()
         for name in names:
             Image.new("RGB", (16, 16)).save(folder / side / f"{name}.png")
+    with tarfile.open(folder / "hq" / "shard.tar", "w") as tar:  # no image: folders of images pass over it
+        tar.add(folder / "hq" / "1.png", arcname="1.png")
     (folder / "manifest.csv").write_text("lq,hq\n1.png,1.png\n")
     hq = str(folder / "hq")
     table = str(folder / "manifest.csv")

@@ -14,6 +14,7 @@ from restore_lab.build import build
 from restore_lab.cli import errors
 from restore_lab.cli.evaluate import run
 from restore_lab.evaluation import evaluate as evaluate_module
+from restore_lab.evaluation import parts as parts_module
 from restore_lab.evaluation.evaluate import Evaluation, evaluate, planned, through_codec
 from restore_lab.evaluation.picture import Panel, contact_sheet
 from restore_lab.evaluation.records import image_file, read_record
@@ -123,7 +124,7 @@ def test_the_picture_is_there(done) -> None:
 
 def test_variants_are_rows_of_one_record_from_the_same_noise(done, toy_folder, tmp_path, monkeypatch) -> None:
     shown: list[Panel] = []
-    monkeypatch.setattr(evaluate_module, "contact_sheet", lambda panels, path: shown.extend(panels))
+    monkeypatch.setattr(parts_module, "contact_sheet", lambda panels, path: shown.extend(panels))
     cfg = config(
         toy_folder,
         tmp_path,

@@ -1,0 +1,161 @@
+"""Writes any data source as WebDataset tars: `restore-lab data pack data=folder data.root=photos output=shards`.
+
+Shard n holds the samples n * shard_size and on, in the source's order: `key.png` (pairs `key.hq.png`, `key.lq.png`),
+`key.txt` (the caption, if there is one) and `key.json` (key, height, width). Images that cannot be read are named and
+left out. The same source makes the same bytes. Shards are split over processes (shares.py); each appears whole, then
+its index, so that a command that was killed goes on with the shards that are missing.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from restore_lab.artefacts import Manifest, complete, identity, write_json_atomic
+from restore_lab.build import build
+from restore_lab.data.image_io import BadImage
+from restore_lab.data.tar_index import index_of, indexed, tar_name
+from restore_lab.shares import mine, one_at_a_time, place
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from restore_lab.data.dataset import Source
+    from restore_lab.types import Picture
+
+log = logging.getLogger(__name__)
+MADE_OF = ("data", "shard_size", "images", "quality", "samples")
+HIDDEN = ".index"  # beside the tars, whose content alone is the data's identity
+CLAIM = "unfinished.json"
+FORMATS = ("png", "webp", "jpg")  # the first two keep every pixel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """A folder of shards; `samples` is None while other processes are at work on it."""
+
+    output: Path
+    shards: int
+    samples: int | None
+
+
+def pack(cfg: DictConfig) -> Packed:
+    """Write what is missing of the shards of `cfg.data` in `cfg.output`.
+
+    Raises:
+        ValueError: for settings out of range, or a folder with shards of something else.
+    """
+    from omegaconf import OmegaConf
+    from tqdm import tqdm
+
+    if cfg.shard_size < 1 or cfg.images not in FORMATS or (cfg.samples is not None and cfg.samples < 1):
+        raise ValueError(f"shard_size and samples are 1 or more, images one of {', '.join(FORMATS)}")
+    settings: dict[str, Any] = {key: cfg[key] for key in MADE_OF if key != "data"}
+    settings["data"] = OmegaConf.to_container(cfg.data, resolve=True)
+    folder, name = Path(cfg.output), identity(settings)
+    source: Source = build(cfg.data)
+    total = len(source) if cfg.samples is None else min(cfg.samples, len(source))
+    count = -(-total // cfg.shard_size)
+    tars = [folder / f"{number:06d}.tar" for number in range(count)]
+
+    def done(number: int) -> bool:
+        return indexed(tars[number])
+
+    if not complete(folder / HIDDEN, identity=name):
+        _claim(folder, name)
+        missing = mine(count, done=done)
+        for number in tqdm(missing, desc="shards", disable=not cfg.progress or place()[0] > 0):
+            first = number * cfg.shard_size
+            pictures = _pictures(source, range(first, min(first + cfg.shard_size, total)))
+            write_shard(tars[number], pictures, images=cfg.images, quality=cfg.quality)
+            index_of(tars[number])
+    with one_at_a_time(folder / HIDDEN):
+        if not complete(folder / HIDDEN, identity=name) and all(done(number) for number in range(count)):
+            packed = sum(len(index_of(tar).keys) for tar in tars)
+            extra = {"samples": packed, "left_out": total - packed}
+            Manifest(identity=name, kind="shards", settings=settings, extra=extra).write(folder / HIDDEN)
+            for left in (folder / HIDDEN / CLAIM, *folder.glob(".*.part")):
+                left.unlink(missing_ok=True)
+    samples = Manifest.read(folder / HIDDEN).extra["samples"] if complete(folder / HIDDEN, identity=name) else None
+    return Packed(output=folder, shards=count, samples=samples)
+
+
+def write_shard(tar: Path, pictures: Iterator[Picture], *, images: str, quality: int) -> None:
+    """Write one tar; it appears whole, or not at all.
+
+    Raises:
+        ValueError: if there is no picture for it.
+    """
+    tar.parent.mkdir(parents=True, exist_ok=True)
+    part, count = tar.with_name(f".{tar.name}.{os.getpid()}.part"), 0
+    try:
+        with open(part, "wb") as file:
+            with tarfile.open(fileobj=file, mode="w") as members:
+                for picture in pictures:
+                    count += 1
+                    for kind, data in _members(picture, images=images, quality=quality):
+                        entry = tarfile.TarInfo(f"{tar_name(picture.key)}.{kind}")
+                        entry.size = len(data)
+                        members.addfile(entry, io.BytesIO(data))
+            file.flush()
+            os.fsync(file.fileno())
+        if not count:
+            raise ValueError(f"{tar}: none of its images can be read; a larger shard_size makes shards of others too")
+        os.replace(part, tar)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _members(picture: Picture, *, images: str, quality: int) -> Iterator[tuple[str, bytes]]:
+    """The members of one sample: kind and bytes."""
+    there = {"hq": picture.hq_HWC, "lq": picture.lq_HWC}
+    pair = all(image is not None for image in there.values())
+    for side, image_HWC in there.items():
+        if image_HWC is not None:
+            yield (f"{side}.{images}" if pair else images), _encoded(image_HWC, images, quality)
+    if picture.caption:
+        yield "txt", picture.caption.encode("utf-8", "replace")
+    height, width = next(image.shape[:2] for image in there.values() if image is not None)
+    yield "json", json.dumps({"key": picture.key, "height": height, "width": width}).encode()
+
+
+def _encoded(image_HWC: np.ndarray, images: str, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    settings = {"png": {}, "webp": {"lossless": True}, "jpg": {"quality": quality, "subsampling": 0}}[images]
+    Image.fromarray(image_HWC).save(buffer, format="JPEG" if images == "jpg" else images.upper(), **settings)
+    return buffer.getvalue()
+
+
+def _pictures(source: Source, indices: range) -> Iterator[Picture]:
+    """The readable pictures; the others are named."""
+    for index in indices:
+        try:
+            yield source.read(index, epoch=0)
+        except BadImage as error:
+            log.warning("left out: %s", error)
+
+
+def _claim(folder: Path, name: str) -> None:
+    """Say whose shards these are, so that those of another source are never taken for them.
+
+    Raises:
+        ValueError: if the folder holds others.
+    """
+    claim = folder / HIDDEN / CLAIM
+    with one_at_a_time(folder / HIDDEN):
+        if complete(folder / HIDDEN, identity=name):  # by another process, meanwhile
+            return
+        own = claim.is_file() and name in claim.read_text(encoding="utf-8")
+        if not own and (claim.is_file() or any(folder.glob("*.tar"))):
+            raise ValueError(f"{folder} holds shards of something else; choose another output, or delete it")
+        write_json_atomic(claim, {"identity": name})

@@ -1,0 +1,187 @@
+"""An evaluation in parts, a batch each: split over processes, resumable, and the same numbers however it was done.
+
+What a batch holds depends on `eval_batch_size` alone, and parts are put together in the order of the batches: the
+record of many processes, or of a run that was killed and went on, is that of one, bit for bit. A part is a file
+`<record>/parts-<key>/<number>.safetensors` (values and words as JSON, features and panels as tensors); the key names
+the record, the code and how it was cut, so that parts of something else are never taken. Parts go when the record is
+there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from restore_lab.artefacts import code_version, identity, write_bytes_atomic
+from restore_lab.build import build
+from restore_lab.evaluation.batches import found
+from restore_lab.evaluation.picture import Panel, contact_sheet
+from restore_lab.evaluation.records import PER_IMAGE, PICTURE, RECORD, ImageValue, recorded, write_record
+from restore_lab.evaluation.suite import Measured, MetricSuite, Tally
+from restore_lab.shares import mine, one_at_a_time
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from torch import Tensor
+
+    from restore_lab.evaluation.scores import Scores
+
+log = logging.getLogger(__name__)
+PREFIX = "parts-"
+
+
+class Parts:
+    """The parts of one record.
+
+    Args:
+        cfg: of the evaluation.
+        scores: the record.
+    """
+
+    def __init__(self, cfg: DictConfig, scores: Scores) -> None:
+        self.cfg, self.scores = cfg, scores
+        data = build(cfg.datamodule)
+        self.count = data.test_count()
+        cut = {"batch": cfg.datamodule.eval_batch_size, "count": self.count, "pictures": cfg.pictures}
+        self.folder = scores.folder / f"{PREFIX}{identity({**cut, 'code': code_version()}, (scores.identity,))}"
+        self._panels = 0
+
+    def missing(self) -> list[int]:
+        """The batches that this process has to measure."""
+        return mine(self.count, done=self._done)
+
+    def write(self, number: int, measured: Measured, panels: Sequence[Panel]) -> None:
+        """Leave what was measured of one batch.
+
+        The picture is of the first images of all; none of them is behind the first so many of its process.
+        """
+        panels = panels[: max(0, self.cfg.pictures - self._panels)]
+        self._panels += len(panels)
+        write_bytes_atomic(self._file(number), to_bytes(measured, panels))
+
+    def close(self) -> bool:
+        """Put the parts together into the record, if all are there and nobody has; gives whether this process did."""
+        with one_at_a_time(self.scores.folder):
+            ready = all(self._done(number) for number in range(self.count))
+            if not ready or (recorded(self.scores.folder, identity=self.scores.identity) and not self.cfg.again):
+                return False
+            suite: MetricSuite = build(self.cfg.metrics, protocol=build(self.cfg.protocol))
+            panels: list[Panel] = []
+            for number in range(self.count):
+                measured, more = from_bytes(self._file(number).read_bytes())
+                suite.add(measured)
+                panels += more
+            results = found(suite, self.cfg)
+            if panels and self.cfg.pictures:
+                contact_sheet(panels[: self.cfg.pictures], self.scores.folder / PICTURE)
+            write_record(
+                self.scores.folder,
+                results=results,
+                settings=self.scores.settings,
+                identity=self.scores.identity,
+                parents=self.scores.parents,
+                code=code_version(),
+            )
+            log.info("record: %s", self.scores.folder / RECORD)
+            clear(self.scores.folder)
+            return True
+
+    def _done(self, number: int) -> bool:
+        return self._file(number).is_file()
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"{number:06d}.safetensors"
+
+
+def clear(folder: Path) -> None:
+    """Remove all parts of a record."""
+    for place in folder.glob(f"{PREFIX}*"):
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def forget(scores: Scores) -> None:
+    """Take a record away, and what there is of it, so that it is measured again."""
+    clear(scores.folder)
+    for name in (RECORD, PER_IMAGE):
+        (scores.folder / name).unlink(missing_ok=True)
+
+
+def to_bytes(measured: Measured, panels: Sequence[Panel]) -> bytes:
+    """A part as a safetensors file."""
+    from safetensors.torch import save
+
+    tensors: dict[str, Tensor] = {}
+
+    def named(name: str, entries: Sequence[Tensor]) -> int:
+        tensors.update({f"{name}.{index}": entry.cpu().contiguous().clone() for index, entry in enumerate(entries)})
+        return len(entries)
+
+    tallies = [
+        {
+            "row": row,
+            "metric": metric,
+            "values": tally.values,
+            "sizes": sorted(tally.sizes),
+            "restored": named(f"restored.{index}", tally.restored),
+            "reference": named(f"reference.{index}", tally.reference),
+        }
+        for index, ((row, metric), tally) in enumerate(measured.tallies.items())
+    ]
+    shown = [
+        {
+            "images": named(f"panel.{index}", [(i.clamp(0, 1) * 255).round().byte() for i in panel.images]),
+            "titles": list(panel.titles),
+            "words": [panel.caption, panel.instruction],
+        }
+        for index, panel in enumerate(panels)
+    ]
+    said = {
+        "keys": measured.keys,
+        "images": [list(asdict(image).values()) for image in measured.images],
+        "notes": measured.notes,
+        "weights": measured.weights,
+        "tallies": tallies,
+        "panels": shown,
+    }
+    return save(tensors, metadata={"part": json.dumps(said, allow_nan=False)})
+
+
+def from_bytes(data: bytes) -> tuple[Measured, list[Panel]]:
+    """What `to_bytes` was given; panels rounded to 8 bits."""
+    from safetensors.torch import load
+
+    tensors = load(data)
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    said = json.loads(header["__metadata__"]["part"])
+
+    def named(name: str, count: int) -> list[Tensor]:
+        return [tensors[f"{name}.{index}"] for index in range(count)]
+
+    tallies = {
+        (one["row"], one["metric"]): Tally(
+            values=one["values"],
+            sizes=set(one["sizes"]),
+            restored=named(f"restored.{index}", one["restored"]),
+            reference=named(f"reference.{index}", one["reference"]),
+        )
+        for index, one in enumerate(said["tallies"])
+    }
+    names = list(ImageValue.__dataclass_fields__)
+    images = [ImageValue(**dict(zip(names, values, strict=True))) for values in said["images"]]
+    panels = [
+        Panel(
+            images=tuple(image.float() / 255 for image in named(f"panel.{index}", one["images"])),
+            titles=tuple(one["titles"]),
+            caption=one["words"][0],
+            instruction=one["words"][1],
+        )
+        for index, one in enumerate(said["panels"])
+    ]
+    return Measured(
+        keys=said["keys"], images=images, notes=said["notes"], weights=said["weights"], tallies=tallies
+    ), panels
