@@ -20,7 +20,7 @@ from tests.composed import composed
 from tests.toy_methods import shake, toy_adaptor
 from tests.toys import TEXT_LENGTH, toy_backbone, toy_inputs
 
-BESIDE = ("dcp", "dra", "dra_natural")  # these have no fusion
+BESIDE = ("dcp", "dra", "dra_natural", "prior_lora")  # these have no fusion
 ADAPTORS = sorted(path.stem for path in (conf_dir() / "adaptor").glob("*.yaml") if path.stem not in BESIDE)
 FUSIONS = sorted(path.stem for path in (conf_dir() / "adaptor" / "fusion").glob("*.yaml"))
 ZERO_FUSIONS = [fusion for fusion in FUSIONS if not fusion.startswith("zero_sft")]  # its group norm acts from the start
