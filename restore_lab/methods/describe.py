@@ -1,8 +1,9 @@
 """What a composition is made of, without loading a weight: taps, parameters, FLOPs of one sampling step.
 
 Everything is built on torch's meta device, so SDXL is described on a laptop. Parameters count the denoiser and the
-adaptor, as the papers do; codec and text encoders are listed beside. FLOPs are twice the multiply-accumulates of one
-guided step (all branches) on one image of the given size, from torch's own counter.
+adaptor, as the papers do; codec and text encoders are listed beside. FLOPs are twice the multiply-accumulates on one
+image of the given size, from torch's own counter: of one guided step (all branches), and of one training step (latents,
+prediction, backward pass; without text encoders, which remember texts).
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from restore_lab.methods.weights import is_lora
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-    from torch import nn
+    from torch import Tensor, nn
 
     from restore_lab.methods.base import RestorationModule
+    from restore_lab.types import Prompt
 
 
 DESCRIPTION = "description.json"
@@ -63,6 +65,7 @@ def _facts(cfg: DictConfig) -> dict[str, Any]:
         "trainable_parameters": sum(p.numel() for p in module.trainable().values()),
         "parameters": parts,
         "flops_per_step": flops(module, size=cfg.size),
+        "flops_per_training_step": training_flops(module, size=cfg.size),
         "size": cfg.size,
         "taps": [asdict(tap) for tap in backbone.taps],
     }
@@ -94,24 +97,15 @@ def flops(module: RestorationModule, *, size: int) -> int:
 
     from restore_lab.samplers.fidelity import Steer
     from restore_lab.samplers.level import Level
-    from restore_lab.types import Prompt
 
-    side = size // module.backbone.codec.compression
+    z_BCHW, lq_BCHW, prompt = _inputs(module, size)
     with torch.device("meta"), torch.no_grad():
-        lq_BCHW = torch.zeros(1, 3, size, size)
-        seen_BLD = None if module.visual is None else module.visual(lq_BCHW)
-        prompt = Prompt(
-            semantic=("",), negative=("",), instruction=("",), visual_BLD=seen_BLD, visual_null_BLD=seen_BLD
-        )
         cond, hint = module.cond(prompt, (size, size)), module.hint(lq_BCHW, prompt, hq_BCHW=lq_BCHW)
-        level = Level(sigma=1, following=0, share=1)
-        z_BCHW = torch.zeros(1, module.backbone.codec.channels, side, side)
-        counter = FlopCounterMode(display=False)
-        with counter:
+        with FlopCounterMode(display=False) as counter:
             module.guided(
                 z_BCHW,
                 torch.zeros(1, dtype=torch.long),
-                level,
+                Level(sigma=1, following=0, share=1),
                 Steer(),
                 cond=cond,
                 null=replace(cond),
@@ -119,6 +113,41 @@ def flops(module: RestorationModule, *, size: int) -> int:
                 seeds=[0],
             )
     return counter.get_total_flops()
+
+
+def training_flops(module: RestorationModule, *, size: int) -> int:
+    """FLOPs of one training step on one image of size x size pixels."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from restore_lab.samplers.guidance import Branch
+
+    z_BCHW, lq_BCHW, prompt = _inputs(module, size)
+    t_B = torch.zeros(1, dtype=torch.long, device="meta")
+    with torch.device("meta"), torch.enable_grad():
+        cond = module.cond(prompt, (size, size))
+        with FlopCounterMode(display=False) as counter:
+            with torch.no_grad():
+                module.backbone.codec.encode(lq_BCHW)  # the HQ's latent
+            hint = module.hint(lq_BCHW, prompt, hq_BCHW=lq_BCHW)
+            shown, _ = module.referred(z_BCHW, t_B, cond, hint, seeds=[0])
+            module.predict(z_BCHW, t_B, (Branch(weight=1.0, cond=cond, hint=shown),)).sum().backward()
+    return counter.get_total_flops()
+
+
+def _inputs(module: RestorationModule, size: int) -> tuple[Tensor, Tensor, Prompt]:
+    """A noisy latent, an image and a prompt without words, on the meta device."""
+    import torch
+
+    from restore_lab.types import Prompt
+
+    side = size // module.backbone.codec.compression
+    with torch.device("meta"), torch.no_grad():
+        lq_BCHW = torch.zeros(1, 3, size, size)
+        seen_BLD = None if module.visual is None else module.visual(lq_BCHW)
+        z_BCHW = torch.zeros(1, module.backbone.codec.channels, side, side)
+    words = {"semantic": ("",), "negative": ("",), "instruction": ("",)}
+    return z_BCHW, lq_BCHW, Prompt(**words, visual_BLD=seen_BLD, visual_null_BLD=seen_BLD)
 
 
 def render(facts: dict[str, Any]) -> str:
@@ -130,6 +159,7 @@ def render(facts: dict[str, Any]) -> str:
         f"total      {facts['total_parameters'] / 1e6:.2f} M parameters (denoiser and adaptor)",
         f"trainable  {facts['trainable_parameters'] / 1e6:.2f} M parameters",
         f"one step   {facts['flops_per_step'] / 1e9:.2f} GFLOP",
+        f"training   {facts['flops_per_training_step'] / 1e9:.2f} GFLOP a step and image",
         "",
         *(f"  {name:<{width}}  {count}" for name, count in million.items()),
         "",

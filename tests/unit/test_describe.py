@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from restore_lab.methods.describe import describe, render
+from restore_lab.methods.describe import describe, render, training_flops
+from restore_lab.samplers.guidance import Branch
+from restore_lab.types import Prompt
 from tests.composed import composed
+from tests.toy_methods import toy_spire
 
 MILLION = 1e6
 
@@ -134,3 +139,22 @@ def test_controlnets_of_sd3_by_depth(depth, millions) -> None:
             prior, num_layers=depth, num_extra_conditioning_channels=0, load_weights_from_transformer=False
         )
     assert adaptor == pytest.approx(sum(p.numel() for p in theirs.parameters()) / MILLION, abs=1e-6)
+
+
+def test_a_training_step_is_counted_with_its_backward_pass() -> None:
+    """More than latents and prediction, at most latents and three predictions; a layer goes back in one or two."""
+    module = toy_spire().to("meta")
+    t = torch.zeros(1, device="meta")
+    lq = torch.zeros(1, 3, 32, 32, device="meta")
+    prompt = Prompt(semantic=("",), negative=("",), instruction=("",))
+    with torch.no_grad(), torch.device("meta"):
+        cond = module.cond(prompt, (32, 32))
+        with FlopCounterMode(display=False) as latents:
+            module.backbone.codec.encode(lq)
+        hint = module.hint(lq, prompt)
+        side = 32 // module.backbone.codec.compression
+        z = torch.zeros(1, module.backbone.codec.channels, side, side)
+        with FlopCounterMode(display=False) as forward:
+            module.predict(z, t, (Branch(weight=1.0, cond=cond, hint=hint),))
+    counted = training_flops(module, size=32) - latents.get_total_flops()
+    assert forward.get_total_flops() < counted <= 3 * forward.get_total_flops()
