@@ -52,7 +52,9 @@ def test_a_caption_depends_on_its_image_alone(kind, tmp_path) -> None:
     captioner = made(toy_captioner(tmp_path, kind))
     together = list(captioner.captions(images(5)))
     assert len(set(together)) == 5 and all(together)
-    assert list(captioner.captions(images(5)[2:3])) == together[2:3]
+    alone = [caption for image in images(5) for caption in captioner.captions([image])]
+    same = sum(a == b for a, b in zip(alone, together, strict=True))
+    assert same >= 4, (alone, together)  # a word may tip by a batch's last bits; draws of the batch would change all
     assert list(made(tmp_path, question="Why?").captions(images(1))) != together[:1]
 
 
