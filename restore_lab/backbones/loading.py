@@ -84,9 +84,7 @@ def load_backbone(
         denoiser.enable_gradient_checkpointing()
     disk: DiskCache | None = None
     if cache_dir is not None and not meta:
-        codec = [] if codec_path is None else [home.root / part for home, part in [find_codec(codec_path)]]
-        base = json.dumps([[place.name, fingerprint(place)] for place in [*prior.encoders(), *codec]])
-        disk = DiskCache(cache_dir, base=base, max_bytes=int(cache_gigabytes * 10**9))
+        disk = _disk_cache(prior, codec_path, folder=cache_dir, gigabytes=cache_gigabytes)
     parts: dict[str, Any] = {
         "codec": Codec(vae, disk=disk if cache_latents else None),
         "schedule": load_schedule(prior),
@@ -106,6 +104,13 @@ def load_backbone(
 
     text = load_text(prior, penultimate=denoiser.config.addition_embed_type == "text_time", **settings)
     return UNetBackbone(unet=denoiser, text=text, **parts)
+
+
+def _disk_cache(prior: Folder, codec_path: str | None, *, folder: str, gigabytes: float) -> DiskCache:
+    """The cache of what these encoders say."""
+    codec = [] if codec_path is None else [home.root / part for home, part in [find_codec(codec_path)]]
+    base = json.dumps([[place.name, fingerprint(place)] for place in [*prior.encoders(), *codec]])
+    return DiskCache(folder, base=base, max_bytes=int(gigabytes * 10**9))
 
 
 def load_schedule(prior: Folder) -> Schedule:

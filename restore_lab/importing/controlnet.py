@@ -65,6 +65,7 @@ def _zero_conv(name: str, *, joins: int) -> tuple[int | None, str] | None:
 
 
 def recognises(keys: Collection[str]) -> bool:
+    """Whether the keys are those of a ControlNet as diffusers saves it."""
     return any_with(keys, "controlnet_cond_embedding.conv_in.", "controlnet_down_blocks.", "controlnet_mid_block.")
 
 

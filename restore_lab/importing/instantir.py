@@ -36,10 +36,12 @@ def half(index: int, value: Tensor) -> Tensor:
 
 
 def keys_half(value: Tensor) -> Tensor:
+    """The first half of a layer that makes keys and values."""
     return half(0, value)
 
 
 def values_half(value: Tensor) -> Tensor:
+    """The second half of a layer that makes keys and values."""
     return half(1, value)
 
 
@@ -94,10 +96,12 @@ def tidy_adapter(key: str) -> str:
 
 
 def is_adapter(keys: Collection[str]) -> bool:
+    """Whether the keys are the adapter's: a resampler, and attention with layer norms that know the time."""
     return any_with(keys, "image_proj.latents", "ip_adapter.") and any(".ln_k_ip." in key for key in keys)
 
 
 def is_aggregator(keys: Collection[str]) -> bool:
+    """Whether the keys are the aggregator's: a trunk that reads a reference."""
     return any_with(keys, "ref_conv_in.", "controlnet_mid_block.")
 
 

@@ -16,6 +16,7 @@ BASE = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "loss.", "qua
 
 
 def recognises(keys: Collection[str]) -> bool:
+    """Whether the keys hold CFW's fusion layers."""
     return any_with(keys, FUSION)
 
 

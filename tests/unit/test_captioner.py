@@ -50,11 +50,10 @@ def images(count: int, *, seed: int = 0) -> list[np.ndarray]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_caption_depends_on_its_image_alone(kind, tmp_path) -> None:
     captioner = made(toy_captioner(tmp_path, kind))
+    captioner._load()[1].double()  # in float32 a batch's last bits may tip a draw: seen once in seven runs
     together = list(captioner.captions(images(5)))
     assert len(set(together)) == 5 and all(together)
-    alone = [caption for image in images(5) for caption in captioner.captions([image])]
-    same = sum(a == b for a, b in zip(alone, together, strict=True))
-    assert same >= 4, (alone, together)  # a word may tip by a batch's last bits; draws of the batch would change all
+    assert [caption for image in images(5) for caption in captioner.captions([image])] == together
     assert list(made(tmp_path, question="Why?").captions(images(1))) != together[:1]
 
 
