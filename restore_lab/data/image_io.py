@@ -8,12 +8,14 @@ in [0, 1] as tensors.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import struct
 import uuid
 import warnings
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,9 +24,13 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".jp2"})
-# Formats that Pillow decodes by itself; others (EPS, PDF) would start an outside program on a stranger's file.
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
+SUFFIXES = frozenset(
+    (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".dib")
+    + (".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".jpx", ".tga", ".qoi", ".pcx", ".psd", ".ico")
+    + (".icns", ".dds", ".sgi", ".ras", ".xbm", ".xpm")
+)
+# Formats that Pillow decodes by itself; others (EPS, WMF) would start an outside program on a stranger's file.
+FORMATS = tuple("PNG JPEG WEBP AVIF TIFF BMP DIB GIF PPM JPEG2000 TGA QOI PCX PSD ICO ICNS DDS SGI SUN XBM XPM".split())
 MAX_PIXELS = 178_956_970
 ORIENTATION = 0x0112
 TRANSPOSES = {
@@ -83,7 +89,19 @@ def decode_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> np.
     return _decoded(io.BytesIO(data), name=name, size=len(data), max_pixels=max_pixels)
 
 
-def _decoded(file: BinaryIO, *, name: str | Path, size: int, max_pixels: int) -> np.ndarray:
+@contextlib.contextmanager
+def opened(file: BinaryIO, *, name: str | Path, size: int, max_pixels: int) -> Iterator[Image.Image]:
+    """A decoded image, as Pillow has it, of an open file; what fails on it inside the block is a `BadImage` too.
+
+    Args:
+        file: the bytes.
+        name: what they are called where they are refused.
+        size: how many they are.
+        max_pixels: the largest width x height that is decoded.
+
+    Raises:
+        BadImage: empty, truncated, no image, too large, or of an unknown value range.
+    """
     try:
         if size == 0:
             raise ValueError("empty file (0 bytes)")
@@ -93,7 +111,7 @@ def _decoded(file: BinaryIO, *, name: str | Path, size: int, max_pixels: int) ->
                 if image.width * image.height > max_pixels:
                     raise ValueError(_too_large(f"{image.width} x {image.height} pixels", max_pixels))
                 image.load()
-                return np.array(_upright(_to_rgb(image), image))
+                yield image
     except UnidentifiedImageError as error:
         file.seek(0)
         raise BadImage(_line(name, _what_it_is(file.read(256)))) from error
@@ -101,6 +119,11 @@ def _decoded(file: BinaryIO, *, name: str | Path, size: int, max_pixels: int) ->
         raise BadImage(_line(name, _too_large("it", min(max_pixels, MAX_PIXELS)))) from error
     except DECODER_ERRORS as error:
         raise BadImage(_line(name, _reason(error))) from error
+
+
+def _decoded(file: BinaryIO, *, name: str | Path, size: int, max_pixels: int) -> np.ndarray:
+    with opened(file, name=name, size=size, max_pixels=max_pixels) as image:
+        return np.array(_upright(_to_rgb(image), image))
 
 
 def write_png(path: str | Path, image_HWC: np.ndarray) -> None:
@@ -150,22 +173,36 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _deep_grey(image: Image.Image) -> np.ndarray:
-    """16-bit, 32-bit and float grey to uint8 HW; a range that the mode does not tell is refused, never guessed."""
+    """16-bit, 32-bit and float grey to uint8 HW."""
+    return np.rint(grey_values(image) * 255).astype(np.uint8)
+
+
+def grey_values(image: Image.Image) -> np.ndarray:
+    """16-bit, 32-bit and float grey as float64 HW in [0, 1].
+
+    Raises:
+        ValueError: a range that the mode does not tell is refused, never guessed.
+    """
     values_HW = np.asarray(image).astype(np.float64)
     low, high = float(values_HW.min()), float(values_HW.max())
     limit = 1.0 if image.mode == "F" else 65535.0
     if not (low >= 0 and high <= limit):
         raise ValueError(f"pixel values {low:g} to {high:g} in mode {image.mode}; expected 0 to {limit:g}")
-    return np.rint(values_HW * (255 / limit)).astype(np.uint8)
+    return values_HW / limit
 
 
 def _upright(rgb: Image.Image, source: Image.Image) -> Image.Image:
     """Apply the EXIF rotation of `source`; broken EXIF counts as none, since the pixels are sound."""
+    turn = turn_of(source)
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """What makes an image upright by its EXIF; None if it is, or says nothing that can be read."""
     try:
-        orientation = source.getexif().get(ORIENTATION, 1)
+        return TRANSPOSES.get(image.getexif().get(ORIENTATION, 1))
     except DECODER_ERRORS:
-        return rgb
-    return rgb.transpose(TRANSPOSES[orientation]) if orientation in TRANSPOSES else rgb
+        return None
 
 
 def _what_it_is(head: bytes) -> str:
