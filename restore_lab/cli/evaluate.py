@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 POSITIONAL = ("records...",)
+FOLLOWS_WEIGHTS = True
 
 
 def run(cfg: Any) -> float | None:

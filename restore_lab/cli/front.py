@@ -17,26 +17,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-FREE_TEXT = frozenset(
-    ("caption", "instruction", "negative", "positive", "negative_text", "positive_text", "question", "text", "title")
-)
-PATHS = frozenset(
-    (
-        "input",
-        "output",
-        "path",
-        "root",
-        "folder",
-        "file",
-        "weights",
-        "checkpoint",
-        "manifest",
-        "resume",
-        "picture",
-        "system",
-    )
-)
-PATH_ENDINGS = ("_path", "_root", "_folder", "_dir", "_file")
+from restore_lab.grammar import ASSIGNMENT, quote, quote_override
+
 HYDRA_FLAGS = frozenset(
     ("-h", "--help", "--hydra-help", "--version", "--resolve", "-r", "--run", "-m", "--multirun")
     + ("-sc", "--shell-completion")
@@ -46,8 +28,6 @@ HYDRA_FLAGS_WITH_VALUE = frozenset(
     + ("--experimental-rerun",)
 )
 INFO_TOPICS = frozenset(("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"))
-_ASSIGNMENT = re.compile(r"(?P<key>(\+\+|\+|~)?[A-Za-z_][\w./@:-]*)=(?P<value>.*)", re.DOTALL)
-_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +82,7 @@ def parse(
             overrides.append(_flag_override(word, free))
         elif word.startswith("trusted_packages="):
             trusted = tuple(name.strip() for name in word.partition("=")[2].strip("[]").split(",") if name.strip())
-        elif _ASSIGNMENT.fullmatch(word) or word.startswith("~"):
+        elif ASSIGNMENT.fullmatch(word) or word.startswith("~"):
             overrides.append(quote_override(word, free=free))
         else:
             bare.append(word)
@@ -110,36 +90,6 @@ def parse(
     for typed, key in (renamed or {}).items():
         overrides = [f"{key}={word[len(typed) + 1 :]}" if word.startswith(f"{typed}=") else word for word in overrides]
     return Words(flags=tuple(flags), overrides=tuple(overrides), trusted=trusted)
-
-
-def quote_override(word: str, *, free: Sequence[str] = ()) -> str:
-    """Quote the value of a `key=value` whose key holds free text or a path; give any other word back unchanged.
-
-    A key with a slash chooses from a config group (`prompt/instruction=blind`) and is never quoted.
-    """
-    match = _ASSIGNMENT.fullmatch(word)
-    if match is None:
-        return word
-    key, value = match["key"], match["value"]
-    name = key.lstrip("+~").rpartition(".")[2]
-    is_text, is_path = name in FREE_TEXT or name in free, name in PATHS or name.endswith(PATH_ENDINGS)
-    if "/" in key or key.startswith("hydra.") or not (is_text or is_path):
-        return word
-    is_list = is_path and value.startswith("[") and value.endswith("]") and not Path(value).exists()
-    if value in ("", "null", "???") or is_list or _QUOTED.fullmatch(value):
-        return word
-    return f"{key}={quote(value)}"
-
-
-def quote(text: str) -> str:
-    """Any text as one string of Hydra's override grammar, with OmegaConf's `${` made literal.
-
-    Backslashes count only in front of a quote (Hydra) or of `${` (OmegaConf): there each is doubled.
-    """
-    text = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
-    body = re.sub(r"(\\*)'", lambda match: match[1] * 2 + r"\'", text)
-    trailing = body[len(body.rstrip("\\")) :]
-    return f"'{body}{trailing}'"
 
 
 def _flag_value(word: str, queue: list[str]) -> list[str]:

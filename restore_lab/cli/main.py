@@ -2,7 +2,8 @@
 
 A verb is a module `restore_lab/cli/<verb>.py` (a trailing underscore where Python reserves the word: `import_.py`)
 with a `run(cfg)`, and a config `conf/<verb>.yaml`. The first line of its docstring is its help; `POSITIONAL` and
-`FREE_TEXT` (tuples of keys) and `RENAMED` (typed key to config key) tell the front parser about it. Nothing here
+`FREE_TEXT` (tuples of keys) and `RENAMED` (typed key to config key) tell the front parser about it; with
+`FOLLOWS_WEIGHTS` it takes up the parts with which the typed `weights` were trained. Nothing here
 imports torch; a verb imports what is heavy inside `run`.
 """
 
@@ -16,16 +17,17 @@ import keyword
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from restore_lab import build, pairs
+from restore_lab import build, composing, pairs
 from restore_lab.cli import front
-from restore_lab.cli.conf_dir import conf_dir
+from restore_lab.conf_dir import conf_dir
 
-NOT_VERBS = frozenset(("__init__", "main", "front", "conf_dir", "errors"))
+NOT_VERBS = frozenset(("__init__", "main", "front", "errors"))
 Run = Callable[[Any], Any]
 
 
@@ -73,6 +75,8 @@ def launch(*, verb: str, module: ModuleType, words: Sequence[str], conf: Path) -
         )
         if typed.trusted:
             build.trust(typed.trusted)
+        if getattr(module, "FOLLOWS_WEIGHTS", False):
+            typed = replace(typed, overrides=composing.following(typed.overrides))
         folders = [conf, *typed.config_dirs]
         with errors.explained(verb=verb, folders=folders, overrides=typed.overrides):
             _hydra(verb=verb, run=module.run, arguments=typed.arguments, conf=conf)

@@ -2,7 +2,8 @@
 
 restore-lab restore input=photo.jpg
 restore-lab restore input=photo.jpg instruction="Denoise with sigma 0.06; Deblur" caption="a cat, asleep"
-restore-lab restore input=photos/ output=restored/ prompt/instruction=blind
+restore-lab restore input=photos/ output=restored/ weights=runs/mine/adaptor-<id>
+restore-lab restore input='photos/*.jpg' words=words.csv format=same seeds=4 --compare
 restore-lab restore input=photos/ devices=4
 """
 
@@ -10,14 +11,24 @@ from __future__ import annotations
 
 from typing import Any
 
+FOLLOWS_WEIGHTS = True
+
 
 def run(cfg: Any) -> None:
-    """Restore, and print where each result was written."""
+    """Restore, and print how many were written where.
+
+    Raises:
+        ValueError: if images were left out; they were named when it happened.
+    """
     from restore_lab.methods.restore import restore_folder
+    from restore_lab.methods.restored_files import SUMMARY
     from restore_lab.shares import launched, place
 
     if launched(cfg.devices):
         return
     done = restore_folder(cfg)
     share = f" (process {place()[0]} of {place()[1]})" if place()[1] > 1 else ""
-    print(f"{done.written} restored into {done.output}" + (f", {len(done.bad)} left out" if done.bad else "") + share)
+    already = f", {done.already} had been" if done.already else ""
+    print(f"{done.written} restored into {done.output}{already}{share}")
+    if done.bad:
+        raise ValueError(f"{len(done.bad)} left out; they are named above and in {done.output / SUMMARY}")

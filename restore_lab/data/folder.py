@@ -7,6 +7,8 @@ the data module counts it. Hidden files and `__MACOSX` folders are left out. Sel
 
 from __future__ import annotations
 
+import glob
+import itertools
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -16,11 +18,16 @@ from restore_lab.data.captioned import Captions
 from restore_lab.data.image_io import MAX_PIXELS, SUFFIXES, read_image
 from restore_lab.types import Picture
 
+# Photographs that no reader here opens; a person should hear that they were left.
+PHOTOGRAPHS = frozenset(
+    (".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".exr", ".hdr")
+    + (".svg", ".pdf", ".eps")
+)
 Role = Literal["hq", "lq"]
 
 
 class FolderSource:
-    """The images of a folder, or a single image file."""
+    """The images of a folder, those of a pattern, or a single image file."""
 
     def __init__(
         self,
@@ -34,7 +41,7 @@ class FolderSource:
         """List the images; none is decoded yet.
 
         Args:
-            root: a folder, or one image file.
+            root: a folder, one image file, or a pattern of files (`photos/*.jpg`, `photos/**/IMG_*`).
             recursive: whether folders below it count too.
             captions: "auto", None, or the path of a caption table.
             role: "hq" for good images (to be degraded or learnt from), "lq" for bad ones (to be restored).
@@ -45,11 +52,9 @@ class FolderSource:
         """
         if role not in get_args(Role):
             raise ValueError(f"role={role!r}: expected one of {', '.join(get_args(Role))}")
-        self._root = Path(root).expanduser()
         self._role = role
         self._max_pixels = max_pixels
-        self._names = list_images(self._root, recursive=recursive)
-        self._base = self._root if self._root.is_dir() else self._root.parent
+        self._base, self._names = find_images(Path(root).expanduser(), recursive=recursive)
         self._keys = keys_of(self._names)
         self._captions = Captions(self._base, table=captions)
         if captions not in (None, "auto"):
@@ -62,13 +67,31 @@ class FolderSource:
         """One key an image, in order."""
         return list(self._keys)
 
+    def name(self, index: int) -> str:
+        """An image's path below the folder, with its suffix."""
+        return self._names[index]
+
+    def passed_over(self) -> dict[str, int]:
+        """How many other files lie beside the images, by suffix: a camera's raw files, say, which nobody reads."""
+        beside = {self._base / PurePosixPath(name).parent for name in self._names}
+        suffixes = (path.suffix.lower() for folder in beside for path in folder.iterdir() if path.is_file())
+        return {suffix: count for suffix, count in sorted(Counter(suffixes).items()) if suffix in PHOTOGRAPHS}
+
+    def file(self, index: int) -> Path:
+        """Where an image lies."""
+        return self._base / self._names[index]
+
+    def caption(self, index: int) -> str:
+        """An image's caption; empty for none."""
+        return self._captions.of(self.file(index))
+
     def read(self, index: int, *, epoch: int = 0) -> Picture:
         """Decode one image; `epoch` plays no role.
 
         Raises:
             BadImage: the file cannot be read.
         """
-        path = self._base / self._names[index]
+        path = self.file(index)
         image_HWC = read_image(path, max_pixels=self._max_pixels)
         good = self._role == "hq"
         return Picture(
@@ -77,6 +100,24 @@ class FolderSource:
             caption=self._captions.of(path),
             key=self._keys[index],
         )
+
+
+def find_images(root: Path, *, recursive: bool = True) -> tuple[Path, list[str]]:
+    """The folder of images and their sorted paths below it (posix): a folder's, a pattern's, or one file's.
+
+    Raises:
+        ValueError: there is nothing of this name, or no image file in it.
+    """
+    pattern = str(root)
+    if root.exists() or not glob.has_magic(pattern):
+        return (root if root.is_dir() else root.parent), list_images(root, recursive=recursive)
+    fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), root.parts))
+    base = Path(*fixed) if fixed else Path()
+    found = (Path(name) for name in glob.iglob(pattern, recursive=True))
+    names = sorted(path.relative_to(base).as_posix() for path in found if path.is_file())
+    if not names:
+        raise ValueError(f"{pattern}: no file has such a name; quote a pattern, so that the shell leaves it alone")
+    return base, names
 
 
 def list_images(root: Path, *, recursive: bool = True) -> list[str]:

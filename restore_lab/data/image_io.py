@@ -30,7 +30,10 @@ SUFFIXES = frozenset(
     + (".icns", ".dds", ".sgi", ".ras", ".xbm", ".xpm")
 )
 # Formats that Pillow decodes by itself; others (EPS, WMF) would start an outside program on a stranger's file.
-FORMATS = tuple("PNG JPEG WEBP AVIF TIFF BMP DIB GIF PPM JPEG2000 TGA QOI PCX PSD ICO ICNS DDS SGI SUN XBM XPM".split())
+FORMATS = (
+    ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "TGA", "QOI", "PCX", "PSD", "ICO")
+    + ("ICNS", "DDS", "SGI", "SUN", "XBM", "XPM")
+)  # fmt: skip
 MAX_PIXELS = 178_956_970
 ORIENTATION = 0x0112
 TRANSPOSES = {

@@ -38,7 +38,7 @@ from restore_lab.evaluation.records import (
 from restore_lab.evaluation.scores import Scores, once, scores_of, settings_of
 from restore_lab.methods.captioning import caption_ahead
 from restore_lab.methods.parts import pad_to_multiple
-from restore_lab.methods.restore import load
+from restore_lab.methods.restorer import load
 from restore_lab.methods.restoring import asked_about
 from restore_lab.methods.weights import weights_file
 from restore_lab.prompts.sources import PromptSources

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 
 from restore_lab.artefacts import Manifest, complete, identity, write_bytes_atomic
 from restore_lab.build import build
+from restore_lab.composing import MADE_BY, typed
 from restore_lab.locks import locked
 from restore_lab.tracking import tracked
 
@@ -122,7 +123,13 @@ def _make(cfg: DictConfig, stage: Stage, earlier: Mapping[str, Path]) -> None:
     node["partial"] = str(stage.node.get("weights")).startswith("stage:")  # an earlier stage knows fewer parts
     with tracked(cfg, identity=stage.identity, kind=stage.name, settings=stage.settings) as logger:
         _train(cfg, node, folder, logger)
-    Manifest(identity=stage.identity, kind=stage.name, settings=stage.settings, parents=stage.parents).write(folder)
+    Manifest(
+        identity=stage.identity,
+        kind=stage.name,
+        settings=stage.settings,
+        parents=stage.parents,
+        extra={MADE_BY: typed()},
+    ).write(folder)
     shutil.rmtree(folder / STATE, ignore_errors=True)
     (folder / CLAIM).unlink(missing_ok=True)
     log.info("stage %s: %s", stage.name, folder)

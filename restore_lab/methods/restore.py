@@ -1,42 +1,57 @@
-"""Restoring a user's own images: files in, PNG files out, each written whole or not at all.
+"""Restoring a person's own files: photographs in, photographs out, each written whole or not at all.
 
-Images are read as any photograph is (16 bit, CMYK, rotated by EXIF, ...); a bad one is named in one line and left out.
-Each image's noise comes from the seed and its own pixels, so a folder restores as its images do alone, and as it does
-shared by several processes (shares.py), each of which takes every world-th image.
+What is done is written down beside the results (`.restored/`, one file an image): the same command does nothing twice,
+continues where it was stopped, and tries again what failed; another command, or another photograph of the same name,
+restores anew. `restored.csv` sums it up. Images are shared by processes as shares.py says.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from restore_lab.build import build
-from restore_lab.random import mix
-from restore_lab.shares import device, mine
-from restore_lab.types import Batch
+from restore_lab.artefacts import identity, place_of
+from restore_lab.data.folder import FolderSource
+from restore_lab.data.image_io import BadImage
+from restore_lab.data.photograph import ENDINGS, Photograph, decode_photograph
+from restore_lab.data.photograph_file import write_photograph
+from restore_lab.data.words import Words, WordTable
+from restore_lab.methods.restored_files import (
+    NOTES,
+    Job,
+    is_done,
+    note_of,
+    refuse_clashes,
+    sum_up,
+    targets,
+    write_down,
+)
+from restore_lab.methods.restorer import Restorer
+from restore_lab.shares import mine, one_at_a_time
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    import numpy as np
     from omegaconf import DictConfig
 
-    from restore_lab.data.folder import FolderSource
-    from restore_lab.methods.base import RestorationModule
-    from restore_lab.types import Picture
+    from restore_lab.methods.restoration import Restoration
+    from restore_lab.types import Batch
 
 log = logging.getLogger(__name__)
+# What a result depends on; where it is written and what is written beside it changes nothing.
+COUNTS = ("module", "upscale", "size", "seed", "seeds")
 
 
 @dataclass(kw_only=True)
 class Restored:
-    """How a run over a folder went: images written, where, and one line for each that was left out."""
+    """How a run over images went: how many were written, where, how many were there, one line for each left out."""
 
     output: Path
     written: int = 0
+    already: int = 0
     bad: list[str] = field(default_factory=list)
 
 
@@ -44,107 +59,146 @@ def restore_folder(cfg: DictConfig) -> Restored:
     """Restore every image of `cfg.input`, or this process's share of them.
 
     Raises:
-        ValueError: if there is no such input, or no image in it can be read.
+        ValueError: if there is no such input, two results would have one name, a result would be written over an
+            input, nothing can be written, or no image can be restored.
     """
-    from restore_lab.data.folder import FolderSource
-    from restore_lab.data.image_io import BadImage
-    from restore_lab.methods.captioning import caption_ahead
+    done = Restored(output=Path(cfg.output).expanduser())
+    if cfg.format not in ("same", *ENDINGS):
+        raise ValueError(f"format={cfg.format!r} is not known; one of same, {', '.join(ENDINGS)}")
+    jobs = _jobs(cfg, done.output)
+    refuse_clashes(jobs, cfg, done.output)
+    settings = _settings(cfg)
+    restorer = Restorer(cfg)
+    todo = mine(len(jobs), done=lambda index: not cfg.again and is_done(jobs[index], settings, done.output))
+    done.already = len(mine(len(jobs), done=lambda index: False)) - len(todo)
+    if todo and "captioner" in cfg.prompt.semantic:
+        from restore_lab.methods.captioning import caption_ahead
 
-    source = FolderSource(cfg.input, recursive=cfg.recursive, captions="auto", role="lq", max_pixels=178956970)
-    done = Restored(output=Path(cfg.output))
-    module: RestorationModule | None = None
-    keys = source.keys()
-    wanted = mine(len(keys), done=lambda index: cfg.resume and _target(done, keys[index]).is_file())
-    if "captioner" in cfg.prompt.semantic:
-        module = load(cfg)
-        caption_ahead(module, [module.prompts], _readable(source, wanted, module, cfg))
-    for index in wanted:
+        caption_ahead(restorer.module, [restorer.module.prompts], _readable(restorer, [jobs[n] for n in todo]))
+    began = time.monotonic()
+    for count, index in enumerate(todo):
+        job = jobs[index]
         try:
-            picture = source.read(index, epoch=0)
-            lq_HWC = _enlarged(picture, cfg)
+            _restore(restorer, job, settings, done, cfg)
         except BadImage as error:
             done.bad.append(str(error))
             log.warning("left out: %s", error)
+            write_down(job.note, {"file": str(job.file), "error": str(error)})
             continue
-        if module is None:
-            module = load(cfg)
-        if len(keys) > 1:
-            log.info("%d of %d: %s", index + 1, len(keys), keys[index])
-        _write(module, lq_HWC, picture, done, cfg)
-    if len(done.bad) == len(keys):
-        raise ValueError(f"{cfg.input}: none of {len(keys)} images could be restored; the first: {done.bad[0]}")
+        if len(jobs) > 1:
+            left = (time.monotonic() - began) / (count + 1) * (len(todo) - count - 1)
+            log.info("%d of %d: %s%s", index + 1, len(jobs), job.key, f" ({_span(left)} left)" if left >= 1 else "")
+    with one_at_a_time(done.output / NOTES):
+        sum_up(jobs, done.output)
+    if len(done.bad) == len(jobs):
+        raise ValueError(f"{cfg.input}: none of {len(jobs)} images could be restored; the first: {done.bad[0]}")
     return done
 
 
-def _readable(
-    source: FolderSource, wanted: Sequence[int], module: RestorationModule, cfg: DictConfig
-) -> Iterator[Batch]:
-    """The images that can be restored; the others are named when their turn comes."""
-    from restore_lab.data.image_io import BadImage
-    from restore_lab.methods.restoring import asked_about
-
-    for index in wanted:
-        try:
-            picture = source.read(index, epoch=0)
-            yield from asked_about(module, _batch(module, _enlarged(picture, cfg), picture, cfg))
-        except BadImage:
-            continue
-
-
-def load(cfg: DictConfig) -> RestorationModule:
-    """The composed method with its weights, on the chosen device, ready to restore."""
-    from restore_lab.methods.weights import weights_file
-
-    module: RestorationModule = build(cfg.module)
-    if cfg.weights is not None:
-        module.load_weights(weights_file(cfg.weights))
-    return build(cfg.memory).settle(module.eval(), device(cfg.device))
+def _jobs(cfg: DictConfig, output: Path) -> list[Job]:
+    """All images, in the order of their names."""
+    source = FolderSource(cfg.input, recursive=cfg.recursive, captions="auto", role="lq")
+    keys, table = source.keys(), None if cfg.words is None else WordTable(cfg.words)
+    jobs = []
+    for index, key in enumerate(keys):
+        name = source.name(index)
+        said = Words() if table is None else table.of(name)
+        beside = source.caption(index) or None
+        words = Words(caption=said.caption or cfg.caption or beside, instruction=said.instruction)
+        note = output / NOTES / f"{hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:32]}.json"
+        jobs.append(Job(file=source.file(index), key=key, words=words, note=note))
+    if table is not None:
+        table.require_any(source.name(index) for index in range(len(keys)))
+    for suffix, count in source.passed_over().items():
+        log.warning("%d files %s are not looked at: not a format that is read", count, suffix)
+    return jobs
 
 
-def _enlarged(picture: Picture, cfg: DictConfig) -> np.ndarray:
-    """The image enlarged by `upscale`, if it is not too large.
+def _restore(restorer: Restorer, job: Job, settings: str, done: Restored, cfg: DictConfig) -> None:
+    """Restore one image, write its files, and then the note that says so.
 
     Raises:
-        BadImage: if it is.
+        BadImage: it cannot be restored.
+        ValueError: its results cannot be written.
     """
-    from restore_lab.data.image_io import BadImage, resize_image
-
-    image_HWC = picture.lq_HWC
-    if image_HWC is None:
-        raise BadImage(f"{picture.key}: has no image")
-    height, width = (round(side * cfg.upscale) for side in image_HWC.shape[:2])
-    if height * width > cfg.max_pixels:
-        raise BadImage(
-            f"{picture.key}: {width}x{height} pixels are more than max_pixels={cfg.max_pixels}; "
-            "shrink the image, or raise max_pixels if the memory is there"
-        )
-    return resize_image(image_HWC, height=height, width=width)
-
-
-def _write(module: RestorationModule, lq_HWC: np.ndarray, picture: Picture, done: Restored, cfg: DictConfig) -> None:
-    """Restore one image and write it as <output>/<key>.png."""
-    from restore_lab.data.image_io import to_image, write_png
-
-    target = _target(done, picture.key)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_png(target, to_image(module.restore(_batch(module, lq_HWC, picture, cfg))[0].cpu()))
+    photograph, source = _read(job)
+    restoration = restorer(_sized(restorer, photograph, job), **_said(job))
+    try:
+        outputs = _write(restoration, job, done.output, cfg)
+        write_down(job.note, note_of(restoration, job, settings, source, outputs, done.output))
+    except OSError as error:
+        where = error.filename or done.output
+        raise ValueError(f"{where}: {error.strerror or error}; the same command continues from {job.key}") from error
     done.written += 1
-    log.info("%s", target)
+    log.info("%s", outputs[0])
 
 
-def _target(done: Restored, key: str) -> Path:
-    return done.output / f"{key}.png"  # a key may hold dots of its own
+def _sized(restorer: Restorer, photograph: Photograph, job: Job) -> Photograph:
+    """The photograph in the size at which it is restored.
+
+    Raises:
+        BadImage: it is too large, under its own name.
+    """
+    try:
+        return restorer.prepared(photograph)
+    except BadImage as error:
+        raise BadImage(str(error).replace("the image", job.key, 1)) from error
 
 
-def _batch(module: RestorationModule, lq_HWC: np.ndarray, picture: Picture, cfg: DictConfig) -> Batch:
-    """The batch of one image, on the module's device."""
-    from restore_lab.data.image_io import to_tensor
+def _said(job: Job) -> dict[str, Any]:
+    """What a restorer is told with an image that is in its size already."""
+    return {"caption": job.words.caption or "", "instruction": job.words.instruction, "upscale": 1.0}
 
-    return Batch(
-        hq_BCHW=None,
-        lq_BCHW=to_tensor(lq_HWC)[None].to(module.run_device),
-        caption=(picture.caption if cfg.caption is None else cfg.caption,),
-        key=(picture.key,),
-        seed=(mix(cfg.seed, "restore", hashlib.sha256(lq_HWC.tobytes()).hexdigest()),),
-        recipe=(None,),
-    )
+
+def _read(job: Job) -> tuple[Photograph, str]:
+    """The photograph, and the hash of its file."""
+    try:
+        data = job.file.read_bytes()
+    except OSError as error:
+        raise BadImage(f"{job.file}: {error.strerror or error}") from error
+    return decode_photograph(data, name=job.file), hashlib.sha256(data).hexdigest()
+
+
+def _readable(restorer: Restorer, jobs: Sequence[Job]) -> Iterator[Batch]:
+    """The images that can be restored, as a captioner will see them; the others are named when their turn comes."""
+    from restore_lab.methods.restoring import asked_about
+
+    for job in jobs:
+        try:
+            lq = _sized(restorer, _read(job)[0], job)
+        except BadImage:
+            continue
+        words = {"caption": job.words.caption, "instruction": job.words.instruction}
+        yield from asked_about(restorer.module, restorer.batch(lq, **words, seed=restorer.cfg.seed, key=job.key))
+
+
+def _write(restoration: Restoration, job: Job, output: Path, cfg: DictConfig) -> list[Path]:
+    """Write all files of an image; the restored images come first."""
+    files = targets(job, cfg, output, restoration.lq.format)
+    written = []
+    for file, variant in zip(files, range(len(restoration)), strict=False):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        written.append(restoration.save(file, variant=variant, quality=cfg.quality))
+    for file in files[len(restoration) :]:
+        picture = restoration.comparison() if file.stem.endswith("_compare") else restoration.uncertainty_map()
+        write_photograph(file, picture)
+        written.append(file)
+    return written
+
+
+def _settings(cfg: DictConfig) -> str:
+    """The identity of everything but the image and its words that a result depends on."""
+    from omegaconf import OmegaConf
+
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    weights = None if cfg.weights is None else place_of(cfg.weights)
+    counted = {key: plain[key] for key in COUNTS} | {"quantised": plain["memory"].get("weights")}
+    if weights is not None and weights.exists():
+        counted["weights"] = str(weights)
+    return identity(counted)
+
+
+def _span(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -50,3 +50,17 @@ class Blind:
 
     def __call__(self, batch: Batch) -> tuple[str, ...]:
         return (REMOVE_ALL,) * len(batch)
+
+
+class Given:
+    """What a person says of each image (its recipe, made of their words by degradation/told.py), else of all.
+
+    Args:
+        text: said of an image for which nothing was said.
+    """
+
+    def __init__(self, *, text: str) -> None:
+        self.text = text
+
+    def __call__(self, batch: Batch) -> tuple[str, ...]:
+        return tuple(self.text if recipe is None else recipe.instruction() for recipe in batch.recipe)

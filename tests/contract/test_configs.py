@@ -18,8 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
 from restore_lab.build import build
-from restore_lab.cli.conf_dir import conf_dir
 from restore_lab.cli.errors import groups
+from restore_lab.conf_dir import conf_dir
 from restore_lab.methods.fit import planned
 from restore_lab.methods.weights import weights_file
 from tests.composed import composed, small

@@ -23,7 +23,8 @@ from restore_lab.evaluation.evaluate import evaluate
 from restore_lab.evaluation.records import read_record
 from restore_lab.methods.captioning import caption_folder
 from restore_lab.methods.precompute import fill_cache
-from restore_lab.methods.restore import load, restore_folder
+from restore_lab.methods.restore import restore_folder
+from restore_lab.methods.restorer import load
 from restore_lab.shares import mine, place
 from tests.composed import composed, small
 from tests.contract.test_tables_killed import gone
@@ -202,19 +203,24 @@ def test_restoring_over_processes_is_that_of_one_and_goes_on(
 ) -> None:
     whole = restore_folder(restoring(toy_folder, photos, tmp_path / "one"))
     assert whole.written == COUNT and len(whole.bad) == 2
-    cfg = restoring(toy_folder, photos, tmp_path / "three", "resume=true")
+    cfg = restoring(toy_folder, photos, tmp_path / "three")
 
     def there() -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in (tmp_path / "three").glob("*.png")}
 
-    assert killed(lambda: as_rank(0, 3, lambda: restore_folder(cfg)), when=lambda: bool(there()))
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "three").glob("*.png")}
+    def noted() -> list[Path]:
+        """What is written down as done; a file alone may be that of an image which was under way."""
+        notes = (json.loads(note.read_text()) for note in (tmp_path / "three/.restored").glob("*.json"))
+        return [tmp_path / "three" / name for note in notes for name in note.get("outputs", ())]
+
+    assert killed(lambda: as_rank(0, 3, lambda: restore_folder(cfg)), when=lambda: bool(noted()))
+    before = {path: path.stat().st_mtime_ns for path in noted()}
     shares = [as_rank(rank, 3, lambda: restore_folder(cfg)) for rank in (2, 0, 1)]
     assert sum(share.written for share in shares) == COUNT - len(before)
     assert sum(len(share.bad) for share in shares) == 2
     assert there() == {path.name: path.read_bytes() for path in (tmp_path / "one").glob("*.png")}
     assert before and all(path.stat().st_mtime_ns == when for path, when in before.items())
-    monkeypatch.setattr("restore_lab.methods.restore.load", lambda cfg: pytest.fail("nothing is left to restore"))
+    monkeypatch.setattr("restore_lab.methods.restorer.load", lambda cfg: pytest.fail("nothing is left to restore"))
     assert restore_folder(cfg).written == 0
 
 

@@ -12,7 +12,7 @@ from restore_lab.artefacts import Manifest
 from restore_lab.build import build
 from restore_lab.degradation.eight import Eight
 from restore_lab.methods.fit import fit
-from restore_lab.methods.restore import load
+from restore_lab.methods.restorer import load
 from restore_lab.methods.weights import WEIGHTS
 from restore_lab.types import Batch
 from tests.composed import composed, few_photos

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from restore_lab.cli import errors, front
-from restore_lab.cli.conf_dir import conf_dir
+from restore_lab.conf_dir import conf_dir
 
 HARD = [
     "a cat's, asleep",

@@ -11,8 +11,8 @@ import yaml
 from PIL import Image
 
 from restore_lab.build import build
-from restore_lab.cli.conf_dir import conf_dir
 from restore_lab.cli.doctor import run
+from restore_lab.conf_dir import conf_dir
 from restore_lab.data.known import Known, checkup
 from tests.composed import composed
 

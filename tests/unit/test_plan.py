@@ -11,7 +11,7 @@ from PIL import Image
 
 from restore_lab.artefacts import Manifest
 from restore_lab.cli import front
-from restore_lab.cli.conf_dir import conf_dir
+from restore_lab.conf_dir import conf_dir
 from restore_lab.evaluation import evaluate
 from restore_lab.methods import fit, negatives
 from restore_lab.tables.files import read

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
-from restore_lab.cli.conf_dir import conf_dir
+from restore_lab.conf_dir import conf_dir
 from restore_lab.evaluation.protocol import Column as Label
 from restore_lab.evaluation.records import Cell as RecordCell
 from restore_lab.evaluation.records import ImageValue, Results, write_record

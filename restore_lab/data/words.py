@@ -1,0 +1,108 @@
+"""A person's table of words, one row an image: what it shows and what to undo.
+
+CSV with a header, JSON (a list of records, or {name: record}), JSONL or parquet. A row names its image under one of
+captioned.py's name fields (`file`, `image`, `name`, ...), by its path below the folder or its file name, with or
+without suffix; `caption` and `instruction` are taken, and either may be empty.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from restore_lab.data.captioned import CAPTION_KEYS, NAME_KEYS
+
+INSTRUCTION_KEYS = ("instruction", "restoration_prompt")
+MAX_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """What is said of one image; None where the table says nothing."""
+
+    caption: str | None = None
+    instruction: str | None = None
+
+
+class WordTable:
+    """The words of a table, by image."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Read the table.
+
+        Raises:
+            ValueError: it is missing, too large, malformed, or lacks a name column; one line with the row.
+        """
+        self.path = Path(path).expanduser()
+        self._exact: dict[str, Words] = {}
+        for number, row in enumerate(_rows(self.path), start=1):
+            if not isinstance(row, Mapping):
+                raise ValueError(f"{self.path}: row {number} is no record; expected fields such as file, caption")
+            name = next((row[key] for key in NAME_KEYS if row.get(key)), None)
+            if name is None:
+                raise ValueError(f"{self.path}: row {number} names no image; expected one of {', '.join(NAME_KEYS)}")
+            self._exact[str(PurePosixPath(str(name).replace("\\", "/")))] = Words(
+                caption=_text(row, CAPTION_KEYS), instruction=_text(row, INSTRUCTION_KEYS)
+            )
+        short: dict[str, set[str]] = {}
+        for name in self._exact:
+            for form in {PurePosixPath(name).name, PurePosixPath(name).stem, str(PurePosixPath(name).with_suffix(""))}:
+                short.setdefault(form, set()).add(name)
+        self._short = {form: names.pop() for form, names in short.items() if len(names) == 1}
+
+    def of(self, name: str) -> Words:
+        """The words for an image at a path below the folder; without any if the table does not name it."""
+        path = PurePosixPath(name)
+        for form in (name, str(path.with_suffix("")), path.name, path.stem):
+            found = self._exact.get(form) or self._exact.get(self._short.get(form, ""))
+            if found is not None:
+                return found
+        return Words()
+
+    def require_any(self, names: Iterable[str]) -> None:
+        """Refuse a table that says nothing of any image.
+
+        Raises:
+            ValueError: so; it shows what the table has.
+        """
+        if not any(self.of(name) != Words() for name in names):
+            raise ValueError(f"{self.path}: says nothing of these images; it names {', '.join(list(self._exact)[:3])}")
+
+
+def _rows(path: Path) -> Iterable[Any]:
+    kinds = (".csv", ".json", ".jsonl", ".parquet")
+    if path.suffix.lower() not in kinds or not path.is_file():
+        raise ValueError(f"{path}: no such table of words; give one of {', '.join(kinds)}")
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path}: more than {MAX_BYTES >> 20} MiB; no table of words is so long")
+    try:
+        if path.suffix.lower() == ".parquet":
+            import pyarrow.parquet as parquet
+
+            return parquet.read_table(path).to_pylist()
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".csv":
+            return list(csv.DictReader(text.splitlines()))
+        if path.suffix.lower() == ".jsonl":
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        raw = json.loads(text)
+    except (OSError, ValueError, csv.Error, RecursionError) as error:
+        raise ValueError(f"{path}: not a readable table of words ({' '.join(str(error).split())[:200]})") from error
+    if isinstance(raw, Mapping):
+        return [{"name": name, **value} if isinstance(value, Mapping) else value for name, value in raw.items()]
+    if not isinstance(raw, list):
+        raise ValueError(f"{path}: expected a list of records, got {type(raw).__name__}")
+    return raw
+
+
+def _text(row: Mapping[str, Any], keys: Iterable[str]) -> str | None:
+    """The first of the fields that says something, in one line."""
+    for key in keys:
+        text = " ".join(str(row[key]).split()) if row.get(key) else ""
+        if text:
+            return text
+    return None

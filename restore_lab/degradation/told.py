@@ -1,0 +1,92 @@
+"""What an instruction says was done to an image, as a recipe: the way back from words, for photographs.
+
+"Deblur with sigma 2.4; Upsample to 4.0x; Denoise with sigma 0.06; Dejpeg with quality 60" has everything that is needed
+to do it again (SPIRE, Table 2). With that, a restored image can be held against the LQ: what was recovered, and not
+invented over it, degrades into the LQ again. Words without numbers, and others, are kept as they are and do nothing.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor
+
+from restore_lab.degradation.apply import apply_recipes
+from restore_lab.degradation.parameterized import blur_stage, downsample_stage, finish, jpeg_stage, noise_stage
+from restore_lab.types import Recipe, Step
+
+NUMBER = r"(\d+(?:\.\d+)?)"
+KERNEL = 21
+BLOCK = 8
+
+
+def told(instruction: str, *, height: int, width: int) -> Recipe:
+    """The recipe of an instruction, for an image of height x width pixels; it says the very same words.
+
+    Raises:
+        ValueError: for a number that no degradation has.
+    """
+    parts = [part.strip() for part in instruction.split(";") if part.strip()]
+    steps = [_step(part, height=height, width=width) for part in parts]
+    known = [step for step in steps if step.kind != "told"]
+    return Recipe(
+        pipeline="told",
+        seed=0,
+        steps=(*steps, *finish(known, height=height, width=width, back="bicubic")[len(known) :]),
+    )
+
+
+def _step(words: str, *, height: int, width: int) -> Step:
+    """One part of an instruction."""
+    forms = {
+        rf"deblur with sigma {NUMBER}": lambda v: blur_stage(v, size=KERNEL),
+        rf"upsample to {NUMBER}x": lambda v: downsample_stage(v, height=height, width=width, mode="area"),
+        rf"denoise with sigma {NUMBER}": lambda v: noise_stage(v, seed=0),
+        rf"dejpeg with quality {NUMBER}": lambda v: jpeg_stage(round(v)),
+    }
+    for form, stage in forms.items():
+        match = re.fullmatch(form, words, re.IGNORECASE)
+        if match is None:
+            continue
+        value = float(match[1])
+        _in_range(words, value)
+        made = stage(value)
+        return Step(kind=made.kind, params=made.params, says=words, says_type=made.says_type)
+    return Step(kind="told", says=words, says_type=words)
+
+
+def _in_range(words: str, value: float) -> None:
+    ranges = {"deblur": (0, 100), "upsample": (1, 64), "denoise": (0, 1), "dejpeg": (1, 100)}
+    low, high = ranges[words.split()[0].lower()]
+    if not low <= value <= high:
+        raise ValueError(f"instruction {words!r}: the number is expected from {low} to {high}")
+
+
+def consistency(restored_CHW: Tensor, lq_CHW: Tensor, recipe: Recipe | None) -> tuple[float, str]:
+    """How well the restored image, degraded again, explains the LQ: PSNR in dB, and against what it was taken.
+
+    If the recipe has blur, downsampling or JPEG with numbers, these are done again (noise is not: it cannot be the
+    same); otherwise nobody knows what was done, and the means of 8 x 8 pixels are compared, which blur, noise and JPEG
+    leave nearly alone.
+
+    Args:
+        restored_CHW: in [0, 1].
+        lq_CHW: in [0, 1], of the same size.
+        recipe: what `told` made of the instruction; None for none.
+    """
+    steps = () if recipe is None else recipe.steps
+    again = [step for step in steps if step.kind not in ("told", "noise")]
+    if any(step.kind in ("blur", "downsample", "jpeg") for step in again):
+        done = Recipe(pipeline="again", seed=0, steps=tuple(again))
+        degraded_CHW = apply_recipes((done,), restored_CHW[None].float().cpu())[0]
+        return _psnr(degraded_CHW, lq_CHW.float().cpu()), done.instruction()
+    pooled = [
+        torch.nn.functional.avg_pool2d(x[None].float().cpu(), BLOCK, ceil_mode=True)[0] for x in (restored_CHW, lq_CHW)
+    ]
+    return _psnr(*pooled), f"means of {BLOCK}x{BLOCK} pixels"
+
+
+def _psnr(a: Tensor, b: Tensor) -> float:
+    """In dB for a range of 1, at most 100."""
+    return float(-10 * (a - b).square().mean().clamp_min(1e-10).log10())

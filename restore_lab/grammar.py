@@ -1,0 +1,64 @@
+"""Hydra's override grammar: free text and paths quoted, so that a comma or an apostrophe in them means itself.
+
+Quoted, a value also stays one value under `-m`. A value that is one whole Hydra string already is left as it is, so
+quoting twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+FREE_TEXT = frozenset(
+    ("caption", "instruction", "negative", "positive", "negative_text", "positive_text", "question", "text", "title")
+)
+PATHS = frozenset(
+    (
+        "input",
+        "output",
+        "path",
+        "root",
+        "folder",
+        "file",
+        "weights",
+        "checkpoint",
+        "manifest",
+        "resume",
+        "picture",
+        "system",
+    )
+)
+PATH_ENDINGS = ("_path", "_root", "_folder", "_dir", "_file")
+ASSIGNMENT = re.compile(r"(?P<key>(\+\+|\+|~)?[A-Za-z_][\w./@:-]*)=(?P<value>.*)", re.DOTALL)
+_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+
+
+def quote_override(word: str, *, free: Sequence[str] = ()) -> str:
+    """Quote the value of a `key=value` whose key holds free text or a path; give any other word back unchanged.
+
+    A key with a slash chooses from a config group (`prompt/instruction=blind`) and is never quoted.
+    """
+    match = ASSIGNMENT.fullmatch(word)
+    if match is None:
+        return word
+    key, value = match["key"], match["value"]
+    name = key.lstrip("+~").rpartition(".")[2]
+    is_text, is_path = name in FREE_TEXT or name in free, name in PATHS or name.endswith(PATH_ENDINGS)
+    if "/" in key or key.startswith("hydra.") or not (is_text or is_path):
+        return word
+    is_list = is_path and value.startswith("[") and value.endswith("]") and not Path(value).exists()
+    if value in ("", "null", "???") or is_list or _QUOTED.fullmatch(value):
+        return word
+    return f"{key}={quote(value)}"
+
+
+def quote(text: str) -> str:
+    """Any text as one string of Hydra's override grammar, with OmegaConf's `${` made literal.
+
+    Backslashes count only in front of a quote (Hydra) or of `${` (OmegaConf): there each is doubled.
+    """
+    text = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
+    body = re.sub(r"(\\*)'", lambda match: match[1] * 2 + r"\'", text)
+    trailing = body[len(body.rstrip("\\")) :]
+    return f"'{body}{trailing}'"

@@ -1,0 +1,138 @@
+"""The files of a folder's restoration: what results are called, and the notes that say what is done.
+
+A note (`.restored/<hash of the key>.json`) is written after an image's results and names them, with the hash of the
+photograph, the identity of the settings and the words; or it says why the image was left out.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from restore_lab.artefacts import write_bytes_atomic
+from restore_lab.data.photograph import ENDINGS
+from restore_lab.data.words import Words
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from restore_lab.methods.restoration import Restoration
+
+NOTES = ".restored"
+SUMMARY = "restored.csv"
+COLUMNS = ("file", "output", "status", "seconds", "instruction", "consistency_db", "consistency_of", "uncertainty")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One image to restore.
+
+    Attributes:
+        file: where it lies.
+        key: what it is called: its path below the folder, without suffix.
+        words: what is said of it.
+        note: where it is written down that it was restored.
+    """
+
+    file: Path
+    key: str
+    words: Words
+    note: Path
+
+
+def targets(job: Job, cfg: DictConfig, output: Path, kind: str) -> list[Path]:
+    """The files of an image: one a seed, then what is written beside them."""
+    key = PurePosixPath(job.key)
+    name = cfg.names.replace("{key}", job.key).replace("{name}", key.name).replace("{folder}", str(key.parent))
+    ending = ENDINGS[kind if cfg.format == "same" else cfg.format]
+    variants = [f"{name}{ending}"]
+    if cfg.seeds > 1:
+        variants = [f"{name}_seed{cfg.seed + number}{ending}" for number in range(cfg.seeds)]
+    beside = [f"{name}_compare.png"] if cfg.compare else []
+    beside += [f"{name}_uncertainty.png"] if cfg.seeds > 1 else []
+    files = [output / one for one in (*variants, *beside)]
+    root = output.resolve()
+    for file in files:
+        if not file.parent.resolve().is_relative_to(root):
+            raise ValueError(f"names={cfg.names!r} leads out of {output}, to {file}; keep to the output folder")
+    return files
+
+
+def refuse_clashes(jobs: Sequence[Job], cfg: DictConfig, output: Path) -> None:
+    """Refuse, before anything runs, to write two results into one file, or one over an input."""
+    inputs = {job.file.resolve() for job in jobs}
+    taken: Counter[Path] = Counter()
+    for job in jobs:
+        for kind in ENDINGS if cfg.format == "same" else (cfg.format,):
+            files = {file.resolve() for file in targets(job, cfg, output, kind)}
+            over = sorted(files & inputs)
+            if over:
+                raise ValueError(f"output={cfg.output} would write over {over[0]}; choose another folder")
+            if kind == next(iter(ENDINGS)) or cfg.format != "same":
+                taken.update(files)
+    twice = [file for file, times in taken.items() if times > 1]
+    if twice:
+        raise ValueError(f"names={cfg.names!r} gives two results one name, {twice[0]}; put {{key}} into it")
+
+
+def is_done(job: Job, settings: str, output: Path) -> bool:
+    """Whether this very image was restored with these settings and words, and the results are still there."""
+    try:
+        note = json.loads(job.note.read_text(encoding="utf-8"))
+        source = hashlib.sha256(job.file.read_bytes()).hexdigest()
+        same = (note["source"], note["settings"], note["words"]) == (source, settings, _words(job))
+        return same and all((output / name).is_file() for name in note["outputs"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def note_of(
+    restoration: Restoration, job: Job, settings: str, source: str, outputs: Sequence[Path], output: Path
+) -> dict[str, Any]:
+    found = [restoration.consistency(number) for number in range(len(restoration))]
+    return {
+        "file": str(job.file),
+        "source": source,
+        "settings": settings,
+        "words": _words(job),
+        "instruction": restoration.recipe.instruction() if restoration.recipe else "",
+        "outputs": [str(file.relative_to(output)) for file in outputs],
+        "seconds": round(restoration.seconds, 3),
+        "consistency_db": [round(db, 2) for db, _ in found],
+        "consistency_of": found[0][1],
+        "uncertainty": round(float(restoration.uncertainty().mean()), 5) if len(restoration) > 1 else None,
+    }
+
+
+def _words(job: Job) -> list[str | None]:
+    return [job.words.caption, job.words.instruction]
+
+
+def write_down(note: Path, what: Mapping[str, Any]) -> None:
+    text = json.dumps(what, indent=1, allow_nan=False)
+    write_bytes_atomic(note, text.encode())
+
+
+def sum_up(jobs: Sequence[Job], output: Path) -> None:
+    """`restored.csv`: a line an image and seed, from the notes of all processes."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, COLUMNS, extrasaction="ignore")
+    table.writeheader()
+    for job in jobs:
+        try:
+            note = json.loads(job.note.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if "error" in note:
+            table.writerow({"file": note["file"], "status": note["error"]})
+            continue
+        for name, db in zip(note["outputs"], note["consistency_db"], strict=False):
+            table.writerow(note | {"output": name, "status": "restored", "consistency_db": db})
+    write_bytes_atomic(output / SUMMARY, text.getvalue().encode(errors="backslashreplace"))

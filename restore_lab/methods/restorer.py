@@ -1,0 +1,233 @@
+"""Photographs in, restored photographs out: what `restore-lab restore` does, from Python.
+
+    from restore_lab import Restorer
+    Restorer.load("runs/mine/adaptor-<id>")("photo.jpg", instruction="Denoise with sigma 0.06").save("out.png")
+
+Each image's noise comes from the seed and its own pixels, so it is restored the same alone, in a list, in a folder, and
+by any number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from restore_lab.build import build
+from restore_lab.composing import composed, following
+from restore_lab.data.image_io import MAX_PIXELS, BadImage
+from restore_lab.data.photograph import Photograph, photograph_of, read_photograph
+from restore_lab.degradation.told import told
+from restore_lab.grammar import quote
+from restore_lab.methods.restoration import Restoration
+from restore_lab.random import mix
+from restore_lab.shares import device
+from restore_lab.types import Batch
+
+if TYPE_CHECKING:
+    import numpy as np
+    from omegaconf import DictConfig
+    from PIL import Image
+    from torch import Tensor
+
+    from restore_lab.methods.base import RestorationModule
+
+    Picture = str | Path | Image.Image | np.ndarray | Tensor | Photograph
+WORDS = 20_000  # characters of a caption or an instruction; encoders read 77 to 512 tokens
+
+
+class Restorer:
+    """A method with its weights, ready to restore; they are loaded with the first image."""
+
+    def __init__(self, cfg: DictConfig) -> None:
+        """Of the composed config of `restore-lab restore`; most callers want `Restorer.load`."""
+        self.cfg = cfg
+        self._module: RestorationModule | None = None
+
+    @classmethod
+    def load(
+        cls, weights: str | Path | None = None, *, overrides: Sequence[str] = (), device: str = "auto"
+    ) -> Restorer:
+        """A restorer from weights, composed of the parts with which they were trained.
+
+        Args:
+            weights: a run's folder, a safetensors file, or None for the shipped weights of the method.
+            overrides: as on the command line: "method=supir", "sampler.steps=20", "sampler.fidelity.tau_r=0.5".
+            device: auto, cpu, cuda, cuda:1 or mps.
+
+        Raises:
+            ValueError: for a setting that is not there, or parts that have no meaning together.
+
+        >>> restorer = Restorer.load(overrides=["method=spire", "sampler.steps=2"], device="cpu")
+        >>> restorer.cfg.sampler.steps
+        2
+        """
+        words = [*overrides, f"device={device}"]
+        if weights is not None:
+            words.append(f"weights={quote(str(weights))}")
+        return cls(composed("restore", [*following(words), "input=null", "sampler.progress=false"]))
+
+    @property
+    def module(self) -> RestorationModule:
+        """The method, on its device."""
+        if self._module is None:
+            self._module = load(self.cfg)
+        return self._module
+
+    @overload
+    def __call__(self, image: list[Picture], **how: Any) -> list[Restoration]: ...
+
+    @overload
+    def __call__(self, image: Picture, **how: Any) -> Restoration: ...
+
+    def __call__(
+        self,
+        image: Picture | list[Picture],
+        *,
+        caption: str | None = None,
+        instruction: str | None = None,
+        upscale: float | None = None,
+        size: int | tuple[int, int] | None = None,
+        seed: int | None = None,
+        seeds: int | None = None,
+    ) -> Any:
+        """Restore one image, or each of a list.
+
+        Args:
+            image: a file, a PIL image, an array (HW, HW1, HW3, HW4: uint8, uint16, or floats in [0, 1]) or a tensor
+                (CHW, floats in [0, 1]).
+            caption: what it shows; None for the restorer's own (config `caption`).
+            instruction: what to undo, "Denoise with sigma 0.06; Deblur"; None for the restorer's own.
+            upscale: enlarge by this factor first; None for the restorer's own.
+            size: or to this: the shorter side, or (width, height), in pixels.
+            seed: of the noise; None for the restorer's own.
+            seeds: how many images to make, of seeds `seed`, `seed + 1`, ...; None for the restorer's own.
+
+        Returns:
+            A `Restoration`, or a list of them.
+
+        Raises:
+            BadImage: the file cannot be read, or is too large.
+            ValueError: for anything else that has no meaning.
+
+        >>> import numpy as np
+        >>> restorer = Restorer.load(overrides=["method=spire", "sampler.steps=2"], device="cpu")
+        >>> restored = restorer(np.zeros((20, 30, 3), np.uint8), instruction="Denoise with sigma 0.06", seeds=2)
+        >>> restored.array.shape, len(restored), restored.uncertainty().shape
+        ((20, 30, 3), 2, (20, 30))
+        """
+        if isinstance(image, list):
+            how: dict[str, Any] = {"caption": caption, "instruction": instruction, "upscale": upscale, "size": size}
+            return [self(one, seed=seed, seeds=seeds, **how) for one in image]
+        began = time.monotonic()
+        lq = self.prepared(image, upscale=upscale, size=size)
+        first, count = self.cfg.seed if seed is None else seed, self.cfg.seeds if seeds is None else seeds
+        if count < 1:
+            raise ValueError(f"seeds={count}: at least one is needed")
+        every = tuple(first + number for number in range(count))
+        batches = [self.batch(lq, caption=caption, instruction=instruction, seed=one) for one in every]
+        images = [self.module.restore(batch.to(self.module.run_device)).float().cpu() for batch in batches]
+        import torch
+
+        return Restoration(
+            lq=lq,
+            images_NCHW=torch.cat(images),
+            seeds=every,
+            recipe=batches[0].recipe[0],
+            seconds=time.monotonic() - began,
+        )
+
+    def prepared(
+        self, image: Picture, *, upscale: float | None = None, size: int | tuple[int, int] | None = None
+    ) -> Photograph:
+        """The image read, and enlarged if that is wanted.
+
+        Raises:
+            BadImage: it cannot be read, or is too large.
+        """
+        photograph = _photograph(image)
+        upscale, size = self.cfg.upscale if upscale is None else upscale, self.cfg.size if size is None else size
+        height, width = _wanted(photograph.rgb_HWC.shape[:2], upscale, size)
+        if height * width > self.cfg.max_pixels:
+            raise BadImage(
+                f"{_name(image)}: {width}x{height} pixels are more than max_pixels={self.cfg.max_pixels}; "
+                "shrink the image, or raise max_pixels if the memory is there"
+            )
+        return photograph.resized(height, width)
+
+    def batch(
+        self, lq: Photograph, *, caption: str | None, instruction: str | None, seed: int, key: str = "image"
+    ) -> Batch:
+        """The batch of one image, on the CPU.
+
+        Raises:
+            ValueError: for words without end, or an instruction with a number that no degradation has.
+        """
+        import torch
+
+        caption = (self.cfg.caption or "") if caption is None else caption
+        instruction = self.cfg.instruction if instruction is None else instruction
+        height, width = lq.rgb_HWC.shape[:2]
+        for name, text in (("caption", caption), ("instruction", instruction or "")):
+            if len(text) > WORDS:
+                raise ValueError(f"{name} of {len(text)} characters; no encoder reads more than a few hundred words")
+        return Batch(
+            hq_BCHW=None,
+            lq_BCHW=torch.from_numpy(lq.floats()).permute(2, 0, 1)[None].contiguous(),
+            caption=(caption,),
+            key=(key,),
+            seed=(mix(seed, "restore", hashlib.sha256(lq.rgb_HWC.tobytes()).hexdigest()),),
+            recipe=(None if instruction is None else told(instruction, height=height, width=width),),
+        )
+
+
+def load(cfg: DictConfig) -> RestorationModule:
+    """The composed method with its weights, on the chosen device, ready to restore."""
+    from restore_lab.methods.weights import weights_file
+
+    module: RestorationModule = build(cfg.module)
+    if cfg.weights is not None:
+        module.load_weights(weights_file(cfg.weights))
+    return build(cfg.memory).settle(module.eval(), device(cfg.device))
+
+
+def _photograph(image: Any) -> Photograph:
+    if isinstance(image, Photograph):
+        return image
+    if isinstance(image, str | Path):
+        return read_photograph(Path(image).expanduser(), max_pixels=MAX_PIXELS)
+    if type(image).__module__.partition(".")[0] == "torch":
+        if image.ndim != 3 or len(image) not in (1, 3, 4):
+            raise ValueError(f"a tensor of shape {tuple(image.shape)}; expected CHW with 1, 3 or 4 channels")
+        image = image.detach().cpu().permute(1, 2, 0).numpy()
+    return photograph_of(image)
+
+
+def _wanted(shape: Sequence[int], upscale: float, size: Any) -> tuple[int, int]:
+    """Height and width to restore at.
+
+    Raises:
+        ValueError: for what is no size.
+    """
+    height, width = shape
+    if size is None:
+        if not upscale > 0:
+            raise ValueError(f"upscale={upscale}: a factor above 0 is needed")
+        return max(1, round(height * upscale)), max(1, round(width * upscale))
+    if upscale != 1:
+        raise ValueError(f"upscale={upscale} and size={size}: give one of them")
+    if not isinstance(size, int):
+        pair = [int(side) for side in size]
+        if len(pair) != 2 or min(pair) < 1:
+            raise ValueError(f"size={list(size)}: expected the shorter side, or [width, height], in pixels")
+        return pair[1], pair[0]
+    if size < 1:
+        raise ValueError(f"size={size}: expected the shorter side, or [width, height], in pixels")
+    factor = size / min(height, width)
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def _name(image: Any) -> str:
+    return str(image) if isinstance(image, str | Path) else "the image"

@@ -1,0 +1,76 @@
+"""Configs from Python are those of the command line, and weights bring along the parts that they were trained with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from restore_lab.artefacts import Manifest
+from restore_lab.composing import MADE_BY, composed, following, made_by
+from restore_lab.conf_dir import conf_dir
+from restore_lab.methods.fit import fit
+from tests import composed as told
+
+
+def weights(folder: Path, *words: object) -> Path:
+    folder.mkdir()
+    Manifest(identity="0" * 16, kind="adaptor", settings={}, parents=(), extra={MADE_BY: list(words)}).write(folder)
+    return folder
+
+
+def test_as_the_command_line_and_no_running_hydra_is_touched() -> None:
+    with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+        mine = compose("restore")
+        found = composed("restore", ["method=supir", "caption=a cat, asleep", "input=x"])
+        assert GlobalHydra.instance().is_initialized()
+        assert compose("restore") == mine
+    assert found.caption == "a cat, asleep"
+    assert found.name == "supir"  # ${hydra:runtime.choices.method}
+    assert "hydra" not in found
+    with pytest.raises(ValueError, match="sampler/no_such"):
+        composed("restore", ["sampler=no_such"])
+    with pytest.raises(ValueError, match="no_such"):
+        composed("restore", ["sampler.no_such=1"])
+
+
+def test_a_runs_parts_come_along_and_what_is_typed_wins(tmp_path) -> None:
+    made = weights(tmp_path / "a, b", "method=supir", "adaptor/fusion=zero_sft", "sampler.steps=7", "max_steps=3")
+    said = (f"weights='{made}'", "sampler.steps=9")
+    assert following(said) == ("method=supir", "adaptor/fusion=zero_sft", *said)
+    assert following(("input=x",)) == ("input=x",)
+    assert following((f"weights={tmp_path}/not_there",)) == (f"weights={tmp_path}/not_there",)
+
+
+def test_a_manifest_from_elsewhere_chooses_parts_and_nothing_else(tmp_path) -> None:
+    bad = (
+        "hydra.run.dir=/tmp/x",
+        "hydra/launcher=ray",
+        "+method=spire",
+        "~sampler",
+        "output=/etc",
+        "runs_dir=/etc",
+        "callbacks=[x]",
+        "sampler.steps=${oc.env:HOME}",
+        "backbone@hydra=tiny_sd",
+        "trusted_packages=[evil]",
+        "method",
+        7,
+        {"method": "spire"},
+    )
+    assert made_by(weights(tmp_path / "sent", *bad, "method=dra")) == ["method=dra"]
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd/manifest.json").write_text("[1]")
+    assert made_by(tmp_path / "odd") == []
+
+
+def test_a_trained_run_says_what_made_it(toy_folder, tmp_path) -> None:
+    words = (*told.small(toy_folder), "adaptor.text=none", "max_steps=1", f"runs_dir={tmp_path}", "progress=false")
+    cpu = ("trainer.accelerator=cpu", "trainer.devices=1", "logger=none")
+    run = fit(told.composed("train", *words, *cpu))
+    found = composed("restore", [*following((f"weights={run}",)), "input=x"])
+    assert found.adaptor.text == "none"
+    assert found.backbone.path == str(toy_folder)
+    assert "max_steps=1" not in made_by(run)
