@@ -10,6 +10,8 @@ import pytest
 # Toy tensors gain nothing from threads, and `make test` runs one process a core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Workers and the commands that tests start import torch, each: the first leaves its bytecode to the others.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @pytest.fixture(scope="session")
