@@ -40,6 +40,7 @@ RANKS = {
     "importing": 7,
     "evaluation": 7,
     "tables": 8,
+    "demo": 8,
     "cli": 9,
 }
 HEAVY = frozenset(

@@ -1,0 +1,17 @@
+"""Open a page in the browser: drop a photograph, choose a model, move its sliders, compare.
+
+restore-lab demo
+restore-lab demo runs_dir=runs port=8000
+restore-lab demo device=cuda overrides=['scale=full']
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def run(cfg: Any) -> None:
+    """Serve the page until it is interrupted."""
+    from restore_lab.demo.page import serve
+
+    serve(cfg)

@@ -1,0 +1,157 @@
+"""The models of the page: the shipped ones and the runs below a folder, loaded when they are used, two at most.
+
+A slider is a few settings of the sampler (conf/demo.yaml); to turn one costs no loading.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from restore_lab.artefacts import Manifest, place_of
+from restore_lab.composing import MADE_BY, composed, following
+from restore_lab.conf_dir import conf_dir
+from restore_lab.grammar import quote
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from restore_lab.methods.restorer import Restorer
+
+LOADED = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knob:
+    """One slider: what it says, which settings it turns, and from where to where."""
+
+    says: str
+    settings: tuple[str, ...]
+    low: float
+    high: float
+    step: float
+    choices: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    idle: float | None = None
+
+    def value(self, cfg: DictConfig) -> float | None:
+        """What it stands at for a model; None if the model has no such settings."""
+        if self.methods and OmegaConf.select(cfg, "name") not in self.methods:
+            return None
+        if self.idle is not None:
+            return self.idle
+        found = [OmegaConf.select(cfg, setting) for setting in self.settings]
+        if any(not isinstance(value, int | float) for value in found):
+            return None
+        return float(found[0])
+
+    def words(self, value: float, cfg: DictConfig) -> list[str]:
+        """The overrides for a value; none where it stands already."""
+        if value == self.value(cfg):
+            return []
+        number = int(value) if float(self.step).is_integer() and float(value).is_integer() else value
+        return [*self.choices, *(f"{setting}={number}" for setting in self.settings)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model that can be chosen: what it is called, and the overrides of `restore-lab restore` that choose it."""
+
+    says: str
+    words: tuple[str, ...]
+
+
+def knobs_of(cfg: DictConfig) -> list[Knob]:
+    """The sliders of conf/demo.yaml."""
+    plain: Any = OmegaConf.to_container(cfg.knobs, resolve=True)
+    lists = ("settings", "choices", "methods")
+    return [Knob(**{key: tuple(v) if key in lists else v for key, v in knob.items()}) for knob in plain]
+
+
+def models(cfg: DictConfig) -> dict[str, Model]:
+    """What can be chosen, by name: the shipped models, then the complete runs with their folders."""
+    found = [*_shipped(cfg.overrides), *_trained(Path(cfg.runs_dir), cfg.overrides)]
+    if not found:
+        raise ValueError(f"nothing to choose: no shipped models, and no trained run below {cfg.runs_dir}")
+    return {model.says: model for model in found}
+
+
+def _shipped(more: Sequence[str]) -> Iterator[Model]:
+    usual = composed("restore", ["input=null"]).name
+    methods = sorted(
+        (file.stem for file in (conf_dir() / "method").glob("*.yaml")), key=lambda name: (name != usual, name)
+    )
+    for method in methods:
+        words = (f"method={method}", *more)
+        try:
+            cfg = composed("restore", [*words, "input=null"])
+        except ValueError:  # the given overrides have no meaning for this method
+            continue
+        if cfg.weights is not None and place_of(cfg.weights).exists():
+            yield Model(says=f"{method} (shipped toy)", words=words)
+
+
+def _trained(runs: Path, more: Sequence[str]) -> Iterator[Model]:
+    for file in sorted(runs.glob("*/*/manifest.json")):
+        try:
+            manifest = Manifest.read(file.parent)
+        except (FileNotFoundError, ValueError):
+            continue
+        if manifest.kind == "adaptor" and MADE_BY in manifest.extra:
+            weights = f"weights={quote(str(file.parent))}"
+            yield Model(says=str(file.parent), words=(*following((weights,)), *more))
+
+
+class Shelf:
+    """Models that were used, ready to be used again.
+
+    Args:
+        cfg: the page's config.
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg = cfg
+        self.models = models(cfg)
+        self.knobs = knobs_of(cfg)
+        self._loaded: OrderedDict[str, Restorer] = OrderedDict()
+
+    def config(self, name: str, more: Sequence[str] = ()) -> DictConfig:
+        """A model's config, with further overrides.
+
+        Raises:
+            ValueError: for a name that is not on the list, or overrides that have no meaning.
+        """
+        if name not in self.models:
+            raise ValueError(f"no model {name!r}; choose one of the list")
+        bounds = (f"device={self.cfg.device}", f"max_pixels={self.cfg.max_pixels}")
+        words = [*self.models[name].words, *bounds, "input=null", "sampler.progress=false", *more]
+        return composed("restore", words)
+
+    def restorer(self, name: str, turned: Mapping[str, float]) -> Restorer:
+        """A model with its sliders turned.
+
+        Args:
+            name: of `models`.
+            turned: slider to value; those that the model does not have are left out.
+        """
+        from restore_lab.build import build
+        from restore_lab.methods.restorer import Restorer
+
+        plain = self.config(name)
+        known = [(knob, turned[knob.says]) for knob in self.knobs if knob.says in turned]
+        words = [word for knob, value in known if knob.value(plain) is not None for word in knob.words(value, plain)]
+        cfg = self.config(name, list(dict.fromkeys(words))) if words else plain
+        if name not in self._loaded:
+            while len(self._loaded) >= LOADED:
+                self._loaded.popitem(last=False)
+            self._loaded[name] = Restorer(plain)
+        self._loaded.move_to_end(name)
+        restorer = self._loaded[name]
+        restorer.cfg = cfg
+        restorer.module.sampler = build(cfg.sampler)
+        return restorer
