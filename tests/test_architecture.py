@@ -28,6 +28,7 @@ RANKS = {
     "conf_dir": 0,
     "grammar": 0,
     "composing": 1,
+    "hashes": 1,
     "tracking": 1,
     "data": 1,
     "degradation": 1,

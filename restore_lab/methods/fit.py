@@ -20,6 +20,7 @@ from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from restore_lab.artefacts import Manifest, complete, identity, write_bytes_atomic
 from restore_lab.build import build
 from restore_lab.composing import MADE_BY, typed
+from restore_lab.hashes import HASHES, hashes
 from restore_lab.locks import locked
 from restore_lab.tracking import tracked
 
@@ -128,7 +129,7 @@ def _make(cfg: DictConfig, stage: Stage, earlier: Mapping[str, Path]) -> None:
         kind=stage.name,
         settings=stage.settings,
         parents=stage.parents,
-        extra={MADE_BY: typed()},
+        extra={MADE_BY: typed(), HASHES: hashes(folder)},
     ).write(folder)
     shutil.rmtree(folder / STATE, ignore_errors=True)
     (folder / CLAIM).unlink(missing_ok=True)
@@ -154,7 +155,9 @@ def _train(cfg: DictConfig, node: Mapping[str, Any], folder: Path, logger: Logge
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from restore_lab.methods.ema import EMA
+    from restore_lab.methods.finite import Finite
     from restore_lab.methods.history import History
+    from restore_lab.methods.keeping import Checkpoints, last_state
     from restore_lab.methods.progress import StepBar
     from restore_lab.methods.sharding import gather, whole
     from restore_lab.methods.shown import page_callbacks
@@ -168,10 +171,10 @@ def _train(cfg: DictConfig, node: Mapping[str, Any], folder: Path, logger: Logge
     if node.get("weights"):
         module.load_weights(weights_file(node["weights"]), partial=node["partial"])
     ema = EMA(decay=node["ema"]) if node.get("ema") else None
-    checkpoint = L.pytorch.callbacks.ModelCheckpoint(
-        dirpath=folder / STATE, filename="{step}", every_n_train_steps=cfg.checkpoint_every, save_top_k=1
-    )
-    callbacks = [c for c in (ema, checkpoint, History(file=folder / LOSSES, every=cfg.log_every)) if c]
+    checkpoints = Checkpoints(folder=folder, every=cfg.checkpoint_every)
+    finite = Finite(folder=folder, every=cfg.log_every, checkpoint_every=cfg.checkpoint_every)
+    history = History(file=folder / LOSSES, every=cfg.log_every)
+    callbacks = [c for c in (ema, checkpoints, finite, history) if c]
     callbacks += page_callbacks(every=cfg.log_every, pictures=cfg.pictures) if logger else []
     callbacks += ([StepBar()] if cfg.progress else []) + (build(cfg.callbacks) or [])
     _hush()
@@ -206,12 +209,6 @@ def _export(module: Any, ema: Any, average: dict[str, Any], folder: Path) -> Non
     ema.average = average
     with ema.applied(module):
         module.export(folder)
-
-
-def last_state(folder: Path) -> Path | None:
-    """The newest checkpoint of a folder, None if it has none."""
-    states = sorted((folder / STATE).glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-    return states[-1] if states else None
 
 
 def _hush() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from restore_lab.artefacts import place_of
 from restore_lab.backbones.places import DENOISERS, find_prior, listed
+from restore_lab.hashes import as_written
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,6 +56,8 @@ def read_weights(file: Path, *, base: str | None) -> dict[str, Tensor]:
 
     if not file.is_file():
         raise ValueError(f"{file}: no such weights; train some with restore-lab train, then give weights=FOLDER")
+    if not as_written(file):
+        raise ValueError(f"{file}: not what its manifest says was written; train or copy it again")
     try:
         found = load_file(file)
     except SafetensorError as error:

@@ -20,8 +20,9 @@ from restore_lab.artefacts import Manifest, complete
 from restore_lab.cli import errors
 from restore_lab.methods import fit as fit_module
 from restore_lab.methods.ema import EMA
-from restore_lab.methods.fit import fit, last_state
+from restore_lab.methods.fit import fit
 from restore_lab.methods.history import History
+from restore_lab.methods.keeping import last_state
 from restore_lab.methods.parts import pad_to_multiple
 from restore_lab.methods.training import Optimisation, TrainingModule
 from restore_lab.methods.weights import WEIGHTS, weights_file

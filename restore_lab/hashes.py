@@ -1,0 +1,31 @@
+"""Whether a file is what was written: SHA-256 of weights, kept in their folder's manifest."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path, PurePath
+
+from restore_lab.artefacts import Manifest
+
+HASHES = "sha256"  # in a manifest's extra: {file name: hash}
+
+
+def hash_of(file: str | PurePath) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def hashes(folder: str | PurePath) -> dict[str, str]:
+    """The hashes of the weights in a folder, by name."""
+    return {file.name: hash_of(file) for file in sorted(Path(folder).glob("*.safetensors"))}
+
+
+def as_written(file: str | PurePath) -> bool:
+    """Whether weights are what their manifest says was written; True where none says it."""
+    place = Path(file)
+    try:
+        noted = Manifest.read(place.parent).extra.get(HASHES, {})
+    except (FileNotFoundError, ValueError):
+        return True
+    return place.name not in noted or noted[place.name] == hash_of(place)

@@ -1,0 +1,85 @@
+"""Checkpoints of a training that can be trusted: the last two, each with its hash, so that a damaged one is found.
+
+A kill leaves a whole checkpoint or none (Lightning writes it in one piece); a full disk, a bad copy or a bad disk may
+leave half of one. `last_state` finds the newest that is what was written.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from restore_lab.artefacts import write_bytes_atomic
+from restore_lab.hashes import hash_of
+from restore_lab.methods.fit import STATE
+
+if TYPE_CHECKING:
+    import lightning as L
+
+log = logging.getLogger(__name__)
+KEPT = 2
+ENDING = ".sha256"
+
+
+class Checkpoints(ModelCheckpoint):
+    """Lightning's, every n steps; beside each its hash, and no more than the last two.
+
+    Args:
+        folder: the run's.
+        every: steps.
+    """
+
+    def __init__(self, *, folder: Path, every: int) -> None:
+        super().__init__(dirpath=folder / STATE, filename="{step}", every_n_train_steps=every, save_top_k=-1)
+
+    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        place = Path(filepath)
+        if not trainer.is_global_zero:
+            return
+        if place.is_file():  # DeepSpeed's is a folder, which checks itself
+            write_bytes_atomic(place.with_name(place.name + ENDING), hash_of(place).encode())
+        for old in states(place.parent)[:-KEPT]:
+            old.with_name(old.name + ENDING).unlink(missing_ok=True)
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+
+def last_state(folder: Path) -> Path | None:
+    """The newest checkpoint of a run that is whole; None if it has none. Says which ones are not."""
+    for state in reversed(states(folder / STATE)):
+        wrong = damage(state)
+        if wrong is None:
+            return state
+        log.warning("%s is damaged (%s); going on from the one before it, or from the start", state, wrong)
+    return None
+
+
+def states(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest step first."""
+    return sorted(folder.glob("*.ckpt"), key=lambda path: (_step(path), path.stat().st_mtime))
+
+
+def damage(state: Path) -> str | None:
+    """Why a checkpoint cannot be what was written; None if it is, or is a folder."""
+    if state.is_dir():
+        return None
+    noted = state.with_name(state.name + ENDING)
+    if noted.is_file():
+        return None if hash_of(state) == noted.read_text().strip() else "its hash is another"
+    try:  # written by an older version, or killed before the hash was
+        with zipfile.ZipFile(state) as archive:
+            bad = archive.testzip()
+        return None if bad is None else f"{bad} in it does not have its checksum"
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        return " ".join(str(error).split()) or type(error).__name__
+
+
+def _step(path: Path) -> int:
+    match: Any = re.search(r"step=(\d+)", path.name)
+    return int(match[1]) if match else -1
