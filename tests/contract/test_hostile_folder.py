@@ -1,0 +1,77 @@
+"""`restore-lab restore` over a folder of odd and hostile files: every good one restored, every bad one named."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from restore_lab.cli.errors import flat
+from restore_lab.cli.restore import run
+from restore_lab.data.photograph import read_photograph
+from tests import hostile
+from tests.composed import composed, small
+
+DEEP = ("deep.png", "deep opacity.png")
+
+
+@pytest.fixture(scope="module")
+def tried(toy_folder, tmp_path_factory) -> tuple[Path, Path, str, object]:
+    """The folder, the results, the line at the end, and the config."""
+    root = tmp_path_factory.mktemp("hostile")
+    hostile.make(root / "in")
+    told = (f"input={root / 'in'}", f"output={root / 'out'}", "weights=null", "device=cpu", "sampler.progress=false")
+    cfg = composed("restore", *small(toy_folder), *told, "sampler.steps=1", "max_pixels=80000")
+    with pytest.raises(ValueError, match="left out") as caught:
+        run(cfg)
+    return root / "in", root / "out", flat(caught.value), cfg
+
+
+def rows(out: Path) -> dict[str, dict[str, str]]:
+    with open(out / "restored.csv", newline="", encoding="utf-8") as file:
+        return {row["file"]: row for row in csv.DictReader(file)}
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(hostile.GOOD) + len(hostile.BAD) + len(DEEP) >= 60
+
+
+def test_every_good_one_is_restored_in_its_size_with_what_it_held(tried) -> None:
+    source, out, _, _ = tried
+    for name in (*hostile.GOOD, *DEEP):
+        row = rows(out)[str(source / name)]
+        assert row["status"] == "restored", (name, row["status"])
+        before, after = read_photograph(source / name), read_photograph(out / row["output"])
+        assert after.rgb_HWC.shape == before.rgb_HWC.shape, name
+        assert after.grey == before.grey, name
+        assert (after.alpha_HW is None) == (before.alpha_HW is None), name
+        assert after.rgb_HWC.dtype == before.rgb_HWC.dtype, name
+        assert before.alpha_HW is None or (after.alpha_HW == before.alpha_HW).all(), name
+        Image.open(out / row["output"]).verify()
+
+
+def test_every_bad_one_is_named_with_its_reason_in_one_line(tried) -> None:
+    source, out, line, _ = tried
+    for name, (_, why) in hostile.BAD.items():
+        status = rows(out)[str(source / name)]["status"]
+        assert Path(name).stem in status and why in status and "\n" not in status, (name, status)
+    assert line.startswith(f"{len(hostile.BAD)} left out; they are named above and in")
+
+
+def test_nothing_else_is_written_and_no_two_share_a_name(tried) -> None:
+    _, out, _, _ = tried
+    written = [path for path in out.rglob("*") if path.is_file() and ".restored" not in path.parts]
+    assert len(written) == len(hostile.GOOD) + len(DEEP) + 1  # restored.csv
+
+
+def test_a_second_run_does_nothing_but_name_the_bad_ones(tried, capsys) -> None:
+    source, out, line, cfg = tried
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
+    with pytest.raises(ValueError, match="left out") as caught:
+        run(cfg)
+    assert flat(caught.value) == line
+    assert capsys.readouterr().out == f"0 restored into {out}, {len(hostile.GOOD) + len(DEEP)} had been\n"
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.png")} == before
+    assert source.is_dir()
