@@ -1,0 +1,77 @@
+"""docs/adding_a_part.md, followed: its files written as they stand there, outside the package, and its commands run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from restore_lab.evaluation.records import read_record
+from tests.composed import small
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs/adding_a_part.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"^`(my_(?:lab|conf)/[\w/.]+)`[^\n]*:\n\n```(?:python|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PARTS = ("prompt/instruction=polite", "adaptor/fusion=shift_only", "sampler/init=shared_noise")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory) -> Path:
+    """A folder with what the page says."""
+    folder = tmp_path_factory.mktemp("lab")
+    for name, text in BLOCK.findall(PAGE):
+        place = folder / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text, encoding="utf-8")
+    (folder / "my_lab/__init__.py").touch()
+    (folder / "my_conf/eval_degradation").symlink_to("degradation")
+    return folder
+
+
+def command(lab: Path, verb: str, *words: str, trusted: bool = True) -> subprocess.CompletedProcess[str]:
+    trust = ("trusted_packages=[my_lab]",) if trusted else ()
+    return subprocess.run(
+        [sys.executable, "-m", "restore_lab.cli.main", verb, "--config-dir", "my_conf", *trust, *words],
+        cwd=lab,
+        env={**os.environ, "PYTHONPATH": f"{lab}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+
+
+def test_the_page_has_its_parts() -> None:
+    named = [name for name, _ in BLOCK.findall(PAGE)]
+    assert len(named) == len(set(named)) == 10
+    assert PAGE.count("```python") == sum(name.endswith(".py") for name in named)
+
+
+def test_parts_from_outside_train_restore_and_are_measured(lab, toy_folder) -> None:
+    toy = (*small(toy_folder), "max_steps=1", "progress=false", "name=shaky")
+    trained = command(lab, "train", "degradation=handheld", *PARTS, *toy, "trainer.accelerator=cpu", "logger=none")
+    assert trained.returncode == 0, trained.stderr
+    (run,) = (lab / "runs/shaky").glob("adaptor-*")
+    words = ("eval_degradation=handheld", "metrics=mine", "name=shaky", f"weights={run}", "device=cpu", "pictures=0")
+    done = command(lab, "evaluate", *words, *PARTS, *small(toy_folder), "progress=false", "format=json")
+    assert done.returncode == 0, done.stderr
+    results = read_record(lab / json.loads(done.stdout)["record"]).results
+    assert {"brightness", "psnr"} <= {cell.metric for cell in results.cells}
+    told = {image.instruction for image in results.images if image.instruction}
+    assert told == {"Please deblur; denoise; dejpeg, thank you"}
+    recipes = [json.loads(image.recipe) for image in results.images if image.recipe]
+    assert {tuple(step["kind"] for step in recipe["steps"]) for recipe in recipes} == {("blur", "noise", "jpeg")}
+
+
+def test_without_trust_nothing_of_it_runs(lab, toy_folder) -> None:
+    (lab / "my_lab/handheld.py").write_text(f"open({str(lab / 'ran')!r}, 'w')\n")
+    refused = command(lab, "train", "degradation=handheld", *small(toy_folder), trusted=False)
+    assert refused.returncode == 2
+    assert "_target_ 'my_lab.handheld.Handheld' is not allowed" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert not (lab / "ran").exists()
