@@ -119,9 +119,8 @@ def _first(path: Path, record: Mapping[str, Any], keys: Sequence[str]) -> Any:
     for key in keys:
         if key in record:
             return record[key]
-    raise ValueError(
-        f"{path}: a record has none of the fields {', '.join(keys)}; it has {', '.join(record) or 'nothing'}"
-    )
+    has = " ".join(", ".join(map(str, record)).split()) or "nothing"
+    raise ValueError(f"{path}: a record has none of the fields {', '.join(keys)}; it has {has[:200]}")
 
 
 def _caption(path: Path, value: Any) -> str:

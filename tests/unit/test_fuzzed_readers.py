@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
@@ -141,6 +141,7 @@ def test_json_of_any_shape(tmp_path) -> None:
         refuses_or_reads(lambda: Manifest.read(tmp_path))
         assert made_by(tmp_path) == [] or isinstance(value, dict)
 
+    check = example(value=[{"\n": None}])(check)
     check()
 
 
@@ -198,7 +199,8 @@ def test_weights_and_checkpoints(tmp_path) -> None:
         refuses_or_reads(lambda: read_checkpoint(light))
         refuses_or_reads(lambda: read_checkpoint(heavy))
 
-    check()
+    old = b"\x80\x02}q\x00X\n\x00\x00\x00s"  # a bare pickle, cut
+    example(first=b"", second=old)(check)()
 
 
 def test_shards(tmp_path) -> None:
