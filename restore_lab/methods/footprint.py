@@ -121,21 +121,22 @@ def estimates(
         crop: side of the training images.
         batch: images of a training step on one device.
         ema: whether an average of the weights is kept.
-        precision: Lightning's word; "bf16-mixed" and its like compute in 16 bits.
+        precision: Lightning's word; "bf16-mixed" and its like compute in 16 bits, "bf16-true" trains weights of 16.
     """
     prior = _prior_bytes(module, settings)
     backbone = {id(p) for p in module.backbone.parameters()}
+    count = sum(p.numel() for p in module.trainable().values())
     own = FLOAT32 * sum(p.numel() for p in module.parameters() if id(p) not in backbone)
-    trained = FLOAT32 * sum(p.numel() for p in module.trainable().values())
     own += FLOAT32 * sum(p.numel() for p in module.trainable().values() if id(p) in backbone)  # LoRA
     restoring = _step(module, side=size) * DTYPES[settings["dtype"]].itemsize // FLOAT32
     with torch.enable_grad():
         training = _step(module, side=crop) * batch // (1 if precision.startswith("32") else 2)
+    trained = count * (2 if precision == "bf16-true" else FLOAT32)
     return {
         "restoring": Memory(prior=prior, method=own, activations=restoring),
         "training": Memory(
             prior=prior,
-            method=own,
+            method=own - FLOAT32 * count + trained,
             gradients=trained,
             optimiser=2 * trained,
             average=trained if ema else 0,
