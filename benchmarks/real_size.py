@@ -3,10 +3,10 @@
     .venv/bin/python -m benchmarks.real_size --folder /tmp/real_size
 
 Writes SDXL base 1.0 into the folder, its public repository's fp16 files by name, key, shape and type, with random
-numbers in them, and one photograph. Then runs the commands that anyone would: train (the encoder's stage, then the
-adaptor's) and restore, each a process of its own, watched from outside: ru_maxrss (with pages of mapped files, which
-the kernel may drop), and the peak of RssAnon, which nothing can drop. Beside it what `restore-lab doctor` expects. A
-process that wants more than --limit GiB is killed.
+numbers in them, and one photograph. Then runs the commands that anyone would, train (the adaptor's stage; the encoder
+stays as it starts) and restore, each a process of its own, watched from outside: ru_maxrss, with pages of mapped files,
+which the kernel may drop, and the peak of RssAnon, which it may not. Beside it what `restore-lab doctor` expects. A
+process that wants more than --limit GiB, or leaves the machine less than --spare, is killed.
 """
 
 from __future__ import annotations
@@ -20,18 +20,16 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
-from restore_lab.backbones.loading import load_backbone
 from restore_lab.backbones.reading import MERGES, SHIPPED, read_json, shipped_tokenizer
 from restore_lab.data.photos import photos_folder
-from restore_lab.evaluation.doctor import checkup
-from tests.composed import composed
-from tests.real_folders import public_keys
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GIB = 2**30
 PARTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
@@ -41,6 +39,9 @@ NUMPY = {"F16": np.float16, "I64": np.int64}
 
 def write_sdxl(folder: Path) -> None:
     """The repository's fp16 variant; weights are drawn tensor by tensor, so that writing takes little memory."""
+    from restore_lab.backbones.loading import load_backbone
+    from tests.real_folders import public_keys
+
     shutil.copytree(SHIPPED / "sdxl", folder)
     backbone = load_backbone("config:sdxl", family="unet", meta=True)
     first, second = backbone.text.encoders
@@ -80,12 +81,13 @@ def drawn(name: str, value: Tensor, rng: np.random.Generator) -> np.ndarray:
     return (scale * rng.standard_normal(value.shape, dtype=np.float32)).astype(np.float16)
 
 
-def watched(verb: str, words: Sequence[str], *, limit: float) -> dict[str, Any]:
+def watched(verb: str, words: Sequence[str], *, limit: float, spare: float) -> dict[str, Any]:
     """Run a command and watch it.
 
     Args:
         verb, words: of `restore-lab`.
         limit: GiB that no file backs at which it is killed.
+        spare: GiB of the machine's at less than which it is killed.
 
     Returns:
         Its peaks in GiB, its time in seconds, and when it grew: [seconds, GiB], a line a half GiB.
@@ -102,9 +104,9 @@ def watched(verb: str, words: Sequence[str], *, limit: float) -> dict[str, Any]:
         anonymous = max(anonymous, now)
         if abs(now - grown[-1][1]) >= 0.5:
             grown.append([round(time.monotonic() - start, 1), round(now, 2)])
-        if now > limit:
+        if now > limit or available() < spare:
             process.kill()
-        time.sleep(0.02)
+        time.sleep(0.1)
     if status:
         raise SystemExit(f"{verb}: status {status} at {anonymous:.2f} GiB; {' '.join(command)}")
     return {
@@ -126,9 +128,16 @@ def own_memory(pid: int) -> float:
     return sum(int(line.split()[1]) / 2**20 for line in lines if line.startswith("RssAnon"))
 
 
+def available() -> float:
+    """GiB that the machine could still give."""
+    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    return sum(int(line.split()[1]) / 2**20 for line in lines if line.startswith("MemAvailable"))
+
+
 def expected(words: Sequence[str]) -> dict[str, dict[str, float]]:
     """What the doctor says that restoring and training take, in GiB by part."""
-    memory = checkup(composed("doctor", *words))["memory"]
+    command = [sys.executable, "-m", "restore_lab.cli.main", "doctor", *words, "format=json"]
+    memory = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["memory"]
     return {doing: {part: round(count / GIB, 2) for part, count in found.items()} for doing, found in memory.items()}
 
 
@@ -148,6 +157,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--limit", type=float, default=17.0)
+    parser.add_argument("--spare", type=float, default=1.0)
     parser.add_argument("--only", choices=("train", "restore"))
     given = parser.parse_args()
     prior, photos = given.folder / "sdxl", photograph(given.folder, given.size)
@@ -161,12 +171,14 @@ def main() -> None:
     train = ("stages.encoder=null", f"data.root={photos}", f"run_dir={run}", "max_steps=1", "log_every=1", "workers=0")
     restore = (f"input={photos}", f"output={run / 'restored'}", f"weights={run}", "sampler.steps=2", "device=cpu")
     estimate = expected([*method, "data.root=.", f"size={given.size}", "device=cpu"])
-    if given.only != "restore":
-        found = watched("train", [*method, *train, "trainer.accelerator=cpu", "progress=false"], limit=given.limit)
-        print(json.dumps({"expected": estimate["training"], **found}), flush=True)
-    if given.only != "train":
-        found = watched("restore", [*method, *restore, "sampler.progress=false"], limit=given.limit)
-        print(json.dumps({"expected": estimate["restoring"], **found}), flush=True)
+    runs = {
+        "train": ("training", [*train, "trainer.accelerator=cpu", "progress=false"]),
+        "restore": ("restoring", [*restore, "sampler.progress=false"]),
+    }
+    for verb in [given.only] if given.only else runs:
+        doing, words = runs[verb]
+        found = watched(verb, [*method, *words], limit=given.limit, spare=given.spare)
+        print(json.dumps({"expected": estimate[doing], **found}), flush=True)
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def test_killed_at_random_moments(seed, toy_folder, unkilled, tmp_path) -> None:
             return [pid for pid in group(of) if (pid == of) == parent]
 
         while process.is_alive() and (lines(tmp_path) < until or not victims(turn % 2 == 0)):
-            time.sleep(0.002)
+            time.sleep(0.02)
         time.sleep(draw.uniform(0, 0.2))
         for pid in victims(turn % 2 == 0):
             os.kill(pid, signal.SIGKILL)
@@ -194,7 +194,7 @@ def test_the_typed_command_killed(toy_folder, unkilled, tmp_path) -> None:
         typed = start(toy_folder, tmp_path)
         until = lines(tmp_path) + more
         while typed.poll() is None and (lines(tmp_path) < until or len(about(tmp_path)) < WORLD):
-            time.sleep(0.01)
+            time.sleep(0.05)
         (victim,) = [pid for pid in about(tmp_path) if (pid == typed.pid) == parent]
         os.kill(victim, signal.SIGKILL)
         assert typed.wait(timeout=60) != 0
