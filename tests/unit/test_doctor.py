@@ -63,7 +63,7 @@ def test_types_in_the_doctors_count(capsys, cache) -> None:
     def counted(*words: str) -> dict[str, dict[str, int]]:
         return report(capsys, "method=spire", "device=cpu", "ema=null", *words)[0]["memory"]
 
-    plain, mixed = counted(), counted("backbone.dtype=bfloat16", "precision=bf16-mixed")
+    plain, mixed = counted("precision=32-true"), counted("backbone.dtype=bfloat16", "precision=bf16-mixed")
     half = counted("backbone.dtype=bfloat16", "precision=bf16-true")
     trained = plain["training"]["gradients"]
     assert [found["training"]["copies"] for found in (plain, mixed, half)] == [0, trained // 2, 0]
