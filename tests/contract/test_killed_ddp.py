@@ -199,6 +199,6 @@ def test_the_typed_command_killed(toy_folder, unkilled, tmp_path) -> None:
         os.kill(victim, signal.SIGKILL)
         assert typed.wait(timeout=60) != 0
         assert gone(tmp_path, within=100), about(tmp_path)  # it may still be importing
-    assert start(toy_folder, tmp_path).wait(timeout=200) == 0
+    assert start(toy_folder, tmp_path).wait(timeout=600) == 0
     assert gone(tmp_path)
     same(tmp_path, unkilled)
