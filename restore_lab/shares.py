@@ -18,6 +18,7 @@ from pathlib import Path
 # Rank, number of processes, and place among those of one machine: as torchrun says it, and srun.
 VARIABLES = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"))
 LAUNCHED = "RESTORE_LAB_LAUNCHED"
+FIRST_RANK = "RESTORE_LAB_FIRST_RANK"  # the number of the process that started the other ranks
 
 
 def place() -> tuple[int, int]:
@@ -100,6 +101,30 @@ def launched(devices: int, *more: str, quiet: bool = False) -> bool:
             f"process {failed[0]} of {devices} failed (status {codes[failed[0]]}); the same command goes on"
         )
     return True
+
+
+@contextlib.contextmanager
+def starting_ranks() -> Iterator[None]:
+    """Whatever process starts here can tie itself to this one (`tied`): Lightning's first rank starts the others."""
+    os.environ[FIRST_RANK] = str(os.getpid())
+    try:
+        yield
+    finally:
+        del os.environ[FIRST_RANK]
+
+
+def tied() -> None:
+    """End with the first rank, if that started this process: were it killed, the others would wait for it for long.
+
+    Raises:
+        SystemExit: if it is gone already.
+    """
+    first = os.environ.pop(FIRST_RANK, None)
+    if first is None:
+        return
+    _die_with_parent()
+    if os.getppid() != int(first):
+        raise SystemExit("the process that started this one is gone")
 
 
 def _die_with_parent() -> None:

@@ -162,8 +162,9 @@ def to_tensor(image_HWC: np.ndarray) -> Tensor:
 
 def to_image(image_CHW: Tensor) -> np.ndarray:
     """Float CHW in [0, 1] (clamped) to uint8 HWC, rounded to the nearest level; inverts `to_tensor`."""
-    levels_CHW = image_CHW.detach().float().clamp(0, 1).mul_(255).round_().to(torch.uint8)
-    return np.ascontiguousarray(levels_CHW.permute(1, 2, 0).cpu().numpy())
+    # Channel by channel: an image of 8K is 400 MB of float32, of which there should not be two.
+    levels = [channel_HW.float().clamp(0, 1).mul_(255).round_().to(torch.uint8) for channel_HW in image_CHW.detach()]
+    return torch.stack(levels, dim=-1).cpu().numpy()
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

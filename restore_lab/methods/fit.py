@@ -22,6 +22,7 @@ from restore_lab.build import build
 from restore_lab.composing import MADE_BY, typed
 from restore_lab.hashes import HASHES, hashes
 from restore_lab.locks import locked
+from restore_lab.shares import starting_ranks, tied
 from restore_lab.tracking import tracked
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def fit(cfg: DictConfig) -> Path:
     Raises:
         ValueError: for an unknown stage.
     """
+    tied()
     made: dict[str, Path] = {}
     for stage in planned(cfg):
         if not complete(stage.folder, identity=stage.identity):
@@ -156,8 +158,9 @@ def _train(cfg: DictConfig, node: Mapping[str, Any], folder: Path, logger: Logge
 
     from restore_lab.methods.ema import EMA
     from restore_lab.methods.finite import Finite
+    from restore_lab.methods.half import with_precision
     from restore_lab.methods.history import History
-    from restore_lab.methods.keeping import Checkpoints, last_state
+    from restore_lab.methods.keeping import Checkpoints, Moved, last_state
     from restore_lab.methods.progress import StepBar
     from restore_lab.methods.sharding import gather, whole
     from restore_lab.methods.shown import page_callbacks
@@ -184,14 +187,15 @@ def _train(cfg: DictConfig, node: Mapping[str, Any], folder: Path, logger: Logge
             callbacks=callbacks,
             logger=logger or False,
             default_root_dir=str(folder),
-            **node["trainer"],
+            **with_precision(node["trainer"], average=ema is not None, plugins=[Moved()]),
         )
     except MisconfigurationException as error:  # devices that are not there, a strategy that is not installed
         raise ValueError(f"trainer: {error}") from error
     state = last_state(folder)
     if state is not None:
         log.info("resuming from %s", state)
-    trainer.fit(module, data, ckpt_path=state, weights_only=True)
+    with starting_ranks():
+        trainer.fit(module, data, ckpt_path=state, weights_only=True)
     if trainer.interrupted or trainer.global_step < trainer.max_steps:
         raise KeyboardInterrupt(f"stopped at step {trainer.global_step}; the same command continues")
     gather(module)

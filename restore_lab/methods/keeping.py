@@ -1,19 +1,23 @@
 """Checkpoints of a training that can be trusted: the last two, each with its hash, so that a damaged one is found.
 
-A kill leaves a whole checkpoint or none (Lightning writes it in one piece); a full disk, a bad copy or a bad disk may
-leave half of one. `last_state` finds the newest that is what was written.
+A kill leaves a whole checkpoint or none: each is written beside its place and moved there. (Lightning's own writer
+builds it in memory, then among the system's temporary files, from where it may be copied.) A bad copy or a bad disk may
+still leave half of one. `last_state` finds the newest that is what was written.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from restore_lab.artefacts import write_bytes_atomic
 from restore_lab.hashes import hash_of
@@ -25,6 +29,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 KEPT = 2
 ENDING = ".sha256"
+
+
+class Moved(TorchCheckpointIO):
+    """Writes a checkpoint whole, or not at all."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        place = Path(path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        part = place.with_name(place.name + ".part")
+        with open(part, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, place)
 
 
 class Checkpoints(ModelCheckpoint):

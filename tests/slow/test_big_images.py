@@ -19,7 +19,7 @@ def restored(folder, width: int, height: int) -> dict[str, float]:
 
 
 def test_peak_memory_at_4k_is_that_at_full_hd_and_no_seams_show(tmp_path) -> None:
-    """Peak resident memory above the loaded model (getrusage), at equal tiles of 512 pixels, four at once."""
+    """Peak memory above the loaded model (RssAnon), at equal tiles of 512 pixels, four at once."""
     hd, uhd = restored(tmp_path, 1920, 1080), restored(tmp_path, 3840, 2160)
     assert uhd["above"] <= 1.2 * hd["above"]
     assert uhd["seams_of_the_change"] < 1.2 and hd["seams_of_the_change"] < 1.2

@@ -57,6 +57,22 @@ def test_what_ships_is_all_there(capsys, cache) -> None:
     assert found["memory"]["restoring"]["prior"] == trained["prior"] > 0
 
 
+def test_types_in_the_doctors_count(capsys, cache) -> None:
+    """Autocast copies the method's float32 weights in 16 bits; bf16-true keeps them, gradients and moments there."""
+
+    def counted(*words: str) -> dict[str, dict[str, int]]:
+        return report(capsys, "method=spire", "device=cpu", "ema=null", *words)[0]["memory"]
+
+    plain, mixed = counted("precision=32-true"), counted("backbone.dtype=bfloat16", "precision=bf16-mixed")
+    half = counted("backbone.dtype=bfloat16", "precision=bf16-true")
+    trained = plain["training"]["gradients"]
+    assert [found["training"]["copies"] for found in (plain, mixed, half)] == [0, trained // 2, 0]
+    assert [found["restoring"]["copies"] for found in (plain, mixed, half)] == [0, trained // 2, trained // 2]
+    for part, whole in (("gradients", trained), ("optimiser", 2 * trained), ("method", mixed["training"]["method"])):
+        assert mixed["training"][part] == whole
+        assert half["training"][part] == whole - (whole if part != "method" else trained) // 2
+
+
 def test_a_backbone_that_is_nowhere(capsys, cache) -> None:
     words = ("method=controlnet", "backbone=sd15", "metrics=paper", "device=cpu")
     with pytest.raises(SystemExit) as left:
