@@ -173,6 +173,7 @@ def _train(cfg: DictConfig, node: Mapping[str, Any], folder: Path, logger: Logge
     module, data = build(node["module"]), build(node["datamodule"])
     if node.get("weights"):
         module.load_weights(weights_file(node["weights"]), partial=node["partial"])
+    module = build(cfg.speed).settle(module)
     ema = EMA(decay=node["ema"]) if node.get("ema") else None
     checkpoints = Checkpoints(folder=folder, every=cfg.checkpoint_every)
     finite = Finite(folder=folder, every=cfg.log_every, checkpoint_every=cfg.checkpoint_every)

@@ -190,7 +190,7 @@ def load(cfg: DictConfig) -> RestorationModule:
     module: RestorationModule = build(cfg.module)
     if cfg.weights is not None:
         module.load_weights(weights_file(cfg.weights))
-    return build(cfg.memory).settle(module.eval(), device(cfg.device))
+    return build(cfg.memory).settle(build(cfg.speed).settle(module.eval()), device(cfg.device))
 
 
 def _photograph(image: Any) -> Photograph:
