@@ -22,6 +22,7 @@ RANKS = {
     "memory": 0,
     "build": 0,
     "artefacts": 0,
+    "named": 0,
     "locks": 0,
     "pairs": 0,
     "shares": 0,
@@ -43,7 +44,7 @@ HEAVY = frozenset(
     ("torch", "torchvision", "lightning", "diffusers", "transformers", "peft", "torchmetrics", "pyiqa", "wandb")
     + ("skimage", "scipy", "pandas", "pyarrow", "numpy", "PIL", "matplotlib")
 )
-LIGHT = ("types.py", "random.py", "build.py", "artefacts.py", "locks.py", "pairs.py", "shares.py", "cli/")
+LIGHT = ("types.py", "random.py", "build.py", "artefacts.py", "named.py", "locks.py", "pairs.py", "shares.py", "cli/")
 
 
 def name_of(path: Path) -> str:

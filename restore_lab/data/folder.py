@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
+from restore_lab.artefacts import place_of
 from restore_lab.data.captioned import Captions
 from restore_lab.data.image_io import MAX_PIXELS, SUFFIXES, read_image
 from restore_lab.types import Picture
@@ -45,7 +46,7 @@ class FolderSource:
         """
         if role not in get_args(Role):
             raise ValueError(f"role={role!r}: expected one of {', '.join(get_args(Role))}")
-        self._root = Path(root).expanduser()
+        self._root = place_of(str(root))
         self._role = role
         self._max_pixels = max_pixels
         self._names = list_images(self._root, recursive=recursive)
