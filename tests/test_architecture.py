@@ -16,13 +16,13 @@ MAX_LINES = 300
 
 # Imports run towards lower ranks, or stay inside one folder. Beside types stand the tools that anything may use.
 RANKS = {
+    "named": -1,  # what counts by its name, for artefacts
     "types": 0,
     "random": 0,
     "quiet": 0,
     "memory": 0,
     "build": 0,
     "artefacts": 0,
-    "named": 0,
     "locks": 0,
     "pairs": 0,
     "shares": 0,
