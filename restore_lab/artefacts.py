@@ -4,7 +4,7 @@ An artefact is a folder whose `manifest.json` is written last, so a folder with 
 a hash of every setting that can change its content and of its parents' identities. A key of a `_target_` node of ours
 that equals its constructor's default is left out, so a setting added later with the old behaviour as its default leaves
 old identities as they were (never change such a default; give the new behaviour in the yaml). Paths enter as
-fingerprints of what they hold; loggers, output folders and devices do not enter.
+fingerprints of what they hold, or by a name (named.py); loggers, output folders and devices do not enter.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path, PurePath
 from typing import Any
+
+from restore_lab.named import MADE, below_datasets, made_name, made_place
 
 MANIFEST = "manifest.json"
 PACKAGE = Path(__file__).resolve().parent
@@ -61,10 +63,10 @@ def identity(
 
 
 def place_of(text: str) -> Path:
-    """The file or folder that a config names: "asset:NAME" is one that ships with the package."""
+    """The file or folder that a config names: "asset:NAME" is one that ships with the package (made: see named.py)."""
     if text.startswith("asset:"):
         return PACKAGE / "assets" / text.removeprefix("asset:")
-    return Path(text).expanduser()
+    return Path(made_place(text)).expanduser()
 
 
 def fingerprint(path: str | PurePath) -> str:
@@ -205,6 +207,8 @@ def _canonical(value: Any, key: str) -> Any:
         return _canonical_mapping(value)
     if isinstance(value, list | tuple):
         return [_canonical(entry, key) for entry in value]
+    if isinstance(value, str) and value.startswith(MADE):
+        return made_name(value)
     if isinstance(value, PurePath) or (isinstance(value, str) and _is_path_key(key)):
         return _canonical_path(str(value))
     if value is None or isinstance(value, bool | int | str):
@@ -219,6 +223,8 @@ def _canonical(value: Any, key: str) -> Any:
 def _canonical_mapping(node: Mapping[str, Any]) -> dict[str, Any]:
     defaults = _defaults(node["_target_"]) if isinstance(node.get("_target_"), str) else {}
     kept: dict[str, Any] = {}
+    if isinstance(node.get("datasets_dir"), str):
+        node = below_datasets(node, node["datasets_dir"])
     for name, value in node.items():
         if str(name) in IGNORED:
             continue

@@ -89,12 +89,16 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """One image as a source reads it: uint8 RGB, height x width x 3, with its caption and a key that names it."""
+    """One image as a source reads it: uint8 RGB, height x width x 3, with its caption and a key that names it.
+
+    `recipe` says what was done to the LQ of a pair, where that is known.
+    """
 
     hq_HWC: np.ndarray | None
     lq_HWC: np.ndarray | None = None
     caption: str = ""
     key: str = ""
+    recipe: Recipe | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ MAX_LINES = 300
 
 # Imports run towards lower ranks, or stay inside one folder. Beside types stand the tools that anything may use.
 RANKS = {
+    "named": -1,  # what counts by its name, for artefacts
     "types": 0,
     "random": 0,
     "quiet": 0,
@@ -48,7 +49,7 @@ HEAVY = frozenset(
     ("torch", "torchvision", "lightning", "diffusers", "transformers", "peft", "torchmetrics", "pyiqa", "wandb")
     + ("skimage", "scipy", "pandas", "pyarrow", "numpy", "PIL", "matplotlib")
 )
-LIGHT = ("types.py", "random.py", "build.py", "artefacts.py", "locks.py", "pairs.py", "shares.py")
+LIGHT = ("types.py", "random.py", "build.py", "artefacts.py", "named.py", "locks.py", "pairs.py", "shares.py")
 LIGHT += ("conf_dir.py", "grammar.py", "composing.py", "__init__.py", "cli/")
 
 

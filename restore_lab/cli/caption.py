@@ -2,6 +2,7 @@
 
 restore-lab caption input=photos
 restore-lab caption input=photos devices=4
+restore-lab caption data=lsdir datasets_dir=/data
 restore-lab caption input=photos prompt.semantic.captioner.model=Qwen/Qwen2.5-VL-7B-Instruct
 """
 

@@ -51,7 +51,7 @@ def _side(place: str | None, settings: str) -> tuple[Trace, str]:
 
     from restore_lab.cli.front import parse, quote
     from restore_lab.evaluation import parting
-    from restore_lab.tables.plan import composed
+    from restore_lab.tables.composing import composed
 
     found = None if place is None else parting.read(place)
     if found is not None:

@@ -3,6 +3,7 @@
 restore-lab doctor method=supir backbone=sdxl
 restore-lab doctor method=supir scale=full metrics=paper format=json
 restore-lab doctor data=div2k_val datasets_dir=/data
+restore-lab doctor data=supir_train datasets_dir=/data
 """
 
 from __future__ import annotations
@@ -41,9 +42,14 @@ def _method(cfg: Any) -> bool:
 def _dataset(cfg: Any) -> bool:
     from dataclasses import asdict
 
-    from restore_lab.build import build
-    from restore_lab.data.known import checkup
+    from omegaconf import OmegaConf
 
-    found = checkup(build(cfg.data))
-    print(json.dumps({**asdict(found), "whole": found.whole}) if cfg.format == "json" else "\n".join(found.says()))
-    return found.whole
+    from restore_lab.data.known import checkups
+
+    found = checkups(OmegaConf.to_container(cfg.data, resolve=True))
+    if cfg.format == "json":
+        facts = [{**asdict(one), "whole": one.whole} for one in found]
+        print(json.dumps(facts if len(facts) > 1 else facts[0]))
+    else:
+        print("\n".join(line for one in found for line in one.says()))
+    return all(one.whole for one in found)

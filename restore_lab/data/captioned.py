@@ -14,7 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-NAME_KEYS = ("file_name", "filename", "file", "image", "image_path", "path", "name", "key", "hq", "lq")
+from restore_lab.artefacts import place_of
+
+NAME_KEYS = ("file_name", "filename", "file", "image", "image_path", "img_path", "path", "name", "key", "hq", "lq")
 CAPTION_KEYS = ("caption", "text", "prompt", "llava_long", "llava_short", "description")
 TABLE_SUFFIXES = (".json", ".jsonl", ".parquet")
 
@@ -34,7 +36,9 @@ class Captions:
         """
         self._root = Path(root)
         self._enabled = table is not None
-        self.table = find_table(self._root) if table == "auto" else (Path(table) if table is not None else None)
+        self.table = (
+            find_table(self._root) if table == "auto" else (place_of(str(table)) if table is not None else None)
+        )
         records = read_table(self.table) if self.table is not None else {}
         self._exact = {_clean(name): caption for name, caption in records.items()}
         self._loose = _unambiguous(self._exact)

@@ -198,9 +198,15 @@ class RestorationDataModule(LightningDataModule):
         return self.degrade(batch, stage="train" if trainer.training else "val")
 
     def degrade(self, batch: Batch, *, stage: Stage) -> Batch:
-        """The batch with its LQ and recipes; one that has an LQ comes back as it is."""
-        if batch.lq_BCHW is not None or batch.hq_BCHW is None:
+        """The batch with its LQ and recipes; an image that has an LQ keeps it (some of a batch: collate)."""
+        if batch.hq_BCHW is None:
             return batch
+        if batch.lq_BCHW is not None:
+            blank = batch.lq_BCHW[:, 0, 0, 0].isnan().nonzero().flatten().tolist()
+            rest = batch.select(blank)
+            if rest is None:
+                return batch
+            return _joined(batch, self.degrade(replace(rest, lq_BCHW=None), stage=stage), blank)
         if stage == "predict":
             return replace(batch, hq_BCHW=None, lq_BCHW=batch.hq_BCHW)
         degradation = self._degradation if stage == "train" else self._eval_degradation
@@ -259,6 +265,16 @@ class RestorationDataModule(LightningDataModule):
             return picture.hq_HWC is not None
         first = f"; the first: {bad[0]}" if bad else ""
         raise ValueError(f"{name}: none of the {len(source)} images can be read{first}")
+
+
+def _joined(batch: Batch, made: Batch, places: Sequence[int]) -> Batch:
+    """The batch with the LQ and recipes of those that have just been degraded."""
+    assert batch.lq_BCHW is not None and made.lq_BCHW is not None
+    lq_BCHW, recipe = batch.lq_BCHW.clone(), list(batch.recipe)
+    lq_BCHW[list(places)] = made.lq_BCHW
+    for place, own in zip(places, made.recipe, strict=True):
+        recipe[place] = own
+    return replace(batch, lq_BCHW=lq_BCHW, recipe=tuple(recipe))
 
 
 def _as_loaded(loaded: Loaded) -> Loaded:

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from restore_lab.data.image_io import BadImage, resize_image, to_tensor
 from restore_lab.random import mix, rng
-from restore_lab.types import Batch, Picture
+from restore_lab.types import Batch, Picture, Recipe
 
 
 class Source(Protocol):
@@ -49,6 +49,7 @@ class Sample:
     key: str
     seed: int
     bad: tuple[str, ...] = ()
+    recipe: Recipe | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +173,7 @@ class RestorationDataset(Dataset[Sample]):
             key=picture.key,
             seed=seed,
             bad=bad,
+            recipe=picture.recipe,
         )
 
 
@@ -198,18 +200,24 @@ def cut(image_HWC: np.ndarray, window: Window) -> np.ndarray:
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples into a batch whose recipes are None.
+    """Stack samples into a batch; only labelled pairs have recipes.
+
+    Beside labelled pairs an image may lack its LQ: its row is not-a-number until the data module degrades it.
 
     Raises:
         ValueError: they differ in size, or only some have a HQ (or a LQ).
     """
+    if all((sample.lq_CHW is None) == (sample.recipe is None) for sample in samples):
+        shaped = next((sample.lq_CHW for sample in samples if sample.lq_CHW is not None), None)
+        blank_CHW = None if shaped is None else torch.full_like(shaped, torch.nan)
+        samples = [replace(sample, lq_CHW=blank_CHW) if sample.lq_CHW is None else sample for sample in samples]
     return Batch(
         hq_BCHW=_stack([(sample.key, sample.hq_CHW) for sample in samples], what="HQ"),
         lq_BCHW=_stack([(sample.key, sample.lq_CHW) for sample in samples], what="LQ"),
         caption=tuple(sample.caption for sample in samples),
         key=tuple(sample.key for sample in samples),
         seed=tuple(sample.seed for sample in samples),
-        recipe=(None,) * len(samples),
+        recipe=tuple(sample.recipe for sample in samples),
     )
 
 

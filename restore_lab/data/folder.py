@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
+from restore_lab.artefacts import place_of
 from restore_lab.data.captioned import Captions
 from restore_lab.data.image_io import MAX_PIXELS, SUFFIXES, read_image
 from restore_lab.types import Picture
@@ -54,7 +55,7 @@ class FolderSource:
             raise ValueError(f"role={role!r}: expected one of {', '.join(get_args(Role))}")
         self._role = role
         self._max_pixels = max_pixels
-        self._base, self._names = find_images(Path(root).expanduser(), recursive=recursive)
+        self._base, self._names = find_images(place_of(str(root)), recursive=recursive)
         self._keys = keys_of(self._names)
         self._captions = Captions(self._base, table=captions)
         if captions not in (None, "auto"):

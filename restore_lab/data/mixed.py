@@ -1,7 +1,7 @@
 """Several sources as one, each picture from one of them by its share. `data=mixed data.sources.x=...`.
 
 SUPIR mixes images of negative quality, captioned by the negative prompt, into its training (section 3.3). Which source
-a picture comes from depends on its index alone, so that workers and ranks change nothing.
+a picture comes from depends on epoch and index alone, so that workers and ranks change nothing.
 """
 
 from __future__ import annotations
@@ -38,22 +38,23 @@ class MixedSource:
         return len(self._sources[self._names[0]])
 
     def keys(self) -> list[str]:
-        """The keys of the pictures that the shares choose, in order."""
+        """The keys of the pictures that the shares choose in the first epoch, in order."""
         listed = {name: source.keys() for name, source in self._sources.items()}
         return [f"{name}/{listed[name][place]}" for name, place in map(self._place, range(len(self)))]
 
     def read(self, index: int, *, epoch: int = 0) -> Picture:
-        """The picture of the source that this index chooses.
+        """The picture of the source that this epoch and index choose.
 
         Raises:
             BadImage: the file cannot be read.
         """
-        name, place = self._place(index)
+        name, place = self._place(index, epoch)
         return self._sources[name].read(place, epoch=epoch)
 
-    def _place(self, index: int) -> tuple[str, int]:
-        """Source and index within it; in the first source the index stays, so that none of it is left out twice."""
-        draw = rng("mixed", index).random() * self._bounds[-1]
+    def _place(self, index: int, epoch: int = 0) -> tuple[str, int]:
+        """Source and index within it; in the first source the index stays, so that none of it comes twice an epoch."""
+        drawn = ("mixed", index, epoch) if epoch else ("mixed", index)
+        draw = rng(*drawn).random() * self._bounds[-1]
         name = self._names[int(np.searchsorted(self._bounds, draw, side="right"))]
         first = name == self._names[0]
-        return name, index if first else mix("mixed", index) % len(self._sources[name])
+        return name, index if first else mix(*drawn) % len(self._sources[name])

@@ -65,7 +65,7 @@ MEASURED = (
     "eval_crop",
     "seed",
 )
-UNLESS_NULL = ("work_size",)  # of its identity only where they are set
+UNLESS_NULL = ("work_size", *systems.CUTS)  # of its identity only where they are set
 
 
 @dataclass(kw_only=True)

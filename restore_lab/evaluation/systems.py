@@ -33,13 +33,14 @@ if TYPE_CHECKING:
     from restore_lab.types import Batch
 
 MEASURED = ("eval_data", "eval_degradation", "protocol", "metrics", "max_lq_psnr", "eval_crop", "seed")
+CUTS = ("eval_resize", "eval_crops", "eval_first")  # of its identity only where they are set
 Restore = Callable[["Batch"], "Tensor"]
 
 
 def planned(cfg: DictConfig) -> Scores:
     """The record of a system: of what its images are, the protocol, the metrics, and the outputs or the weights."""
-    place = _place(cfg.system)
-    return scores_of(cfg, {**settings_of(cfg, MEASURED), "system": place.name, "system_hash": _hash(place)})
+    place, keys = _place(cfg.system), [*MEASURED, *(key for key in CUTS if cfg[key] is not None)]
+    return scores_of(cfg, {**settings_of(cfg, keys), "system": place.name, "system_hash": _hash(place)})
 
 
 def run(cfg: DictConfig, scores: Scores) -> bool:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from restore_lab.artefacts import write_json_atomic
+from omegaconf import OmegaConf
+
+from restore_lab.artefacts import Manifest, complete, identity, write_json_atomic
 from restore_lab.build import build
 from restore_lab.data.captioned import read_table
 from restore_lab.data.folder import list_images
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from restore_lab.types import Batch
 
 log = logging.getLogger(__name__)
+TABLE = "captions.json"
 
 
 def caption_ahead(module: RestorationModule, prompts: Sequence[PromptSources], batches: Iterable[Batch]) -> None:
@@ -97,8 +100,27 @@ class Captioned:
     bad: list[str]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Captions:
+    """A table of captions before it is made: its identity, and what that is made of."""
+
+    identity: str
+    settings: Mapping[str, Any]
+
+
+def planned(cfg: DictConfig) -> Captions:
+    """What `caption_folder` will make; nothing is built or run."""
+    parts = {"semantic": cfg.prompt.semantic, "data": cfg.get("data")}
+    settings: dict[str, Any] = {
+        key: OmegaConf.to_container(node, resolve=True) for key, node in parts.items() if node is not None
+    }
+    settings |= {"input": cfg.input, "recursive": cfg.recursive}
+    return Captions(identity=identity(settings), settings=settings)
+
+
 def caption_folder(cfg: DictConfig) -> Captioned:
-    """Caption every readable image of `cfg.input` into one JSON table; several processes (shares.py) share the images.
+    """Caption every readable image of `cfg.input`, or of the dataset `cfg.data`, into one JSON table; several processes
+    (shares.py) share the images. With `cfg.run_dir` the table is an artefact there.
 
     A part is a batch of the captioner's: a file {name: caption} that lies beside the table until all are there, so
     that what is asked together is the same however many processes there are.
@@ -108,10 +130,14 @@ def caption_folder(cfg: DictConfig) -> Captioned:
     """
     from tqdm import tqdm
 
-    root = Path(cfg.input).expanduser()
+    root = _root(cfg)
     base = root if root.is_dir() else root.parent
     names = list_images(root, recursive=cfg.recursive)
-    output = base / "captions.json" if cfg.output is None else Path(cfg.output)
+    output = base / TABLE if cfg.output is None else Path(cfg.output)
+    if cfg.run_dir is not None:
+        output = Path(cfg.run_dir) / TABLE
+        if complete(cfg.run_dir, identity=planned(cfg).identity):
+            return Captioned(output=output, written=len(read_table(output)), bad=[])
     captioner: Captioner = build(cfg.prompt.semantic.captioner)
     size, bad = captioner.batch_size, []
     count = -(-len(names) // size)
@@ -146,7 +172,22 @@ def caption_folder(cfg: DictConfig) -> Captioned:
     shutil.rmtree(folder, ignore_errors=True)
     if not said:
         raise ValueError(f"{root}: none of {len(names)} images can be read" + (f"; the first: {bad[0]}" if bad else ""))
+    if cfg.run_dir is not None:
+        made = planned(cfg)
+        Manifest(identity=made.identity, kind="captions", settings=made.settings).write(cfg.run_dir)
     return Captioned(output=output, written=len(said), bad=bad)
+
+
+def _root(cfg: DictConfig) -> Path:
+    """The folder of the images, or the one image.
+
+    Raises:
+        ValueError: if neither a folder nor a dataset that is a folder is named.
+    """
+    root = cfg.input or OmegaConf.select(cfg, "data.source.root", default=None)
+    if root is None:
+        raise ValueError("name what to caption: input=FOLDER, or a dataset that is a folder of images, data=lsdir")
+    return Path(root).expanduser()
 
 
 def shrunk(image_HWC: np.ndarray, *, side: int) -> np.ndarray:

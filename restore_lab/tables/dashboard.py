@@ -66,6 +66,7 @@ def run(cfg: Any) -> str:
         words=list(cfg.overrides),
         flags=config_flags(),
         systems_dir=cfg.systems_dir,
+        weights_dir=cfg.weights_dir,
     )
     markdown = render(grid(planned, measured(planned, spec)), "markdown")
     if cfg.dry_run or cfg.output:

@@ -6,7 +6,8 @@ hand what the table makes. Of that node:
     title, source: {paper, place}          what it is and where it was printed
     columns: {FID: {metric, tiny, better, digits}}    in order; `tiny` is the stand-in at scale=tiny, if another: its
                                            name, or {metric, better} where less of it is better and more of the other
-    conditions: {name: {title, overrides, columns}}   each measures every row once (a dataset, a degradation)
+    conditions: {name: {title, overrides, columns, only, mean}}   each measures every row once (a dataset, a
+                                           degradation), or has the mean over the conditions that `mean` names
     rows: {name: {title, labels, weights, variant, system, only, published, note, overrides, train, evaluate, describe}}
     claims: [{says, row, baseline, column, condition, expect}]
     figure: {kind: frontier | surface, ...}           a picture beside the table (figures/settings.py)
@@ -18,13 +19,14 @@ a condition, and again under `tiny` and `full` for one scale. A later word for a
 condition, row. `weights` is "own" (trained by these overrides), "shipped", or another row's name; rows that differ only
 in the `variant` of the words (evaluate.yaml) share one record; a row with a `system` is other people's: a folder of
 their outputs, or what was printed. `published` has one list a condition, in the order of the columns, null where
-nothing legible was printed. A row with `only: full` is run at that scale alone.
+nothing legible was printed. A row or a condition with `only: full` is there at that scale alone; `weights` and `mean`
+may stand under `tiny` and `full` too.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -76,11 +78,17 @@ def _spec(name: str, node: Mapping[str, Any], scale: Scale) -> Spec:
     allowed = (*allowed, *WORDS, "tiny", "full")
     _known(node, allowed, f"table {name}")
     columns = {title: _column(name, title, entry or {}, scale) for title, entry in node["columns"].items()}
+    entries = {key: entry or {} for key, entry in (node.get("conditions") or {ONLY: {}}).items()}
     conditions = {
-        key: _condition(name, key, entry or {}, scale, columns)
-        for key, entry in (node.get("conditions") or {ONLY: {}}).items()
+        key: _condition(name, key, entry, scale, columns)
+        for key, entry in entries.items()
+        if entry.get("only") in (None, scale)
     }
-    rows = {key: _row(name, key, entry or {}, scale, conditions) for key, entry in node["rows"].items()}
+    for condition in conditions.values():
+        if odd := [other for other in condition.mean if other not in conditions or conditions[other].mean]:
+            raise ValueError(f"table {name}, condition {condition.name}: mean of {odd[0]!r}, which measures nothing")
+    elsewhere = entries.keys() - conditions.keys()
+    rows = {key: _row(name, key, entry or {}, scale, conditions, elsewhere) for key, entry in node["rows"].items()}
     for row in rows.values():
         if row.weights not in ("own", "shipped", *rows):
             raise ValueError(f"table {name}, row {row.name}: weights={row.weights!r} is own, shipped or a row's name")
@@ -130,14 +138,32 @@ def _column(name: str, title: str, entry: Mapping[str, Any], scale: Scale) -> Co
 
 
 def _condition(name: str, key: str, entry: Mapping[str, Any], scale: Scale, columns: Mapping[str, Column]) -> Condition:
-    _known(entry, ("title", "columns", *WORDS, "tiny", "full"), f"table {name}, condition {key}")
+    _known(entry, ("title", "columns", "only", "mean", *WORDS, "tiny", "full"), f"table {name}, condition {key}")
     chosen = tuple(entry.get("columns") or columns)
     if odd := [column for column in chosen if column not in columns]:
         raise ValueError(f"table {name}, condition {key}: no column {odd[0]!r}; there are {', '.join(columns)}")
-    return Condition(name=key, title=entry.get("title", ""), words=_words(entry, scale), columns=chosen)
+    return Condition(
+        name=key,
+        title=entry.get("title", ""),
+        words=_words(entry, scale),
+        columns=chosen,
+        mean=tuple(_at(entry, scale, "mean") or ()),
+    )
 
 
-def _row(name: str, key: str, entry: Mapping[str, Any], scale: Scale, conditions: Mapping[str, Condition]) -> Row:
+def _at(entry: Mapping[str, Any], scale: Scale, key: str) -> Any:
+    """A setting that may stand under a scale."""
+    return (entry.get(scale) or {}).get(key, entry.get(key))
+
+
+def _row(
+    name: str,
+    key: str,
+    entry: Mapping[str, Any],
+    scale: Scale,
+    conditions: Mapping[str, Condition],
+    elsewhere: Collection[str],
+) -> Row:
     where = f"table {name}, row {key}"
     own = ("title", "labels", "weights", "variant", "system", "only", "published", "note")
     _known(entry, (*own, *WORDS, "tiny", "full"), where)
@@ -147,6 +173,8 @@ def _row(name: str, key: str, entry: Mapping[str, Any], scale: Scale, conditions
     by_condition = {next(iter(conditions)): raw} if isinstance(raw, list) else raw
     published: dict[tuple[str, str], float | None] = {}
     for condition, numbers in by_condition.items():
+        if condition in elsewhere:
+            continue
         if condition not in conditions:
             raise ValueError(f"{where}: published for {condition!r}, which is no condition of it")
         titles = conditions[condition].columns
@@ -158,7 +186,7 @@ def _row(name: str, key: str, entry: Mapping[str, Any], scale: Scale, conditions
         title=entry.get("title", key),
         labels={k: str(v) for k, v in (entry.get("labels") or {}).items()},
         words=_words(entry, scale),
-        weights=entry.get("weights", "own"),
+        weights=_at(entry, scale, "weights") or "own",
         system=entry.get("system"),
         published=published,
         note=entry.get("note", ""),

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from restore_lab.tables.spec import Spec
 
 COMMAND = (sys.executable, "-m", "restore_lab.cli.main")
-SCORES, DESCRIPTION, IMAGES = "scores", "description", "images"
-NOT_WEIGHTS = (SCORES, DESCRIPTION, IMAGES)  # any other kind is a stage of training
+SCORES, DESCRIPTION, IMAGES, CAPTIONS = "scores", "description", "images", "captions"
+NOT_WEIGHTS = (SCORES, DESCRIPTION, IMAGES, CAPTIONS)  # any other kind is a stage of training
 OWNER_VARIABLE = "RESTORE_LAB_OWNER"  # host and process of the command that all jobs belong to; workers inherit it
 
 
@@ -86,6 +86,8 @@ class Plan:
         trained: the identity of the last stage of training behind each row that has one, with seed 0, by (table, row).
         refused: why a block can have none, by block.
         seeds: how many.
+        weights_dir: where the methods' own weights lie that do not ship, if anywhere.
+        data: the named datasets of each table and the paths that they have, by name.
     """
 
     specs: Sequence[Spec]
@@ -95,6 +97,8 @@ class Plan:
     descriptions: dict[tuple[str, str], str] = field(default_factory=dict)
     trained: dict[tuple[str, str], str] = field(default_factory=dict)
     refused: dict[Place, str] = field(default_factory=dict)
+    weights_dir: str | None = None
+    data: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
 
     def missing(self) -> list[Job]:
         """The jobs whose artefacts are not there, in order of dependence."""

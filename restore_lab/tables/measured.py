@@ -16,40 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from restore_lab.evaluation.kernel_distance import BESIDE
-from restore_lab.evaluation.protocol import Column
 from restore_lab.evaluation.records import DECODED_HQ, DECODED_LQ, LQ, Record, method_rows, read_record
 from restore_lab.random import rng
 from restore_lab.tables.described import described
 from restore_lab.tables.jobs import Place, Plan
+from restore_lab.tables.means import means
+from restore_lab.tables.number import At, Number
 from restore_lab.tables.spec import Spec
 
 REFERENCES = (LQ, DECODED_LQ, DECODED_HQ)
-At = tuple[str, str, str]  # row, condition, column
-
-
-@dataclass(frozen=True, kw_only=True)
-class Number:
-    """A cell's number: the mean over seeds of the means over images.
-
-    Attributes:
-        mean: of the seeds.
-        spread: sample deviation over seeds, None for one.
-        n: images.
-        seeds: how many.
-        label: the full label of the metric; None for a count of parameters, which no metric measures.
-        code: versions of the code that measured.
-        images: value by (seed, key), for paired judgements; empty for metrics of sets.
-        kernel: of a Frechet distance over few images: kernel distance and its interval's ends, means over seeds.
-    """
-
-    mean: float
-    spread: float | None
-    n: int
-    seeds: int
-    label: Column | None
-    code: tuple[str, ...]
-    images: Mapping[tuple[int, str], float]
-    kernel: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +73,7 @@ def measured(plan: Plan, spec: Spec) -> Measured:
             values, problem = column(rows, spec.columns[title].metric, title)
             numbers |= {(name, condition.name, title): number for name, number in values.items()}
             problems += problem
+    numbers |= means(spec, numbers)
     numbers |= {
         (row, condition.name, title): Number(mean=value, spread=None, n=0, seeds=1, label=None, code=(), images={})
         for condition in spec.conditions.values()

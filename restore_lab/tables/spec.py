@@ -52,12 +52,13 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """A set of columns: every row is measured under it once."""
+    """A set of columns: every row is measured under it once, or (`mean`) has the mean of what it has under others."""
 
     name: str
     title: str
     words: Words
     columns: tuple[str, ...]
+    mean: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,13 @@ from typing import Any
 from restore_lab.artefacts import write_bytes_atomic
 from restore_lab.evaluation.batches import write_inputs
 from restore_lab.tables import files
+from restore_lab.tables.composing import composed
 from restore_lab.tables.figures.drawing import draw
 from restore_lab.tables.grid import Grid, grid
 from restore_lab.tables.jobs import NOT_WEIGHTS, Job, Plan, behind, config_flags, config_folders, took
 from restore_lab.tables.make import make, through_hydra, write_jobs
 from restore_lab.tables.measured import Measured, measured
-from restore_lab.tables.plan import composed, plan
+from restore_lab.tables.plan import plan
 from restore_lab.tables.power import powers
 from restore_lab.tables.rates import estimate, shipped
 from restore_lab.tables.render import ENDINGS, FORMATS, render
@@ -40,19 +41,21 @@ def run(cfg: Any) -> dict[str, str]:
     if not names:
         raise ValueError(f"name a table, or --all; there are: {', '.join(files.tables(folders))}")
     store = Path(cfg.runs_dir) / cfg.name
+    words = list(cfg.overrides) + ([] if cfg.datasets_dir is None else [f"datasets_dir='{cfg.datasets_dir}'"])
     if cfg.output and Path(cfg.output).exists() and not Path(cfg.output).is_dir():
         raise ValueError(f"output={cfg.output}: a file is in the way; name a folder")
     wanted = [files.read(name, folders, scale=cfg.at_scale) for name in names]
     if cfg.inputs_dir:
-        print("\n".join(line for spec in wanted for line in inputs(spec, Path(cfg.inputs_dir), list(cfg.overrides))))
+        print("\n".join(line for spec in wanted for line in inputs(spec, Path(cfg.inputs_dir), words)))
         return {}
     planned = plan(
         wanted,
         store=store,
         seeds=int(cfg.seeds),
-        words=list(cfg.overrides),
+        words=words,
         flags=config_flags(),
         systems_dir=cfg.systems_dir,
+        weights_dir=cfg.weights_dir,
     )
     if cfg.plan:
         print(plan_text(planned, store))
@@ -94,6 +97,7 @@ def plan_text(planned: Plan, store: Path) -> str:
         done = sum(job.done for job in reached)
         lines.append(f"{spec.name}  {spec.title} ({spec.source}; {len(spec.rows)} rows)")
         lines.append(f"  {len(reached)} artefacts, {done} there, {len(reached) - done} missing")
+        lines += [_datum(name, paths) for name, paths in sorted(planned.data.get(spec.name, {}).items())]
         lines += [f"    power: {line}" for line in powers(measured(planned, spec))]
         for row in spec.rows.values():
             if row.system is not None and not any(p.row == row.name for p in own):
@@ -105,6 +109,12 @@ def plan_text(planned: Plan, store: Path) -> str:
     lines.append("")
     lines += [_line(planned, job, finished) for job in planned.jobs.values()]
     return "\n".join([*lines, "", _total(planned, finished)])
+
+
+def _datum(name: str, paths: Sequence[str]) -> str:
+    """A dataset that a table reads, and whether its folders are there; `doctor` looks into them."""
+    gone = [path for path in paths if not Path(path).exists()]
+    return f"    data {name}: " + (f"MISSING {gone[0]} (restore-lab doctor data={name})" if gone else "there")
 
 
 def _line(planned: Plan, job: Job, finished: Sequence[Any]) -> str:

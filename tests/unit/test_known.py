@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from omegaconf import OmegaConf
 from PIL import Image
 
+from restore_lab.artefacts import identity
 from restore_lab.build import build
 from restore_lab.cli.doctor import run
 from restore_lab.conf_dir import conf_dir
-from restore_lab.data.known import Known, checkup
+from restore_lab.data.known import Known, checkup, named
 from tests.composed import composed
 
 # Files of a toy copy, as the public ones are laid out, and the keys and partners that must come out.
@@ -60,6 +63,28 @@ LAYOUTS: dict[str, tuple[list[str], list[str]]] = {
         ["901_1", "901_14"],
     ),
     "gopro": (["GoPro/test/input/GOPR0384-000001.png", "GoPro/test/target/GOPR0384-000001.png"], ["GOPR0384-000001"]),
+    "div2k_train": (["DIV2K/DIV2K_train_HR/0001.png"], ["0001"]),
+    "flickr2k": (["Flickr2K/Flickr2K_HR/000001.png"], ["000001"]),
+    "div8k": (["DIV8K/0001.png"], ["0001"]),
+    "ost": (["OST/OutdoorSceneTrain_v2/sky/sky_0001.png"], ["sky/sky_0001"]),
+    "lsdir": (["LSDIR/train/0001000/0000001.png", "LSDIR/val1/HR/val/0000001.png"], ["0001000/0000001"]),
+    "ffhq": (["FFHQ/images1024x1024/00000/00000.png"], ["00000/00000"]),
+    "ffhq_wild": (["FFHQ/in-the-wild-images/00000/00000.png"], ["00000/00000"]),
+    "lol_train": (["LOL/our485/low/2.png", "LOL/our485/high/2.png"], ["2"]),
+    "ots": (["OTS_ALPHA/haze/OTS/0005_0.8_0.04.jpg", "OTS_ALPHA/clear/clear_images/0005.jpg"], ["0005_0.8_0.04"]),
+    "rain1400_train": (["rain1400/train/rainy_image/1_2.jpg", "rain1400/train/ground_truth/1.jpg"], ["1_2"]),
+    "raindrop_train": (["raindrop/train/data/0_rain.png", "raindrop/train/gt/0_clean.png"], ["0_rain"]),
+    "snow100k_train": (["Snow100K/train/synthetic/a_1.jpg", "Snow100K/train/gt/a_1.jpg"], ["a_1"]),
+    "gopro_train": (["GoPro/train/input/GOPR0372-1.png", "GoPro/train/target/GOPR0372-1.png"], ["GOPR0372-1"]),
+    "realsr_canon": (
+        ["RealSR(V3)/Canon/Test/4/Canon_001_LR4.png", "RealSR(V3)/Canon/Test/4/Canon_001_HR.png"], ["Canon_001_LR4"]
+    ),
+    "realsr_nikon": (
+        ["RealSR(V3)/Nikon/Test/4/Nikon_001_LR4.png", "RealSR(V3)/Nikon/Test/4/Nikon_001_HR.png"], ["Nikon_001_LR4"]
+    ),
+    "drealsr_whole": (
+        ["DRealSR/Test_x4/test_LR/sony_1_x4.png", "DRealSR/Test_x4/test_HR/sony_1_x1.png"], ["sony_1_x4"]
+    ),
     "sidd": (["SIDD/test/input/0_0.png", "SIDD/test/target/0_0.png"], ["0_0"]),
 }  # fmt: skip
 
@@ -95,7 +120,55 @@ def source(name: str, folder: Path, *words: str) -> Known:
 
 
 def test_every_known_dataset_has_a_toy_copy_here() -> None:
-    assert set(names()) == {*LAYOUTS, "coco_val"}
+    assert set(names()) == {*LAYOUTS, "coco_val", "laion", "journeydb"}
+    for name in names():  # each says by which name it is found
+        assert yaml.safe_load((conf_dir() / "data" / f"{name}.yaml").read_text())["data"] == name
+
+
+def test_captioned_collections_come_with_their_words(tmp_path) -> None:
+    """LAION's alternative texts lie in tars, JourneyDB's prompts in one table beside the images."""
+    (tmp_path / "laion").mkdir()
+    copy(tmp_path, ["made/000000.png"])
+    (tmp_path / "made" / "000000.txt").write_text("a red barn")
+    with tarfile.open(tmp_path / "laion" / "00000.tar", "w") as tar:
+        for file in sorted((tmp_path / "made").iterdir()):
+            tar.add(file, arcname=file.name)
+    assert source("laion", tmp_path).read(0).caption == "a red barn"
+    copy(tmp_path, ["JourneyDB/data/train/imgs/000/a.jpg", "JourneyDB/data/train/imgs/001/b.jpg"])
+    lines = [{"img_path": "./000/a.jpg", "prompt": "a ship, 8k"}, {"img_path": "./001/b.jpg", "prompt": "a fox"}]
+    table = tmp_path / "JourneyDB/data/train/train_anno_realease_repath.jsonl"
+    table.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    known = source("journeydb", tmp_path)
+    assert [known.read(i).caption for i in range(2)] == ["a ship, 8k", "a fox"]
+
+
+def test_several_datasets_as_one(tmp_path, capsys) -> None:
+    """A pool has each picture of each part once; the doctor looks into every part, those that are not there too."""
+    copy(tmp_path, ["DIV2K/DIV2K_train_HR/0001.png", "DIV2K/DIV2K_train_HR/0002.png"])
+    copy(tmp_path, ["Flickr2K/Flickr2K_HR/000001.png", "Flickr2K/Flickr2K_HR/000007.png"])
+    pool = source("df2k", tmp_path)
+    assert pool.keys() == ["div2k_train/0001", "div2k_train/0002", "flickr2k/000001", "flickr2k/000007"]
+    assert [pool.read(i).key for i in range(len(pool))] == pool.keys()
+    assert [int(pool.read(i).hq_HWC[0, 0, 0]) for i in range(4)] == [0, 10, 0, 10]
+    with pytest.raises(SystemExit):
+        run(composed("doctor", "data=stablesr_train", f"datasets_dir={tmp_path}"))
+    said = capsys.readouterr().out
+    assert "DIV2K training: NOT whole, 2 of 800" in said and "Flickr2K: NOT whole, 2 of 2650" in said
+    assert f"DIV8K: {tmp_path}/DIV8K: no such folder" in said and "restore-lab doctor data=ost" in said
+
+
+def test_where_the_datasets_lie_and_what_is_in_them_changes_no_identity(tmp_path) -> None:
+    """By name: the same for another folder, with or without a copy; a folder of one's own counts by its content."""
+    copy(tmp_path / "full", ["DIV2K/DIV2K_train_HR/0001.png", "Flickr2K/Flickr2K_HR/000001.png"])
+
+    def named_as(*words: str) -> str:
+        return identity(OmegaConf.to_container(composed("evaluate", *words), resolve=True)["eval_data"])
+
+    found = {named_as("eval_data=df2k", f"datasets_dir={tmp_path / place}") for place in ("full", "elsewhere")}
+    assert len(found) == 1
+    assert found != {named_as("eval_data=df2k", "eval_data.sources.flickr2k.source.captions=null")}
+    mine = [named_as("eval_data=lol", f"eval_data.source.hq={tmp_path / place}") for place in ("full", "elsewhere")]
+    assert mine[0] != mine[1]
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -103,6 +176,9 @@ def test_a_toy_copy_of_a_layout_is_read(name, tmp_path) -> None:
     files, keys = LAYOUTS[name]
     copy(tmp_path, files)
     known = source(name, tmp_path)
+    assert named(OmegaConf.to_container(composed("evaluate", f"eval_data={name}").eval_data, resolve=True)).keys() == {
+        name
+    }
     assert known.keys() == keys and len(known) == len(keys)
     for index in range(len(known)):
         picture = known.read(index)

@@ -40,17 +40,30 @@ NODE = {
 }
 
 
-def planned(folder: Path, toy_folder: Path, *, seeds: int = 1, systems_dir: Path | None = None, **changed) -> Plan:
-    """The plan of the table, in a config folder that has the package's groups and this one experiment."""
+def planned(
+    folder: Path,
+    toy_folder: Path,
+    *,
+    seeds: int = 1,
+    systems_dir: Path | None = None,
+    top: dict | None = None,
+    without: str = "eval_data",
+    **changed,
+) -> Plan:
+    """The plan of the table, in a config folder that has the package's groups and this one experiment.
+
+    `top` is what the file says beside its table, `without` the settings that its rows choose themselves.
+    """
     conf = folder / "conf"
     file = conf / "experiment" / "toy" / "four.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     for group in conf_dir().iterdir():
         if group.name != "experiment" and not (conf / group.name).exists():
             (conf / group.name).symlink_to(group.resolve())
-    overrides = [word for word in small(toy_folder) if not word.startswith("eval_data")]
+    overrides = [word for word in small(toy_folder) if not word.startswith(("eval_data", without))]
     node = {**NODE, "overrides": overrides, **changed}
-    text = yaml.safe_dump({"defaults": [{"override /method": "spire"}, "_self_"], "table": node}, sort_keys=False)
+    defaults = [{"override /method": "spire"}, "_self_"]
+    text = yaml.safe_dump({"defaults": defaults, **(top or {}), "table": node}, sort_keys=False)
     file.write_text("# @package _global_\n" + text)
     with initialize_config_dir(config_dir=str(conf), version_base="1.3"):
         store = folder / "runs" / "tables"

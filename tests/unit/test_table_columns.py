@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,18 +14,19 @@ from restore_lab.evaluation.records import Cell, ImageValue, Results, write_reco
 from restore_lab.tables.described import described
 from restore_lab.tables.files import read
 from restore_lab.tables.jobs import Job, Place, Plan
-from restore_lab.tables.measured import Number, by_image, measured
-from restore_lab.tables.spec import Spec
+from restore_lab.tables.measured import Number, by_image, judged, measured
+from restore_lab.tables.spec import Scale, Spec
 
 LABEL = Label(metric="psnr", weights="", colour="rgb", border=0, size="8x8", rounding="8bit", count=2)
 
 
-def spec(tmp_path: Path, rows: dict, columns: dict) -> Spec:
+def spec(tmp_path: Path, rows: dict, columns: dict, *, conditions: dict | None = None, scale: Scale = "tiny") -> Spec:
     file = tmp_path / "conf" / "experiment" / "toy" / "one.yaml"
     file.parent.mkdir(parents=True)
     node = {"title": "toy", "source": {"paper": "Toy"}, "columns": columns, "rows": rows}
+    node |= {"conditions": conditions} if conditions else {}
     file.write_text(yaml.safe_dump({"table": node}, sort_keys=False))
-    return read("toy/one", [tmp_path / "conf"], scale="tiny")
+    return read("toy/one", [tmp_path / "conf"], scale=scale)
 
 
 def record(plan: Plan, place: Path, identity: str, means: dict[str, float], *, prior: str) -> None:
@@ -113,3 +115,56 @@ def test_images_are_paired_and_seeds_averaged() -> None:
     numbers = [Number(mean=0, spread=None, n=0, seeds=1, label=None, code=(), images=images) for images in values]
     keys, found = by_image(numbers)
     assert keys == ["a"] and found.tolist() == [[2.0], [2.0]]
+
+
+def numbered(plan: Plan, place: Path, identity: str, values: dict[str, float], fid: float) -> None:
+    """A record of one method's row: PSNR of some images, FID of the set."""
+    mean = sum(values.values()) / len(values)
+    labels = [replace(LABEL, metric=name, count=len(values), size=identity[1:]) for name in ("psnr", "fid")]
+    cells = [Cell(row="own", metric=label.metric, mean=value, std=None, n=len(values), higher_is_better=True,
+                  column=label) for label, value in zip(labels, (mean, fid), strict=True)]  # fmt: skip
+    images = [ImageValue(row="own", key=key, metric="psnr", value=value) for key, value in values.items()]
+    results = Results(cells=tuple(cells), images=tuple(images))
+    write_record(place, results=results, settings={}, identity=identity, code="x")
+    plan.jobs[identity] = Job(identity=identity, kind="scores", folder=str(place), words=())
+
+
+MEAN = {
+    "average": {"title": "average", "full": {"mean": ["few", "many"]}},
+    "few": {"only": "full", "evaluate": ["eval_first=2"]},
+    "many": {"only": "full"},
+}
+
+
+def test_a_condition_that_is_the_mean_of_others(tmp_path) -> None:
+    """By hand: each condition counts as much, images are compared so too, and a row that lacks one has none."""
+    columns = {**PSNR, "FID": {"metric": "fid", "better": "less"}}
+    rows = {"a": {"published": [1.0, 2.0]}, "b": {}, "c": {}}
+    table = spec(tmp_path, rows, columns, conditions=MEAN, scale="full")
+    plan = Plan(specs=[table], seeds=1)
+    few, many = {"x": 10.0, "y": 20.0}, dict.fromkeys("uvwxyz", 40.0)
+    for row, shift in (("a", 0.0), ("b", 3.0)):
+        numbered(plan, tmp_path / f"{row}1", f"{row}1", {k: v + shift for k, v in few.items()}, 5.0)
+        numbered(plan, tmp_path / f"{row}2", f"{row}2", {k: v + 2 * shift for k, v in many.items()}, 7.0)
+        plan.scores[Place(table=table.name, row=row, condition="few", seed=0)] = f"{row}1"
+        plan.scores[Place(table=table.name, row=row, condition="many", seed=0)] = f"{row}2"
+    plan.scores[Place(table=table.name, row="c", condition="few", seed=0)] = "a1"
+    found = measured(plan, table).numbers
+    a, b = (found[row, "average", "PSNR"] for row in "ab")
+    assert (a.mean, b.mean, a.n, found["a", "average", "FID"].mean) == (27.5, 32.0, 8, 6.0)
+    assert ("c", "average", "PSNR") not in found and a.label is not None and a.label.count == 8
+    assert a.label.size == "mixed" and by_image([a])[1].mean() == pytest.approx(27.5)
+    difference = judged(b, a)
+    assert difference is not None and difference.mean == pytest.approx(4.5) and difference.n == 8
+    assert table.rows["a"].published["average", "FID"] == 2.0
+
+
+def test_a_condition_of_one_scale_is_not_there_at_the_other(tmp_path) -> None:
+    rows = {"a": {"published": {"average": [1.0], "few": [3.0]}}}
+    tiny = spec(tmp_path / "tiny", rows, PSNR, conditions=MEAN)
+    assert list(tiny.conditions) == ["average"] and not tiny.conditions["average"].mean
+    assert tiny.rows["a"].published == {("average", "PSNR"): 1.0}
+    full = spec(tmp_path / "full", rows, PSNR, conditions=MEAN, scale="full")
+    assert full.conditions["average"].mean == ("few", "many") and full.rows["a"].published["few", "PSNR"] == 3.0
+    with pytest.raises(ValueError, match="condition average: mean of 'few', which measures nothing"):
+        spec(tmp_path / "odd", rows, PSNR, conditions={"average": {"mean": ["few"]}, "few": {"only": "full"}})

@@ -72,7 +72,7 @@ def of_table(plan: Plan, spec: Spec) -> Source:
     absent = plan.missing()
     command = " ".join(["restore-lab table", spec.name, f"scale={spec.scale}", f"--seeds={plan.seeds}"])
     blocks = []
-    for condition in spec.conditions.values():
+    for condition in (c for c in spec.conditions.values() if not c.mean):  # a mean has no images of its own
         columns = [spec.columns[title] for title in condition.columns]
         records = {name: records_of(plan, spec.name, name, condition.name) for name in spec.rows}
         blocks.append(

@@ -53,7 +53,8 @@ def _source(cfg: Any) -> Source:
         return of_records([Path(folder).expanduser() for folder in folders])
     spec = files.read(cfg.table, config_folders(), scale=cfg.at_scale)
     store = Path(cfg.runs_dir) / cfg.name
-    return of_table(plan([spec], store=store, seeds=int(cfg.seeds), words=list(cfg.overrides)), spec)
+    seeds, words = int(cfg.seeds), list(cfg.overrides)
+    return of_table(plan([spec], store=store, seeds=seeds, words=words, weights_dir=cfg.weights_dir), spec)
 
 
 def page(source: Source, *, images: int, worst: int) -> str:

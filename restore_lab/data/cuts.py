@@ -1,0 +1,85 @@
+"""Which part of a test set is measured, and which part of each image: the first so many, scaled, at random places.
+
+`eval_resize` brings the shorter side to so many pixels (SUPIR and DRA: 1024), then squares of `eval_crop` are cut:
+in the middle (`eval_crops=null`, done by the data module), or at `eval_crops` random places an image, drawn from its
+key alone (DRA's random crops, InstantIR's 2,000 samples of 350 images); `eval_first` takes so many of what comes.
+Selected by these settings of `restore-lab evaluate`; whichever is set is part of the record's identity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from restore_lab.data.dataset import Source, Window, choose_window, cut
+from restore_lab.random import rng
+from restore_lab.types import Picture
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class Cuts:
+    """The pictures of a source, cut as a paper says. LQ and HQ of a pair are cut alike.
+
+    Args:
+        source: whose.
+        first: so many pictures, in the source's order; null for all.
+        resize: shorter side in pixels that images are scaled to, up or down; null for their own.
+        crop: side in pixels of the random squares.
+        crops: random squares an image; null to leave images whole.
+
+    Raises:
+        ValueError: for numbers below 1, or random squares without a side.
+    """
+
+    def __init__(
+        self, *, source: Source, first: int | None, resize: int | None, crop: int | None, crops: int | None
+    ) -> None:
+        for name, value in (("eval_first", first), ("eval_resize", resize), ("eval_crops", crops)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: give at least 1, or null")
+        if crops is not None and crop is None:
+            raise ValueError(f"eval_crops={crops} needs the side of the squares: eval_crop=512")
+        self._source, self._resize, self._crop, self._crops = source, resize, crop, crops
+        count = len(source) * (crops or 1)
+        if first is not None and first > count:
+            raise ValueError(f"eval_first={first}: there are {count} pictures; lower it, or raise eval_crops")
+        self._count = count if first is None else first
+
+    def __len__(self) -> int:
+        return self._count
+
+    def keys(self) -> list[str]:
+        """The source's, with the number of the square behind it where an image has several."""
+        keys = self._source.keys()
+        return [self._key(keys[index // (self._crops or 1)], index) for index in range(self._count)]
+
+    def read(self, index: int, *, epoch: int = 0) -> Picture:
+        """One picture or square.
+
+        Raises:
+            BadImage: the file cannot be read.
+        """
+        picture = self._source.read(index // (self._crops or 1), epoch=epoch)
+        image_HWC = picture.lq_HWC if picture.hq_HWC is None else picture.hq_HWC
+        if image_HWC is None:
+            return picture
+        key = self._key(picture.key, index)
+        window = self._window(*image_HWC.shape[:2], key=key)
+        return replace(picture, hq_HWC=_cut(picture.hq_HWC, window), lq_HWC=_cut(picture.lq_HWC, window), key=key)
+
+    def _key(self, key: str, index: int) -> str:
+        return key if self._crops in (None, 1) else f"{key}_{index % self._crops}"
+
+    def _window(self, height: int, width: int, *, key: str) -> Window:
+        if self._resize is not None:
+            ratio = self._resize / min(height, width)
+            height, width = round(height * ratio), round(width * ratio)
+        if self._crops is None:
+            return Window(height=height, width=width)
+        return choose_window(height, width, crop=self._crop, flip=False, draw=rng("cuts", key))
+
+
+def _cut(image_HWC: np.ndarray | None, window: Window) -> np.ndarray | None:
+    return None if image_HWC is None else cut(image_HWC, window)

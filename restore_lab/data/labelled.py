@@ -1,0 +1,43 @@
+"""Pairs that say what was done to them: every picture gets a recipe of one step without numbers.
+
+Diff-Restorer's classifier learns from recipes, and real pairs (LOL, GoPro, ...) come without. Labelled pairs may share
+a training batch with images that are still to be degraded. Used by `data=diff_restorer_train`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from restore_lab.data.dataset import Source
+from restore_lab.types import Picture, Recipe, Step
+
+
+class Labelled:
+    """A source of pairs whose recipes name a kind of degradation.
+
+    Args:
+        source: the pairs.
+        kind: what recipes call it (`restore_lab.degradation.eight.STEPS`): haze, rain, motion_blur, ...
+    """
+
+    def __init__(self, *, source: Source, kind: str) -> None:
+        self._source, self._recipe = source, Recipe(pipeline="pairs", seed=0, steps=(Step(kind=kind),))
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def keys(self) -> list[str]:
+        """The source's."""
+        return self._source.keys()
+
+    def read(self, index: int, *, epoch: int = 0) -> Picture:
+        """The source's pair with the recipe.
+
+        Raises:
+            BadImage: a file cannot be read.
+            ValueError: the source has no pairs.
+        """
+        picture = self._source.read(index, epoch=epoch)
+        if picture.lq_HWC is None or picture.hq_HWC is None:
+            raise ValueError(f"{picture.key}: only pairs can be labelled; an image alone gets its recipe when degraded")
+        return replace(picture, recipe=self._recipe)

@@ -1,0 +1,65 @@
+"""Conditions that are means over others: "average of Low-light, Haze, RealSnow, ..." (Diff-Restorer, Tables II to V).
+
+Each condition counts as much as any other, however many images it has; a metric of sets is the mean of its values.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from restore_lab.tables.number import At, Number
+from restore_lab.tables.spec import Spec
+
+
+def means(spec: Spec, numbers: Mapping[At, Number]) -> dict[At, Number]:
+    """The numbers of the conditions that are means, of every row that has all that they are made of."""
+    found: dict[At, Number] = {}
+    rows = dict.fromkeys(row for row, _, _ in numbers)
+    for condition in spec.conditions.values():
+        for row in rows if condition.mean else ():
+            for title in condition.columns:
+                parts = {
+                    other: numbers[row, other, title] for other in condition.mean if (row, other, title) in numbers
+                }
+                if len(parts) == len(condition.mean) and (number := mean_of(parts)) is not None:
+                    found[row, condition.name, title] = number
+    return found
+
+
+def mean_of(parts: Mapping[str, Number]) -> Number | None:
+    """The mean of a metric's numbers by condition; None if they were measured in different ways.
+
+    The images of all conditions stand side by side, their values weighted so that their plain mean is this mean: rows
+    are then compared image by image as ever.
+    """
+    labels = [number.label for number in parts.values()]
+    if None in labels or len({replace(label, count=0, size="").id for label in labels if label}) > 1:
+        return None
+    first, sizes = labels[0], {label.size for label in labels if label}
+    assert first is not None
+    total = sum(len(number.images) for number in parts.values())
+    images = {
+        (seed, f"{name}/{key}"): value * total / (len(parts) * len(number.images))
+        for name, number in parts.items()
+        for (seed, key), value in number.images.items()
+    }
+    return Number(
+        mean=statistics.fmean(number.mean for number in parts.values()),
+        spread=_spread(list(parts.values())),
+        n=sum(number.n for number in parts.values()),
+        seeds=min(number.seeds for number in parts.values()),
+        label=replace(first, count=sum(n.n for n in parts.values()), size=sizes.pop() if len(sizes) == 1 else "mixed"),
+        code=tuple(dict.fromkeys(code for number in parts.values() for code in number.code)),
+        images=images,
+    )
+
+
+def _spread(numbers: Sequence[Number]) -> float | None:
+    """The deviation over seeds of the mean, from the images; None for one seed and for metrics of sets."""
+    seeds = sorted({seed for number in numbers for seed, _ in number.images})
+    of_seed = [[[value for (s, _), value in n.images.items() if s == seed] for n in numbers] for seed in seeds]
+    if len(seeds) < 2 or not all(values for parts in of_seed for values in parts):
+        return None
+    return statistics.stdev(statistics.fmean(map(statistics.fmean, parts)) for parts in of_seed)

@@ -1,0 +1,56 @@
+"""Every table at `scale=full` plans, and what its conditions measure is read from toy copies of the layouts."""
+
+from __future__ import annotations
+
+import pytest
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf
+
+from restore_lab.build import build
+from restore_lab.conf_dir import conf_dir
+from restore_lab.data.known import named
+from restore_lab.tables.files import read, tables
+from restore_lab.tables.jobs import SCORES
+from restore_lab.tables.plan import plan
+from tests.composed import composed
+from tests.unit.test_full_data import datasets  # noqa: F401 - a fixture
+from tests.unit.test_known import coco
+
+pytestmark = pytest.mark.slow
+TABLES = list(tables([conf_dir()]))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_plans_at_full_size_without_a_word_from_the_user(name, tmp_path) -> None:
+    """Nothing is refused; every measured row waits for weights, unless they ship; nothing typed names a path."""
+    with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+        found = plan([read(name, [conf_dir()], scale="full")], store=tmp_path / "runs" / "tables", seeds=1)
+    assert not found.refused, found.refused
+    for job in found.jobs.values():
+        assert not any("made:" in word and str(tmp_path) not in word for word in job.words), job.words
+        kinds = [found.jobs[need].kind for need in job.needs]
+        assert job.kind != SCORES or any(kind in ("adaptor", "decoder") for kind in kinds)
+
+
+@pytest.mark.parametrize("name", [name for name in TABLES if name != "dra/table3"])
+def test_what_a_table_measures_is_read(name, datasets, tmp_path) -> None:  # noqa: F811
+    """One row under each condition: the first batch, degraded; images that differ in size never share one."""
+    coco(tmp_path, 3)
+    spec = read(name, [conf_dir()], scale="full")
+    row = next(row for row in spec.rows.values() if row.system is None)
+    for condition in spec.conditions.values():
+        if condition.mean:
+            continue
+        words = [word for word in spec.words_of("evaluate", row, condition) if "made:" not in word]
+        place = tmp_path if "eval_data=coco_val" in words else datasets
+        cfg = composed("evaluate", f"experiment={name}", "scale=full", *words, f"datasets_dir={place}")
+        assert named(OmegaConf.to_container(cfg.eval_data, resolve=True))
+        assert cfg.eval_crop is not None or cfg.eval_batch_size == 1, condition.name
+        for key, small in (("eval_crop", 16), ("eval_resize", 16), ("eval_first", 1)):
+            cfg[key] = None if cfg[key] is None else small
+        if "eval_data=coco_val" in words:
+            cfg.eval_data.source.count = 2
+        data = build(cfg.datamodule)
+        data.setup("test")
+        batch = data.degrade(next(iter(data.test_dataloader())), stage="test")
+        assert batch.lq_BCHW is not None and (cfg.eval_crop is None or batch.lq_BCHW.shape[-2:] == (16, 16))
