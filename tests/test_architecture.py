@@ -20,6 +20,7 @@ RANKS = {
     "random": 0,
     "quiet": 0,
     "memory": 0,
+    "xla": 0,
     "build": 0,
     "artefacts": 0,
     "locks": 0,
@@ -43,7 +44,7 @@ HEAVY = frozenset(
     ("torch", "torchvision", "lightning", "diffusers", "transformers", "peft", "torchmetrics", "pyiqa", "wandb")
     + ("skimage", "scipy", "pandas", "pyarrow", "numpy", "PIL", "matplotlib")
 )
-LIGHT = ("types.py", "random.py", "build.py", "artefacts.py", "locks.py", "pairs.py", "shares.py", "cli/")
+LIGHT = ("types.py", "random.py", "build.py", "artefacts.py", "locks.py", "pairs.py", "shares.py", "xla.py", "cli/")
 
 
 def name_of(path: Path) -> str:
@@ -141,6 +142,7 @@ def test_the_command_lines_start_imports_nothing_heavy(path: Path) -> None:
             "restore_lab.random",
             "restore_lab.quiet",
             "restore_lab.pairs",
+            "restore_lab.xla",
         )
         assert [name for name in ours if not name.startswith(light)] == [], "a verb imports parts inside run()"
 
