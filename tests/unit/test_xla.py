@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from torchvision.transforms.v2 import functional as V
 
 from restore_lab.cli import main
 from restore_lab.data.datamodule import RestorationDataModule
+from restore_lab.prompts.visual import CUBIC, resizing
 from restore_lab.xla import at_rest, check_trainer, check_versions, cut
 from tests.composed import composed
 from tests.unit.test_datamodule import Coordinates, first, noisy, same
@@ -93,3 +95,10 @@ def test_elsewhere_nothing_is_cut_or_moved() -> None:
     tensor = torch.ones(2)
     cut(tensor)
     assert at_rest(tensor) is tensor
+
+
+@pytest.mark.parametrize(("height", "width", "short"), [(24, 40, 10), (7, 5, 16), (16, 16, 16)])
+def test_an_image_encoders_resize_is_two_matrices(height, width, short) -> None:
+    image = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    rows, columns = resizing(height, width, short=short)
+    torch.testing.assert_close(rows @ image @ columns, V.resize(image, [short], **CUBIC), rtol=0, atol=1e-6)
