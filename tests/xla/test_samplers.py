@@ -15,6 +15,7 @@ from restore_lab.samplers import schedulers
 from restore_lab.samplers.edm import EdmSampler
 from restore_lab.samplers.fidelity import Free, RestorationGuided, RestorationSampling
 from restore_lab.samplers.level import Level
+from restore_lab.samplers.tiling import Gaussian, Part, Tiles
 from tests.toy_methods import said, sampler_parts, toy_sampler
 from tests.xla.counted import spent
 
@@ -88,3 +89,21 @@ def test_the_model_is_compiled_once_for_all_steps() -> None:
     lq = torch.randn(2, 4, 4, 4).to(torch_xla.device())
     sampler_of("dpmpp", Free(), 6)(said(asked), lq, centre_BCHW=lq, seeds=(1, 2), schedule=SCHEDULES["vp"])
     assert compiled == [1, 0, 0, 0, 0, 0]
+
+
+def test_tiles_share_the_models_program() -> None:
+    settings = Gaussian(tile=8, overlap=2, batch=2, sigma=0.1, words="image")
+    tiles = Tiles(size=(12, 20), tile=(8, 8), overlap=2, compression=1, settings=settings)
+    assert len(tiles.windows) == 6
+    z = torch.randn(1, 4, 12, 20, generator=torch.Generator().manual_seed(0))
+    compiled: list[int] = []
+
+    def ask(part: Part) -> Tensor:
+        tile_BCHW = part.crop(z.to(torch_xla.device()))
+        one = spent(lambda: torch.tanh(tile_BCHW))
+        compiled.append(one.compiled)
+        return one.result
+
+    on_xla = tiles.over(ask, z.to(torch_xla.device())).cpu()
+    assert compiled == [1, 0, 0]
+    torch.testing.assert_close(on_xla, tiles.over(lambda part: torch.tanh(part.crop(z)), z), rtol=0, atol=1e-6)

