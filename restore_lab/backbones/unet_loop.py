@@ -119,7 +119,7 @@ def decode(
             h_BCHW = _layer(block, i, resnet, joined, temb_BD, *ctx)
         for sampler in block.upsamplers or ():
             h_BCHW, carry = at(next(visit), h_BCHW, temb_BD, carry)
-            h_BCHW = sampler(h_BCHW, _upsample_size(h_BCHW, left))
+            h_BCHW = _upsampled(sampler, h_BCHW, _upsample_size(h_BCHW, left))
         h_BCHW, carry = at(next(visit), h_BCHW, temb_BD, carry)
     return h_BCHW, carry
 
@@ -142,6 +142,15 @@ def _middle(block: nn.Module, h_BCHW: Tensor, temb_BD: Tensor, ctx_BLD: Tensor, 
     if getattr(block, "has_cross_attention", False):
         return block(h_BCHW, temb_BD, encoder_hidden_states=ctx_BLD, cross_attention_kwargs=extra)
     return block(h_BCHW, temb_BD)
+
+
+def _upsampled(sampler: Any, h_BCHW: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """The upsampler; on XLA it doubles without `interpolate`, whose gradient torch-xla leaves to the host."""
+    if h_BCHW.device.type != "xla" or size is not None:
+        return sampler(h_BCHW, size)
+    count, channels, height, width = h_BCHW.shape
+    doubled = h_BCHW[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2)
+    return sampler.conv(doubled.reshape(count, channels, 2 * height, 2 * width))
 
 
 def _upsample_size(h_BCHW: Tensor, left: Sequence[Tensor]) -> tuple[int, int] | None:

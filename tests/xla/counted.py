@@ -9,8 +9,11 @@ from typing import Any
 import torch_xla
 from torch_xla.debug import metrics
 
-# torch-xla lowers these on TPUs alone and leaves them to the host elsewhere (diffusers' upsampling).
-ON_TPUS = {"aten::upsample_nearest2d", "aten::upsample_nearest2d_backward"}
+# torch-xla lowers these on TPUs alone and leaves them to the host elsewhere (DRA's stream between its levels).
+ON_TPUS = {"aten::upsample_bilinear2d", "aten::upsample_bilinear2d_backward"}
+
+# UniPC solves two equations in a step, made of times alone, which XLA leaves to the host.
+SOLVES = {"aten::_linalg_solve_ex", "aten::_local_scalar_dense"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from restore_lab.samplers.fidelity import Free, RestorationGuided, RestorationSa
 from restore_lab.samplers.level import Level
 from restore_lab.samplers.tiling import Gaussian, Part, Tiles
 from tests.toy_methods import said, sampler_parts, toy_sampler
-from tests.xla.counted import spent
+from tests.xla.counted import SOLVES, spent
 
 SCHEDULES = {
     "vp": Schedule.from_config({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}),
@@ -36,8 +36,6 @@ FIDELITIES = {
     "restoration_guided": RestorationGuided(tau_r=2.0, s_tmin=0.0),
     "rss": RestorationSampling(weight=0.5, threshold=0.2),
 }
-# UniPC solves a system of two equations in a step, made of times alone; XLA leaves that to the host.
-SOLVES = {"aten::_linalg_solve_ex", "aten::_local_scalar_dense"}
 
 
 def sampler_of(name: str, fidelity: Free, steps: int) -> Any:
