@@ -31,6 +31,13 @@ def at_rest(tensor: Tensor) -> Tensor:
     return tensor.cpu() if tensor.device.type == "xla" else tensor
 
 
+def doubled(map_BCHW: Tensor) -> Tensor:
+    """Nearest-neighbour doubling without `interpolate`, whose gradient torch-xla leaves to the host."""
+    count, channels, height, width = map_BCHW.shape
+    each = map_BCHW[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2)
+    return each.reshape(count, channels, 2 * height, 2 * width)
+
+
 def check_versions() -> None:
     """torch-xla works with torch of its own minor version alone, and nothing else says so: imports just fail.
 

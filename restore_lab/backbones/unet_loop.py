@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from restore_lab.backbones.base import extra_stream
 from restore_lab.types import Cond, Edit, Tap, identity
+from restore_lab.xla import doubled
 
 
 class EncoderModules(Protocol):
@@ -145,12 +146,9 @@ def _middle(block: nn.Module, h_BCHW: Tensor, temb_BD: Tensor, ctx_BLD: Tensor, 
 
 
 def _upsampled(sampler: Any, h_BCHW: Tensor, size: tuple[int, int] | None) -> Tensor:
-    """The upsampler; on XLA it doubles without `interpolate`, whose gradient torch-xla leaves to the host."""
-    if h_BCHW.device.type != "xla" or size is not None:
-        return sampler(h_BCHW, size)
-    count, channels, height, width = h_BCHW.shape
-    doubled = h_BCHW[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2)
-    return sampler.conv(doubled.reshape(count, channels, 2 * height, 2 * width))
+    """The upsampler, its doubling done by `doubled` on XLA."""
+    on_xla = h_BCHW.device.type == "xla" and size is None
+    return sampler.conv(doubled(h_BCHW)) if on_xla else sampler(h_BCHW, size)
 
 
 def _upsample_size(h_BCHW: Tensor, left: Sequence[Tensor]) -> tuple[int, int] | None:

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as V
 from restore_lab.cli import main
 from restore_lab.data.datamodule import RestorationDataModule
 from restore_lab.prompts.visual import CUBIC, resizing
-from restore_lab.xla import at_rest, check_trainer, check_versions, cut
+from restore_lab.xla import at_rest, check_trainer, check_versions, cut, doubled
 from tests.composed import composed
 from tests.unit.test_datamodule import Coordinates, first, noisy, same
 
@@ -102,3 +102,14 @@ def test_an_image_encoders_resize_is_two_matrices(height, width, short) -> None:
     image = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
     rows, columns = resizing(height, width, short=short)
     torch.testing.assert_close(rows @ image @ columns, V.resize(image, [short], **CUBIC), rtol=0, atol=1e-6)
+
+
+def test_doubling_and_its_gradient_are_nearest_neighbours() -> None:
+    draw = torch.Generator().manual_seed(0)
+    image, weight = torch.randn(2, 3, 4, 5, generator=draw), torch.randn(2, 3, 8, 10, generator=draw)
+    ours, theirs = image.clone().requires_grad_(), image.clone().requires_grad_()
+    expected = torch.nn.functional.interpolate(theirs, scale_factor=2.0, mode="nearest")
+    assert torch.equal(doubled(ours), expected)
+    (doubled(ours) * weight).sum().backward()
+    (expected * weight).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
