@@ -1,12 +1,15 @@
 # Everything runs from here: `make help` lists it. The first target that needs the environment makes it, in .venv.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow lint format bench lock wheel clean
+.PHONY: help setup quickstart test test-slow test-xla lint format bench lock lock-xla wheel clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
 WORKERS ?= 2
 INSTALLED := $(VENV)/.installed
+XLA := .venv-xla
+COMPILE := $(PY) -m uv pip compile pyproject.toml --universal --python-version 3.11 --upgrade --no-header --no-annotate \
+  --no-emit-index-url --quiet
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -14,21 +17,29 @@ help: ## List the targets
 setup: $(INSTALLED) ## Make the environment in .venv from requirements.lock
 
 # A Python of 3.11 or newer, with the venv module; uv gets the index that pip is set up for.
-$(PY):
+$(PY) $(XLA)/bin/python: %/bin/python:
 	@for name in python3 python3.13 python3.12 python3.11; do \
 	  if command -v $$name >/dev/null && $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 	    found=$$name; break; fi; done; \
 	if [ -z "$$found" ]; then echo "make setup: needs Python 3.11 or newer on the PATH (python3 is missing or older)" >&2; exit 1; fi; \
-	$$found -m venv $(VENV) || { rm -rf $(VENV); echo "make setup: '$$found -m venv' failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$$found -m venv $* || { rm -rf $*; echo "make setup: '$$found -m venv' failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 
 $(INSTALLED): requirements.lock pyproject.toml | $(PY)
-	@$(PY) -m pip install --quiet --disable-pip-version-check uv
-	@index=$$($(PY) -m pip config get global.index-url 2>/dev/null || true); \
+	$(call install,$(VENV),requirements.lock)
+
+$(XLA)/.installed: requirements-xla.lock pyproject.toml | $(XLA)/bin/python
+	$(call install,$(XLA),requirements-xla.lock)
+
+# The packages of a lock ($2) and this one into an environment ($1).
+define install
+	@$1/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@index=$$($1/bin/python -m pip config get global.index-url 2>/dev/null || true); \
 	if [ -n "$$index" ] && [ -z "$$UV_DEFAULT_INDEX$$UV_INDEX_URL" ]; then export UV_DEFAULT_INDEX="$$index"; fi; \
-	echo "installing $$(grep -c '==' requirements.lock) packages (about 3 GB to download the first time)"; \
-	$(PY) -m uv pip install --quiet --python $(PY) -r requirements.lock && \
-	$(PY) -m uv pip install --quiet --python $(PY) --no-deps -e .
-	@touch $@
+	echo "installing $$(grep -c '==' $2) packages (about 3 GB to download the first time)"; \
+	$1/bin/python -m uv pip install --quiet --python $1/bin/python -r $2 && \
+	$1/bin/python -m uv pip install --quiet --python $1/bin/python --no-deps -e .
+	@touch $1/.installed
+endef
 
 quickstart: setup ## Train SPIRE and restore real photographs, with a picture and a table at the end
 	$(VENV)/bin/restore-lab train experiment=spire/quickstart
@@ -39,6 +50,9 @@ test: setup ## Run the unit and contract rings (no network)
 
 test-slow: setup ## Run the slow ring: the full product, trained behaviour
 	$(PY) -m pytest -m slow
+
+test-xla: $(XLA)/.installed ## Run the tests of trainer=tpu on XLA's CPU device, in an environment of their own
+	PJRT_DEVICE=CPU $(XLA)/bin/python -m pytest tests/xla
 
 lint: setup ## Check style and types
 	$(PY) -m ruff check .
@@ -53,13 +67,15 @@ bench: setup ## Measure the degradation's speed against BasicSR's
 	$(PY) benchmarks/degradation.py
 
 lock: setup ## Write requirements.lock anew from pyproject.toml
-	$(PY) -m uv pip compile pyproject.toml --extra iqa --extra systems --extra wandb --extra figures --extra dev \
-	  --extra quant --universal --python-version 3.11 --upgrade --no-header \
-	  --no-annotate --no-emit-index-url --quiet --output-file requirements.lock
+	$(COMPILE) --extra iqa --extra systems --extra wandb --extra figures --extra dev --extra quant \
+	  --output-file requirements.lock
+
+lock-xla: setup ## Write requirements-xla.lock, torch-xla with the torch that it wants
+	$(COMPILE) --extra tpu --extra dev --output-file requirements-xla.lock
 
 wheel: setup ## Build the wheel into dist/
 	$(PY) -m uv build --wheel --out-dir dist
 
-clean: ## Remove caches and built files; runs/ and .venv stay
+clean: ## Remove caches and built files; runs/ and the environments stay
 	rm -rf dist build .pytest_cache .ruff_cache
-	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+	find . -path './.venv*' -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""A callback that ends its own process as `kill -9` does; tests reach it with `trusted_packages=[tests]`."""
+"""Callbacks that end a run, as `kill -9` does or as Ctrl-C; tests reach them with `trusted_packages=[tests]`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,14 @@ class KillAt(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         if trainer.global_step == self.step:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class StopAt(KillAt):
+    """Ctrl-C after an optimiser step."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            raise KeyboardInterrupt
 
 
 class Notes(L.Callback):

@@ -21,6 +21,7 @@ RANKS = {
     "random": 0,
     "quiet": 0,
     "memory": 0,
+    "xla": 0,
     "build": 0,
     "artefacts": 0,
     "locks": 0,
@@ -50,7 +51,7 @@ HEAVY = frozenset(
     + ("skimage", "scipy", "pandas", "pyarrow", "numpy", "PIL", "matplotlib")
 )
 LIGHT = ("types.py", "random.py", "build.py", "artefacts.py", "named.py", "locks.py", "pairs.py", "shares.py")
-LIGHT += ("conf_dir.py", "grammar.py", "composing.py", "__init__.py", "cli/")
+LIGHT += ("conf_dir.py", "grammar.py", "composing.py", "xla.py", "__init__.py", "cli/")
 
 
 def name_of(path: Path) -> str:
@@ -151,6 +152,7 @@ def test_the_command_lines_start_imports_nothing_heavy(path: Path) -> None:
             "restore_lab.conf_dir",
             "restore_lab.grammar",
             "restore_lab.composing",
+            "restore_lab.xla",
         )
         assert [name for name in ours if not name.startswith(light)] == [], "a verb imports parts inside run()"
 

@@ -1,9 +1,10 @@
 """Random priors in diffusers format for tests: small, complete, built offline in a second.
 
 `toy_unet_folder(tmp_path, kind=...)` writes a folder that `load_backbone` reads like any real one. Kinds: "sd" (SD 1.5
-shape: heads of a fixed count, epsilon), "sd21" (linear projection, v prediction, zero terminal SNR), "sdxl" (two text
-encoders, text_time embedding, different transformer depths per block), "sd3" (joint blocks, flow matching, two text
-encoders with projection, no T5), "sd35" (its first blocks attend twice, queries and keys are normed).
+shape: heads of a fixed count, epsilon), "mini" (the same on two levels, for tests that compile it), "sd21" (linear
+projection, v prediction, zero terminal SNR), "sdxl" (two text encoders, text_time embedding, different transformer
+depths per block), "sd3" (joint blocks, flow matching, two text encoders with projection, no T5), "sd35" (its first
+blocks attend twice, queries and keys are normed).
 """
 
 from __future__ import annotations
@@ -46,6 +47,14 @@ UNET: dict[str, dict[str, Any]] = {
         "attention_head_dim": 4,
         "cross_attention_dim": TEXT_WIDTH,
     },
+    "mini": {
+        "block_out_channels": (8, 8),
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "attention_head_dim": 2,
+        "cross_attention_dim": TEXT_WIDTH,
+    },
     "sd21": {
         "block_out_channels": (16, 32),
         "layers_per_block": 2,
@@ -74,8 +83,16 @@ MMDIT: dict[str, dict[str, Any]] = {
     "sd3": {},
     "sd35": {"dual_attention_layers": (0, 1), "qk_norm": "rms_norm"},
 }
+VAE: dict[str, dict[str, Any]] = {
+    "mini": {
+        "block_out_channels": (8, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+    },
+}
 SCHEDULER: dict[str, dict[str, Any]] = {
     "sd": {"prediction_type": "epsilon"},
+    "mini": {"prediction_type": "epsilon"},
     "sd21": {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
     "sdxl": {"prediction_type": "epsilon", "timestep_spacing": "leading"},
 }
@@ -160,7 +177,7 @@ def toy_unet_folder(tmp_path: Path, kind: str = "sd", *, tiny_vae: bool = False,
         toy_mmdit(kind, seed=seed).save_pretrained(folder / "transformer")
     else:
         toy_unet(kind, seed=seed).save_pretrained(folder / "unet")
-    toy_vae(tiny=tiny_vae, seed=seed + 1).save_pretrained(folder / "vae")
+    toy_vae(tiny=tiny_vae, seed=seed + 1, **VAE.get(kind, {})).save_pretrained(folder / "vae")
     toy_text_model(projected=kind in MMDIT, second=False, seed=seed + 2).save_pretrained(folder / "text_encoder")
     toy_tokenizer().save_pretrained(folder / "tokenizer")
     if kind == "sdxl" or kind in MMDIT:

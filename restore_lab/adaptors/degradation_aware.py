@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from restore_lab.adaptors.zero_sft import group_norm
 from restore_lab.types import Hint
+from restore_lab.xla import doubled
 
 
 class ResBlock(nn.Module):
@@ -104,6 +105,13 @@ class ControlEncoder(nn.Module):
         return h
 
 
+class Doubling(nn.Upsample):
+    """torch's upsampling, but on XLA."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return doubled(input) if input.device.type == "xla" else super().forward(input)
+
+
 class ControlDecoder(nn.Module):
     """The mirror of the encoder's blocks, nearest-neighbour doubling between them, to an image in [0, 1] or near it."""
 
@@ -115,7 +123,7 @@ class ControlDecoder(nn.Module):
         for index, (inputs, outputs) in enumerate(itertools.pairwise(narrowing)):
             layers.append(ResBlock(inputs, outputs))
             if index >= len(widths) - halvings:
-                layers.append(nn.Upsample(scale_factor=2, mode="nearest"))
+                layers.append(Doubling(scale_factor=2, mode="nearest"))
         self.body = nn.Sequential(*layers, group_norm(widths[0]), nn.SiLU(), nn.Conv2d(widths[0], 3, 3, padding=1))
 
     def forward(self, features_BCHW: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from restore_lab.backbones import banded
 from restore_lab.backbones.disk_cache import DiskCache, content
+from restore_lab.xla import at_rest
 
 Generators = torch.Generator | Sequence[torch.Generator]
 
@@ -78,11 +79,12 @@ class Codec(nn.Module):
         disk = self.disk
         if disk is None:
             return self.encode(image_BCHW)
+        device = image_BCHW.device
         found = [
-            disk.of(["latent", content(image[0])], self.vae, lambda image=image: (self.encode(image),))[0]
-            for image in image_BCHW.split(1)
+            disk.of(["latent", content(image[0])], self.vae, lambda image=image: (self.encode(image.to(device)),))[0]
+            for image in at_rest(image_BCHW).split(1)
         ]
-        return torch.cat(found)
+        return torch.cat([at_rest(latent) for latent in found]).to(device)
 
     def _posterior(self, image_BCHW: Tensor, encoder: nn.Module | None) -> DiagonalGaussianDistribution:
         """The posterior of images in [0, 1] by the vae's encoder or another."""

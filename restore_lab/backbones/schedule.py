@@ -155,10 +155,10 @@ class Schedule(ABC):
         return self.target(x0_BCHW, noise_BCHW, t_B, prediction_type=prediction_type)
 
     def _alpha_sigma(self, t_B: Tensor | float, like_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma shaped to multiply `like_BCHW`, on its device."""
-        t_B = torch.as_tensor(t_B, device=like_BCHW.device)
-        shape = (-1,) + (1,) * (like_BCHW.dim() - 1)
-        return self.alpha(t_B).reshape(shape), self.sigma(t_B).reshape(shape)
+        """alpha and sigma shaped to multiply `like_BCHW`, on its device; looked up where t is."""
+        t_B = torch.as_tensor(t_B)
+        shape, device = (-1,) + (1,) * (like_BCHW.dim() - 1), like_BCHW.device
+        return self.alpha(t_B).reshape(shape).to(device), self.sigma(t_B).reshape(shape).to(device)
 
 
 class VariancePreserving(Schedule):

@@ -17,6 +17,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedT
 
 from restore_lab.backbones.disk_cache import DiskCache
 from restore_lab.backbones.lru import TensorLRU
+from restore_lab.xla import at_rest
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class TextEncoder(nn.Module):
         self.disk = disk
         self.said = False  # that a text was too long
         self.cache = TensorLRU(max_bytes=cache_bytes)
+        self.home = torch.device("cpu")  # where the encoders say what they say
 
     @torch.no_grad()
     def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
@@ -69,8 +71,8 @@ class TextEncoder(nn.Module):
             encoded = self._encode(texts)
             return encoded[0], encoded[1] if self.penultimate else None
         rows = {text: self._remembered(text) for text in dict.fromkeys(texts)}
-        tokens_BLD = torch.cat([rows[text][0] for text in texts])
-        pooled_BD = torch.cat([rows[text][1] for text in texts]) if self.penultimate else None
+        tokens_BLD = torch.cat([rows[text][0] for text in texts]).to(self.home)
+        pooled_BD = torch.cat([rows[text][1] for text in texts]).to(self.home) if self.penultimate else None
         return tokens_BLD, pooled_BD
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TextEncoder:
@@ -80,10 +82,13 @@ class TextEncoder(nn.Module):
 
     def _remembered(self, text: str) -> tuple[Tensor, ...]:
         found = self.cache.get(text)
-        if found is None and self.disk is not None and next(self.parameters(), None) is not None:
-            found = self.disk.of(["text", text, self._settings()], self, lambda: self._encode([text]))
         if found is None:
-            found = self._encode([text])
+            if self.disk is not None and next(self.parameters(), None) is not None:
+                found = self.disk.of(["text", text, self._settings()], self, lambda: self._encode([text]))
+            else:
+                found = self._encode([text])
+            self.home = found[0].device
+            found = tuple(at_rest(tensor) for tensor in found)
         self.cache.put(text, found)
         return found
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from restore_lab.backbones.base import extra_stream
 from restore_lab.types import Cond, Edit, Tap, identity
+from restore_lab.xla import doubled
 
 
 class EncoderModules(Protocol):
@@ -119,7 +120,7 @@ def decode(
             h_BCHW = _layer(block, i, resnet, joined, temb_BD, *ctx)
         for sampler in block.upsamplers or ():
             h_BCHW, carry = at(next(visit), h_BCHW, temb_BD, carry)
-            h_BCHW = sampler(h_BCHW, _upsample_size(h_BCHW, left))
+            h_BCHW = _upsampled(sampler, h_BCHW, _upsample_size(h_BCHW, left))
         h_BCHW, carry = at(next(visit), h_BCHW, temb_BD, carry)
     return h_BCHW, carry
 
@@ -142,6 +143,12 @@ def _middle(block: nn.Module, h_BCHW: Tensor, temb_BD: Tensor, ctx_BLD: Tensor, 
     if getattr(block, "has_cross_attention", False):
         return block(h_BCHW, temb_BD, encoder_hidden_states=ctx_BLD, cross_attention_kwargs=extra)
     return block(h_BCHW, temb_BD)
+
+
+def _upsampled(sampler: Any, h_BCHW: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """The upsampler, its doubling done by `doubled` on XLA."""
+    on_xla = h_BCHW.device.type == "xla" and size is None
+    return sampler.conv(doubled(h_BCHW)) if on_xla else sampler(h_BCHW, size)
 
 
 def _upsample_size(h_BCHW: Tensor, left: Sequence[Tensor]) -> tuple[int, int] | None:

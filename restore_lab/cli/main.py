@@ -23,7 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from restore_lab import build, composing, pairs
+from restore_lab import build, composing, pairs, xla
 from restore_lab.cli import front
 from restore_lab.conf_dir import conf_dir
 
@@ -67,6 +67,7 @@ def launch(*, verb: str, module: ModuleType, words: Sequence[str], conf: Path) -
     from restore_lab.cli import errors
 
     with errors.one_line():
+        xla.check_versions()
         typed = front.parse(
             words,
             positional=getattr(module, "POSITIONAL", ()),

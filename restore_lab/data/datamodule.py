@@ -2,8 +2,9 @@
 
 Training is an endless stream that starts where the trainer's step says, so a resumed run reads on as an unbroken one
 would. The degradation runs on whole batches after their transfer, hence on the GPU where there is one, and only where
-the LQ is absent. Bad files are named once, in one line, by the main process, and counted at the end. In prediction
-nothing is degraded: an image without LQ is taken for the LQ itself.
+the LQ is absent; for an XLA device, which would compile every drawn recipe anew, the workers degrade. Bad files are
+named once, in one line, by the main process, and counted at the end. In prediction nothing is degraded: an image
+without LQ is taken for the LQ itself.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal, Protocol
 
 import torch
@@ -38,6 +40,15 @@ class Degradation(Protocol):
     """HQ (BCHW in [0, 1]) and one seed an image to LQ of the same size and the recipes that made it."""
 
     def __call__(self, hq_BCHW: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Sequence[Recipe]]: ...
+
+
+def degraded(batch: Batch, degradation: Degradation) -> Batch:
+    """The batch with its LQ and recipes; one without HQ, or with an LQ, comes back as it is."""
+    if batch.lq_BCHW is not None or batch.hq_BCHW is None:
+        return batch
+    with torch.no_grad():
+        lq_BCHW, recipes = degradation(batch.hq_BCHW, batch.seed)
+    return replace(batch, lq_BCHW=lq_BCHW, recipe=tuple(recipes))
 
 
 class BadFiles:
@@ -210,11 +221,7 @@ class RestorationDataModule(LightningDataModule):
         if stage == "predict":
             return replace(batch, hq_BCHW=None, lq_BCHW=batch.hq_BCHW)
         degradation = self._degradation if stage == "train" else self._eval_degradation
-        if degradation is None:
-            return batch
-        with torch.no_grad():
-            lq_BCHW, recipes = degradation(batch.hq_BCHW, batch.seed)
-        return replace(batch, lq_BCHW=lq_BCHW, recipe=tuple(recipes))
+        return batch if degradation is None else degraded(batch, degradation)
 
     def _stream(self, stage: Stage) -> Stream:
         source = self._sources[stage]
@@ -222,10 +229,23 @@ class RestorationDataModule(LightningDataModule):
             raise ValueError(f"no source of {stage} pictures; give the data module one as {stage}")
         training = stage == "train"
         dataset = RestorationDataset(
-            source, crop=self._crops[training], flip=self._flip, seed=self._seed, training=training
+            source,
+            crop=self._crops[training],
+            flip=self._flip,
+            seed=self._seed,
+            training=training,
+            finish=self._early(stage),
         )
         make = self._train_sampler if training else self._eval_sampler
         return Stream(dataset, sampler=lambda: make(source), workers=self._workers, bad=self.bad)
+
+    def _early(self, stage: Stage) -> Callable[[Batch], Batch] | None:
+        """What the workers do to a batch: degrade it where an XLA device waits for it."""
+        degradation = self._degradation if stage == "train" else self._eval_degradation
+        if self.trainer is None or stage == "predict" or degradation is None:
+            return None
+        on_xla = self.trainer.strategy.root_device.type == "xla"
+        return partial(degraded, degradation=degradation) if on_xla else None
 
     def _train_sampler(self, source: Source) -> PositionSampler:
         trainer = self.trainer

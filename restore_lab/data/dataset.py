@@ -8,7 +8,7 @@ travels with the loaded batch to the main process, which names it once. Shapes: 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -88,7 +88,16 @@ class Window:
 class RestorationDataset(Dataset[Sample]):
     """Samples of one source by position (epoch, index)."""
 
-    def __init__(self, source: Source, *, crop: int | None, flip: bool, seed: int, training: bool = True) -> None:
+    def __init__(
+        self,
+        source: Source,
+        *,
+        crop: int | None,
+        flip: bool,
+        seed: int,
+        training: bool = True,
+        finish: Callable[[Batch], Batch] | None = None,
+    ) -> None:
         """Wrap a source.
 
         Args:
@@ -98,8 +107,9 @@ class RestorationDataset(Dataset[Sample]):
             flip: whether half of the training samples are mirrored left to right.
             seed: of the run.
             training: random crops and replaced bad files, or central crops and bad files left out.
+            finish: done to each batch by the process that reads it; None for nothing.
         """
-        self._source = source
+        self._source, self._finish = source, finish
         self._crop = crop
         self._flip = flip
         self._seed = seed
@@ -137,7 +147,8 @@ class RestorationDataset(Dataset[Sample]):
                     if self._training:
                         raise
                     bad.append(str(error))
-            return Loaded(batch=collate(samples) if samples else None, bad=tuple(bad))
+            batch = collate(samples) if samples else None
+            return Loaded(batch=batch if batch is None or self._finish is None else self._finish(batch), bad=tuple(bad))
         except ValueError as error:
             return Loaded(batch=None, bad=tuple(bad), error=str(error))
 

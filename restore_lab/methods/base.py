@@ -196,8 +196,8 @@ class RestorationModule(Staged, OwnWeights):
         if not self.adaptor.reference:
             return hint, None
         found_BCHW = self.reference(self, z_BCHW, t_B, cond, hint, seeds=seeds, tiles=tiles)
-        blend = blend if not isinstance(blend, Tensor) else blend.to(found_BCHW)[:, None, None, None]
-        blended_BCHW = found_BCHW + blend * (hint.lq_latent_BCHW - found_BCHW)
+        blend_B = blend if isinstance(blend, Tensor) else torch.full((len(found_BCHW),), float(blend))
+        blended_BCHW = found_BCHW + blend_B.to(found_BCHW)[:, None, None, None] * (hint.lq_latent_BCHW - found_BCHW)
         return replace(hint, reference_BCHW=blended_BCHW), found_BCHW
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

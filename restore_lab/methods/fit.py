@@ -24,6 +24,7 @@ from restore_lab.hashes import HASHES, hashes
 from restore_lab.locks import locked
 from restore_lab.shares import starting_ranks, tied
 from restore_lab.tracking import tracked
+from restore_lab.xla import check_trainer
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -166,6 +167,7 @@ def _train(cfg: DictConfig, node: Mapping[str, Any], folder: Path, logger: Logge
     from restore_lab.methods.shown import page_callbacks
     from restore_lab.methods.weights import weights_file
 
+    check_trainer({**cfg.trainer, **node["trainer"]})
     folder.mkdir(parents=True, exist_ok=True)
     # Deterministic mode would otherwise also write NaN into every fresh tensor, a debugging aid that costs time.
     torch.utils.deterministic.fill_uninitialized_memory = False

@@ -30,10 +30,14 @@ class StepBar(L.Callback):
         )
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: TrainingModule, *args: Any) -> None:
-        if trainer.global_step > self.bar.n:
-            values = {name.removeprefix("train/"): f"{float(v):.3g}" for name, v in trainer.callback_metrics.items()}
-            self.bar.set_postfix(values, refresh=False)
-            self.bar.update(trainer.global_step - self.bar.n)
+        if trainer.global_step > self.bar.n and self.bar.update(trainer.global_step - self.bar.n):
+            self._say(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
+        self._say(trainer)
         self.bar.close()
+
+    def _say(self, trainer: L.Trainer) -> None:
+        """What was logged, for the next time that the bar is drawn: to read it is to wait for the device."""
+        values = {name.removeprefix("train/"): f"{float(v):.3g}" for name, v in trainer.callback_metrics.items()}
+        self.bar.set_postfix(values, refresh=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from torchvision.transforms.v2 import functional as V
 
 from restore_lab.artefacts import place_of
 from restore_lab.quiet import quiet
+
+CUBIC: dict[str, Any] = {"interpolation": V.InterpolationMode.BICUBIC, "antialias": True}
 
 
 class ClipVision(nn.Module):
@@ -123,8 +126,22 @@ class DinoVision(nn.Module):
 
 def framed(image_BCHW: Tensor, *, short: int, crop: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """The middle square of `crop` pixels of images whose short side is brought to `short`, normalised."""
-    resized = V.resize(image_BCHW, [short], interpolation=V.InterpolationMode.BICUBIC, antialias=True)
+    if image_BCHW.device.type == "xla":  # XLA has no such resize, and would leave it to the host
+        rows, columns = resizing(*image_BCHW.shape[-2:], short=short)
+        resized = rows.to(image_BCHW) @ image_BCHW @ columns.to(image_BCHW)
+    else:
+        resized = V.resize(image_BCHW, [short], **CUBIC)
     return V.normalize(V.center_crop(resized, [crop, crop]), list(mean), list(std))
+
+
+@cache
+def resizing(height: int, width: int, *, short: int) -> tuple[Tensor, Tensor]:
+    """The resize as two matrices, (H', H) and (W, W'), since it is linear and takes rows and columns apart."""
+    sides = V.resize(torch.zeros(1, height, width), [short], **CUBIC).shape[-2:]
+    rows, columns = (
+        V.resize(torch.eye(n)[None], [m, n], **CUBIC)[0] for n, m in zip((height, width), sides, strict=True)
+    )
+    return rows, columns.T
 
 
 def described(path: str) -> dict[str, Any]:

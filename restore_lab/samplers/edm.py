@@ -22,6 +22,7 @@ from restore_lab.backbones.schedule import ALPHA_FLOOR, VariancePreserving
 from restore_lab.random import noise_like
 from restore_lab.samplers.level import Level, levels
 from restore_lab.samplers.loop import Predict, Sampler
+from restore_lab.xla import cut
 
 if TYPE_CHECKING:
     from restore_lab.backbones.schedule import Schedule
@@ -92,10 +93,11 @@ class EdmSampler(Sampler):
         """D(x, sigma), the model asked at the timestep whose sigma is nearest, and the adaptor's preview."""
         t = schedule.time_of(sigma)
         z_BCHW = x_BCHW * _alpha(schedule, t)
-        t_B = torch.full((len(x_BCHW),), t, device=x_BCHW.device)
-        if isinstance(schedule, VariancePreserving):
-            t_B = t_B.long()
+        t_B = torch.full((len(x_BCHW),), t)
+        t_B = (t_B.long() if isinstance(schedule, VariancePreserving) else t_B).to(x_BCHW.device)
+        cut(z_BCHW)  # as in loop.py
         said = predict(z_BCHW, t_B, level, steer)
+        cut(said.out_BCHW)
         return schedule.to_x0(said.out_BCHW, z_BCHW, t_B), said.preview_BCHW
 
 

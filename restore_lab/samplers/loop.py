@@ -22,6 +22,7 @@ from restore_lab.backbones.schedule import FlowMatching
 from restore_lab.random import generator
 from restore_lab.samplers.fidelity import Prediction, Steer
 from restore_lab.samplers.level import Level, levels
+from restore_lab.xla import cut
 
 if TYPE_CHECKING:
     from restore_lab.backbones.schedule import Schedule
@@ -104,7 +105,7 @@ class SchedulerSampler(Sampler):
         self, predict: Predict, lq_latent_BCHW: Tensor, *, centre_BCHW: Tensor, seeds: Sequence[int], schedule: Schedule
     ) -> Tensor:
         scheduler = self.scheduler(schedule)
-        scheduler.set_timesteps(self.steps, device=lq_latent_BCHW.device)
+        scheduler.set_timesteps(self.steps)  # times and coefficients stay on the host, which then never waits for them
         first = len(scheduler.timesteps) - max(1, round(self.start * len(scheduler.timesteps)))
         if first and hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(first)
@@ -118,9 +119,10 @@ class SchedulerSampler(Sampler):
             list(zip(steps, times, [*times[1:], None], levels(schedule, times), strict=True))
         ):
             model_in = scheduler.scale_model_input(z_BCHW, t) if hasattr(scheduler, "scale_model_input") else z_BCHW
-            said = predict(
-                model_in, time.expand(len(z_BCHW)), level, self.fidelity.before_model(level=level, state=state)
-            )
+            t_B = time.expand(len(z_BCHW)).to(z_BCHW.device)
+            cut(model_in)  # a program of the model alone serves all steps, whatever the solver does between
+            said = predict(model_in, t_B, level, self.fidelity.before_model(level=level, state=state))
+            cut(said.out_BCHW)
             out_BCHW, state = self._edited(
                 said,
                 model_in,
@@ -175,7 +177,7 @@ class SchedulerSampler(Sampler):
 def _times(scheduler: Any, schedule: Schedule) -> Tensor:
     """The times that the steps stand at, as the prior counts them: some schedulers round a flow's."""
     if isinstance(schedule, FlowMatching):
-        return scheduler.sigmas[:-1].to(scheduler.timesteps.device) * schedule.num_train_timesteps
+        return scheduler.sigmas[:-1] * schedule.num_train_timesteps
     return scheduler.timesteps
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from restore_lab.memory import let_go, out_of_memory
 from restore_lab.samplers.guidance import Branch
 from restore_lab.types import Cond, Hint
+from restore_lab.xla import cut
 
 if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
@@ -140,6 +141,7 @@ class Tiles:
             said = self._asked(ask, Part(self, chosen, len(z_BCHW)))
             if said is None:
                 continue
+            cut(said)
             if total_BCHW is None:
                 total_BCHW = said.new_zeros(len(z_BCHW), said.shape[1], *z_BCHW.shape[-2:])
             for number, tile_BCHW in zip(chosen, said.split(len(z_BCHW)), strict=True):
@@ -181,7 +183,9 @@ class Part:
         """The windows' pieces of a map of the latent's size, or of `scale` times that."""
         height, width = (scale * length for length in self.tiles.tile)
         places = [(scale * top, scale * left) for top, left in (self.tiles.windows[n] for n in self.chosen)]
-        return torch.cat([map_BCHW[..., top : top + height, left : left + width] for top, left in places])
+        cropped_BCHW = torch.cat([map_BCHW[..., top : top + height, left : left + width] for top, left in places])
+        cut(cropped_BCHW)  # the model's program does not know where its tiles stand
+        return cropped_BCHW
 
     def each(self, value: Any) -> Any:
         """A tensor with a row an image as one with a row a tile; one that has these, cut; a number as it is."""

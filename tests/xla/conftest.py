@@ -1,0 +1,12 @@
+"""These tests want torch-xla, which wants a torch of its own: `make test-xla`. Elsewhere they are not collected."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+collect_ignore_glob = [] if find_spec("torch_xla") else ["test_*.py"]
+
+os.environ.setdefault("PJRT_DEVICE", "CPU")
+# Toy programs run in no time however they are compiled; compiling them is what takes long.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
