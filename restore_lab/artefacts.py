@@ -29,6 +29,7 @@ PACKAGE = Path(__file__).resolve().parent
 IGNORED = frozenset(
     ("logger", "hydra", "output", "output_dir", "output_folder", "run_dir", "runs_dir", "save_dir")
     + ("cache", "cache_dir", "cache_latents", "cache_gigabytes")
+    + ("fused",)  # the optimiser's kernel
     + ("device", "devices", "accelerator", "workers", "num_workers", "progress", "format", "trusted_packages")
 )
 PATH_KEYS = frozenset(

@@ -169,7 +169,7 @@ class Hint:
 
     `reference_BCHW` is a clean latent that changes from step to step; from `visual_BND`, `visual_null_BND` (what an
     image encoder sees in the LQ and in a black image), `empty` (the condition of no words) and `hq_latent_BCHW`
-    references are made.
+    references are made. `features_BCHW` is what the adaptor's hint network makes of all this, where it was asked ahead.
     """
 
     lq_BCHW: Tensor
@@ -181,6 +181,7 @@ class Hint:
     visual_null_BND: Tensor | None = None
     empty: Cond | None = None
     hq_latent_BCHW: Tensor | None = None
+    features_BCHW: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

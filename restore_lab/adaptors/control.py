@@ -8,6 +8,7 @@ beside it, in the prior itself. No channel count is typed: all come from the bac
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -51,6 +52,10 @@ class Beside(nn.Module):
         self.lora = None
         if lora is not None:
             self.lora = lora(backbone) if self.stream is None else lora(backbone, others=self.stream.lora_hosts())
+
+    def seen(self, hint: Hint) -> Hint:
+        """The hint with what no step changes worked out ahead; here nothing is."""
+        return hint
 
     def control(self, z_BCHW: Tensor, t_B: Tensor, hint: Hint, cond: Cond) -> Any:
         """What `fuse` starts with; nothing for an adaptor that lives in the prior alone."""
@@ -135,6 +140,10 @@ class ControlAdaptor(Beside):
         self.fusion = fusion(backbone, controls=self.trunk.controls)
         self.put_beside(backbone, stream=stream, lora=lora, visual=visual)
 
+    def seen(self, hint: Hint) -> Hint:
+        """The hint with the hint network's features."""
+        return hint if self.hint is None else replace(hint, features_BCHW=self.hint(hint))
+
     def control(self, z_BCHW: Tensor, t_B: Tensor, hint: Hint, cond: Cond) -> dict[str, Tensor]:
         """The trunk's features by tap name.
 
@@ -149,7 +158,10 @@ class ControlAdaptor(Beside):
         if tokens is None:
             raise ValueError("this adaptor reads an instruction, and the hint has none; fill prompt/instruction")
         read = Cond(tokens_BLD=tokens, pooled_BD=cond.pooled_BD, size_BD=cond.size_BD)
-        features = [] if self.hint is None else [self.hint(hint).to(z_BCHW.dtype)]
+        features: list[Tensor] = []
+        if self.hint is not None:
+            seen_BCHW = self.hint(hint) if hint.features_BCHW is None else hint.features_BCHW
+            features.append(seen_BCHW.to(z_BCHW.dtype))
         if self.lq_latent:
             if hint.lq_latent_BCHW is None:
                 raise ValueError("this adaptor reads the LQ's latent (adaptor.lq_latent), and the hint has none")

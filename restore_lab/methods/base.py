@@ -18,8 +18,9 @@ from torch import Tensor
 from restore_lab.adaptors.decoder import CodecDecoder
 from restore_lab.adaptors.lq_encoder import CodecEncoder
 from restore_lab.backbones.loading import DTYPES
+from restore_lab.methods.branches import predictions
 from restore_lab.methods.memory import Staged
-from restore_lab.methods.parts import OwnWeights, mixed, pad_to_multiple, partway
+from restore_lab.methods.parts import OwnWeights, pad_to_multiple
 from restore_lab.methods.references import Reference
 from restore_lab.methods.restoring import restored
 from restore_lab.methods.training import Optimisation
@@ -60,7 +61,12 @@ class RestorationModule(Staged, OwnWeights):
         reference: what an adaptor with a reference is shown beside the LQ; null for the LQ itself.
         frozen: parts of the adaptor that are not trained here, though they are the method's ("stream", "lora").
         lq_targets: makes some LQs their own target in training (DRA); null for none.
+
+    Attributes:
+        batched: whether the guidance branches of a step go through the model in one call.
     """
+
+    batched = True
 
     def __init__(
         self,
@@ -158,22 +164,13 @@ class RestorationModule(Staged, OwnWeights):
             strength: how far the adaptor's edits go, a number or one an image: 0 is the plain prior, 1 the edits as
                 they are.
         """
-        total, controls, hint = None, None, None
-        known = strength if isinstance(strength, float | int) else None
-        at = self.adaptor.fuse if known == 1.0 else partway(self.adaptor.fuse, strength)
-        with mixed(self.backbone):
-            for branch in branches:
-                if known == 0.0:  # no trunk to run, and perhaps no reference for it
-                    out = self.backbone(z_BCHW, t_B, branch.cond)
-                else:
-                    if controls is None or self.adaptor.text == "semantic" or branch.hint is not hint:
-                        hint = branch.hint
-                        controls = self.adaptor.control(z_BCHW, t_B, hint, branch.cond)
-                    out = self.backbone(z_BCHW, t_B, branch.cond, at=at, carry=controls)
-                total = branch.weight * out if total is None else total + branch.weight * out
-        if total is None:
+        if not branches:
             raise ValueError("guidance gave no branches")
-        return total
+        found = predictions(self, z_BCHW, t_B, branches, strength=strength)
+        total_BCHW = branches[0].weight * found[0]
+        for branch, out_BCHW in zip(branches[1:], found[1:], strict=True):
+            total_BCHW = total_BCHW + branch.weight * out_BCHW
+        return total_BCHW
 
     def referred(
         self,

@@ -160,6 +160,7 @@ def _train(cfg: DictConfig, node: Mapping[str, Any], folder: Path, logger: Logge
     module, data = build(node["module"]), build(node["datamodule"])
     if node.get("weights"):
         module.load_weights(weights_file(node["weights"]), partial=node["partial"])
+    module = build(cfg.speed).settle(module)
     ema = EMA(decay=node["ema"]) if node.get("ema") else None
     checkpoint = L.pytorch.callbacks.ModelCheckpoint(
         dirpath=folder / STATE, filename="{step}", every_n_train_steps=cfg.checkpoint_every, save_top_k=1

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from restore_lab.methods.branches import predictions
 from restore_lab.methods.references import preview
 from restore_lab.methods.training import Optimisation, TrainingModule
+from restore_lab.samplers.guidance import Branch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -115,7 +117,8 @@ class PreviewerTraining(PartTraining):
 
         def teacher(z_BCHW: Tensor, s_B: Tensor, w_B: Tensor) -> Tensor:
             """cond + w (cond - null): LCM's form, in which w = 0 is no guidance."""
-            said, plain = (method.backbone(z_BCHW, s_B, c) for c in (cond, null))
+            branches = [Branch(weight=1.0, cond=c, hint=hint) for c in (cond, null)]
+            said, plain = predictions(method, z_BCHW, s_B, branches, strength=0.0)
             return said + w_B.to(said.dtype)[:, None, None, None] * (said - plain)
 
         loss = self.objective(

@@ -49,7 +49,8 @@ class Memory:
             device: where it runs.
 
         Raises:
-            ValueError: if the library behind `weights` is not installed.
+            ValueError: if the library behind `weights` is not installed, or blocks whose weights would come and go are
+                compiled.
         """
         if self.weights is not None:
             quantise(module, self.weights)
@@ -57,6 +58,8 @@ class Memory:
             return module.to(device)
         module.stages = Stages(module, torch.device(device), move=self.place == "staged")
         if self.place == "offload":
+            if any("forward" in vars(part) for part in module.modules()):
+                raise ValueError("memory.place=offload moves weights under compiled blocks; set compile=false")
             from accelerate import cpu_offload
 
             # A method's own state dict is what it learned; here all of its weights are meant.

@@ -147,8 +147,8 @@ def pad_to_multiple(image_BCHW: Tensor, multiple: int) -> Tensor:
 
 
 def mixed(backbone: Backbone) -> AbstractContextManager[Any]:
-    """Autocast to the type of a prior in float16 or bfloat16, where a float32 adaptor meets it; nothing for float32."""
+    """Autocast to the type of a prior in float16 or bfloat16, where a float32 adaptor meets it; nothing for others."""
     weight = next(backbone.denoiser.parameters())
-    if weight.dtype == torch.float32 or weight.is_meta:
+    if weight.dtype.itemsize >= torch.float32.itemsize or weight.is_meta:
         return nullcontext()
     return torch.autocast(weight.device.type, dtype=weight.dtype)

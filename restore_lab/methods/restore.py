@@ -98,7 +98,8 @@ def load(cfg: DictConfig) -> RestorationModule:
     module: RestorationModule = build(cfg.module)
     if cfg.weights is not None:
         module.load_weights(weights_file(cfg.weights))
-    return build(cfg.memory).settle(module.eval(), device(cfg.device))
+    module = build(cfg.speed).settle(module.eval())
+    return build(cfg.memory).settle(module, device(cfg.device))
 
 
 def _enlarged(picture: Picture, cfg: DictConfig) -> np.ndarray:

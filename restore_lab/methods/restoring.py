@@ -11,7 +11,7 @@ from torch import Tensor
 
 from restore_lab.adaptors.lq_encoder import CodecEncoder
 from restore_lab.memory import let_go, out_of_memory
-from restore_lab.methods.parts import pad_to_multiple
+from restore_lab.methods.parts import mixed, pad_to_multiple
 from restore_lab.samplers.colour import recolours
 from restore_lab.samplers.tiling import Part, TilesTooLarge
 from restore_lab.types import Batch, Cond, Hint
@@ -61,6 +61,9 @@ def _restored(module: RestorationModule, batch: Batch) -> Tensor:
         preview_BCHW = codec.decode(lq_latent_BCHW)
     centre_BCHW = codec.encode(preview_BCHW) if sampler.fidelity.recode else lq_latent_BCHW
     module.stage("prior")
+    if tiles is None:  # a tile's features are not a crop of the image's
+        with mixed(module.backbone):
+            hint = module.adaptor.seen(hint)
     latent_BCHW = sampler(
         guided, lq_latent_BCHW, centre_BCHW=centre_BCHW, seeds=batch.seed, schedule=module.backbone.schedule
     )

@@ -77,6 +77,7 @@ def shard(module: TrainingModule, mesh: DeviceMesh) -> None:
     """
     if not module.automatic_optimization:
         raise ValueError(f"{type(module).__name__} steps its optimisers itself, which trainer=fsdp does not; use ddp")
+    module.to(memory_format=torch.contiguous_format)  # FSDP2 takes no other; pyright: ignore[reportCallIssue]
     for unit in [part for part in module.modules() if type(part).__name__ in UNITS]:
         fully_shard(unit, mesh=mesh, reshard_after_forward=True)
     text = {p for name, p in module.named_parameters() if ".text." in f".{name}"}

@@ -9,21 +9,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning as L
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from torch import Tensor
 
+FUSED = ("cpu", "cuda")  # where torch has the fused kernel, and it was tried
+
 
 @dataclass(frozen=True, kw_only=True)
 class Optimisation:
-    """AdamW and its schedule: linear warm-up, then constant or a cosine down to zero at the trainer's max_steps."""
+    """AdamW and its schedule: linear warm-up, then constant or a cosine down to zero at the trainer's max_steps.
+
+    `fused` runs the update as one kernel: "auto" where torch has it.
+    """
 
     lr: float
     betas: tuple[float, float] = (0.9, 0.999)
@@ -31,6 +37,7 @@ class Optimisation:
     eps: float = 1e-8
     warmup_steps: int = 0
     decay: str = "constant"
+    fused: bool | Literal["auto"] = "auto"
 
     def factor(self, step: int, total: int) -> float:
         """The learning rate of a step as a fraction of `lr`.
@@ -110,7 +117,12 @@ class TrainingModule(L.LightningModule):
         """AdamW over the trainable parameters, with the schedule of `optimisation`."""
         o = self.optimisation
         settings: dict[str, Any] = {"betas": tuple(o.betas), "weight_decay": o.weight_decay, "eps": o.eps}
+        settings["fused"] = fused(o.fused, self.trainable().values())
         optimiser = torch.optim.AdamW(self.groups(), lr=o.lr, **settings)
+        # Gradients are unscaled before they are clipped, as with any optimiser; this flag would leave it to the kernel.
+        optimiser._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
+        optimiser.register_load_state_dict_pre_hook(_own_kernel)
+        optimiser.register_load_state_dict_post_hook(_laid_out)
         total = self.trainer.max_steps
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: o.factor(step, total))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -118,3 +130,30 @@ class TrainingModule(L.LightningModule):
     def export(self, folder: Path) -> None:
         """Write the finished artefact (weights and whatever is needed to load them) into an existing folder."""
         raise TypeError(f"{type(self).__name__} does not say how its result is written; override export()")
+
+
+def fused(choice: bool | str, parameters: Iterable[Tensor]) -> bool | None:
+    """Whether AdamW runs as one kernel; None, which is torch's own choice among the others, where it cannot.
+
+    Raises:
+        ValueError: for a choice that is not known.
+    """
+    if choice not in (True, False, "auto"):
+        raise ValueError(f"optimisation.fused={choice!r} is not known; one of auto, true, false")
+    if choice != "auto":
+        return bool(choice)
+    return all(p.device.type in FUSED and p.is_floating_point() for p in parameters) or None
+
+
+def _own_kernel(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint says with which kernel it was made; the run that goes on has its own."""
+    pairs = zip(state["param_groups"], optimiser.param_groups, strict=True)
+    return {**state, "param_groups": [{**group, **{k: own[k] for k in ("fused", "foreach")}} for group, own in pairs]}
+
+
+def _laid_out(optimiser: torch.optim.Optimizer) -> None:
+    """What was loaded in the memory order of its parameter: the fused kernel reads both as they lie, without a word."""
+    for p, kept in optimiser.state.items():
+        for name, value in kept.items():
+            if isinstance(value, torch.Tensor) and value.shape == p.shape and value.stride() != p.stride():
+                kept[name] = torch.empty_like(p, dtype=value.dtype).copy_(value)

@@ -118,20 +118,20 @@ def test_branches_and_their_weights() -> None:
 def test_without_words_guidance_costs_nothing() -> None:
     module, batch = toy_spire(scale=3.0), toy_batch(2)
     shake(module.adaptor, size=0.05)
-    passes = []
-    module.backbone.unet.conv_out.register_forward_hook(lambda *args: passes.append(1))
+    rows = []
+    module.backbone.unet.conv_out.register_forward_hook(lambda *args: rows.append(len(args[2])))
     described = module.restore(batch)
-    assert len(passes) == 2 * module.sampler.steps
+    assert rows == [2 * len(batch)] * module.sampler.steps
     module.prompts.semantic = NoWords()
-    passes.clear()
+    rows.clear()
     wordless = module.restore(batch)
-    assert len(passes) == module.sampler.steps
+    assert rows == [len(batch)] * module.sampler.steps
     assert not torch.equal(described, wordless)
 
 
 @pytest.mark.parametrize("text", ["instruction", "semantic"])
 def test_guidance_is_null_plus_w_times_the_difference(text) -> None:
-    """A trunk that reads the instruction runs once for both halves, one that reads the caption once for each."""
+    """A trunk that reads the instruction runs for one half, one that reads the caption for both at once."""
     module = toy_spire(adaptor=toy_adaptor(text=text))
     shake(module.adaptor, size=0.05)
     z, t = latents(2), torch.tensor([500, 20])
@@ -139,12 +139,12 @@ def test_guidance_is_null_plus_w_times_the_difference(text) -> None:
     tokens = 3 * torch.randn(3, 2, TEXT_LENGTH, TEXT_WIDTH, generator=draw)
     hint = Hint(lq_BCHW=toy_batch(size=(32, 32)).lq_BCHW, instruction_BLD=tokens[0])
     cond, null = Cond(tokens_BLD=tokens[1]), Cond(tokens_BLD=tokens[2])
-    runs = []
-    module.adaptor.trunk.register_forward_hook(lambda *args: runs.append(1))
+    rows = []
+    module.adaptor.trunk.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
     with torch.no_grad():
         branches = ClassifierFree(scale=4.0).branches(cond=cond, null=null, hint=hint, level=TOP)
         guided = module.predict(z, t, branches)
-        assert len(runs) == (1 if text == "instruction" else 2)
+        assert rows == [2 if text == "instruction" else 4]
         with_cond, without = (
             module.backbone(z, t, c, at=module.adaptor.fuse, carry=module.adaptor.control(z, t, hint, c))
             for c in (cond, null)

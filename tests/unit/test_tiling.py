@@ -159,7 +159,8 @@ def test_out_of_memory_halves_the_batch_then_the_tile_says_so_and_goes_on(module
     assert "out of memory: 1 tiles at once" in caplog.text
     assert "tiles of 32 pixels in the place of 64" in caplog.text
     assert module.sampler.tiling.tile == 32 and module.sampler.tiling.batch == 1
-    assert [shape[0] for shape in asked[:2]] == [2, 1]
+    assert "guidance branches one after another" in caplog.text
+    assert [shape[0] for shape in asked[:3]] == [4, 2, 1]
     caplog.clear()
     module.restore(batch)  # the next image starts where this one ended
     assert "out of memory" not in caplog.text
