@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -77,7 +77,8 @@ class Plan:
 
     def config(self, size: str, *more: str) -> Any:
         """The config of our side; `more` is said last."""
-        types = () if self.toy else ("backbone.dtype=bfloat16", "backbone.codec_dtype=bfloat16", "precision=bf16-mixed")
+        word, precision = ("float32", "32-true") if self.toy else ("bfloat16", "bf16-mixed")
+        types = (f"backbone.dtype={word}", f"++backbone.codec_dtype={word}", f"precision={precision}")
         said = (*types, f"sampler.steps={self.steps}", "prompt/dropout=none")
         return config(size, *said, *(("compile=true",) if self.compiled else ()), *self.words, *more, toy=self.toy)
 
@@ -92,80 +93,81 @@ def compared(size: str, plan: Plan) -> dict[str, Any]:
     Raises:
         Disagreement: if they do not.
     """
-    cfg = plan.config(size)
-    module = method(cfg, device=plan.device)
-    sides = Diffusers(module, dtype=plan.dtype), Diffusers(module)  # copies, before anything is settled or trained
-    counted = {"guided ": step_flops(module, plan, scale=GUIDANCE), "": step_flops(module, plan, scale=1.0)}
-    settle(module, cfg)
     found: dict[str, Any] = {"agreement": {}, "rows": {}}
-    for prefix, scale in (("", 1.0), ("guided ", GUIDANCE)):
-        restoring(module, sides[0], plan, found, prefix=prefix, scale=scale, flops_=counted[prefix])
-    training(module, sides[1], cfg, plan, found)
+    restorings(size, plan, found)
+    trainings(size, plan, found)
     return found
 
 
-def restoring(
-    module: RestorationModule,
-    side: Diffusers,
-    plan: Plan,
-    found: dict[str, Any],
-    *,
-    prefix: str,
-    scale: float,
-    flops_: int,
-) -> None:
-    """Sampling steps and whole restorations."""
-    batch = plan.data(batch=plan.restored, count=1)[0]
-    how: dict[str, Any] = {"scale": scale, "steps": plan.steps, "device": plan.device}
-    module.sampler.guidance.scale = scale
-    ours, theirs = our_restoring(module, batch, device=plan.device), their_restoring(side, batch, **how)
-    free = their_restoring(side, batch, control=0.0, **how)
-    found["agreement"][f"{prefix}latents"] = same_latents(ours, theirs, free, plan)
-    parts = {"ours": our_parts(module), "diffusers": (side.denoiser, side.vae, side.controlnet)}
-    makes = {name: run_peak(run, plan, compiled=plan.compiled) for name, run in (("ours", ours), ("diffusers", theirs))}
-    if plan.compiled:
-        side.compile()
-        theirs = their_restoring(side, batch, **how)
-    taken = alternate({"ours": ours, "diffusers": theirs}, turns=plan.turns, warmup=plan.warmup)
-    found["rows"][f"{prefix}sampling step"] = row(taken["sampling step"], flops_=flops_)
-    bytes_ = {name: None if makes[name] is None else held(parts[name]) + makes[name] for name in makes}
-    found["rows"][f"{prefix}restoration"] = row(taken["restoration"], bytes_=bytes_)
+def restorings(size: str, plan: Plan, found: dict[str, Any]) -> None:
+    """Sampling steps and whole restorations, plain and guided."""
+    cfg = plan.config(size)
+    module = method(cfg, device=plan.device)
+    side, batch = Diffusers(module, dtype=plan.dtype), plan.data(batch=plan.restored, count=1)[0]
+    scales = {"": 1.0, "guided ": GUIDANCE}
+    counted = {prefix: step_flops(module, batch, scale=scale) for prefix, scale in scales.items()}
+    module.sampler.steps = plan.steps
+    settle(module, cfg)
+    for prefix, scale in scales.items():
+        how: dict[str, Any] = {"scale": scale, "steps": plan.steps, "device": plan.device}
+        module.sampler.guidance.scale = scale
+        runs = {
+            "ours": our_restoring(module, batch, device=plan.device),
+            "diffusers": their_restoring(side, batch, **how),
+        }
+        free = their_restoring(side, batch, control=0.0, **how)
+        found["agreement"][f"{prefix}latents"] = same_latents(runs["ours"], runs["diffusers"], free, plan)
+        bytes_ = in_all(runs, module, side, plan)
+        if plan.compiled:
+            side.compile()
+        taken = alternate(runs, turns=plan.turns, warmup=plan.warmup)
+        found["rows"][f"{prefix}sampling step"] = row(taken["sampling step"], flops_=counted[prefix])
+        found["rows"][f"{prefix}restoration"] = row(taken["restoration"], bytes_=bytes_)
 
 
-def training(module: RestorationModule, side: Diffusers, cfg: Any, plan: Plan, found: dict[str, Any]) -> None:
+def trainings(size: str, plan: Plan, found: dict[str, Any]) -> None:
     """Training steps, with latents encoded in each and with latents made before."""
-    data, clip = plan.data(batch=plan.trained), cfg.stages.adaptor.trainer.gradient_clip_val
+    cfg = plan.config(size)
+    module, data = method(cfg, device=plan.device).train(), plan.data(batch=plan.trained)
+    side, clip = Diffusers(module), cfg.stages.adaptor.trainer.gradient_clip_val
     how: dict[str, Any] = {"optimisation": module.optimisation, "clip": clip, "precision": cfg.precision}
     theirs = TheirTraining(side, data, **how)
-    module.train()
+    counted = flops(lambda: our_loss(module, data[0], precision=cfg.precision).backward())
+    settle(module, cfg)
     found["agreement"] |= same_gradient(module, theirs, data[0], plan, precision=cfg.precision)
     runs = {
         "ours": lambda: our_loss(module, data[0], precision=cfg.precision).backward(),
         "diffusers": lambda: theirs.loss(data[0]).backward(),
     }
-    parts = {"ours": our_parts(module), "diffusers": (side.denoiser, side.vae, side.controlnet)}
     moments = 2 * sum(p.numel() * p.element_size() for p in module.trainable().values())
-    bytes_ = {}
-    for name, run in runs.items():
-        made = run_peak(run, plan, compiled=plan.compiled)
-        bytes_[name] = None if made is None else held(parts[name]) + moments + made
-        module.zero_grad(set_to_none=True)
-        side.controlnet.zero_grad(set_to_none=True)
-    counted = None if plan.compiled else flops(runs["ours"])
-    module.zero_grad(set_to_none=True)
+    bytes_ = in_all(runs, module, side, plan, more=moments)
     if plan.compiled:
         side.compile()
     ours = OurTraining(module, cfg, data, precision=cfg.precision)
     with tempfile.TemporaryDirectory() as folder:
-        for cached in (False, True):
+        for cached, name in ((False, "training step"), (True, "training step, latents cached")):
             module.backbone.codec.disk = DiskCache(folder, base="", max_bytes=CACHE_BYTES) if cached else None
             theirs.remember(data if cached else ())
             taken = alternate({"ours": ours, "diffusers": theirs}, turns=plan.turns, warmup=plan.warmup)
-            name = "training step, latents cached" if cached else "training step"
-            found["rows"][name] = row(
-                taken["training step"], bytes_=None if cached else bytes_, flops_=None if cached else counted
-            )
-    ours.close()
+            plain: dict[str, Any] = {} if cached else {"bytes_": bytes_, "flops_": counted}
+            found["rows"][name] = row(taken["training step"], **plain)
+        ours.close()
+
+
+def in_all(
+    runs: Mapping[str, Callable[[], Any]], module: RestorationModule, side: Diffusers, plan: Plan, *, more: int = 0
+) -> dict[str, int | None]:
+    """Bytes of each side's weights, of what one run makes at most, and `more`; gradients do not stay."""
+    parts = {"ours": our_parts(module), "diffusers": (side.denoiser, side.vae, side.controlnet)}
+    found: dict[str, int | None] = {}
+    for name, run in runs.items():
+        for part in parts[name]:
+            part.zero_grad(set_to_none=True)
+        made = run_peak(run, plan, compiled=plan.compiled)
+        found[name] = None if made is None else held(parts[name]) + made + more
+        for part in parts[name]:
+            part.zero_grad(set_to_none=True)
+    return found
 
 
 def row(
@@ -193,17 +195,13 @@ def run_peak(run: Any, plan: Plan, *, compiled: bool) -> int | None:
     return None if compiled and plan.device.type == "cpu" else peak(run, plan.device)
 
 
-def step_flops(module: RestorationModule, plan: Plan, *, scale: float) -> int:
+def step_flops(module: RestorationModule, batch: Batch, *, scale: float) -> int:
     """FLOPs of a sampling step: what a restoration of three steps does more than one of two."""
-    batch, counted = plan.data(batch=plan.restored, count=1)[0], []
-    module.sampler.guidance.scale = scale
-    module.sampler.steps = 1
-    module.restore(batch)  # its texts are encoded once
-    for steps in (2, 3):
+    module.sampler.guidance.scale, counted = scale, []
+    for steps in (1, 2, 3):  # in the first, words are encoded too
         module.sampler.steps = steps
         counted.append(flops(lambda: module.restore(batch)))
-    module.sampler.steps = plan.steps
-    return counted[1] - counted[0]
+    return counted[2] - counted[1]
 
 
 def same_latents(ours: Restoring, theirs: Restoring, free: Restoring, plan: Plan) -> float:
@@ -221,7 +219,7 @@ def same_latents(ours: Restoring, theirs: Restoring, free: Restoring, plan: Plan
         run()
     error = agree("latents", ours.latent_BCHW, theirs.latent_BCHW, allowed=TOLERANCE[plan.dtype])
     effect = distance(free.latent_BCHW, theirs.latent_BCHW)
-    if effect < EFFECT * error:
+    if effect <= EFFECT * error:
         raise Disagreement(f"the control moves the latents by {effect:.1e}, and the sides are {error:.1e} apart")
     return error
 

@@ -72,9 +72,8 @@ def method(cfg: Any, *, device: torch.device) -> RestorationModule:
 
 
 def settle(module: RestorationModule, cfg: Any) -> None:
-    """The options of speed that the config says, as every verb takes them."""
-    if "speed" in cfg:
-        build(cfg.speed).settle(module)
+    """The options of speed that the config says, as every verb takes them; trained if `module` is in training mode."""
+    build(cfg.speed).settle(module)
 
 
 def random_prior(settings: Any, device: torch.device) -> Backbone:
@@ -179,8 +178,9 @@ class Diffusers:
         self.scheduler = module.sampler.scheduler(self.schedule)
 
     def compile(self) -> None:
-        """As diffusers' documentation has it."""
-        self.denoiser, self.controlnet = torch.compile(self.denoiser), torch.compile(self.controlnet)
+        """Both models through torch.compile, as diffusers' documentation has it."""
+        self.denoiser.compile()
+        self.controlnet.compile()
 
     def pipeline(self) -> Any:
         """The family's, without text encoders: it is given embeddings."""

@@ -37,8 +37,8 @@ class Rung:
     toy: bool | None = None
 
 
-FLOAT32 = ("backbone.dtype=float32", "backbone.codec_dtype=float32", "precision=32-true")
-BFLOAT16 = ("backbone.dtype=bfloat16", "backbone.codec_dtype=bfloat16", "precision=bf16-mixed")
+FLOAT32 = ("backbone.dtype=float32", "++backbone.codec_dtype=float32", "precision=32-true")
+BFLOAT16 = ("backbone.dtype=bfloat16", "++backbone.codec_dtype=bfloat16", "precision=bf16-mixed")
 PLAIN = ("speed.channels_last=false", "compile=false")
 RESTORING = (
     Rung(name="plain: float32, branches one after another", words=(*FLOAT32, *PLAIN, "speed.batched=false")),
@@ -80,9 +80,9 @@ def fall(rungs: Sequence[Rung], start: Callable[..., Running], size: str, plan: 
         rungs: in the order in which they are added.
         start: `restoring` or `training`.
         size: "sd15", "sdxl" or "sd3".
-        plan: what is measured; its own words and compilation are left out.
+        plan: what is measured; the lines' words are said behind its own.
     """
-    plan = replace(plan, words=(), compiled=False)
+    plan = replace(plan, compiled=False)
     chosen = [rung for rung in rungs if plan.device.type in rung.devices and rung.toy in (None, plan.toy)]
     rows: list[dict[str, Any]] = []
     words: tuple[str, ...] = PLAIN_TOY if plan.toy and start is training else ()
@@ -135,8 +135,7 @@ def training(size: str, plan: Plan, words: Sequence[str]) -> Running:
     """A training step inside Lightning's loop."""
     cfg = plan.config(size, *words)
     module, data = method(cfg, device=plan.device), plan.data(batch=plan.trained)
-    settle(module, cfg)
-    module.train()
+    settle(module.train(), cfg)
     made = run_peak(lambda: our_loss(module, data[0], precision=cfg.precision).backward(), plan, compiled=cfg.compile)
     module.zero_grad(set_to_none=True)
     moments = 2 * sum(p.numel() * p.element_size() for p in module.trainable().values())

@@ -49,5 +49,7 @@ class ZeroConv(nn.Module):
 def added(h_BCHW: Tensor, residual_BCHW: Tensor) -> Tensor:
     """The residual added to the last channels of a map, as many as it has."""
     width = residual_BCHW.shape[1]
+    if width == h_BCHW.shape[1]:
+        return h_BCHW + residual_BCHW
     up, skip = h_BCHW.split([h_BCHW.shape[1] - width, width], dim=1)
     return torch.cat([up, skip + residual_BCHW], dim=1)
