@@ -30,6 +30,7 @@ from benchmarks.sides import (
 )
 from benchmarks.training import OurTraining, TheirTraining, our_loss
 from restore_lab.backbones.disk_cache import DiskCache
+from restore_lab.memory import let_go
 from restore_lab.methods.base import RestorationModule
 from restore_lab.random import noise_like
 from restore_lab.types import Batch
@@ -95,6 +96,7 @@ def compared(size: str, plan: Plan) -> dict[str, Any]:
     """
     found: dict[str, Any] = {"agreement": {}, "rows": {}}
     restorings(size, plan, found)
+    let_go()
     trainings(size, plan, found)
     return found
 
@@ -119,7 +121,7 @@ def restorings(size: str, plan: Plan, found: dict[str, Any]) -> None:
         found["agreement"][f"{prefix}latents"] = same_latents(runs["ours"], runs["diffusers"], free, plan)
         bytes_ = in_all(runs, module, side, plan)
         if plan.compiled:
-            side.compile()
+            side.compile(backend=cfg.speed.backend)
         taken = alternate(runs, turns=plan.turns, warmup=plan.warmup)
         found["rows"][f"{prefix}sampling step"] = row(taken["sampling step"], flops_=counted[prefix])
         found["rows"][f"{prefix}restoration"] = row(taken["restoration"], bytes_=bytes_)
@@ -142,7 +144,7 @@ def trainings(size: str, plan: Plan, found: dict[str, Any]) -> None:
     moments = 2 * sum(p.numel() * p.element_size() for p in module.trainable().values())
     bytes_ = in_all(runs, module, side, plan, more=moments)
     if plan.compiled:
-        side.compile()
+        side.compile(backend=cfg.speed.backend)
     ours = OurTraining(module, cfg, data, precision=cfg.precision)
     with tempfile.TemporaryDirectory() as folder:
         for cached, name in ((False, "training step"), (True, "training step, latents cached")):
@@ -232,6 +234,7 @@ def same_gradient(
     Raises:
         Disagreement: if too far.
     """
+    module.zero_grad(set_to_none=True)
     our = our_loss(module, batch, precision=precision)
     our.backward()
     t_B = module.objective.times(batch.seed, module.backbone.schedule).to(plan.device)

@@ -84,21 +84,37 @@ def random_prior(settings: Any, device: torch.device) -> Backbone:
         for name, part in (("denoiser", shape.denoiser), ("vae", shape.codec.vae)):
             made[name] = type(part).from_config(part.config)
     dtype = DTYPES[settings.dtype]
-    denoiser = made["denoiser"].to(dtype)
-    codec = Codec(made["vae"].to(DTYPES[settings.codec_dtype or settings.dtype]))
-    said = shape.text([""])
-    shape.text.encoders = nn.ModuleList()  # their embeddings are made up
-    name = {"unet": "unet", "mmdit": "transformer"}[shape.family]
-    parts: dict[str, Any] = {name: denoiser, "codec": codec, "text": shape.text, "schedule": shape.schedule}
-    prior = type(shape)(**parts).to(device)
-    for text in (CAPTION, ""):
-        drawn = [None if part is None else _drawn(part.shape, text).to(device, dtype) for part in said]
-        prior.text.cache.put(text, tuple(part for part in drawn if part is not None))
-    return prior
+    parts: dict[str, Any] = {
+        {"unet": "unet", "mmdit": "transformer"}[shape.family]: made["denoiser"].to(dtype),
+        "codec": Codec(made["vae"].to(DTYPES[settings.codec_dtype or settings.dtype])),
+        "text": MadeUp(shape.text([""]), dtype=dtype),
+        "schedule": shape.schedule,
+    }
+    return type(shape)(**parts).to(device)
 
 
-def _drawn(shape: Sequence[int], text: str) -> Tensor:
-    return torch.randn(tuple(shape), generator=generator("embedding", text))
+class MadeUp(nn.Module):
+    """Text encoders' words for the two texts that are asked for, drawn at random.
+
+    Args:
+        like: what the encoders would say of one text: tokens (1, L, D) and, where they have one, a vector (1, P).
+        dtype: of both.
+    """
+
+    texts = (CAPTION, "")
+
+    def __init__(self, like: Sequence[Tensor | None], *, dtype: torch.dtype) -> None:
+        super().__init__()
+        for name, part in zip(("tokens", "pooled"), like, strict=True):
+            drawn = [
+                torch.randn(part.shape, generator=generator(name, text)) for text in self.texts if part is not None
+            ]
+            self.register_buffer(name, torch.cat(drawn).to(dtype) if drawn else None)
+
+    def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """One row a text."""
+        rows = [self.texts.index(text) for text in texts]
+        return self.tokens[rows], None if self.pooled is None else self.pooled[rows]
 
 
 def without_spread(vae: Any) -> None:
@@ -177,10 +193,10 @@ class Diffusers:
         self.controlnet = controlnet_of(module).to(backbone.denoiser.device, dtype)
         self.scheduler = module.sampler.scheduler(self.schedule)
 
-    def compile(self) -> None:
-        """Both models through torch.compile, as diffusers' documentation has it."""
-        self.denoiser.compile()
-        self.controlnet.compile()
+    def compile(self, *, backend: str) -> None:
+        """Both models through torch.compile, each as a whole, as diffusers' documentation has it."""
+        self.denoiser.compile(backend=backend)
+        self.controlnet.compile(backend=backend)
 
     def pipeline(self) -> Any:
         """The family's, without text encoders: it is given embeddings."""

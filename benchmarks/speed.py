@@ -3,9 +3,9 @@
     .venv/bin/python -m benchmarks.speed                                  # toys on the CPU: `make bench`
     .venv/bin/python -m benchmarks.speed --device cuda --scale full       # SD 1.5, SDXL, SD3 in bf16: `make bench-gpu`
 
-The same ControlNet on both sides (sides.py, training.py), first without and then with torch.compile if --compile is
-given; before anything is timed both have to give the same latents, loss and gradient, or the run ends (comparison.py).
-Then comes what each option gives over the plain step (waterfall.py). Writes speed.md and speed.json into --output.
+The same ControlNet on both sides (sides.py, training.py), with torch.compile on both if --compile is given; before
+anything is timed both have to give the same latents, loss and gradient, or the run ends (comparison.py). Then comes
+what each option gives over the plain step (waterfall.py). Writes speed.md and speed.json into --output.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ from restore_lab.artefacts import code_version, write_bytes_atomic, write_json_a
 from restore_lab.quiet import quiet
 
 TOY_PIXELS = 64
-# Images of a restoration and of a training step, steps of sampling, turns, turns before: (toy, full).
-COUNTS = {"restored": (1, 1), "trained": (4, 4), "steps": (10, 20), "turns": (30, 15), "warmup": (2, 3)}
+# Images of a restoration and of a training step, steps of sampling, turns, turns before.
+COUNTS = ("restored", "trained", "steps", "turns", "warmup")
+TOY, MEDIUM, LARGE = (1, 4, 10, 30, 2), (1, 4, 20, 15, 3), (1, 1, 20, 15, 3)  # the shipped ones; SD 1.5; SDXL and SD3
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -48,8 +49,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="both sides, in the comparison")
     parser.add_argument("--pixels", type=int, help=f"{TOY_PIXELS}, or what each prior was trained at")
     parser.add_argument("--threads", type=int, default=1)
-    for name, (toy, full) in COUNTS.items():
-        parser.add_argument(f"--{name}", type=int, help=f"{toy}, or {full} at full scale")
+    for name, *usual in zip(COUNTS, TOY, MEDIUM, LARGE, strict=True):
+        said = "toys {}, SD 1.5 {}, SDXL and SD3 {}".format(*usual)
+        parser.add_argument(f"--{name}", type=int, help=said)
     parser.add_argument("--output", type=Path, default=Path("runs/speed"))
     return parser.parse_args(words)
 
@@ -57,7 +59,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 def planned(given: argparse.Namespace, size: str) -> Plan:
     """What the command line says of one size."""
     toy = given.scale == "tiny"
-    counts = {name: getattr(given, name) or values[not toy] for name, values in COUNTS.items()}
+    usual = dict(zip(COUNTS, TOY if toy else MEDIUM if size == "sd15" else LARGE, strict=True))
+    counts = {name: count if getattr(given, name) is None else getattr(given, name) for name, count in usual.items()}
     pixels = given.pixels or (TOY_PIXELS if toy else PIXELS[size])
     words, device = tuple(given.overrides), torch.device(given.device)
     return Plan(device=device, toy=toy, pixels=pixels, compiled=given.compile, words=words, **counts)
@@ -88,8 +91,10 @@ def machine(device: torch.device) -> dict[str, str]:
         models = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
         name = f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores"
     versions = ", ".join(f"{one} {metadata.version(one)}" for one in ("torch", "diffusers", "lightning"))
+    one = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = "what the one thread worked (process time)" if one else "as passed on the wall"
     threads = f"{torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
-    return {"device": f"{name}, {threads}", "versions": f"{versions}, restore_lab {code_version()}"}
+    return {"device": f"{name}, {threads}", "seconds": clock, "versions": f"{versions}, restore_lab {code_version()}"}
 
 
 def hush() -> None:

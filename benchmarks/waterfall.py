@@ -18,6 +18,7 @@ from benchmarks.comparison import GUIDANCE, Plan, our_parts, run_peak
 from benchmarks.counting import held
 from benchmarks.sides import method, our_restoring, settle
 from benchmarks.training import OurTraining, our_loss
+from restore_lab.memory import let_go
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +96,8 @@ def fall(rungs: Sequence[Rung], start: Callable[..., Running], size: str, plan: 
             rows.append(line(rung, plain, this, plan, before=rows[-1]["speedup"]["value"] if rows else 1.0))
             if this is not plain:
                 this.close()
+            del this
+            let_go()
         plain.close()
     return rows
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.alternating import Ratio, alternate, rank, speedup
-from benchmarks.comparison import Disagreement, Plan, distance, same_gradient, same_latents
+from benchmarks.comparison import Disagreement, Plan, distance, restorings, same_gradient, same_latents
 from benchmarks.page import duration, page, size
 from benchmarks.sides import TOYS, Diffusers, batches, method, our_restoring, settle, their_restoring
 from benchmarks.speed import main, parse, planned
@@ -120,8 +120,7 @@ def test_a_failure_inside_the_loop_comes_out() -> None:
 @pytest.mark.parametrize("prior", ["sd15", "sd3"])
 def test_full_sizes_take_random_weights_of_a_configs_shape(prior) -> None:
     folder = place_of(f"asset:{TOYS[prior]}")
-    words = ("hint_widths=[4,6,8]",) if prior == "sd15" else ("backbone.without=[]", "backbone.t5_length=0")
-    plan = replace(PLAN, toy=False, words=(f"backbone.path={folder}", *words))
+    plan = replace(PLAN, toy=False, words=(f"backbone.path={folder}",))
     cfg = plan.config(prior)
     module = method(cfg, device=plan.device)
     shipped = method(PLAN.config(prior), device=plan.device)
@@ -139,6 +138,13 @@ def test_pairs_are_the_same_on_every_run() -> None:
     first, second = batches(**how), batches(**how)
     assert all(torch.equal(a.lq_BCHW, b.lq_BCHW) for a, b in zip(first, second, strict=True))
     assert not torch.equal(first[0].hq_BCHW, first[1].hq_BCHW)
+
+
+def test_both_sides_compile() -> None:
+    found: dict[str, Any] = {"agreement": {}, "rows": {}}
+    restorings("sd15", replace(PLAN, compiled=True, words=("speed.backend=eager",)), found)
+    assert found["rows"]["guided restoration"]["bytes"] == {"ours": None, "diffusers": None}
+    assert found["rows"]["guided sampling step"]["seconds"]["diffusers"] > 0
 
 
 def test_the_whole_run_writes_every_line(tmp_path, capsys) -> None:
