@@ -93,7 +93,8 @@ def fall(rungs: Sequence[Rung], start: Callable[..., Running], size: str, plan: 
         for rung in chosen:
             words += tuple(word.replace("FOLDER", folder) for word in rung.words)
             this = plain if rung is chosen[0] else start(size, plan, words)
-            rows.append(line(rung, plain, this, plan, before=rows[-1]["speedup"]["value"] if rows else 1.0))
+            before = rows[-1]["speedup"]["value"] if len(rows) > 1 else 1.0
+            rows.append(line(rung, plain, this, plan, before=before))
             if this is not plain:
                 this.close()
             del this
@@ -107,7 +108,8 @@ def line(rung: Rung, plain: Running, this: Running, plan: Plan, *, before: float
 
     Args:
         rung: what was added.
-        plain, this: the plain step, and the step with it; the first line is the plain step against itself.
+        plain, this: the plain step, and the step with it; on the first line both are the plain one,
+            which tells the noise.
         plan: how many turns.
         before: the line above's speed over the plain step's.
     """
