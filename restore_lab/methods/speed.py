@@ -81,6 +81,9 @@ def recompute(host: nn.Module, how: Callable[..., Any]) -> None:
 
 def compile_blocks(module: nn.Module, *, backend: str) -> None:
     """Every block of every host compiled when it first runs, in place; blocks of one class and shape share the code."""
+    from torch.fx.experimental import _config
+
+    _config.use_duck_shape = False  # else sides that happen to be equal in the first image would have to stay equal
     made: dict[Any, Callable[..., Any]] = {}
     for host in hosts(module):
         for block in [part for part in host.modules() if type(part).__name__ in UNITS]:
