@@ -1,7 +1,7 @@
 # Everything runs from here: `make help` lists it. The first target that needs the environment makes it, in .venv.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow test-xla lint format bench lock lock-xla wheel clean
+.PHONY: help setup quickstart test test-slow test-xla lint format bench bench-gpu lock lock-xla wheel clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -63,8 +63,13 @@ format: setup ## Format the code and sort its imports
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: setup ## Measure the degradation's speed against BasicSR's
+bench: setup ## Time the degradation against BasicSR's, steps against diffusers', at toy size (runs/speed/)
 	$(PY) benchmarks/degradation.py
+	$(PY) -m benchmarks.speed
+
+bench-gpu: setup ## Time steps at the size of SD 1.5, SDXL and SD3 in bfloat16 on a CUDA device, eager and compiled
+	$(PY) -m benchmarks.speed --device cuda --scale full --output runs/speed_gpu
+	$(PY) -m benchmarks.speed --device cuda --scale full --compile --parts comparison --output runs/speed_gpu_compiled
 
 lock: setup ## Write requirements.lock anew from pyproject.toml
 	$(COMPILE) --extra iqa --extra systems --extra wandb --extra figures --extra dev --extra quant \

@@ -33,6 +33,9 @@ class ZeroConv(nn.Module):
     def __init__(self, backbone: Backbone, *, controls: Controls | None = None) -> None:
         super().__init__()
         self.places = {place.tap.name: place for place in meetings(backbone, controls or encoder_controls(backbone))}
+        keys = [place.key for place in self.places.values()]
+        # Blocks of an MM-DiT that hear the same control share what its convolution makes of it.
+        self.shared = {key for key in keys if keys.count(key) > 1}
         self.convs = nn.ModuleDict(
             {place.key: zero_conv(place.channels, place.width) for place in self.places.values()}
         )
@@ -42,12 +45,17 @@ class ZeroConv(nn.Module):
         place = self.places.get(tap.name)
         if place is None:
             return h_BCHW, carry
-        residual_BCHW = self.convs[place.key](carry[place.control]).to(h_BCHW.dtype)
-        return added(h_BCHW, residual_BCHW), carry
+        said = f"{place.control} said"
+        residual_BCHW = carry[said] if said in carry else self.convs[place.key](carry[place.control])
+        if place.key in self.shared:
+            carry = {**carry, said: residual_BCHW}
+        return added(h_BCHW, residual_BCHW.to(h_BCHW.dtype)), carry
 
 
 def added(h_BCHW: Tensor, residual_BCHW: Tensor) -> Tensor:
     """The residual added to the last channels of a map, as many as it has."""
     width = residual_BCHW.shape[1]
+    if width == h_BCHW.shape[1]:
+        return h_BCHW + residual_BCHW
     up, skip = h_BCHW.split([h_BCHW.shape[1] - width, width], dim=1)
     return torch.cat([up, skip + residual_BCHW], dim=1)
