@@ -147,9 +147,7 @@ def test_both_sides_compile() -> None:
     side = Diffusers(method(cfg, device=plan.device))
     side.compile(backend=cfg.speed.backend)
     assert side.denoiser._compiled_call_impl is not None and side.controlnet._compiled_call_impl is not None
-    assert (
-        run_peak(lambda: torch.zeros(4), plan, compiled=True) is None
-    )  # nobody counts compiled code
+    assert run_peak(lambda: torch.zeros(4), plan, compiled=True) is None  # nobody counts compiled code
     assert run_peak(lambda: torch.zeros(4), plan, compiled=False) == 16
 
 
