@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.alternating import Ratio, alternate, rank, speedup
-from benchmarks.comparison import Disagreement, Plan, distance, restorings, same_gradient, same_latents
+from benchmarks.comparison import Disagreement, Plan, distance, run_peak, same_gradient, same_latents
 from benchmarks.page import duration, page, size
 from benchmarks.sides import TOYS, Diffusers, batches, method, our_restoring, settle, their_restoring
 from benchmarks.speed import main, parse, planned
@@ -141,10 +141,14 @@ def test_pairs_are_the_same_on_every_run() -> None:
 
 
 def test_both_sides_compile() -> None:
-    found: dict[str, Any] = {"agreement": {}, "rows": {}}
-    restorings("sd15", replace(PLAN, compiled=True, words=("speed.backend=eager",)), found)
-    assert found["rows"]["guided restoration"]["bytes"] == {"ours": None, "diffusers": None}
-    assert found["rows"]["guided sampling step"]["seconds"]["diffusers"] > 0
+    plan = replace(PLAN, compiled=True)
+    cfg = plan.config("sd15", "speed.backend=eager")
+    assert cfg.compile and cfg.speed.compiled
+    side = Diffusers(method(cfg, device=plan.device))
+    side.compile(backend=cfg.speed.backend)
+    assert side.denoiser._compiled_call_impl is not None and side.controlnet._compiled_call_impl is not None
+    assert run_peak(lambda: torch.zeros(4), plan, compiled=True) is None  # nobody counts compiled code
+    assert run_peak(lambda: torch.zeros(4), plan, compiled=False) == 16
 
 
 def test_the_whole_run_writes_every_line(tmp_path, capsys) -> None:
