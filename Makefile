@@ -1,7 +1,7 @@
 # Everything runs from here: `make help` lists it. The first target that needs the environment makes it, in .venv.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow test-xla lint format bench bench-gpu lock lock-xla wheel clean
+.PHONY: help docs setup quickstart test test-slow test-xla lint format bench bench-gpu lock lock-xla wheel clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -77,6 +77,11 @@ lock: setup ## Write requirements.lock anew from pyproject.toml
 
 lock-xla: setup ## Write requirements-xla.lock, torch-xla with the torch that it wants
 	$(COMPILE) --extra tpu --extra dev --output-file requirements-xla.lock
+
+docs: setup ## Build the site into dist/site, in an environment of its own
+	@test -x .venv-docs/bin/mkdocs || { $(PY) -m venv .venv-docs && $(PY) -m uv pip install --quiet --python .venv-docs/bin/python \
+	  'mkdocs-material>=9.6,<10' 'mkdocstrings[python]>=0.29'; }
+	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
 
 wheel: setup ## Build the wheel into dist/
 	$(PY) -m uv build --wheel --out-dir dist
