@@ -2,9 +2,8 @@
 
 Training is an endless stream that starts where the trainer's step says, so a resumed run reads on as an unbroken one
 would. The degradation runs on whole batches after their transfer, hence on the GPU where there is one, and only where
-the LQ is absent; for an XLA device, which would compile every drawn recipe anew, the workers degrade. Bad files are
-named once, in one line, by the main process, and counted at the end. In prediction nothing is degraded: an image
-without LQ is taken for the LQ itself.
+the LQ is absent; for an XLA device, which would compile every recipe anew, in the workers. Bad files are named once and
+counted at the end. In prediction nothing is degraded: an image is its own LQ.
 """
 
 from __future__ import annotations
@@ -203,10 +202,9 @@ class RestorationDataModule(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Degrade what has no LQ, on the device where it now is."""
-        trainer = self.trainer
-        if trainer is None or trainer.predicting:
+        if self.trainer is None or self.trainer.predicting:
             return self.degrade(batch, stage="predict")
-        return self.degrade(batch, stage="train" if trainer.training else "val")
+        return self.degrade(batch, stage="train" if self.trainer.training else "val")
 
     def degrade(self, batch: Batch, *, stage: Stage) -> Batch:
         """The batch with its LQ and recipes; an image that has an LQ keeps it (some of a batch: collate)."""
@@ -244,8 +242,8 @@ class RestorationDataModule(LightningDataModule):
         degradation = self._degradation if stage == "train" else self._eval_degradation
         if self.trainer is None or stage == "predict" or degradation is None:
             return None
-        on_xla = self.trainer.strategy.root_device.type == "xla"
-        return partial(degraded, degradation=degradation) if on_xla else None
+        xla = self.trainer.strategy.root_device.type == "xla"
+        return partial(degraded, degradation=degradation) if xla else None
 
     def _train_sampler(self, source: Source) -> PositionSampler:
         trainer = self.trainer

@@ -64,10 +64,16 @@ def _facts(cfg: DictConfig) -> dict[str, Any]:
         "total_parameters": parts["denoiser"] + sum(parts[name] for name in parts if name.startswith("adaptor.")),
         "trainable_parameters": sum(p.numel() for p in module.trainable().values()),
         "parameters": parts,
-        "flops_per_step": flops(module, size=cfg.size),
-        "flops_per_training_step": training_flops(module, size=cfg.size),
+        **(_work(module, size=cfg.size) if cfg.flops else {}),
         "size": cfg.size,
         "taps": [asdict(tap) for tap in backbone.taps],
+    }
+
+
+def _work(module: RestorationModule, *, size: int) -> dict[str, int]:
+    return {
+        "flops_per_step": flops(module, size=size),
+        "flops_per_training_step": training_flops(module, size=size),
     }
 
 
@@ -158,8 +164,14 @@ def render(facts: dict[str, Any]) -> str:
         f"{facts['name']} at {facts['size']}x{facts['size']} pixels",
         f"total      {facts['total_parameters'] / 1e6:.2f} M parameters (denoiser and adaptor)",
         f"trainable  {facts['trainable_parameters'] / 1e6:.2f} M parameters",
-        f"one step   {facts['flops_per_step'] / 1e9:.2f} GFLOP",
-        f"training   {facts['flops_per_training_step'] / 1e9:.2f} GFLOP a step and image",
+        *(
+            (
+                f"one step   {facts['flops_per_step'] / 1e9:.2f} GFLOP",
+                f"training   {facts['flops_per_training_step'] / 1e9:.2f} GFLOP a step and image",
+            )
+            if "flops_per_step" in facts
+            else ()
+        ),
         "",
         *(f"  {name:<{width}}  {count}" for name, count in million.items()),
         "",

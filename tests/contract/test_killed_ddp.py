@@ -24,6 +24,9 @@ from restore_lab.methods.fit import fit
 from tests.composed import composed, small
 from tests.contract.test_tables_killed import about, gone
 
+# Other moments are the slow ring's.
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and looks in /proc")
 ROOT = Path(__file__).resolve().parents[2]
 FORK = multiprocessing.get_context("fork")
@@ -157,7 +160,7 @@ def lines(runs: Path) -> int:
     return sum(len(file.read_bytes().splitlines()) for file in (runs / "run").glob("adaptor-*/losses.jsonl"))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_killed_at_random_moments(seed, toy_folder, unkilled, tmp_path) -> None:
     """The parent, then a rank, and so on; each time after a random number of further losses and a random wait."""
     draw, kills = random.Random(seed), 0
@@ -188,6 +191,7 @@ def start(toy_folder: Path, runs: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([*command, "trusted_packages=[tests]"], env=environment, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_the_typed_command_killed(toy_folder, unkilled, tmp_path) -> None:
     """`trainer=ddp` types the command again: the parent killed when it has, then a rank, then the parent at work."""
     for parent, more in ((True, 0), (False, 2), (True, 2)):

@@ -34,7 +34,10 @@ def whole(toy_folder, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("first", "then"), [((), SHARDED), (SHARDED, ())], ids=["then_sharded", "then_whole"])
+BACK = pytest.param(SHARDED, (), id="then_whole", marks=pytest.mark.slow)  # as long again
+
+
+@pytest.mark.parametrize(("first", "then"), [pytest.param((), SHARDED, id="then_sharded"), BACK])
 def test_a_run_goes_on_with_its_weights_in_pieces_or_whole(toy_folder, tmp_path, whole, first, then) -> None:
     """Killed after the checkpoint of step 3, continued the other way: optimiser, average and losses go on."""
     killed = train(toy_folder, tmp_path / "run", *first, *KILL)

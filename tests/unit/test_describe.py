@@ -25,6 +25,7 @@ def described(*words: str, backbone: str) -> dict[str, float]:
             f"backbone={backbone}",
             f"backbone.path=config:{backbone}",
             "size=64",
+            "flops=false",
             *words,
         )
     )

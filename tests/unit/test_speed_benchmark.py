@@ -151,6 +151,7 @@ def test_both_sides_compile() -> None:
     assert run_peak(lambda: torch.zeros(4), plan, compiled=False) == 16
 
 
+@pytest.mark.slow
 def test_the_whole_run_writes_every_line(tmp_path, capsys) -> None:
     counts = ["--restored=1", "--trained=1", "--steps=2", "--turns=1", "--warmup=0", "--pixels=32"]
     main([*counts, "--sizes", "sd15", "--output", str(tmp_path), "speed.backend=eager"])
