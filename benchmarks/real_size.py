@@ -168,9 +168,17 @@ def main() -> None:
     half = ("precision=bf16-true", "ema=null", "batch_size=1", f"crop={given.size}")
     method = (*method, *half, "backbone.gradient_checkpointing=true", "module.weights_dtype=bfloat16")
     run = given.folder / f"run_{given.size}"
-    train = ("stages.encoder=null", f"data.root={photos}", f"run_dir={run}", "max_steps=1", "log_every=1", "workers=0")
+    train = (
+        "stages.encoder=null",
+        "data=folder",
+        f"data.root={photos}",
+        f"run_dir={run}",
+        "max_steps=1",
+        "log_every=1",
+        "workers=0",
+    )
     restore = (f"input={photos}", f"output={run / 'restored'}", f"weights={run}", "sampler.steps=2", "device=cpu")
-    estimate = expected([*method, "data.root=.", f"size={given.size}", "device=cpu"])
+    estimate = expected([*method, "data=folder", "data.root=.", f"size={given.size}", "device=cpu"])
     runs = {
         "train": ("training", [*train, "trainer.accelerator=cpu", "progress=false"]),
         "restore": ("restoring", [*restore, "sampler.progress=false"]),
