@@ -18,10 +18,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-import restore_lab.methods.restore as restore
+import restore_lab.methods.restorer as restorer
 from restore_lab.data.image_io import read_image, to_tensor
 from restore_lab.data.photos import photos_folder
 from restore_lab.evaluation.seams import Seams, seams
+from restore_lab.methods.restore import restore_folder
 from restore_lab.types import Batch
 from tests.composed import composed
 
@@ -58,13 +59,13 @@ def main(width: int, height: int, folder: Path, *words: str) -> None:
     cfg = composed(
         "restore", f"input={source}", f"output={folder / 'out'}", "device=cpu", "sampler.progress=false", *words
     )
-    module = restore.load(cfg)
+    module = restorer.load(cfg)
     small = torch.rand(1, 3, 64, 64)  # what is imported and built on first use counts as loaded
     module.restore(Batch(hq_BCHW=None, lq_BCHW=small, caption=("",), key=("",), seed=(0,), recipe=(None,)))
-    restore.load = lambda cfg: module
+    restorer.load = lambda cfg: module
     loaded, peak, start = held(), Peak(), time.process_time()
     peak.start()
-    restore.restore_folder(cfg)
+    restore_folder(cfg)
     took = {"loaded": loaded, "above": peak.most - loaded, "cpu": time.process_time() - start}
     took["maxrss"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     before, after = (to_tensor(read_image(path))[None] for path in (source, folder / "out" / source.name))

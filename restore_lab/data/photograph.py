@@ -80,10 +80,13 @@ class Photograph:
 
     def repainted(self, image_HWC: np.ndarray) -> Photograph:
         """The same photograph with other colours: floats in [0, 1] (clipped), rounded to this one's levels."""
-        values = image_HWC.clip(0, 1)
         if self.grey:
-            values = np.repeat((values @ np.array([0.299, 0.587, 0.114], values.dtype))[..., None], 3, axis=2)
-        return replace(self, rgb_HWC=np.rint(values * self.levels).astype(self.rgb_HWC.dtype))
+            grey_HW = image_HWC.clip(0, 1) @ np.array([0.299, 0.587, 0.114], image_HWC.dtype)
+            image_HWC = np.broadcast_to(grey_HW[..., None], image_HWC.shape)
+        painted_HWC = np.empty(image_HWC.shape, self.rgb_HWC.dtype)
+        for channel in range(3):  # one after the other: large images should not be there in floats twice
+            painted_HWC[..., channel] = np.rint(image_HWC[..., channel].clip(0, 1) * self.levels)
+        return replace(self, rgb_HWC=painted_HWC)
 
 
 def read_photograph(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Photograph:

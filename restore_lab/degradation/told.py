@@ -72,7 +72,7 @@ def consistency(restored_CHW: Tensor, lq_CHW: Tensor, recipe: Recipe | None) -> 
 
     Args:
         restored_CHW: in [0, 1].
-        lq_CHW: in [0, 1], of the same size.
+        lq_CHW: of the same size, in [0, 1] or in whole levels of its type.
         recipe: what `told` made of the instruction; None for none.
     """
     steps = () if recipe is None else recipe.steps
@@ -80,11 +80,18 @@ def consistency(restored_CHW: Tensor, lq_CHW: Tensor, recipe: Recipe | None) -> 
     if any(step.kind in ("blur", "downsample", "jpeg") for step in again):
         done = Recipe(pipeline="again", seed=0, steps=tuple(again))
         degraded_CHW = apply_recipes((done,), restored_CHW[None].float().cpu())[0]
-        return _psnr(degraded_CHW, lq_CHW.float().cpu()), done.instruction()
-    pooled = [
-        torch.nn.functional.avg_pool2d(x[None].float().cpu(), BLOCK, ceil_mode=True)[0] for x in (restored_CHW, lq_CHW)
-    ]
+        return _psnr(degraded_CHW, _floats(lq_CHW)), done.instruction()
+    pooled = [torch.stack([_means(channel_HW) for channel_HW in image]) for image in (restored_CHW, lq_CHW)]
     return _psnr(*pooled), f"means of {BLOCK}x{BLOCK} pixels"
+
+
+def _means(channel_HW: Tensor) -> Tensor:
+    return torch.nn.functional.avg_pool2d(_floats(channel_HW)[None], BLOCK, ceil_mode=True)[0]
+
+
+def _floats(x: Tensor) -> Tensor:
+    """In [0, 1], on the CPU."""
+    return x.float().cpu() if x.is_floating_point() else x.cpu().float() / torch.iinfo(x.dtype).max
 
 
 def _psnr(a: Tensor, b: Tensor) -> float:

@@ -83,7 +83,7 @@ class Restoration:
         """PSNR, in dB, of the image degraded again against the LQ, and how it was degraded (degradation/told.py)."""
         import torch
 
-        lq_CHW = torch.from_numpy(self.lq.floats()).permute(2, 0, 1)
+        lq_CHW = torch.from_numpy(self.lq.rgb_HWC).permute(2, 0, 1)
         return consistency(self.images_NCHW[variant], lq_CHW, self.recipe)
 
     def uncertainty(self) -> np.ndarray:
