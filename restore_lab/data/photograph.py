@@ -121,7 +121,7 @@ def decode_photograph(data: bytes, *, name: str | Path, max_pixels: int = MAX_PI
             alpha_HW = None if alpha_HW is None else _turned(alpha_HW, turn)
         kind = {"MPO": "jpeg"}.get(image.format or "", (image.format or "").lower())
         return Photograph(
-            rgb_HWC=np.ascontiguousarray(rgb_HWC),
+            rgb_HWC=np.require(rgb_HWC, requirements=["C", "W"]),  # as torch wants it
             alpha_HW=alpha_HW,
             grey=pixels.grey,
             exif=exif,
