@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,11 @@ class Photograph:
     def floats(self) -> np.ndarray:
         """The colours as float32 in [0, 1]."""
         return self.rgb_HWC.astype(np.float32) / self.levels
+
+    def planes(self) -> Iterator[np.ndarray]:
+        """The same, channel by channel (HW), of which no more than one need be there."""
+        for channel in range(3):
+            yield self.rgb_HWC[..., channel].astype(np.float32) / self.levels
 
     def resized(self, height: int, width: int) -> Photograph:
         """Bicubic with antialiasing; the same size returns the photograph itself."""

@@ -177,6 +177,7 @@ def _train(cfg: DictConfig, node: Mapping[str, Any], folder: Path, logger: Logge
         module.load_weights(weights_file(node["weights"]), partial=node["partial"])
     module = build(cfg.speed).settle(module)
     ema = EMA(decay=node["ema"]) if node.get("ema") else None
+    plugins = [] if cfg.trainer.accelerator == "tpu" else [Moved()]  # XLA's strategy takes its own writer alone
     checkpoints = Checkpoints(folder=folder, every=cfg.checkpoint_every)
     finite = Finite(folder=folder, every=cfg.log_every, checkpoint_every=cfg.checkpoint_every)
     history = History(file=folder / LOSSES, every=cfg.log_every)
@@ -190,7 +191,9 @@ def _train(cfg: DictConfig, node: Mapping[str, Any], folder: Path, logger: Logge
             callbacks=callbacks,
             logger=logger or False,
             default_root_dir=str(folder),
-            **with_precision(node["trainer"], average=ema is not None, plugins=[Moved()]),
+            **with_precision(
+                node["trainer"], average=ema is not None, plugins=[] if cfg.trainer.accelerator == "tpu" else [Moved()]
+            ),
         )
     except MisconfigurationException as error:  # devices that are not there, a strategy that is not installed
         raise ValueError(f"trainer: {error}") from error

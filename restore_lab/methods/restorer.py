@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
+
 from restore_lab.build import build
 from restore_lab.composing import composed, following
 from restore_lab.data.image_io import MAX_PIXELS, BadImage
@@ -27,7 +29,6 @@ from restore_lab.shares import device
 from restore_lab.types import Batch
 
 if TYPE_CHECKING:
-    import numpy as np
     from omegaconf import DictConfig
     from PIL import Image
     from torch import Tensor
@@ -127,15 +128,19 @@ class Restorer:
         if count < 1:
             raise ValueError(f"seeds={count}: at least one is needed")
         every = tuple(first + number for number in range(count))
-        batches = [self.batch(lq, caption=caption, instruction=instruction, seed=one) for one in every]
-        images = [self.module.restore(batch.to(self.module.run_device)).float().cpu() for batch in batches]
+        images = []
+        for one in every:  # one batch at a time: a large image should not be there more often than it must
+            batch = self.batch(lq, caption=caption, instruction=instruction, seed=one)
+            recipe = batch.recipe[0]
+            images.append(self.module.restore(batch.to(self.module.run_device)).float().cpu())
+            del batch
         import torch
 
         return Restoration(
             lq=lq,
-            images_NCHW=torch.cat(images),
+            images_NCHW=images[0] if count == 1 else torch.cat(images),
             seeds=every,
-            recipe=batches[0].recipe[0],
+            recipe=recipe,
             seconds=time.monotonic() - began,
         )
 
@@ -175,10 +180,10 @@ class Restorer:
                 raise ValueError(f"{name} of {len(text)} characters; no encoder reads more than a few hundred words")
         return Batch(
             hq_BCHW=None,
-            lq_BCHW=torch.from_numpy(lq.floats()).permute(2, 0, 1)[None].contiguous(),
+            lq_BCHW=torch.stack([torch.from_numpy(channel_HW) for channel_HW in lq.planes()])[None],
             caption=(caption,),
             key=(key,),
-            seed=(mix(seed, "restore", hashlib.sha256(lq.rgb_HWC.tobytes()).hexdigest()),),
+            seed=(mix(seed, "restore", hashlib.sha256(np.ascontiguousarray(lq.rgb_HWC).data).hexdigest()),),
             recipe=(None if instruction is None else told(instruction, height=height, width=width),),
         )
 
