@@ -191,9 +191,7 @@ def _train(cfg: DictConfig, node: Mapping[str, Any], folder: Path, logger: Logge
             callbacks=callbacks,
             logger=logger or False,
             default_root_dir=str(folder),
-            **with_precision(
-                node["trainer"], average=ema is not None, plugins=[] if cfg.trainer.accelerator == "tpu" else [Moved()]
-            ),
+            **with_precision(node["trainer"], average=ema is not None, plugins=plugins),
         )
     except MisconfigurationException as error:  # devices that are not there, a strategy that is not installed
         raise ValueError(f"trainer: {error}") from error
