@@ -1,6 +1,6 @@
 """SUPIR at SDXL's size with random weights: a training step and sampling steps on the CPU, and the memory they take.
 
-    .venv/bin/python -m benchmarks.real_size --folder /tmp/real_size
+    .venv/bin/python -m benchmarks.real_size --folder FOLDER
 
 Writes SDXL base 1.0 into the folder, its public repository's fp16 files by name, key, shape and type, with random
 numbers in them, and one photograph. Then runs the commands that anyone would, train (the adaptor's stage; the encoder

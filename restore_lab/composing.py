@@ -91,4 +91,4 @@ def _of_a_part(word: str) -> bool:
     match = re.fullmatch(r"(?P<root>[a-z_]+)(?P<rest>[\w./@]*)=(?P<value>.*)", word, re.DOTALL)
     if match is None or "${" in match["value"] or match["root"] not in PARTS:
         return False
-    return not match["rest"].startswith("@")
+    return "@" not in match["rest"]

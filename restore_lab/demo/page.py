@@ -21,6 +21,7 @@ from restore_lab.demo.words import NUMBERS, instruction
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+    from torch import Tensor
 
     from restore_lab.methods.restoration import Restoration
 
@@ -144,8 +145,8 @@ def _one(gr: Any, cfg: DictConfig, shelf: Shelf, said: Sequence[Any]) -> None:
         restored = _restored(shelf, picture, told, seed=int(seed), seeds=int(seeds), upscale=float(upscale))
         name = Path(picture).stem[:60] or "photograph"
         kept = restored.save(_place(gr) / f"{name}_restored.png")
-        before, several = _shallow(restored), len(restored) > 1
-        images = [(_picture(restored, number), f"seed {one}") for number, one in enumerate(restored.seeds)]
+        before, several = _picture(_before(restored)), len(restored) > 1
+        images = [(_picture(restored.images_NCHW[number]), f"seed {one}") for number, one in enumerate(restored.seeds)]
         return (
             (before, images[0][0]),
             _says(restored),
@@ -188,7 +189,7 @@ def _several(gr: Any, cfg: DictConfig, shelf: Shelf, said: Sequence[Any]) -> Non
                     failed.append(str(error).rpartition("/")[2])
                     continue
                 packed.write(restored.save(folder / f"{len(shown)}.png"), f"{len(shown):03}_{label}.png")
-                shown.append((_picture(restored, 0), label))
+                shown.append((_picture(restored.tensor), label))
         lines = [f"{len(shown)} restored, {len(failed)} left out", *(f"- {line}" for line in failed)]
         found = gr.DownloadButton(value=str(folder / "restored.zip"), visible=bool(shown))
         return shown, "\n".join(lines), found
@@ -256,21 +257,20 @@ def _says(restored: Restoration) -> str:
     return known
 
 
-def _shallow(restored: Restoration) -> Any:
+def _before(restored: Restoration) -> Tensor:
+    """The photograph as a tensor, CHW in [0, 1]."""
     import torch
+
+    return torch.stack([torch.from_numpy(channel_HW) for channel_HW in restored.lq.planes()])
+
+
+def _picture(image_CHW: Tensor) -> Any:
+    """In 8 bits, as the browser shows it."""
     from PIL import Image
 
     from restore_lab.data.image_io import to_image
 
-    return Image.fromarray(to_image(torch.from_numpy(restored.lq.floats()).permute(2, 0, 1)))
-
-
-def _picture(restored: Restoration, variant: int) -> Any:
-    from PIL import Image
-
-    from restore_lab.data.image_io import to_image
-
-    return Image.fromarray(to_image(restored.images_NCHW[variant]))
+    return Image.fromarray(to_image(image_CHW))
 
 
 def _clearly(gr: Any, work: Callable[..., Any]) -> Callable[..., Any]:

@@ -69,7 +69,7 @@ def restore_folder(cfg: DictConfig) -> Restored:
     refuse_clashes(jobs, cfg, done.output)
     settings = _settings(cfg)
     restorer = Restorer(cfg)
-    todo = mine(len(jobs), done=lambda index: not cfg.again and is_done(jobs[index], settings, done.output))
+    todo = mine(len(jobs), done=lambda index: not cfg.again and is_done(jobs[index], settings, cfg, done.output))
     done.already = len(mine(len(jobs), done=lambda index: False)) - len(todo)
     if todo and "captioner" in cfg.prompt.semantic:
         from restore_lab.methods.captioning import caption_ahead

@@ -82,13 +82,15 @@ def refuse_clashes(jobs: Sequence[Job], cfg: DictConfig, output: Path) -> None:
         raise ValueError(f"names={cfg.names!r} gives two results one name, {twice[0]}; put {{key}} into it")
 
 
-def is_done(job: Job, settings: str, output: Path) -> bool:
-    """Whether this very image was restored with these settings and words, and the results are still there."""
+def is_done(job: Job, settings: str, cfg: DictConfig, output: Path) -> bool:
+    """Whether this very image was restored with these settings and words, and all files that are wanted are there."""
     try:
         note = json.loads(job.note.read_text(encoding="utf-8"))
         source = hashlib.sha256(job.file.read_bytes()).hexdigest()
         same = (note["source"], note["settings"], note["words"]) == (source, settings, _words(job))
-        return same and all((output / name).is_file() for name in note["outputs"])
+        found = [output / name for name in note["outputs"]]
+        wanted = [targets(job, cfg, output, kind) for kind in ENDINGS]  # one list, unless format=same
+        return same and found in wanted and all(file.is_file() for file in found)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -55,6 +55,7 @@ def test_a_manifest_from_elsewhere_chooses_parts_and_nothing_else(tmp_path) -> N
         "callbacks=[x]",
         "sampler.steps=${oc.env:HOME}",
         "backbone@hydra=tiny_sd",
+        "adaptor/fusion@hydra.launcher=zero_sft",
         "trusted_packages=[evil]",
         "method",
         7,

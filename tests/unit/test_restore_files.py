@@ -74,6 +74,9 @@ def test_the_same_command_does_nothing_twice_and_another_restores_anew(restored,
     assert restored(tmp_path / "in").written == 1
     assert restored(tmp_path / "in", "seed=1").written == 2
     assert restored(tmp_path / "in", "seed=1", "again=true").written == 2
+    assert restored(tmp_path / "in", "seed=1", "format=tiff").written == 2  # other files are wanted
+    assert restored(tmp_path / "in", "seed=1", "format=tiff", "compare=true").written == 2
+    assert restored(tmp_path / "in", "seed=1", "format=tiff", "compare=true").already == 2
     assert restored(tmp_path / "in", "seed=1", "instruction=Deblur").written == 2
 
 
