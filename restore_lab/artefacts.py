@@ -24,6 +24,7 @@ from importlib import metadata
 from pathlib import Path, PurePath
 from typing import Any
 
+from restore_lab.faults import name_file
 from restore_lab.named import MADE, below_datasets, made_name, made_place
 
 MANIFEST = "manifest.json"
@@ -121,8 +122,9 @@ def write_bytes_atomic(path: str | PurePath, data: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that nobody else can read
         os.replace(temporary, place)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        name_file(error, place)
         raise
 
 

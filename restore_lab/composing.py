@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from restore_lab import pairs
+from restore_lab import validation
 from restore_lab.artefacts import Manifest, place_of
 from restore_lab.conf_dir import conf_dir
 from restore_lab.grammar import quote_override
@@ -28,7 +28,8 @@ def composed(verb: str, overrides: Sequence[str] = ()) -> Any:
     """What `restore-lab VERB OVERRIDES` would run, with every interpolation resolved; a Hydra that runs is not touched.
 
     Raises:
-        ValueError: for a setting or part that is not there, or parts that have no meaning together.
+        ValueError: for a setting or part that is not there, a value that it cannot have, or parts that have no meaning
+            together.
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -45,7 +46,7 @@ def composed(verb: str, overrides: Sequence[str] = ()) -> Any:
         HydraConfig.instance().set_config(cfg)
         with open_dict(cfg):
             del cfg["hydra"]
-        pairs.check(cfg)
+        validation.check(cfg, verb=verb)
         OmegaConf.resolve(cfg)
     except HydraException as error:
         raise ValueError(f"{verb}: {' '.join(str(error).split())}") from error

@@ -17,6 +17,8 @@ MAX_LINES = 300
 # Imports run towards lower ranks, or stay inside one folder. Beside types stand the tools that anything may use.
 RANKS = {
     "named": -1,  # what counts by its name, for artefacts
+    "faults": -1,
+    "nearest": -1,
     "types": 0,
     "random": 0,
     "quiet": 0,
@@ -26,9 +28,11 @@ RANKS = {
     "artefacts": 0,
     "locks": 0,
     "pairs": 0,
+    "room": 0,
     "shares": 0,
     "conf_dir": 0,
     "grammar": 0,
+    "validation": 0.5,  # looks at pairs, for composing
     "composing": 1,
     "hashes": 1,
     "tracking": 1,
@@ -51,7 +55,18 @@ HEAVY = frozenset(
     + ("skimage", "scipy", "pandas", "pyarrow", "numpy", "PIL", "matplotlib")
 )
 LIGHT = ("types.py", "random.py", "build.py", "artefacts.py", "named.py", "locks.py", "pairs.py", "shares.py")
-LIGHT += ("conf_dir.py", "grammar.py", "composing.py", "xla.py", "__init__.py", "cli/")
+LIGHT += (
+    "conf_dir.py",
+    "grammar.py",
+    "composing.py",
+    "xla.py",
+    "faults.py",
+    "nearest.py",
+    "room.py",
+    "validation.py",
+    "__init__.py",
+    "cli/",
+)
 
 
 def name_of(path: Path) -> str:
@@ -153,6 +168,9 @@ def test_the_command_lines_start_imports_nothing_heavy(path: Path) -> None:
             "restore_lab.grammar",
             "restore_lab.composing",
             "restore_lab.xla",
+            "restore_lab.faults",
+            "restore_lab.nearest",
+            "restore_lab.validation",
         )
         assert [name for name in ours if not name.startswith(light)] == [], "a verb imports parts inside run()"
 

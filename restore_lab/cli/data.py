@@ -17,8 +17,6 @@ def run(cfg: Any) -> None:
     """Make what is missing and say where it is."""
     from restore_lab.shares import launched, place
 
-    if cfg.make not in ("negatives", "pack", "cache"):
-        raise ValueError(f"make={cfg.make!r} is not known; one of negatives, pack, cache")
     if launched(cfg.devices):
         return
     if cfg.make == "negatives":

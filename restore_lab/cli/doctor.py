@@ -16,8 +16,6 @@ METHODS = ("method=", "backbone=", "scale=", "metrics=", "experiment=")
 
 def run(cfg: Any) -> None:
     """Print what is there and what is missing; exit code 1 if something is."""
-    if cfg.format not in ("text", "json"):
-        raise ValueError(f"format={cfg.format!r} is not known; one of text, json")
     from hydra.core.hydra_config import HydraConfig
 
     typed = list(HydraConfig.get().overrides.task)

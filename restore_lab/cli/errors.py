@@ -1,22 +1,24 @@
-"""Errors as a person sees them: one line on stderr and exit code 2, with the names that exist.
+"""Errors as a person sees them: one line on stderr and an exit code, with the names that exist.
 
 Bad input is what our own code refuses with a ValueError, a file that is not there, and whatever Hydra or OmegaConf
-does not accept. Anything else is a bug and keeps its traceback, a ValueError from inside another library included.
+does not accept: exit code 2. What a machine does to a run (faults.py): 3, and the same command goes on once it is well.
+Anything else is a bug and keeps its traceback, a ValueError from inside another library included.
 `RESTORE_LAB_TRACEBACK=1` shows the traceback of everything.
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from restore_lab.faults import CODE, Fault, Terminated, told
+from restore_lab.nearest import nearest, offer
+
 PACKAGE = str(Path(__file__).resolve().parents[1])
-SHOWN = 40
 PLUGINS = ("joblib", "optuna", "ray", "submitit")  # of Hydra's, extras of this package
 
 
@@ -25,14 +27,18 @@ def one_line() -> Iterator[None]:
     """Turn errors that a person can mend into one line on stderr and exit code 2."""
     try:
         yield
+    except Terminated as stop:
+        print(f"restore-lab: {stop.text}", file=sys.stderr)
+        raise
     except KeyboardInterrupt:
         print("restore-lab: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
-        if os.environ.get("RESTORE_LAB_TRACEBACK") or not is_bad_input(error):
+        why = None if is_bad_input(error) else told(error)
+        if os.environ.get("RESTORE_LAB_TRACEBACK") or not (why or is_bad_input(error)):
             raise
-        print(f"restore-lab: {flat(error)}", file=sys.stderr)
-        raise SystemExit(2) from None
+        print(f"restore-lab: {f'{why}; the same command goes on' if why else flat(error)}", file=sys.stderr)
+        raise SystemExit(CODE if why or isinstance(error, Fault) else 2) from None
 
 
 @contextlib.contextmanager
@@ -115,10 +121,8 @@ def _no_option(missing: str, folders: Sequence[Path]) -> str:
     for depth in [1] if parts[0] == "experiment" else range(len(parts) - 1, 0, -1):
         group = "/".join(parts[:depth])
         if group in existing:
-            return (
-                f"no option {'/'.join(parts[depth:])!r} for {group}{_offer('/'.join(parts[depth:]), existing[group])}"
-            )
-    return f"no config {missing!r}{_offer(missing, existing)}"
+            return f"no option {'/'.join(parts[depth:])!r} for {group}{offer('/'.join(parts[depth:]), existing[group])}"
+    return f"no config {missing!r}{offer(missing, existing)}"
 
 
 def _plugin(parts: Sequence[str]) -> str | None:
@@ -132,41 +136,40 @@ def _no_setting(key: str, *, verb: str, folders: Sequence[Path], overrides: Sequ
     if key in existing:
         return f"{verb} has no part of the group {key!r} to replace; to add one write +{key}=..."
     if "/" in key:
-        return f"no group {key!r}{_offer(key, existing)}"
+        return f"no group {key!r}{offer(key, existing)}"
     parent, _, name = key.rpartition(".")
-    settings = _settings(verb=verb, folders=folders, overrides=overrides, parent=parent, groups_=existing)
-    if not parent:
-        settings = list(dict.fromkeys([*settings, *existing]))
-    where = f"no setting {name!r} in {parent}" if parent else f"no setting or group {name!r}"
-    return where + _offer(name, settings)
+    settings = _settings(verb=verb, folders=folders, overrides=overrides, groups_=existing)
+    beside = [place.removeprefix(f"{parent}.") for place in settings if place.rpartition(".")[0] == parent]
+    elsewhere = [place for place in settings if place.endswith(f".{name}")]
+    if parent and beside:
+        return f"no setting {name!r} in {parent}{offer(name, beside)}"
+    close = min(elsewhere, key=len) if elsewhere and not parent else nearest(key, settings)
+    if parent or elsewhere:
+        return f"no setting {key!r}" + (f"; did you mean {close!r}?" if close else "")
+    return f"no setting or group {name!r}{offer(name, dict.fromkeys([*beside, *existing]))}"
 
 
 def _settings(
-    *, verb: str, folders: Sequence[Path], overrides: Sequence[str], parent: str, groups_: dict[str, list[str]]
+    *, verb: str, folders: Sequence[Path], overrides: Sequence[str], groups_: dict[str, list[str]]
 ) -> list[str]:
-    """The keys beside the one that does not exist, with the parts chosen on the command line in place."""
+    """All settings by dotted place, with the parts chosen on the command line in place."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import OmegaConf
 
     choices = [word for word in overrides if word.partition("=")[0].lstrip("+") in groups_]
     choices += [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders[1:])}]"] if folders[1:] else []
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(folders[0]), version_base="1.3"):
-            config = compose(config_name=verb, overrides=choices)
-            node = OmegaConf.select(config, parent) if parent else config
+            return list(_places(OmegaConf.to_container(compose(config_name=verb, overrides=choices), resolve=False)))
     except HydraException:
         return []
-    return [str(key) for key in node] if isinstance(node, DictConfig) else []
 
 
-def _offer(name: str, names: Iterable[str]) -> str:
-    listed = list(names)
-    if not listed:
-        return ""
-    close = difflib.get_close_matches(name, listed, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    more = f", ... ({len(listed)} in all)" if len(listed) > SHOWN else ""
-    return f"; {hint}there are: {', '.join(listed[:SHOWN])}{more}"
+def _places(node: object, within: str = "") -> Iterator[str]:
+    """The dotted places of a config, nodes and values; what stands for another node is not looked into."""
+    for key, value in node.items() if isinstance(node, dict) else ():
+        yield f"{within}{key}"
+        yield from _places(value, f"{within}{key}.")

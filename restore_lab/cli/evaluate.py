@@ -36,8 +36,6 @@ def run(cfg: Any) -> float | None:
 
         print(f"{write_inputs(cfg, Path(cfg.inputs_dir))} images: {cfg.inputs_dir}")
         return None
-    if cfg.format not in ("text", "json"):
-        raise ValueError(f"format={cfg.format!r} is not known; one of text, json")
     from restore_lab.evaluation.evaluate import Evaluation, evaluate, planned
     from restore_lab.evaluation.folders import score
     from restore_lab.evaluation.parts import forget

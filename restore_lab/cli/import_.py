@@ -17,8 +17,6 @@ OWN = ("files", "output", "format", "runs_dir")  # settings of the import, not o
 
 def run(cfg: Any) -> None:
     """Recognise the checkpoints, compose the network they belong to, map every key, and say where the result is."""
-    if cfg.format not in ("text", "json"):
-        raise ValueError(f"format={cfg.format!r} is not known; one of text, json")
     from hydra.core.hydra_config import HydraConfig
 
     from restore_lab.importing.engine import import_checkpoints, report

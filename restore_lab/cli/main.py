@@ -15,6 +15,7 @@ import importlib
 import io
 import keyword
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,16 +24,22 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from restore_lab import build, composing, pairs, xla
+from restore_lab import build, composing, validation, xla
 from restore_lab.cli import front
 from restore_lab.conf_dir import conf_dir
+from restore_lab.faults import Terminated
 
 NOT_VERBS = frozenset(("__init__", "main", "front", "errors"))
 Run = Callable[[Any], Any]
 
 
 def main() -> None:
-    """The console script. Exit codes: 0 done, 1 a bug (with its traceback), 2 bad input, 130 interrupted."""
+    """The console script.
+
+    Exit codes: 0 done, 1 a bug (with its traceback), 2 bad input, 3 the machine gave way (the same command goes on),
+    130 interrupted, 143 terminated.
+    """
+    signal.signal(signal.SIGTERM, _terminated)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a caption must not break on a terminal of another encoding
@@ -41,6 +48,12 @@ def main() -> None:
         sys.stdout.flush()
     except BrokenPipeError:  # `restore-lab ... | head` has read enough; Python would complain again at its exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _terminated(number: int, frame: object) -> None:
+    """SIGTERM ends the command as an error would: files that are half written go, processes that it started too."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
+    raise Terminated("terminated; the same command goes on")
 
 
 def _dispatch(words: Sequence[str]) -> None:
@@ -129,7 +142,8 @@ def _hydra(*, verb: str, run: Run, arguments: Sequence[str], conf: Path) -> None
         # Lightning starts its other ranks by running sys.argv again: it has to find what was typed.
         sys.argv = typed
         try:
-            pairs.check(cfg)
+            validation.check(cfg, verb=verb)
+            validation.check_files(cfg, verb=verb)
             return run(cfg)  # a sweeper may want a number
         except Exception as error:
             # Of a single job Hydra would print a line of its own; of a sweep's jobs it should.

@@ -19,7 +19,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from restore_lab.data.dataset import Loaded, Ordered, RestorationDataset, Source
+from restore_lab.data.dataset import Loaded, Ordered, RestorationDataset, Source, stays
 from restore_lab.data.image_io import BadImage
 from restore_lab.data.sampler import PositionSampler, SequentialSampler
 from restore_lab.types import Batch, Recipe
@@ -64,7 +64,7 @@ class BadFiles:
                 log.warning("left out a bad image, %s", line)
 
     def summary(self) -> str:
-        """One line, empty if all was well."""
+        """Empty if all was well."""
         return f"bad image files left out: {len(self.lines)}" if self.lines else ""
 
 
@@ -104,6 +104,7 @@ class Stream:
             num_workers=self._workers,
             collate_fn=_as_loaded,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=stays,
         )
         for loaded in loader:
             self._bad.note(loaded.bad)

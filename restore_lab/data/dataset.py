@@ -8,6 +8,7 @@ travels with the loaded batch to the main process, which names it once. Shapes: 
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
@@ -149,8 +150,13 @@ class RestorationDataset(Dataset[Sample]):
                     bad.append(str(error))
             batch = collate(samples) if samples else None
             return Loaded(batch=batch if batch is None or self._finish is None else self._finish(batch), bad=tuple(bad))
+        except BadImage as error:  # in training: nothing at all can be read any more
+            more = "; bring them back: the same command continues from its last checkpoint"
+            return Loaded(batch=None, bad=tuple(bad), error=f"{error}{more}")
         except ValueError as error:
             return Loaded(batch=None, bad=tuple(bad), error=str(error))
+        except OSError as error:
+            return Loaded(batch=None, bad=tuple(bad), error=f"{error.filename}: {error.strerror or error}")
 
     def _read(self, index: int, epoch: int) -> Picture:
         if index in self._known_bad:
@@ -186,6 +192,18 @@ class RestorationDataset(Dataset[Sample]):
             bad=bad,
             recipe=picture.recipe,
         )
+
+
+def stays(worker: int) -> None:
+    """In a process that reads: let one SIGTERM pass, which whoever stops a job sends to all of its processes.
+
+    The run needs its batch to end behind a step; then it ends this process too, if need be with a second one.
+    """
+
+    def passed(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, passed)
 
 
 def choose_window(height: int, width: int, *, crop: int | None, flip: bool, draw: np.random.Generator | None) -> Window:

@@ -25,6 +25,7 @@ from restore_lab.artefacts import Manifest, complete, identity, write_json_atomi
 from restore_lab.build import build
 from restore_lab.data.image_io import BadImage
 from restore_lab.data.tar_index import index_of, indexed, tar_name
+from restore_lab.faults import naming
 from restore_lab.shares import mine, one_at_a_time, place
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def write_shard(tar: Path, pictures: Iterator[Picture], *, images: str, quality:
     tar.parent.mkdir(parents=True, exist_ok=True)
     part, count = tar.with_name(f".{tar.name}.{os.getpid()}.part"), 0
     try:
-        with open(part, "wb") as file:
+        with naming(tar), open(part, "wb") as file:
             with tarfile.open(fileobj=file, mode="w") as members:
                 for picture in pictures:
                     count += 1

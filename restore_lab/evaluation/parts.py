@@ -73,7 +73,7 @@ class Parts:
             suite: MetricSuite = build(self.cfg.metrics, protocol=build(self.cfg.protocol))
             panels: list[Panel] = []
             for number in range(self.count):
-                measured, more = from_bytes(self._file(number).read_bytes())
+                measured, more = self._read(number)
                 suite.add(measured)
                 panels += more
             results = found(suite, self.cfg)
@@ -90,6 +90,21 @@ class Parts:
             log.info("record: %s", self.scores.folder / RECORD)
             clear(self.scores.folder)
             return True
+
+    def _read(self, number: int) -> tuple[Measured, list[Panel]]:
+        """A part, which is taken away if it is damaged.
+
+        Raises:
+            ValueError: so.
+        """
+        from safetensors import SafetensorError
+
+        file = self._file(number)
+        try:
+            return from_bytes(file.read_bytes())
+        except (SafetensorError, ValueError, KeyError) as error:
+            file.unlink()
+            raise ValueError(f"{file}: damaged, and taken away; the same command measures its images again") from error
 
     def _done(self, number: int) -> bool:
         return self._file(number).is_file()

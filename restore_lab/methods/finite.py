@@ -7,7 +7,7 @@ what is needed to make it again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,10 +42,13 @@ class Finite(L.Callback):
         folder: the run's.
         every: steps between two looks.
         checkpoint_every: steps between two checkpoints.
+        terminated: whether the run ends behind this step, with a checkpoint.
     """
 
-    def __init__(self, *, folder: Path, every: int, checkpoint_every: int) -> None:
-        self.folder, self.every, self.checkpoint_every = folder, every, checkpoint_every
+    def __init__(
+        self, *, folder: Path, every: int, checkpoint_every: int, terminated: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.folder, self.every, self.checkpoint_every, self.terminated = folder, every, checkpoint_every, terminated
         self.seen: list[Seen] = []
 
     def on_train_batch_end(
@@ -60,7 +63,8 @@ class Finite(L.Callback):
         step = trainer.global_step
         if isinstance(loss, torch.Tensor):
             self.seen.append(Seen(step=step, loss=loss.detach().mean(), batch=_named(batch)))
-        if step % self.every == 0 or step % self.checkpoint_every == 0 or step >= trainer.max_steps:
+        due = step % self.every == 0 or step % self.checkpoint_every == 0 or step >= trainer.max_steps
+        if due or self.terminated():
             self._look(trainer)
 
     def _look(self, trainer: L.Trainer) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from restore_lab.artefacts import Manifest, complete, identity, write_bytes_atomic
 from restore_lab.build import build
 from restore_lab.composing import MADE_BY, typed
+from restore_lab.faults import Fault, told
 from restore_lab.hashes import HASHES, hashes
 from restore_lab.locks import locked
 from restore_lab.shares import starting_ranks, tied
@@ -161,10 +163,11 @@ def _train(cfg: DictConfig, node: Mapping[str, Any], folder: Path, logger: Logge
     from restore_lab.methods.finite import Finite
     from restore_lab.methods.half import with_precision
     from restore_lab.methods.history import History
-    from restore_lab.methods.keeping import Checkpoints, Moved, last_state
+    from restore_lab.methods.keeping import Checkpoints, Moved, last_state, room_for
     from restore_lab.methods.progress import StepBar
     from restore_lab.methods.sharding import gather, whole
     from restore_lab.methods.shown import page_callbacks
+    from restore_lab.methods.terminating import Terminating
     from restore_lab.methods.weights import weights_file
 
     check_trainer({**cfg.trainer, **node["trainer"]})
@@ -176,12 +179,14 @@ def _train(cfg: DictConfig, node: Mapping[str, Any], folder: Path, logger: Logge
     if node.get("weights"):
         module.load_weights(weights_file(node["weights"]), partial=node["partial"])
     module = build(cfg.speed).settle(module)
+    room_for(module, folder, average=bool(node.get("ema")))
     ema = EMA(decay=node["ema"]) if node.get("ema") else None
     plugins = [] if cfg.trainer.accelerator == "tpu" else [Moved()]  # XLA's strategy takes its own writer alone
-    checkpoints = Checkpoints(folder=folder, every=cfg.checkpoint_every)
-    finite = Finite(folder=folder, every=cfg.log_every, checkpoint_every=cfg.checkpoint_every)
+    ending = Terminating()
+    checkpoints = Checkpoints(folder=folder, every=cfg.checkpoint_every, terminated=ending.now)
+    finite = Finite(folder=folder, every=cfg.log_every, checkpoint_every=cfg.checkpoint_every, terminated=ending.now)
     history = History(file=folder / LOSSES, every=cfg.log_every)
-    callbacks = [c for c in (ema, checkpoints, finite, history) if c]
+    callbacks = [c for c in (ending, ema, checkpoints, finite, history) if c]
     callbacks += page_callbacks(every=cfg.log_every, pictures=cfg.pictures) if logger else []
     callbacks += ([StepBar()] if cfg.progress else []) + (build(cfg.callbacks) or [])
     _hush()
@@ -198,15 +203,36 @@ def _train(cfg: DictConfig, node: Mapping[str, Any], folder: Path, logger: Logge
     state = last_state(folder)
     if state is not None:
         log.info("resuming from %s", state)
-    with starting_ranks():
+    with starting_ranks(), going_on(folder):
         trainer.fit(module, data, ckpt_path=state, weights_only=True)
     if trainer.interrupted or trainer.global_step < trainer.max_steps:
         raise KeyboardInterrupt(f"stopped at step {trainer.global_step}; the same command continues")
     gather(module)
     average = {} if ema is None else {name: whole(value).cpu() for name, value in ema.average.items()}
-    if trainer.is_global_zero:
-        _export(module, ema, average, folder)
-    trainer.strategy.barrier()
+    with going_on(folder):
+        if trainer.is_global_zero:
+            _export(module, ema, average, folder)
+        trainer.strategy.barrier()
+
+
+@contextmanager
+def going_on(folder: Path) -> Iterator[None]:
+    """Within the context what the machine does to a training is told with the step at which the same command continues.
+
+    Raises:
+        Fault: so; a ValueError says itself what is to be done.
+    """
+    from restore_lab.methods.keeping import last_state, step_of
+
+    try:
+        yield
+    except Exception as error:
+        why = None if isinstance(error, ValueError) else told(error, where=folder)
+        if why is None:
+            raise
+        state = last_state(folder)
+        where = "begins again" if state is None else f"continues behind step {step_of(state)}"
+        raise Fault(f"{why}; the same command {where}") from error
 
 
 def _export(module: Any, ema: Any, average: dict[str, Any], folder: Path) -> None:

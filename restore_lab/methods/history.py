@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 
 from restore_lab.artefacts import write_bytes_atomic
+from restore_lab.faults import naming
 
 if TYPE_CHECKING:
     from restore_lab.methods.training import TrainingModule
@@ -46,7 +47,7 @@ class History(L.Callback):
             return
         self.written = step
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(prefix)}
-        with open(self.file, "a", encoding="utf-8") as file:
+        with naming(self.file), open(self.file, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
 

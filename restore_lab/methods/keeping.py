@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +21,21 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from restore_lab.artefacts import write_bytes_atomic
+from restore_lab.faults import Terminated, naming
 from restore_lab.hashes import hash_of
+from restore_lab.locks import first_rank
 from restore_lab.methods.fit import STATE
+from restore_lab.room import require
 
 if TYPE_CHECKING:
     import lightning as L
 
+    from restore_lab.methods.training import TrainingModule
+
 log = logging.getLogger(__name__)
 KEPT = 2
 ENDING = ".sha256"
+MOMENTS = 2  # AdamW's
 
 
 class Moved(TorchCheckpointIO):
@@ -38,23 +45,43 @@ class Moved(TorchCheckpointIO):
         place = Path(path)
         place.parent.mkdir(parents=True, exist_ok=True)
         part = place.with_name(place.name + ".part")
-        with open(part, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, place)
+        try:
+            with naming(place), open(part, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, place)
+        except BaseException:  # on a full disk a part would keep the room that the next attempt needs
+            part.unlink(missing_ok=True)
+            raise
 
 
 class Checkpoints(ModelCheckpoint):
-    """Lightning's, every n steps; beside each its hash, and no more than the last two.
+    """Lightning's, every n steps, and where the run is terminated; beside each its hash, and no more than the last two.
 
     Args:
         folder: the run's.
         every: steps.
+        terminated: whether the run is to end behind this step.
     """
 
-    def __init__(self, *, folder: Path, every: int) -> None:
+    def __init__(self, *, folder: Path, every: int, terminated: Callable[[], bool] = lambda: False) -> None:
         super().__init__(dirpath=folder / STATE, filename="{step}", every_n_train_steps=every, save_top_k=-1)
+        self.terminated = terminated
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Write a checkpoint if it is time.
+
+        Raises:
+            Terminated: with the step, if the run is to end.
+        """
+        super().on_train_batch_end(trainer, *args, **kwargs)
+        if not self.terminated():
+            return
+        file = Path(self.dirpath or "") / f"step={trainer.global_step}.ckpt"
+        if not file.exists() and trainer.global_step < trainer.max_steps:
+            self._save_checkpoint(trainer, str(file))
+        raise Terminated(f"terminated behind step {trainer.global_step}; the same command continues there")
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)
@@ -66,6 +93,20 @@ class Checkpoints(ModelCheckpoint):
         for old in states(place.parent)[:-KEPT]:
             old.with_name(old.name + ENDING).unlink(missing_ok=True)
             shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+
+def room_for(module: TrainingModule, folder: Path, *, average: bool) -> None:
+    """See that there is room for the weights and for as many checkpoints as are there at once.
+
+    Raises:
+        ValueError: with what is needed and what is free.
+    """
+    weights = sum(p.numel() * p.element_size() for p in module.trainable().values())
+    checkpoint = weights * (1 + MOMENTS + average)
+    there = sum(file.stat().st_size for file in (folder / STATE).glob("*") if file.is_file())
+    needed = max(0, checkpoint * (KEPT + 1) + weights - there)
+    if first_rank():
+        require(folder, needed=needed, what=f"the weights and {KEPT + 1} checkpoints")
 
 
 def last_state(folder: Path) -> Path | None:
@@ -80,7 +121,7 @@ def last_state(folder: Path) -> Path | None:
 
 def states(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest step first."""
-    return sorted(folder.glob("*.ckpt"), key=lambda path: (_step(path), path.stat().st_mtime))
+    return sorted(folder.glob("*.ckpt"), key=lambda path: (step_of(path), path.stat().st_mtime))
 
 
 def damage(state: Path) -> str | None:
@@ -98,6 +139,7 @@ def damage(state: Path) -> str | None:
         return " ".join(str(error).split()) or type(error).__name__
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """The step behind which a checkpoint was written; -1 where its name says none."""
     match: Any = re.search(r"step=(\d+)", path.name)
     return int(match[1]) if match else -1

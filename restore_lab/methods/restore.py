@@ -7,6 +7,7 @@ restores anew. `restored.csv` sums it up. Images are shared by processes as shar
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import time
@@ -21,6 +22,7 @@ from restore_lab.data.image_io import BadImage
 from restore_lab.data.photograph import ENDINGS, Photograph, decode_photograph
 from restore_lab.data.photograph_file import write_photograph
 from restore_lab.data.words import Words, WordTable
+from restore_lab.faults import Fault, told
 from restore_lab.methods.restored_files import (
     NOTES,
     Job,
@@ -31,7 +33,8 @@ from restore_lab.methods.restored_files import (
     targets,
     write_down,
 )
-from restore_lab.methods.restorer import Restorer
+from restore_lab.methods.restorer import Restorer, wanted
+from restore_lab.room import require
 from restore_lab.shares import mine, one_at_a_time
 
 if TYPE_CHECKING:
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 # What a result depends on; where it is written and what is written beside it changes nothing.
 COUNTS = ("module", "upscale", "size", "seed", "seeds")
+LOOKED_AT = 200  # files, for how much room their results will take
 
 
 @dataclass(kw_only=True)
@@ -68,8 +72,9 @@ def restore_folder(cfg: DictConfig) -> Restored:
     jobs = _jobs(cfg, done.output)
     refuse_clashes(jobs, cfg, done.output)
     settings = _settings(cfg)
-    restorer = Restorer(cfg)
     todo = mine(len(jobs), done=lambda index: not cfg.again and is_done(jobs[index], settings, cfg, done.output))
+    require(done.output, needed=_bytes(cfg, [jobs[n].file for n in todo]), what=f"{len(todo)} results")
+    restorer = Restorer(cfg)
     done.already = len(mine(len(jobs), done=lambda index: False)) - len(todo)
     if todo and "captioner" in cfg.prompt.semantic:
         from restore_lab.methods.captioning import caption_ahead
@@ -114,12 +119,29 @@ def _jobs(cfg: DictConfig, output: Path) -> list[Job]:
     return jobs
 
 
+def _bytes(cfg: DictConfig, files: Sequence[Path]) -> int:
+    """About what the results will take: from the sizes in some of the files' headers, and rather too little."""
+    from PIL import Image
+
+    pixels, some = 0, files[:: max(1, len(files) // LOOKED_AT)]
+    for file in some:
+        with (
+            contextlib.suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError),
+            Image.open(file) as image,
+        ):
+            height, width = wanted(image.size[::-1], cfg.upscale, cfg.size)
+            pixels += height * width
+    kept = 0.2 if cfg.format in ("jpeg", "webp", "same") else 1.0  # bytes a pixel
+    pictures = cfg.seeds * kept + (cfg.seeds > 1) + 2 * bool(cfg.compare)
+    return int(pixels * pictures * len(files) / max(1, len(some)))
+
+
 def _restore(restorer: Restorer, job: Job, settings: str, done: Restored, cfg: DictConfig) -> None:
     """Restore one image, write its files, and then the note that says so.
 
     Raises:
         BadImage: it cannot be restored.
-        ValueError: its results cannot be written.
+        Fault: its results cannot be written.
     """
     photograph, source = _read(job)
     restoration = restorer(_sized(restorer, photograph, job), **_said(job))
@@ -127,8 +149,8 @@ def _restore(restorer: Restorer, job: Job, settings: str, done: Restored, cfg: D
         outputs = _write(restoration, job, done.output, cfg)
         write_down(job.note, note_of(restoration, job, settings, source, outputs, done.output))
     except OSError as error:
-        where = error.filename or done.output
-        raise ValueError(f"{where}: {error.strerror or error}; the same command continues from {job.key}") from error
+        why = told(error, where=done.output) or f"{error.filename or done.output}: {error.strerror or error}"
+        raise Fault(f"{why}; the same command continues from {job.key}") from error
     done.written += 1
     log.info("%s", outputs[0])
 

@@ -154,7 +154,7 @@ class Restorer:
         """
         photograph = _photograph(image)
         upscale, size = self.cfg.upscale if upscale is None else upscale, self.cfg.size if size is None else size
-        height, width = _wanted(photograph.rgb_HWC.shape[:2], upscale, size)
+        height, width = wanted(photograph.rgb_HWC.shape[:2], upscale, size)
         if height * width > self.cfg.max_pixels:
             raise BadImage(
                 f"{_name(image)}: {width}x{height} pixels are more than max_pixels={self.cfg.max_pixels}; "
@@ -210,7 +210,7 @@ def _photograph(image: Any) -> Photograph:
     return photograph_of(image)
 
 
-def _wanted(shape: Sequence[int], upscale: float, size: Any) -> tuple[int, int]:
+def wanted(shape: Sequence[int], upscale: float, size: Any) -> tuple[int, int]:
     """Height and width to restore at.
 
     Raises:

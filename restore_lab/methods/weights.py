@@ -37,8 +37,12 @@ def write_weights(state: Mapping[str, Tensor], folder: Path, *, dtype: torch.dty
 
     own = {k: v.cpu().to(dtype or v.dtype).contiguous() for k, v in state.items()}
     part = folder / f".{WEIGHTS}.part"
-    save_file(own, part, metadata=None if base is None else {"base": base})
-    part.replace(folder / WEIGHTS)
+    try:
+        save_file(own, part, metadata=None if base is None else {"base": base})
+        part.replace(folder / WEIGHTS)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def read_weights(file: Path, *, base: str | None) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from restore_lab import pairs
+from restore_lab import validation
 
 
 @contextmanager
@@ -17,7 +17,7 @@ def composed(verb: str, words: Sequence[str]) -> Iterator[Any]:
     Composing takes half a second, so what differs in its seed alone is composed once.
 
     Raises:
-        ValueError: if its parts have no meaning together.
+        ValueError: for a value that a setting cannot have, or parts that have no meaning together.
     """
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
@@ -47,5 +47,5 @@ def _compose(verb: str, words: Sequence[str]) -> Any:
 
     cfg = compose(config_name=verb, overrides=list(words), return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
-    pairs.check(cfg)
+    validation.check(cfg, verb=verb)
     return cfg

@@ -106,7 +106,7 @@ def test_a_full_disk_is_one_line_and_costs_one_image(restored, tmp_path, monkeyp
         plain(source, target)
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(ValueError, match="No space left on device; the same command continues from 1"):
+    with pytest.raises(ValueError, match="No space left on device; free some; the same command continues from 1"):
         restored(tmp_path / "in")
     monkeypatch.setattr(os, "replace", plain)
     assert not list((tmp_path / "out").rglob("*.tmp"))

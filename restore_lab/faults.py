@@ -1,0 +1,123 @@
+"""What a machine does to a run: disks that are full or gone, devices that fail, processes that are killed.
+
+`told` puts such an error into one line; anything else is none of its business. Whatever was reported as done stays
+done, and the same command goes on, so a fault ends with an exit code of its own (`CODE`): run it again once the machine
+is well. Without torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import re
+from collections.abc import Iterator
+
+CODE = 3
+TERMINATED = 143  # 128 + SIGTERM, as shells have it
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+GONE = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.ENXIO, errno.ENOMEDIUM, errno.EREMOTEIO)
+NO_ROOM = "No space left on device"
+# What libraries say who do not raise an OSError.
+NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded|File too large", re.IGNORECASE)
+WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed|exited)")
+NO_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
+DEVICE = re.compile(r"(CUDA|HIP|cuDNN|cuBLAS|CUBLAS|CUDNN|NCCL|XLA)[\w ]* (error|failure)\b|device-side assert")
+
+
+class Fault(ValueError):
+    """Something outside the program gave way; the text says what, where, and what to do."""
+
+
+class Terminated(SystemExit):
+    """SIGTERM; the text says where the same command goes on."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(TERMINATED)
+        self.text = text
+
+
+def name_file(error: BaseException, path: object) -> None:
+    """Let an error of the system say which file it was about: that of a write on a full disk does not."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        error.filename = str(path)
+
+
+@contextlib.contextmanager
+def naming(path: object) -> Iterator[None]:
+    """Within the context errors of the system say which file they are about."""
+    try:
+        yield
+    except OSError as error:
+        name_file(error, path)
+        raise
+
+
+def told(error: BaseException, *, where: object = None) -> str | None:
+    """What gave way and what to do about it; None for an error of another kind.
+
+    Args:
+        error: as it was raised; what it was raised from counts too.
+        where: the file or folder at work, for errors that do not name one.
+    """
+    for one in _chain(error):
+        found = _of_disk(one, where) if isinstance(one, OSError) else None
+        found = found or (_of_library(one, where) if isinstance(one, RuntimeError | MemoryError) else None)
+        if found is None and type(one).__name__ == "SafetensorError" and NO_SPACE.search(str(one)):
+            found = _full(where, NO_ROOM)
+        if found is not None:
+            return found
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those behind it: torch raises one of its own over a write that failed."""
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _of_disk(error: OSError, where: object) -> str | None:
+    place = error.filename or where
+    said = error.strerror or str(error)
+    if error.errno in FULL:
+        return _full(place, said)
+    if error.errno == errno.EROFS:
+        return f"{_at(place)}{said}; let it be written to, or choose another folder"
+    if error.errno in GONE:
+        return f"{_at(place)}{said}; bring the disk back"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{_at(place)}{said}; raise the limit (ulimit -n)"
+    return None
+
+
+def _of_library(error: BaseException, where: object) -> str | None:
+    text = " ".join(str(error).split())
+    if worker := WORKER.search(text):
+        return (
+            f"a process that reads data was killed (pid {worker[1].strip()}), mostly for want of memory; "
+            "lower workers or batch_size"
+        )
+    if NO_SPACE.search(text):
+        return _full(where, NO_ROOM)
+    if NO_MEMORY.search(text) or isinstance(error, MemoryError):
+        return f"out of memory{_first(text)}; lower batch_size, crop or the size of the images (docs/speed.md)"
+    if DEVICE.search(text):
+        return f"the device failed{_first(text)}; see that it is there and well (nvidia-smi)"
+    return None
+
+
+def _full(place: object, said: str) -> str:
+    return f"{_at(place)}{said}; free some"
+
+
+def _at(place: object) -> str:
+    return f"{place}: " if place else ""
+
+
+def _first(text: str) -> str:
+    """The first sentence of what a library says at length."""
+    return (
+        f" ({re.split(r'(?<=[a-z0-9])[.;] |Compile with|CUDA kernel errors', text)[0].strip()[:160]})" if text else ""
+    )
