@@ -19,7 +19,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from restore_lab.data.dataset import Loaded, Ordered, RestorationDataset, Source, stays
+from restore_lab.data.dataset import Ordered, RestorationDataset, Source, as_loaded, stays
 from restore_lab.data.image_io import BadImage
 from restore_lab.data.sampler import PositionSampler, SequentialSampler
 from restore_lab.types import Batch, Recipe
@@ -102,7 +102,7 @@ class Stream:
             self._dataset,
             batch_sampler=self._sampler(),
             num_workers=self._workers,
-            collate_fn=_as_loaded,
+            collate_fn=as_loaded,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=stays,
         )
@@ -294,8 +294,3 @@ def _joined(batch: Batch, made: Batch, places: Sequence[int]) -> Batch:
     for place, own in zip(places, made.recipe, strict=True):
         recipe[place] = own
     return replace(batch, lq_BCHW=lq_BCHW, recipe=tuple(recipe))
-
-
-def _as_loaded(loaded: Loaded) -> Loaded:
-    """The dataset has collated already; torch's loader wants a function, and a named one pickles."""
-    return loaded

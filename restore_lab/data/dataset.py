@@ -206,6 +206,11 @@ def stays(worker: int) -> None:
     signal.signal(signal.SIGTERM, passed)
 
 
+def as_loaded(loaded: Loaded) -> Loaded:
+    """The dataset has collated already; torch's loader wants a function, and a named one pickles."""
+    return loaded
+
+
 def choose_window(height: int, width: int, *, crop: int | None, flip: bool, draw: np.random.Generator | None) -> Window:
     """A random window from `draw`, or the central one, never mirrored, if `draw` is None."""
     mirrored = bool(draw.random() < 0.5) if flip and draw is not None else False

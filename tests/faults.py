@@ -1,0 +1,159 @@
+"""Faults done to real commands, and what came of them: `python -m tests.faults > docs/results/faults.md`.
+
+Every command runs in a forked process that has the libraries already. Each case of fault_cases.py does a fault to one,
+mends it, gives the same command again, checks what is there, and returns a row; test_faults.py runs the same cases.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from restore_lab.cli.main import main as restore_lab
+
+FORK: Any = multiprocessing.get_context("fork")
+
+
+class CannotMount(Exception):
+    """This machine lets nobody mount a small disk."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """A command that ended: its exit code (negative: the signal), and what it said."""
+
+    code: int
+    said: str
+
+    @property
+    def last(self) -> str:
+        """The line in which it ended; a traceback is none."""
+        assert "Traceback" not in self.said, self.said
+        lines = [line for line in self.said.splitlines() if line.startswith("restore-lab: ")]
+        return lines[-1] if lines else ""
+
+
+class Command:
+    """`restore-lab WORDS` at work.
+
+    Args:
+        place: for what it says.
+        words: its words.
+    """
+
+    def __init__(self, place: Path, *words: str) -> None:
+        self.file = place / f"said-{time.monotonic_ns()}"
+        self.process = FORK.Process(target=_run, args=(self.file, ["restore-lab", *words]))
+        self.process.start()
+
+    def when(self, condition: Callable[[], bool], what: Callable[[], object]) -> Ended:
+        """Do something to it as soon as something holds, and wait for its end."""
+        while self.process.is_alive() and not condition():
+            time.sleep(0.002)
+        assert self.process.is_alive(), self.file.read_text()
+        what()
+        return self.ended()
+
+    def ended(self) -> Ended:
+        """Wait for its end."""
+        self.process.join(timeout=120)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        return Ended(code=self.process.exitcode, said=self.file.read_text(errors="replace"))
+
+
+def _run(file: Path, words: list[str]) -> None:
+    """In a group of its own, as a shell would start it."""
+    os.setpgid(0, 0)
+    said = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
+    sys.argv = words
+    restore_lab()
+
+
+@contextlib.contextmanager
+def disk(place: Path, *, megabytes: int = 48) -> Iterator[Path]:
+    """A small disk of its own.
+
+    Raises:
+        CannotMount: if nobody may mount here.
+    """
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "none", str(place)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise CannotMount("no mount here") from error
+    if done.returncode:
+        raise CannotMount(done.stderr.strip())
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A line of the table."""
+
+    where: str
+    fault: str
+    happened: str
+    lost: str
+
+
+def page(rows: list[Row]) -> str:
+    """The table as Markdown."""
+    lines = [
+        "# Faults, and what they cost",
+        "",
+        "Written by `python -m tests.faults > docs/results/faults.md`, which does each of these to a real command on",
+        "the toy models, mends the fault, and gives the same command again; `tests/contract/test_faults.py` runs the",
+        "cases. Disks are tmpfs of 48 MiB, filled or remounted read-only while the command works. A lost GPU is torch's",
+        'own error, raised in a step. "The same" means: weights, losses, pictures or entries equal those of a run that',
+        "nothing was done to, byte for byte.",
+        "",
+        "Exit codes: 2 bad input, 3 the machine gave way (mend it, and the same command goes on), 143 terminated.",
+        "",
+        "| where | fault | what happened | what was lost |",
+        "|---|---|---|---|",
+        *(f"| {row.where} | {row.fault} | {row.happened.replace('|', '/')} | {row.lost} |" for row in rows),
+        "",
+        "Nothing that had been reported as done was lost in any of them.",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run all cases and print the page."""
+    from tests.fault_cases import CASES, Bench
+
+    with tempfile.TemporaryDirectory() as folder:
+        bench, rows = Bench(Path(folder)), []
+        for case in CASES:
+            place = Path(folder) / case.__name__
+            place.mkdir()
+            try:
+                rows.append(case(bench, place))
+            except CannotMount as error:
+                rows.append(Row(where="", fault=case.__name__, happened=f"not run: {error}", lost=""))
+            print(rows[-1], file=sys.stderr)
+            shutil.rmtree(place, ignore_errors=True)
+    print(page(rows))
+
+
+if __name__ == "__main__":
+    main()
