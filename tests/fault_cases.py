@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from restore_lab.data.image_io import write_png
-from restore_lab.methods.fit import fit
 from restore_lab.methods.restorer import Restorer
 from tests.composed import composed, few_photos, small
 from tests.faults import Command, Ended, Row, disk
@@ -38,9 +37,7 @@ class Bench:
         self.prior = toy_unet_folder(self.place)
         self.photos = photos(self.place / "photos")
         told = small(self.prior)
-        fit(
-            composed("train", *told, "name=warm", "max_steps=1", *TRAIN[2:-1], f"runs_dir={self.place}")
-        )  # loads libraries
+        # Loads what the forked commands need; a backward pass here would leave them threads that they do not have.
         Restorer(composed("restore", *told, "input=null", "weights=null", "device=cpu"))(
             np.zeros((16, 16, 3), np.uint8)
         )
