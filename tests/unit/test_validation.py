@@ -1,0 +1,131 @@
+"""A composed config is looked at before anything loads: one line with the value, what is expected, the nearest name."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from omegaconf import OmegaConf
+
+from restore_lab.faults import told
+from restore_lab.nearest import nearest, offer
+from restore_lab.room import require
+from restore_lab.validation import check, check_files
+from tests.composed import composed
+
+WRONG = [
+    ({"max_steps": "many"}, "max_steps=many: expected a whole number of at least 1 (optimiser steps)"),
+    ({"max_steps": 0}, "max_steps=0: expected a whole number of at least 1 (optimiser steps)"),
+    ({"max_steps": None}, "max_steps=null: expected a whole number"),
+    ({"batch_size": 2.5}, "batch_size=2.5: expected a whole number of at least 1"),
+    ({"batch_size": True}, "batch_size=True: expected a whole number"),
+    ({"optimisation": {"lr": 0}}, "optimisation.lr=0: expected a number above 0"),
+    ({"optimisation": {"lr": float("nan")}}, "optimisation.lr=nan: expected a number above 0"),
+    ({"sampler": {"start": 1.5}}, "sampler.start=1.5: expected a number above 0 and at most 1 (a share of the steps)"),
+    ({"sampler": {"fidelity": {"threshold": 1.0}}}, "expected a number of at least 0 and below 1"),
+    ({"workers": -1}, "workers=-1: expected a whole number of at least 0 (processes that read data)"),
+    ({"crop": 0}, "crop=0: expected a whole number of at least 1 (pixels), or null"),
+    ({"precision": "bf16-mix"}, "precision=bf16-mix: did you mean bf16-mixed? there are: 32-true"),
+    ({"optimisation": {"decay": "cosin"}}, "optimisation.decay=cosin: did you mean cosine?"),
+    ({"backbone": {"dtype": "float8"}}, "did you mean float16? there are: float32, float16, bfloat16, null"),
+    ({"device": "gpu!"}, "device=gpu!: "),
+]
+
+
+@pytest.mark.parametrize(("settings", "said"), WRONG, ids=[said.partition(":")[0] for _, said in WRONG])
+def test_a_value_that_a_setting_cannot_have(settings, said) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        check(OmegaConf.create(settings), verb="restore")
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_steps": 1, "batch_size": 2.0, "crop": None, "seed": 0, "device": "cuda:3", "precision": 16},
+        {"sampler": {"guidance": {"scale": {"start": 1.0, "end": 4.0}}, "fidelity": {"tau_r": None}}},
+        {"optimisation": {"fused": True, "lr": "${rate}"}, "rate": 1e-4},
+        {"max_steps": "???", "format": "same"},
+    ],
+)
+def test_what_will_do_passes(settings) -> None:
+    check(OmegaConf.create(settings), verb="restore")
+
+
+def test_formats_are_a_verbs_own() -> None:
+    with pytest.raises(ValueError, match="format=jsn: did you mean json"):
+        check(OmegaConf.create({"format": "jsn"}), verb="evaluate")
+    check(OmegaConf.create({"format": "jsn"}), verb="demo")
+
+
+def test_files_that_a_verb_reads(tmp_path) -> None:
+    cfg = composed("train", "data=folder", f"data.root={tmp_path / 'nope'}", "stage=adapter")
+    with pytest.raises(ValueError, match="no stage 'adapter'; did you mean 'adaptor'"):
+        check(cfg, verb="train")
+    with pytest.raises(ValueError, match=r"^data\.root=.*nope: no such file or folder$"):
+        check_files(cfg, verb="train")
+    cfg.data.root = str(tmp_path)
+    check_files(cfg, verb="train")
+    cfg.weights = "runs/nope"
+    with pytest.raises(ValueError, match="weights=runs/nope: no such file or folder; train some"):
+        check_files(cfg, verb="train")
+    cfg.weights, cfg.backbone.path = None, "nope"
+    with pytest.raises(ValueError, match=r"backbone\.path=nope: no such file or folder; give a diffusers-format"):
+        check_files(cfg, verb="train")
+    cfg.backbone.path = ["nope", "owner/name"]  # perhaps the hub's
+    check_files(cfg, verb="train")
+
+
+def test_a_public_dataset_says_where_it_comes_from(tmp_path) -> None:
+    cfg = composed("evaluate", "eval_data=cbsd68", f"datasets_dir={tmp_path}")
+    with pytest.raises(ValueError, match=r"eval_data\.source\.root=.*CBSD68: .* it comes from .*doctor data=cbsd68"):
+        check_files(cfg, verb="evaluate")
+    cfg.restored = str(tmp_path)  # reads no test images of its own
+    check_files(cfg, verb="evaluate")
+
+
+def test_the_nearest_name() -> None:
+    assert nearest("spier", ["supir", "spire"]) == "spire"  # equally near, of the same letters
+    assert nearest("xyz", ["supir"]) is None
+    assert offer("nope", []) == ""
+    assert offer("sprie", ["spire", "dra"]) == "; did you mean 'spire'? there are: spire, dra"
+
+
+def test_room(tmp_path) -> None:
+    require(tmp_path / "not" / "there", needed=1, what="results")
+    with pytest.raises(ValueError, match=r"results take about 1048576\.00 GiB, and .* GiB are free"):
+        require(tmp_path, needed=2**50, what="results")
+
+
+def _behind(error: Exception, first: Exception) -> Exception:
+    error.__context__ = first
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a/b"), "a/b: No space left on device; free some"),
+        (OSError(errno.EROFS, "Read-only file system"), "runs: Read-only file system; let it be written to"),
+        (OSError(errno.EIO, "Input/output error"), "runs: Input/output error; bring the disk back"),
+        (_behind(RuntimeError("unexpected pos 768 vs 662"), OSError(errno.ENOSPC, "No space")), "runs: No space; free"),
+        (RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. "), "was killed (pid 12), mostly"),
+        (RuntimeError("DataLoader worker (pid(s) 3, 4) exited unexpectedly"), "was killed (pid 3, 4)"),
+        (
+            RuntimeError("CUDA error: an illegal memory access\nCUDA kernel errors might"),
+            "the device failed (CUDA error",
+        ),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+            "out of memory (CUDA out of memory); lower batch",
+        ),
+        (MemoryError(), "out of memory; lower batch_size"),
+        (RuntimeError("shapes do not match"), None),
+        (KeyError("x"), None),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "x"), None),
+    ],
+)
+def test_what_a_machine_does_is_told_and_a_bug_is_not(error, said) -> None:
+    found = told(error, where="runs")
+    assert (said is None) == (found is None)
+    assert said is None or said in str(found)
