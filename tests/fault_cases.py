@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from restore_lab.data.image_io import write_png
-from restore_lab.methods.restorer import Restorer
-from tests.composed import composed, few_photos, small
+from tests.composed import few_photos, small
 from tests.faults import Command, Ended, Row, disk
 from tests.killer import fill, read_only
 from tests.toys import toy_unet_folder
@@ -36,11 +35,6 @@ class Bench:
         self.place.mkdir()
         self.prior = toy_unet_folder(self.place)
         self.photos = photos(self.place / "photos")
-        told = small(self.prior)
-        # Loads what the forked commands need; a backward pass here would leave them threads that they do not have.
-        Restorer(composed("restore", *told, "input=null", "weights=null", "device=cpu"))(
-            np.zeros((16, 16, 3), np.uint8)
-        )
 
     def train(self, place: Path, *words: str, photos: Path | None = None) -> Command:
         """A training of `STEPS` steps on photographs; a checkpoint every second."""

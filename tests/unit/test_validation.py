@@ -27,7 +27,7 @@ WRONG = [
     ({"crop": 0}, "crop=0: expected a whole number of at least 1 (pixels), or null"),
     ({"precision": "bf16-mix"}, "precision=bf16-mix: did you mean bf16-mixed? there are: 32-true"),
     ({"optimisation": {"decay": "cosin"}}, "optimisation.decay=cosin: did you mean cosine?"),
-    ({"backbone": {"dtype": "float8"}}, "did you mean float16? there are: float32, float16, bfloat16, null"),
+    ({"backbone": {"dtype": "flaot16"}}, "did you mean float16? there are: float32, float16, bfloat16, null"),
     ({"device": "gpu!"}, "device=gpu!: "),
 ]
 
