@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from restore_lab.artefacts import write_bytes_atomic
+from restore_lab.artefacts import inside, write_bytes_atomic
 from restore_lab.data.photograph import ENDINGS
 from restore_lab.data.words import Words
 
@@ -57,12 +57,10 @@ def targets(job: Job, cfg: DictConfig, output: Path, kind: str) -> list[Path]:
         variants = [f"{name}_seed{cfg.seed + number}{ending}" for number in range(cfg.seeds)]
     beside = [f"{name}_compare.png"] if cfg.compare else []
     beside += [f"{name}_uncertainty.png"] if cfg.seeds > 1 else []
-    files = [output / one for one in (*variants, *beside)]
-    root = output.resolve()
-    for file in files:
-        if not file.parent.resolve().is_relative_to(root):
-            raise ValueError(f"names={cfg.names!r} leads out of {output}, to {file}; keep to the output folder")
-    return files
+    try:
+        return [inside(output, one) for one in (*variants, *beside)]
+    except ValueError as error:
+        raise ValueError(f"names={cfg.names!r}: {error}") from error
 
 
 def refuse_clashes(jobs: Sequence[Job], cfg: DictConfig, output: Path) -> None:
