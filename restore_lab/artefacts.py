@@ -109,18 +109,6 @@ def read_note(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def inside(folder: Path, name: str) -> Path:
-    """A file below a folder, by a name that may have come with data.
-
-    Raises:
-        ValueError: if the name leads out of the folder, also by a link in it.
-    """
-    file = folder / name
-    if not file.parent.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{name!r} leads out of {folder}, to {file}; keep to the output folder")
-    return file
-
-
 def write_bytes_atomic(path: str | PurePath, data: bytes) -> None:
     """Write a file so that a reader, or a run killed here, finds the old content or the new, never a part."""
     place = Path(path)

@@ -28,6 +28,7 @@ RANKS = {
     "pairs": 0,
     "shares": 0,
     "conf_dir": 0,
+    "files": 0,
     "grammar": 0,
     "composing": 1,
     "hashes": 1,
@@ -51,7 +52,7 @@ HEAVY = frozenset(
     + ("skimage", "scipy", "pandas", "pyarrow", "numpy", "PIL", "matplotlib")
 )
 LIGHT = ("types.py", "random.py", "build.py", "artefacts.py", "named.py", "locks.py", "pairs.py", "shares.py")
-LIGHT += ("conf_dir.py", "grammar.py", "composing.py", "xla.py", "__init__.py", "cli/")
+LIGHT += ("conf_dir.py", "files.py", "grammar.py", "composing.py", "xla.py", "__init__.py", "cli/")
 
 
 def name_of(path: Path) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restore_lab.artefacts import inside
 from restore_lab.build import build
+from restore_lab.files import inside
 from restore_lab.shares import place
 
 if TYPE_CHECKING:

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from restore_lab.artefacts import inside, write_bytes_atomic
+from restore_lab.artefacts import write_bytes_atomic
 from restore_lab.data.photograph import ENDINGS
 from restore_lab.data.words import Words
+from restore_lab.files import inside
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -18,13 +18,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from restore_lab.artefacts import Manifest, inside
+from restore_lab.artefacts import Manifest
 from restore_lab.cli.main import main
 from restore_lab.composing import MADE_BY, following
 from restore_lab.evaluation.batches import write_inputs
 from restore_lab.evaluation.clip_metrics import Clip
 from restore_lab.evaluation.paper_metrics import PaperMetric
 from restore_lab.evaluation.protocol import MetricUnavailable
+from restore_lab.files import inside
 from restore_lab.prompts import captioner
 from restore_lab.prompts.visual import ClipVision, DinoVision
 from tests.composed import composed, few_photos
