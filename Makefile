@@ -72,7 +72,7 @@ bench-gpu: setup ## Time steps at the size of SD 1.5, SDXL and SD3 in bfloat16 o
 	$(PY) -m benchmarks.speed --device cuda --scale full --compile --parts comparison --output runs/speed_gpu_compiled
 
 lock: setup ## Write requirements.lock anew from pyproject.toml
-	$(COMPILE) --extra iqa --extra systems --extra wandb --extra figures --extra dev --extra quant \
+	$(COMPILE) --extra iqa --extra systems --extra wandb --extra figures --extra dev --extra quant --extra demo \
 	  --output-file requirements.lock
 
 lock-xla: setup ## Write requirements-xla.lock, torch-xla with the torch that it wants
