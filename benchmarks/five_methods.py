@@ -62,11 +62,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--photo", type=Path)
-    parser.add_argument("--names", nargs="+", default=["chelsea", "coffee", "rocket"], choices=PHOTOS)
+    parser.add_argument("--names", nargs="+", default=["chelsea", "coffee"], choices=PHOTOS)
     args = parser.parse_args()
     if args.photo:
-        lq_CHW = degraded("chelsea", 256)[0]
-        array = to_image(lq_CHW)
-        jpeg(Image.fromarray(array), args.photo, 92)
+        jpeg(Image.fromarray(to_image(degraded("chelsea", 256)[0])), args.photo, 92)
     if args.picture:
         picture(args.names, args.picture)

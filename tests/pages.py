@@ -67,7 +67,11 @@ def save(folder: Path, block: Block) -> None:
 
 def there(needed: str) -> bool:
     """Whether a path of the checkout, a program or a module is there."""
-    return (ROOT / needed).exists() or shutil.which(needed) is not None or (needed.isidentifier() and bool(find_spec(needed)))
+    return (
+        (ROOT / needed).exists()
+        or shutil.which(needed) is not None
+        or (needed.isidentifier() and bool(find_spec(needed)))
+    )
 
 
 class Followed:
@@ -76,7 +80,10 @@ class Followed:
     def __init__(self, folder: Path) -> None:
         """Copy what git knows of the checkout, or would take, into the folder."""
         listed = subprocess.run(
-            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT,
+            capture_output=True,
+            check=True,
         )
         for name in listed.stdout.decode().split("\0"):
             source, target = ROOT / name, folder / name

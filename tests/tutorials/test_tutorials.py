@@ -1,4 +1,4 @@
-"""docs/tutorials/, followed: each page in a copy of the checkout, block by block (tests/pages.py has the convention)."""
+"""docs/tutorials/, followed: each page in a copy of the checkout, block by block (the convention: tests/pages.py)."""
 
 from __future__ import annotations
 
