@@ -6,6 +6,7 @@ In a page, in order:
 - a block of `bash`, or of `python` without such a line: run in the folder; exported variables stay for what follows;
 - a block of `text` right behind it: what it prints, stdout and stderr as a terminal shows them. One that prints
   nothing has none;
+- a block without a language: shown, and neither run nor saved;
 - a line "Needs `X`" before a block: left out unless X is a path of the checkout, a program or a module that is there.
 
 What is shown has to be all that was printed, but for these: `...` stands for the rest of a line or a part of it, on a
@@ -91,6 +92,8 @@ class Followed:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(source, target, follow_symlinks=False)
         (folder / ".venv").symlink_to(sys.prefix)
+        if (ROOT / ".venv-xla").exists():
+            (folder / ".venv-xla").symlink_to((ROOT / ".venv-xla").resolve())
         self.folder, self.exported = folder, folder.with_name(folder.name + ".exported")
         self.exported.touch()
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

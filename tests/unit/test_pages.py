@@ -103,8 +103,8 @@ def test_a_line_written_over() -> None:
 
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
 def test_tutorials_show_something(page: Path) -> None:
-    """A block of output that is all dots would be true of everything."""
+    """Output stands behind what prints it, and is not all dots, which would be true of everything."""
     for block in blocks(page):
-        assert block.language in {"bash", "python", "text", "yaml", "csv", "json", "ini"}, block
+        assert block.language != "text", block
         if block.shown is not None:
             assert block.runs and any(line.strip(" .") for line in block.shown.splitlines()), block
