@@ -62,7 +62,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--photo", type=Path)
-    parser.add_argument("--names", nargs="+", default=["chelsea", "coffee"], choices=PHOTOS)
+    parser.add_argument("--names", nargs="+", default=["chelsea", "coffee", "rocket"], choices=PHOTOS)
     args = parser.parse_args()
     if args.photo:
         jpeg(Image.fromarray(to_image(degraded("chelsea", 256)[0])), args.photo, 92)
