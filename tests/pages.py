@@ -2,7 +2,7 @@
 
 In a page, in order:
 
-- a line "`name`:" that begins with a file's name, and a block behind it: a file, saved as it stands;
+- a line "`name`:" or "`name`, ...:" and a block behind it: a file, saved as it stands;
 - a block of `bash`, or of `python` without such a line: run in the folder; exported variables stay for what follows;
 - a block of `text` right behind it: what it prints, stdout and stderr as a terminal shows them. One that prints
   nothing has none;
@@ -28,7 +28,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(
-    r"^(?:(?:`(?P<file>[\w./-]+\.\w+)`|Needs `(?P<needs>[^`]+)`)[^\n]*:\n\n)?"
+    r"^(?:(?:`(?P<file>[\w./-]+\.\w+)`(?=[,:])|Needs `(?P<needs>[^`]+)`)[^\n]*:\n\n)?"
     r"```(?P<language>\w*)\n(?P<body>.*?)^```$"
     r"(?:\n\n```text\n(?P<shown>.*?)^```$)?",
     re.MULTILINE | re.DOTALL,

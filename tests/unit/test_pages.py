@@ -30,6 +30,8 @@ Needs `no_such_thing`, which is elsewhere:
 no_such_thing
 ```
 
+`photo.jpg` is a photograph. This tells so:
+
 ```python
 print(1)
 ```
