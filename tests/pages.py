@@ -100,7 +100,7 @@ class Followed:
         ours = {"PATH": path, "PYTHONPATH": str(folder), "PYTHONUNBUFFERED": "1", "CUDA_VISIBLE_DEVICES": ""}
         self.environment = {**os.environ, **ours}
 
-    def run(self, block: Block, *, timeout: float = 900) -> tuple[int, str]:
+    def run(self, block: Block, *, timeout: float = 1800) -> tuple[int, str]:
         """Run a block; its exit status, and what a terminal would show of what it printed."""
         script = self.folder.with_name(self.folder.name + "." + block.language)
         body = block.body if block.language == "python" else f"{block.body}export -p > '{self.exported}'\n"
