@@ -1,7 +1,7 @@
 # Everything runs from here: `make help` lists it. The first target that needs the environment makes it, in .venv.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help docs setup quickstart test test-slow test-xla lint format bench bench-gpu lock lock-xla wheel clean
+.PHONY: help docs setup quickstart test tutorials test-slow test-xla lint format bench bench-gpu lock lock-xla wheel clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -42,11 +42,14 @@ define install
 endef
 
 quickstart: setup ## Train SPIRE and restore real photographs, with a picture and a table at the end
-	$(VENV)/bin/restore-lab train experiment=spire/quickstart
+	$(VENV)/bin/restore-lab train experiment=spire/quickstart run_dir=runs/quickstart/adaptor
 	$(VENV)/bin/restore-lab evaluate experiment=spire/quickstart_photos
 
 test: setup ## Run the unit and contract rings (no network)
-	$(PY) -m pytest -m "not slow" -n $(WORKERS)
+	$(PY) -m pytest -m "not slow and not tutorial" -n $(WORKERS)
+
+tutorials: setup ## Follow docs/tutorials/: run what they say, compare with what they show
+	$(PY) -m pytest -m tutorial -n $(WORKERS) --dist loadgroup tests/tutorials
 
 test-slow: setup ## Run the slow ring: the full product, trained behaviour
 	$(PY) -m pytest -m slow
@@ -72,7 +75,7 @@ bench-gpu: setup ## Time steps at the size of SD 1.5, SDXL and SD3 in bfloat16 o
 	$(PY) -m benchmarks.speed --device cuda --scale full --compile --parts comparison --output runs/speed_gpu_compiled
 
 lock: setup ## Write requirements.lock anew from pyproject.toml
-	$(COMPILE) --extra iqa --extra systems --extra wandb --extra figures --extra dev --extra quant \
+	$(COMPILE) --extra iqa --extra systems --extra wandb --extra figures --extra dev --extra quant --extra demo \
 	  --output-file requirements.lock
 
 lock-xla: setup ## Write requirements-xla.lock, torch-xla with the torch that it wants

@@ -166,7 +166,7 @@ def main() -> None:
         prior.with_suffix(".part").rename(prior)
     method = ("method=supir", "scale=full", f"backbone.path={prior}", "lq_encoder.weights=null")
     half = ("precision=bf16-true", "ema=null", "batch_size=1", f"crop={given.size}")
-    method = (*method, *half, "backbone.gradient_checkpointing=true", "module.weights_dtype=bfloat16")
+    method = (*method, *half, "speed.gradient_checkpointing=true", "module.weights_dtype=bfloat16")
     run = given.folder / f"run_{given.size}"
     train = (
         "stages.encoder=null",

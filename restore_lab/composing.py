@@ -1,8 +1,8 @@
 """A verb's config from Python, as the command line composes it; and the words with which a run was made.
 
 What made a run stands in its manifest as overrides. Of these, only choices and settings of parts are taken up by
-another verb: no output folders, no Hydra settings, nothing with an interpolation in it. A manifest may have come with
-weights from elsewhere.
+another verb: no output folders, no Hydra settings, no `_target_`, nothing with an interpolation in it. A manifest may
+have come with weights from elsewhere.
 """
 
 from __future__ import annotations
@@ -90,6 +90,6 @@ def _plain(value: str) -> str:
 
 def _of_a_part(word: str) -> bool:
     match = re.fullmatch(r"(?P<root>[a-z_]+)(?P<rest>[\w./@]*)=(?P<value>.*)", word, re.DOTALL)
-    if match is None or "${" in match["value"] or match["root"] not in PARTS:
+    if match is None or "${" in match["value"] or "_target_" in word:
         return False
-    return "@" not in match["rest"]
+    return match["root"] in PARTS and "@" not in match["rest"]

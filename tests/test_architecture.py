@@ -31,6 +31,7 @@ RANKS = {
     "room": 0,
     "shares": 0,
     "conf_dir": 0,
+    "files": 0,
     "grammar": 0,
     "validation": 0.5,  # looks at pairs, for composing
     "composing": 1,
@@ -55,18 +56,8 @@ HEAVY = frozenset(
     + ("skimage", "scipy", "pandas", "pyarrow", "numpy", "PIL", "matplotlib")
 )
 LIGHT = ("types.py", "random.py", "build.py", "artefacts.py", "named.py", "locks.py", "pairs.py", "shares.py")
-LIGHT += (
-    "conf_dir.py",
-    "grammar.py",
-    "composing.py",
-    "xla.py",
-    "faults.py",
-    "nearest.py",
-    "room.py",
-    "validation.py",
-    "__init__.py",
-    "cli/",
-)
+LIGHT += ("conf_dir.py", "files.py", "grammar.py", "composing.py", "xla.py", "faults.py", "nearest.py", "room.py")
+LIGHT += ("validation.py", "__init__.py", "cli/")
 
 
 def name_of(path: Path) -> str:

@@ -207,7 +207,8 @@ class ConsistencyDecoder(nn.Module):
             )
         place = place_of(path)
         try:
-            self.vae = ConsistencyDecoderVAE.from_pretrained(str(place) if place.is_dir() else path)
+            source = str(place) if place.is_dir() else path
+            self.vae = ConsistencyDecoderVAE.from_pretrained(source, use_safetensors=True)
         except (OSError, ValueError) as error:
             first = str(error).splitlines()[0][:200]
             raise ValueError(f"decoder.path={path}: no consistency decoder ({first}); give its folder") from error

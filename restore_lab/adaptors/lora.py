@@ -83,8 +83,6 @@ class Lora(nn.Module):
                     self.updates[f"{name}.{place}".replace(".", "/").replace("/restore_lab", "")] = p
             self.layers += [layer for layer in host.modules() if hasattr(layer, "_disable_adapters")]
         self._set([not on] * len(self.layers))
-        if backbone.denoiser.is_gradient_checkpointing:
-            backbone.denoiser.enable_gradient_checkpointing(self.checkpoint)
 
     @contextmanager
     def switched(self, on: bool) -> Iterator[None]:

@@ -61,9 +61,7 @@ class MMDiTTrunk(nn.Module):
         self.context_embedder = copy.deepcopy(model.context_embedder) if text else None
         blocks = model.transformer_blocks[:kept]
         self.transformer_blocks = copy.deepcopy(blocks) if text else nn.ModuleList(alone(b, model) for b in blocks)
-        self.gradient_checkpointing = model.gradient_checkpointing
-        if self.gradient_checkpointing:
-            self._gradient_checkpointing_func = model._gradient_checkpointing_func
+        self.gradient_checkpointing = False  # speed.gradient_checkpointing says otherwise
         self.requires_grad_(True)
         for part in unread(self.transformer_blocks[-1]):
             part.requires_grad_(False)

@@ -34,7 +34,6 @@ def load_backbone(
     family: str,
     dtype: str = "float32",
     meta: bool = False,
-    gradient_checkpointing: bool = False,
     cache_text: bool = True,
     without: Sequence[str] = (),
     t5_length: int = 256,
@@ -53,7 +52,6 @@ def load_backbone(
         family: "unet" (SD 1.5, SD 2.1, SDXL) or "mmdit" (SD3, SD3.5); what the yaml declares must be what is there.
         dtype: of the denoiser's weights, and of the rest where nothing else is said: float32, float16 or bfloat16.
         meta: build from configs on the meta device in float32, without weights and tokenizers.
-        gradient_checkpointing: recompute the denoiser's blocks in the backward pass.
         cache_text: remember texts; turn it off where they never come twice (endless procedural captions).
         without: text encoders of an MM-DiT that are left out ("text_encoder_3" spares T5's nine gigabytes).
         t5_length: T5's tokens, zeros if it is absent.
@@ -80,8 +78,6 @@ def load_backbone(
     prior = find_prior(listed(path), family=family, meta=meta, config_path=config_path, without=without)
     denoiser = _diffusers_part(prior, DENOISERS[family], dtype=DTYPES[dtype], meta=meta)
     vae = _codec(prior, codec_path, dtype=DTYPES[dtypes["codec_dtype"]], meta=meta)
-    if gradient_checkpointing:
-        denoiser.enable_gradient_checkpointing()
     disk: DiskCache | None = None
     if cache_dir is not None and not meta:
         disk = _disk_cache(prior, codec_path, folder=cache_dir, gigabytes=cache_gigabytes)

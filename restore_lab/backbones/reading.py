@@ -77,7 +77,9 @@ class Folder:
         if self.root.parent == SHIPPED:
             return shipped_tokenizer(read_json(home / "tokenizer_config.json"))
         try:
-            return (AutoTokenizer if t5 else CLIPTokenizer).from_pretrained(home, local_files_only=True)
+            if t5:
+                return AutoTokenizer.from_pretrained(home, local_files_only=True, trust_remote_code=False)
+            return CLIPTokenizer.from_pretrained(home, local_files_only=True)
         except (OSError, ValueError, TypeError) as error:
             kind = "T5" if t5 else "CLIP"
             raise BackboneError(f"{home}: not a {kind} tokenizer that can be read ({first_line(error)})") from error

@@ -49,9 +49,12 @@ def explained(*, verb: str, folders: Sequence[Path], overrides: Sequence[str]) -
         folders: where configs are looked for: the package's, then the user's.
     """
     from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+    from yaml import YAMLError
 
     try:
         yield
+    except YAMLError as error:
+        raise ValueError(f"a config is not YAML that can be read: {flat(error)}") from error
     except MissingConfigException as error:
         missing = error.missing_cfg_file or ""
         raise ValueError(_no_option(missing, folders) if missing else flat(error)) from error

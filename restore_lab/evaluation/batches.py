@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restore_lab.build import build
+from restore_lab.files import inside
 from restore_lab.shares import place
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def write_inputs(cfg: DictConfig, folder: Path) -> int:
         if batch is None or batch.lq_BCHW is None:
             continue
         for key, lq_CHW in zip(batch.key, batch.lq_BCHW, strict=True):
-            target = folder / f"{key}.png"
+            target = inside(folder, f"{key}.png")
             target.parent.mkdir(parents=True, exist_ok=True)
             write_png(target, to_image(lq_CHW))
             count += 1

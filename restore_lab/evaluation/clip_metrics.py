@@ -68,8 +68,8 @@ class Clip:
 
         try:
             with quiet():
-                self.model: Any = CLIPModel.from_pretrained(folder, local_files_only=True)
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+                self.model: Any = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             settings = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
         except Exception as error:  # whatever the readers of a damaged file may raise
             raise MetricUnavailable(f"CLIP in {folder} cannot be read: {str(error).splitlines()[0][:200]}") from error

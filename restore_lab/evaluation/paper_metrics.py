@@ -25,7 +25,7 @@ from torch import Tensor
 from restore_lab.artefacts import fingerprint
 from restore_lab.evaluation.frechet import frechet_distance
 from restore_lab.evaluation.protocol import MetricUnavailable, SetMetric
-from restore_lab.evaluation.pyiqa_metrics import Facts, PyiqaBased, no_network, pyiqa_missing
+from restore_lab.evaluation.pyiqa_metrics import Facts, PyiqaBased, pyiqa_missing, sealed
 
 INCEPTION_SIDE = 299
 
@@ -161,7 +161,7 @@ class Fid(SetMetric):
             if gap:
                 raise MetricUnavailable(gap)
             try:
-                with no_network():
+                with sealed():
                     from pyiqa.archs.inception import InceptionV3
 
                     self._network = InceptionV3(output_blocks=[3]).eval()

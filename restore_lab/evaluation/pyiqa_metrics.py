@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from restore_lab.evaluation.protocol import ImageMetric, MetricUnavailable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+TENSORS_ALONE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's switch
 # What pyiqa raises for images that it cannot use; anything else is a mistake of ours.
 PROBLEMS = (OSError, RuntimeError, ValueError, KeyError, ImportError, AssertionError)
 
@@ -56,17 +58,24 @@ def pyiqa_missing(metric: str) -> str:
 
 
 @contextlib.contextmanager
-def no_network() -> Iterator[None]:
-    """Keep the Hugging Face hub offline, and pyiqa's prints out of stdout, where JSON may go."""
+def sealed() -> Iterator[None]:
+    """pyiqa fetches nothing from the hub, runs nothing in a weights file, and leaves stdout, where JSON may go, alone.
+
+    It reads its weights with `weights_only=False`; torch's own switch overrules that for as long as this lasts.
+    """
     from huggingface_hub import constants
 
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = True
+    offline, forced = constants.HF_HUB_OFFLINE, os.environ.get(TENSORS_ALONE)
+    constants.HF_HUB_OFFLINE, os.environ[TENSORS_ALONE] = True, "1"
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
-        constants.HF_HUB_OFFLINE = before
+        constants.HF_HUB_OFFLINE = offline
+        if forced is None:
+            del os.environ[TENSORS_ALONE]
+        else:
+            os.environ[TENSORS_ALONE] = forced
 
 
 class PyiqaBased(ImageMetric):
@@ -93,7 +102,7 @@ class PyiqaBased(ImageMetric):
         metric = self._metric(restored_BCHW.device)
         images = (restored_BCHW, reference_BCHW) if self.needs_reference else (restored_BCHW,)
         try:
-            with no_network():
+            with sealed():
                 values = metric(*images)
         except PROBLEMS as error:
             height, width = restored_BCHW.shape[-2:]
@@ -111,7 +120,7 @@ class PyiqaBased(ImageMetric):
             if gap:
                 raise MetricUnavailable(gap)
             try:
-                with no_network():
+                with sealed():
                     import pyiqa
                     from pyiqa.utils.logger import get_root_logger
 

@@ -72,7 +72,7 @@ def once(cfg: DictConfig, scores: Scores, make: Callable[[], bool]) -> Results |
                 if cfg.again or not recorded(scores.folder, identity=scores.identity):  # another run's, meanwhile
                     make()
         else:
-            log.info("measured before; again=true measures again")
+            log.info("read from its record; again=true measures anew")
         results = read_record(scores.folder).results
         if logger is not None:
             log_record(logger, scores.folder, results, pictures=cfg.pictures)

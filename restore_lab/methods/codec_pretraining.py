@@ -46,7 +46,7 @@ def fold_normalisation(vae: AutoencoderKL, mean_C: Tensor, std_C: Tensor) -> Non
 def take_over(vae: AutoencoderKL, folder: Path) -> None:
     """Start from another codec: its tensors of the same name and shape, in place."""
     with quiet():
-        found = type(vae).from_pretrained(folder, torch_dtype=torch.float32).state_dict()
+        found = type(vae).from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True).state_dict()
     own = vae.state_dict()
     alike = {name: value for name, value in found.items() if name in own and own[name].shape == value.shape}
     vae.load_state_dict(alike, strict=False)

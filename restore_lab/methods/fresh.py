@@ -101,11 +101,11 @@ def text_tower(folder: Path, kind: str) -> Any:
     import transformers
 
     cls = getattr(transformers, kind)
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if isinstance(config, transformers.CLIPConfig):
         config.text_config.projection_dim = config.projection_dim  # a CLIPModel's folder says it once, for both towers
         config = config.text_config
-    return cls.from_pretrained(folder, config=config, dtype=torch.float32, local_files_only=True)
+    return cls.from_pretrained(folder, config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True)
 
 
 def tokenizer_of(folder: Path) -> Any:

@@ -71,7 +71,7 @@ class PriorPretraining(TrainingModule):
         if (unet is None) == (transformer is None):
             raise ValueError("give the config of a unet or of a transformer, one of the two")
         with quiet():
-            vae = AutoencoderKL.from_pretrained(place_of(codec), torch_dtype=torch.float32)
+            vae = AutoencoderKL.from_pretrained(place_of(codec), torch_dtype=torch.float32, use_safetensors=True)
             self.scheduler = (DDIMScheduler if transformer is None else FlowMatchEulerDiscreteScheduler)(**scheduler)
             settings: dict[str, Any] = {
                 "clips": [place_of(folder) for folder in clip],

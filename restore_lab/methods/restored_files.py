@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from restore_lab.artefacts import write_bytes_atomic
 from restore_lab.data.photograph import ENDINGS
 from restore_lab.data.words import Words
+from restore_lab.files import inside
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -57,12 +58,10 @@ def targets(job: Job, cfg: DictConfig, output: Path, kind: str) -> list[Path]:
         variants = [f"{name}_seed{cfg.seed + number}{ending}" for number in range(cfg.seeds)]
     beside = [f"{name}_compare.png"] if cfg.compare else []
     beside += [f"{name}_uncertainty.png"] if cfg.seeds > 1 else []
-    files = [output / one for one in (*variants, *beside)]
-    root = output.resolve()
-    for file in files:
-        if not file.parent.resolve().is_relative_to(root):
-            raise ValueError(f"names={cfg.names!r} leads out of {output}, to {file}; keep to the output folder")
-    return files
+    try:
+        return [inside(output, one) for one in (*variants, *beside)]
+    except ValueError as error:
+        raise ValueError(f"names={cfg.names!r}: {error}") from error
 
 
 def refuse_clashes(jobs: Sequence[Job], cfg: DictConfig, output: Path) -> None:

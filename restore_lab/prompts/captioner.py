@@ -232,10 +232,12 @@ def load(source: str, *, bits: int | None, device: str) -> tuple[Any, Any]:
         )
         settings["device_map"] = {"": device}
     with quiet():
-        processor = AutoProcessor.from_pretrained(source)
+        processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
         if getattr(processor, "chat_template", None) is None:
             raise ValueError("it has no chat template; LLaVA, InternVL and Qwen-VL have")
-        model = AutoModelForImageTextToText.from_pretrained(source, **settings).eval()
+        model = AutoModelForImageTextToText.from_pretrained(
+            source, use_safetensors=True, trust_remote_code=False, **settings
+        ).eval()
     tokenizer = processor.tokenizer
     tokenizer.padding_side = "left"  # answers start where the questions end
     if tokenizer.pad_token is None:

@@ -46,7 +46,7 @@ class ClipVision(nn.Module):
         source = str(place) if place.is_dir() else path
         try:
             with quiet():
-                clip: Any = CLIPModel.from_pretrained(source, dtype=torch.float32)
+                clip: Any = CLIPModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
             processor = CLIPImageProcessor.from_pretrained(source)
         except (OSError, ValueError) as error:
             first = str(error).splitlines()[0][:200]
@@ -95,8 +95,10 @@ class DinoVision(nn.Module):
         source = str(place) if place.is_dir() else path
         try:
             with quiet():
-                self.tower = AutoModel.from_pretrained(source, dtype=torch.float32)
-                processor: Any = AutoImageProcessor.from_pretrained(source)
+                self.tower = AutoModel.from_pretrained(
+                    source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+                )
+                processor: Any = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
         except (OSError, ValueError) as error:
             first = str(error).splitlines()[0][:200]
             raise ValueError(f"prompt.visual.path={path}: no DINOv2 ({first}); give its folder") from error

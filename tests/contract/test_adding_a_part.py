@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +12,9 @@ import pytest
 
 from restore_lab.evaluation.records import read_record
 from tests.composed import small
+from tests.pages import ROOT, blocks, save
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs/adding_a_part.md").read_text(encoding="utf-8")
-BLOCK = re.compile(r"^`(my_(?:lab|conf)/[\w/.]+)`[^\n]*:\n\n```(?:python|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGE = blocks(ROOT / "docs/adding_a_part.md")
 PARTS = ("prompt/instruction=polite", "adaptor/fusion=shift_only", "sampler/init=shared_noise")
 
 
@@ -24,10 +22,9 @@ PARTS = ("prompt/instruction=polite", "adaptor/fusion=shift_only", "sampler/init
 def lab(tmp_path_factory) -> Path:
     """A folder with what the page says."""
     folder = tmp_path_factory.mktemp("lab")
-    for name, text in BLOCK.findall(PAGE):
-        place = folder / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(text, encoding="utf-8")
+    for block in PAGE:
+        if block.file:
+            save(folder, block)
     (folder / "my_lab/__init__.py").touch()
     (folder / "my_conf/eval_degradation").symlink_to("degradation")
     return folder
@@ -47,9 +44,9 @@ def command(lab: Path, verb: str, *words: str, trusted: bool = True) -> subproce
 
 
 def test_the_page_has_its_parts() -> None:
-    named = [name for name, _ in BLOCK.findall(PAGE)]
+    named = [block.file for block in PAGE if block.file]
     assert len(named) == len(set(named)) == 10
-    assert PAGE.count("```python") == sum(name.endswith(".py") for name in named)
+    assert all(block.file for block in PAGE if block.language == "python")
 
 
 def test_parts_from_outside_train_restore_and_are_measured(lab, toy_folder) -> None:

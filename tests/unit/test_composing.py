@@ -75,3 +75,13 @@ def test_a_trained_run_says_what_made_it(toy_folder, tmp_path) -> None:
     assert found.adaptor.text == "none"
     assert found.backbone.path == str(toy_folder)
     assert "max_steps=1" not in made_by(run)
+
+
+@pytest.mark.parametrize("experiment", ["spire/quickstart", "spire/from_nothing", "dra/sd3"])
+def test_what_an_experiment_trained_can_be_evaluated(experiment, tmp_path) -> None:
+    """The experiment comes along with the weights: it must neither take the images away nor name the folder."""
+    run = weights(tmp_path / "run", f"experiment={experiment}")
+    found = composed("evaluate", following((f"weights={run}",)))
+    assert found.eval_data._target_.endswith("PhotosSource")
+    assert found.run_dir is None
+    assert found.weights == str(run)

@@ -16,6 +16,7 @@ from restore_lab.importing.recognise import recognise
 from restore_lab.types import Hint
 from tests.importers import HEADS, LAYERS, WIDTHS, imported, method_with, prior_folder, stored
 from tests.ldm_reference import DiffBIRControl, randomised
+from tests.payload import Payload
 from tests.toys import TEXT_WIDTH, toy_inputs
 
 HINT_WIDTHS = (4, 6, 8)
@@ -128,16 +129,6 @@ def test_a_key_left_over_is_refused_by_name(prior, tmp_path) -> None:
     lora["text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight"] = torch.zeros(2, 4)
     with pytest.raises(ValueError, match=r"left over: text_model\.encoder\.layers\.0\.self_attn\.q_proj\.lora_A"):
         imported([stored(lora, tmp_path / "x.safetensors")], *words(prior, tmp_path))
-
-
-class Payload:
-    """Runs a command when it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self):
-        return Path.touch, (self.mark,)
 
 
 @pytest.mark.parametrize("form", ["zip", "old", "bare"])

@@ -83,12 +83,6 @@ def test_half_precision_files_load_in_float32_and_bfloat16(tmp_path) -> None:
         assert backbone.codec.encode(torch.rand(1, 3, 16, 16)).dtype == torch.float32
 
 
-def test_gradient_checkpointing_is_switched_on(tmp_path) -> None:
-    folder = str(toy_unet_folder(tmp_path))
-    assert load_backbone(folder, family="unet", gradient_checkpointing=True).unet.is_gradient_checkpointing
-    assert not load_backbone(folder, family="unet").unet.is_gradient_checkpointing
-
-
 @pytest.mark.parametrize(
     ("path", "message"),
     [
