@@ -1,27 +1,25 @@
 """Faults done to real commands, and what came of them: `python -m tests.faults > docs/results/faults.md`.
 
-Every command runs in a forked process that has the libraries already. Each case of fault_cases.py does a fault to one,
-mends it, gives the same command again, checks what is there, and returns a row; test_faults.py runs the same cases.
+Each case of fault_cases.py does a fault to a command, mends it, gives the same command again, checks what is there, and
+returns a row; test_faults.py runs the same cases.
 """
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from restore_lab.cli.main import main as restore_lab
-
-FORK: Any = multiprocessing.get_context("fork")
+ROOT = Path(__file__).resolve().parents[1]
+PATIENCE = 600  # seconds; a command that takes longer hangs
 
 
 class CannotMount(Exception):
@@ -44,7 +42,7 @@ class Ended:
 
 
 class Command:
-    """`restore-lab WORDS` at work.
+    """`restore-lab WORDS` at work, in a group of its own, as a shell would start it.
 
     Args:
         place: for what it says.
@@ -53,35 +51,30 @@ class Command:
 
     def __init__(self, place: Path, *words: str) -> None:
         self.file = place / f"said-{time.monotonic_ns()}"
-        self.process = FORK.Process(target=_run, args=(self.file, ["restore-lab", *words]))
-        self.process.start()
+        with open(self.file, "wb") as said:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "restore_lab.cli.main", *words],
+                stdout=said,
+                stderr=said,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                process_group=0,
+            )
 
     def when(self, condition: Callable[[], bool], what: Callable[[], object]) -> Ended:
         """Do something to it as soon as something holds, and wait for its end."""
-        while self.process.is_alive() and not condition():
+        while self.process.poll() is None and not condition():
             time.sleep(0.002)
-        assert self.process.is_alive(), self.file.read_text()
+        assert self.process.poll() is None, self.file.read_text()
         what()
         return self.ended()
 
     def ended(self) -> Ended:
         """Wait for its end."""
-        self.process.join(timeout=120)
-        if self.process.is_alive():
+        try:
+            self.process.wait(timeout=PATIENCE)
+        finally:
             self.process.kill()
-            self.process.join()
-        return Ended(code=self.process.exitcode, said=self.file.read_text(errors="replace"))
-
-
-def _run(file: Path, words: list[str]) -> None:
-    """In a group of its own, as a shell would start it."""
-    os.setpgid(0, 0)
-    said = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
-    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
-    sys.argv = words
-    restore_lab()
+        return Ended(code=self.process.returncode, said=self.file.read_text(errors="replace"))
 
 
 @contextlib.contextmanager
@@ -121,7 +114,7 @@ def page(rows: list[Row]) -> str:
         "# Faults, and what they cost",
         "",
         "Written by `python -m tests.faults > docs/results/faults.md`, which does each of these to a real command on",
-        "the toy models, mends the fault, and gives the same command again; `tests/contract/test_faults.py` runs the",
+        "the toy models, mends the fault, and gives the same command again; `tests/slow/test_faults.py` runs the",
         "same cases. Disks are small (tmpfs), filled at work; what is read-only is mounted so. A lost GPU is",
         'torch\'s own error, raised in a step. "The same" means: weights, losses, pictures or entries equal those of a',
         "run that nothing was done to, byte for byte.",
@@ -138,20 +131,25 @@ def page(rows: list[Row]) -> str:
 
 
 def main() -> None:
-    """Run all cases and print the page."""
+    """Run all cases and print the page; a case that fails is told on stderr, and the page is not printed."""
     from tests.fault_cases import CASES, Bench
 
     with tempfile.TemporaryDirectory() as folder:
-        bench, rows = Bench(Path(folder)), []
+        bench, rows, failed = Bench(Path(folder)), [], []
         for case in CASES:
             place = Path(folder) / case.__name__
             place.mkdir()
             try:
                 rows.append(case(bench, place))
+                print(rows[-1], file=sys.stderr, flush=True)
             except CannotMount as error:
                 rows.append(Row(where="", fault=case.__name__, happened=f"not run: {error}", lost=""))
-            print(rows[-1], file=sys.stderr)
+            except AssertionError:
+                failed.append(case.__name__)
+                print(f"{case.__name__}: {traceback.format_exc()}", file=sys.stderr, flush=True)
             shutil.rmtree(place, ignore_errors=True)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
     print(page(rows))
 
 

@@ -9,10 +9,8 @@ import pytest
 from tests.fault_cases import CASES, Bench
 from tests.faults import CannotMount
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and mounts small disks")
-# The others are the slow ring's, and the table's.
-FAST = ("train_sigterm", "train_disk_full", "restore_disk_full", "cache_corrupted_entry")
-MARKED = [case if case.__name__ in FAST else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+# Each case is three commands and more, of eight seconds each.
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="mounts small disks")]
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +18,7 @@ def bench(tmp_path_factory) -> Bench:
     return Bench(tmp_path_factory.mktemp("faults"))
 
 
-@pytest.mark.parametrize("case", MARKED, ids=lambda case: case.__name__)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_fault(case, bench, tmp_path) -> None:
     try:
         row = case(bench, tmp_path)
