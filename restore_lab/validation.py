@@ -20,6 +20,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from restore_lab import pairs
 from restore_lab.artefacts import place_of
+from restore_lab.named import MADE
 from restore_lab.nearest import nearest, offer
 
 
@@ -168,6 +169,7 @@ READS: Mapping[str, Sequence[str]] = {
     "data": ("backbone", "data"),
     "export": ("weights", "backbone"),
 }
+MADE_BY_THE_RUN = ("stage:", MADE)  # an earlier stage's folder, a table's prepared data
 ROOTS = ("root", "lq", "hq")  # of a data source: folders, files or patterns that it reads
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -189,7 +191,7 @@ def check(cfg: DictConfig, *, verb: str) -> None:
     if verb == "train" and isinstance(stages, DictConfig):
         names = [str(name) for name in stages if stages[name] is not None]
         if cfg.stage not in (*names, "all"):
-            raise ValueError(f"no stage {cfg.stage!r}{offer(str(cfg.stage), [*names, 'all'])}")
+            raise ValueError(f"stage={cfg.stage!r} is not known here{offer(str(cfg.stage), [*names, 'all'])}")
 
 
 def check_files(cfg: DictConfig, *, verb: str) -> None:
@@ -236,7 +238,9 @@ def _value(cfg: DictConfig, place: str) -> Any:
 
 
 def _there(text: str) -> bool:
-    """Whether a file or folder is there, or a file that fits a pattern."""
+    """Whether a file or folder is there, or a file that fits a pattern; what the run makes itself counts as there."""
+    if text.startswith(MADE_BY_THE_RUN):
+        return True
     return place_of(text).exists() or (glob.has_magic(text) and any(glob.iglob(str(place_of(text)), recursive=True)))
 
 

@@ -60,7 +60,7 @@ def test_formats_are_a_verbs_own() -> None:
 
 def test_files_that_a_verb_reads(tmp_path) -> None:
     cfg = composed("train", "data=folder", f"data.root={tmp_path / 'nope'}", "stage=adapter")
-    with pytest.raises(ValueError, match="no stage 'adapter'; did you mean 'adaptor'"):
+    with pytest.raises(ValueError, match="stage='adapter' is not known here; did you mean 'adaptor'"):
         check(cfg, verb="train")
     with pytest.raises(ValueError, match=r"^data\.root=.*nope: no such file or folder$"):
         check_files(cfg, verb="train")
@@ -82,6 +82,11 @@ def test_a_public_dataset_says_where_it_comes_from(tmp_path) -> None:
         check_files(cfg, verb="evaluate")
     cfg.restored = str(tmp_path)  # reads no test images of its own
     check_files(cfg, verb="evaluate")
+
+
+def test_what_a_run_makes_itself_counts_as_there() -> None:
+    cfg = composed("train", "method=instantir", "weights=stage:previewer", "data=folder", "data.root='made:negatives'")
+    check_files(cfg, verb="train")
 
 
 def test_the_nearest_name() -> None:
