@@ -101,8 +101,17 @@ class Plan:
     data: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
 
     def missing(self) -> list[Job]:
-        """The jobs whose artefacts are not there, in order of dependence."""
-        return [job for job in self.jobs.values() if not job.done]
+        """The jobs to run, in order of dependence: what is wanted and not there.
+
+        Weights are wanted for what is measured with them: once the records are there they need not be.
+        """
+        wanted = self.jobs.keys() - {need for job in self.jobs.values() for need in job.needs}
+        found: list[Job] = []
+        for job in reversed(self.jobs.values()):
+            if job.identity in wanted and not job.done:
+                found.append(job)
+                wanted |= set(job.needs)
+        return found[::-1]
 
 
 def behind(planned: Plan, identities: Sequence[str]) -> list[Job]:

@@ -89,14 +89,15 @@ def inputs(spec: Spec, folder: Path, words: Sequence[str]) -> list[str]:
 def plan_text(planned: Plan, store: Path) -> str:
     """What the tables need: a line a job, what exists, and what the rest will take."""
     finished = took(store)
+    missing = {job.identity for job in planned.missing()}
     lines = []
     for spec in planned.specs:
         own = [p for p in planned.scores if p.table == spec.name]
         described = [identity for (table, _), identity in planned.descriptions.items() if table == spec.name]
         reached = behind(planned, [*(planned.scores[p] for p in own), *described])
-        done = sum(job.done for job in reached)
+        absent = sum(job.identity in missing for job in reached)
         lines.append(f"{spec.name}  {spec.title} ({spec.source}; {len(spec.rows)} rows)")
-        lines.append(f"  {len(reached)} artefacts, {done} there, {len(reached) - done} missing")
+        lines.append(f"  {len(reached)} artefacts, {len(reached) - absent} there, {absent} missing")
         lines += [_datum(name, paths) for name, paths in sorted(planned.data.get(spec.name, {}).items())]
         lines += [f"    power: {line}" for line in powers(measured(planned, spec))]
         for row in spec.rows.values():
@@ -107,7 +108,7 @@ def plan_text(planned: Plan, store: Path) -> str:
         lines += [f"    cannot be planned: {p.row}, {p.condition}: {why}" for p, why in planned.refused.items()
                   if p.table == spec.name]  # fmt: skip
     lines.append("")
-    lines += [_line(planned, job, finished) for job in planned.jobs.values()]
+    lines += [_line(planned, job, job.identity in missing, finished) for job in planned.jobs.values()]
     return "\n".join([*lines, "", _total(planned, finished)])
 
 
@@ -117,11 +118,12 @@ def _datum(name: str, paths: Sequence[str]) -> str:
     return f"    data {name}: " + (f"MISSING {gone[0]} (restore-lab doctor data={name})" if gone else "there")
 
 
-def _line(planned: Plan, job: Job, finished: Sequence[Any]) -> str:
+def _line(planned: Plan, job: Job, missing: bool, finished: Sequence[Any]) -> str:
     used = [f"{p.table}/{p.row}" for p, identity in planned.scores.items() if identity == job.identity]
     used += [f"{table}/{row}" for (table, row), identity in planned.descriptions.items() if identity == job.identity]
     used += [other.identity for other in planned.jobs.values() if job.identity in other.needs]
-    state = "there" if job.done else f"missing {_takes(job, finished)}"
+    there = "there" if job.done else "not needed: what it is for is there"
+    state = f"missing {_takes(job, finished)}" if missing else there
     what = job.kind if job.kind in NOT_WEIGHTS else f"weights ({job.kind}, {job.steps} steps)"
     return f"{job.identity}  {what}  {state}  for {', '.join(dict.fromkeys(used))}"
 

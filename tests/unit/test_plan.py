@@ -145,6 +145,17 @@ def test_a_job_is_a_command_that_makes_what_was_planned(toy_folder, tmp_path) ->
     assert adaptor.done and not scores.done and scores.needs == (adaptor.identity,)
 
 
+def test_weights_are_wanted_for_what_is_still_to_be_measured(toy_folder, tmp_path, monkeypatch) -> None:
+    found = planned(tmp_path, toy_folder, seeds=2)
+    there = set(found.scores.values())
+    monkeypatch.setattr(Job, "done", property(lambda job: job.identity in there))
+    assert found.missing() == []
+    place = next(place for place in found.scores if (place.row, place.seed) == ("one", 1))
+    there.remove(found.scores[place])
+    scores = found.jobs[found.scores[place]]
+    assert [job.identity for job in found.missing()] == [*scores.needs, scores.identity]
+
+
 def test_the_plan_in_words(toy_folder, tmp_path) -> None:
     text = plan_text(planned(tmp_path, toy_folder), tmp_path / "runs" / "tables")
     assert "10 artefacts, 0 there, 10 missing" in text
