@@ -49,7 +49,7 @@ test: setup ## Run the unit and contract rings (no network)
 	$(PY) -m pytest -m "not slow and not tutorial" -n $(WORKERS)
 
 tutorials: setup ## Follow docs/tutorials/: run what they say, compare with what they show
-	$(PY) -m pytest -m tutorial -n $(WORKERS) --dist loadgroup tests/tutorials
+	$(PY) -m pytest -m tutorial -n $(WORKERS) tests/tutorials
 
 test-slow: setup ## Run the slow ring: the full product, trained behaviour
 	$(PY) -m pytest -m slow

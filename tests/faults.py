@@ -126,6 +126,9 @@ def page(rows: list[Row]) -> str:
         *(f"| {row.where} | {row.fault} | {row.happened.replace('|', '/')} | {row.lost} |" for row in rows),
         "",
         "Nothing that had been reported as done was lost in any of them.",
+        "",
+        "Tables killed at random moments: `tests/contract/test_tables_killed.py`; captions and encodings:",
+        "`test_killed_ahead.py`; DDP: `test_killed_ddp.py`; shards in mid-epoch: `test_shards_trained.py`.",
     ]
     return "\n".join(lines)
 
