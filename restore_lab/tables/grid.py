@@ -105,9 +105,10 @@ def verdict(table: Measured, claim: Claim) -> str:
     more = claim.better == column.metric_higher_is_better
     if a is None or b is None:
         return f"{claim.says}: not run"
-    right = "holds" if (a.mean > b.mean) == more else "reversed"
     values = f"{column.metric or ''} {a.mean:.4g} against {b.mean:.4g}".strip()
-    found = judged(a, b)
+    found = judged(a, b)  # over the seeds that both have
+    rises = a.mean > b.mean if found is None else found.mean > 0
+    right = "holds" if rises == more else "reversed"
     if column.describe:
         return f"{claim.says}: {right} ({values})"
     if found is None:
