@@ -10,7 +10,6 @@ imports torch; a verb imports what is heavy inside `run`.
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import io
 import keyword
@@ -28,6 +27,7 @@ from restore_lab import build, composing, validation, xla
 from restore_lab.cli import front
 from restore_lab.conf_dir import conf_dir
 from restore_lab.faults import Terminated
+from restore_lab.nearest import offer
 
 NOT_VERBS = frozenset(("__init__", "main", "front", "errors"))
 Run = Callable[[Any], Any]
@@ -121,9 +121,7 @@ def help_text() -> str:
 def _load(verb: str) -> ModuleType:
     listed = verbs()
     if verb not in listed:
-        close = difflib.get_close_matches(verb, listed, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        print(f"restore-lab: no verb {verb!r}; {hint}verbs: {', '.join(listed)}", file=sys.stderr)
+        print(f"restore-lab: no verb {verb!r}{offer(verb, listed)}", file=sys.stderr)
         raise SystemExit(2)
     return importlib.import_module(f"restore_lab.cli.{verb}{'_' if keyword.iskeyword(verb) else ''}")
 

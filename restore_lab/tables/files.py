@@ -25,11 +25,11 @@ may stand under `tiny` and `full` too.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from restore_lab.nearest import offer
 from restore_lab.tables.figures.settings import read as read_figure
 from restore_lab.tables.spec import COUNTED, ONLY, TOOK, WORDS, Claim, Column, Condition, Row, Scale, Spec, Words
 
@@ -63,9 +63,7 @@ def read(name: str, folders: Sequence[Path], *, scale: Scale) -> Spec:
         raise ValueError(f"scale={scale!r} is not known; one of {', '.join(get_args(Scale))}")
     known = tables(folders)
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"no table {name!r}; {hint}there are: {', '.join(known)}")
+        raise ValueError(f"no table {name!r}{offer(name, known)}")
     try:
         node = yaml.safe_load(known[name].read_text(encoding="utf-8"))["table"]
     except yaml.YAMLError as error:

@@ -113,7 +113,8 @@ def verdict(table: Measured, claim: Claim) -> str:
         return f"{claim.says}: {right} ({values})"
     if found is None:
         return f"{claim.says}: {right} without an interval ({values}, a metric of sets)"
-    seeds = f"{a.seeds} seed{'s' if a.seeds > 1 else ''}"
+    both = len({seed for seed, _ in a.images} & {seed for seed, _ in b.images})
+    seeds = f"{both} seed{'s' if both > 1 else ''}"
     interval = f"{found.mean:+.4g} [{found.low:+.4g}, {found.high:+.4g}], n = {found.n}, {seeds}"
     return f"{claim.says}: {right if found.tells_apart else 'inconclusive'} ({column.metric} {interval})"
 

@@ -192,6 +192,18 @@ def planned(tmp_path: Path, table: Spec, rows: dict[str, list[float]], *, counts
     return plan
 
 
+def test_a_claim_is_judged_by_the_seeds_that_both_rows_have(tmp_path) -> None:
+    """b's second seed is far better than a's only one; image by image on the first a is ahead."""
+    table = spec(tmp_path)
+    plan = planned(tmp_path, table, {"a": [21.0, 31.0], "b": [20.0, 30.0]})
+    place = tmp_path / "scores-again"
+    record(place, "again", {"LQ": [0.0, 0.0], "own": [90.0, 95.0]})
+    plan.jobs["again"] = Job(identity="again", kind="scores", folder=str(place), words=())
+    plan.scores[Place(table=table.name, row="b", condition="main", seed=1)] = "again"
+    plan = replace(plan, seeds=2)
+    assert grid(plan, measured(plan, table)).claims == ["a beats b: holds (psnr +1 [+1, +1], n = 2, 1 seed)"]
+
+
 def test_a_table_from_records(tmp_path) -> None:
     table = spec(tmp_path)
     images = list(np.linspace(10, 40, 30))
