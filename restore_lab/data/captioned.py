@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from restore_lab.artefacts import place_of
+from restore_lab.data import parquet
 
 NAME_KEYS = ("file_name", "filename", "file", "image", "image_path", "img_path", "path", "name", "key", "hq", "lq")
 CAPTION_KEYS = ("caption", "text", "prompt", "llava_long", "llava_short", "description")
@@ -97,12 +98,7 @@ def read_table(path: Path) -> dict[str, str]:
 
 def _load(path: Path) -> Any:
     if path.suffix == ".parquet":
-        import pyarrow.parquet as parquet
-
-        file = parquet.ParquetFile(path)
-        # Only the columns in question: such files often hold the images too.
-        wanted = [name for name in file.schema_arrow.names if name in NAME_KEYS + CAPTION_KEYS]
-        return file.read(columns=wanted).to_pylist()
+        return parquet.rows(path, columns=NAME_KEYS + CAPTION_KEYS)  # such files often hold the images too
     text = path.read_text(encoding="utf-8-sig")
     if path.suffix == ".jsonl":
         return [json.loads(line) for line in text.splitlines() if line.strip()]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from restore_lab.data import parquet
 from restore_lab.data.captioned import CAPTION_KEYS, NAME_KEYS
 
 INSTRUCTION_KEYS = ("instruction", "restoration_prompt")
@@ -81,9 +82,7 @@ def _rows(path: Path) -> Iterable[Any]:
         raise ValueError(f"{path}: more than {MAX_BYTES >> 20} MiB; no table of words is so long")
     try:
         if path.suffix.lower() == ".parquet":
-            import pyarrow.parquet as parquet
-
-            return parquet.read_table(path).to_pylist()
+            return parquet.rows(path)
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() == ".csv":
             return list(csv.DictReader(text.splitlines()))

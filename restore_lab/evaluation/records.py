@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from restore_lab.artefacts import write_bytes_atomic, write_json_atomic
+from restore_lab.data import parquet
 from restore_lab.evaluation.protocol import Column
 
 LQ, DECODED_LQ, DECODED_HQ = "LQ", "D(E(LQ))", "D(E(HQ))"
@@ -246,11 +247,9 @@ def _parquet(images: Sequence[ImageValue]) -> bytes:
 
 
 def _images(path: Path, expected: str) -> tuple[ImageValue, ...]:
-    import pyarrow.parquet as pq
-
     if not path.is_file():
         raise ValueError(f"{path} is missing beside its {RECORD}; evaluate again")
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != expected:
         raise ValueError(f"{path} is not the one that its {RECORD} was written with; evaluate again")
-    return tuple(ImageValue(**line) for line in pq.read_table(io.BytesIO(data)).to_pylist())
+    return tuple(ImageValue(**line) for line in parquet.rows(data))

@@ -23,7 +23,7 @@ from restore_lab.build import build
 from restore_lab.composing import MADE_BY, typed
 from restore_lab.faults import Fault, told
 from restore_lab.hashes import HASHES, hashes
-from restore_lab.locks import locked
+from restore_lab.locks import first_rank, locked
 from restore_lab.shares import starting_ranks, tied
 from restore_lab.tracking import tracked
 from restore_lab.xla import check_trainer
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
 log = logging.getLogger(__name__)
+log.addFilter(lambda record: record.levelno > logging.INFO or first_rank())  # of all ranks one says how it goes
 STATE = "state"
 LOSSES = "losses.jsonl"
 CLAIM = "unfinished"  # the file with the identity of the run that is at work here

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -121,3 +123,21 @@ def test_other_protocols_never_share_a_column() -> None:
     assert lines[0].split("|")[2:4] == ["    psnr[1] + ", "    psnr[2] + "]
     assert [part.strip() for part in lines[3].split("|")[1:4]] == ["m", "", "25.00 (0.50)"]
     assert lines[-1].endswith("n=3")
+
+
+def test_reading_leaves_no_threads_behind(tmp_path: Path) -> None:
+    """A thread of pyarrow's that still holds something of Python's at the end aborts the finished command."""
+    file = written(tmp_path).parent / "per_image.parquet"
+    script = f"""
+import os
+from pathlib import Path
+import pyarrow.parquet
+from restore_lab.data import parquet
+file = Path({str(file)!r})
+before = set(os.listdir("/proc/self/task"))
+assert len(parquet.rows(file)) == len(parquet.rows(file.read_bytes())) > 0
+assert parquet.rows(file, columns=("key", "absent"))[0].keys() == {{"key"}}
+print(len(set(os.listdir("/proc/self/task")) - before))
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["0"]

@@ -13,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from restore_lab.artefacts import Manifest
-from restore_lab.evaluation.records import image_file
+from restore_lab.evaluation.records import RECORD, image_file
 from restore_lab.tables.jobs import Plan
 from restore_lab.tables.page.browser import Pictures, View, browser, chosen, worst_of
 from restore_lab.tables.page.curves import read, thinned
@@ -162,11 +162,16 @@ def test_seeds_are_images_of_their_own(tmp_path) -> None:
 
 
 def test_what_is_not_there(tmp_path) -> None:
-    """Without records: published numbers, and a line that says what makes the rest. Without images: no browser."""
+    """Without records: published numbers, and a line that says what makes the rest. Without images: no browser.
+
+    Weights are wanted for what is still to be measured with them alone.
+    """
     spec = toy_spec(tmp_path)
     nothing = data_of(page(of_table(Plan(specs=[spec], seeds=1), spec), images=64, worst=10))
     assert nothing["charts"] == [] and [block["images"] for block in nothing["blocks"]] == [[]]
     plan, spec = toy_table(tmp_path, images=False)
+    assert of_table(plan, spec).missing == ""
+    (tmp_path / "scores-b" / RECORD).unlink()
     source = of_table(plan, spec)
     assert source.missing == "2 of 4 artefacts are missing; restore-lab table toy/one scale=tiny --seeds=1 makes them"
     data = data_of(page(source, images=64, worst=10))
