@@ -134,6 +134,7 @@ def _notes(plan: Plan, table: Measured) -> list[str]:
         for row in spec.rows.values()
         if row.only not in (None, spec.scale)
     ]
+    notes += uneven(table)
     unread = [row.called for row in spec.rows.values() if any(value is None for value in row.published.values())]
     if unread:
         notes.append(f'printed, but not legible in our copy of the paper ("?"): {", ".join(dict.fromkeys(unread))}')
@@ -143,6 +144,21 @@ def _notes(plan: Plan, table: Measured) -> list[str]:
     notes += list(dict.fromkeys(table.problems))
     refused = {p.row: why for p, why in plan.refused.items() if p.table == spec.name}
     return [*notes, *(f"{spec.rows[row].called}: not run; {why}" for row, why in refused.items())]
+
+
+def uneven(table: Measured) -> list[str]:
+    """The rows that have fewer seeds than others."""
+    found: dict[str, int] = {}
+    for (row, _, _), number in table.numbers.items():
+        if number.images and row in table.spec.rows:
+            found[row] = min(number.seeds, found.get(row, number.seeds))
+    most = max(found.values(), default=0)
+    less = [f"{table.spec.rows[row].called} {count}" for row, count in found.items() if count < most]
+    return (
+        [f"seeds: {', '.join(less)}, others {most}; best, second and claims go by those that rows share"]
+        if less
+        else []
+    )
 
 
 def _kernels(table: Measured) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from restore_lab.tables.measured import Measured, Number, judged
+from restore_lab.tables.measured import Measured, Number, by_image, judged
 
 BEST, SECOND = "best", "second"
 
@@ -37,11 +37,12 @@ def marks(table: Measured) -> Mapping[tuple[str, str, str], str]:
 
 
 def _leaders(rows: Mapping[str, Number], *, more: bool) -> list[str]:
-    """The best row and those that cannot be told from it."""
-    sign = 1 if more else -1
-    order = sorted(rows, key=lambda name: -sign * rows[name].mean)
-    if not order:
+    """The best row and those that cannot be told from it; the best by the images and seeds that all rows have."""
+    if not rows:
         return []
+    keys, values_NI = by_image(list(rows.values()))
+    level = dict(zip(rows, values_NI.mean(axis=1), strict=True)) if keys else {n: rows[n].mean for n in rows}
+    order = sorted(rows, key=level.__getitem__, reverse=more)
     best = rows[order[0]]
     return [order[0], *(name for name in order[1:] if _tied(best, rows[name]))]
 

@@ -17,7 +17,7 @@ from restore_lab.evaluation.protocol import Column as Label
 from restore_lab.evaluation.records import Cell as RecordCell
 from restore_lab.evaluation.records import ImageValue, Results, write_record
 from restore_lab.tables.files import read, tables
-from restore_lab.tables.grid import grid
+from restore_lab.tables.grid import grid, uneven
 from restore_lab.tables.jobs import Job, Place, Plan
 from restore_lab.tables.marks import marks
 from restore_lab.tables.measured import Number, judged, measured
@@ -163,6 +163,19 @@ def test_marks_follow_what_can_be_told_apart(tmp_path) -> None:
         "low": "best",
         "mid": "second",
     }
+
+
+def test_a_row_with_fewer_seeds_is_ranked_by_those_it_has(tmp_path) -> None:
+    """The second seed is harder: whoever ran it has the lower mean, and is the better one all the same."""
+    table = spec(tmp_path, rows={name: {} for name in ("once", "twice")}, claims=[])
+    images = list(np.linspace(10, 40, 30))
+    first, hard = number([v + 1 for v in images]), number([v - 5 for v in images], seed=1)
+    twice = replace(first, mean=(first.mean + hard.mean) / 2, seeds=2, images={**first.images, **hard.images})
+    numbers = {("once", "main", "PSNR"): number(images), ("twice", "main", "PSNR"): twice}
+    assert twice.mean < numbers["once", "main", "PSNR"].mean
+    measured = type("M", (), {"spec": table, "numbers": numbers})()
+    assert {key[0]: mark for key, mark in marks(measured).items()} == {"twice": "best", "once": "second"}
+    assert uneven(measured) == ["seeds: once 1, others 2; best, second and claims go by those that rows share"]
 
 
 def record(place: Path, identity: str, values: dict[str, list[float]], *, count: int | None = None) -> None:
