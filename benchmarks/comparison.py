@@ -17,17 +17,9 @@ from torch import Tensor
 
 from benchmarks.alternating import alternate, speedup
 from benchmarks.counting import flops, held, peak
-from benchmarks.sides import (
-    CACHE_BYTES,
-    Diffusers,
-    Restoring,
-    batches,
-    config,
-    method,
-    our_restoring,
-    settle,
-    their_restoring,
-)
+from benchmarks.restoring import Restoring, our_restoring, their_restoring
+from benchmarks.sides import CACHE_BYTES, batches, config, method, settle
+from benchmarks.theirs import Diffusers
 from benchmarks.training import OurTraining, TheirTraining, our_loss
 from restore_lab.backbones.disk_cache import DiskCache
 from restore_lab.memory import let_go

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.alternating import Seconds, clock
-from benchmarks.sides import Diffusers
+from benchmarks.theirs import Diffusers
 from restore_lab.build import build
 from restore_lab.methods.base import RestorationModule
 from restore_lab.methods.training import Optimisation

@@ -16,7 +16,8 @@ from typing import Any
 from benchmarks.alternating import Seconds, alternate, speedup
 from benchmarks.comparison import GUIDANCE, Plan, our_parts, run_peak
 from benchmarks.counting import held
-from benchmarks.sides import method, our_restoring, settle
+from benchmarks.restoring import our_restoring
+from benchmarks.sides import method, settle
 from benchmarks.training import OurTraining, our_loss
 from restore_lab.memory import let_go
 

@@ -11,7 +11,6 @@ process it starts) through the environment; a stored config cannot say it.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import inspect
@@ -21,6 +20,8 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from restore_lab.nearest import offer
 
 TRUST_VARIABLE = "RESTORE_LAB_TRUSTED_PACKAGES"
 ALLOWED = (
@@ -121,7 +122,7 @@ def _walk(found: Any, names: Sequence[str], what: str) -> Any:
     for name in names:
         if not hasattr(found, name):
             public = [other for other in vars(found) if not other.startswith("_")] if hasattr(found, "__dict__") else []
-            raise BadTarget(f"{what} does not exist: {_label(found)} has no {name!r}{_near(name, public)}")
+            raise BadTarget(f"{what} does not exist: {_label(found)} has no {name!r}{offer(name, public)}")
         found = getattr(found, name)
     return found
 
@@ -160,7 +161,7 @@ def _check_arguments(target: Callable[..., Any], node: Mapping[str, Any], *, whe
     kinds = {parameter.kind for parameter in signature.parameters.values()}
     for name in names:
         if name not in signature.parameters and inspect.Parameter.VAR_KEYWORD not in kinds:
-            raise ValueError(f"{what} takes no {name!r}{_near(name, list(signature.parameters))}")
+            raise ValueError(f"{what} takes no {name!r}{offer(name, list(signature.parameters))}")
     bind = signature.bind_partial if node.get("_partial_") else signature.bind
     try:
         bind(*node.get("_args_", ()), **dict.fromkeys(names))
@@ -182,13 +183,6 @@ def _make(node: Any, overrides: Mapping[str, Any]) -> Any:
     if node.get("_partial_", False):
         return functools.partial(target, *positional, **values, **overrides)
     return target(*positional, **values, **overrides)
-
-
-def _near(name: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; it has {', '.join(sorted(names)[:30])}" if names else ""
 
 
 def _label(found: Any) -> str:

@@ -13,8 +13,10 @@ import torch
 from benchmarks.alternating import Ratio, alternate, rank, speedup
 from benchmarks.comparison import Disagreement, Plan, distance, run_peak, same_gradient, same_latents
 from benchmarks.page import duration, page, size
-from benchmarks.sides import TOYS, Diffusers, batches, method, our_restoring, settle, their_restoring
+from benchmarks.restoring import our_restoring, their_restoring
+from benchmarks.sides import TOYS, batches, method, settle
 from benchmarks.speed import main, parse, planned
+from benchmarks.theirs import Diffusers
 from benchmarks.training import OurTraining, TheirTraining
 from benchmarks.waterfall import RESTORING, TRAINING, Rung
 from restore_lab.artefacts import place_of
