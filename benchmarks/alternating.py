@@ -1,9 +1,9 @@
 """Two or more sides measured in turn in one process, and what their times say of one another.
 
-The sides take turns, A B A B ..., so that whatever else the machine does meets them alike; a ratio is taken within each
-turn and the median of those ratios is told. Its interval is that of order statistics: of n turns the k-th smallest and
-the k-th largest ratio, k as large as leaves 95 % between them whatever the ratios' distribution is (David & Nagaraja,
-Order Statistics, section 7.1).
+The sides take turns, A B B A A B ..., so that whatever else the machine does meets them alike, and what one leaves in
+the caches; a ratio is taken within each turn and the median of those ratios is told. Its interval is that of order
+statistics: of n turns the k-th smallest and the k-th largest ratio, k as large as leaves 95 % between them whatever the
+ratios' distribution is (David & Nagaraja, Order Statistics, section 7.1).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def alternate(
     """
     found: dict[str, dict[str, list[float]]] = {}
     for turn in range(-warmup, turns):
-        for side, take in sides.items():
+        for side, take in sides.items() if turn % 2 else reversed(sides.items()):
             for measure, seconds in take().items():
                 if turn >= 0:
                     found.setdefault(measure, {}).setdefault(side, []).append(seconds)

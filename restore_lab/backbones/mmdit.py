@@ -177,7 +177,7 @@ def run_blocks(
 
 def _shown(at: Edit, tap: Tap, h_BLD: Tensor, temb_BD: Tensor, carry: Any, size: tuple[int, int]) -> tuple[Tensor, Any]:
     """The patches as the edit leaves them, which sees them as a map; in one memory order, edited or not."""
-    map_BCHW = h_BLD.transpose(1, 2).unflatten(2, size)
+    map_BCHW = h_BLD.transpose(1, 2).view(len(h_BLD), -1, *size)
     edited_BCHW, carry = at(tap, map_BCHW, temb_BD, carry)
     return (h_BLD if edited_BCHW is map_BCHW else edited_BCHW.flatten(2).transpose(1, 2).contiguous()), carry
 

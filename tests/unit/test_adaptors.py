@@ -7,12 +7,12 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from restore_lab.adaptors.hint import HintNet
 from restore_lab.adaptors.modulation import Modulation
 from restore_lab.adaptors.trunk import Trunk, collect
-from restore_lab.adaptors.zero import ZeroConv
+from restore_lab.adaptors.zero import ZeroConv, zero_conv
 from restore_lab.build import build
 from restore_lab.conf_dir import conf_dir
 from restore_lab.types import Cond, Hint
@@ -295,3 +295,17 @@ def test_one_graph_for_all_steps(kind, decoder) -> None:
             z, t, cond = toy_inputs(backbone, seed=seed)
             hint = toy_hint(backbone, seed=seed)
             torch.testing.assert_close(compiled(z, t, cond, hint), step(z, t, cond, hint), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_a_zero_convolution_is_a_convolution_in_either_memory_order(memory) -> None:
+    """Of tokens shown as a map it is computed as a product: the same map, in the same order, and the same gradients."""
+    conv = zero_conv(6, 4)
+    nn.init.normal_(conv.weight, generator=torch.Generator().manual_seed(0))
+    map_BCHW = torch.randn(2, 6, 5, 3).to(memory_format=memory).requires_grad_()
+    out = conv(map_BCHW)
+    expected = nn.functional.conv2d(map_BCHW, conv.weight, conv.bias)
+    assert out.is_contiguous(memory_format=memory)
+    torch.testing.assert_close(out, expected)
+    ours, theirs = (torch.autograd.grad(o.square().sum(), [map_BCHW, conv.weight]) for o in (out, expected))
+    torch.testing.assert_close(ours, theirs)

@@ -35,7 +35,7 @@ def test_sides_take_turns_and_warming_up_does_not_count() -> None:
         return take
 
     found = alternate({"a": side("a", iter((9.0, 1.0, 2.0))), "b": side("b", iter((9.0, 3.0, 4.0)))}, turns=2, warmup=1)
-    assert order == ["a", "b"] * 3
+    assert order == ["a", "b", "b", "a", "a", "b"]
     assert found == {"step": {"a": [1.0, 2.0], "b": [3.0, 4.0]}, "whole": {"a": [7.0, 7.0], "b": [7.0, 7.0]}}
 
 
