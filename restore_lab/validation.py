@@ -169,7 +169,7 @@ READS: Mapping[str, Sequence[str]] = {
     "data": ("backbone", "data"),
     "export": ("weights", "backbone"),
 }
-MADE_BY_THE_RUN = ("stage:", MADE)  # an earlier stage's folder, a table's prepared data
+MADE_BY_THE_RUN = ("stage:", MADE)  # an earlier stage's folder, what a table makes first
 ROOTS = ("root", "lq", "hq")  # of a data source: folders, files or patterns that it reads
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 

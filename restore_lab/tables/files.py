@@ -11,8 +11,6 @@ hand what the table makes. Of that node:
     rows: {name: {title, labels, weights, variant, system, only, published, note, overrides, train, evaluate, describe}}
     claims: [{says, row, baseline, column, condition, expect}]
     figure: {kind: frontier | surface, ...}           a picture beside the table (figures/settings.py)
-    tiny, full: {prepare: {name: [words]}}            images that `restore-lab data` makes first; "prepared:name" in the
-                                           words of a training is their folder
 
 `overrides` are for every verb, `train`, `evaluate` and `describe` for one; each may stand on the table, on a row or on
 a condition, and again under `tiny` and `full` for one scale. A later word for a key replaces an earlier one: table,
@@ -72,7 +70,7 @@ def read(name: str, folders: Sequence[Path], *, scale: Scale) -> Spec:
 
 
 def _spec(name: str, node: Mapping[str, Any], scale: Scale) -> Spec:
-    allowed = ("title", "source", "columns", "conditions", "rows", "claims", "notes", "figure", "prepare")
+    allowed = ("title", "source", "columns", "conditions", "rows", "claims", "notes", "figure")
     allowed = (*allowed, *WORDS, "tiny", "full")
     _known(node, allowed, f"table {name}")
     columns = {title: _column(name, title, entry or {}, scale) for title, entry in node["columns"].items()}
@@ -102,7 +100,6 @@ def _spec(name: str, node: Mapping[str, Any], scale: Scale) -> Spec:
         rows=rows,
         claims=tuple(_claim(name, entry, rows, columns, conditions) for entry in node.get("claims") or ()),
         notes=tuple(node.get("notes") or ()),
-        prepare={key: tuple(words) for key, words in ((node.get(scale) or {}).get("prepare") or {}).items()},
         figure=read_figure(
             node.get("figure"), f"table {name}", scale, columns=[*columns], conditions=[*conditions], rows=[*rows]
         ),

@@ -24,16 +24,15 @@ Around = tuple[Sequence[str], Sequence[str]]  # words before and behind a row's 
 READ = {"train": ("data", "first_data", "weights"), "evaluate": ("eval_data",)}  # what a verb reads of what is made
 
 
-def trained(found: Plan, words: Sequence[str], around: Around, *, needs: Sequence[str] = ()) -> Job:
+def trained(found: Plan, words: Sequence[str], around: Around) -> Job:
     """The job of a training's last stage, entered with the earlier ones and with what they need.
 
     Args:
         found: where jobs are entered.
         words: of `restore-lab train`.
         around: see `Around`.
-        needs: identities that all stages wait for besides.
     """
-    more, made_needs = made(found, "train", words, around)
+    more, needs = made(found, "train", words, around)
     words = merged([*words, *more])
     with composed("train", words) as cfg:
         stages, like = fit.planned(cfg), like_of(cfg)
@@ -44,7 +43,7 @@ def trained(found: Plan, words: Sequence[str], around: Around, *, needs: Sequenc
             kind=stage.name,
             folder=str(stage.folder),
             words=("train", *words, f"stage={stage.name}"),
-            needs=(*stage.parents, *needs, *made_needs),
+            needs=(*stage.parents, *needs),
             like=f"{stage.name} {like}",
             steps=int(stage.node["trainer"]["max_steps"]),
         )
@@ -77,12 +76,12 @@ def made(found: Plan, verb: str, words: Sequence[str], around: Around) -> tuple[
     return places, list(dict.fromkeys(needs))
 
 
-def images(found: Plan, name: str, own: Sequence[str], around: Around) -> Job:
+def negative_images(found: Plan, own: Sequence[str], around: Around) -> Job:
     """The job of `restore-lab data` with these words, entered."""
     data = _starting(around, "datasets_dir=")
     with composed("data", [*own, *data, "output=''"]) as cfg:
         planned, like, count = negatives.planned(cfg), f"{IMAGES} {cfg.crop}", int(cfg.count)
-    folder = store(around) / f"{name}-{planned.identity}"
+    folder = store(around) / f"negatives-{planned.identity}"
     job = Job(
         identity=planned.identity,
         kind=IMAGES,
@@ -131,7 +130,7 @@ def _maker(found: Plan, verb: str, *own: str, around: Around) -> tuple[Job, str]
         job = captions(found, own, around)
         return job, f"{job.folder}/{captioning.TABLE}"
     if verb == "data":
-        job = images(found, "negatives", own, around)
+        job = negative_images(found, own, around)
     elif verb == "train":
         common, where = around
         job = trained(found, merged([*(w for w in common if not w.startswith("experiment=")), *own, *where]), around)

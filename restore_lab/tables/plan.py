@@ -16,7 +16,7 @@ from restore_lab.methods import describe
 from restore_lab.methods.weights import weights_file
 from restore_lab.tables.composing import composed
 from restore_lab.tables.jobs import DESCRIPTION, SCORES, Job, Place, Plan
-from restore_lab.tables.made import Around, images, like_of, made, store, trained
+from restore_lab.tables.made import Around, like_of, made, store, trained
 from restore_lab.tables.spec import COUNTED, Condition, Row, Spec, merged
 
 log = logging.getLogger(__name__)
@@ -118,8 +118,7 @@ def _weights(found: Plan, spec: Spec, row: Row, around: Around, already: dict[st
     if source.name not in already:
         common, where = around
         words = merged([*common, *spec.words_of("train", source), *where])
-        words, needs = _prepared(found, spec, words, around)
-        already[source.name] = trained(found, words, around, needs=needs)
+        already[source.name] = trained(found, words, around)
     return already[source.name]
 
 
@@ -139,18 +138,6 @@ def _shipped(found: Plan, spec: Spec, row: Row, around: Around) -> Job | Path | 
     own = [word for word in common if not word.startswith("experiment=")]
     words = merged([f"method={method}", *own, *row.words.of("train"), *where])
     return trained(found, words, around)
-
-
-def _prepared(found: Plan, spec: Spec, words: Sequence[str], around: Around) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The words with folders in the place of "prepared:NAME", and the identities of the images that are there."""
-    needs: list[str] = []
-    for name, own in spec.prepare.items():
-        if not any(f"prepared:{name}" in word for word in words):
-            continue
-        job = images(found, name, own, around)
-        needs.append(job.identity)
-        words = [word.replace(f"prepared:{name}", f"'{job.folder}'") for word in words]
-    return tuple(words), tuple(needs)
 
 
 def _scores(

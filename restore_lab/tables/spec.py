@@ -108,7 +108,6 @@ class Spec:
     rows: Mapping[str, Row]
     claims: tuple[Claim, ...] = ()
     notes: tuple[str, ...] = field(default=())
-    prepare: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     figure: Figure | None = None
 
     def words_of(self, verb: str, row: Row, condition: Condition | None = None) -> tuple[str, ...]:

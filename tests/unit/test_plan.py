@@ -88,11 +88,11 @@ def test_what_two_rows_share_is_one_job(toy_folder, tmp_path) -> None:
 
 def test_images_that_a_training_needs_are_made_first(toy_folder, tmp_path) -> None:
     """One folder of images behind two trainings; a row that does not name it does not wait for it."""
-    mixed = ["data=mixed", "data@data.sources.main=procedural", "data.sources.negatives.root=prepared:bad"]
+    mixed = ["data=mixed", "data@data.sources.main=procedural", "data.sources.negatives.root=made:bad"]
     rows = {"one": {"train": mixed}, "two": {"train": [*mixed, "seed=7"]}, "plain": {}}
-    tiny = {"prepare": {"bad": [f"backbone.path={toy_folder}", "count=2", "crop=16", "data.size=16"]}}
+    makes = {"bad": ["data", f"backbone.path={toy_folder}", "count=2", "crop=16", "data.size=16"]}
     overrides = [word for word in small(toy_folder) if not word.startswith(("eval_data", "data.size"))]
-    found = planned(tmp_path, toy_folder, rows=rows, tiny=tiny, overrides=overrides)
+    found = planned(tmp_path, toy_folder, rows=rows, top={"makes": makes}, overrides=overrides)
     assert not found.refused, found.refused
     assert kinds(found) == ["adaptor"] * 3 + ["images"] + [SCORES] * 6
     images = next(job for job in found.jobs.values() if job.kind == "images")
