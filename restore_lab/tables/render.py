@@ -1,7 +1,8 @@
 """A table in a format: Markdown, LaTeX (booktabs), CSV, HTML, JSON. `restore-lab table NAME format=...`.
 
 In every cell measured stands first and published behind it in brackets; "-" is not run, "?" printed but not legible.
-The best is bold, the second underlined (Markdown: italic), where a paired interval tells them from the rest.
+The best is bold, the second underlined (Markdown: italic), where a paired interval tells them from the rest. To be
+read, a wide table of several conditions is cut into one for each, with the condition in its corner.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import html
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 from restore_lab.tables.grid import Cell, Grid
 from restore_lab.tables.marks import BEST, SECOND
 from restore_lab.tables.spec import Column
+
+WIDE = 12  # columns: with more, and several conditions, a table is cut
 
 
 def render(table: Grid, format: str) -> str:  # noqa: A002  # the word on the command line
@@ -29,39 +33,29 @@ def render(table: Grid, format: str) -> str:  # noqa: A002  # the word on the co
 
 
 def markdown(table: Grid) -> str:
-    """A pipe table with its claims, its findings and its notes."""
-    head = ["", *table.label_names, *_headings(table)]
-    body = [
-        [line.title, *(line.labels.get(name, "") for name in table.label_names)]
-        + [_text(cell, best="**{}**", second="*{}*") for cell in line.cells]
-        for line in table.lines
-    ]
-    rule = ["---", *("---" for _ in table.label_names), *("---:" for _ in table.headings)]
-    rows = ["| " + " | ".join(entry.replace("|", "\\|") for entry in row) + " |" for row in (head, rule, *body)]
-    parts = [f"# {table.name}: {table.title}", "", f"{_of(table)}", "", *rows, ""]
+    """Pipe tables with the claims, the findings and the notes."""
+    lines = [f"# {table.name}: {table.title}", "", f"{_of(table)}", ""]
+    for corner, part in parts(table):
+        head = [corner, *part.label_names, *_headings(part)]
+        body = [
+            [line.title, *(line.labels.get(name, "") for name in part.label_names)]
+            + [_text(cell, best="**{}**", second="*{}*") for cell in line.cells]
+            for line in part.lines
+        ]
+        rule = ["---", *("---" for _ in part.label_names), *("---:" for _ in part.headings)]
+        lines += ["| " + " | ".join(entry.replace("|", "\\|") for entry in row) + " |" for row in (head, rule, *body)]
+        lines.append("")
     for title, said in (("Claims:", table.claims), ("Findings:", table.findings)):
         if said:
-            parts += [title, "", *(f"- {line}" for line in said), ""]
-    return "\n".join([*parts, *(f"- {note}" for note in table.notes)]) + "\n"
+            lines += [title, "", *(f"- {line}" for line in said), ""]
+    return "\n".join([*lines, *(f"- {note}" for note in table.notes)]) + "\n"
 
 
 def latex(table: Grid) -> str:
-    """A booktabs tabular; needs \\usepackage{booktabs}."""
-    columns = "l" * (1 + len(table.label_names)) + "r" * len(table.headings)
-    arrows = {True: "$\\uparrow$", False: "$\\downarrow$"}
-    heads = [f"{_tex(title)}{arrows[column.metric_higher_is_better]}" for title, column in titled(table)]
-    lines = [f"% {_of(table)}", f"\\begin{{tabular}}{{{columns}}}", "\\toprule"]
-    lines.append(" & ".join(["", *map(_tex, table.label_names), *heads]) + r" \\")
-    lines.append("\\midrule")
-    for number, line in enumerate(table.lines):
-        if number and line.kind != table.lines[number - 1].kind:
-            lines.append("\\midrule")
-        cells = [_text(cell, best="\\textbf{{{}}}", second="\\underline{{{}}}") for cell in line.cells]
-        cells = [cell.replace("\u00b1", "$\\pm$") for cell in cells]
-        labels = [_tex(line.labels.get(name, "")) for name in table.label_names]
-        lines.append(" & ".join([_tex(line.title), *labels, *cells]) + r" \\")
-    lines += ["\\bottomrule", "\\end{tabular}"]
-    return "\n".join([*lines, *(f"% {line}" for line in (*table.claims, *table.findings, *table.notes))]) + "\n"
+    """A booktabs tabular, or several; needs \\usepackage{booktabs}."""
+    tabulars = "\n\n".join(_tabular(part, corner) for corner, part in parts(table))
+    said = (*table.claims, *table.findings, *table.notes)
+    return "\n".join([f"% {_of(table)}", tabulars, *(f"% {line}" for line in said)]) + "\n"
 
 
 def as_csv(table: Grid) -> str:
@@ -86,19 +80,11 @@ def as_csv(table: Grid) -> str:
 
 
 def as_html(table: Grid) -> str:
-    """A table element with its notes; styles are the page's."""
-    head = "".join(f"<th>{html.escape(text)}</th>" for text in ("", *table.label_names, *_headings(table)))
-    rows = []
-    for line in table.lines:
-        labels = "".join(f"<td>{html.escape(line.labels.get(name, ''))}</td>" for name in table.label_names)
-        cells = "".join(f"<td>{_text(c, best='<b>{}</b>', second='<u>{}</u>')}</td>" for c in line.cells)
-        rows.append(f'<tr class="{line.kind}"><th>{html.escape(line.title)}</th>{labels}{cells}</tr>')
+    """Table elements with their notes; styles are the page's."""
+    tables = "".join(_table_element(part, corner) for corner, part in parts(table))
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in (*table.claims, *table.findings, *table.notes))
     title = f"{html.escape(table.name)}: {html.escape(table.title)}"
-    return (
-        f"<section><h2>{title}</h2><p>{html.escape(_of(table))}</p>"
-        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table><ul>{notes}</ul></section>\n"
-    )
+    return f"<section><h2>{title}</h2><p>{html.escape(_of(table))}</p>{tables}<ul>{notes}</ul></section>\n"
 
 
 def as_json(table: Grid) -> str:
@@ -148,6 +134,20 @@ FORMATS: dict[str, Callable[[Grid], str]] = {
 ENDINGS = {"markdown": "md", "latex": "tex", "csv": "csv", "html": "html", "json": "json"}
 
 
+def parts(table: Grid) -> list[tuple[str, Grid]]:
+    """The table as it is read, each part with what stands in its corner: whole, or one for each condition."""
+    conditions = list(dict.fromkeys(condition for condition, _ in table.headings))
+    if len(table.headings) <= WIDE or len(conditions) == 1:
+        return [("", table)]
+    found = []
+    for condition in conditions:
+        kept = [place for place, (own, _) in enumerate(table.headings) if own == condition]
+        lines = [replace(line, cells=[line.cells[place] for place in kept]) for line in table.lines]
+        headings = [("", table.headings[place][1]) for place in kept]
+        found.append((condition, replace(table, headings=headings, lines=lines)))
+    return found
+
+
 def cell_parts(cell: Cell) -> tuple[str, str, str]:
     """What is measured, its spread over seeds, and what is published; "" for what there is none of."""
     digits, number = cell.column.digits, cell.number
@@ -157,6 +157,33 @@ def cell_parts(cell: Cell) -> tuple[str, str, str]:
     own = digits if not cell.column.stand_in else 2 if abs(number.mean) >= 10 else 4
     spread = "" if number.spread is None else f" \u00b1 {number.spread:.{own}f}"
     return f"{number.mean:.{own}f}", spread, published
+
+
+def _tabular(table: Grid, corner: str) -> str:
+    columns = "l" * (1 + len(table.label_names)) + "r" * len(table.headings)
+    arrows = {True: "$\\uparrow$", False: "$\\downarrow$"}
+    heads = [f"{_tex(title)}{arrows[column.metric_higher_is_better]}" for title, column in titled(table)]
+    lines = [f"\\begin{{tabular}}{{{columns}}}", "\\toprule"]
+    lines.append(" & ".join([_tex(corner), *map(_tex, table.label_names), *heads]) + r" \\")
+    lines.append("\\midrule")
+    for number, line in enumerate(table.lines):
+        if number and line.kind != table.lines[number - 1].kind:
+            lines.append("\\midrule")
+        cells = [_text(cell, best="\\textbf{{{}}}", second="\\underline{{{}}}") for cell in line.cells]
+        cells = [cell.replace("\u00b1", "$\\pm$") for cell in cells]
+        labels = [_tex(line.labels.get(name, "")) for name in table.label_names]
+        lines.append(" & ".join([_tex(line.title), *labels, *cells]) + r" \\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"])
+
+
+def _table_element(table: Grid, corner: str) -> str:
+    head = "".join(f"<th>{html.escape(text)}</th>" for text in (corner, *table.label_names, *_headings(table)))
+    rows = []
+    for line in table.lines:
+        labels = "".join(f"<td>{html.escape(line.labels.get(name, ''))}</td>" for name in table.label_names)
+        cells = "".join(f"<td>{_text(c, best='<b>{}</b>', second='<u>{}</u>')}</td>" for c in line.cells)
+        rows.append(f'<tr class="{line.kind}"><th>{html.escape(line.title)}</th>{labels}{cells}</tr>')
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
 def _text(cell: Cell, *, best: str, second: str) -> str:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -268,6 +269,26 @@ def test_formats_say_the_same(tmp_path) -> None:
     assert set(FORMATS) == {"markdown", "latex", "csv", "html", "json", "claims"}
     with pytest.raises(ValueError, match="format='pdf'"):
         render(found, "pdf")
+
+
+def test_a_wide_table_is_cut_into_one_a_condition(tmp_path) -> None:
+    """Of 4 x 3 columns there is one table, of 5 x 3 five with the condition in the corner; data stays whole."""
+    titles = ["rain", "snow", "haze", "blur", "noise"]
+    rows = {"a": {"published": {title: [place, 0.5, 0.25] for place, title in enumerate(titles)}}}
+    for count, cut in ((4, False), (5, True)):
+        conditions = {title: {"title": title} for title in titles[:count]}
+        published = {title: rows["a"]["published"][title] for title in conditions}
+        table = spec(tmp_path, conditions=conditions, rows={"a": {"published": published}}, claims=None)
+        found = grid(planned(tmp_path, table, {}), measured(planned(tmp_path, table, {}), table))
+        lines = render(found, "markdown").splitlines()
+        heads = [line for line, under in pairwise(lines) if under.startswith("| ---")]
+        assert len(heads) == render(found, "latex").count("tabular}") / 2 == render(found, "html").count("<table>")
+        if cut:
+            assert heads == [f"| {title} | PSNR + | LPIPS (gmsd) - | CLIPIQA (piqe) - |" for title in titles]
+            assert [line for line in lines if line.startswith("| a |")][3] == "| a | [3.00] | [0.500] | [0.25] |"
+        else:
+            assert len(heads) == 1 and heads[0].startswith("|  | rain: PSNR + |")
+        assert len(list(csv.DictReader(io.StringIO(render(found, "csv"))))) == 3 * count
 
 
 def test_numbers_of_another_protocol_never_share_a_column(tmp_path) -> None:
