@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -111,26 +112,30 @@ class TextEncoder(nn.Module):
             raise ValueError("an SDXL-like prior needs a CLIPTextModelWithProjection among its text encoders")
         return tokens_BLD, pooled
 
-    def _ids(self, texts: Sequence[str], index: int) -> tuple[Tensor, Tensor | None]:
+    def _ids(self, texts: Sequence[str], index: int, *, says: bool = True) -> tuple[Tensor, Tensor | None]:
         """Token numbers padded to the tokenizer's length, and the attention mask where the config asks for one."""
         config, device = self.encoders[index].config, device_of(self.encoders[index])
         if not self.tokenizers:
             shape = (len(texts), config.max_position_embeddings)
             return torch.zeros(shape, dtype=torch.long, device=device), None
         tokenizer = self.tokenizers[index]
-        length = tokenizer.model_max_length
-        whole = tokenizer(list(texts), verbose=False).input_ids
-        for text, ids in zip(texts, whole, strict=True):
-            if index == 0 and len(ids) > length and not self.said:
+        out = self._cut(tokenizer, texts, tokenizer.model_max_length, says=says and index == 0)
+        mask_BL = out.attention_mask.to(device) if getattr(config, "use_attention_mask", False) else None
+        return out.input_ids.to(device), mask_BL
+
+    def _cut(self, tokenizer: Any, texts: Sequence[str], length: int, *, says: bool) -> Any:
+        """Texts as tokens, all of one length; where it `says`, the first that is longer is named."""
+        if says and not self.said:
+            whole = tokenizer(list(texts), verbose=False).input_ids
+            long = next((text for text, ids in zip(texts, whole, strict=True) if len(ids) > length), None)
+            if long is not None:
                 self.said = True
                 log.warning(
                     "text is longer than the encoder's %d tokens, its end is ignored: %r (more like it are not named)",
                     length,
-                    text,
+                    long,
                 )
-        out = tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        mask_BL = out.attention_mask.to(device) if getattr(config, "use_attention_mask", False) else None
-        return out.input_ids.to(device), mask_BL
+        return tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
 
 
 def device_of(module: nn.Module) -> torch.device:

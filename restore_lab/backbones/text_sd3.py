@@ -71,7 +71,7 @@ class TripleTextEncoder(TextEncoder):
         """Tokens and pooled vectors of texts encoded together."""
         states, pooled = [], []
         for index, encoder in enumerate(self.encoders):
-            ids_BL, _ = self._ids(texts, index)
+            ids_BL, _ = self._ids(texts, index, says=not self._t5_reads_on)
             out = encoder(ids_BL, output_hidden_states=True)
             states.append(out.hidden_states[-2])
             pooled.append(out.text_embeds)
@@ -92,11 +92,14 @@ class TripleTextEncoder(TextEncoder):
         if self.t5_tokenizer is None:  # the meta device
             ids_BL = torch.zeros(len(texts), self.t5_length, dtype=torch.long, device=like_BLD.device)
         else:
-            out = self.t5_tokenizer(
-                list(texts), padding="max_length", max_length=self.t5_length, truncation=True, return_tensors="pt"
-            )
-            ids_BL = out.input_ids.to(like_BLD.device)
+            ids_BL = self._cut(self.t5_tokenizer, texts, self.t5_length, says=self._t5_reads_on).input_ids
+            ids_BL = ids_BL.to(like_BLD.device)
         return self.t5(ids_BL)[0].to(like_BLD.dtype)
+
+    @property
+    def _t5_reads_on(self) -> bool:
+        """Whether T5 reads what is beyond CLIP's tokens: then what T5 leaves out nobody reads."""
+        return self.t5 is not None and self.t5_length > CLIP_LENGTH
 
     def _device(self) -> torch.device:
         held = self.t5 if self.t5 is not None else next(iter(self.encoders), None)

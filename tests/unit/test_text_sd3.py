@@ -241,6 +241,16 @@ def test_a_text_longer_than_the_towers_is_cut_and_said(caplog) -> None:
     assert caplog.text.count("longer than the encoder's 16 tokens") == 1
 
 
+def test_what_t5_reads_behind_the_towers_is_not_called_ignored(caplog) -> None:
+    """80 tokens of T5: 41 letters are cut for CLIP and whole for T5, which says nothing; 90 are too many for both."""
+    text = triple(present=(True, True, True), t5_length=80)
+    with caplog.at_level(logging.WARNING):
+        text(["x" * 41, "a cat"])
+        assert not caplog.text
+        text(["x" * 90, "y" * 91])
+    assert caplog.text.count("longer than the encoder's 80 tokens") == 1 and "yyy" not in caplog.text
+
+
 @pytest.mark.parametrize("texts", ["a cat", []])
 def test_bare_string_or_nothing_is_refused(texts) -> None:
     with pytest.raises(ValueError, match="non-empty sequence"):
