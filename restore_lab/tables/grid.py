@@ -167,8 +167,8 @@ def _kernels(table: Measured) -> list[str]:
     for (row, condition, title), number in table.numbers.items():
         if number.kernel is not None:
             shown = table.spec.rows[row].called if row in table.spec.rows else row
-            value, low, high = number.kernel
-            found.setdefault((condition, title), []).append(f"{shown} {value:.3g} [{low:.3g}, {high:.3g}]")
+            value, low, high = (f"{float(f'{entry:.3g}'):g}" for entry in number.kernel)  # three digits, no exponent
+            found.setdefault((condition, title), []).append(f"{shown} {value} [{low}, {high}]")
     lines = []
     for (condition, title), rows in found.items():
         metric, where = table.spec.columns[title].metric or "", table.spec.conditions[condition].title
