@@ -22,7 +22,7 @@ from benchmarks.sides import CACHE_BYTES, batches, config, method, settle
 from benchmarks.theirs import Diffusers
 from benchmarks.training import OurTraining, TheirTraining, our_loss
 from restore_lab.backbones.disk_cache import DiskCache
-from restore_lab.memory import let_go
+from restore_lab.machine.memory import let_go
 from restore_lab.methods.base import RestorationModule
 from restore_lab.random import noise_like
 from restore_lab.types import Batch

@@ -6,7 +6,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from restore_lab.conf_dir import conf_dir
+from restore_lab.config.conf_dir import conf_dir
 
 
 def composed(command: str, *words: str) -> DictConfig:

@@ -18,7 +18,7 @@ import torch
 from configs import composed
 from omegaconf import DictConfig
 
-from restore_lab.build import build
+from restore_lab.config.build import build
 from restore_lab.data.image_io import to_tensor
 from restore_lab.degradation.eight import KINDS, Eight
 from restore_lab.methods.weights import weights_file

@@ -23,7 +23,7 @@ import torch
 from configs import composed
 from torch import Tensor
 
-from restore_lab.build import build
+from restore_lab.config.build import build
 from restore_lab.data.image_io import to_tensor
 from restore_lab.degradation.protocols import Fixed
 from restore_lab.methods.base import RestorationModule

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from restore_lab.artefacts import place_of
 from restore_lab.data.image_io import to_tensor
 from restore_lab.data.procedural import COLOURS, KINDS, ProceduralSource
 from restore_lab.degradation.apply import Pipeline
@@ -31,6 +30,7 @@ from restore_lab.degradation.eight import Eight
 from restore_lab.degradation.protocols import Fixed
 from restore_lab.prompts.visual import ClipVision, DinoVision
 from restore_lab.random import mix
+from restore_lab.storage.artefacts import place_of
 
 # Blur in pixels, noise in [0, 1], JPEG by quality; the mixture is SUPIR's (conf/degradation/mixture.yaml).
 STAGES: dict[str, dict[str, float]] = {

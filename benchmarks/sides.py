@@ -20,9 +20,9 @@ from restore_lab.backbones.base import Backbone
 from restore_lab.backbones.codec import Codec
 from restore_lab.backbones.disk_cache import DiskCache
 from restore_lab.backbones.loading import DTYPES
-from restore_lab.build import build
+from restore_lab.config.build import build
+from restore_lab.machine.quiet import quiet
 from restore_lab.methods.base import RestorationModule
-from restore_lab.quiet import quiet
 from restore_lab.random import generator
 from restore_lab.types import Batch
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from benchmarks.alternating import Seconds, clock
 from benchmarks.theirs import Diffusers
-from restore_lab.build import build
+from restore_lab.config.build import build
 from restore_lab.methods.base import RestorationModule
 from restore_lab.methods.training import Optimisation
 from restore_lab.types import Batch

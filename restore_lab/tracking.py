@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from restore_lab.artefacts import IGNORED, code_version
-from restore_lab.build import build
+from restore_lab.config.build import build
+from restore_lab.storage.artefacts import IGNORED, code_version
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger

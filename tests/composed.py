@@ -8,8 +8,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
-from restore_lab.conf_dir import conf_dir
-from restore_lab.grammar import quote_override
+from restore_lab.config.conf_dir import conf_dir
+from restore_lab.config.grammar import quote_override
 
 
 def composed(verb: str, *overrides: str) -> DictConfig:

@@ -12,8 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-from restore_lab.artefacts import Manifest, complete
-from restore_lab.locks import locked
+from restore_lab.storage.artefacts import Manifest, complete
+from restore_lab.storage.locks import locked
 
 
 def note(folder: Path, text: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import hydra
 
-from restore_lab.conf_dir import conf_dir
+from restore_lab.config.conf_dir import conf_dir
 from restore_lab.tables import jobs, make
 from tests.fake_table import six
 

@@ -8,7 +8,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from safetensors.torch import save_file
 
-from restore_lab.build import build
+from restore_lab.config.build import build
 from restore_lab.importing.engine import Imported, import_checkpoints
 from restore_lab.importing.recognise import recognise, words_of
 from restore_lab.methods.weights import weights_file

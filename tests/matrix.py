@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from restore_lab import pairs
-from restore_lab.build import build
+from restore_lab.config import pairs
+from restore_lab.config.build import build
 from restore_lab.methods.weights import weights_file
 from tests.composed import composed
 from tests.toy_methods import toy_batch
@@ -61,7 +61,7 @@ SAMPLED = ("fidelity", "scheduler", "init")
 
 
 def meaningful(choice: Choice) -> bool:
-    """Whether the options chosen so far may stand together: what restore_lab.pairs says, and no axis twice."""
+    """Whether the options chosen so far may stand together: what restore_lab.config.pairs says, and no axis twice."""
     trunk, fusion = choice.get("trunk"), choice.get("fusion")
     if trunk and fusion and (trunk in ("chain", "none")) != (fusion == "-"):
         return False

@@ -85,7 +85,7 @@ def rounds(folder: Path, prior: Path) -> Iterator[None]:
 
 def cycles(prior: Path) -> Iterator[None]:
     """Start the data workers, take a batch, stop in the middle; for ever."""
-    from restore_lab.build import build
+    from restore_lab.config.build import build
     from tests.composed import composed, small
 
     data = build(composed("train", *small(prior), "workers=2").datamodule)

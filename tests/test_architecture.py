@@ -14,29 +14,14 @@ CONF = ROOT / "conf"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
 MAX_LINES = 300
 
-# Imports run towards lower ranks, or stay inside one folder. Beside types stand the tools that anything may use.
+# Imports run towards lower ranks, or stay inside one folder.
 RANKS = {
-    "named": -1,  # what counts by its name, for artefacts
-    "faults": -1,
-    "nearest": -1,
+    "machine": -2,  # what a run does with the computer: processes, memory, faults
+    "storage": -1,  # what it keeps: artefacts by identity, locks
+    "config": 0,  # what it is told, before anything is built
     "types": 0,
     "random": 0,
-    "quiet": 0,
-    "memory": 0,
-    "xla": 0,
-    "build": 0,
-    "artefacts": 0,
-    "locks": 0,
-    "pairs": 0,
-    "room": 0,
-    "shares": 0,
-    "conf_dir": 0,
-    "files": 0,
-    "grammar": 0,
-    "validation": 0.5,  # looks at pairs, for composing
-    "composing": 1,
-    "hashes": 1,
-    "tracking": 1,
+    "tracking": 0.5,
     "data": 1,
     "degradation": 1,
     "prompts": 2,
@@ -55,9 +40,7 @@ HEAVY = frozenset(
     ("torch", "torchvision", "lightning", "diffusers", "transformers", "peft", "torchmetrics", "pyiqa", "wandb")
     + ("skimage", "scipy", "pandas", "pyarrow", "numpy", "PIL", "matplotlib")
 )
-LIGHT = ("types.py", "random.py", "build.py", "artefacts.py", "named.py", "locks.py", "pairs.py", "shares.py")
-LIGHT += ("conf_dir.py", "files.py", "grammar.py", "composing.py", "xla.py", "faults.py", "nearest.py", "room.py")
-LIGHT += ("validation.py", "__init__.py", "cli/")
+LIGHT = ("types.py", "random.py", "__init__.py", "config/", "storage/", "machine/", "cli/")
 
 
 def name_of(path: Path) -> str:
@@ -103,7 +86,7 @@ def backward_imports(part: str, tree: ast.AST) -> list[str]:
         parts = name.split(".")
         if parts[0] != PACKAGE.name or len(parts) < 2 or parts[1] == part:
             continue
-        # Two folders of one rank do not know each other; the tools of rank 0 know only types.
+        # Two folders of one rank do not know each other; all know types.
         same_rank = RANKS[parts[1]] == RANKS[part] and parts[1] != "types"
         if RANKS[parts[1]] > RANKS[part] or same_rank:
             wrong.append(f"line {line}: {part} imports {name}")
@@ -123,7 +106,7 @@ def test_the_check_itself_sees_a_backward_import_inside_a_function() -> None:
     assert backward_imports("data", tree) == ["line 2: data imports restore_lab.cli.main"]
     assert backward_imports("data", ast.parse("import restore_lab.degradation.blur")) != []
     assert backward_imports("data", ast.parse("from restore_lab.types import Batch")) == []
-    assert backward_imports("types", ast.parse("from restore_lab.build import build")) != []
+    assert backward_imports("types", ast.parse("from restore_lab.config.build import build")) != []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
@@ -149,19 +132,19 @@ def test_the_command_lines_start_imports_nothing_heavy(path: Path) -> None:
         ours = [name for _, name in at_start(tree) if name.startswith("restore_lab.")]
         light = (
             "restore_lab.cli",
-            "restore_lab.build",
-            "restore_lab.artefacts",
+            "restore_lab.config.build",
+            "restore_lab.storage.artefacts",
             "restore_lab.types",
             "restore_lab.random",
-            "restore_lab.quiet",
-            "restore_lab.pairs",
-            "restore_lab.conf_dir",
-            "restore_lab.grammar",
-            "restore_lab.composing",
-            "restore_lab.xla",
-            "restore_lab.faults",
-            "restore_lab.nearest",
-            "restore_lab.validation",
+            "restore_lab.machine.quiet",
+            "restore_lab.config.pairs",
+            "restore_lab.config.conf_dir",
+            "restore_lab.config.grammar",
+            "restore_lab.config.composing",
+            "restore_lab.machine.xla",
+            "restore_lab.machine.faults",
+            "restore_lab.config.nearest",
+            "restore_lab.config.validation",
         )
         assert [name for name in ours if not name.startswith(light)] == [], "a verb imports parts inside run()"
 

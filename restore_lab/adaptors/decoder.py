@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from restore_lab.adaptors.zero import zero_conv
 from restore_lab.adaptors.zero_sft import group_norm
-from restore_lab.artefacts import place_of
 from restore_lab.backbones.banded import decoded, levels
 from restore_lab.backbones.bands import Canvas, swept
+from restore_lab.storage.artefacts import place_of
 
 if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone

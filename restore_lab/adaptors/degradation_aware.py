@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from restore_lab.adaptors.zero_sft import group_norm
+from restore_lab.machine.xla import doubled
 from restore_lab.types import Hint
-from restore_lab.xla import doubled
 
 
 class ResBlock(nn.Module):

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from restore_lab.artefacts import write_bytes_atomic
+from restore_lab.storage.artefacts import write_bytes_atomic
 
 SLACK = 16  # a process looks after the size whenever it has written this part of it
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from restore_lab.artefacts import fingerprint
 from restore_lab.backbones.base import Backbone
 from restore_lab.backbones.codec import Codec
 from restore_lab.backbones.disk_cache import DiskCache
@@ -22,7 +21,8 @@ from restore_lab.backbones.places import DENOISERS, find_codec, find_prior, list
 from restore_lab.backbones.reading import BackboneError, Folder, read_json
 from restore_lab.backbones.schedule import Schedule
 from restore_lab.backbones.text_loading import load_text, load_triple_text
-from restore_lab.quiet import quiet
+from restore_lab.machine.quiet import quiet
+from restore_lab.storage.artefacts import fingerprint
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 CACHE_BYTES = 256 * 2**20

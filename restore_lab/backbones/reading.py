@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restore_lab.quiet import quiet
+from restore_lab.machine.quiet import quiet
 
 if TYPE_CHECKING:
     import torch

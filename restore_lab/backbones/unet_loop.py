@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from restore_lab.backbones.base import extra_stream
+from restore_lab.machine.xla import doubled
 from restore_lab.types import Cond, Edit, Tap, identity
-from restore_lab.xla import doubled
 
 
 class EncoderModules(Protocol):

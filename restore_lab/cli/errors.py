@@ -1,8 +1,8 @@
 """Errors as a person sees them: one line on stderr and an exit code, with the names that exist.
 
 Bad input is what our own code refuses with a ValueError, a file that is not there, and whatever Hydra or OmegaConf
-does not accept: exit code 2. What a machine does to a run (faults.py): 3, and the same command goes on once it is well.
-Anything else is a bug and keeps its traceback, a ValueError from inside another library included.
+does not accept: exit code 2. What a machine does to a run (machine/faults.py): 3; the same command goes on once it is
+well. Anything else is a bug and keeps its traceback, a ValueError from inside another library included.
 `RESTORE_LAB_TRACEBACK=1` shows the traceback of everything.
 """
 
@@ -15,8 +15,8 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from restore_lab.faults import CODE, Fault, Terminated, told
-from restore_lab.nearest import nearest, offer
+from restore_lab.config.nearest import nearest, offer
+from restore_lab.machine.faults import CODE, Fault, Terminated, told
 
 PACKAGE = str(Path(__file__).resolve().parents[1])
 PLUGINS = ("joblib", "optuna", "ray", "submitit")  # of Hydra's, extras of this package

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from restore_lab.grammar import ASSIGNMENT, quote, quote_override
+from restore_lab.config.grammar import ASSIGNMENT, quote, quote_override
 
 HYDRA_FLAGS = frozenset(
     ("-h", "--help", "--hydra-help", "--version", "--resolve", "-r", "--run", "-m", "--multirun")

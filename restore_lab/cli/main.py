@@ -23,11 +23,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from restore_lab import build, composing, validation, xla
 from restore_lab.cli import front
-from restore_lab.conf_dir import conf_dir
-from restore_lab.faults import Terminated
-from restore_lab.nearest import offer
+from restore_lab.config import build, composing, validation
+from restore_lab.config.conf_dir import conf_dir
+from restore_lab.config.nearest import offer
+from restore_lab.machine import xla
+from restore_lab.machine.faults import Terminated
 
 NOT_VERBS = frozenset(("__init__", "main", "front", "errors"))
 Run = Callable[[Any], Any]

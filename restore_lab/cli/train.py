@@ -17,8 +17,8 @@ def run(cfg: Any) -> float | None:
     Returns:
         What a sweeper is told, if `optimized_metric` says what.
     """
-    from restore_lab.locks import first_rank
     from restore_lab.methods.fit import LOSSES, fit
+    from restore_lab.storage.locks import first_rank
     from restore_lab.tables import sweep
 
     folder = sweep.train(cfg) if sweep.sweeping() else fit(cfg)

@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
-from restore_lab.artefacts import place_of
 from restore_lab.data.captioned import Captions
 from restore_lab.data.image_io import MAX_PIXELS, SUFFIXES, read_image
+from restore_lab.storage.artefacts import place_of
 from restore_lab.types import Picture
 
 # Photographs that no reader here opens; a person should hear that they were left.

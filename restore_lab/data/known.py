@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from restore_lab.build import build
+from restore_lab.config.build import build
 from restore_lab.data.dataset import Source
 from restore_lab.data.image_io import BadImage
 from restore_lab.types import Picture
@@ -25,7 +25,7 @@ class Known:
     Args:
         name: its name, for what is said of it.
         data: its config: `data=div2k_val`.
-        datasets_dir: the folder of all datasets; paths below it enter identities by name (restore_lab/named.py).
+        datasets_dir: the folder of all datasets; paths below it enter identities by name (storage/named.py).
         source: builds the source that reads it.
         count: pictures of a whole copy; null where copies differ.
         first, last, digits: names are numbers with so many digits, from first to last; null where they are not.

@@ -21,7 +21,7 @@ from urllib.parse import unquote_to_bytes
 
 import numpy as np
 
-from restore_lab.artefacts import note_places, read_note, write_bytes_atomic
+from restore_lab.storage.artefacts import note_places, read_note, write_bytes_atomic
 
 log = logging.getLogger(__name__)
 FORMAT = 1

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from restore_lab.artefacts import Manifest, place_of
-from restore_lab.composing import MADE_BY, composed, following
-from restore_lab.conf_dir import conf_dir
-from restore_lab.grammar import quote
+from restore_lab.config.composing import MADE_BY, composed, following
+from restore_lab.config.conf_dir import conf_dir
+from restore_lab.config.grammar import quote
+from restore_lab.storage.artefacts import Manifest, place_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -139,7 +139,7 @@ class Shelf:
             name: of `models`.
             turned: slider to value; those that the model does not have are left out.
         """
-        from restore_lab.build import build
+        from restore_lab.config.build import build
         from restore_lab.methods.restorer import Restorer
 
         plain = self.config(name)

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restore_lab.build import build
-from restore_lab.files import inside
-from restore_lab.shares import place
+from restore_lab.config.build import build
+from restore_lab.machine.shares import place
+from restore_lab.storage.files import inside
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from restore_lab.artefacts import fingerprint
 from restore_lab.evaluation.frechet import frechet_distance
 from restore_lab.evaluation.protocol import ImageMetric, MetricUnavailable, SetMetric
-from restore_lab.quiet import quiet
+from restore_lab.machine.quiet import quiet
+from restore_lab.storage.artefacts import fingerprint
 
 ASSETS = Path(__file__).parents[1] / "assets"
 MODEL_FILES = ("model.safetensors", "pytorch_model.bin")

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from restore_lab.adaptors.lq_encoder import CodecEncoder
-from restore_lab.artefacts import Manifest, complete, place_of
-from restore_lab.build import build
+from restore_lab.config.build import build
 from restore_lab.evaluation import systems
 from restore_lab.evaluation.batches import degraded_batches, score
 from restore_lab.evaluation.paired import report
@@ -42,6 +41,7 @@ from restore_lab.methods.restorer import load
 from restore_lab.methods.restoring import asked_about
 from restore_lab.methods.weights import weights_file
 from restore_lab.prompts.sources import PromptSources
+from restore_lab.storage.artefacts import Manifest, complete, place_of
 from restore_lab.types import Prompt
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def evaluate(cfg: DictConfig) -> Evaluation | None:
     """Run `restore-lab evaluate`; what was measured before is read again.
 
     Returns:
-        None in a process of several (shares.py) that is not the last to finish.
+        None in a process of several (machine/shares.py) that is not the last to finish.
 
     Raises:
         ValueError: if no image is left to measure.

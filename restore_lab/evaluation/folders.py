@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from restore_lab.artefacts import code_version
-from restore_lab.build import build
+from restore_lab.config.build import build
 from restore_lab.data.captioned import Captions
 from restore_lab.data.folder import keys_of, list_images
 from restore_lab.data.image_io import read_image, to_tensor
@@ -20,7 +19,8 @@ from restore_lab.data.paired import Pair
 from restore_lab.evaluation.picture import keep_images
 from restore_lab.evaluation.records import ORIGINAL, RECORD, write_record
 from restore_lab.evaluation.scores import Scores, once, scores_of, settings_of
-from restore_lab.locks import first_rank
+from restore_lab.storage.artefacts import code_version
+from restore_lab.storage.locks import first_rank
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -22,10 +22,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from restore_lab.artefacts import fingerprint
 from restore_lab.evaluation.frechet import frechet_distance
 from restore_lab.evaluation.protocol import MetricUnavailable, SetMetric
 from restore_lab.evaluation.pyiqa_metrics import Facts, PyiqaBased, pyiqa_missing, sealed
+from restore_lab.storage.artefacts import fingerprint
 
 INCEPTION_SIDE = 299
 

@@ -17,13 +17,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from restore_lab.artefacts import code_version, identity, write_bytes_atomic
-from restore_lab.build import build
+from restore_lab.config.build import build
 from restore_lab.evaluation.batches import found
 from restore_lab.evaluation.picture import Panel, contact_sheet
 from restore_lab.evaluation.records import PER_IMAGE, PICTURE, RECORD, ImageValue, recorded, write_record
 from restore_lab.evaluation.suite import Measured, MetricSuite, Tally
-from restore_lab.shares import mine, one_at_a_time
+from restore_lab.machine.shares import mine, one_at_a_time
+from restore_lab.storage.artefacts import code_version, identity, write_bytes_atomic
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from restore_lab.artefacts import write_bytes_atomic
 from restore_lab.evaluation.records import image_file
+from restore_lab.storage.artefacts import write_bytes_atomic
 
 if TYPE_CHECKING:
     from PIL.Image import Image

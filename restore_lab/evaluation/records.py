@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from restore_lab.artefacts import write_bytes_atomic, write_json_atomic
 from restore_lab.data import parquet
 from restore_lab.evaluation.protocol import Column
+from restore_lab.storage.artefacts import write_bytes_atomic, write_json_atomic
 
 LQ, DECODED_LQ, DECODED_HQ = "LQ", "D(E(LQ))", "D(E(HQ))"
 ROBUST_LQ = "D(E_dr(LQ))"  # where the LQ's encoder is not the codec's own

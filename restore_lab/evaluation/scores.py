@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from restore_lab.artefacts import identity
 from restore_lab.evaluation.records import RECORD, read_record, recorded
 from restore_lab.evaluation.shown import log_record
-from restore_lab.locks import first_rank, locked
-from restore_lab.shares import place, watched
+from restore_lab.machine.shares import place, watched
+from restore_lab.storage.artefacts import identity
+from restore_lab.storage.locks import first_rank, locked
 from restore_lab.tracking import tracked
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restore_lab.artefacts import fingerprint
-from restore_lab.build import build
+from restore_lab.config.build import build
 from restore_lab.data.folder import keys_of, list_images
 from restore_lab.data.image_io import read_image, to_tensor
 from restore_lab.evaluation.batches import degraded_batches, score
@@ -23,7 +22,8 @@ from restore_lab.evaluation.picture import keep_images
 from restore_lab.evaluation.protocol import scaled
 from restore_lab.evaluation.records import LQ, ORIGINAL
 from restore_lab.evaluation.scores import Scores, scores_of, settings_of
-from restore_lab.shares import device
+from restore_lab.machine.shares import device
+from restore_lab.storage.artefacts import fingerprint
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

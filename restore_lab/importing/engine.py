@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from restore_lab.artefacts import Manifest, complete, identity
 from restore_lab.importing.recognise import Found
-from restore_lab.locks import locked
 from restore_lab.methods.describe import on_meta
 from restore_lab.methods.parts import part_of
 from restore_lab.methods.weights import stored_fingerprint, write_weights
+from restore_lab.storage.artefacts import Manifest, complete, identity
+from restore_lab.storage.locks import locked
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

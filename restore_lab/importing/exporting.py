@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from restore_lab.adaptors.hint import HintNet
-from restore_lab.artefacts import Manifest, complete, fingerprint, identity
 from restore_lab.backbones.loading import DTYPES
 from restore_lab.importing.controlnet import sources
 from restore_lab.importing.engine import make
 from restore_lab.methods.describe import on_meta
 from restore_lab.methods.parts import DECODER, part_of
 from restore_lab.methods.weights import base_of, put_weights, read_weights, weights_file, write_weights
+from restore_lab.storage.artefacts import Manifest, complete, fingerprint, identity
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel

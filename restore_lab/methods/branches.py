@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from restore_lab.memory import let_go, out_of_memory
+from restore_lab.machine.memory import let_go, out_of_memory
 from restore_lab.methods.parts import mixed, partway
 from restore_lab.methods.restoring import joined
 from restore_lab.samplers.guidance import Branch

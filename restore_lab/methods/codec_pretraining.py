@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional as F
 
-from restore_lab.artefacts import place_of
+from restore_lab.machine.quiet import quiet
 from restore_lab.methods.training import Optimisation, TrainingModule
-from restore_lab.quiet import quiet
+from restore_lab.storage.artefacts import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from restore_lab.artefacts import Manifest, identity, write_json_atomic
-from restore_lab.build import build
+from restore_lab.config.build import build
 from restore_lab.methods.weights import is_lora
+from restore_lab.storage.artefacts import Manifest, identity, write_json_atomic
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 
-from restore_lab.artefacts import Manifest, complete, identity, write_bytes_atomic
-from restore_lab.build import build
-from restore_lab.composing import MADE_BY, typed
-from restore_lab.faults import Fault, told
-from restore_lab.hashes import HASHES, hashes
-from restore_lab.locks import first_rank, locked
-from restore_lab.shares import starting_ranks, tied
+from restore_lab.config.build import build
+from restore_lab.config.composing import MADE_BY, typed
+from restore_lab.machine.faults import Fault, told
+from restore_lab.machine.shares import starting_ranks, tied
+from restore_lab.machine.xla import check_trainer
+from restore_lab.storage.artefacts import Manifest, complete, identity, write_bytes_atomic
+from restore_lab.storage.hashes import HASHES, hashes
+from restore_lab.storage.locks import first_rank, locked
 from restore_lab.tracking import tracked
-from restore_lab.xla import check_trainer
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 
-from restore_lab.artefacts import write_bytes_atomic
-from restore_lab.faults import naming
+from restore_lab.machine.faults import naming
+from restore_lab.storage.artefacts import write_bytes_atomic
 
 if TYPE_CHECKING:
     from restore_lab.methods.training import TrainingModule

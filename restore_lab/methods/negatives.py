@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from omegaconf import OmegaConf
 
-from restore_lab.artefacts import Manifest, complete, identity, write_bytes_atomic
-from restore_lab.build import build
+from restore_lab.config.build import build
+from restore_lab.machine.shares import device, mine
 from restore_lab.samplers.fidelity import Prediction, Steer
-from restore_lab.shares import device, mine
+from restore_lab.storage.artefacts import Manifest, complete, identity, write_bytes_atomic
 from restore_lab.types import Hint
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from restore_lab.artefacts import write_bytes_atomic
 from restore_lab.data.photograph import ENDINGS
 from restore_lab.data.words import Words
-from restore_lab.files import inside
+from restore_lab.storage.artefacts import write_bytes_atomic
+from restore_lab.storage.files import inside
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from restore_lab.build import build
-from restore_lab.composing import composed, following
+from restore_lab.config.build import build
+from restore_lab.config.composing import composed, following
+from restore_lab.config.grammar import quote
 from restore_lab.data.image_io import MAX_PIXELS, BadImage
 from restore_lab.data.photograph import Photograph, photograph_of, read_photograph
 from restore_lab.degradation.told import told
-from restore_lab.grammar import quote
+from restore_lab.machine.shares import device
 from restore_lab.methods.restoration import Restoration
 from restore_lab.random import mix
-from restore_lab.shares import device
 from restore_lab.types import Batch
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from restore_lab.adaptors.lq_encoder import CodecEncoder
-from restore_lab.memory import let_go, out_of_memory
+from restore_lab.machine.memory import let_go, out_of_memory
 from restore_lab.methods.parts import mixed, pad_to_multiple
 from restore_lab.samplers.colour import recolours
 from restore_lab.samplers.tiling import Part, TilesTooLarge

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from restore_lab.artefacts import place_of
 from restore_lab.backbones.places import DENOISERS, find_prior, listed
-from restore_lab.hashes import as_written
+from restore_lab.storage.artefacts import place_of
+from restore_lab.storage.hashes import as_written
 
 if TYPE_CHECKING:
     from torch import nn

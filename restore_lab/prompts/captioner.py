@@ -21,10 +21,10 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers import LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
-from restore_lab.artefacts import identity, place_of, write_json_atomic
-from restore_lab.quiet import quiet
+from restore_lab.machine.quiet import quiet
+from restore_lab.machine.shares import device as chosen
 from restore_lab.random import generator
-from restore_lab.shares import device as chosen
+from restore_lab.storage.artefacts import identity, place_of, write_json_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as V
 
-from restore_lab.artefacts import place_of
-from restore_lab.quiet import quiet
+from restore_lab.machine.quiet import quiet
+from restore_lab.storage.artefacts import place_of
 
 CUBIC: dict[str, Any] = {"interpolation": V.InterpolationMode.BICUBIC, "antialias": True}
 

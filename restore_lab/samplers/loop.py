@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from restore_lab.backbones.schedule import FlowMatching
+from restore_lab.machine.xla import cut
 from restore_lab.random import generator
 from restore_lab.samplers.fidelity import Prediction, Steer
 from restore_lab.samplers.level import Level, levels
-from restore_lab.xla import cut
 
 if TYPE_CHECKING:
     from restore_lab.backbones.schedule import Schedule

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from restore_lab.memory import let_go, out_of_memory
+from restore_lab.machine.memory import let_go, out_of_memory
+from restore_lab.machine.xla import cut
 from restore_lab.samplers.guidance import Branch
 from restore_lab.types import Cond, Hint
-from restore_lab.xla import cut
 
 if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone

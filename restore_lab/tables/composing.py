@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from restore_lab import validation
+from restore_lab.config import validation
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from restore_lab.artefacts import write_bytes_atomic
 from restore_lab.evaluation.shown import SCORE
+from restore_lab.storage.artefacts import write_bytes_atomic
 from restore_lab.tables import files
 from restore_lab.tables.grid import grid
 from restore_lab.tables.jobs import NOT_WEIGHTS, Plan, behind, config_flags, config_folders

@@ -27,7 +27,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from restore_lab.nearest import offer
+from restore_lab.config.nearest import offer
 from restore_lab.tables.figures.settings import read as read_figure
 from restore_lab.tables.spec import COUNTED, ONLY, TOOK, WORDS, Claim, Column, Condition, Row, Scale, Spec, Words
 

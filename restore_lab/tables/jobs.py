@@ -2,7 +2,7 @@
 
 A job runs in a process group of its own under a keeper (keeper.py), so nothing of it outlives whoever waits for it, nor
 the command that all jobs belong to, whatever launcher is between the two. The lock on its artefact is taken by the
-command itself (restore_lab.locks): two tables never make one thing twice. Of each finished job
+command itself (restore_lab.storage.locks): two tables never make one thing twice. Of each finished job
 `<store>/jobs/<identity>.json` holds what it took, `<identity>.log` what it said.
 """
 
@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restore_lab.artefacts import PACKAGE, complete, write_json_atomic
-from restore_lab.locks import first_rank
+from restore_lab.storage.artefacts import PACKAGE, complete, write_json_atomic
+from restore_lab.storage.locks import first_rank
 
 if TYPE_CHECKING:
     from restore_lab.tables.spec import Spec

@@ -2,7 +2,7 @@
 
 "made:NAME" in a composed config stands for what `makes.NAME` of that config makes: a verb and its words, such as
 [caption, data=lsdir] (conf/sizes/full_*.yaml, an experiment). The planned job gets the place in its stead and waits for
-it; what is made is shared by all that name the same (restore_lab/named.py).
+it; what is made is shared by all that name the same (restore_lab/storage/named.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from restore_lab.data.known import named
 from restore_lab.methods import captioning, fit, negatives
-from restore_lab.named import MADE
+from restore_lab.storage.named import MADE
 from restore_lab.tables.composing import composed
 from restore_lab.tables.jobs import CAPTIONS, IMAGES, Job, Plan
 from restore_lab.tables.spec import merged

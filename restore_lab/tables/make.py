@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from restore_lab.artefacts import write_json_atomic
+from restore_lab.storage.artefacts import write_json_atomic
 from restore_lab.tables.jobs import Job, JobFailed, Plan, run
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from restore_lab.artefacts import write_bytes_atomic
 from restore_lab.evaluation.batches import write_inputs
+from restore_lab.storage.artefacts import write_bytes_atomic
 from restore_lab.tables import files
 from restore_lab.tables.composing import composed
 from restore_lab.tables.figures.drawing import draw

@@ -18,9 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
-from restore_lab.build import build
 from restore_lab.cli.errors import groups
-from restore_lab.conf_dir import conf_dir
+from restore_lab.config.build import build
+from restore_lab.config.conf_dir import conf_dir
 from restore_lab.data.known import named
 from restore_lab.methods.fit import planned
 from restore_lab.methods.weights import weights_file

@@ -82,7 +82,7 @@ def test_a_plugin_that_is_absent_is_named_with_its_extra() -> None:
 def test_slurm_gets_one_task_a_device() -> None:
     from hydra import compose, initialize_config_dir
 
-    from restore_lab.conf_dir import conf_dir
+    from restore_lab.config.conf_dir import conf_dir
 
     words = ["hydra/launcher=slurm", "trainer.devices=4", "trainer.num_nodes=2", "hydra.launcher.partition=gpu"]
     with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
@@ -105,7 +105,7 @@ def test_optuna_asks_for_the_same_trials_again(tmp_path) -> None:
 def trials(folder: Path, *words: str) -> list[str]:
     """The learning rates that Optuna tries, in order, where the loss is their distance from 5e-4."""
     code = (
-        "import hydra\nfrom restore_lab.conf_dir import conf_dir\n"
+        "import hydra\nfrom restore_lab.config.conf_dir import conf_dir\n"
         "@hydra.main(version_base='1.3', config_path=str(conf_dir()), config_name='train')\n"
         "def main(cfg):\n    print('lr', cfg.optimisation.lr)\n    return abs(cfg.optimisation.lr - 5e-4)\n"
         "main()\n"

@@ -9,7 +9,7 @@ import itertools
 
 import pytest
 
-from restore_lab.pairs import NoMeaning, check
+from restore_lab.config.pairs import NoMeaning, check
 from tests.composed import composed
 from tests.matrix import AXES, Priors, comes_back, everything, made, meaningful, name_of, pairwise, restored, trained
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from restore_lab.build import build
+from restore_lab.config.build import build
 from restore_lab.types import Batch, Recipe
 from tests.composed import composed
 

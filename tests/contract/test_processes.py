@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from restore_lab.build import build
+from restore_lab.config.build import build
 from restore_lab.methods.clip_pretraining import ClipPretraining
 from restore_lab.methods.history import History
 from tests.composed import composed, small

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from restore_lab.artefacts import complete
+from restore_lab.storage.artefacts import complete
 from tests.composed import small
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,7 @@ import pytest
 from safetensors.torch import load_file
 from torch.multiprocessing.spawn import ProcessException
 
-from restore_lab.build import build
+from restore_lab.config.build import build
 from restore_lab.data.image_io import write_png
 from restore_lab.data.packing import pack
 from restore_lab.methods.history import History

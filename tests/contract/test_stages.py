@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from restore_lab.artefacts import Manifest
-from restore_lab.build import build
+from restore_lab.config.build import build
 from restore_lab.degradation.eight import Eight
 from restore_lab.methods.fit import fit
 from restore_lab.methods.restorer import load
 from restore_lab.methods.weights import WEIGHTS
+from restore_lab.storage.artefacts import Manifest
 from restore_lab.types import Batch
 from tests.composed import composed, few_photos
 from tests.toy_methods import toy_batch

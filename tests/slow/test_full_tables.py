@@ -6,8 +6,8 @@ import pytest
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
-from restore_lab.build import build
-from restore_lab.conf_dir import conf_dir
+from restore_lab.config.build import build
+from restore_lab.config.conf_dir import conf_dir
 from restore_lab.data.known import named
 from restore_lab.tables.files import read, tables
 from restore_lab.tables.jobs import SCORES

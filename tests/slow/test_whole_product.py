@@ -9,7 +9,7 @@ import itertools
 
 import pytest
 
-from restore_lab.build import build
+from restore_lab.config.build import build
 from tests.matrix import AXES, MADE, SAMPLED, Priors, comes_back, made, meaningful, name_of, restored, trained
 
 pytestmark = pytest.mark.slow

@@ -13,8 +13,8 @@ from restore_lab.adaptors.hint import HintNet
 from restore_lab.adaptors.modulation import Modulation
 from restore_lab.adaptors.trunk import Trunk, collect
 from restore_lab.adaptors.zero import ZeroConv, zero_conv
-from restore_lab.build import build
-from restore_lab.conf_dir import conf_dir
+from restore_lab.config.build import build
+from restore_lab.config.conf_dir import conf_dir
 from restore_lab.types import Cond, Hint
 from tests.composed import composed
 from tests.toy_methods import shake, toy_adaptor

@@ -9,10 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from restore_lab import artefacts
-from restore_lab.artefacts import Manifest, complete, fingerprint, identity, write_bytes_atomic, write_json_atomic
+from restore_lab.storage import artefacts
+from restore_lab.storage.artefacts import (
+    Manifest,
+    complete,
+    fingerprint,
+    identity,
+    write_bytes_atomic,
+    write_json_atomic,
+)
 
-NODE = {"_target_": "restore_lab.artefacts.Manifest", "identity": "a", "kind": "b"}
+NODE = {"_target_": "restore_lab.storage.artefacts.Manifest", "identity": "a", "kind": "b"}
 
 
 def test_identity_counts_values_parents_and_their_order_but_not_key_order() -> None:
@@ -30,9 +37,8 @@ def test_identity_counts_values_parents_and_their_order_but_not_key_order() -> N
 
 
 def test_identity_is_the_same_in_every_process() -> None:
-    code = (
-        "from restore_lab.artefacts import identity; print(identity({'lr': 0.1, 'x': '\u00fc', 'inf': float('inf')}))"
-    )
+    settings = "{'lr': 0.1, 'x': '\u00fc', 'inf': float('inf')}"
+    code = f"from restore_lab.storage.artefacts import identity; print(identity({settings}))"
     runs = [
         subprocess.run(
             [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
@@ -98,7 +104,7 @@ def test_values_without_an_identity_are_named() -> None:
     with pytest.raises(ValueError, match="'callback' is object"):
         identity({"callback": object()})
     with pytest.raises(ValueError, match=r"restore_lab\.artefacts\.Nope"):
-        identity({"part": {"_target_": "restore_lab.artefacts.Nope"}})
+        identity({"part": {"_target_": "restore_lab.storage.artefacts.Nope"}})
 
 
 def test_manifest_marks_a_folder_complete_and_reads_back(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from restore_lab.build import TRUST_VARIABLE, BadTarget, build, resolve, trust
+from restore_lab.config.build import TRUST_VARIABLE, BadTarget, build, resolve, trust
 
 STEP = {"_target_": "restore_lab.types.Step", "kind": "blur"}
 TAP = {"_target_": "restore_lab.types.Tap", "name": "a", "kind": "join", "channels": 4, "stride": 1}
@@ -65,10 +65,10 @@ def test_none_builds_nothing_and_text_is_refused() -> None:
         "builtins.eval",
         "torch.load",
         "restore_labx.evil",
-        "restore_lab.build.os.remove",
-        "restore_lab.build.build",
+        "restore_lab.config.build.os.remove",
+        "restore_lab.config.build.build",
         "restore_lab.cli.main.main",
-        "restore_lab.artefacts.write_bytes_atomic",
+        "restore_lab.storage.artefacts.write_bytes_atomic",
         "restore_lab.types.json.loads",
         "torch.nn.modules.module.torch.load",
         "",

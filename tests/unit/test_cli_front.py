@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from restore_lab.cli import errors, front
-from restore_lab.conf_dir import conf_dir
+from restore_lab.config.conf_dir import conf_dir
 
 HARD = [
     "a cat's, asleep",
@@ -37,7 +37,7 @@ TOY = """
 import json, sys, types
 from pathlib import Path
 from omegaconf import OmegaConf
-from restore_lab.build import build
+from restore_lab.config.build import build
 from restore_lab.cli.main import launch
 
 def run(cfg):

@@ -8,10 +8,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from restore_lab.artefacts import Manifest
-from restore_lab.composing import MADE_BY, composed, following, made_by
-from restore_lab.conf_dir import conf_dir
+from restore_lab.config.composing import MADE_BY, composed, following, made_by
+from restore_lab.config.conf_dir import conf_dir
 from restore_lab.methods.fit import fit
+from restore_lab.storage.artefacts import Manifest
 from tests import composed as told
 
 

@@ -77,7 +77,7 @@ def test_each_setting_changes_the_record_and_none_leaves_it_as_it_was() -> None:
 
 
 def test_an_evaluation_measures_the_part_that_was_asked_for() -> None:
-    from restore_lab.build import build
+    from restore_lab.config.build import build
 
     data = build(composed("evaluate", "eval_first=3", "eval_crop=16", "eval_crops=2", "eval_data.crops=0").datamodule)
     data.setup("test")

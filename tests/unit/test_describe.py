@@ -39,7 +39,7 @@ def test_controlnets_as_diffusers_has_them(backbone, millions) -> None:
     import torch
     from diffusers import ControlNetModel
 
-    from restore_lab.build import build
+    from restore_lab.config.build import build
 
     found = described("adaptor=controlnet", backbone=backbone)
     adaptor = sum(count for name, count in found.items() if name.startswith("adaptor."))
@@ -95,7 +95,7 @@ def test_instantir_as_released() -> None:
 def test_the_resampler_and_its_stream_apart() -> None:
     import torch
 
-    from restore_lab.build import build
+    from restore_lab.config.build import build
 
     cfg = composed("describe", "scale=full", "method=instantir", "backbone.path=config:sdxl", "backbone.meta=true")
     with torch.device("meta"):

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from restore_lab.artefacts import place_of
 from restore_lab.data.image_io import to_tensor
 from restore_lab.data.procedural import ProceduralSource
 from restore_lab.degradation.noise import gaussian_noise
@@ -16,6 +15,7 @@ from restore_lab.methods.dino_pretraining import DinoPretraining, taught
 from restore_lab.methods.fit import fit
 from restore_lab.methods.training import Optimisation
 from restore_lab.prompts.visual import ClipVision, DinoVision
+from restore_lab.storage.artefacts import place_of
 from restore_lab.types import Batch
 from tests.composed import composed
 

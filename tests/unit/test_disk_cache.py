@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from restore_lab.artefacts import identity
 from restore_lab.backbones.disk_cache import DiskCache, content
 from restore_lab.backbones.loading import load_backbone
+from restore_lab.storage.artefacts import identity
 from tests.toys import toy_unet_folder
 
 TEXTS = ["a cat", "", "a dog, asleep", "a cat"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from restore_lab.cli.main import verbs
-from restore_lab.conf_dir import conf_dir
+from restore_lab.config.conf_dir import conf_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "restore_lab/assets").glob("*/README.md")])

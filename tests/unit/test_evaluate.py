@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from restore_lab.build import build
 from restore_lab.cli import errors
 from restore_lab.cli.evaluate import run
+from restore_lab.config.build import build
 from restore_lab.evaluation import evaluate as evaluate_module
 from restore_lab.evaluation import parts as parts_module
 from restore_lab.evaluation.evaluate import Evaluation, evaluate, planned, through_codec

@@ -106,7 +106,7 @@ def test_the_loss_in_another_prediction(prior, target) -> None:
 
 def test_regression_is_one_step_from_the_end() -> None:
     """objective=regression: times at the schedule's end alone, the error in x0."""
-    from restore_lab.build import build
+    from restore_lab.config.build import build
     from tests.composed import composed
 
     loss = build(composed("train", "method=regression").objective)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from restore_lab.build import build
+from restore_lab.config.build import build
 from restore_lab.data.datamodule import RestorationDataModule
 from restore_lab.degradation.eight import KINDS, STEPS
 from tests.composed import composed

@@ -12,11 +12,11 @@ import yaml
 from omegaconf import OmegaConf
 from PIL import Image
 
-from restore_lab.artefacts import identity
-from restore_lab.build import build
 from restore_lab.cli.doctor import run
-from restore_lab.conf_dir import conf_dir
+from restore_lab.config.build import build
+from restore_lab.config.conf_dir import conf_dir
 from restore_lab.data.known import Known, checkup, named
+from restore_lab.storage.artefacts import identity
 from tests.composed import composed
 
 # Files of a toy copy, as the public ones are laid out, and the keys and partners that must come out.

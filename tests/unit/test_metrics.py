@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
-from restore_lab.build import build
+from restore_lab.config.build import build
 from restore_lab.evaluation.fidelity import MsSsim, Psnr, Ssim, psnr, ssim
 from restore_lab.evaluation.frechet import frechet_distance
 from restore_lab.evaluation.noise_level import NoiseLevel, TotalVariation

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from restore_lab.artefacts import MANIFEST, complete
 from restore_lab.data.folder import FolderSource
 from restore_lab.data.mixed import MixedSource
 from restore_lab.methods.negatives import fill, planned
 from restore_lab.samplers.init import LqNoised
 from restore_lab.samplers.loop import SchedulerSampler
 from restore_lab.samplers.schedulers import ddim, unipc
+from restore_lab.storage.artefacts import MANIFEST, complete
 from restore_lab.types import Picture
 from tests.composed import composed
 from tests.toy_methods import said, sampler_parts

@@ -9,11 +9,11 @@ import yaml
 from hydra import initialize_config_dir
 from PIL import Image
 
-from restore_lab.artefacts import Manifest
 from restore_lab.cli import front
-from restore_lab.conf_dir import conf_dir
+from restore_lab.config.conf_dir import conf_dir
 from restore_lab.evaluation import evaluate
 from restore_lab.methods import fit, negatives
+from restore_lab.storage.artefacts import Manifest
 from restore_lab.tables.files import read
 from restore_lab.tables.jobs import DESCRIPTION, SCORES, Job, Plan
 from restore_lab.tables.plan import plan

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from restore_lab.artefacts import place_of
 from restore_lab.backbones.loading import load_backbone
 from restore_lab.methods.clip_pretraining import instructions, learn_tokenizer
 from restore_lab.methods.codec_pretraining import CodecPretraining, fold_normalisation
 from restore_lab.methods.fit import fit
 from restore_lab.methods.prior_pretraining import shrunk
 from restore_lab.methods.training import Optimisation
+from restore_lab.storage.artefacts import place_of
 from restore_lab.types import REMOVE_ALL
 from tests.composed import composed
 from tests.toys import toy_vae

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from restore_lab.build import build
+from restore_lab.config.build import build
 from restore_lab.evaluation.protocol import Column, Protocol, luma
 from tests.composed import composed
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from restore_lab.artefacts import Manifest
 from restore_lab.evaluation.records import RECORD, image_file
+from restore_lab.storage.artefacts import Manifest
 from restore_lab.tables.jobs import Plan
 from restore_lab.tables.page.browser import Pictures, View, browser, chosen, worst_of
 from restore_lab.tables.page.curves import read, thinned

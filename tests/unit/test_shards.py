@@ -14,8 +14,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from restore_lab import artefacts
-from restore_lab.artefacts import fingerprint
 from restore_lab.cli import errors
 from restore_lab.data import tar_index
 from restore_lab.data.datamodule import RestorationDataModule
@@ -25,6 +23,8 @@ from restore_lab.data.packing import pack
 from restore_lab.data.sampler import PositionSampler
 from restore_lab.data.shards import ShardsSource
 from restore_lab.data.tar_index import index_of, scan
+from restore_lab.storage import artefacts
+from restore_lab.storage.artefacts import fingerprint
 from restore_lab.types import Picture
 from tests.composed import composed
 

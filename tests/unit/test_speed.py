@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from restore_lab.adaptors.hint import HintNet
-from restore_lab.build import build
+from restore_lab.config.build import build
 from restore_lab.evaluation.evaluate import planned as planned_scores
 from restore_lab.methods import branches as branches_module
 from restore_lab.methods.branches import alike, repeated

@@ -19,7 +19,7 @@ from benchmarks.speed import main, parse, planned
 from benchmarks.theirs import Diffusers
 from benchmarks.training import OurTraining, TheirTraining
 from benchmarks.waterfall import RESTORING, TRAINING, Rung
-from restore_lab.artefacts import place_of
+from restore_lab.storage.artefacts import place_of
 
 PLAN = Plan(device=torch.device("cpu"), toy=True, pixels=32, restored=1, trained=1, steps=2, turns=1, warmup=0)
 

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from restore_lab.build import build
 from restore_lab.cli.evaluate import run
+from restore_lab.config.build import build
 from restore_lab.evaluation.evaluate import evaluate
 from restore_lab.evaluation.systems import place_in
 from tests.composed import composed, few_photos

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from restore_lab.conf_dir import conf_dir
+from restore_lab.config.conf_dir import conf_dir
 from restore_lab.evaluation.protocol import Column as Label
 from restore_lab.evaluation.records import Cell as RecordCell
 from restore_lab.evaluation.records import ImageValue, Results, write_record

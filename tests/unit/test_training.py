@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from restore_lab.adaptors.zero import ZeroConv
-from restore_lab.artefacts import Manifest, complete
 from restore_lab.cli import errors
 from restore_lab.methods import fit as fit_module
 from restore_lab.methods.ema import EMA
@@ -26,6 +25,7 @@ from restore_lab.methods.keeping import last_state
 from restore_lab.methods.parts import pad_to_multiple
 from restore_lab.methods.training import Optimisation, TrainingModule
 from restore_lab.methods.weights import WEIGHTS, weights_file
+from restore_lab.storage.artefacts import Manifest, complete
 from tests.composed import composed
 from tests.toy_methods import shake, toy_adaptor, toy_batch, toy_spire
 

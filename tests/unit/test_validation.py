@@ -7,10 +7,10 @@ import errno
 import pytest
 from omegaconf import OmegaConf
 
-from restore_lab.faults import told
-from restore_lab.nearest import nearest, offer
-from restore_lab.room import require
-from restore_lab.validation import check, check_files
+from restore_lab.config.nearest import nearest, offer
+from restore_lab.config.validation import check, check_files
+from restore_lab.machine.faults import told
+from restore_lab.storage.room import require
 from tests.composed import composed
 
 WRONG = [

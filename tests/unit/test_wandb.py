@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from restore_lab import tracking
-from restore_lab.artefacts import write_bytes_atomic
 from restore_lab.evaluation.evaluate import evaluate
 from restore_lab.evaluation.protocol import Column
 from restore_lab.evaluation.records import Cell, ImageValue, Results, image_file
@@ -25,6 +24,7 @@ from restore_lab.methods import fit as fit_module
 from restore_lab.methods.fit import fit, planned
 from restore_lab.methods.shown import page_callbacks
 from restore_lab.methods.training import Optimisation, TrainingModule
+from restore_lab.storage.artefacts import write_bytes_atomic
 from restore_lab.tracking import tracked
 from restore_lab.types import Batch
 from tests.composed import composed, small

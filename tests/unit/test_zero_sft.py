@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from restore_lab.adaptors.control import ControlAdaptor
 from restore_lab.adaptors.trunk import Trunk
 from restore_lab.adaptors.zero_sft import ZeroSFT
-from restore_lab.build import build
+from restore_lab.config.build import build
 from tests.composed import composed
 from tests.toy_methods import shake
 from tests.toys import toy_backbone, toy_inputs

@@ -9,7 +9,7 @@ import pytest
 from lightning.fabric.accelerators.xla import XLAAccelerator
 from safetensors.torch import load_file
 
-from restore_lab.build import TRUST_VARIABLE
+from restore_lab.config.build import TRUST_VARIABLE
 from restore_lab.methods.fit import fit
 from tests.composed import composed, small
 from tests.toys import toy_unet_folder

@@ -12,7 +12,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from restore_lab.artefacts import write_bytes_atomic
+from restore_lab.storage.artefacts import write_bytes_atomic
 from restore_lab.tables import files
 from restore_lab.tables.grid import Cell, Grid
 from restore_lab.tables.jobs import config_folders

@@ -21,7 +21,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from restore_lab.nearest import offer
+from restore_lab.config.nearest import offer
 
 TRUST_VARIABLE = "RESTORE_LAB_TRUSTED_PACKAGES"
 ALLOWED = (
@@ -36,7 +36,7 @@ ALLOWED = (
     "lightning.pytorch.trainer.",
 )
 # Tools of the package, not parts: a stored config must not reach them.
-REFUSED = ("restore_lab.cli.", "restore_lab.build.", "restore_lab.artefacts.")
+REFUSED = ("restore_lab.cli.", "restore_lab.config.", "restore_lab.machine.", "restore_lab.storage.")
 SPECIAL = {"_target_", "_args_", "_partial_", "_recursive_", "_convert_"}
 
 
@@ -70,7 +70,7 @@ def build(config: Any, **overrides: Any) -> Any:
 def resolve(target: Any, *, where: str = "") -> Callable[..., Any]:
     """The class or function that a dotted `_target_` names, if it may be built.
 
-    The object's own module has to be allowed too: `restore_lab.build.os.remove` is `os.remove`.
+    The object's own module has to be allowed too: `restore_lab.config.build.os.remove` is `os.remove`.
     """
     place = f"{where}: " if where else ""
     if not isinstance(target, str) or not _allowed(target):

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from restore_lab import validation
-from restore_lab.artefacts import Manifest, place_of
-from restore_lab.conf_dir import conf_dir
-from restore_lab.grammar import quote_override
+from restore_lab.config import validation
+from restore_lab.config.conf_dir import conf_dir
+from restore_lab.config.grammar import quote_override
+from restore_lab.storage.artefacts import Manifest, place_of
 
 MADE_BY = "made_by"  # a manifest's extra: the overrides of the command
 PARTS = frozenset(

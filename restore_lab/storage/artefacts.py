@@ -24,11 +24,11 @@ from importlib import metadata
 from pathlib import Path, PurePath
 from typing import Any
 
-from restore_lab.faults import name_file
-from restore_lab.named import MADE, below_datasets, made_name, made_place
+from restore_lab.machine.faults import name_file
+from restore_lab.storage.named import MADE, below_datasets, made_name, made_place
 
 MANIFEST = "manifest.json"
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 IGNORED = frozenset(
     ("logger", "hydra", "output", "output_dir", "output_folder", "run_dir", "runs_dir", "save_dir")
     + ("cache", "cache_dir", "cache_latents", "cache_gigabytes")

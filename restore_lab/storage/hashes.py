@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path, PurePath
 
-from restore_lab.artefacts import Manifest
+from restore_lab.storage.artefacts import Manifest
 
 HASHES = "sha256"  # in a manifest's extra: {file name: hash}
 

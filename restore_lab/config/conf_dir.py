@@ -11,7 +11,7 @@ def conf_dir() -> Path:
     Raises:
         FileNotFoundError: if the installation lacks it.
     """
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     for folder in (package / "conf", package.parent / "conf"):
         if folder.is_dir():
             return folder

@@ -79,7 +79,7 @@ def launched(devices: int, *more: str, quiet: bool = False) -> bool:
         return False
     command = [sys.executable, "-m", "restore_lab.cli.main", *sys.argv[1:], *more]
     told = [{"RANK": str(n), "LOCAL_RANK": str(n), "WORLD_SIZE": str(devices), LAUNCHED: ""} for n in range(devices)]
-    here = str(Path(__file__).resolve().parents[1])
+    here = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(path for path in (here, os.environ.get("PYTHONPATH", "")) if path)
     processes = [
         subprocess.Popen(

@@ -18,10 +18,10 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from restore_lab import pairs
-from restore_lab.artefacts import place_of
-from restore_lab.named import MADE
-from restore_lab.nearest import nearest, offer
+from restore_lab.config import pairs
+from restore_lab.config.nearest import nearest, offer
+from restore_lab.storage.artefacts import place_of
+from restore_lab.storage.named import MADE
 
 
 @dataclass(frozen=True, kw_only=True)
