@@ -18,6 +18,7 @@ from restore_lab.config.grammar import quote_override
 from restore_lab.storage.artefacts import Manifest, place_of
 
 MADE_BY = "made_by"  # a manifest's extra: the overrides of the command
+FOLLOW_NOT = "follow=false"  # typed: the weights' own words do not count
 PARTS = frozenset(
     ("method", "scale", "variant", "experiment", "backbone", "adaptor", "adaptor_reference", "prompt", "objective")
     + ("sampler", "lq_encoder", "decoder", "module")
@@ -68,7 +69,10 @@ def made_by(weights: str | Path | None) -> list[str]:
 
 
 def following(overrides: Sequence[str]) -> tuple[str, ...]:
-    """Typed overrides, behind those that made the run that `weights=` names, of whatever was not typed anew."""
+    """Typed overrides, behind those that made the run that `weights=` names, of whatever was not typed anew; with
+    `follow=false` what is typed alone."""
+    if FOLLOW_NOT in overrides:
+        return tuple(overrides)
     named = [word.partition("=")[2] for word in overrides if word.startswith("weights=")]
     said = {word.partition("=")[0].lstrip("+~") for word in overrides}
     known = made_by(_plain(named[-1])) if named else []

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from restore_lab.config.composing import FOLLOW_NOT
 from restore_lab.evaluation import evaluate, systems
 from restore_lab.methods import describe
 from restore_lab.methods.weights import weights_file
@@ -160,7 +161,7 @@ def _scores(
     with composed("evaluate", words) as cfg:
         scores = evaluate.planned(cfg, weights=job.identity if job else None)
         like, steps = like_of(cfg), int(cfg.sampler.steps)
-    own = [f"weights='{job.folder}'"] if job else []
+    own = [FOLLOW_NOT, *([f"weights='{job.folder}'"] if job else [])]  # a row says all that it is measured with
     return Job(
         identity=scores.identity,
         kind=SCORES,

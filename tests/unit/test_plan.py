@@ -10,6 +10,7 @@ from hydra import initialize_config_dir
 from PIL import Image
 
 from restore_lab.cli import front
+from restore_lab.config.composing import MADE_BY, following
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.evaluation import evaluate
 from restore_lab.methods import fit, negatives
@@ -143,6 +144,20 @@ def test_a_job_is_a_command_that_makes_what_was_planned(toy_folder, tmp_path) ->
     record = evaluate.planned(typed(scores))
     assert (record.identity, str(record.folder)) == (scores.identity, scores.folder)
     assert adaptor.done and not scores.done and scores.needs == (adaptor.identity,)
+
+
+def test_borrowed_weights_bring_none_of_their_own_words(toy_folder, tmp_path) -> None:
+    """A row that borrows weights trained without words has words all the same, in the plan and in its command."""
+    silent = {"overrides": ["prompt/semantic=none", "prompt/instruction=none"]}
+    rows = {"silent": silent, "clip": {"weights": "silent", "evaluate": ["prompt/instruction=none"]}}
+    found = planned(tmp_path, toy_folder, rows=rows)
+    scores = next(found.jobs[found.scores[place]] for place in found.scores if place.row == "clip")
+    adaptor = found.jobs[scores.needs[0]]
+    extra = {MADE_BY: list(front.parse(adaptor.words[1:]).overrides)}
+    Manifest(identity=adaptor.identity, kind="adaptor", code="", extra=extra).write(adaptor.folder)
+    words = following(front.parse(scores.words[1:]).overrides)
+    record = evaluate.planned(composed("evaluate", *(word for word in words if not word.startswith("experiment="))))
+    assert (record.identity, str(record.folder)) == (scores.identity, scores.folder)
 
 
 def test_weights_are_wanted_for_what_is_still_to_be_measured(toy_folder, tmp_path, monkeypatch) -> None:
