@@ -18,7 +18,7 @@ from restore_lab.tables.grid import Cell, Grid
 from restore_lab.tables.marks import BEST, SECOND
 from restore_lab.tables.spec import Column
 
-WIDE = 12  # columns: with more, and several conditions, a table is cut
+WIDE = 10  # columns: with more, and several conditions, a table is cut
 
 
 def render(table: Grid, format: str) -> str:  # noqa: A002  # the word on the command line
