@@ -2,7 +2,7 @@
 
 In every cell measured stands first and published behind it in brackets; "-" is not run, "?" printed but not legible.
 The best is bold, the second underlined (Markdown: italic), where a paired interval tells them from the rest. To be
-read, a wide table of several conditions is cut into one for each, with the condition in its corner.
+read, a wide table of several conditions is cut into one for each; an only condition stands in the table's corner.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from restore_lab.tables.grid import Cell, Grid
 from restore_lab.tables.marks import BEST, SECOND
 from restore_lab.tables.spec import Column
 
-WIDE = 10  # columns: with more, and several conditions, a table is cut
+WIDE = 10  # columns of several conditions: with more a table is cut
 
 
 def render(table: Grid, format: str) -> str:  # noqa: A002  # the word on the command line
@@ -137,7 +137,7 @@ ENDINGS = {"markdown": "md", "latex": "tex", "csv": "csv", "html": "html", "json
 def parts(table: Grid) -> list[tuple[str, Grid]]:
     """The table as it is read, each part with what stands in its corner: whole, or one for each condition."""
     conditions = list(dict.fromkeys(condition for condition, _ in table.headings))
-    if len(table.headings) <= WIDE or len(conditions) == 1:
+    if len(conditions) > 1 and len(table.headings) <= WIDE:
         return [("", table)]
     found = []
     for condition in conditions:
