@@ -272,7 +272,7 @@ def test_formats_say_the_same(tmp_path) -> None:
 
 
 def test_a_wide_table_is_cut_into_one_a_condition(tmp_path) -> None:
-    """Of 3 x 3 columns one table, of 4 x 3 four with the condition in the corner, as an only one is; data stays whole."""
+    """Of 3 x 3 columns one table, of 4 x 3 four with the condition in the corner, as an only one is; data is whole."""
     titles = ["rain", "snow", "haze", "blur"]
     rows = {"a": {"published": {title: [place, 0.5, 0.25] for place, title in enumerate(titles)}}}
     for count, cut in ((1, True), (3, False), (4, True)):
