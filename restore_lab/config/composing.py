@@ -71,7 +71,7 @@ def made_by(weights: str | Path | None) -> list[str]:
 def following(overrides: Sequence[str]) -> tuple[str, ...]:
     """Typed overrides, behind those that made the run that `weights=` names, of whatever was not typed anew; with
     `follow=false` what is typed alone."""
-    if FOLLOW_NOT in overrides:
+    if any(word.lower() == FOLLOW_NOT for word in overrides):
         return tuple(overrides)
     named = [word.partition("=")[2] for word in overrides if word.startswith("weights=")]
     said = {word.partition("=")[0].lstrip("+~") for word in overrides}

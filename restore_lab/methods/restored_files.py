@@ -97,6 +97,7 @@ def is_done(job: Job, settings: str, cfg: DictConfig, output: Path) -> bool:
 def note_of(
     restoration: Restoration, job: Job, settings: str, source: str, outputs: Sequence[Path], output: Path
 ) -> dict[str, Any]:
+    """What is noted of a restored image: what it was made of, its files, and how far it agrees with its LQ (dB)."""
     found = [restoration.consistency(number) for number in range(len(restoration))]
     return {
         "file": str(job.file),
@@ -117,6 +118,7 @@ def _words(job: Job) -> list[str | None]:
 
 
 def write_down(note: Path, what: Mapping[str, Any]) -> None:
+    """Write a note as ASCII: names of files need not be valid text, which `write_json_atomic` would refuse."""
     text = json.dumps(what, indent=1, allow_nan=False)
     write_bytes_atomic(note, text.encode())
 

@@ -40,7 +40,8 @@ def test_a_runs_parts_come_along_and_what_is_typed_wins(tmp_path) -> None:
     made = weights(tmp_path / "a, b", "method=supir", "adaptor/fusion=zero_sft", "sampler.steps=7", "max_steps=3")
     said = (f"weights='{made}'", "sampler.steps=9")
     assert following(said) == ("method=supir", "adaptor/fusion=zero_sft", *said)
-    assert following((*said, "follow=false")) == (*said, "follow=false")
+    for alone in ("follow=false", "follow=False"):
+        assert following((*said, alone)) == (*said, alone)
     assert following(("input=x",)) == ("input=x",)
     assert following((f"weights={tmp_path}/not_there",)) == (f"weights={tmp_path}/not_there",)
 
