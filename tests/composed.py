@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
 from restore_lab.config.conf_dir import conf_dir
+from restore_lab.config.config_source import hydra_at
 from restore_lab.config.grammar import quote_override
 
 
 def composed(verb: str, *overrides: str) -> DictConfig:
     """The config of a verb, with Hydra's own node behind `${hydra:...}` but not in it."""
-    with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+    with hydra_at(conf_dir()):
         cfg = compose(
             config_name=verb, overrides=[quote_override(word) for word in overrides], return_hydra_config=True
         )

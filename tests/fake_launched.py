@@ -12,6 +12,7 @@ from typing import Any
 import hydra
 
 from restore_lab.config.conf_dir import conf_dir
+from restore_lab.config.config_source import register
 from restore_lab.tables import jobs, make
 from tests.fake_table import six
 
@@ -36,4 +37,5 @@ def main(cfg: Any) -> None:
 
 
 if __name__ == "__main__":
+    register()
     main()

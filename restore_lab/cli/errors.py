@@ -95,13 +95,20 @@ def groups(folders: Iterable[Path]) -> dict[str, list[str]]:
 
     A folder inside a group is a group of its own, but inside `experiment` it only sorts.
     """
+    from hydra.core.object_type import ObjectType
+
+    from restore_lab.config.config_source import ConfigFolder
+
     found: dict[str, set[str]] = {}
     for base in folders:
-        for folder, _, files in os.walk(base, followlinks=True):
-            names = Path(folder).relative_to(base).parts
-            depth = 1 if names[:1] == ("experiment",) else len(names)
-            options = {"/".join((*names[depth:], file[:-5])) for file in files if file.endswith(".yaml")}
-            if names and options:
+        source = ConfigFolder(provider="", path=str(base))
+        queue = source.list("", ObjectType.GROUP)
+        for group in queue:
+            queue += [f"{group}/{name}" for name in source.list(group, ObjectType.GROUP)]
+            names = group.split("/")
+            depth = 1 if names[0] == "experiment" else len(names)
+            options = {"/".join((*names[depth:], name)) for name in source.list(group, ObjectType.CONFIG)}
+            if options:
                 found.setdefault("/".join(names[:depth]), set()).update(options)
     return {group: sorted(options) for group, options in sorted(found.items())}
 
@@ -156,16 +163,18 @@ def _settings(
     *, verb: str, folders: Sequence[Path], overrides: Sequence[str], groups_: dict[str, list[str]]
 ) -> list[str]:
     """All settings by dotted place, with the parts chosen on the command line in place."""
-    from hydra import compose, initialize_config_dir
+    from hydra import compose
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
+
+    from restore_lab.config.config_source import hydra_at
 
     choices = [word for word in overrides if word.partition("=")[0].lstrip("+") in groups_]
     choices += [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders[1:])}]"] if folders[1:] else []
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(config_dir=str(folders[0]), version_base="1.3"):
+        with hydra_at(folders[0]):
             return list(_places(OmegaConf.to_container(compose(config_name=verb, overrides=choices), resolve=False)))
     except HydraException:
         return []

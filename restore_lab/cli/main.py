@@ -132,6 +132,7 @@ def _hydra(*, verb: str, run: Run, arguments: Sequence[str], conf: Path) -> None
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
+    from restore_lab.config import config_source
     from restore_lab.tables import jobs
 
     typed = list(sys.argv)
@@ -154,6 +155,7 @@ def _hydra(*, verb: str, run: Run, arguments: Sequence[str], conf: Path) -> None
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come back to us instead of being printed by Hydra
     sys.argv = [typed[0], *arguments]
     jobs.own()
+    config_source.register()
     try:
         hydra.main(version_base="1.3", config_path=str(conf), config_name=verb)(task)()
     finally:

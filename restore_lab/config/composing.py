@@ -32,16 +32,18 @@ def composed(verb: str, overrides: Sequence[str] = ()) -> Any:
         ValueError: for a setting or part that is not there, a value that it cannot have, or parts that have no meaning
             together.
     """
-    from hydra import compose, initialize_config_dir
+    from hydra import compose
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
     from omegaconf import OmegaConf, open_dict
 
+    from restore_lab.config.config_source import hydra_at
+
     own, running = HydraConfig.instance().cfg, GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+        with hydra_at(conf_dir()):
             words = [quote_override(word) for word in overrides]
             cfg = compose(config_name=verb, overrides=words, return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)

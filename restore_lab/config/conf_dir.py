@@ -1,4 +1,4 @@
-"""Where the configs are: `restore_lab/conf` in an installed wheel, `conf/` beside the package in a checkout."""
+"""Where the configs are: in the package in an installed wheel (restore_lab/conf), beside it in a checkout (conf/)."""
 
 from __future__ import annotations
 
@@ -16,3 +16,8 @@ def conf_dir() -> Path:
         if folder.is_dir():
             return folder
     raise FileNotFoundError(f"no configs in {package / 'conf'} or {package.parent / 'conf'}; reinstall restore_lab")
+
+
+def experiments_dir(folder: Path) -> Path:
+    """Where a config folder has the options of `experiment`: beside the shipped configs, inside anybody else's."""
+    return folder.parent / "experiments" if folder == conf_dir() else folder / "experiment"

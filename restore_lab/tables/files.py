@@ -27,6 +27,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from restore_lab.config.conf_dir import experiments_dir
 from restore_lab.config.nearest import offer
 from restore_lab.tables.figures.settings import read as read_figure
 from restore_lab.tables.spec import COUNTED, ONLY, TOOK, WORDS, Claim, Column, Condition, Row, Scale, Spec, Words
@@ -36,7 +37,7 @@ def tables(folders: Sequence[Path]) -> dict[str, Path]:
     """Every table file by name ("spire/table6"); an experiment without a node `table` is none."""
     found: dict[str, Path] = {}
     for folder in folders:
-        base = folder / "experiment"
+        base = experiments_dir(folder)
         for file in sorted(base.glob("**/*.yaml")):
             name = file.relative_to(base).with_suffix("").as_posix()
             if any(line.startswith("table:") for line in file.read_text(encoding="utf-8").splitlines()):

@@ -26,7 +26,6 @@ def lab(tmp_path_factory) -> Path:
         if block.file:
             save(folder, block)
     (folder / "my_lab/__init__.py").touch()
-    (folder / "my_conf/eval_degradation").symlink_to("degradation")
     return folder
 
 

@@ -80,12 +80,13 @@ def test_a_plugin_that_is_absent_is_named_with_its_extra() -> None:
 
 @needs("submitit")
 def test_slurm_gets_one_task_a_device() -> None:
-    from hydra import compose, initialize_config_dir
+    from hydra import compose
 
     from restore_lab.config.conf_dir import conf_dir
+    from restore_lab.config.config_source import hydra_at
 
     words = ["hydra/launcher=slurm", "trainer.devices=4", "trainer.num_nodes=2", "hydra.launcher.partition=gpu"]
-    with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+    with hydra_at(conf_dir()):
         launcher = compose(config_name="train", overrides=words, return_hydra_config=True).hydra.launcher
         alone = compose(config_name="table", overrides=words[:1], return_hydra_config=True).hydra.launcher
     asked = (launcher.nodes, launcher.tasks_per_node, launcher.gpus_per_node, launcher.partition)
@@ -106,6 +107,7 @@ def trials(folder: Path, *words: str) -> list[str]:
     """The learning rates that Optuna tries, in order, where the loss is their distance from 5e-4."""
     code = (
         "import hydra\nfrom restore_lab.config.conf_dir import conf_dir\n"
+        "from restore_lab.config.config_source import register\n\nregister()\n"
         "@hydra.main(version_base='1.3', config_path=str(conf_dir()), config_name='train')\n"
         "def main(cfg):\n    print('lr', cfg.optimisation.lr)\n    return abs(cfg.optimisation.lr - 5e-4)\n"
         "main()\n"

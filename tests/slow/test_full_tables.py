@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
 from restore_lab.config.build import build
 from restore_lab.config.conf_dir import conf_dir
+from restore_lab.config.config_source import hydra_at
 from restore_lab.data.known import named
 from restore_lab.tables.files import read, tables
 from restore_lab.tables.jobs import SCORES
@@ -23,7 +23,7 @@ TABLES = list(tables([conf_dir()]))
 @pytest.mark.parametrize("name", TABLES)
 def test_a_table_plans_at_full_size_without_a_word_from_the_user(name, tmp_path) -> None:
     """Nothing is refused; every measured row waits for weights, unless they ship; nothing typed names a path."""
-    with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+    with hydra_at(conf_dir()):
         found = plan([read(name, [conf_dir()], scale="full")], store=tmp_path / "runs" / "tables", seeds=1)
     assert not found.refused, found.refused
     for job in found.jobs.values():

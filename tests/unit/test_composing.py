@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 
 from restore_lab.config.composing import MADE_BY, composed, following, made_by
 from restore_lab.config.conf_dir import conf_dir
+from restore_lab.config.config_source import hydra_at
 from restore_lab.methods.fit import fit
 from restore_lab.storage.artefacts import Manifest
 from tests import composed as told
@@ -22,7 +23,7 @@ def weights(folder: Path, *words: object) -> Path:
 
 
 def test_as_the_command_line_and_no_running_hydra_is_touched() -> None:
-    with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+    with hydra_at(conf_dir()):
         mine = compose("restore")
         found = composed("restore", ["method=supir", "caption=a cat, asleep", "input=x"])
         assert GlobalHydra.instance().is_initialized()

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hydra import initialize_config_dir
 from PIL import Image
 
 from restore_lab.cli import front
 from restore_lab.config.composing import MADE_BY, following
 from restore_lab.config.conf_dir import conf_dir
+from restore_lab.config.config_source import hydra_at
 from restore_lab.evaluation import evaluate
 from restore_lab.methods import fit, negatives
 from restore_lab.storage.artefacts import Manifest
@@ -59,14 +59,14 @@ def planned(
     file = conf / "experiment" / "toy" / "four.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     for group in conf_dir().iterdir():
-        if group.name != "experiment" and not (conf / group.name).exists():
+        if not (conf / group.name).exists():
             (conf / group.name).symlink_to(group.resolve())
     overrides = [word for word in small(toy_folder) if not word.startswith(("eval_data", without))]
     node = {**NODE, "overrides": overrides, **changed}
     defaults = [{"override /method": "spire"}, "_self_"]
     text = yaml.safe_dump({"defaults": defaults, **(top or {}), "table": node}, sort_keys=False)
     file.write_text("# @package _global_\n" + text)
-    with initialize_config_dir(config_dir=str(conf), version_base="1.3"):
+    with hydra_at(conf):
         store = folder / "runs" / "tables"
         return plan([read("toy/four", [conf], scale="tiny")], store=store, seeds=seeds, systems_dir=systems_dir)
 

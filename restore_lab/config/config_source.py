@@ -1,0 +1,67 @@
+"""How Hydra reads a config folder, the package's or a person's: `eval_data` and `eval_degradation` are second names.
+
+The images that a verb measures come from the group `data` under the name `eval_data`, and `degradation` is
+`eval_degradation` likewise: an option of either has both names, with nothing on disk for the second. A folder that
+has an `eval_data/` of its own is read there first. The group `experiment` is where conf_dir.py says.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from hydra import initialize_config_dir
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult
+
+from restore_lab.config.conf_dir import experiments_dir
+
+SECOND_NAMES = {"eval_data": "data", "eval_degradation": "degradation"}
+
+
+class ConfigFolder(FileConfigSource):
+    """A folder as Hydra's config source."""
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        return super().load_config(self._place(config_path))
+
+    def is_group(self, config_path: str) -> bool:
+        return any(super(ConfigFolder, self).is_group(place) for place in self._places(config_path))
+
+    def is_config(self, config_path: str) -> bool:
+        return any(super(ConfigFolder, self).is_config(place) for place in self._places(config_path))
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        groups = [place for place in self._places(config_path) if super(ConfigFolder, self).is_group(place)]
+        found = {name for place in groups for name in super(ConfigFolder, self).list(place, results_filter)}
+        if not config_path and results_filter != ObjectType.CONFIG:
+            found.update(name for name in ("experiment", *SECOND_NAMES) if self.is_group(name))
+        return sorted(found)
+
+    def _place(self, config_path: str) -> str:
+        """Where an option lies."""
+        options = (place for place in self._places(config_path) if super(ConfigFolder, self).is_config(place))
+        return next(options, config_path)
+
+    def _places(self, config_path: str) -> tuple[str, ...]:
+        """Where a group or an option may lie, from the folder."""
+        first, slash, rest = config_path.partition("/")
+        if first == "experiment":
+            folder = os.path.relpath(experiments_dir(Path(self.path)), self.path)
+            return (f"{folder}{slash}{rest}",)
+        return (config_path, *([f"{SECOND_NAMES[first]}{slash}{rest}"] if first in SECOND_NAMES else []))
+
+
+def register() -> None:
+    """Let Hydra read every config folder as above, in this process and the ones that its launchers start."""
+    Plugins.instance()  # finds Hydra's own sources, the one that reads folders among them
+    SourcesRegistry.instance().types[ConfigFolder.scheme()] = ConfigFolder
+
+
+def hydra_at(folder: Path) -> initialize_config_dir:
+    """Hydra's compose API over a config folder, for a `with`."""
+    register()
+    return initialize_config_dir(config_dir=str(folder), version_base="1.3")
