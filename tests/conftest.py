@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Workers and the commands that tests start import torch, each: the first leaves its bytecode to the others.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def other_kernels() -> Iterator[None]:
+    """Whoever asks for the same bits of two paths finds out here, not on another processor."""
+    from tests.rounding import as_elsewhere
+
+    with as_elsewhere():
+        yield
 
 
 @pytest.fixture(scope="session")

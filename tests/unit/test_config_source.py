@@ -1,4 +1,4 @@
-"""A group's second name (eval_data, eval_degradation) works wherever Hydra takes a group; nothing on disk stands for it."""
+"""A group's second name (eval_data, eval_degradation) works wherever Hydra takes a group; no link stands for it."""
 
 from __future__ import annotations
 

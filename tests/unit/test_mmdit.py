@@ -17,6 +17,7 @@ from restore_lab.backbones.mmdit import MMDiTBackbone, add_positions
 from restore_lab.backbones.places import BackboneError
 from restore_lab.backbones.schedule import FlowMatching
 from restore_lab.types import Cond, Tap
+from tests.rounding import close
 from tests.toys import toy_backbone, toy_inputs, toy_mmdit, toy_unet_folder
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "backbone"
@@ -79,11 +80,12 @@ def test_checkpointed_output_and_gradients_equal_diffusers(kind) -> None:
     backbone.transformer.requires_grad_(True)
     args = toy_inputs(backbone)
     plain = gradients(backbone, args, ours=True)
-    assert all(torch.equal(a, b) for a, b in zip(plain, gradients(backbone, args, ours=False), strict=True))
+    # Not bit for bit: autograd adds up in an order of its own.
+    assert all(close(a, b) for a, b in zip(plain, gradients(backbone, args, ours=False), strict=True))
     backbone.transformer.enable_gradient_checkpointing()
     ours, theirs = (gradients(backbone, args, ours=ours) for ours in (True, False))
-    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
+    assert all(close(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert all(close(a, b) for a, b in zip(ours, plain, strict=True))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -323,7 +325,7 @@ def test_folder_round_trip(tmp_path, kind) -> None:
     z, t, cond = toy_inputs(backbone)
     again = toy_mmdit(kind, seed=5)
     theirs = again(z, encoder_hidden_states=cond.tokens_BLD, pooled_projections=cond.pooled_BD, timestep=t).sample
-    assert torch.equal(backbone(z, t, cond), theirs.detach())
+    assert close(backbone(z, t, cond), theirs.detach())
     cond = backbone.embed(["a cat", ""], (24, 32))
     assert (cond.tokens_BLD.shape, cond.pooled_BD.shape, cond.size_BD) == ((2, 16, 40), (2, 40), None)
 

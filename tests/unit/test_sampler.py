@@ -14,6 +14,7 @@ from restore_lab.samplers.init import LqNoised, Noise
 from restore_lab.samplers.level import Level
 from restore_lab.samplers.schedulers import betas, ddim
 from restore_lab.types import Cond, Hint
+from tests.rounding import close
 from tests.toy_methods import said, shake, toy_adaptor, toy_batch, toy_sampler, toy_spire
 from tests.toys import TEXT_LENGTH, TEXT_WIDTH
 
@@ -95,11 +96,10 @@ def test_results_do_not_depend_on_the_batch(init) -> None:
 
     together = sampler(said(model), lq, centre_BCHW=lq, seeds=seeds, schedule=s)
     for i, seed in enumerate(seeds):
-        assert torch.equal(
-            sampler(said(model), lq[i : i + 1], centre_BCHW=lq[i : i + 1], seeds=[seed], schedule=s)[0], together[i]
-        )
+        alone = sampler(said(model), lq[i : i + 1], centre_BCHW=lq[i : i + 1], seeds=[seed], schedule=s)
+        assert close(alone[0], together[i])
     backwards = sampler(said(model), lq.flip(0), centre_BCHW=lq.flip(0), seeds=seeds[::-1], schedule=s)
-    assert torch.equal(backwards.flip(0), together)
+    assert close(backwards.flip(0), together)
     assert not torch.equal(together[0], together[2])
 
 

@@ -10,6 +10,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from restore_lab.backbones.lru import TensorLRU
 from restore_lab.backbones.text import TextEncoder
+from tests.rounding import close
 from tests.toys import toy_scheduler, toy_text_model, toy_tokenizer, toy_unet, toy_vae
 
 TEXTS = ["a cat", "", "Dejpeg 30"]
@@ -67,7 +68,7 @@ def test_sdxl_equals_the_pipeline() -> None:
 def test_order_repeats_and_company_do_not_matter() -> None:
     together, _ = sd_text()(["b", "", "b", "a"])
     alone = [sd_text()([one])[0] for one in ("b", "", "b", "a")]
-    assert torch.equal(together, torch.cat(alone))
+    assert close(together, torch.cat(alone))  # by models of their own
     assert not torch.equal(together[0], together[3])
 
 

