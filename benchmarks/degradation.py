@@ -1,8 +1,8 @@
 """Images a second of our second-order degradation and of BasicSR's, alternating in one run; prints one line of JSON.
 
-    .venv/bin/python benchmarks/degradation.py [--basicsr-python PATH] [--rounds 60] [--size 512] [--batch 8]
+    .venv/bin/python -m benchmarks.degradation [--basicsr-python PATH] [--rounds 60] [--size 512] [--batch 8]
 
-Settings: Real-ESRGAN's (conf/degradation/real_esrgan.yaml), two threads, USM off on both sides unless --usm.
+Settings: Real-ESRGAN's (degradation=real_esrgan), two threads, USM off on both sides unless --usm.
 BasicSR decides once a batch, so its rounds differ by factors and a run needs many of them; ours decides for each image.
 BasicSR 1.4.2 is no dependency: its side is benchmarks/basicsr_reference.py, a process in an environment of its own that
 works only when asked, so that the two take turns on the same cores.
@@ -15,13 +15,15 @@ import json
 import statistics
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO, cast
 
 import torch
-import yaml
+from omegaconf import OmegaConf
 from torch.nn import functional as F
 
+from benchmarks.configs import composed
 from restore_lab.degradation.second_order import SecondOrder, Stage
 
 HERE = Path(__file__).resolve().parent
@@ -42,8 +44,9 @@ def images(*, batch: int, size: int) -> torch.Tensor:
 
 
 def settings(*, usm: bool) -> dict[str, Any]:
-    """The strong settings, as the yaml has them, without the targets."""
-    config = yaml.safe_load((HERE.parent / "conf" / "degradation" / "real_esrgan.yaml").read_text())
+    """The strong settings, as `degradation=real_esrgan` has them, without the targets."""
+    cfg = composed("train", "degradation=real_esrgan")
+    config = cast(dict[str, Any], OmegaConf.to_container(cfg.degradation, resolve=True))
     for part in (config, config["first"], config["second"]):
         del part["_target_"]
     return config | {"usm": usm}
@@ -73,7 +76,7 @@ class Reference:
         self.process.wait()
 
 
-def parse() -> argparse.Namespace:
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--basicsr-python", type=Path, default=Path(".basicsr_venv/bin/python"))
@@ -82,12 +85,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--usm", action="store_true")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Warm both sides, take turns, print the JSON."""
-    arguments = parse()
+    arguments = parse(words)
     torch.set_num_threads(arguments.threads)
     config = settings(usm=arguments.usm)
     stages: dict[str, Any] = {order: Stage(**config[order]) for order in ("first", "second")}

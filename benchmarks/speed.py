@@ -107,6 +107,9 @@ def hush() -> None:
 def main(words: Sequence[str] | None = None) -> None:
     """Measure, write, print."""
     given, found = parse(words), {}
+    if given.device == "cuda" and not torch.cuda.is_available():
+        print("benchmarks.speed: --device cuda, and torch finds no CUDA device here; use --device cpu", file=sys.stderr)
+        raise SystemExit(2)
     torch.set_num_threads(given.threads)
     hush()
     device = torch.device(given.device)

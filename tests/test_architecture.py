@@ -144,6 +144,7 @@ def test_the_command_lines_start_imports_nothing_heavy(path: Path) -> None:
             "restore_lab.machine.xla",
             "restore_lab.machine.faults",
             "restore_lab.config.nearest",
+            "restore_lab.config.extras",
             "restore_lab.config.validation",
         )
         assert [name for name in ours if not name.startswith(light)] == [], "a verb imports parts inside run()"

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from restore_lab.config.extras import advice
 from restore_lab.config.nearest import nearest, offer
 from restore_lab.machine.faults import CODE, Fault, Terminated, told
 
@@ -37,7 +38,8 @@ def one_line() -> Iterator[None]:
         why = None if is_bad_input(error) else told(error)
         if os.environ.get("RESTORE_LAB_TRACEBACK") or not (why or is_bad_input(error)):
             raise
-        print(f"restore-lab: {f'{why}; the same command goes on' if why else flat(error)}", file=sys.stderr)
+        text = f"{why}; the same command goes on" if why else flat(error)
+        print(f"restore-lab: {text}{advice(text)}", file=sys.stderr)
         raise SystemExit(CODE if why or isinstance(error, Fault) else 2) from None
 
 
@@ -79,6 +81,8 @@ def is_bad_input(error: Exception) -> bool:
         return True
     if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError):
         return True
+    if isinstance(error, ModuleNotFoundError):
+        return bool(advice(str(error)))  # an extra brings it
     return isinstance(error, ValueError) and _raised_in(error).startswith((PACKAGE, hydra_folder))
 
 

@@ -1,0 +1,33 @@
+"""Which extra of this package brings an optional library (pyproject.toml, optional-dependencies)."""
+
+from __future__ import annotations
+
+import re
+from importlib import metadata
+
+PACKAGE = "restore-lab"
+_REQUIREMENT = re.compile(r"(?P<library>[\w.-]+).*\bextra\s*==\s*['\"](?P<extra>[\w-]+)['\"]")
+
+
+def extras() -> dict[str, str]:
+    """Each library that is no dependency, and the first extra that has it; empty where this is not installed."""
+    try:
+        listed = metadata.requires(PACKAGE) or []
+    except metadata.PackageNotFoundError:
+        return {}
+    found: dict[str, str] = {}
+    for match in filter(None, map(_REQUIREMENT.fullmatch, listed)):
+        found.setdefault(match["library"], match["extra"])
+    needed = {match[0] for match in map(re.compile(r"[\w.-]+").match, listed) if match and ";" not in match.string}
+    return {library: extra for library, extra in found.items() if library not in needed}
+
+
+def advice(text: str) -> str:
+    """The end of an error that says what to install, where another library's words do not say which extra that is."""
+    if f"{PACKAGE}[" in text or not re.search(r"pip install|not installed|No module named", text):
+        return ""
+    for library, extra in extras().items():
+        name = "[-_.]".join(map(re.escape, re.split("[-_.]", library)))
+        if re.search(rf"(?<![\w-]){name}(?![\w-])", text, re.IGNORECASE):
+            return f"; pip install '{PACKAGE}[{extra}]'"
+    return ""
