@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
+import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -153,6 +157,37 @@ def test_the_command_lines_start_imports_nothing_heavy(path: Path) -> None:
 def test_the_check_itself_sees_a_heavy_import_and_lets_typing_pass() -> None:
     tree = ast.parse("if TYPE_CHECKING:\n    import torch\ntry:\n    import wandb\nexcept ImportError:\n    pass\n")
     assert at_start(tree) == [(4, "wandb")]
+
+
+def required() -> tuple[set[str], dict[str, str]]:
+    """The distributions that pyproject.toml asks for, and those of each extra, by their normal names."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {normal(word): name for name, words in project["optional-dependencies"].items() for word in words}
+    return {normal(word) for word in project["dependencies"]}, extras
+
+
+def normal(requirement: str) -> str:
+    """A distribution's name as indexes compare it: "wandb_workspaces>=0.4" is "wandb-workspaces"."""
+    return re.split(r"[^\w.-]", re.sub(r"[-_.]+", "-", requirement.lower()))[0]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_what_is_imported_is_required_or_an_extras_and_then_inside_a_function(path: Path) -> None:
+    """Nothing that somebody else's requirement happens to bring, and no extra where a module is loaded."""
+    needed, extras = required()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    known = metadata.packages_distributions()
+    for found, allowed in ((imported(tree), needed | extras.keys()), (at_start(tree), needed)):
+        tops = {name.partition(".")[0] for _, name in found} - {PACKAGE.name} - sys.stdlib_module_names
+        assert [top for top in sorted(tops) if not allowed & set(map(normal, known.get(top, [top])))] == []
+
+
+def test_extras_that_are_named_are_there() -> None:
+    """In errors, configs and pages: pip install 'restore-lab[NAME]'."""
+    names = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    places = (*MODULES, *CONF.rglob("*.yaml"), *(ROOT / "docs").rglob("*.md"), ROOT / "README.md")
+    said = {name for path in places for name in re.findall(r"restore-lab\[(\w+)\]", path.read_text(encoding="utf-8"))}
+    assert {"iqa", "demo"} <= said <= names
 
 
 def configs() -> list[Path]:
