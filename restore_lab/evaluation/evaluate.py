@@ -140,7 +140,8 @@ def evaluate(cfg: DictConfig) -> Evaluation | None:
     if results is None:
         return None
     picture = scores.folder / PICTURE
-    compared = report(results, variants=method_rows(results), ordered=list(cfg.ordered or ()))
+    ordered = list(cfg.ordered or ())
+    compared = report(results, variants=method_rows(results), ordered=ordered, settings=scores.settings)
     return Evaluation(
         folder=scores.folder, results=results, picture=picture if picture.is_file() else None, comparisons=compared
     )

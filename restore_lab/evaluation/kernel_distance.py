@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from restore_lab.evaluation.statistics import FEWEST_IMAGES
 from restore_lab.random import rng
 
 BESIDE = {"fid": "kid", "tiny_fd": "tiny_kd"}  # the kernel distance of the same features
@@ -23,10 +24,11 @@ SCALE = 1000.0
 
 @dataclass(frozen=True, kw_only=True)
 class KernelDistance:
-    """The value and its 95 percent interval, times 1000; near zero for two draws from one distribution, or below."""
+    """The value and its 95 percent interval over images, times 1000; near zero for two draws from one distribution, or
+    below. No interval below `FEWEST_IMAGES` images."""
 
     value: float
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
 
 
 def kernel_distance(first_ND: Tensor, second_ND: Tensor, *, draws: int = 1000) -> KernelDistance:
@@ -42,10 +44,13 @@ def kernel_distance(first_ND: Tensor, second_ND: Tensor, *, draws: int = 1000) -
     across = _kernel(a, b)
     pairs_NN = (_kernel(a, a) + _kernel(b, b) - across - across.T).fill_diagonal_(0.0).numpy()
     n = len(a)
+    value = float(_weighted(np.ones((1, n)), pairs_NN)[0])
+    if n < FEWEST_IMAGES:
+        return KernelDistance(value=value, interval=None)
     picks = rng("kernel distance", n).integers(n, size=(draws, n))
     counts_SN = np.stack([np.bincount(pick, minlength=n) for pick in picks]).astype(np.float64)
     low, high = np.percentile(_weighted(counts_SN, pairs_NN), [2.5, 97.5])
-    return KernelDistance(value=float(_weighted(np.ones((1, n)), pairs_NN)[0]), interval=(float(low), float(high)))
+    return KernelDistance(value=value, interval=(float(low), float(high)))
 
 
 def _kernel(a_ND: Tensor, b_ND: Tensor) -> Tensor:

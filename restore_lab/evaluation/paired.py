@@ -1,72 +1,27 @@
-"""What differs between rows of one record, judged image by image.
+"""What differs between rows of one record, compared image by image.
 
 Rows of a record are measured on the same images from the same starting noise, so their differences vary far less than
-their means. The interval is the bootstrap's over images (percentiles); one that contains zero shows no difference.
-Order is judged by Spearman's rank correlation, image by image and for the means.
+their means. Intervals are those of statistics.py; order is judged by Spearman's rank correlation, image by image and
+for the means.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from restore_lab.evaluation.records import DECODED_LQ, ROBUST_LQ
-from restore_lab.random import rng
+from restore_lab.evaluation.statistics import FEWEST_IMAGES, difference, photograph
 
 if TYPE_CHECKING:
     from restore_lab.evaluation.records import Results
 
 
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """Row minus baseline on one metric: mean over images, 95 percent interval, images."""
-
-    row: str
-    baseline: str
-    metric: str
-    mean: float
-    low: float
-    high: float
-    n: int
-
-    def __str__(self) -> str:
-        verdict = "" if self.low <= 0 <= self.high else "  *"
-        return (
-            f"{self.metric}: {self.row} - {self.baseline} = {self.mean:+.4g} "
-            f"[{self.low:+.4g}, {self.high:+.4g}], n = {self.n}{verdict}"
-        )
-
-
 def values(results: Results, *, row: str, metric: str) -> dict[str, float]:
     """The value of each image, by key."""
     return {i.key: i.value for i in results.images if i.row == row and i.metric == metric and i.value is not None}
-
-
-def difference(results: Results, *, row: str, baseline: str, metric: str, draws: int = 2000) -> Difference:
-    """Row minus baseline over the images that both have.
-
-    Raises:
-        ValueError: if they share no image.
-    """
-    a, b = (values(results, row=name, metric=metric) for name in (row, baseline))
-    shared = sorted(a.keys() & b.keys())
-    if not shared:
-        raise ValueError(f"{row} and {baseline} share no image with a value of {metric}")
-    deltas = np.array([a[key] - b[key] for key in shared])
-    picks = rng("bootstrap", metric, row, baseline).integers(len(deltas), size=(draws, len(deltas)))
-    low, high = np.percentile(deltas[picks].mean(axis=1), [2.5, 97.5])
-    return Difference(
-        row=row,
-        baseline=baseline,
-        metric=metric,
-        mean=float(deltas.mean()),
-        low=float(low),
-        high=float(high),
-        n=len(deltas),
-    )
 
 
 def rank_correlation(results: Results, *, rows: Sequence[str], metric: str) -> tuple[float, float]:
@@ -91,12 +46,20 @@ def rank_correlation(results: Results, *, rows: Sequence[str], metric: str) -> t
     return float(spearmanr(order, matrix.mean(axis=0)).statistic), float(np.mean(each)) if each else float("nan")
 
 
-def report(results: Results, *, variants: Sequence[str], ordered: Sequence[str]) -> list[str]:
+def report(
+    results: Results, *, variants: Sequence[str], ordered: Sequence[str], settings: Mapping[str, Any]
+) -> list[str]:
     """Lines that compare the first variant with D(E(LQ)), each other with the first, and ranks along `ordered`.
 
     A robust encoder's reconstruction stands between: it is compared with D(E(LQ)), and the first variant with it.
 
-    A "*" marks an interval that does not contain zero.
+    A "*" marks an interval that does not contain zero; a last line says what the intervals speak of.
+
+    Args:
+        results: of one record.
+        variants: the method's rows.
+        ordered: rows whose order means something.
+        settings: the record's, which say whether images were cut from one photograph.
     """
     if not variants:  # no metric could measure them
         return []
@@ -104,12 +67,22 @@ def report(results: Results, *, variants: Sequence[str], ordered: Sequence[str])
     robust = any(image.row == ROBUST_LQ for image in results.images)
     pairs = [(ROBUST_LQ, DECODED_LQ), (variants[0], ROBUST_LQ)] if robust else []
     pairs += [(variants[0], DECODED_LQ), *((row, variants[0]) for row in variants[1:])]
-    lines = [
-        str(difference(results, row=row, baseline=baseline, metric=metric))
-        for metric in metrics
-        for row, baseline in pairs
-        if values(results, row=row, metric=metric).keys() & values(results, row=baseline, metric=metric).keys()
-    ]
+    photographs = {image.key: photograph(image.key, settings) for image in results.images}
+    lines, any_interval = [], False
+    for metric in metrics:
+        for row, baseline in pairs:
+            a, b = (
+                {(0, key): value for key, value in values(results, row=name, metric=metric).items()}
+                for name in (row, baseline)
+            )
+            found = difference(a, b, photographs=photographs)
+            if found is not None:
+                any_interval |= found.low is not None
+                lines.append(f"{metric}: {row} - {baseline} = {found}{'  *' if found.clear else ''}")
+    if any_interval:
+        lines.append("[95 percent] over images: other trainings and seeds may differ; * leaves out zero")
+    elif lines:
+        lines.append(f"no interval and no * below {FEWEST_IMAGES} images")
     for metric in metrics if ordered else ():
         means, each = rank_correlation(results, rows=ordered, metric=metric)
         along = f"{ordered[0]} .. {ordered[-1]}"

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from restore_lab.evaluation.statistics import redraw
+
 Points = NDArray[np.float64]
 
 
@@ -29,7 +31,7 @@ def hypervolume(points_N2: Points, reference_2: Points) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Sure:
-    """What the bootstrap over images says of a front.
+    """What the bootstrap over seeds and images says of a front.
 
     Attributes:
         share_N: of the draws in which a point is on the front.
@@ -41,16 +43,15 @@ class Sure:
     high: float
 
 
-def resampled(values_NI2: Points, reference_2: Points, *, rng: np.random.Generator, draws: int = 1000) -> Sure:
-    """Fronts and hypervolumes of the means over images drawn anew, the same images for every point.
+def resampled(values_NSI2: Points, reference_2: Points, *, draws: int = 1000) -> Sure:
+    """Fronts and hypervolumes of the means over seeds and images drawn anew, the same for every point.
 
     Args:
-        values_NI2: both numbers of every point and image.
+        values_NSI2: both numbers of every point, seed and image.
         reference_2: of the hypervolume.
-        rng: draws the images.
         draws: how often.
     """
-    picks = rng.integers(values_NI2.shape[1], size=(draws, values_NI2.shape[1]))
-    means = [values_NI2[:, pick].mean(axis=1) for pick in picks]
-    low, high = np.percentile([hypervolume(mean_N2, reference_2) for mean_N2 in means], [2.5, 97.5])
-    return Sure(share_N=np.mean([pareto(mean_N2) for mean_N2 in means], axis=0), low=float(low), high=float(high))
+    means_DN2 = np.stack([redraw(values_NSI2[..., axis], draws=draws) for axis in (0, 1)], axis=2)
+    low, high = np.percentile([hypervolume(mean_N2, reference_2) for mean_N2 in means_DN2], [2.5, 97.5])
+    share_N = np.mean([pareto(mean_N2) for mean_N2 in means_DN2], axis=0)
+    return Sure(share_N=share_N, low=float(low), high=float(high))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from restore_lab.evaluation.kernel_distance import BESIDE
+from restore_lab.evaluation.statistics import FEWEST_SEEDS, Difference
 from restore_lab.tables.figures.drawing import findings
 from restore_lab.tables.jobs import Plan
 from restore_lab.tables.marks import marks
-from restore_lab.tables.measured import Measured, Number, judged
-from restore_lab.tables.spec import Claim, Column, Row
+from restore_lab.tables.measured import Measured
+from restore_lab.tables.number import Number, compare
+from restore_lab.tables.spec import TOOK, Claim, Column, Row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,24 +102,34 @@ def grid(plan: Plan, table: Measured) -> Grid:
 
 
 def verdict(table: Measured, claim: Claim) -> str:
-    """Whether a claim holds, is reversed, or cannot be decided, in a line."""
+    """Whether a claim holds, is reversed, or cannot be decided, in a line.
+
+    Nothing holds of a training that was not repeated: below `FEWEST_SEEDS` the word is how many there are.
+    """
     a, b = (table.numbers.get((name, claim.condition, claim.column)) for name in (claim.row, claim.baseline))
     column = table.spec.columns[claim.column]
     more = claim.better == column.metric_higher_is_better
     if a is None or b is None:
         return f"{claim.says}: not run"
     values = f"{column.metric or ''} {a.mean:.4g} against {b.mean:.4g}".strip()
-    found = judged(a, b)  # over the seeds that both have
+    found = compare(a, b)  # over the seeds that both have
     rises = a.mean > b.mean if found is None else found.mean > 0
     right = "holds" if rises == more else "reversed"
     if column.describe:
-        return f"{claim.says}: {right} ({values})"
+        return f"{claim.says}: {'measured once' if column.describe in TOOK else right} ({values})"
     if found is None:
-        return f"{claim.says}: {right} without an interval ({values}, a metric of sets)"
-    both = len({seed for seed, _ in a.images} & {seed for seed, _ in b.images})
-    seeds = f"{both} seed{'s' if both > 1 else ''}"
-    interval = f"{found.mean:+.4g} [{found.low:+.4g}, {found.high:+.4g}], n = {found.n}, {seeds}"
-    return f"{claim.says}: {right if found.tells_apart else 'inconclusive'} ({column.metric} {interval})"
+        return f"{claim.says}: no interval ({values}, a metric of sets)"
+    trained = table.spec.trains(claim.row) or table.spec.trains(claim.baseline)
+    seeds = f"{found.seeds} seeds" if found.seeds > 1 else "1 seed, images only"
+    return f"{claim.says}: {_word(found, right, trained=trained)} ({column.metric} {found}, {seeds})"
+
+
+def _word(found: Difference, right: str, *, trained: bool) -> str:
+    if found.low is None:
+        return "too few images"
+    if trained and found.seeds < FEWEST_SEEDS:
+        return "one seed" if found.seeds == 1 else "two seeds"
+    return right if found.clear else "inconclusive"
 
 
 def _notes(plan: Plan, table: Measured) -> list[str]:
@@ -135,6 +148,7 @@ def _notes(plan: Plan, table: Measured) -> list[str]:
         if row.only not in (None, spec.scale)
     ]
     notes += uneven(table)
+    notes += _marked(table)
     unread = [row.called for row in spec.rows.values() if any(value is None for value in row.published.values())]
     if unread:
         notes.append(f'printed, but not legible in our copy of the paper ("?"): {", ".join(dict.fromkeys(unread))}')
@@ -161,17 +175,41 @@ def uneven(table: Measured) -> list[str]:
     )
 
 
+def _marked(table: Measured) -> list[str]:
+    """What marks and brackets speak of, where there are any."""
+    if not marks(table) and not table.spec.claims:
+        return []
+    seeds = {row: number.seeds for (row, _, _), number in table.numbers.items() if row in table.spec.rows}
+    once = [row for row, count in seeds.items() if count == 1 and table.spec.trains(row)]
+    line = "best, second and claims: paired 95 percent intervals over images and seeds"
+    few = "; rows trained with one seed: over images only, another training may order them otherwise"
+    return [line + (few if once else "")]
+
+
 def _kernels(table: Measured) -> list[str]:
-    """Under a Frechet distance of few images: the kernel distance of each row, which has an interval."""
+    """Under a Frechet distance of few images: the kernel distance of each row, with its interval over images for one
+    seed, or its deviation over several."""
     found: dict[tuple[str, str], list[str]] = {}
     for (row, condition, title), number in table.numbers.items():
-        if number.kernel is not None:
+        if number.kernels:
             shown = table.spec.rows[row].called if row in table.spec.rows else row
-            value, low, high = (f"{float(f'{entry:.3g}'):g}" for entry in number.kernel)  # three digits, no exponent
-            found.setdefault((condition, title), []).append(f"{shown} {value} [{low}, {high}]")
+            found.setdefault((condition, title), []).append(f"{shown} {_kernel(number)}")
     lines = []
     for (condition, title), rows in found.items():
         metric, where = table.spec.columns[title].metric or "", table.spec.conditions[condition].title
         heading = ", ".join(part for part in (title, where) if part)
         lines.append(f"{heading}: few images, so {BESIDE[metric]} x 1000 beside it: {'; '.join(rows)}")
     return lines
+
+
+def _kernel(number: Number) -> str:
+    """ "1.5 [0.9, 2.1]", "1.5 \u00b1 0.2" """
+    value = _digits(statistics.fmean(number.kernels))
+    if len(number.kernels) > 1:
+        return f"{value} \u00b1 {_digits(statistics.stdev(number.kernels))}"
+    return value if number.interval is None else f"{value} [{', '.join(map(_digits, number.interval))}]"
+
+
+def _digits(value: float) -> str:
+    """Three digits, no exponent."""
+    return f"{float(f'{value:.3g}'):g}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from restore_lab.tables.measured import Measured, Number, by_image, judged
+from restore_lab.tables.measured import Measured
+from restore_lab.tables.number import Number, compare, shared_values
 
 BEST, SECOND = "best", "second"
 
@@ -12,8 +13,8 @@ BEST, SECOND = "best", "second"
 def marks(table: Measured) -> Mapping[tuple[str, str, str], str]:
     """ "best" and "second" by cell: the rows that are no worse than the best one by a paired interval, and then those
     that are no worse than the best of the rest. A column whose rows cannot be told apart at all has no marks, nor has
-    one with a single row; references (the LQ, the codec's rows) take no part. Metrics of sets have no intervals: there
-    plain order marks one cell each.
+    one with a single row; references (the LQ, the codec's rows) take no part. Where there are no intervals, too few
+    images or a metric of sets, there are no marks.
     """
     found: dict[tuple[str, str, str], str] = {}
     for condition in table.spec.conditions.values():
@@ -40,13 +41,15 @@ def _leaders(rows: Mapping[str, Number], *, more: bool) -> list[str]:
     """The best row and those that cannot be told from it; the best by the images and seeds that all rows have."""
     if not rows:
         return []
-    keys, values_NI = by_image(list(rows.values()))
-    level = dict(zip(rows, values_NI.mean(axis=1), strict=True)) if keys else {n: rows[n].mean for n in rows}
+    values_NSI = shared_values(list(rows.values()))
+    if values_NSI is None:
+        return list(rows)
+    level = dict(zip(rows, values_NSI.mean(axis=(1, 2)), strict=True))
     order = sorted(rows, key=level.__getitem__, reverse=more)
     best = rows[order[0]]
     return [order[0], *(name for name in order[1:] if _tied(best, rows[name]))]
 
 
 def _tied(a: Number, b: Number) -> bool:
-    difference = judged(a, b)
-    return a.mean == b.mean if difference is None else not difference.tells_apart
+    found = compare(a, b)
+    return found is None or not found.clear

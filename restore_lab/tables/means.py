@@ -31,28 +31,32 @@ def means(spec: Spec, numbers: Mapping[At, Number]) -> dict[At, Number]:
 def mean_of(parts: Mapping[str, Number]) -> Number | None:
     """The mean of a metric's numbers by condition; None if they were measured in different ways.
 
-    The images of all conditions stand side by side, their values weighted so that their plain mean is this mean: rows
-    are then compared image by image as ever.
+    The images of all conditions stand side by side, those of a small one further from their mean, so that the plain
+    mean is this mean and what differs between conditions is no spread: rows are then compared image by image as ever.
+    One photograph under several conditions is one.
     """
     labels = [number.label for number in parts.values()]
     if None in labels or len({replace(label, count=0, size="").id for label in labels if label}) > 1:
         return None
     first, sizes = labels[0], {label.size for label in labels if label}
     assert first is not None
+    mean = statistics.fmean(number.mean for number in parts.values())
     total = sum(len(number.images) for number in parts.values())
     images = {
-        (seed, f"{name}/{key}"): value * total / (len(parts) * len(number.images))
+        (seed, f"{name}/{key}"): mean + (value - number.mean) * total / (len(parts) * len(number.images))
         for name, number in parts.items()
         for (seed, key), value in number.images.items()
     }
+    names = {f"{name}/{key}": n.photographs.get(key, key) for name, n in parts.items() for _, key in n.images}
     return Number(
-        mean=statistics.fmean(number.mean for number in parts.values()),
+        mean=mean,
         spread=_spread(list(parts.values())),
         n=sum(number.n for number in parts.values()),
         seeds=min(number.seeds for number in parts.values()),
         label=replace(first, count=sum(n.n for n in parts.values()), size=sizes.pop() if len(sizes) == 1 else "mixed"),
         code=tuple(dict.fromkeys(code for number in parts.values() for code in number.code)),
         images=images,
+        photographs=names,
     )
 
 

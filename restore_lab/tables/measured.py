@@ -1,7 +1,7 @@
-"""What records say for the cells of a table: means over images and seeds, and paired judgements.
+"""What records say for the cells of a table: means over images and seeds.
 
-Rows are compared image by image under common noise, seed by seed: a difference counts if the bootstrap's interval over
-images does not contain zero. Numbers of different columns (another protocol, other images) are never compared.
+Rows are compared image by image under common noise, seed by seed (number.compare). Numbers of different columns
+(another protocol, other images) are never compared.
 """
 
 from __future__ import annotations
@@ -12,12 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from restore_lab.evaluation.kernel_distance import BESIDE
 from restore_lab.evaluation.records import DECODED_HQ, DECODED_LQ, LQ, Record, method_rows, read_record
-from restore_lab.random import rng
+from restore_lab.evaluation.statistics import photograph
 from restore_lab.tables.described import described
 from restore_lab.tables.jobs import Place, Plan
 from restore_lab.tables.means import means
@@ -25,21 +22,6 @@ from restore_lab.tables.number import At, Number
 from restore_lab.tables.spec import Spec
 
 REFERENCES = (LQ, DECODED_LQ, DECODED_HQ)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judged:
-    """Row minus baseline, paired: mean and 95 percent interval."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-    @property
-    def tells_apart(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return not self.low <= 0 <= self.high
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,31 +129,6 @@ def column(rows: Sequence[Read], metric: str | None, title: str) -> tuple[dict[s
     return numbers, problems
 
 
-def judged(a: Number, b: Number, *, draws: int = 2000) -> Judged | None:
-    """a minus b over the images and seeds that both have; None if there are none (a metric of sets)."""
-    keys, values_NI = by_image([a, b])
-    if not keys:
-        return None
-    deltas = values_NI[0] - values_NI[1]
-    picks = rng("bootstrap", *keys).integers(len(deltas), size=(draws, len(deltas)))
-    low, high = np.percentile(deltas[picks].mean(axis=1), [2.5, 97.5])
-    return Judged(mean=float(deltas.mean()), low=float(low), high=float(high), n=len(deltas))
-
-
-def by_image(numbers: Sequence[Number]) -> tuple[list[str], NDArray[np.float64]]:
-    """The images and seeds that all numbers have: keys, and (N, I) values, each the mean over its seeds.
-
-    Who draws images draws them with all their seeds: runs on one image are not independent of each other.
-    """
-    shared = sorted(set.intersection(*(set(number.images) for number in numbers)))
-    seeds_of: dict[str, list[int]] = {}
-    for seed, key in shared:
-        seeds_of.setdefault(key, []).append(seed)
-    keys = sorted(seeds_of)
-    values = [[statistics.fmean(number.images[s, key] for s in seeds_of[key]) for key in keys] for number in numbers]
-    return keys, np.array(values)
-
-
 def records_of(plan: Plan, table: str, row: str, condition: str) -> dict[int, Record]:
     """The records behind a row under a condition that are there, by seed."""
     found: dict[int, Record] = {}
@@ -184,7 +141,7 @@ def records_of(plan: Plan, table: str, row: str, condition: str) -> dict[int, Re
 
 def _number(records: Mapping[int, Record], row: str | None, metric: str) -> Number | None:
     """The number of a row of records (None: the method's own) over all their seeds."""
-    means, kernels, images, label, n = [], [], {}, None, 0
+    means, kernels, images, photographs, label, n = [], [], {}, {}, None, 0
     for seed, record in records.items():
         name = method_rows(record.results)[0] if row is None else row
         cell = next((c for c in record.results.cells if c.row == name and c.metric == metric), None)
@@ -192,13 +149,14 @@ def _number(records: Mapping[int, Record], row: str | None, metric: str) -> Numb
             return None
         means.append(cell.mean)
         beside = next((c for c in record.results.cells if c.row == name and c.metric == BESIDE.get(metric)), None)
-        kernels += [(beside.mean, *beside.interval)] if beside is not None and beside.interval is not None else []
+        kernels += [beside] if beside is not None else []
         label, n = cell.column, cell.n
         images |= {
             (seed, i.key): i.value
             for i in record.results.images
             if i.row == name and i.metric == metric and i.value is not None
         }
+        photographs |= {key: photograph(key, record.settings) for s, key in images if s == seed}
     if label is None:
         return None
     return Number(
@@ -209,10 +167,7 @@ def _number(records: Mapping[int, Record], row: str | None, metric: str) -> Numb
         label=label,
         code=tuple(dict.fromkeys(record.code for record in records.values())),
         images=images,
-        kernel=_means(kernels) if kernels else None,
+        photographs=photographs,
+        kernels=tuple(kernel.mean for kernel in kernels),
+        interval=kernels[0].interval if len(kernels) == 1 else None,
     )
-
-
-def _means(triples: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
-    first, second, third = (statistics.fmean(values) for values in zip(*triples, strict=True))
-    return first, second, third

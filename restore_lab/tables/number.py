@@ -1,11 +1,12 @@
-"""A cell's number: what records say of a row under a condition."""
+"""A cell's number: what records say of a row under a condition, and how two of them compare."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from restore_lab.evaluation.protocol import Column
+from restore_lab.evaluation.statistics import Difference, Values, by_photograph, difference, shared
 
 At = tuple[str, str, str]  # row, condition, column
 
@@ -21,8 +22,10 @@ class Number:
         seeds: how many.
         label: the full label of the metric; None for a count of parameters, which no metric measures.
         code: versions of the code that measured.
-        images: value by (seed, key), for paired judgements; empty for metrics of sets.
-        kernel: of a Frechet distance over few images: kernel distance and its interval's ends, means over seeds.
+        images: value by (seed, key), for paired comparisons; empty for metrics of sets.
+        photographs: what an image was cut from, by its key, where it is a part of one.
+        kernels: of a Frechet distance over few images: the kernel distance of each seed.
+        interval: of one seed's kernel distance over images.
     """
 
     mean: float
@@ -32,4 +35,18 @@ class Number:
     label: Column | None
     code: tuple[str, ...]
     images: Mapping[tuple[int, str], float]
-    kernel: tuple[float, float, float] | None = None
+    photographs: Mapping[str, str] = field(default_factory=dict)
+    kernels: tuple[float, ...] = ()
+    interval: tuple[float, float] | None = None
+
+
+def compare(a: Number, b: Number) -> Difference | None:
+    """a minus b over the images and seeds that both have; None if there are none (a metric of sets)."""
+    return difference(a.images, b.images, photographs={**a.photographs, **b.photographs})
+
+
+def shared_values(numbers: Sequence[Number]) -> Values | None:
+    """Values_NSI of the seeds and photographs that all numbers have; None if there are none."""
+    found = shared([number.images for number in numbers])
+    names = {key: name for number in numbers for key, name in number.photographs.items()}
+    return by_photograph(found.values_NSI, found.keys, names) if found.keys else None

@@ -1,39 +1,57 @@
-"""Whether a table's images can resolve what the paper published: a power estimate from the spread measured so far.
+"""Whether a table's images and seeds can resolve what the paper published: power from the spread measured so far.
 
-A paired difference of mean d over n images whose deviation is s is found with 80 percent power at the 5 percent level
-if |d| is at least (1.96 + 0.84) s / sqrt(n). The deviation comes from records of the table itself: of the claim's own
-two rows, else the largest among its rows under that condition. Seeds add nothing here: runs on one image are not
-independent of each other.
+A mean difference d over I images and S seeds is found with 80 percent power at the 5 percent level if |d| is at least
+(t_0.975 + t_0.8) times the root of (images + rest / S) / I + seeds / S, the variance components of statistics.py, with
+Satterthwaite's degrees of freedom (1946). They come from records of the table itself: of the claim's own two rows,
+else those of the pair of rows under that condition that resolves least. With one seed measured, what trainings differ
+by is not known, and the line says so.
 """
 
 from __future__ import annotations
 
+import bisect
 import itertools
-import math
-import statistics
 
-from restore_lab.tables.measured import Measured, Number, by_image
+from restore_lab.evaluation.statistics import FEWEST_SEEDS, Components, components
+from restore_lab.tables.measured import Measured
+from restore_lab.tables.number import Number, shared_values
 from restore_lab.tables.spec import Claim
 
-FACTOR = 1.96 + 0.84
+MOST = 10_000_000  # images; a difference that needs more is not resolved by images
 
 
-def powers(table: Measured) -> list[str]:
-    """A line for each claim whose two published numbers are of the metric that is measured here."""
-    return [line for claim in table.spec.claims if (line := _power(table, claim))]
+def powers(table: Measured, *, seeds: int) -> list[str]:
+    """A line for each claim whose two published numbers are of the metric that is measured here.
+
+    Args:
+        table: what was measured so far.
+        seeds: how many are planned.
+    """
+    return [line for claim in table.spec.claims if (line := _power(table, claim, seeds))]
 
 
-def resolvable(deviation: float, n: int) -> float:
-    """The smallest mean difference that n images resolve."""
-    return FACTOR * deviation / math.sqrt(n)
+def resolvable(parts: Components, *, seeds: int, images: int) -> float:
+    """The smallest mean difference that so many seeds and images resolve."""
+    from scipy.stats import t as student
+
+    of_images = float(parts.images[0] + parts.rest[0] / seeds) / images
+    of_seeds = 0.0 if parts.seeds is None or seeds < 2 else float(parts.seeds[0]) / seeds
+    whole = of_images + of_seeds
+    if whole == 0 or images < 2:
+        return 0.0 if whole == 0 else float("inf")
+    freedom = whole**2 / (of_images**2 / (images - 1) + (of_seeds**2 / (seeds - 1) if of_seeds else 0.0))
+    return float(sum(student.ppf([0.975, 0.8], freedom))) * whole**0.5
 
 
-def needed(deviation: float, difference: float) -> int:
-    """How many images resolve a mean difference."""
-    return math.ceil((FACTOR * deviation / difference) ** 2)
+def needed(parts: Components, difference: float, *, seeds: int) -> int | None:
+    """How many images resolve a mean difference; None if the seeds differ too much for any number."""
+    found = bisect.bisect_left(
+        range(2, MOST), True, key=lambda images: resolvable(parts, seeds=seeds, images=images) <= abs(difference)
+    )
+    return found + 2 if found + 2 < MOST else None
 
 
-def _power(table: Measured, claim: Claim) -> str:
+def _power(table: Measured, claim: Claim, seeds: int) -> str:
     column = table.spec.columns[claim.column]
     place = (claim.condition, claim.column)
     published = [table.spec.rows[row].published.get(place) for row in (claim.row, claim.baseline)]
@@ -47,15 +65,23 @@ def _power(table: Measured, claim: Claim) -> str:
     spreads = [spread for a, b in pairs if (spread := _spread(a, b)) is not None]
     if not spreads:
         return f"{says}; no spread measured yet"
-    deviation, n = max(spreads)
-    found = resolvable(deviation, n)
+    parts, n = max(spreads, key=lambda spread: resolvable(spread[0], seeds=seeds, images=spread[1]))
+    found = resolvable(parts, seeds=seeds, images=n)
+    says += f"; n = {n} images, {seeds} seed{'s'[: seeds > 1]} resolve {found:.3g}"
+    trained = table.spec.trains(claim.row) or table.spec.trains(claim.baseline)
+    unknown = "; between trainings nothing is measured yet" if trained and parts.seeds is None else ""
+    if trained and seeds < FEWEST_SEEDS:
+        return f"{says}: NOT enough, rows that are trained need {FEWEST_SEEDS} seeds{unknown}"
     if abs(difference) >= found:
-        return f"{says}; n = {n} images resolve {found:.3g}: enough"
-    more = f", {needed(deviation, difference)} images would" if difference else ""
-    return f"{says}; n = {n} images resolve {found:.3g}: NOT enough{more}"
+        return f"{says}: enough{unknown}"
+    count = needed(parts, difference, seeds=seeds) if difference else None
+    more = f"{count} images would" if count else "no number of images would" if difference else ""
+    return f"{says}: NOT enough{', ' if more else ''}{more}{unknown}"
 
 
-def _spread(a: Number, b: Number) -> tuple[float, int] | None:
-    """Deviation of the paired differences over images, and how many; None for fewer than three."""
-    keys, values_NI = by_image([a, b])
-    return (statistics.stdev(values_NI[0] - values_NI[1]), len(keys)) if len(keys) >= 3 else None
+def _spread(a: Number, b: Number) -> tuple[Components, int] | None:
+    """Variances of the paired differences, and over how many images; None for fewer than three."""
+    values_NSI = shared_values([a, b])
+    if values_NSI is None or values_NSI.shape[2] < 3:
+        return None
+    return components((values_NSI[0] - values_NSI[1])[None]), values_NSI.shape[2]

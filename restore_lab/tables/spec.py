@@ -110,6 +110,13 @@ class Spec:
     notes: tuple[str, ...] = field(default=())
     figure: Figure | None = None
 
+    def trains(self, row: str) -> bool:
+        """Whether a row's weights are trained by the table, its own or another row's; any other row was not."""
+        if row not in self.rows or self.rows[row].system is not None:
+            return False
+        weights = self.rows[row].weights
+        return weights == "own" or (weights != "shipped" and self.trains(weights))
+
     def words_of(self, verb: str, row: Row, condition: Condition | None = None) -> tuple[str, ...]:
         """The overrides of a row's job, each key once; training knows no condition."""
         parts = [self.words, *([condition.words] if condition else []), row.words]

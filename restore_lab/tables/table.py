@@ -99,7 +99,7 @@ def plan_text(planned: Plan, store: Path) -> str:
         lines.append(f"{spec.name}  {spec.title} ({spec.source}; {len(spec.rows)} rows)")
         lines.append(f"  {len(reached)} artefacts, {len(reached) - absent} there, {absent} missing")
         lines += [_datum(name, paths) for name, paths in sorted(planned.data.get(spec.name, {}).items())]
-        lines += [f"    power: {line}" for line in powers(measured(planned, spec))]
+        lines += [f"    power: {line}" for line in powers(measured(planned, spec), seeds=planned.seeds)]
         for row in spec.rows.values():
             if row.system is not None and not any(p.row == row.name for p in own):
                 lines.append(f"    {row.title}: published numbers (system {row.system}; see systems_dir)")

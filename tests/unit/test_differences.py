@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from restore_lab.evaluation.paired import difference, rank_correlation, report
+from restore_lab.evaluation.paired import rank_correlation, report
 from restore_lab.evaluation.records import DECODED_LQ, ImageValue, Results
+from restore_lab.evaluation.statistics import difference
 
 
 def record(**rows: list[float]) -> Results:
@@ -17,30 +20,6 @@ def record(**rows: list[float]) -> Results:
         for i, value in enumerate(values)
     ]
     return Results(cells=(), images=tuple(images), notes=())
-
-
-def test_a_constant_difference_has_no_spread() -> None:
-    found = difference(record(a=[20.0, 25.0, 31.0], b=[19.5, 24.5, 30.5]), row="a", baseline="b", metric="psnr")
-    assert (found.mean, found.low, found.high, found.n) == (0.5, 0.5, 0.5, 3)
-    assert str(found).endswith("*")
-
-
-def test_the_interval_is_that_of_a_mean() -> None:
-    """For many images the bootstrap's percentiles are the normal interval of the mean."""
-    draw = np.random.default_rng(0)
-    base, delta = draw.normal(20, 5, 400), draw.normal(0.3, 1.0, 400)
-    found = difference(record(a=list(base + delta), b=list(base)), row="a", baseline="b", metric="psnr")
-    half = 1.96 * delta.std() / 20
-    assert found.mean == pytest.approx(delta.mean())
-    assert (found.low, found.high) == pytest.approx((delta.mean() - half, delta.mean() + half), abs=0.02)
-    nothing = difference(record(a=list(draw.normal(size=50)), b=[0.0] * 50), row="a", baseline="b", metric="psnr")
-    assert nothing.low < 0 < nothing.high and not str(nothing).endswith("*")
-
-
-def test_only_images_that_both_rows_have() -> None:
-    assert difference(record(a=[1.0, 2.0, 9.0], b=[0.0, 0.0]), row="a", baseline="b", metric="psnr").n == 2
-    with pytest.raises(ValueError, match="a and c share no image with a value of psnr"):
-        difference(record(a=[1.0]), row="a", baseline="c", metric="psnr")
 
 
 def test_rank_correlation_of_means_and_of_images() -> None:
@@ -55,10 +34,26 @@ def test_rank_correlation_of_means_and_of_images() -> None:
 
 def test_the_report_names_codec_first_variant_and_order() -> None:
     rows = {DECODED_LQ: [1.0, 2.0], "right": [2.0, 3.0], "wrong": [1.5, 2.5], "none": [1.0, 2.0]}
-    lines = report(record(**rows), variants=["right", "wrong", "none"], ordered=["none", "wrong", "right"])
+    found = record(**rows)
+    lines = report(found, variants=["right", "wrong", "none"], ordered=["none", "wrong", "right"], settings={})
     assert [line.split(" = ")[0] for line in lines[:3]] == [
         "psnr: right - D(E(LQ))",
         "psnr: wrong - right",
         "psnr: none - right",
     ]
-    assert lines[3] == "psnr: rank correlation along none .. right: means +1.000, images +1.000"
+    assert not any("*" in line or "[" in line for line in lines[:3])  # two images: no interval, no mark
+    assert lines[3] == "no interval and no * below 6 images"
+    assert lines[4] == "psnr: rank correlation along none .. right: means +1.000, images +1.000"
+
+
+def test_a_star_needs_enough_images_and_an_interval_that_leaves_out_zero() -> None:
+    """The line is the table's interval; squares of one photograph are one image."""
+    noise = np.random.default_rng(0).normal(0, 1, 24)
+    rows = {DECODED_LQ: list(np.linspace(20, 30, 24)), "own": list(np.linspace(20, 30, 24) + 1 + noise)}
+    results = record(**rows)
+    by_key = [{(0, i.key): i.value for i in results.images if i.row == row and i.value is not None} for row in rows]
+    lines = report(results, variants=["own"], ordered=[], settings={})
+    assert lines[0] == f"psnr: own - D(E(LQ)) = {difference(by_key[1], by_key[0])}  *"
+    assert lines[1].startswith("[95 percent] over images")
+    cut = Results(cells=(), images=tuple(replace(i, key=f"cat_{i.key.split()[1]}") for i in results.images))
+    assert "*" not in report(cut, variants=["own"], ordered=[], settings={"eval_crops": 24})[0]

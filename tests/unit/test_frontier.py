@@ -55,7 +55,7 @@ def test_membership_is_paired_over_images() -> None:
     rng = np.random.default_rng(2)
     base = rng.normal(20, 5, size=(40, 1)) * np.ones(2)
     coin = base + np.where(np.arange(40) % 2, 1.0, -1.0)[:, None]
-    sure = resampled(np.stack([base, base + 0.01, base - 1, coin]), np.zeros(2), rng=rng)
+    sure = resampled(np.stack([base, base + 0.01, base - 1, coin])[:, None], np.zeros(2))
     assert sure.share_N[1] + sure.share_N[3] == pytest.approx(1.0) and 0.3 < sure.share_N[3] < 0.7
     assert sure.share_N[0] == 0.0 and sure.share_N[2] == 0.0
     assert sure.low < hypervolume((base + 0.01).mean(axis=0)[None], np.zeros(2)) < sure.high
@@ -138,7 +138,7 @@ def surface(tmp_path: Path) -> Measured:
 def test_what_a_surface_says(tmp_path) -> None:
     said = findings(surface(tmp_path))
     assert said[0] == ("true 1: instructed 1 is best (psnr 30, the worst has 28; best in 100 % of bootstrap draws over "
-                       "images)")  # fmt: skip
+                       "seeds and images)")  # fmt: skip
     assert [line[: line.index("(")] for line in said[1:3]] == [
         "true 2: instructed 2 is best ", "true 3: instructed 3 is best ",
     ]  # fmt: skip

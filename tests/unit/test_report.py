@@ -59,7 +59,7 @@ def test_the_table_on_the_page(made) -> None:
         "measured": "29.50", "spread": "", "published": "[20.00]", "mark": None, "value": 29.5, "printed": 20.0,
     }  # fmt: skip
     assert table["lines"][3]["cells"][1]["published"] == "[?]"
-    assert table["claims"][0].startswith("words help: inconclusive")
+    assert table["claims"][0].startswith("words help: one seed (psnr ")
 
 
 def test_pictures_are_embedded_once_and_whole(made, tmp_path) -> None:

@@ -14,7 +14,8 @@ from restore_lab.evaluation.records import Cell, ImageValue, Results, write_reco
 from restore_lab.tables.described import described
 from restore_lab.tables.files import read
 from restore_lab.tables.jobs import Job, Place, Plan
-from restore_lab.tables.measured import Number, by_image, judged, measured
+from restore_lab.tables.measured import measured
+from restore_lab.tables.number import Number, compare, shared_values
 from restore_lab.tables.spec import Scale, Spec
 
 LABEL = Label(metric="psnr", weights="", colour="rgb", border=0, size="8x8", rounding="8bit", count=2)
@@ -109,12 +110,13 @@ class Made(Job):
         return True
 
 
-def test_images_are_paired_and_seeds_averaged() -> None:
-    """Only what all have counts, and an image's value is the mean over the seeds that all have."""
+def test_only_what_all_rows_have_is_compared() -> None:
+    """The seeds that all have, and the images that all have with each of them."""
     values = [{(0, "a"): 1.0, (1, "a"): 3.0, (0, "b"): 5.0}, {(0, "a"): 2.0, (1, "a"): 2.0, (0, "c"): 9.0}]
     numbers = [Number(mean=0, spread=None, n=0, seeds=1, label=None, code=(), images=images) for images in values]
-    keys, found = by_image(numbers)
-    assert keys == ["a"] and found.tolist() == [[2.0], [2.0]]
+    found = shared_values(numbers)
+    assert found is not None and found.tolist() == [[[1.0], [3.0]], [[2.0], [2.0]]]
+    assert shared_values([numbers[0], replace(numbers[0], images={})]) is None
 
 
 def numbered(plan: Plan, place: Path, identity: str, values: dict[str, float], fid: float) -> None:
@@ -153,9 +155,11 @@ def test_a_condition_that_is_the_mean_of_others(tmp_path) -> None:
     a, b = (found[row, "average", "PSNR"] for row in "ab")
     assert (a.mean, b.mean, a.n, found["a", "average", "FID"].mean) == (27.5, 32.0, 8, 6.0)
     assert ("c", "average", "PSNR") not in found and a.label is not None and a.label.count == 8
-    assert a.label.size == "mixed" and by_image([a])[1].mean() == pytest.approx(27.5)
-    difference = judged(b, a)
-    assert difference is not None and difference.mean == pytest.approx(4.5) and difference.n == 8
+    values, difference = shared_values([a]), compare(b, a)
+    assert a.label.size == "mixed" and values is not None and values.mean() == pytest.approx(27.5)
+    assert difference is not None and difference.mean == pytest.approx(4.5)
+    assert (difference.n, difference.photographs) == (8, 6)  # x and y are measured under both
+    assert (difference.low, difference.high) == pytest.approx((4.5, 4.5))  # what conditions differ by is no spread
     assert table.rows["a"].published["average", "FID"] == 2.0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,12 +17,14 @@ import yaml
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.evaluation.protocol import Column as Label
 from restore_lab.evaluation.records import Cell as RecordCell
-from restore_lab.evaluation.records import ImageValue, Results, write_record
+from restore_lab.evaluation.records import ImageValue, Results, read_record, write_record
+from restore_lab.evaluation.statistics import Components
 from restore_lab.tables.files import read, tables
 from restore_lab.tables.grid import grid, uneven
 from restore_lab.tables.jobs import Job, Place, Plan
 from restore_lab.tables.marks import marks
-from restore_lab.tables.measured import Number, judged, measured
+from restore_lab.tables.measured import measured
+from restore_lab.tables.number import Number, compare
 from restore_lab.tables.power import needed, powers, resolvable
 from restore_lab.tables.rates import estimate, rates, shipped
 from restore_lab.tables.render import FORMATS, render
@@ -116,32 +119,32 @@ def number(values: list[float], *, seed: int = 0, metric: str = "psnr") -> Numbe
     )
 
 
-def test_judgement_is_paired_over_images() -> None:
+def test_numbers_are_compared_image_by_image() -> None:
     """A constant difference is certain, however much the images differ; noise is not."""
     images = np.linspace(10, 40, 30)
     base = number(list(images))
-    sure = judged(number(list(images + 0.1)), base)
-    assert sure is not None and sure.tells_apart and sure.mean == pytest.approx(0.1) and sure.n == 30
+    sure = compare(number(list(images + 0.1)), base)
+    assert sure is not None and sure.clear and sure.mean == pytest.approx(0.1) and sure.n == 30
     noise = np.random.default_rng(0).normal(0, 1, 30)
-    unsure = judged(number(list(images + noise - noise.mean() + 0.05)), base)
-    assert unsure is not None and not unsure.tells_apart and unsure.low < 0.05 < unsure.high
-    half = 1.96 * noise.std(ddof=1) / 30**0.5  # the interval's half width, by the normal
-    assert (unsure.high - unsure.low) / 2 == pytest.approx(half, rel=0.25)
-    assert judged(base, number([1.0], seed=1)) is None
+    unsure = compare(number(list(images + noise - noise.mean() + 0.05)), base)
+    assert unsure is not None and not unsure.clear and unsure.low is not None and unsure.high is not None
+    half = 2.05 * noise.std(ddof=1) / 30**0.5  # the interval's half width, by Student's t
+    assert (unsure.high - unsure.low) / 2 == pytest.approx(half, rel=0.1) and unsure.low < 0.05 < unsure.high
+    assert compare(base, number([1.0], seed=1)) is None
 
 
-def test_seeds_of_one_image_count_as_one_image() -> None:
-    """Two runs on the same images are no more images: the interval stays that of the images' means."""
+def test_seeds_that_agree_add_no_images() -> None:
+    """Two runs with the same values are no more images: the interval stays that of the images."""
     rng = np.random.default_rng(1)
     deltas = rng.normal(0.2, 1, 40)
-    once = judged(number(list(deltas)), number([0.0] * 40))
+    once = compare(number(list(deltas)), number([0.0] * 40))
     both = number(list(deltas)), number(list(deltas), seed=1)
-    twice = judged(
+    twice = compare(
         replace(both[0], images={**both[0].images, **both[1].images}),
         replace(both[0], images={(s, str(i)): 0.0 for s in (0, 1) for i in range(40)}),
     )
     assert once is not None and twice is not None
-    assert (twice.low, twice.high, twice.n) == (once.low, once.high, 40)
+    assert (twice.low, twice.high) == pytest.approx((once.low, once.high)) and (twice.n, twice.seeds) == (40, 2)
 
 
 def test_marks_follow_what_can_be_told_apart(tmp_path) -> None:
@@ -179,7 +182,10 @@ def test_a_row_with_fewer_seeds_is_ranked_by_those_it_has(tmp_path) -> None:
     assert uneven(measured) == ["seeds: once 1, others 2; best, second and claims go by those that rows share"]
 
 
-def record(place: Path, identity: str, values: dict[str, list[float]], *, count: int | None = None) -> None:
+IMAGES = np.linspace(10, 40, 30)
+
+
+def record(place: Path, identity: str, values: dict[str, Sequence[float]], *, count: int | None = None) -> None:
     cells, images = [], []
     for row, found in values.items():
         label = Label(
@@ -196,35 +202,87 @@ def record(place: Path, identity: str, values: dict[str, list[float]], *, count:
     write_record(place, results=results, settings={}, identity=identity, code="abc")
 
 
-def planned(tmp_path: Path, table: Spec, rows: dict[str, list[float]], *, counts: dict[str, int] | None = None) -> Plan:
+def planned(
+    tmp_path: Path, table: Spec, rows: dict[str, Sequence[float]], *, counts: dict[str, int] | None = None
+) -> Plan:
     plan = Plan(specs=[table], seeds=1)
     for name, values in rows.items():
-        place = tmp_path / f"scores-{name}"
-        record(place, name, {"LQ": [v - 5 for v in values], "own": values}, count=(counts or {}).get(name))
-        plan.jobs[name] = Job(identity=name, kind="scores", folder=str(place), words=())
-        plan.scores[Place(table=table.name, row=name, condition="main", seed=0)] = name
+        add(plan, tmp_path, name, values, count=(counts or {}).get(name))
     return plan
+
+
+def add(
+    plan: Plan, tmp_path: Path, row: str, values: Sequence[float], *, seed: int = 0, count: int | None = None
+) -> None:
+    """A row's record of a seed."""
+    name = f"{row}-{seed}"
+    place = tmp_path / f"scores-{name}"
+    record(place, name, {"LQ": [v - 5 for v in values], "own": list(values)}, count=count)
+    plan.jobs[name] = Job(identity=name, kind="scores", folder=str(place), words=())
+    plan.scores[Place(table=plan.specs[0].name, row=row, condition="main", seed=seed)] = name
+
+
+@pytest.mark.parametrize(
+    ("shifts", "weights", "count", "word"),
+    [
+        ([1.0], "own", 30, "one seed"),
+        ([1.0, 1.1], "own", 30, "two seeds"),
+        ([1.0, 1.1, 0.9], "own", 30, "holds"),
+        ([-1.0, -1.1, -0.9], "own", 30, "reversed"),
+        ([1.0, 3.0, -0.5], "own", 30, "inconclusive"),  # clear on the images' means over seeds, but not over trainings
+        ([1.0], "shipped", 30, "holds"),  # nothing is trained: images speak for themselves
+        ([1.0, 1.1, 0.9], "own", 5, "too few images"),
+        ([1.0], "shipped", 2, "too few images"),
+    ],
+)
+def test_a_claim_says_no_more_than_seeds_and_images_show(shifts, weights, count, word, tmp_path) -> None:
+    table = spec(tmp_path, rows={name: {"weights": weights} for name in "ab"})
+    plan = Plan(specs=[table], seeds=len(shifts))
+    for seed, shift in enumerate(shifts):
+        wobble = 0.1 * np.cos(np.arange(count) + seed)
+        add(plan, tmp_path, "a", IMAGES[:count] + shift + wobble, seed=seed)
+        add(plan, tmp_path, "b", IMAGES[:count], seed=seed)
+    numbers = measured(plan, table)
+    assert grid(plan, numbers).claims[0].startswith(f"a beats b: {word} (psnr ")
+    marked = {row: mark for (row, _, _), mark in marks(numbers).items()}
+    assert bool(marked) == (word not in ("inconclusive", "too few images"))
+    assert ("no interval" in grid(plan, numbers).claims[0]) == (word == "too few images")
+
+
+def test_a_distance_of_sets_has_no_mark_and_bears_out_no_claim(tmp_path) -> None:
+    """It has no values by image, so nothing says how sure the order is."""
+    table = spec(tmp_path)
+    plan = planned(tmp_path, table, {"a": IMAGES + 1, "b": IMAGES})
+    for name in ("a", "b"):
+        folder = tmp_path / f"scores-{name}-0"
+        found = read_record(folder)
+        results = replace(found.results, images=())
+        write_record(folder, results=results, settings={}, identity=found.identity, code="abc")
+    numbers = measured(plan, table)
+    assert marks(numbers) == {}
+    assert grid(plan, numbers).claims == ["a beats b: no interval (psnr 26 against 25, a metric of sets)"]
 
 
 def test_a_claim_is_judged_by_the_seeds_that_both_rows_have(tmp_path) -> None:
     """b's second seed is far better than a's only one; image by image on the first a is ahead."""
     table = spec(tmp_path)
-    plan = planned(tmp_path, table, {"a": [21.0, 31.0], "b": [20.0, 30.0]})
+    plan = planned(tmp_path, table, {"a": IMAGES + 1, "b": IMAGES})
     place = tmp_path / "scores-again"
-    record(place, "again", {"LQ": [0.0, 0.0], "own": [90.0, 95.0]})
+    record(place, "again", {"LQ": [0.0] * 30, "own": [90.0] * 30})
     plan.jobs["again"] = Job(identity="again", kind="scores", folder=str(place), words=())
     plan.scores[Place(table=table.name, row="b", condition="main", seed=1)] = "again"
     plan = replace(plan, seeds=2)
-    assert grid(plan, measured(plan, table)).claims == ["a beats b: holds (psnr +1 [+1, +1], n = 2, 1 seed)"]
+    says = "psnr +1 [+1, +1], n = 30, 1 seed, images only"
+    assert grid(plan, measured(plan, table)).claims == [f"a beats b: one seed ({says})"]
 
 
 def test_a_table_from_records(tmp_path) -> None:
     table = spec(tmp_path)
-    images = list(np.linspace(10, 40, 30))
-    plan = planned(tmp_path, table, {"a": [v + 1 for v in images], "b": images})
+    plan = planned(tmp_path, table, {"a": IMAGES + 1, "b": IMAGES})
     found = grid(plan, measured(plan, table))
     assert [line.name for line in found.lines] == ["LQ", "a", "b", "swinir"]
-    assert found.claims == ["a beats b: holds (psnr +1 [+1, +1], n = 30, 1 seed)"]
+    assert found.claims == ["a beats b: one seed (psnr +1 [+1, +1], n = 30, 1 seed, images only)"]
+    assert any("over images only, another training may order them otherwise" in note for note in found.notes)
     text = render(found, "markdown")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     assert rows[0] == ["", "PSNR +", "LPIPS (gmsd) -", "CLIPIQA (piqe) -"]
@@ -248,24 +306,28 @@ def test_a_frechet_distance_of_few_images_has_the_kernel_distance_beside_it(tmp_
         )
         for metric, (value, interval) in values.items()
     )  # fmt: skip
-    write_record(tmp_path / "scores-a", results=Results(cells=cells, images=()), settings={}, identity="a", code="abc")
+    write_record(
+        tmp_path / "scores-a-0", results=Results(cells=cells, images=()), settings={}, identity="a-0", code="abc"
+    )
     found = grid(plan, measured(plan, table))
     assert "FID: few images, so tiny_kd x 1000 beside it: a 1.5 [0.9, 10600]" in found.notes
 
 
 def test_formats_say_the_same(tmp_path) -> None:
     table = spec(tmp_path)
-    plan = planned(tmp_path, table, {"a": [20.0, 30.0], "b": [10.0, 20.0]})
+    plan = planned(tmp_path, table, {"a": IMAGES, "b": IMAGES - 10})
     found = grid(plan, measured(plan, table))
     assert r"\textbf{25.00} [20.00]" in render(found, "latex") and r"\bottomrule" in render(found, "latex")
     assert "<b>25.00</b> [20.00]" in render(found, "html")
     lines = list(csv.DictReader(io.StringIO(render(found, "csv"))))
     own = next(line for line in lines if line["row"] == "a" and line["column"] == "PSNR")
-    assert (float(own["measured"]), float(own["published"]), own["mark"], own["n"]) == (25.0, 20.0, "best", "2")
+    assert float(own["measured"]) == pytest.approx(25)
+    assert (own["published"], own["mark"], own["n"]) == ("20.0", "best", "30")
     nested = json.loads(render(found, "json"))
     cell = next(row for row in nested["rows"] if row["row"] == "a")["cells"][0]
-    assert (cell["measured"], cell["published"], cell["metric"]) == (25.0, 20.0, "psnr")
-    assert render(found, "claims") == "- toy/one: a beats b: holds (psnr +10 [+10, +10], n = 2, 1 seed)\n"
+    assert (cell["measured"], cell["published"], cell["metric"]) == (pytest.approx(25), 20.0, "psnr")
+    says = "psnr +10 [+10, +10], n = 30, 1 seed, images only"
+    assert render(found, "claims") == f"- toy/one: a beats b: one seed ({says})\n"
     assert set(FORMATS) == {"markdown", "latex", "csv", "html", "json", "claims"}
     with pytest.raises(ValueError, match="format='pdf'"):
         render(found, "pdf")
@@ -303,21 +365,31 @@ def test_numbers_of_another_protocol_never_share_a_column(tmp_path) -> None:
 
 
 def test_power_is_the_closed_form(tmp_path) -> None:
-    """2.8 deviations over the root of n; by hand for differences of deviation 1 over 49 images: 0.4 dB."""
-    assert resolvable(1.0, 49) == pytest.approx(0.4) and needed(1.0, 0.4) == 49
+    """2.86 deviations over the root of n; by hand for differences of deviation 1 over 49 images: 0.41 dB."""
+    one = Components(seeds=None, images=np.array([1.0]), rest=np.array([0.0]))
+    assert resolvable(one, seeds=1, images=49) == pytest.approx((2.0106 + 0.8490) / 7, rel=1e-4)
+    assert needed(one, 0.4086, seeds=1) == 49
+    trained = replace(one, seeds=np.array([1.0]))
+    assert resolvable(trained, seeds=3, images=10**6) == pytest.approx((4.303 + 1.061) / 3**0.5, rel=1e-3)
+    assert needed(trained, 1.0, seeds=3) is None and needed(trained, 5.0, seeds=3) == 2
     deltas = np.tile([-1.0, 1.0], 25)[:49]
     deltas = (deltas - deltas.mean()) / deltas.std(ddof=1)
-    rows = {"a": {"published": [20.5, 0.3, None]}, "b": {"published": [20.0, 0.2, None]}}
+    rows = {name: {"published": found, "weights": "shipped"}
+            for name, found in (("a", [20.5, 0.3, None]), ("b", [20.0, 0.2, None]))}  # fmt: skip
     claims = [{**TABLE["claims"][0], "column": column} for column in ("PSNR", "LPIPS", "CLIPIQA")]
     table = spec(tmp_path, rows=rows, claims=claims)
     plan = planned(tmp_path, table, {"a": list(30 + deltas), "b": [30.0] * 49})
-    said = powers(measured(plan, table))
-    assert said == ["a beats b: published +0.5 psnr; n = 49 images resolve 0.4: enough"]  # the others are stand-ins
+    said = powers(measured(plan, table), seeds=1)
+    assert said == ["a beats b: published +0.5 psnr; n = 49 images, 1 seed resolve 0.409: enough"]  # others stand in
     rows["a"]["published"][0] = 20.1
-    assert powers(measured(plan, spec(tmp_path, rows=rows, claims=claims[:1]))) == [
-        "a beats b: published +0.1 psnr; n = 49 images resolve 0.4: NOT enough, 784 images would"
+    assert powers(measured(plan, spec(tmp_path, rows=rows, claims=claims[:1])), seeds=1) == [
+        "a beats b: published +0.1 psnr; n = 49 images, 1 seed resolve 0.409: NOT enough, 787 images would"
     ]
-    assert "no spread measured yet" in powers(measured(Plan(specs=[table], seeds=1), table))[0]
+    rows["a"]["weights"] = "own"
+    table = spec(tmp_path, rows=rows, claims=claims[:1])
+    assert "NOT enough, rows that are trained need 3 seeds" in powers(measured(plan, table), seeds=2)[0]
+    assert powers(measured(plan, table), seeds=3)[0].endswith("between trainings nothing is measured yet")
+    assert "no spread measured yet" in powers(measured(Plan(specs=[table], seeds=1), table), seeds=1)[0]
 
 
 def test_estimates_come_from_what_was_run() -> None:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from restore_lab.evaluation.records import DECODED_HQ, DECODED_LQ, LQ
-from restore_lab.random import rng
+from restore_lab.evaluation.statistics import FEWEST_IMAGES
 from restore_lab.tables.frontier import Points, hypervolume, pareto, resampled
-from restore_lab.tables.measured import by_image
+from restore_lab.tables.number import shared_values
 
 if TYPE_CHECKING:
     from restore_lab.tables.figures.settings import Frontier
@@ -30,15 +30,13 @@ class Plane:
         rows: whose the points are.
         means_N2: fidelity and quality as the metrics have them.
         signs_2: 1 where more is better, else -1.
-        values_NI2: of the images (and seeds) that all rows have; None for metrics of sets.
-        keys: of these images.
+        values_NSI2: of the seeds and images that all rows have; None for metrics of sets and for too few images.
     """
 
     rows: Sequence[Row]
     means_N2: Points
     signs_2: Points
-    values_NI2: Points | None
-    keys: Sequence[str]
+    values_NSI2: Points | None
 
 
 def plane(table: Measured, figure: Frontier, condition: Condition) -> Plane | None:
@@ -51,13 +49,14 @@ def plane(table: Measured, figure: Frontier, condition: Condition) -> Plane | No
     }
     if not pairs:
         return None
-    keys, values = by_image([number for pair in pairs.values() for number in pair])
+    values = shared_values([number for pair in pairs.values() for number in pair])
+    if values is not None:
+        values = np.moveaxis(values.reshape(len(pairs), 2, *values.shape[1:]), 1, 3)
     return Plane(
         rows=[table.spec.rows[name] for name in pairs],
         means_N2=np.array([[number.mean for number in pair] for pair in pairs.values()]),
         signs_2=np.array([1.0 if table.spec.columns[name].metric_higher_is_better else -1.0 for name in names]),
-        values_NI2=values.reshape(len(pairs), 2, len(keys)).swapaxes(1, 2) if keys else None,
-        keys=keys,
+        values_NSI2=values if values is not None and values.shape[2] >= FEWEST_IMAGES else None,
     )
 
 
@@ -72,7 +71,7 @@ def findings(table: Measured, figure: Frontier) -> list[str]:
         where = f"{condition.title}: " if condition.title else ""
         lines.append(f"{where}{axes}; the hypervolume is counted from {figure.reference[0]:g} and "
                      f"{figure.reference[1]:g}; in brackets its 95 percent interval and the share of bootstrap draws "
-                     f"over images in which a point is on the front")  # fmt: skip
+                     f"over seeds and images in which a point is on the front")  # fmt: skip
         lines.append(where + _front("all", found, figure, range(len(found.rows)), titled=True))
         for title in dict.fromkeys(row.title for row in found.rows):
             own = [i for i, row in enumerate(found.rows) if row.title == title]
@@ -84,9 +83,8 @@ def _front(who: str, found: Plane, figure: Frontier, own: Sequence[int], *, titl
     """A line: which of some points are on their front, and what it dominates."""
     points_N2, reference_2 = found.means_N2[own] * found.signs_2, np.array(figure.reference) * found.signs_2
     sure = None
-    if found.values_NI2 is not None:
-        draws = rng("bootstrap", *found.keys)
-        sure = resampled(found.values_NI2[own] * found.signs_2, reference_2, rng=draws)
+    if found.values_NSI2 is not None:
+        sure = resampled(found.values_NSI2[own] * found.signs_2, reference_2)
     said = []
     front = np.flatnonzero(pareto(points_N2)).tolist()
     for i in sorted(front, key=lambda i: -points_N2[i, 0]):

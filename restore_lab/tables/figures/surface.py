@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from restore_lab.random import rng
-from restore_lab.tables.measured import by_image
+from restore_lab.evaluation.statistics import FEWEST_IMAGES, redraw, shared
+from restore_lab.tables.number import shared_values
 
 if TYPE_CHECKING:
     from restore_lab.tables.figures.settings import Surface
@@ -37,13 +37,13 @@ def findings(table: Measured, figure: Surface) -> list[str]:
     lines, chosen_TI = [], []
     for t, s in found.items():
         condition = list(figure.actual)[t]
-        keys, values_SI = by_image([table.numbers[row, condition, figure.best] for row in figure.instructed])
-        values_SI = sign * values_SI
+        numbers = [table.numbers[row, condition, figure.best] for row in figure.instructed]
+        values_SI = sign * shared([number.images for number in numbers]).values_NSI.mean(axis=1)
         chosen_TI.append(np.array(instructed)[values_SI.argmax(axis=0)])
         worst = means_ST[(sign * means_ST[:, t]).argmin(), t]
-        sure = f"best in {100 * _share_best(values_SI, keys)[s]:.0f} % of bootstrap draws over images"
-        numbers = f"{metric} {means_ST[s, t]:.4g}, the worst has {worst:.4g}"
-        lines.append(f"true {true[t]:g}: instructed {instructed[s]:g} is best ({numbers}; {sure})")
+        sure = _share_best(shared_values(numbers), s, sign)
+        levels = f"{metric} {means_ST[s, t]:.4g}, the worst has {worst:.4g}"
+        lines.append(f"true {true[t]:g}: instructed {instructed[s]:g} is best ({levels}{sure})")
     if len(found) < 3:
         return lines
     at = [true[t] for t in found]
@@ -63,11 +63,12 @@ def _sign(table: Measured, figure: Surface) -> float:
     return 1.0 if table.spec.columns[figure.best].metric_higher_is_better else -1.0
 
 
-def _share_best(values_SI: Points, keys: Sequence[str], *, draws: int = 1000) -> Points:
-    """Of the draws of images, in how many each instructed strength has the best mean."""
-    picks = rng("bootstrap", *keys).integers(values_SI.shape[1], size=(draws, values_SI.shape[1]))
-    winners = values_SI[:, picks].mean(axis=2).argmax(axis=0)
-    return np.bincount(winners, minlength=len(values_SI)) / draws
+def _share_best(values_NSI: Points | None, best: int, sign: float) -> str:
+    """In how many of the draws of seeds and images the best strength stays it; nothing for too few images."""
+    if values_NSI is None or values_NSI.shape[2] < FEWEST_IMAGES:
+        return ""
+    share = np.mean((sign * redraw(values_NSI)).argmax(axis=1) == best)
+    return f"; best in {100 * share:.0f} % of bootstrap draws over seeds and images"
 
 
 def _correlation(first: Sequence[float] | Points, second: Sequence[float] | Points) -> float:

@@ -12,7 +12,7 @@ drawTable(table, the("table-place"));
 const some = (test) => table.lines.some((line) => line.cells.some(test));
 the("table-legend").textContent = [
   "Click a heading to sort.",
-  some((cell) => cell.mark) ? "Bold: best, underlined: second, as far as paired intervals tell them apart." : "",
+  some((cell) => cell.mark) ? "Bold: best, underlined: second, as far as paired 95 percent intervals tell them apart." : "",
   some((cell) => cell.published) ? "In brackets: published." : "",
 ].join(" ");
 the("claims").append(...listed("Claims", table.claims));
