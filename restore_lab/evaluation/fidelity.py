@@ -2,7 +2,10 @@
 
 PSNR: 10 log10(1 / MSE) over all pixels and channels of an image.
 SSIM: Wang et al. 2004, Eq. (13); Gaussian window 11x11, sigma 1.5, K = 0.01 and 0.03, positions where the window fits,
-population covariance, mean over channels: as BasicSR, MATLAB and scikit-image with its Gaussian weights.
+population covariance, mean over channels: as BasicSR and scikit-image with its Gaussian weights.
+pyiqa's (0.1.16) are other metrics, `psnr_pyiqa` and `ssim_pyiqa`, which the scripts of several papers print: 1e-8 is
+added to the error of PSNR; SSIM takes values in whole levels (luma is rounded) and cuts the contrast-structure term
+(2 cov + C2) / (var + var + C2) at 0 before the product.
 MS-SSIM: Wang et al. 2003, five scales, by torchmetrics.
 Config: metrics=fidelity, or one entry of metrics.metrics in conf/metrics/*.yaml.
 """
@@ -10,20 +13,23 @@ Config: metrics=fidelity, or one entry of metrics.metrics in conf/metrics/*.yaml
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from restore_lab.evaluation.protocol import Colour, ImageMetric, MetricUnavailable
+from restore_lab.evaluation.protocol import COLOURS, Colour, ImageMetric, MetricUnavailable
 
 SCALES = 5
+PYIQA_EPSILON = 1e-8
+Implementation = Literal["basicsr", "pyiqa"]
 
 
-def psnr(restored_BCHW: Tensor, reference_BCHW: Tensor, *, ceiling: float = 100.0) -> Tensor:
+def psnr(restored_BCHW: Tensor, reference_BCHW: Tensor, *, ceiling: float = 100.0, epsilon: float = 0.0) -> Tensor:
     """PSNR_B in dB for images in [0, 1]; identical images, which have none, give `ceiling`."""
     error_B = (restored_BCHW.double() - reference_BCHW.double()).square().flatten(1).mean(dim=1)
-    return (-10.0 * error_B.log10()).clamp(max=ceiling)
+    return (-10.0 * (error_B + epsilon).log10()).clamp(max=ceiling)
 
 
 def ssim(
@@ -34,8 +40,9 @@ def ssim(
     sigma: float = 1.5,
     k1: float = 0.01,
     k2: float = 0.03,
+    cut: bool = False,
 ) -> Tensor:
-    """SSIM_B for images in [0, 1].
+    """SSIM_B for images in [0, 1]; `cut` takes a contrast-structure term below 0 as 0.
 
     Raises:
         ValueError: if the window does not fit into the image.
@@ -49,8 +56,10 @@ def ssim(
     var_y = _blur(y * y, window, sigma) - mean_y.square()
     cov = _blur(x * y, window, sigma) - mean_x * mean_y
     c1, c2 = k1**2, k2**2
-    # Eq. (13)
-    index = (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    structure = (2 * cov + c2) / (var_x + var_y + c2)
+    if cut:
+        structure = structure.clamp(min=0.0)
+    index = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1) * structure  # Eq. (13)
     return index.flatten(1).mean(dim=1)
 
 
@@ -65,36 +74,64 @@ def _blur(image_BCHW: Tensor, window: int, sigma: float) -> Tensor:
 
 
 class Psnr(ImageMetric):
-    """PSNR in dB. `colour` overrides the protocol's (the id then says so); `ceiling` is the value of equal images."""
+    """PSNR in dB.
 
-    pixel = True
-
-    def __init__(self, *, colour: Colour | None = None, ceiling: float = 100.0) -> None:
-        self.id = _named("psnr", colour)
-        self.colour = colour
-        self.ceiling = ceiling
-
-    def __call__(self, restored_BCHW: Tensor, reference_BCHW: Tensor | None, captions: Sequence[str] | None) -> Tensor:
-        return psnr(restored_BCHW, _given(reference_BCHW, self.id), ceiling=self.ceiling)
-
-
-class Ssim(ImageMetric):
-    """SSIM with a Gaussian window. `colour` overrides the protocol's."""
+    Args (constructor):
+        colour: overrides the protocol's; the id then says so.
+        ceiling: the value of equal images; pyiqa has 80 dB there.
+        implementation: whose.
+        column: heads its numbers where a script calls it otherwise; the label keeps the name.
+    """
 
     pixel = True
 
     def __init__(
-        self, *, colour: Colour | None = None, window: int = 11, sigma: float = 1.5, k1: float = 0.01, k2: float = 0.03
+        self,
+        *,
+        colour: Colour | None = None,
+        ceiling: float = 100.0,
+        implementation: Implementation = "basicsr",
+        column: str | None = None,
     ) -> None:
-        self.id = _named("ssim", colour)
+        self.id, self.weights = _named("psnr", colour, implementation, column)
         self.colour = colour
-        self.min_size = window
-        self.window, self.sigma, self.k1, self.k2 = window, sigma, k1, k2
-        self.weights = "" if (window, sigma, k1, k2) == (11, 1.5, 0.01, 0.03) else f"{window}/{sigma}/{k1}/{k2}"
+        self.ceiling = ceiling
+        self.epsilon = PYIQA_EPSILON if implementation == "pyiqa" else 0.0
 
     def __call__(self, restored_BCHW: Tensor, reference_BCHW: Tensor | None, captions: Sequence[str] | None) -> Tensor:
         reference = _given(reference_BCHW, self.id)
-        return ssim(restored_BCHW, reference, window=self.window, sigma=self.sigma, k1=self.k1, k2=self.k2)
+        return psnr(restored_BCHW, reference, ceiling=self.ceiling, epsilon=self.epsilon)
+
+
+class Ssim(ImageMetric):
+    """SSIM with a Gaussian window. `colour`, `implementation` and `column` as in `Psnr`."""
+
+    pixel = True
+
+    def __init__(
+        self,
+        *,
+        colour: Colour | None = None,
+        window: int = 11,
+        sigma: float = 1.5,
+        k1: float = 0.01,
+        k2: float = 0.03,
+        implementation: Implementation = "basicsr",
+        column: str | None = None,
+    ) -> None:
+        self.id, self.weights = _named("ssim", colour, implementation, column)
+        self.colour = colour
+        self.min_size = window
+        self.window, self.sigma, self.k1, self.k2 = window, sigma, k1, k2
+        self.as_pyiqa = implementation == "pyiqa"
+        if (window, sigma, k1, k2) != (11, 1.5, 0.01, 0.03):
+            self.weights = ", ".join(filter(None, [self.weights, f"{window}/{sigma}/{k1}/{k2}"]))
+
+    def __call__(self, restored_BCHW: Tensor, reference_BCHW: Tensor | None, captions: Sequence[str] | None) -> Tensor:
+        images = restored_BCHW, _given(reference_BCHW, self.id)
+        if self.as_pyiqa:
+            images = tuple((image * 255.0).round().double() / 255.0 for image in images)  # in float32, as pyiqa
+        return ssim(*images, window=self.window, sigma=self.sigma, k1=self.k1, k2=self.k2, cut=self.as_pyiqa)
 
 
 class MsSsim(ImageMetric):
@@ -103,7 +140,7 @@ class MsSsim(ImageMetric):
     pixel = True
 
     def __init__(self, *, colour: Colour | None = None, window: int = 11, sigma: float = 1.5) -> None:
-        self.id = _named("ms_ssim", colour)
+        self.id, _ = _named("ms_ssim", colour, "basicsr", None)
         self.colour = colour
         self.window, self.sigma = window, sigma
         self.min_size = window * (SCALES - 1) ** 2
@@ -131,8 +168,15 @@ def _given(reference_BCHW: Tensor | None, metric: str) -> Tensor:
     return reference_BCHW
 
 
-def _named(metric: str, colour: Colour | None) -> str:
-    """psnr follows the protocol; psnr_y and psnr_rgb stay what they say under any."""
-    if colour not in (None, "rgb", "y"):
-        raise ValueError(f"{metric}: colour {colour!r} is unknown; choose rgb, y or null for the protocol's")
-    return metric if colour is None else f"{metric}_{colour}"
+def _named(metric: str, colour: Colour | None, implementation: str, column: str | None) -> tuple[str, str]:
+    """What heads a metric's numbers, and what their label says of it.
+
+    psnr follows the protocol; psnr_y and psnr_rgb stay what they say under any. psnr_pyiqa is pyiqa's, whatever a
+    script calls it.
+    """
+    if colour is not None and colour not in COLOURS:
+        raise ValueError(f"{metric}: colour {colour!r} is unknown; choose {', '.join(COLOURS)} or null")
+    if implementation not in ("basicsr", "pyiqa"):
+        raise ValueError(f"{metric}: implementation {implementation!r} is unknown; choose basicsr or pyiqa")
+    name = "_".join([metric, *([] if implementation == "basicsr" else [implementation]), *([colour] if colour else [])])
+    return column or name, "" if implementation == "basicsr" and column in (None, name) else name

@@ -4,7 +4,8 @@
 one number, and two numbers share a column of a table only if their `Column.id` is the same. `ImageMetric` and
 `SetMetric` are what a metric is to the rest of the package.
 
-Luma is BT.601 in studio range, 16-235, as MATLAB's rgb2ycbcr and BasicSR have it, not rounded again (as BasicSR).
+Luma is BT.601: `y` in studio range, 16-235, as MATLAB's rgb2ycbcr and BasicSR have it, `yiq` in full range, 0-255, as
+pyiqa has it where a script names no colour space; neither is rounded again (as BasicSR).
 Config: protocol=rgb | y | rgb_border4 | y_border4 | y_border8, a paper's (spire ...) or another project's (osediff ...)
 """
 
@@ -19,7 +20,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Colour = Literal["rgb", "y"]
+Colour = Literal["rgb", "y", "yiq"]
+COLOURS = ("rgb", "y", "yiq")
 Rounding = Literal["8bit", "none"]
 
 
@@ -44,8 +46,8 @@ class Protocol:
     crop: int | None = None
 
     def __post_init__(self) -> None:
-        if self.colour not in ("rgb", "y"):
-            raise ValueError(f"protocol colour {self.colour!r} is unknown; choose rgb or y")
+        if self.colour not in COLOURS:
+            raise ValueError(f"protocol colour {self.colour!r} is unknown; choose {', '.join(COLOURS)}")
         if self.rounding not in ("8bit", "none"):
             raise ValueError(f"protocol rounding {self.rounding!r} is unknown; choose 8bit or none")
         if self.border < 0:
@@ -88,7 +90,7 @@ class Protocol:
             raise ValueError(f"protocol border {self.border} leaves nothing of a {width}x{height} image; lower it")
         edge = self.border
         inner = image_BCHW[..., edge : height - edge, edge : width - edge]
-        return luma(inner) if self.colour == "y" else inner
+        return inner if self.colour == "rgb" else luma(inner, full_range=self.colour == "yiq")
 
 
 def resized(image_BCHW: Tensor, side: int) -> Tensor:
@@ -105,8 +107,10 @@ def scaled(image_BCHW: Tensor, *, height: int, width: int) -> Tensor:
     return resampled.clamp(0.0, 1.0)
 
 
-def luma(image_BCHW: Tensor) -> Tensor:
-    """Y of ITU-R BT.601, studio range: 16/255 for black, 235/255 for white; B1HW from RGB in [0, 1]."""
+def luma(image_BCHW: Tensor, *, full_range: bool = False) -> Tensor:
+    """Y of ITU-R BT.601, B1HW from RGB in [0, 1]: 16/255 for black and 235/255 for white, or 0 and 1."""
+    if full_range:  # a matrix product in the image's precision: of 8-bit images 1 in 1000 lies between two levels
+        return (image_BCHW.movedim(1, -1) @ image_BCHW.new_tensor([[0.299], [0.587], [0.114]])).movedim(-1, 1)
     weights = torch.tensor([65.481, 128.553, 24.966], dtype=torch.float64, device=image_BCHW.device) / 255.0
     weighted = image_BCHW.double() * weights.view(1, 3, 1, 1)
     return (weighted.sum(dim=1, keepdim=True) + 16.0 / 255.0).to(image_BCHW.dtype)
