@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from restore_lab.evaluation.records import DECODED_LQ, ROBUST_LQ
-from restore_lab.evaluation.statistics import FEWEST_IMAGES, difference, photograph
+from restore_lab.evaluation.statistics import difference, photograph
 
 if TYPE_CHECKING:
     from restore_lab.evaluation.records import Results
@@ -81,8 +81,6 @@ def report(
                 lines.append(f"{metric}: {row} - {baseline} = {found}{'  *' if found.clear else ''}")
     if any_interval:
         lines.append("[95 percent] over images: other trainings and seeds may differ; * leaves out zero")
-    elif lines:
-        lines.append(f"no interval and no * below {FEWEST_IMAGES} images")
     for metric in metrics if ordered else ():
         means, each = rank_correlation(results, rows=ordered, metric=metric)
         along = f"{ordered[0]} .. {ordered[-1]}"

@@ -60,7 +60,7 @@ class Difference:
         """ "+0.42 [+0.31, +0.54], n = 56 of 14 photographs" """
         count = f"n = {self.n}" + (f" of {self.photographs} photographs" if self.photographs < self.n else "")
         if self.low is None or self.high is None:
-            return f"{self.mean:+.4g}, {count}, no interval below {FEWEST_IMAGES}"
+            return f"{self.mean:+.4g}, {count}, no interval below {FEWEST_IMAGES} images"
         return f"{self.mean:+.4g} [{self.low:+.4g}, {self.high:+.4g}], {count}"
 
 

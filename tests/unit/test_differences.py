@@ -41,9 +41,9 @@ def test_the_report_names_codec_first_variant_and_order() -> None:
         "psnr: wrong - right",
         "psnr: none - right",
     ]
-    assert not any("*" in line or "[" in line for line in lines[:3])  # two images: no interval, no mark
-    assert lines[3] == "no interval and no * below 6 images"
-    assert lines[4] == "psnr: rank correlation along none .. right: means +1.000, images +1.000"
+    assert not any("*" in line or "[" in line for line in lines[:3])
+    assert lines[0] == "psnr: right - D(E(LQ)) = +1, n = 2, no interval below 6 images"
+    assert lines[3] == "psnr: rank correlation along none .. right: means +1.000, images +1.000"
 
 
 def test_a_star_needs_enough_images_and_an_interval_that_leaves_out_zero() -> None:

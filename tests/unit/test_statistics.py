@@ -107,7 +107,7 @@ def by_image(values: np.ndarray, *, seed: int = 0) -> ByImage:
 def test_no_interval_and_nothing_clear_below_six_images() -> None:
     few, enough = (difference(by_image(np.full(n, 2.0)), by_image(np.ones(n))) for n in (5, 6))
     assert few is not None and (few.mean, few.low, few.high, few.clear) == (1.0, None, None, False)
-    assert str(few) == "+1, n = 5, no interval below 6"
+    assert str(few) == "+1, n = 5, no interval below 6 images"
     assert enough is not None and (enough.low, enough.high, enough.clear) == (1.0, 1.0, True)
     assert str(enough) == "+1 [+1, +1], n = 6"
     assert difference(by_image(np.ones(3)), by_image(np.ones(3), seed=1)) is None
