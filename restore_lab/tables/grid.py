@@ -180,10 +180,10 @@ def _marked(table: Measured) -> list[str]:
     if not marks(table) and not table.spec.claims:
         return []
     seeds = {row: number.seeds for (row, _, _), number in table.numbers.items() if row in table.spec.rows}
-    once = [row for row, count in seeds.items() if count == 1 and table.spec.trains(row)]
-    line = "best, second and claims: paired 95 percent intervals over images and seeds"
-    few = "; rows trained with one seed: over images only, another training may order them otherwise"
-    return [line + (few if once else "")]
+    over = "images and seeds" if max(seeds.values(), default=1) > 1 else "images only"
+    once = any(count == 1 and table.spec.trains(row) for row, count in seeds.items())
+    few = "; rows that were trained once may stand in another order after another training"
+    return [f"best, second and claims: paired 95 percent intervals over {over}{few if once else ''}"]
 
 
 def _kernels(table: Measured) -> list[str]:

@@ -282,7 +282,7 @@ def test_a_table_from_records(tmp_path) -> None:
     found = grid(plan, measured(plan, table))
     assert [line.name for line in found.lines] == ["LQ", "a", "b", "swinir"]
     assert found.claims == ["a beats b: one seed (psnr +1 [+1, +1], n = 30, 1 seed, images only)"]
-    assert any("over images only, another training may order them otherwise" in note for note in found.notes)
+    assert any("images only; rows that were trained once may stand in another order" in note for note in found.notes)
     text = render(found, "markdown")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     assert rows[0] == ["", "PSNR +", "LPIPS (gmsd) -", "CLIPIQA (piqe) -"]
