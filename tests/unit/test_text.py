@@ -27,6 +27,7 @@ def sdxl_text() -> TextEncoder:
     return TextEncoder(encoders=encoders, tokenizers=[toy_tokenizer(), toy_tokenizer()], penultimate=True)
 
 
+@torch.no_grad()
 def test_sd_equals_the_pipeline() -> None:
     text = sd_text()
     pipeline = StableDiffusionPipeline(
@@ -46,6 +47,7 @@ def test_sd_equals_the_pipeline() -> None:
         assert pooled is None
 
 
+@torch.no_grad()
 def test_sdxl_equals_the_pipeline() -> None:
     text = sdxl_text()
     pipeline = StableDiffusionXLPipeline(
