@@ -17,7 +17,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 @pytest.fixture(scope="session", autouse=True)
 def other_kernels() -> Iterator[None]:
-    """Whoever asks for the same bits of two paths finds out here, not on another processor."""
+    """A test that asks for the same bits of two paths fails here, not only on another processor."""
     from tests.rounding import as_elsewhere
 
     with as_elsewhere():

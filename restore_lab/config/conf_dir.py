@@ -19,5 +19,5 @@ def conf_dir() -> Path:
 
 
 def experiments_dir(folder: Path) -> Path:
-    """Where a config folder has the options of `experiment`: beside the shipped configs, inside anybody else's."""
+    """Where a config folder has the options of `experiment`: beside the shipped configs, inside any other folder."""
     return folder.parent / "experiments" if folder == conf_dir() else folder / "experiment"

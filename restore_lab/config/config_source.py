@@ -1,8 +1,8 @@
 """How Hydra reads a config folder, the package's or a person's: `eval_data` and `eval_degradation` are second names.
 
 The images that a verb measures come from the group `data` under the name `eval_data`, and `degradation` is
-`eval_degradation` likewise: an option of either has both names, with nothing on disk for the second. A folder that
-has an `eval_data/` of its own is read there first. The group `experiment` is where conf_dir.py says.
+`eval_degradation` likewise: an option of either has both names, with nothing on disk for the second. A folder with an
+`eval_data/` of its own is read there first. Where the group `experiment` lies, conf_dir.py says.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def test_iqa_measures_by_pyiqa(full: Installed) -> None:
     assert "fsim" in json.dumps(cells)
 
 
-def test_systems_runs_somebody_elses_network(full: Installed) -> None:
+def test_systems_runs_a_network_of_another_project(full: Installed) -> None:
     python(full, NETWORK)
     found = full.run("evaluate", "system=theirs.safetensors", *FEW, "device=cpu", "run_dir=theirs", "format=json")
     assert json.loads(found.stdout)["record"] == "theirs"
@@ -101,7 +101,7 @@ def test_joblib_launches_a_sweep(full: Installed) -> None:
 
 
 @pytest.mark.parametrize("extra", ["optuna", "ray", "deepspeed"])
-def test_an_extra_of_its_own_installs_or_says_which_pythons_it_has(wheel: Path, tmp_path: Path, extra: str) -> None:
+def test_an_extra_that_pins_old_versions_installs_where_it_can(wheel: Path, tmp_path: Path, extra: str) -> None:
     """They pin old versions of what they stand on, which not every Python has wheels of."""
     try:
         made = Installed(tmp_path, f"{wheel}[{extra}]")

@@ -31,7 +31,7 @@ table:
   source: {paper: mine}
   columns: {PSNR: {metric: psnr, better: more}}
   rows:
-    theirs: {title: somebody's outputs, system: theirs}
+    theirs: {title: another system, system: theirs}
 """
 
 
@@ -62,7 +62,7 @@ def photograph(folder: Path) -> str:
     return "photo.png"
 
 
-def test_the_wheel_alone_restores_trains_measures_and_plans(bare: Installed) -> None:
+def test_the_wheel_without_extras_restores_trains_measures_and_plans(bare: Installed) -> None:
     assert all(verb in bare.run("--help").stdout for verb in verbs())
     assert "eval_degradation" in bare.run("evaluate", "--help").stdout
     bare.run("restore", f"input={photograph(bare.home)}", *CPU)
@@ -87,7 +87,7 @@ def test_a_table_without_weights_is_made(bare: Installed) -> None:
     theirs = bare.home / "systems/theirs" / lq.name
     theirs.parent.mkdir(parents=True)
     theirs.write_bytes(lq.read_bytes())
-    assert "| somebody's outputs | " in bare.run(*words, "systems_dir=systems").stdout
+    assert "| another system | " in bare.run(*words, "systems_dir=systems").stdout
 
 
 def test_the_sdist_installs_and_restores(sdist: Path, tmp_path: Path) -> None:
