@@ -77,6 +77,10 @@ class Schedule(ABC):
         """How far t is towards all noise, in [0, 1], float64: sigma / alpha over its last value."""
         return (self.ratio(t) / self.ratio(torch.tensor(self.top, dtype=torch.float64))).clamp(max=1.0)
 
+    def share_of(self, ratio: float) -> float:
+        """The share at which the noise is `ratio` times the signal; above 1 where that is more than the top."""
+        return ratio / float(self.ratio(torch.tensor(self.top, dtype=torch.float64)))
+
     def add_noise(self, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor | float) -> Tensor:
         """z_t = alpha x0 + sigma noise."""
         a, s = self._alpha_sigma(t_B, x0_BCHW)
@@ -260,6 +264,9 @@ class FlowMatching(Schedule):
     def share(self, t: Tensor) -> Tensor:
         """s itself: sigma / alpha has no end here whose share would mean anything."""
         return (t.detach().double().cpu() / self.num_train_timesteps).clamp(0, 1)
+
+    def share_of(self, ratio: float) -> float:
+        return ratio / (1 + ratio)
 
 
 def _betas(config: Mapping[str, Any]) -> Tensor:

@@ -73,6 +73,7 @@ class EdmSampler(Sampler):
             if sigma_hat > sigma:
                 noise_BCHW = noise_like(x_BCHW, seeds, f"churn {i}")
                 x_BCHW = x_BCHW + self.s_noise * math.sqrt(sigma_hat**2 - sigma**2) * noise_BCHW
+                level = level.raise_to(sigma_hat, schedule=schedule)
             steer = self.fidelity.before_model(level=level, state=state)
             x0_BCHW, preview_BCHW = self._denoised(
                 predict, x_BCHW, sigma_hat, level=level, steer=steer, schedule=schedule

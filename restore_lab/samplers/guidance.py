@@ -31,7 +31,8 @@ class ClassifierFree:
     """Guidance by the semantic text.
 
     Args:
-        scale: w, a number or a function of the step's level; a form whose condition weighs 1 evaluates it alone.
+        scale: w, a number or a function of the level at which the model is evaluated; a form whose condition weighs 1
+            evaluates it alone.
         form: "standard" or "paper".
     """
 
@@ -44,7 +45,7 @@ class ClassifierFree:
 
     def branches(self, *, cond: Cond, null: Cond, hint: Hint, level: Level) -> tuple[Branch, ...]:
         """The branches of a step; all see the same hint."""
-        scale = self.scale(level) if callable(self.scale) else float(self.scale)
+        scale = self.scale(level.at_model()) if callable(self.scale) else float(self.scale)
         weight = scale + 1 if self.form == "paper" else scale
         if weight == 1.0 or null is cond:  # without words there is nothing to guide towards
             return (Branch(weight=1.0, cond=cond, hint=hint),)

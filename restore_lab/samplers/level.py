@@ -6,8 +6,7 @@ and is cut at 4096, where diffusers cuts it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -21,18 +20,32 @@ if TYPE_CHECKING:
 class Level:
     """One step: `sigma` is the noise now, `following` after it (0 at the end).
 
-    `share` is how far the noise is towards its top, in [0, 1]: sigma / top, or s on a flow. `left` is the share of the
-    steps that come after this one: (T - 1) / T at the first of T, 0 at the last.
+    `share` is the noise in units of its top: sigma / top, or s on a flow. `done` is the share of the steps before this
+    one (0 at the first of T, (T - 1) / T at the last), `left` the share after it. `raised` is the level at which the
+    model is evaluated, where the sampler raises the noise for it (churn); None where that is this level.
     """
 
     sigma: float
     following: float
     share: float
     left: float = 0.0
+    done: float = 0.0
+    raised: Level | None = None
+
+    def at_model(self) -> Level:
+        """The level at which the model is evaluated."""
+        return self.raised or self
+
+    def raise_to(self, sigma: float, *, schedule: Schedule) -> Level:
+        """This level with the model evaluated at `sigma`, which may lie above the schedule's top."""
+        return replace(self, raised=replace(self, sigma=sigma, share=schedule.share_of(sigma)))
 
 
 class Linear:
-    """A number that moves linearly with the noise, from `start` at the schedule's top to `end` at none."""
+    """A number that moves linearly with the noise, from `start` at the schedule's top to `end` at none.
+
+    Above the top, where churn takes the model, it goes on along the same line (SUPIR's release).
+    """
 
     def __init__(self, *, start: float, end: float) -> None:
         self.start, self.end = float(start), float(end)
@@ -59,16 +72,14 @@ class Until:
 
 def levels(schedule: Schedule, timesteps: Tensor) -> list[Level]:
     """The levels of descending timesteps, which may lie between integers."""
+    steps = len(timesteps)
     return [
-        Level(sigma=sigma, following=after, share=share, left=left)
-        for (sigma, after), share, left in zip(
-            pairwise([*schedule.ratio(timesteps).tolist(), 0.0]),
-            schedule.share(timesteps).tolist(),
-            _left(len(timesteps)),
-            strict=True,
+        Level(sigma=sigma, following=after, share=share, left=(steps - 1 - i) / steps, done=i / steps)
+        for i, ((sigma, after), share) in enumerate(
+            zip(
+                pairwise([*schedule.ratio(timesteps).tolist(), 0.0]),
+                schedule.share(timesteps).tolist(),
+                strict=True,
+            )
         )
     ]
-
-
-def _left(steps: int) -> Sequence[float]:
-    return [(steps - 1 - i) / steps for i in range(steps)]
