@@ -93,6 +93,7 @@ WEIGHT = Number(low=0)
 SHARE = Number(low=0, high=1, unit="a share")
 DTYPE = Choice(names=("float32", "float16", "bfloat16"), null=True)
 DEVICE = Choice(names=("auto", "cpu", "cuda", "mps", "cuda:0"), also=r"[a-z]+:\d+")
+SPACINGS = ("leading", "linspace", "trailing")
 TEXT_OR_JSON = Choice(names=("text", "json"))
 
 FACTS: Mapping[str, Number | Choice] = {
@@ -126,6 +127,10 @@ FACTS: Mapping[str, Number | Choice] = {
     "sampler.start": Number(low=0, above=True, high=1, unit="a share of the steps"),
     "sampler.s_churn": WEIGHT,
     "sampler.s_noise": WEIGHT,
+    "sampler.timestep_spacing": Choice(names=("sgm", *SPACINGS)),
+    "sampler.scheduler.timestep_spacing": Choice(names=SPACINGS, also="solver"),
+    "sampler.scheduler.flow_spacing": Choice(names=("own", "trailing", "linspace")),
+    **dict.fromkeys(("sampler.steps_offset", "sampler.scheduler.steps_offset"), SOME),
     "sampler.guidance.scale": WEIGHT,
     "sampler.guidance.form": Choice(names=("standard", "paper")),
     "sampler.strength.share": SHARE,

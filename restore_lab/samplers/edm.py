@@ -23,16 +23,11 @@ from restore_lab.machine.xla import cut
 from restore_lab.random import noise_like
 from restore_lab.samplers.level import Level, levels
 from restore_lab.samplers.loop import Predict, Sampler
+from restore_lab.samplers.spacing import timesteps
 
 if TYPE_CHECKING:
     from restore_lab.backbones.schedule import Schedule
     from restore_lab.samplers.fidelity import Steer
-
-
-def spaced(*, top: float, steps: int, whole: bool) -> Tensor:
-    """`steps` times, evenly from `top` down, the lowest left out (the release's spacing); whole numbers if asked."""
-    times = torch.linspace(top, 0, steps + 1, dtype=torch.float64)[:-1]
-    return times.floor() if whole else times
 
 
 @dataclass(kw_only=True, eq=False)
@@ -43,12 +38,16 @@ class EdmSampler(Sampler):
         s_churn: noise raised in all, shared over the steps; 0 is deterministic.
         s_noise: deviation of the noise put in.
         s_tmin, s_tmax: sigmas between which noise is raised; null for no upper end.
+        timestep_spacing: where the steps stand: "sgm", as in SUPIR's release, "leading", "linspace" or "trailing".
+        steps_offset: added to leading timesteps.
     """
 
     s_churn: float
     s_noise: float
     s_tmin: float
     s_tmax: float | None
+    timestep_spacing: str = "sgm"
+    steps_offset: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,7 +63,7 @@ class EdmSampler(Sampler):
     def __call__(
         self, predict: Predict, lq_latent_BCHW: Tensor, *, centre_BCHW: Tensor, seeds: Sequence[int], schedule: Schedule
     ) -> Tensor:
-        times = spaced(top=schedule.top, steps=self.steps, whole=isinstance(schedule, VariancePreserving))
+        times = timesteps(schedule, self.timestep_spacing, steps=self.steps, offset=self.steps_offset)
         x_BCHW = self.init(lq_latent_BCHW, seeds=seeds, t=float(times[0]), schedule=schedule)
         x_BCHW, state = x_BCHW / _alpha(schedule, float(times[0])), None
         for i, level in enumerate(self.bar(levels(schedule, times))):

@@ -2,7 +2,9 @@
 
 Betas, prediction type, zero terminal SNR and shift always come from the prior. On a flow each name stands for the same
 solver's form for flows: DDIM's step is Euler's there (both follow the line through x0 and the noise), and Euler's on a
-variance-preserving prior is DDIM's. Each factory takes a schedule and gives a scheduler.
+variance-preserving prior is DDIM's. Each factory takes a schedule and gives a scheduler. Where its steps stand is an
+option of each (spacing.py): `timestep_spacing` and `steps_offset` on a variance-preserving prior, `flow_spacing` on a
+flow, where "own" is diffusers' spacing of that scheduler.
 """
 
 from __future__ import annotations
@@ -10,78 +12,114 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from restore_lab.backbones.schedule import FlowMatching, VariancePreserving
+from restore_lab.samplers.spacing import SPACINGS, check, timesteps
 
 if TYPE_CHECKING:
     from restore_lab.backbones.schedule import Schedule
 
 
-def ddim(schedule: Schedule, *, timestep_spacing: str) -> Any:
+def ddim(schedule: Schedule, *, timestep_spacing: str, steps_offset: int = 0, flow_spacing: str = "own") -> Any:
     """DDIM, deterministic (eta 0), without clipping; Euler on a flow.
 
     Args:
         schedule: the prior's.
-        timestep_spacing: "trailing" starts at the last timestep, which zero terminal SNR needs; "leading" is SD 1.5's.
+        timestep_spacing: "trailing" starts at the last timestep, which zero terminal SNR needs; "leading" with
+            `steps_offset` 1 is Stable Diffusion's.
+        steps_offset: added to leading timesteps.
+        flow_spacing: where the steps stand on a flow.
     """
     if isinstance(schedule, FlowMatching):
-        return euler_flow(schedule)
+        return euler_flow(schedule, flow_spacing=flow_spacing)
     from diffusers import DDIMScheduler
 
-    return DDIMScheduler(
-        **_betas(schedule), timestep_spacing=timestep_spacing, clip_sample=False, set_alpha_to_one=True
+    scheduler = DDIMScheduler(
+        **_spaced_betas(schedule, timestep_spacing, steps_offset), clip_sample=False, set_alpha_to_one=True
     )
+    return _checked(scheduler, schedule)
 
 
-def ddpm(schedule: Schedule, *, timestep_spacing: str) -> Any:
+def ddpm(schedule: Schedule, *, timestep_spacing: str, steps_offset: int = 0, flow_spacing: str = "own") -> Any:
     """DDPM's ancestral steps, which InstantIR's release takes; on a flow, fresh noise in every step (as `lcm`)."""
     if isinstance(schedule, FlowMatching):
-        return lcm(schedule, original_steps=schedule.num_train_timesteps)
+        return lcm(schedule, original_steps=schedule.num_train_timesteps, flow_spacing=flow_spacing)
     from diffusers import DDPMScheduler
 
-    return DDPMScheduler(**_betas(schedule), timestep_spacing=timestep_spacing, clip_sample=False)
+    scheduler = DDPMScheduler(**_spaced_betas(schedule, timestep_spacing, steps_offset), clip_sample=False)
+    return _checked(scheduler, schedule)
 
 
-def unipc(schedule: Schedule, *, timestep_spacing: str) -> Any:
+def unipc(schedule: Schedule, *, timestep_spacing: str, steps_offset: int = 0, flow_spacing: str = "own") -> Any:
     """UniPC: order 2, "bh2" (Zhao et al. 2023; Diff-Restorer's).
 
     It works in log SNR, which has no value at zero terminal SNR; there diffusers' floor of alpha stands in.
     """
     from diffusers import UniPCMultistepScheduler
 
-    return UniPCMultistepScheduler(**_multistep(schedule, timestep_spacing))
+    scheduler = UniPCMultistepScheduler(**_multistep(schedule, timestep_spacing, steps_offset))
+    return _placed(scheduler, schedule, flow_spacing)
 
 
-def dpmpp(schedule: Schedule, *, timestep_spacing: str) -> Any:
+def dpmpp(schedule: Schedule, *, timestep_spacing: str, steps_offset: int = 0, flow_spacing: str = "own") -> Any:
     """DPM-Solver++ 2M (Lu et al. 2022)."""
     from diffusers import DPMSolverMultistepScheduler
 
-    return DPMSolverMultistepScheduler(**_multistep(schedule, timestep_spacing), algorithm_type="dpmsolver++")
+    scheduler = DPMSolverMultistepScheduler(
+        **_multistep(schedule, timestep_spacing, steps_offset), algorithm_type="dpmsolver++"
+    )
+    return _placed(scheduler, schedule, flow_spacing)
 
 
-def euler_flow(schedule: Schedule) -> Any:
+def euler_flow(
+    schedule: Schedule, *, timestep_spacing: str = "trailing", steps_offset: int = 0, flow_spacing: str = "own"
+) -> Any:
     """Euler along the flow with the prior's shift; DDIM on a variance-preserving prior."""
     if not isinstance(schedule, FlowMatching):
-        return ddim(schedule, timestep_spacing="trailing")
+        return ddim(schedule, timestep_spacing=timestep_spacing, steps_offset=steps_offset)
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=schedule.num_train_timesteps, shift=schedule.shift)
+    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=schedule.num_train_timesteps, shift=schedule.shift)
+    return _placed(scheduler, schedule, flow_spacing)
 
 
-def lcm(schedule: Schedule, *, original_steps: int) -> Any:
+def lcm(
+    schedule: Schedule,
+    *,
+    original_steps: int,
+    timestep_spacing: str = "solver",
+    steps_offset: int = 0,
+    flow_spacing: str = "own",
+) -> Any:
     """Latent consistency sampling (Luo et al. 2023): a clean latent each step, and fresh noise for the next.
 
     Args:
         schedule: the prior's.
         original_steps: of the solver that the model was distilled from.
+        timestep_spacing: "solver" takes some of that solver's timesteps; another may stand between them.
+        steps_offset: added to leading timesteps.
+        flow_spacing: where the steps stand on a flow.
     """
     if isinstance(schedule, FlowMatching):
         from diffusers import FlowMatchLCMScheduler
 
-        return FlowMatchLCMScheduler(num_train_timesteps=schedule.num_train_timesteps, shift=schedule.shift)
+        scheduler = FlowMatchLCMScheduler(num_train_timesteps=schedule.num_train_timesteps, shift=schedule.shift)
+        return _placed(scheduler, schedule, flow_spacing)
     from diffusers import LCMScheduler
 
-    return LCMScheduler(
+    scheduler = LCMScheduler(
         **_betas(schedule), original_inference_steps=original_steps, clip_sample=False, set_alpha_to_one=True
     )
+    if timestep_spacing == "solver":
+        if steps_offset:
+            raise ValueError(f"steps_offset={steps_offset} moves leading timesteps only; set timestep_spacing=leading")
+        return scheduler
+    own = scheduler.set_timesteps
+
+    def set_timesteps(steps: int) -> None:
+        times = timesteps(schedule, timestep_spacing, steps=steps, offset=steps_offset)
+        own(timesteps=[int(t) for t in times])
+
+    scheduler.set_timesteps = set_timesteps
+    return scheduler
 
 
 def betas(schedule: VariancePreserving) -> list[float]:
@@ -101,7 +139,13 @@ def _betas(schedule: Schedule) -> dict[str, Any]:
     }
 
 
-def _multistep(schedule: Schedule, timestep_spacing: str) -> dict[str, Any]:
+def _spaced_betas(schedule: Schedule, timestep_spacing: str, steps_offset: int) -> dict[str, Any]:
+    if timestep_spacing not in SPACINGS:
+        raise ValueError(f"timestep_spacing={timestep_spacing!r} is not known; one of {', '.join(SPACINGS)}")
+    return {**_betas(schedule), "timestep_spacing": timestep_spacing, "steps_offset": steps_offset}
+
+
+def _multistep(schedule: Schedule, timestep_spacing: str, steps_offset: int) -> dict[str, Any]:
     """What the multistep solvers need of a prior."""
     if isinstance(schedule, FlowMatching):
         return {
@@ -112,4 +156,38 @@ def _multistep(schedule: Schedule, timestep_spacing: str) -> dict[str, Any]:
         }
     assert isinstance(schedule, VariancePreserving)
     zero_snr = float(schedule.alphas_cumprod[-1]) == 0.0  # the flag changes no other beta, and sets the floor
-    return {**_betas(schedule), "timestep_spacing": timestep_spacing, "rescale_betas_zero_snr": zero_snr}
+    return {**_spaced_betas(schedule, timestep_spacing, steps_offset), "rescale_betas_zero_snr": zero_snr}
+
+
+def _checked(scheduler: Any, schedule: Schedule) -> Any:
+    """A scheduler that refuses an offset without effect and times that the prior does not have."""
+    own, config = scheduler.set_timesteps, scheduler.config
+
+    def set_timesteps(steps: int) -> None:
+        own(steps)
+        check(scheduler.timesteps, schedule, spacing=config.timestep_spacing, offset=config.steps_offset)
+
+    scheduler.set_timesteps = set_timesteps
+    return scheduler
+
+
+def _placed(scheduler: Any, schedule: Schedule, flow_spacing: str) -> Any:
+    """A scheduler whose steps stand on a flow as `flow_spacing` says, shifted as the prior's are."""
+    if not isinstance(schedule, FlowMatching):
+        return _checked(scheduler, schedule)
+    if flow_spacing == "own":
+        return scheduler
+    own = scheduler.set_timesteps
+
+    def set_timesteps(steps: int) -> None:
+        import torch
+
+        own(steps)
+        times = timesteps(schedule, flow_spacing, steps=steps, offset=0)
+        highest = float(scheduler.sigmas[0])  # a multistep solver's lies below 1, where log SNR has a value
+        sigmas = (schedule.time(times / schedule.num_train_timesteps) / schedule.num_train_timesteps).clamp(max=highest)
+        scheduler.sigmas = torch.cat([sigmas, sigmas.new_zeros(1)]).to(scheduler.sigmas)
+        scheduler.timesteps = (sigmas * schedule.num_train_timesteps).to(scheduler.timesteps)
+
+    scheduler.set_timesteps = set_timesteps
+    return scheduler

@@ -16,12 +16,13 @@ from restore_lab.backbones.schedule import Schedule
 from restore_lab.methods.parts import partway
 from restore_lab.random import noise_like
 from restore_lab.samplers.colour import adain, keep, low_band, wavelet
-from restore_lab.samplers.edm import EdmSampler, spaced
+from restore_lab.samplers.edm import EdmSampler
 from restore_lab.samplers.fidelity import Free, RestorationGuided
 from restore_lab.samplers.guidance import ClassifierFree
 from restore_lab.samplers.init import LqNoised
 from restore_lab.samplers.level import Level, Linear, levels
 from restore_lab.samplers.schedulers import ddim, unipc
+from restore_lab.samplers.spacing import timesteps
 from restore_lab.types import Cond, Hint
 from tests.rounding import close
 from tests.toy_methods import said, sampler_parts, toy_sampler
@@ -50,7 +51,7 @@ def test_levels_are_those_of_the_release() -> None:
     s = schedule("epsilon", zero_snr=False)
     table = s.ratios
     assert float(table[-1]) == pytest.approx(14.6146, abs=1e-3) and float(table[0]) == pytest.approx(0.0292, abs=1e-4)
-    assert spaced(top=999.0, steps=5, whole=True).tolist() == [999, 799, 599, 399, 199]
+    assert timesteps(s, "sgm", steps=5).tolist() == [999, 799, 599, 399, 199]
     assert float(schedule("v_prediction", zero_snr=True).ratios[-1]) == pytest.approx(4096, rel=1e-3)
     found = levels(s, torch.tensor([999.0, 500.5, 0.0]))
     assert [level.following for level in found] == [found[1].sigma, found[2].sigma, 0.0]
