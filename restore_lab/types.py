@@ -159,12 +159,16 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Cond:
-    """One guidance branch after the encoders: text tokens, pooled text, size conditioning, a visual stream's tokens."""
+    """One guidance branch after the encoders: text tokens, pooled text, size conditioning, a visual stream's tokens.
+
+    `visual_BND` is what the image encoder sees for this branch, from which the stream's tokens are made.
+    """
 
     tokens_BLD: Tensor
     pooled_BD: Tensor | None = None
     size_BD: Tensor | None = None
     visual_BLD: Tensor | None = None
+    visual_BND: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

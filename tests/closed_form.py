@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from restore_lab.adaptors.control import Beside
+from restore_lab.adaptors.control import Beside, ControlAdaptor
 from restore_lab.backbones.schedule import Schedule
 from restore_lab.methods.base import RestorationModule
 from restore_lab.methods.references import Reference
@@ -38,7 +38,9 @@ class Prior(nn.Module):
 
 
 class Adaptor(Beside):
-    """Adds `control(z, t, hint, cond)` at the prior's output."""
+    """Adds `control(z, t, hint, cond)` at the prior's output; reads of a condition what a trunk does."""
+
+    reads: Any = ControlAdaptor.reads
 
     def __init__(
         self,

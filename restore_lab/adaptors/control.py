@@ -31,7 +31,7 @@ class Beside(nn.Module):
     """What may stand in the prior beside any adaptor: a visual stream, and LoRA, which reaches the stream too.
 
     Attributes:
-        text: what the adaptor reads: "semantic" changes from branch to branch of the guidance.
+        text: what the adaptor reads: "semantic" is each guidance branch's own.
         lq_latent, reference: whether it reads the LQ's latent, and a reference beside it.
     """
 
@@ -56,6 +56,10 @@ class Beside(nn.Module):
     def seen(self, hint: Hint) -> Hint:
         """The hint with what no step changes worked out ahead; here nothing is."""
         return hint
+
+    def reads(self, cond: Cond) -> tuple[Tensor | None, ...]:
+        """What `control` reads of a branch's condition: branches that share it share one call. Here nothing."""
+        return ()
 
     def control(self, z_BCHW: Tensor, t_B: Tensor, hint: Hint, cond: Cond) -> Any:
         """What `fuse` starts with; nothing for an adaptor that lives in the prior alone."""
@@ -143,6 +147,10 @@ class ControlAdaptor(Beside):
     def seen(self, hint: Hint) -> Hint:
         """The hint with the hint network's features."""
         return hint if self.hint is None else replace(hint, features_BCHW=self.hint(hint))
+
+    def reads(self, cond: Cond) -> tuple[Tensor | None, ...]:
+        """The pooled text, which a trunk's time embedding reads with or without text of its own, and its tokens."""
+        return (cond.pooled_BD, cond.tokens_BLD) if self.text == "semantic" else (cond.pooled_BD,)
 
     def control(self, z_BCHW: Tensor, t_B: Tensor, hint: Hint, cond: Cond) -> dict[str, Tensor]:
         """The trunk's features by tap name.

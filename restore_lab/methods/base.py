@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import torch
@@ -143,19 +144,22 @@ class RestorationModule(Staged, OwnWeights):
 
     def null(self, prompt: Prompt, size: tuple[int, int], cond: Cond) -> Cond:
         """The other half of guidance; `cond` itself where there is nothing to guide towards."""
-        if prompt.negative == prompt.semantic and self.adaptor.stream is None:
+        same = prompt.negative == prompt.semantic
+        if same and self.adaptor.stream is None:
             return cond
-        return self.streamed(self.backbone.embed(prompt.negative, size), prompt.visual_null_BLD)
+        return self.streamed(cond if same else self.backbone.embed(prompt.negative, size), prompt.visual_null_BLD)
 
     def streamed(self, cond: Cond, visual_BND: Tensor | None) -> Cond:
         """The condition with the visual stream's tokens, if there is a stream."""
         stream = self.adaptor.stream
-        return cond if stream is None or visual_BND is None else replace(cond, visual_BLD=stream(visual_BND))
+        if stream is None or visual_BND is None:
+            return cond
+        return replace(cond, visual_BLD=stream(visual_BND), visual_BND=visual_BND)
 
     def predict(
         self, z_BCHW: Tensor, t_B: Tensor, branches: Sequence[Branch], *, strength: Tensor | float = 1.0
     ) -> Tensor:
-        """The weighted sum of the branches' predictions; a trunk that reads no semantic text runs once for all.
+        """The weighted sum of the branches' predictions; a trunk that reads the same in all runs once for all.
 
         Args:
             z_BCHW: noisy latents.
@@ -181,20 +185,24 @@ class RestorationModule(Staged, OwnWeights):
         *,
         seeds: Sequence[int],
         blend: Tensor | float = 0.0,
+        lq: bool = False,
         tiles: Tiles | None = None,
     ) -> tuple[Hint, Tensor | None]:
         """The hint with the reference of this step, if the adaptor reads one, and that reference before blending.
 
         Args:
             z_BCHW, t_B: where the step stands.
-            cond: the branch with the words.
+            cond: the branch's.
             hint: what the adaptor may look at.
-            seeds: one an image.
+            seeds: one per image.
             blend: the reference's way towards the LQ's latent (Algorithm 1, line 5).
+            lq: the LQ's latent is the reference of this step, whatever it is in others.
             tiles: of a large latent.
         """
         if not self.adaptor.reference:
             return hint, None
+        if lq:
+            return replace(hint, reference_BCHW=hint.lq_latent_BCHW), hint.lq_latent_BCHW
         found_BCHW = self.reference(self, z_BCHW, t_B, cond, hint, seeds=seeds, tiles=tiles)
         blend_B = blend if isinstance(blend, Tensor) else torch.full((len(found_BCHW),), float(blend))
         blended_BCHW = found_BCHW + blend_B.to(found_BCHW)[:, None, None, None] * (hint.lq_latent_BCHW - found_BCHW)
@@ -264,10 +272,14 @@ class RestorationModule(Staged, OwnWeights):
         """The guided model at one step of sampling: reference, branches, strength."""
         strength = self.sampler.strength(level) * steer.strength
         idle = isinstance(strength, float | int) and strength == 0.0  # then nobody reads the reference
-        preview_BCHW = None
-        if not idle or self.sampler.fidelity.watches:
-            hint, preview_BCHW = self.referred(z_BCHW, t_B, cond, hint, seeds=seeds, blend=steer.blend, tiles=tiles)
         branches = self.sampler.guidance.branches(cond=cond, null=null, hint=hint, level=level)
+        preview_BCHW = None
+        if self.adaptor.reference and (not idle or self.sampler.fidelity.watches):
+            own = branches if self.reference.per_branch else branches[:1]
+            steered = {"seeds": seeds, "blend": steer.blend, "lq": steer.lq_reference, "tiles": tiles}
+            found = [self.referred(z_BCHW, t_B, branch.cond, hint, **steered) for branch in own]
+            preview_BCHW = found[0][1]
+            branches = [replace(b, hint=shown) for b, (shown, _) in zip(branches, cycle(found), strict=False)]
         if tiles is None:
             out_BCHW = self.predict(z_BCHW, t_B, branches, strength=strength)
         else:

@@ -1,8 +1,9 @@
 """The guidance branches of a step in one call of the model, their rows one below the other. `speed.batched=true|false`.
 
-A trunk that reads no semantic text runs once, and its features' rows are repeated; one that reads it runs once over the
-rows of all branches, as the prior does. Branches whose conditions differ in shape, or whose hints differ, go one after
-another; so do all from the moment that memory runs out. Shapes: latents (B, C, h, w), for n branches (n B, C, h, w).
+A trunk that reads the same in all branches runs once, and its features' rows are repeated; one that reads a branch's
+own words, pooled text or reference runs once over the rows of all branches, as the prior does. Branches whose
+conditions or hints differ in shape go one after another; so do all once memory runs out. Shapes: latents (B, C, h, w),
+for n branches (n B, C, h, w).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from restore_lab.machine.memory import let_go, out_of_memory
@@ -21,7 +23,7 @@ from restore_lab.samplers.guidance import Branch
 
 if TYPE_CHECKING:
     from restore_lab.methods.base import RestorationModule
-    from restore_lab.types import Cond
+    from restore_lab.types import Cond, Hint
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +51,25 @@ def predictions(
 
 
 def alike(branches: Sequence[Branch]) -> bool:
-    """Whether branches look at one hint, and their conditions are of one shape."""
+    """Whether the conditions and the hints of branches are of one shape."""
     first = branches[0]
-    return all(b.hint is first.hint and _shapes(b.cond) == _shapes(first.cond) for b in branches)
+    return all(_shapes(b.cond) == _shapes(first.cond) and _shapes(b.hint) == _shapes(first.hint) for b in branches)
+
+
+def shared(adaptor: Any, branches: Sequence[Branch]) -> bool:
+    """Whether the adaptor reads the same in all branches: one hint, and one tensor of each of the conditions'."""
+    first, *others = branches
+    read = adaptor.reads(first.cond)
+    return all(
+        b.hint is first.hint and all(x is y for x, y in zip(adaptor.reads(b.cond), read, strict=True)) for b in others
+    )
+
+
+def in_rows(hints: Sequence[Hint], *, rows: int) -> Hint:
+    """The hints of branches as one of all their rows."""
+    if all(hint is hints[0] for hint in hints):
+        return repeated(hints[0], len(hints), rows=rows)
+    return replace(joined(hints), lq_BCHW=torch.cat([hint.lq_BCHW for hint in hints]))
 
 
 def repeated(value: Any, count: int, *, rows: int) -> Any:
@@ -69,24 +87,25 @@ def repeated(value: Any, count: int, *, rows: int) -> Any:
     return value
 
 
-def _shapes(cond: Cond) -> list[Any]:
-    values = [getattr(cond, field.name) for field in fields(cond)]
-    return [None if value is None else (value.shape, value.dtype) for value in values]
+def _shapes(noun: Any) -> list[Any]:
+    values = [getattr(noun, field.name) for field in fields(noun)]
+    return [_shapes(v) if is_dataclass(v) else None if v is None else (v.shape, v.dtype) for v in values]
 
 
 def _together(
     module: RestorationModule, z_BCHW: Tensor, t_B: Tensor, branches: Sequence[Branch], *, strength: Tensor | float
 ) -> Sequence[Tensor]:
-    count, rows, hint = len(branches), len(z_BCHW), branches[0].hint
+    count, rows = len(branches), len(z_BCHW)
     cond = joined([branch.cond for branch in branches])
     many_BCHW, many_B = repeated(z_BCHW, count, rows=rows), repeated(t_B, count, rows=rows)
     controls = None
     if _acts(strength):
-        if module.adaptor.text == "semantic":
-            controls = module.adaptor.control(many_BCHW, many_B, repeated(hint, count, rows=rows), cond)
-        else:
-            controls = module.adaptor.control(z_BCHW, t_B, hint, branches[0].cond)
+        if shared(module.adaptor, branches):
+            controls = module.adaptor.control(z_BCHW, t_B, branches[0].hint, branches[0].cond)
             controls = repeated(controls, count, rows=rows)
+        else:
+            hint = in_rows([branch.hint for branch in branches], rows=rows)
+            controls = module.adaptor.control(many_BCHW, many_B, hint, cond)
     strength = repeated(strength, count, rows=rows)
     return _asked(module, many_BCHW, many_B, cond, controls, strength).split(rows)
 
@@ -95,11 +114,10 @@ def _in_turn(
     module: RestorationModule, z_BCHW: Tensor, t_B: Tensor, branches: Sequence[Branch], *, strength: Tensor | float
 ) -> Sequence[Tensor]:
     found: list[Tensor] = []
-    controls, hint = None, None
+    controls, known = None, None
     for branch in branches:
-        changed: bool = module.adaptor.text == "semantic" or branch.hint is not hint
-        if _acts(strength) and changed:
-            controls, hint = module.adaptor.control(z_BCHW, t_B, branch.hint, branch.cond), branch.hint
+        if _acts(strength) and (known is None or not shared(module.adaptor, [known, branch])):
+            controls, known = module.adaptor.control(z_BCHW, t_B, branch.hint, branch.cond), branch
         found.append(_asked(module, z_BCHW, t_B, branch.cond, controls, strength))
     return found
 

@@ -8,7 +8,7 @@ prediction, backward pass; without text encoders, which remember texts).
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +106,8 @@ def flops(module: RestorationModule, *, size: int) -> int:
 
     z_BCHW, lq_BCHW, prompt = _inputs(module, size)
     with torch.device("meta"), torch.no_grad():
-        cond, hint = module.cond(prompt, (size, size)), module.hint(lq_BCHW, prompt, hq_BCHW=lq_BCHW)
+        cond, null = (module.cond(prompt, (size, size)) for _ in range(2))
+        hint = module.hint(lq_BCHW, prompt, hq_BCHW=lq_BCHW)
         with FlopCounterMode(display=False) as counter:
             module.guided(
                 z_BCHW,
@@ -114,7 +115,7 @@ def flops(module: RestorationModule, *, size: int) -> int:
                 Level(sigma=1, following=0, share=1),
                 Steer(),
                 cond=cond,
-                null=replace(cond),
+                null=null,
                 hint=hint,
                 seeds=[0],
             )

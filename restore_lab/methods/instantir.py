@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from restore_lab.methods.base import RestorationModule
     from restore_lab.objectives.consistency import Distillation
+    from restore_lab.prompts.sources import Dropout
     from restore_lab.types import Batch
 
 
@@ -66,7 +67,25 @@ class PartTraining(TrainingModule):
 
 
 class DcpTraining(PartTraining):
-    """Resampler and visual stream by the denoising loss."""
+    """Resampler and visual stream by the denoising loss.
+
+    Args:
+        dropout: of words and images in this stage; null for the method's own.
+        restorer, trains, known, optimisation: as for every stage.
+    """
+
+    def __init__(
+        self,
+        *,
+        restorer: RestorationModule,
+        trains: Sequence[str],
+        known: Sequence[str],
+        optimisation: Optimisation,
+        dropout: Dropout | None = None,
+    ) -> None:
+        super().__init__(restorer=restorer, trains=trains, known=known, optimisation=optimisation)
+        if dropout is not None:
+            restorer.prompts.dropout = dropout
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The denoising loss of one batch of pairs, the aggregator left out."""
@@ -125,7 +144,7 @@ class PreviewerTraining(PartTraining):
             z0_BCHW,
             seeds=batch.seed,
             schedule=method.backbone.schedule,
-            student=lambda z_BCHW, t_B: preview(method, z_BCHW, t_B, empty, hint),
+            student=lambda z_BCHW, t_B: preview(method, z_BCHW, t_B, empty, hint.visual_BND),
             teacher=teacher,
         )
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))

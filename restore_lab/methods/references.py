@@ -34,7 +34,8 @@ class Reference:
     Args:
         kind: "lq", "hq", "mean" or "preview".
         dcp: show a preview what the image encoder sees in the LQ; false shows it what it sees in a black image.
-        prompt: tell a preview the words.
+        prompt: tell a preview the words; each guidance branch then has a preview of its own, from its own words and
+            what the image encoder sees for it (InstantIR's release).
         fresh_noise: noise the reference to the current level.
         blended: share of the images in training whose reference moves towards the LQ's latent, so that the adaptor
             knows what AdaRes will show it; the paper says nothing of it.
@@ -57,6 +58,11 @@ class Reference:
         if kind not in KINDS:
             raise ValueError(f"adaptor_reference.kind={kind!r} is not known; one of {', '.join(KINDS)}")
         self.kind, self.dcp, self.prompt, self.fresh_noise, self.blended = kind, dcp, prompt, fresh_noise, blended
+
+    @property
+    def per_branch(self) -> bool:
+        """Whether each branch of the guidance has a reference of its own."""
+        return self.kind == "preview" and self.prompt
 
     def blends(self, seeds: Sequence[int]) -> Tensor:
         """How far each training image's reference moves to the LQ's latent: delta uniform in [0, 2], cut to 1."""
@@ -109,18 +115,13 @@ class Reference:
         if self.kind == "mean":
             out_BCHW = module.backbone(z_BCHW, t_B, cond)
             return module.backbone.schedule.to_x0(out_BCHW, z_BCHW, t_B)
-        return preview(module, z_BCHW, t_B, self._previewed(cond, hint), hint, dcp=self.dcp)
-
-    def _previewed(self, cond: Cond, hint: Hint) -> Cond:
-        """The condition of a preview before its visual tokens: with the words or without."""
-        if self.prompt or hint.empty is None:
-            return cond
-        return hint.empty
+        seen_BND = hint.visual_BND if self.dcp else hint.visual_null_BND
+        if self.prompt:
+            return preview(module, z_BCHW, t_B, cond, cond.visual_BND if self.dcp else seen_BND)
+        return preview(module, z_BCHW, t_B, hint.empty or cond, seen_BND)
 
 
-def preview(
-    module: RestorationModule, z_BCHW: Tensor, t_B: Tensor, cond: Cond, hint: Hint, *, dcp: bool = True
-) -> Tensor:
+def preview(module: RestorationModule, z_BCHW: Tensor, t_B: Tensor, cond: Cond, seen_BND: Tensor | None) -> Tensor:
     """Psi(z_t, t, c_lq): one step of the prior with LoRA on, to a clean latent.
 
     Args:
@@ -128,15 +129,12 @@ def preview(
         z_BCHW: noisy latents.
         t_B: timesteps.
         cond: words; the visual tokens are made here, since LoRA reaches their resampler too.
-        hint: holds what the image encoder sees.
-        dcp: false for what it sees in a black image.
+        seen_BND: what the image encoder sees.
     """
     adaptor = module.adaptor
     with nullcontext() if adaptor.lora is None else adaptor.lora.switched(True):
         if adaptor.stream is not None:
-            seen_BND = _given(
-                hint.visual_BND if dcp else hint.visual_null_BND, "what an image encoder sees; set prompt/visual=dino"
-            )
+            seen_BND = _given(seen_BND, "what an image encoder sees; set prompt/visual=dino")
             cond = replace(cond, visual_BLD=adaptor.stream(seen_BND))
         out_BCHW = module.backbone(z_BCHW, t_B, cond)
     return consistent(out_BCHW, z_BCHW, t_B, schedule=module.backbone.schedule)

@@ -56,9 +56,9 @@ def _restored(module: RestorationModule, batch: Batch) -> Tensor:
     lq_latent_BCHW = hint.lq_latent_BCHW
     if lq_latent_BCHW is None:
         lq_latent_BCHW = module.lq_encoder(padded_BCHW, codec)
-    preview_BCHW = padded_BCHW  # the LQ without its degradation, where somebody looks at it
+    preview_BCHW = padded_BCHW  # the LQ without its degradation, where one of the two below looks at it
     if not own and (sampler.fidelity.recode or recolours(sampler.colour)):
-        preview_BCHW = codec.decode(lq_latent_BCHW)
+        preview_BCHW = codec.decode(lq_latent_BCHW, clamp=False)  # as SUPIR's release, which clamps only the result
     centre_BCHW = codec.encode(preview_BCHW) if sampler.fidelity.recode else lq_latent_BCHW
     module.stage("prior")
     if tiles is None:  # a tile's features are not a crop of the image's
@@ -68,7 +68,7 @@ def _restored(module: RestorationModule, batch: Batch) -> Tensor:
         guided, lq_latent_BCHW, centre_BCHW=centre_BCHW, seeds=batch.seed, schedule=module.backbone.schedule
     )
     module.stage("codec")
-    restored_BCHW = sampler.colour(module.decoder(latent_BCHW, hint, codec).clamp_(0, 1), preview_BCHW)
+    restored_BCHW = sampler.colour(module.decoder(latent_BCHW, hint, codec), preview_BCHW)
     return restored_BCHW[..., :height, :width].clamp_(0, 1)
 
 

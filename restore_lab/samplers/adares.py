@@ -36,8 +36,8 @@ class AdaRes(Free):
 
     Args:
         mode: "reference" (the paper's Algorithm 1), "residual" (the release), or "off": previews as they are.
-        preview_from: share of the steps, the first ones, whose reference is the LQ's latent (the release's
-            preview_start); 0 for none.
+        preview_from: share of the steps before the first preview; until then the LQ's latent is the reference, and
+            counts as the preview (the release's preview_start). 0 for previews in all.
     """
 
     def __init__(self, *, mode: Literal["reference", "residual", "off"], preview_from: float = 0.0) -> None:
@@ -49,13 +49,13 @@ class AdaRes(Free):
         self.watches = mode != "off"
 
     def before_model(self, *, level: Level, state: Any) -> Steer:
-        early = 1 - level.left <= self.preview_from + 1e-9
+        early = level.done < self.preview_from
         delta: Tensor | float = 1.0 if state is None else state.delta_B.clamp(0, 1)
         if self.mode == "residual":
-            return Steer(blend=float(early), strength=delta)
+            return Steer(strength=delta, lq_reference=early)
         if self.mode == "reference":
-            return Steer(blend=1.0 if early else delta)
-        return Steer(blend=float(early))
+            return Steer(blend=delta, lq_reference=early)
+        return Steer(lq_reference=early)
 
     def watch(self, x0_BCHW: Tensor, preview_BCHW: Tensor | None, *, state: Any) -> Seen:
         """Delta of this step, for the next.

@@ -26,11 +26,12 @@ class Steer:
     """How the adaptor is steered in a step, a number or one an image.
 
     `blend` moves an adaptor's reference towards the LQ's latent (0 leaves it, 1 is the LQ's latent); `strength` is how
-    far the adaptor's edits go.
+    far the adaptor's edits go; with `lq_reference` no reference is made, and the LQ's latent takes its place.
     """
 
     blend: Tensor | float = 0.0
     strength: Tensor | float = 1.0
+    lq_reference: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -178,6 +178,7 @@ class Part:
 
     def __init__(self, tiles: Tiles, chosen: range, count: int) -> None:
         self.tiles, self.chosen, self.count = tiles, chosen, count
+        self.known: dict[int, tuple[Tensor, Tensor]] = {}  # what branches share they share as tiles too
 
     def crop(self, map_BCHW: Tensor, *, scale: int = 1) -> Tensor:
         """The windows' pieces of a map of the latent's size, or of `scale` times that."""
@@ -191,6 +192,11 @@ class Part:
         """A tensor with a row an image as one with a row a tile; one that has these, cut; a number as it is."""
         if not isinstance(value, Tensor):
             return value
+        if id(value) not in self.known:
+            self.known[id(value)] = value, self._rows(value)
+        return self.known[id(value)][1]
+
+    def _rows(self, value: Tensor) -> Tensor:
         if len(value) == self.count:
             return value.repeat(len(self.chosen), *[1] * (value.ndim - 1))
         return value[self.chosen.start * self.count : self.chosen.stop * self.count]

@@ -14,7 +14,7 @@ from restore_lab.adaptors.lora import TARGETS, Lora
 from restore_lab.adaptors.sft import SFT, Transform
 from restore_lab.adaptors.trunk import trunk
 from restore_lab.adaptors.visual_stream import AdaNorm, VisualStream, text_attentions
-from restore_lab.methods.instantir import PreviewerTraining
+from restore_lab.methods.instantir import DcpTraining, PreviewerTraining
 from restore_lab.methods.references import Reference
 from restore_lab.methods.training import Optimisation
 from restore_lab.objectives.consistency import Distillation, boundary, consistent, solver_step
@@ -403,6 +403,26 @@ def test_dropped_images_are_black_and_dropped_together_with_the_words() -> None:
     assert image.semantic == batch.caption and torch.equal(image.visual_BLD, image.visual_null_BLD)
     test = both.prompts(batch, training=False)
     assert test.semantic == batch.caption and test.visual_BLD.any()
+
+
+def test_the_first_stage_may_drop_otherwise_than_the_last(monkeypatch) -> None:
+    for words, image in ((1.0, 0.0), (0.0, 1.0)):
+        module = instantir("sd")
+        dropout = Dropout(semantic=words, instruction=0.0, visual=image)
+        stage = DcpTraining(
+            restorer=module,
+            trains=["stream"],
+            known=["stream"],
+            optimisation=Optimisation(lr=1e-3),
+            dropout=dropout,
+        )
+        told, old, stage.log = [], module.cond, lambda *_, **__: None
+        monkeypatch.setattr(
+            module, "cond", lambda prompt, size, told=told, old=old: told.append(prompt) or old(prompt, size)
+        )
+        stage.training_step(toy_batch(), 0)
+        assert told[0].semantic == (("", "") if words else toy_batch().caption)
+        assert torch.equal(told[0].visual_BLD, told[0].visual_null_BLD) == bool(image)
 
 
 def test_guidance_moves_away_from_a_black_image_too() -> None:

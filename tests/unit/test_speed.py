@@ -40,7 +40,7 @@ COMPOSITIONS = [  # SPIRE, ControlNet, SUPIR (reads the caption), InstantIR (a r
     ("sdxl", "half", "zero_sft_attention", "caption"),
     ("sd35", "half", "zero_sft", "clip"),
     ("sd3", "concat", "zero_conv", "caption"),
-    ("sd", "spatial", "sft", "dino"),
+    ("sdxl", "spatial", "sft", "dino"),
     ("sd3", "spatial", "sft", "caption"),
     ("sdxl", "chain", "-", "caption"),
     ("sd3", "chain", "-", "clip"),
@@ -98,14 +98,16 @@ def test_branches_together_are_branches_in_turn(family, trunk, fusion, prompt, p
         torch.testing.assert_close(*found, atol=1e-10, rtol=1e-10)
     first, second = (module.predict(z, t, [branch]) for branch in pair)
     assert not torch.allclose(first / 3, second / -2)  # two branches indeed
+    torch.testing.assert_close(module.predict(z, t, pair), first + second, atol=1e-10, rtol=1e-10)
 
 
-def test_branches_of_other_shapes_or_hints_go_in_turn() -> None:
+def test_branches_of_other_shapes_go_in_turn() -> None:
     module = built()
     cond, null, hint = told(module, padded(module, toy_batch())[0], None)
     one, two = Branch(weight=2.0, cond=cond, hint=hint), Branch(weight=-1.0, cond=null, hint=hint)
     assert alike([one, two])
-    assert not alike([one, replace(two, hint=replace(hint))])
+    assert alike([one, replace(two, hint=replace(hint))])
+    assert not alike([one, replace(two, hint=replace(hint, degradation_BD=torch.zeros(2, 1)))])
     assert not alike([one, replace(two, cond=replace(null, tokens_BLD=null.tokens_BLD[:, :3]))])
     assert not alike([one, replace(two, cond=replace(null, visual_BLD=torch.zeros(2, 1, 1)))])
 

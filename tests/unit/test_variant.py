@@ -59,3 +59,16 @@ def test_the_release_samples_as_its_notes_say() -> None:
 def test_a_method_without_a_release_says_so() -> None:
     with pytest.raises(OmegaConfBaseException, match="there_is_no_release_of_this_method"):
         settings("method=spire", "variant=release")
+
+
+def test_what_instantirs_training_drops() -> None:
+    """The paper: 15 % of the images in both stages; the release's scripts; the shipped toy as it was trained."""
+
+    def rates(*words: str) -> list[tuple[float, float, float] | None]:
+        cfg = composed("train", "method=instantir", "data=procedural", *words)
+        nodes = (cfg.stages.dcp.module.dropout, cfg.stages.adaptor.module.prompts.dropout)
+        return [node and (node.semantic, node.visual, node.get("together", 0.0)) for node in nodes]
+
+    assert rates("scale=full") == [None, (0.1, 0.15, 0.0)]  # None: the method's own, which is the second
+    assert rates("scale=full", "variant=release") == [(0.05, 0.05, 0.05), (1.0, 0.15, 0.0)]
+    assert rates("scale=tiny") == [None, (0.05, 0.05, 0.05)]
