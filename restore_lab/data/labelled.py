@@ -17,7 +17,7 @@ class Labelled:
 
     Args:
         source: the pairs.
-        kind: what recipes call it (`restore_lab.degradation.eight.STEPS`): haze, rain, motion_blur, ...
+        kind: what recipes call it (`restore_lab.degradation.vocabulary.NAMES`): haze, rain, motion_blur, ...
     """
 
     def __init__(self, *, source: Source, kind: str) -> None:

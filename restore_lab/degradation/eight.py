@@ -15,11 +15,11 @@ import numpy as np
 
 from restore_lab.degradation.apply import Pipeline
 from restore_lab.degradation.parameterized import jpeg_stage, noise_stage
+from restore_lab.degradation.vocabulary import LABELS
 from restore_lab.random import mix, rng
 from restore_lab.types import Recipe, Step
 
-# The labels of the degradation classifier, in the paper's order (section III-B), and the order of application.
-KINDS = ("noise", "low_light", "haze", "rain", "raindrop", "snow", "blur", "jpeg")
+KINDS = LABELS  # in the paper's order; that of application comes next
 ORDER = ("low_light", "haze", "rain", "snow", "raindrop", "blur", "noise", "jpeg")
 STEPS = {kind: "motion_blur" if kind == "blur" else kind for kind in KINDS}  # what a recipe calls them
 SAYS = {"low_light": "Brighten", "haze": "Dehaze", "rain": "Derain", "raindrop": "Remove raindrops", "snow": "Desnow"}
@@ -61,11 +61,6 @@ def step_of(kind: str, *, seed: int, noise: float, quality: int) -> Step:
         case _:
             raise ValueError(f"degradation {kind!r} is not one of {', '.join(KINDS)}")
     return Step(kind=kind, params=params, says=SAYS[kind], says_type=SAYS[kind])
-
-
-def labels(recipe: Recipe) -> tuple[bool, ...]:
-    """Which of the eight a recipe holds, in the order of `KINDS`."""
-    return tuple(STEPS[kind] in recipe.kinds for kind in KINDS)
 
 
 class Eight(Pipeline):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from restore_lab.degradation.eight import labels
+from restore_lab.degradation.vocabulary import labels
 from restore_lab.methods.base import RestorationModule
 from restore_lab.types import Cond, Hint
 

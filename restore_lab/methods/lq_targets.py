@@ -12,21 +12,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from restore_lab.degradation.vocabulary import fault
 from restore_lab.random import uniform
 
 if TYPE_CHECKING:
     from restore_lab.types import Batch, Prompt, Recipe
 
 ALWAYS = "low quality"
-WORDS = {  # by the kind of a recipe's step
-    "resize": "low resolution",
-    "downsample": "low resolution",
-    "blur": "blurry",
-    "sinc": "ringing",
-    "noise": "noisy",
-    "poisson": "noisy",
-    "jpeg": "compressed",
-}
 
 
 class LqTargets:
@@ -57,5 +49,5 @@ class LqTargets:
 
 def describe(recipe: Recipe | None) -> str:
     """What is wrong with an image, in words: "low quality, low resolution, compressed"."""
-    kinds = () if recipe is None else recipe.kinds
-    return ", ".join(dict.fromkeys([ALWAYS, *(WORDS[kind] for kind in kinds if kind in WORDS)]))
+    steps = () if recipe is None else recipe.steps
+    return ", ".join(dict.fromkeys([ALWAYS, *filter(None, map(fault, steps))]))

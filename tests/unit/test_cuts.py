@@ -11,7 +11,8 @@ from restore_lab.data.datamodule import RestorationDataModule
 from restore_lab.data.labelled import Labelled
 from restore_lab.data.mixed import MixedSource
 from restore_lab.data.pooled import PooledSource
-from restore_lab.degradation.eight import STEPS, labels
+from restore_lab.degradation.eight import STEPS
+from restore_lab.degradation.vocabulary import labels
 from restore_lab.evaluation import evaluate, systems
 from restore_lab.types import Recipe, Step
 from tests.composed import composed

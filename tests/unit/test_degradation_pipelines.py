@@ -106,6 +106,8 @@ def test_second_order_draws_have_the_published_ranges(
     between = [[s.kind for s in r.steps] for r in recipes]
     cut = [(k.index("noise"), len(k) - 1 - k[::-1].index("noise")) for k in between]
     second = sum("blur" in kinds[a:b] for kinds, (a, b) in zip(between, cut, strict=True))
+    blurs = [s for r, (a, b) in zip(recipes, cut, strict=True) for s in r.steps[a:b] if s.kind == "blur"]
+    assert sorted({step.params["size"] for step in blurs}) == [7, 9, 11, 13, 15, 17, 19, 21]
     share(second, len(recipes), expected=second_blur)
     assert all(kinds[0] == "blur" and kinds[:a].count("blur") == 1 for kinds, (a, _) in zip(between, cut, strict=True))
     last_sinc = sum("blur" in kinds[b:] for kinds, (_, b) in zip(between, cut, strict=True))
