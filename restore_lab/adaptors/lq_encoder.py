@@ -1,6 +1,6 @@
 """What turns the LQ into a latent: the codec's own encoder, or SUPIR's robust one. `lq_encoder=codec|robust`.
 
-SUPIR's degradation-robust encoder (Yu et al. 2024, section 3.2) is a copy of the codec's encoder, trained so that the
+SUPIR's degradation-robust encoder (Yu et al. 2024, section 3.1) is a copy of the codec's encoder, trained so that the
 frozen decoder shows the LQ's scene without its degradation; the codec's decoder and quantising convolution are shared.
 Shapes: LQ (B, 3, H, W) in [0, 1] -> latents (B, C, H / compression, W / compression), normalised as the codec's.
 """

@@ -2,8 +2,9 @@
 
     h_res = (1 + alpha) h_p + beta,  (alpha, beta) = M(h_o),  h_p, h_o = Split(H)
 M is SUPIR's: a 3x3 convolution to 128 features, SiLU, and a 3x3 convolution for each of the two, none of them zero. The
-release sends h_res through a zero 1x1 convolution, which Eq. 6 has not and training from an unchanged prior needs. A
-trunk whose features are one map has h_p = h_o. `adaptor/fusion=sft`. Shapes (B, C, h, w), or (B, 2 C, h, w): [p | o].
+release sends h_res through a zero 1x1 convolution, which InstantIR's Eq. 6 has not and training from an unchanged prior
+needs. A trunk whose features are one map has h_p = h_o. `adaptor/fusion=sft`.
+Shapes (B, C, h, w), or (B, 2 C, h, w): [p | o].
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The trunk of a UNet: a trainable copy of the encoder half, run by the prior's own loop and stopped after the middle.
 
 SPIRE section 3.4: "an encoder initialized from pretrained UNet is finetuned", fed with z_t and the degraded image's
-features E'(y) side by side (`feed=concat`). SUPIR section 3.3: the copy keeps half of its transformer layers
+features E'(y) side by side (`feed=concat`). SUPIR section 3.1: the copy keeps half of its transformer layers
 (`depth=half`), and the LQ's latent goes through a convolution of its own and is added behind the first (`feed=add`).
 Either way the new weights are zero, so that at the start the trunk sees z_t alone. InstantIR section 3.2: the LQ's
 latent and a reference lie one above the other in one map, each through a first convolution of its own, and z_t is not

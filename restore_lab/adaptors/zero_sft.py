@@ -1,4 +1,4 @@
-"""ZeroSFT: SUPIR's connector (Yu et al. 2024, section 3.3 and Fig. 3c). `adaptor/fusion=zero_sft`.
+"""ZeroSFT: SUPIR's connector (Yu et al. 2024, section 3.1 and Fig. 3c). `adaptor/fusion=zero_sft`.
 
 At a join with decoder features X_f, skip X_s and control X_c:
     X = [X_f, X_s + Z(X_c)],  X_fo = GN(X) (1 + gamma(a)) + beta(a),  a = SiLU(conv(X_c))

@@ -1,6 +1,6 @@
 """Several sources as one, each picture from one of them by its share. `data=mixed data.sources.x=...`.
 
-SUPIR mixes images of negative quality, captioned by the negative prompt, into its training (section 3.3). Which source
+SUPIR mixes images of negative quality, captioned by the negative prompt, into its training (section 3.2). Which source
 a picture comes from depends on epoch and index alone, so that workers and ranks change nothing.
 """
 

@@ -195,7 +195,7 @@ class RestorationModule(Staged, OwnWeights):
             cond: the branch's.
             hint: what the adaptor may look at.
             seeds: one per image.
-            blend: the reference's way towards the LQ's latent (Algorithm 1, line 5).
+            blend: the reference's way towards the LQ's latent (InstantIR, Algorithm 1, line 5).
             lq: the LQ's latent is the reference of this step, whatever it is in others.
             tiles: of a large latent.
         """

@@ -1,4 +1,4 @@
-"""Trains the degradation-robust encoder (SUPIR, section 3.2), before the adaptor. `method=supir stage=encoder`.
+"""Trains the degradation-robust encoder (SUPIR, section 3.1), before the adaptor. `method=supir stage=encoder`.
 
 Besides the loss it logs the mean of the reconstruction over the mean of the original (`train/luminance`): the printed
 loss can drift to dark images without its loss saying so.

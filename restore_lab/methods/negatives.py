@@ -1,4 +1,4 @@
-"""Fills a folder with images of negative quality: SUPIR's negative samples (Yu et al. 2024, section 3.3, supplement).
+"""Fills a folder with images of negative quality: SUPIR's negative samples (Yu et al. 2024, section 3.2, Fig. 19).
 
 Each is an image of the data source, noised to a share of the schedule and denoised by the plain prior under the
 negative prompt (SDEdit; the paper: strength 0.5, 100,000 images). Beside each lies its caption, the prompt, so that

@@ -1,4 +1,4 @@
-"""What an adaptor with a reference is shown beside the LQ (InstantIR, 3.2 and Table 2a). `adaptor/reference=...`.
+"""What an adaptor with a reference is shown next to the LQ. `adaptor/reference=...` (InstantIR, section 3.2, Table 2a).
 
 preview: the prior in one step, with LoRA on, from z_t and what the image encoder sees, without words (`preview`), with
 neither (`preview_unconditional`), or with the words too (`preview_prompt`); mean: the denoising mean of Eq. 2, LoRA

@@ -1,4 +1,4 @@
-"""The loss of SUPIR's degradation-robust encoder E_dr (Yu et al. 2024, Eq. 1), with D the frozen decoder.
+"""The loss of SUPIR's degradation-robust encoder E_dr (Yu et al. 2024, section 3.1), with D the frozen decoder.
 
 Printed: |D(E_dr(x_LQ)) - D(E_dr(x_GT))|^2. An encoder that gives one latent for everything has no loss then, and people
 who retrained it got dark images. The default compares with D(E(x_GT)), E the frozen encoder; "image" with x_GT itself;

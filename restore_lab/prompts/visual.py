@@ -2,7 +2,7 @@
 
 CLIP's projected image embedding (Diff-Restorer, section III-B): the LQ brought to the encoder's size, its short side
 first and the middle of it, as CLIP's own processor does, normalised by CLIP's mean and deviation.
-DINOv2's tokens, the class token first (InstantIR, section 3.1). Shapes: LQ (B, 3, H, W) in [0, 1] -> (B, 1, E) for
+DINOv2's tokens, the class token first (InstantIR, section 3.2). Shapes: LQ (B, 3, H, W) in [0, 1] -> (B, 1, E) for
 CLIP, (B, 1 + patches, E) for DINOv2.
 """
 

@@ -3,7 +3,7 @@
 A fidelity guidance has three places in a step: `before_model` says how the adaptor is steered, `on_x0` may edit the
 predicted clean latent, `after_step` the latent that the step gave. What it remembers of an image travels in `state`.
 
-SUPIR's restoration-guided sampling (Yu et al. 2024, section 3.4 and Algorithm 1, lines 7-8): with k = (sigma_t /
+SUPIR's restoration-guided sampling (Yu et al. 2024, section 3.3 and Algorithm 1, lines 5 and 7): with k = (sigma_t /
 sigma_T)^tau_r the prediction moves by the share k towards the LQ's latent, x0 <- x0 - k (x0 - z_LQ).
 DRA's restoration sampling strategy (Eqs. 1, 2): z_t <- z'_t + w g(t, T) (c_lq - z'_t), g = (t/T - a) / (1 - a) above
 the threshold a and 0 below it. AdaRes stands in adares.py.

@@ -2,7 +2,7 @@
 
 Each branch is (weight, condition, hint) and the guided prediction is the weighted sum of the branches'; the weights sum
 to one. Form "standard" (Ho & Salimans; SPIRE section 3.1; SUPIR's release): null + w (cond - null). Form "paper"
-(SUPIR, section 3.4, as printed): cond + w (cond - null), which is the standard form at w + 1.
+(SUPIR, section 3.2, as printed): cond + w (cond - null), which is the standard form at w + 1.
 """
 
 from __future__ import annotations
