@@ -37,10 +37,8 @@ class Prior(nn.Module):
         return at(TAP, self.say(z_BCHW, t_B, cond), t_B, carry)[0]
 
 
-class Adaptor(Beside):
+class Adaptor(ControlAdaptor):
     """Adds `control(z, t, hint, cond)` at the prior's output; reads of a condition what a trunk does."""
-
-    reads: Any = ControlAdaptor.reads
 
     def __init__(
         self,
@@ -51,7 +49,7 @@ class Adaptor(Beside):
         stream: nn.Module | None = None,
         lora: Any = None,
     ) -> None:
-        super().__init__()
+        Beside.__init__(self)
         self.say, self.text, self.reference = control, text, reference
         self.stream, self.lora = stream, lora
         self.calls: list[int] = []  # how many rows each call of the trunk had

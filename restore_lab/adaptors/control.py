@@ -58,8 +58,8 @@ class Beside(nn.Module):
         return hint
 
     def reads(self, cond: Cond) -> tuple[Tensor | None, ...]:
-        """What `control` reads of a branch's condition: branches that share it share one call. Here nothing."""
-        return ()
+        """What `control` reads of a branch's condition: branches that agree in it share one call."""
+        return (cond.tokens_BLD, cond.pooled_BD) if self.text == "semantic" else ()
 
     def control(self, z_BCHW: Tensor, t_B: Tensor, hint: Hint, cond: Cond) -> Any:
         """What `fuse` starts with; nothing for an adaptor that lives in the prior alone."""
@@ -150,7 +150,7 @@ class ControlAdaptor(Beside):
 
     def reads(self, cond: Cond) -> tuple[Tensor | None, ...]:
         """The pooled text, which a trunk's time embedding reads with or without text of its own, and its tokens."""
-        return (cond.pooled_BD, cond.tokens_BLD) if self.text == "semantic" else (cond.pooled_BD,)
+        return super().reads(cond) or (cond.pooled_BD,)
 
     def control(self, z_BCHW: Tensor, t_B: Tensor, hint: Hint, cond: Cond) -> dict[str, Tensor]:
         """The trunk's features by tap name.

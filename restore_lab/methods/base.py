@@ -191,13 +191,10 @@ class RestorationModule(Staged, OwnWeights):
         """The hint with the reference of this step, if the adaptor reads one, and that reference before blending.
 
         Args:
-            z_BCHW, t_B: where the step stands.
-            cond: the branch's.
-            hint: what the adaptor may look at.
-            seeds: one per image.
+            z_BCHW, t_B, seeds: where the step stands, and one seed per image.
+            cond, hint, tiles: the branch's, what the adaptor may look at, and those of a large latent.
             blend: the reference's way towards the LQ's latent (InstantIR, Algorithm 1, line 5).
             lq: the LQ's latent is the reference of this step, whatever it is in others.
-            tiles: of a large latent.
         """
         if not self.adaptor.reference:
             return hint, None
@@ -273,13 +270,12 @@ class RestorationModule(Staged, OwnWeights):
         strength = self.sampler.strength(level) * steer.strength
         idle = isinstance(strength, float | int) and strength == 0.0  # then nobody reads the reference
         branches = self.sampler.guidance.branches(cond=cond, null=null, hint=hint, level=level)
-        preview_BCHW = None
-        if self.adaptor.reference and (not idle or self.sampler.fidelity.watches):
+        found: list[tuple[Hint, Tensor | None]] = [(hint, None)]
+        if not idle or self.sampler.fidelity.watches:
             own = branches if self.reference.per_branch else branches[:1]
             steered = {"seeds": seeds, "blend": steer.blend, "lq": steer.lq_reference, "tiles": tiles}
             found = [self.referred(z_BCHW, t_B, branch.cond, hint, **steered) for branch in own]
-            preview_BCHW = found[0][1]
-            branches = [replace(b, hint=shown) for b, (shown, _) in zip(branches, cycle(found), strict=False)]
+        branches = [replace(b, hint=shown) for b, (shown, _) in zip(branches, cycle(found), strict=False)]
         if tiles is None:
             out_BCHW = self.predict(z_BCHW, t_B, branches, strength=strength)
         else:
@@ -289,7 +285,7 @@ class RestorationModule(Staged, OwnWeights):
                 ),
                 z_BCHW,
             )
-        return Prediction(out_BCHW=out_BCHW, preview_BCHW=preview_BCHW)
+        return Prediction(out_BCHW=out_BCHW, preview_BCHW=found[0][1])
 
     @torch.no_grad()
     def reconstruct(self, lq_BCHW: Tensor) -> Tensor:

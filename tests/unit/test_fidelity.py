@@ -270,10 +270,14 @@ def test_adares_without_previews_says_what_to_do() -> None:
 
 
 def test_early_steps_may_take_the_lq_as_reference() -> None:
+    """As long as i / T < share, i from 0: for a share of 0.31 of ten steps four, as InstantIR's release counts."""
     steps = levels(PRIORS["epsilon"], torch.linspace(999, 0, 10))
-    fidelity = AdaRes(mode="off", preview_from=0.3)
-    assert [fidelity.before_model(level=level, state=None).blend for level in steps] == [1.0] * 3 + [0.0] * 7
-    assert not fidelity.watches and not Free().watches
+    for share, early in ((0.0, 0), (0.3, 3), (0.31, 4), (0.39, 4), (1.0, 10)):
+        for mode in ("off", "reference", "residual"):
+            fidelity = AdaRes(mode=mode, preview_from=share)
+            found = [fidelity.before_model(level=level, state=None).lq_reference for level in steps]
+            assert found == [True] * early + [False] * (10 - early)
+    assert not AdaRes(mode="off").watches and not Free().watches
 
 
 @pytest.mark.parametrize("prior", PRIORS)
