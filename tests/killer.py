@@ -23,6 +23,8 @@ class KillAt(L.Callback):
         step: after which.
     """
 
+    changes_weights = False
+
     def __init__(self, *, step: int) -> None:
         self.step = step
 
@@ -45,6 +47,8 @@ class Notes(L.Callback):
     Args:
         folder: for the files.
     """
+
+    changes_weights = False
 
     def __init__(self, *, folder: str) -> None:
         self.folder = Path(folder)

@@ -31,6 +31,7 @@ class Number:
     Attributes:
         whole: no fraction.
         null: null is a value too.
+        words: words that are values too.
         unit: what it counts.
     """
 
@@ -40,11 +41,12 @@ class Number:
     above: bool = False
     below: bool = False
     null: bool = False
+    words: Sequence[str] = ()
     unit: str = ""
 
     def wrong(self, value: Any) -> str | None:
         """What is expected in its place; None if it will do."""
-        if value is None and self.null:
+        if (value is None and self.null) or (isinstance(value, str) and value in self.words):
             return None
         if isinstance(value, int | float) and not isinstance(value, bool) and self._inside(value):
             return None
@@ -63,7 +65,8 @@ class Number:
             said.append(f"above {self.low:g}" if self.above else f"of at least {self.low:g}")
         if self.high < math.inf:
             said.append(f"and below {self.high:g}" if self.below else f"and at most {self.high:g}")
-        return " ".join(said) + (f" ({self.unit})" if self.unit else "") + (", or null" if self.null else "")
+        others = "".join(f", or {word}" for word in (*self.words, *(["null"] if self.null else [])))
+        return " ".join(said) + (f" ({self.unit})" if self.unit else "") + others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +105,7 @@ FACTS: Mapping[str, Number | Choice] = {
     **dict.fromkeys(("encoder_steps", "decoder_steps", "dcp_steps", "previewer_steps"), STEPS),
     **dict.fromkeys(("batch_size", "eval_batch_size", "first_batch_size", "decoder_batch_size"), COUNT),
     **dict.fromkeys(("checkpoint_every", "log_every"), STEPS),
-    "trainer.max_steps": Number(whole=True, low=1, null=True, unit="optimiser steps"),
-    "trainer.num_nodes": COUNT,
+    "keep_state": Choice(names=("true", "false")),
     "workers": Number(whole=True, low=0, unit="processes that read data"),
     "seed": Number(whole=True, low=0, high=2**32 - 1),
     "ema": Number(low=0, high=1, below=True, null=True, unit="what the average keeps in a step"),
@@ -167,7 +169,7 @@ FORMATS: Mapping[str, Choice] = {
 }
 # What each verb reads, by setting; `data` and `eval_data` stand for the folders in these nodes.
 READS: Mapping[str, Sequence[str]] = {
-    "train": ("weights", "backbone", "data", "eval_data"),
+    "train": ("weights", "extend", "backbone", "data", "eval_data"),
     "restore": ("input", "words", "weights", "backbone"),
     "evaluate": ("weights", "system", "backbone", "eval_data"),
     "caption": ("input", "data"),

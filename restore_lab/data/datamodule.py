@@ -181,6 +181,10 @@ class RestorationDataModule(LightningDataModule):
         """The endless stream from the trainer's present step on."""
         return self._stream("train")
 
+    def train_batches(self, epochs: int) -> int:
+        """Batches of all processes together in so many passes over the training images."""
+        return -(-epochs * len(self._sources["train"] or ()) // self._batch_size)
+
     def val_dataloader(self) -> Stream | list[Stream]:
         """All of `val`, or nothing where there is none."""
         return self._stream("val") if self._sources["val"] is not None else []
@@ -247,9 +251,9 @@ class RestorationDataModule(LightningDataModule):
         return partial(degraded, degradation=degradation) if xla else None
 
     def _train_sampler(self, source: Source) -> PositionSampler:
-        trainer = self.trainer
-        rank, world = self._place()
-        batches = trainer.global_step * trainer.accumulate_grad_batches if trainer is not None else 0
+        trainer, (rank, world) = self.trainer, self._place()
+        moves = trainer is not None and not trainer.overfit_batches  # else the first batches come in every epoch
+        batches = trainer.global_step * trainer.accumulate_grad_batches if trainer and moves else 0
         return PositionSampler(
             len(source),
             batch_size=self._batch_size,

@@ -63,9 +63,13 @@ class Finite(L.Callback):
         step = trainer.global_step
         if isinstance(loss, torch.Tensor):
             self.seen.append(Seen(step=step, loss=loss.detach().mean(), batch=_named(batch)))
-        due = step % self.every == 0 or step % self.checkpoint_every == 0 or step >= trainer.max_steps
+        due = step % self.every == 0 or step % self.checkpoint_every == 0 or 0 < trainer.max_steps <= step
         if due or self.terminated():
             self._look(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
+        """Look at what is left where the time, or a callback, ended the run."""
+        self._look(trainer)
 
     def _look(self, trainer: L.Trainer) -> None:
         seen, self.seen = self.seen, []

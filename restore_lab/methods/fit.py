@@ -1,29 +1,30 @@
 """Runs the training stages of a config and leaves one artefact folder a stage; resumes what was interrupted.
 
-A stage is a node of `stages`: its module, its data module, its trainer settings. A string "stage:NAME" inside it stands
-for the folder of an earlier stage's artefact. Folders are `<runs_dir>/<name>/<stage>-<identity>`; a complete one is
-used as it is. What a stage `ignores` (the sampler, say) changes nothing of what it trains, nor its identity. Inside:
-`state/*.ckpt` (all that an exact resume needs), `losses.jsonl`, the weights, `manifest.json`.
+All stages are planned and checked before the first begins (stages.py, preflight.py). A complete folder is used as it
+is. Inside: `state/*.ckpt` (all that an exact resume, or `extend`, needs), `losses.jsonl`, the weights, `manifest.json`.
+A debug run (trainer.fast_dev_run, overfit_batches, limit_*_batches) works below `debug/` and leaves nothing.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
+from omegaconf import DictConfig
 
 from restore_lab.config.build import build
 from restore_lab.config.composing import MADE_BY, typed
 from restore_lab.machine.faults import Fault, told
 from restore_lab.machine.shares import starting_ranks, tied
-from restore_lab.machine.xla import check_trainer
-from restore_lab.storage.artefacts import Manifest, complete, identity, write_bytes_atomic
+from restore_lab.methods.ending import ENDED, ending_of, in_steps
+from restore_lab.methods.extension import extended, other_rate, require_longer
+from restore_lab.methods.preflight import check
+from restore_lab.methods.stages import Stage, planned, replaced
+from restore_lab.storage.artefacts import Manifest, complete, write_bytes_atomic
 from restore_lab.storage.hashes import HASHES, hashes
 from restore_lab.storage.locks import first_rank, locked
 from restore_lab.tracking import tracked
@@ -36,110 +37,83 @@ log.addFilter(lambda record: record.levelno > logging.INFO or first_rank())  # o
 STATE = "state"
 LOSSES = "losses.jsonl"
 CLAIM = "unfinished"  # the file with the identity of the run that is at work here
+TRAINER = "trainer"  # in a manifest's extra: what ran
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A stage's artefact, known before it is made.
-
-    Attributes:
-        name: of the stage.
-        identity: of the artefact.
-        folder: where it is, or will be.
-        settings: what its identity is made of, beside `parents`.
-        parents: identities of the earlier stages.
-        node: what to build; each "stage:NAME" in it stands for an earlier folder.
-    """
-
-    name: str
-    identity: str
-    folder: Path
-    settings: Mapping[str, Any]
-    parents: tuple[str, ...]
-    node: Mapping[str, Any]
-
-
-def fit(cfg: DictConfig) -> Path:
+def fit(cfg: DictConfig) -> Path | None:
     """Train the chosen stages in order.
 
     Args:
         cfg: the composed config of `restore-lab train`.
 
     Returns:
-        The artefact folder of the last stage.
+        The artefact folder of the last stage; None for a debug run, which leaves none.
 
     Raises:
-        ValueError: for an unknown stage.
+        ValueError: for an unknown stage, or anything that any of the stages would refuse.
     """
     tied()
+    stages = planned(cfg) if cfg.extend is None else extended(cfg)
+    todo = [s for s in stages if s.debug or not complete(s.folder, identity=s.identity)]
+    if todo:
+        _hush(cfg)
+        check(todo)
     made: dict[str, Path] = {}
-    for stage in planned(cfg):
-        if not complete(stage.folder, identity=stage.identity):
+    for stage in stages:
+        if stage not in todo:
+            log.info("stage %s is complete: %s", stage.name, stage.folder)
+        else:
             with locked(stage.folder):  # what another run makes meanwhile is found complete
                 _make(cfg, stage, made)
-        else:
-            log.info("stage %s is complete: %s", stage.name, stage.folder)
         made[stage.name] = stage.folder
-    return list(made.values())[-1]
-
-
-def planned(cfg: DictConfig) -> list[Stage]:
-    """The chosen stages in order, with the artefacts that they make; nothing is built or run.
-
-    Raises:
-        ValueError: for an unknown stage, or a setting without a value.
-    """
-    names = [name for name in cfg.stages if cfg.stages[name] is not None]
-    if cfg.stage != "all" and cfg.stage not in names:
-        raise ValueError(f"stage={cfg.stage!r} is not known here; one of {', '.join([*names, 'all'])}")
-    last = names[-1] if cfg.stage == "all" else cfg.stage
-    stages: list[Stage] = []
-    for name in names[: names.index(last) + 1]:
-        try:
-            node: Any = OmegaConf.to_container(cfg.stages[name], resolve=True, throw_on_missing=True)
-        except MissingMandatoryValue as error:
-            plain: Any = OmegaConf.to_container(cfg, resolve=False)
-            unset = list(_unset({key: node for key, node in plain.items() if key != "hydra"}))
-            raise ValueError(f"not set: {', '.join(unset)}; give {unset[0]}=...") from error
-        if cfg.trainer.max_steps is not None:
-            node["trainer"]["max_steps"] = cfg.trainer.max_steps
-        earlier = {stage.name: stage.identity for stage in stages}
-        settings = {**_replaced(node, {k: f"stage:{v}" for k, v in earlier.items()}), "seed": cfg.seed}
-        for place in settings.pop("ignores", ()):
-            settings = _without(settings, place.split("."))
-        parents = tuple(earlier.values())
-        identity_ = identity(settings, parents)
-        own = cfg.run_dir if name == last else None
-        folder = Path(own) if own else Path(cfg.runs_dir) / cfg.name / f"{name}-{identity_}"
-        stages.append(
-            Stage(name=name, identity=identity_, folder=folder, settings=settings, parents=parents, node=node)
-        )
-    return stages
+    if not stages[-1].debug:
+        return made[stages[-1].name]
+    if first_rank():
+        for stage in todo:
+            shutil.rmtree(stage.folder, ignore_errors=True)
+    log.info("a debug run (%s): no weights are kept", stages[-1].debug)
+    return None
 
 
 def _make(cfg: DictConfig, stage: Stage, earlier: Mapping[str, Path]) -> None:
     """Make one stage's artefact, or find it made."""
     folder = stage.folder
-    if complete(folder, identity=stage.identity):
+    if stage.debug:
+        log.info("stage %s, a debug run (%s): it leaves no artefact", stage.name, stage.debug)
+    elif complete(folder, identity=stage.identity):
         log.info("stage %s is complete: %s", stage.name, folder)
         return
-    if complete(folder):
+    elif complete(folder):
         raise ValueError(f"{folder} holds another run's result; choose another run_dir, or delete it")
-    _claim(folder, stage.identity)
-    node = _replaced(stage.node, {k: str(v) for k, v in earlier.items()})
+    else:
+        _claim(folder, stage.identity)
+    node = replaced(stage.node, {k: str(v) for k, v in earlier.items()})
     node["partial"] = str(stage.node.get("weights")).startswith("stage:")  # an earlier stage knows fewer parts
-    with tracked(cfg, identity=stage.identity, kind=stage.name, settings=stage.settings) as logger:
-        _train(cfg, node, folder, logger)
+    page = f"debug-{stage.identity}" if stage.debug else stage.identity
+    with tracked(cfg, identity=page, kind=stage.name, settings=stage.settings) as logger:
+        ran = _train(cfg, node, folder, logger, extends=stage.extends, debug=bool(stage.debug))
+    if stage.debug:
+        return
     Manifest(
         identity=stage.identity,
         kind=stage.name,
         settings=stage.settings,
         parents=stage.parents,
-        extra={MADE_BY: typed(), HASHES: hashes(folder)},
+        extra={MADE_BY: typed(), HASHES: hashes(folder), **(ran or {})},
     ).write(folder)
-    shutil.rmtree(folder / STATE, ignore_errors=True)
+    _tidy(folder, keep=cfg.keep_state)
     (folder / CLAIM).unlink(missing_ok=True)
     log.info("stage %s: %s", stage.name, folder)
+
+
+def _tidy(folder: Path, *, keep: bool) -> None:
+    """Of a complete run's states the last is kept, or none."""
+    from restore_lab.methods.keeping import prune
+
+    if keep:
+        prune(folder / STATE, keep=1)
+    else:
+        shutil.rmtree(folder / STATE, ignore_errors=True)
 
 
 def _claim(folder: Path, identity_: str) -> None:
@@ -154,24 +128,42 @@ def _claim(folder: Path, identity_: str) -> None:
     write_bytes_atomic(claim, identity_.encode())
 
 
-def _train(cfg: DictConfig, node: Mapping[str, Any], folder: Path, logger: Logger | None) -> None:
-    """Build the stage's objects, train from the last checkpoint if there is one, and write the result."""
+def _train(
+    cfg: DictConfig,
+    node: Mapping[str, Any],
+    folder: Path,
+    logger: Logger | None,
+    *,
+    extends: Path | None = None,
+    debug: bool = False,
+) -> dict[str, Any]:
+    """Build the stage's objects, train from the last checkpoint if there is one, and write the result.
+
+    Args:
+        cfg: the composed config.
+        node: the stage's, with the earlier stages' folders in place.
+        folder: the run's.
+        logger: where losses are shown.
+        extends: a complete run from whose state this one starts.
+        debug: write no state.
+
+    Returns:
+        What ran and how it ended, for the manifest.
+    """
     import lightning as L
     import torch
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from restore_lab.methods.ema import EMA
     from restore_lab.methods.finite import Finite
-    from restore_lab.methods.half import with_precision
     from restore_lab.methods.history import History
-    from restore_lab.methods.keeping import Checkpoints, Moved, last_state, room_for
+    from restore_lab.methods.keeping import Checkpoints, last_state, room_for, step_of
+    from restore_lab.methods.lightning_trainer import facts_of, trainer_for, whole_fit
     from restore_lab.methods.progress import StepBar
     from restore_lab.methods.sharding import gather, whole
     from restore_lab.methods.shown import page_callbacks
     from restore_lab.methods.terminating import Terminating
     from restore_lab.methods.weights import weights_file
 
-    check_trainer({**cfg.trainer, **node["trainer"]})
     folder.mkdir(parents=True, exist_ok=True)
     # Deterministic mode would otherwise also write NaN into every fresh tensor, a debugging aid that costs time.
     torch.utils.deterministic.fill_uninitialized_memory = False
@@ -182,38 +174,42 @@ def _train(cfg: DictConfig, node: Mapping[str, Any], folder: Path, logger: Logge
     module = build(cfg.speed).settle(module)
     room_for(module, folder, average=bool(node.get("ema")))
     ema = EMA(decay=node["ema"]) if node.get("ema") else None
-    plugins = [] if cfg.trainer.accelerator == "tpu" else [Moved()]  # XLA's strategy takes its own writer alone
     ending = Terminating()
-    checkpoints = Checkpoints(folder=folder, every=cfg.checkpoint_every, terminated=ending.now)
-    finite = Finite(folder=folder, every=cfg.log_every, checkpoint_every=cfg.checkpoint_every, terminated=ending.now)
+    every: dict[str, Any] = {"folder": folder, "terminated": ending.now}
+    checkpoints = None if debug else Checkpoints(every=cfg.checkpoint_every, last=cfg.keep_state, **every)
+    finite = Finite(every=cfg.log_every, checkpoint_every=cfg.checkpoint_every, **every)
     history = History(file=folder / LOSSES, every=cfg.log_every)
     callbacks = [c for c in (ending, ema, checkpoints, finite, history) if c]
     callbacks += page_callbacks(every=cfg.log_every, pictures=cfg.pictures) if logger else []
     callbacks += ([StepBar()] if cfg.progress else []) + (build(cfg.callbacks) or [])
-    _hush()
-    try:
-        trainer = build(
-            cfg.trainer,
-            callbacks=callbacks,
-            logger=logger or False,
-            default_root_dir=str(folder),
-            **with_precision(node["trainer"], average=ema is not None, plugins=plugins),
-        )
-    except MisconfigurationException as error:  # devices that are not there, a strategy that is not installed
-        raise ValueError(f"trainer: {error}") from error
-    state = last_state(folder)
+    settings = in_steps(node["trainer"], data)
+    trainer = trainer_for(settings, folder=folder, average=ema is not None, callbacks=callbacks, logger=logger)
+    state = None if debug else last_state(folder)
     if state is not None:
         log.info("resuming from %s", state)
-    with starting_ranks(), going_on(folder):
+    elif extends is not None:
+        state = last_state(extends)
+        done = step_of(state) if state is not None else 0
+        require_longer(extends, steps=trainer.max_steps, done=done)
+        log.info("extending %s from step %d", extends, done)
+        if said := other_rate(node, steps=trainer.max_steps, done=done):
+            log.warning("%s", said)
+        if first_rank() and (extends / LOSSES).is_file():
+            shutil.copyfile(extends / LOSSES, folder / LOSSES)
+    with starting_ranks(), going_on(folder), whole_fit():
         trainer.fit(module, data, ckpt_path=state, weights_only=True)
-    if trainer.interrupted or trainer.global_step < trainer.max_steps:
+    ended = ending_of(trainer, node["trainer"])
+    if ended is None:
         raise KeyboardInterrupt(f"stopped at step {trainer.global_step}; the same command continues")
+    if ended.by != "max_steps":
+        log.info("ended: %s", ended)
     gather(module)
     average = {} if ema is None else {name: whole(value).cpu() for name, value in ema.average.items()}
     with going_on(folder):
         if trainer.is_global_zero:
             _export(module, ema, average, folder)
         trainer.strategy.barrier()
+    return {ENDED: ended.as_json(), TRAINER: facts_of(trainer)}
 
 
 @contextmanager
@@ -246,7 +242,7 @@ def _export(module: Any, ema: Any, average: dict[str, Any], folder: Path) -> Non
         module.export(folder)
 
 
-def _hush() -> None:
+def _hush(cfg: DictConfig) -> None:
     """Lightning's notes on hardware and its tips would bury what the run says; a frozen prior is in eval mode."""
     import warnings
 
@@ -255,44 +251,11 @@ def _hush() -> None:
         "ignore", message="You're resuming from a checkpoint that ended before the epoch"
     )  # ours can
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", message="The dirpath has changed from")  # an extension's
     warnings.filterwarnings("ignore", message="You passed in a `val_dataloader` but have no `validation_step`")
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")  # nothing to validate on
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.* is deprecated")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def _unset(node: Any, place: str = "") -> Iterator[str]:
-    """The settings that wait for a value, by dotted name."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from _unset(value, f"{place}.{key}" if place else str(key))
-    elif node == "???":
-        yield place
-
-
-def _without(node: Mapping[str, Any], place: Sequence[str]) -> dict[str, Any]:
-    """The node without the entry at a place; one that is not there is none."""
-    first, *rest = place
-    inner = node.get(first)
-    if rest and isinstance(inner, Mapping):
-        return {**node, first: _without(inner, rest)}
-    return {key: value for key, value in node.items() if key != first or rest}
-
-
-def _replaced(value: Any, names: Mapping[str, str]) -> Any:
-    """The node with each "stage:NAME[/rest]" replaced by what NAME stands for.
-
-    Raises:
-        ValueError: for a stage that has not been made.
-    """
-    if isinstance(value, Mapping):
-        return {key: _replaced(entry, names) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_replaced(entry, names) for entry in value]
-    if not isinstance(value, str) or not value.startswith("stage:"):
-        return value
-    name, slash, rest = value.removeprefix("stage:").partition("/")
-    if name not in names:
-        raise ValueError(f"{value!r}: there is no earlier stage {name!r}; earlier stages: {', '.join(names) or 'none'}")
-    return names[name] + slash + rest
+    if cfg.trainer.enable_model_summary:
+        logging.getLogger("lightning.pytorch.callbacks.model_summary").setLevel(logging.INFO)

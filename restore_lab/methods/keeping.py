@@ -63,11 +63,14 @@ class Checkpoints(ModelCheckpoint):
         folder: the run's.
         every: steps.
         terminated: whether the run is to end behind this step.
+        last: whether one is written at the end too, so that the run can be trained further.
     """
 
-    def __init__(self, *, folder: Path, every: int, terminated: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, *, folder: Path, every: int, terminated: Callable[[], bool] = lambda: False, last: bool = False
+    ) -> None:
         super().__init__(dirpath=folder / STATE, filename="{step}", every_n_train_steps=every, save_top_k=-1)
-        self.terminated = terminated
+        self.terminated, self.last = terminated, last
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         """Write a checkpoint if it is time.
@@ -76,12 +79,23 @@ class Checkpoints(ModelCheckpoint):
             Terminated: with the step, if the run is to end.
         """
         super().on_train_batch_end(trainer, *args, **kwargs)
+        at_end = 0 < trainer.max_steps <= trainer.global_step
+        if self.last if at_end else self.terminated():
+            self._save_now(trainer)
         if not self.terminated():
             return
-        file = Path(self.dirpath or "") / f"step={trainer.global_step}.ckpt"
-        if not file.exists() and trainer.global_step < trainer.max_steps:
-            self._save_checkpoint(trainer, str(file))
         raise Terminated(f"terminated behind step {trainer.global_step}; the same command continues there")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the last one of a run that ended before its last step."""
+        super().on_train_end(trainer, pl_module)
+        if self.last:
+            self._save_now(trainer)
+
+    def _save_now(self, trainer: L.Trainer) -> None:
+        file = Path(self.dirpath or "") / f"step={trainer.global_step}.ckpt"
+        if not file.exists():
+            self._save_checkpoint(trainer, str(file))
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)
@@ -90,9 +104,14 @@ class Checkpoints(ModelCheckpoint):
             return
         if place.is_file():  # DeepSpeed's is a folder, which checks itself
             write_bytes_atomic(place.with_name(place.name + ENDING), hash_of(place).encode())
-        for old in states(place.parent)[:-KEPT]:
-            old.with_name(old.name + ENDING).unlink(missing_ok=True)
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        prune(place.parent, keep=KEPT)
+
+
+def prune(folder: Path, *, keep: int) -> None:
+    """Delete the checkpoints in a folder, but for the newest."""
+    for old in states(folder)[:-keep]:
+        old.with_name(old.name + ENDING).unlink(missing_ok=True)
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
 def room_for(module: TrainingModule, folder: Path, *, average: bool) -> None:

@@ -84,7 +84,8 @@ class OwnWeights(TrainingModule):
         Raises:
             ValueError: if the file is missing or does not fit.
         """
-        found = read_weights(file, base=fingerprint_of(self.backbone.denoiser))
+        meta = next(self.backbone.denoiser.parameters()).is_meta  # then it only compares
+        found = read_weights(file, base=None if meta else fingerprint_of(self.backbone.denoiser), meta=meta)
         wanted, decoder = self.adaptor_state(), self.decoder_state()
         held = {name for name in found if name.startswith(DECODER)}
         if decoder and held:
@@ -92,7 +93,7 @@ class OwnWeights(TrainingModule):
             self.decoder_known = True
         else:
             found = {name: value for name, value in found.items() if name not in held}
-        if decoder and not held:
+        if decoder and not held and not meta:
             log.info("%s: no decoder in it (stage decoder makes one); it is as it starts", file)
         if partial:
             parts = {part_of(name) for name in found}

@@ -21,7 +21,7 @@ class StepBar(L.Callback):
         from tqdm import tqdm
 
         self.bar = tqdm(
-            total=trainer.max_steps,
+            total=trainer.max_steps if trainer.max_steps > 0 else None,
             initial=trainer.global_step,
             desc="training",
             unit="step",

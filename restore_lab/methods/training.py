@@ -26,7 +26,7 @@ FUSED = ("cpu", "cuda")  # where torch has the fused kernel, and it was tried
 
 @dataclass(frozen=True, kw_only=True)
 class Optimisation:
-    """AdamW and its schedule: linear warm-up, then constant or a cosine down to zero at the trainer's max_steps.
+    """AdamW and its schedule: linear warm-up, then constant or a cosine down to zero at the training's last step.
 
     `fused` runs the update as one kernel: "auto" where torch has it.
     """
@@ -123,13 +123,43 @@ class TrainingModule(L.LightningModule):
         optimiser._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
         optimiser.register_load_state_dict_pre_hook(_own_kernel)
         optimiser.register_load_state_dict_post_hook(_laid_out)
-        total = self.trainer.max_steps
+        total = self.last_step()
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: o.factor(step, total))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def last_step(self) -> int:
+        """The step at which the schedule ends; 0 where nothing says it and a constant schedule does not ask.
+
+        Raises:
+            ValueError: if the schedule has to know it.
+        """
+        total = self.trainer.estimated_stepping_batches
+        if 0 < total < math.inf:
+            return int(total)
+        if self.optimisation.decay == "constant":
+            return 0
+        raise ValueError(unknown_end(self.optimisation.decay))
+
+    def on_train_start(self) -> None:
+        """Set the learning rate of the step to come: a checkpoint has that of the schedule under which it was made."""
+        for config in self.trainer.lr_scheduler_configs:
+            schedule = config.scheduler
+            if isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
+                rows = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
+                for group, base, factor in rows:
+                    group["lr"] = base * factor(schedule.last_epoch)
 
     def export(self, folder: Path) -> None:
         """Write the finished artefact (weights and whatever is needed to load them) into an existing folder."""
         raise TypeError(f"{type(self).__name__} does not say how its result is written; override export()")
+
+
+def unknown_end(decay: str) -> str:
+    """What to say of a schedule that falls to a step that nothing names."""
+    return (
+        f"optimisation.decay={decay} falls to zero at the last step, and nothing says which that is; give max_steps or "
+        "trainer.max_epochs, or take optimisation.decay=constant"
+    )
 
 
 def fused(choice: bool | str, parameters: Iterable[Tensor]) -> bool | None:

@@ -45,12 +45,13 @@ def write_weights(state: Mapping[str, Tensor], folder: Path, *, dtype: torch.dty
         raise
 
 
-def read_weights(file: Path, *, base: str | None) -> dict[str, Tensor]:
+def read_weights(file: Path, *, base: str | None, meta: bool = False) -> dict[str, Tensor]:
     """Tensors by name; says so if they were trained on another prior.
 
     Args:
         file: what `write_weights` wrote.
-        base: the prior's fingerprint; None where nobody runs it.
+        base: the prior's fingerprint; None where no prior is run.
+        meta: read names and shapes only.
 
     Raises:
         ValueError: if there is no such file, or it holds no weights.
@@ -60,16 +61,25 @@ def read_weights(file: Path, *, base: str | None) -> dict[str, Tensor]:
 
     if not file.is_file():
         raise ValueError(f"{file}: no such weights; train some with restore-lab train, then give weights=FOLDER")
-    if not as_written(file):
+    if not meta and not as_written(file):
         raise ValueError(f"{file}: not what its manifest says was written; train or copy it again")
     try:
-        found = load_file(file)
+        found = shapes_of(file) if meta else load_file(file)
     except SafetensorError as error:
         raise ValueError(f"{file}: no adaptor weights, or damaged ({error}); train or copy it again") from error
-    trained_on = base_of(file)
+    trained_on = None if meta else base_of(file)
     if None not in (base, trained_on) and trained_on != base:
         log.warning("%s: trained on another prior than this one; results will be poor", file)
     return found
+
+
+def shapes_of(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by name, on the meta device: their header is read, and nothing else."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as opened:
+        shapes = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
 def base_of(file: Path) -> str | None:
@@ -86,13 +96,18 @@ def put_weights(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, fi
     Raises:
         ValueError: if they do not fit.
     """
-    odd = [k for k in wanted if k not in found or found[k].shape != wanted[k].shape] + [
-        k for k in found if k not in wanted
-    ]
-    if odd:
+    missing, unknown = [k for k in wanted if k not in found], [k for k in found if k not in wanted]
+    reshaped = [k for k in wanted if k in found and found[k].shape != wanted[k].shape]
+    if odd := [*reshaped, *missing, *unknown]:
+        counts = {
+            f"of another shape than its {len(wanted)} tensors": reshaped,
+            f"missing of its {len(wanted)} tensors": missing,
+            f"unknown of the file's {len(found)}": unknown,
+        }
+        said = ", ".join(f"{len(names)} {what}" for what, names in counts.items() if names)
         raise ValueError(
-            f"{file}: does not fit this adaptor: {len(odd)} of {len(wanted)} tensors are missing, unknown or of "
-            f"another shape, the first is {odd[0]}; use the backbone and adaptor settings that it was trained with"
+            f"{file}: does not fit this adaptor: {said}; the first is {odd[0]}; use the backbone and adaptor settings "
+            "that it was trained with"
         )
     with torch.no_grad():
         for name, value in wanted.items():

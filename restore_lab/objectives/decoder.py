@@ -66,6 +66,10 @@ def vgg19(weights: str | None) -> Perceptual | None:
     if weights is None:
         log.warning("no VGG-19 weights (vgg19=null): %s", left_out)
         return None
+    if torch.get_default_device().type == "meta":  # somebody looks whether all is there
+        if weights != "torchvision" and not Path(weights).is_file():
+            raise ValueError(f"vgg19={weights}: no such file; give another, or null")
+        return None
     network = architecture()
     try:
         if weights == "torchvision":

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from restore_lab.types import Batch
 
 Look = Literal["lq", "reconstruction", "hq"]
+INSTEAD = (
+    "for training caption the clean images first (restore-lab caption input=FOLDER) and train with "
+    "prompt/semantic=caption"
+)
 
 
 class Vlm:
@@ -42,8 +46,5 @@ class Vlm:
         """
         for key in batch.key:
             if key not in self.said:
-                raise ValueError(
-                    f"{key}: not captioned yet; for training caption the clean images first "
-                    "(restore-lab caption input=FOLDER) and train with prompt/semantic=caption"
-                )
+                raise ValueError(f"{key}: not captioned yet; {INSTEAD}")
         return tuple(self.said[key] for key in batch.key)

@@ -195,7 +195,7 @@ def test_workers_and_a_restart_change_nothing(many) -> None:
     def keys(workers: int, *, start: int = 0, count: int = 11) -> list[str]:
         data = RestorationDataModule(train=ShardsSource(many, window=8), crop=4, batch_size=4, workers=workers)
         data.trainer = type("T", (), {"global_rank": 0, "world_size": 1, "global_step": start})()  # type: ignore
-        data.trainer.accumulate_grad_batches = 1  # type: ignore[union-attr]
+        data.trainer.accumulate_grad_batches, data.trainer.overfit_batches = 1, 0  # type: ignore[union-attr]
         return [key for batch in itertools.islice(iter(data.train_dataloader()), count) for key in batch.key]
 
     whole = keys(0)

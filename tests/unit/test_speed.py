@@ -279,7 +279,7 @@ class Convolution(TrainingModule):
         draw = torch.Generator().manual_seed(0)
         self.conv = nn.Parameter(torch.randn(8, 4, 3, 3, generator=draw).to(memory_format=order))
         self.bias = nn.Parameter(torch.randn(8, generator=draw))
-        self._trainer: Any = SimpleNamespace(max_steps=100, world_size=1)
+        self._trainer: Any = SimpleNamespace(estimated_stepping_batches=100, world_size=1)
         self.optimiser = self.configure_optimizers()["optimizer"]
 
     def learn(self, steps: range) -> None:

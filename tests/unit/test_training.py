@@ -24,7 +24,7 @@ from restore_lab.methods.history import History
 from restore_lab.methods.keeping import last_state
 from restore_lab.methods.parts import pad_to_multiple
 from restore_lab.methods.training import Optimisation, TrainingModule
-from restore_lab.methods.weights import WEIGHTS, weights_file
+from restore_lab.methods.weights import WEIGHTS, weights_file, write_weights
 from restore_lab.storage.artefacts import Manifest, complete
 from tests.composed import composed
 from tests.rounding import close
@@ -248,7 +248,14 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path) -> None:
     assert "does not fit this adaptor" in message and "the first is fusion." in message
     wider = partial(toy_adaptor().func, **{**toy_adaptor().keywords, "hint_channels": 5})
     toy_spire(adaptor=wider).export(tmp_path)
-    assert "3 of " in refusal(module, tmp_path / WEIGHTS)  # the hint's last layer and the trunk's first
+    message, count = refusal(module, tmp_path / WEIGHTS), len(module.adaptor_state())
+    # the hint's last layer and the trunk's first
+    assert f": 3 of another shape than its {count} tensors; the first is hint.conv_out.weight" in message
+    kept = {name: value for name, value in module.adaptor_state().items() if not name.startswith("fusion.")}
+    others = {f"other.{number}": torch.zeros(1) for number in range(300)}  # more than there are tensors
+    write_weights({**kept, **others}, tmp_path, dtype=None, base=None)
+    message = refusal(module, tmp_path / WEIGHTS)
+    assert f"{count - len(kept)} missing of its {count} tensors, 300 unknown of the file's {len(kept) + 300}" in message
     assert all(torch.equal(before[name], value) for name, value in module.adaptor_state().items())
     whole = (tmp_path / WEIGHTS).read_bytes()
     for damaged in (whole[: len(whole) // 2], b"not weights"):
@@ -282,7 +289,7 @@ def spied(monkeypatch) -> list[tuple[dict, Path]]:
     """Stages are not trained; what each would have been built from is kept."""
     made: list[tuple[dict, Path]] = []
 
-    def pretend(cfg, node, folder, logger) -> None:
+    def pretend(cfg, node, folder, logger, **how) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         made.append((node, folder))
 
@@ -357,7 +364,7 @@ def test_a_run_dir_is_the_last_stages(tmp_path, spied) -> None:
 
 
 def test_an_unfinished_run_is_not_continued_with_other_settings(tmp_path, monkeypatch) -> None:
-    def killed(cfg, node, folder, logger) -> None:
+    def killed(cfg, node, folder, logger, **how) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(fit_module, "_train", killed)

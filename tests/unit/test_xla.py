@@ -80,7 +80,7 @@ def test_workers_degrade_for_an_xla_device_and_give_the_same(workers) -> None:
         )
         strategy = SimpleNamespace(root_device=torch.device(device))
         made.trainer = SimpleNamespace(  # type: ignore[assignment]
-            strategy=strategy, global_step=0, accumulate_grad_batches=1, global_rank=0, world_size=1
+            strategy=strategy, global_step=0, accumulate_grad_batches=1, overfit_batches=0, global_rank=0, world_size=1
         )
         return made
 

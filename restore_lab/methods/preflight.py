@@ -1,0 +1,150 @@
+"""One look at all stages before the first begins: what the last would refuse, after days, is refused in a moment.
+
+Of each stage: its end, its trainer (devices, precision), how its batch divides, whether its words can be had. Of each
+after the first also what is built for it: its data, and its module with its weights, on the meta device, where shapes
+are all there is. The first is built in earnest right after this.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from restore_lab.config.build import build, resolve
+from restore_lab.config.validation import HUB_ID
+from restore_lab.methods.ending import in_steps
+from restore_lab.methods.stages import Stage
+from restore_lab.storage.artefacts import place_of
+
+EARLIER = "stage:"  # what an earlier stage makes
+
+
+def check(todo: Sequence[Stage]) -> None:
+    """Look at the stages that are to be trained.
+
+    Raises:
+        ValueError: with the first thing that one of them would refuse, and its name.
+    """
+    seen: list[Any] = []
+    for stage in todo:
+        with _naming(stage.name if len(todo) > 1 else ""):
+            _check_end(stage)
+            _check_words(stage.node)
+            _check_trainer(stage)
+            data, later = stage.node["datamodule"], bool(seen)
+            if later and data not in seen and not _needs_earlier(data):
+                build(data).setup("fit")
+            seen.append(data)
+            if later:
+                check_module(stage.node)
+
+
+@contextmanager
+def _naming(stage: str) -> Iterator[None]:
+    """Within the context a refusal says of which stage it is."""
+    try:
+        yield
+    except ValueError as error:
+        if stage and len(error.args) == 1:
+            error.args = (f"stage {stage}: {error.args[0]}",)
+        raise
+
+
+def _check_end(stage: Stage) -> None:
+    """Refuse a training without an end, and a schedule that cannot know it."""
+    from restore_lab.methods.training import unknown_end
+
+    settings = stage.node["trainer"]
+    steps = settings.get("max_steps") or settings.get("max_epochs") or stage.debug
+    if not steps and not settings.get("max_time") and "callbacks" not in stage.settings:
+        raise ValueError("nothing ends this training; give max_steps, trainer.max_epochs or trainer.max_time")
+    decay = ((stage.node["module"] or {}).get("optimisation") or {}).get("decay", "constant")
+    if not steps and decay != "constant":
+        raise ValueError(unknown_end(decay))
+
+
+def _check_words(node: Any) -> None:
+    """Refuse words that are only made when something is restored."""
+    from restore_lab.prompts.vlm import INSTEAD
+
+    for part in _targets(node):
+        if getattr(resolve(part["_target_"]), "for_restoring", False):
+            raise ValueError(f"prompt/semantic=vlm captions what is restored; {INSTEAD}")
+
+
+def _check_trainer(stage: Stage) -> None:
+    """Refuse devices that are not there, and a batch that they cannot share."""
+    from restore_lab.methods.lightning_trainer import trainer_for
+
+    node = stage.node
+    world = trainer_for(in_steps(node["trainer"], None), folder=stage.folder, average=bool(node.get("ema"))).world_size
+    batch = node["datamodule"].get("batch_size") or world
+    if batch % world:
+        raise ValueError(
+            f"batch_size={batch} does not divide among {world} processes, whose samples it counts all together; choose "
+            f"a multiple of {world}, or another trainer.devices"
+        )
+    target = resolve(node["module"]["_target_"])
+    if world > 1 and not getattr(target, "divides", True):
+        raise ValueError(f"{target.__name__} looks at a batch as a whole; train it with trainer.devices=1")
+
+
+def check_module(node: Mapping[str, Any]) -> None:
+    """Refuse what a stage's module would refuse when it is built and given its weights.
+
+    Args:
+        node: the stage's; a module that reads what an earlier stage makes cannot be looked at before.
+    """
+    import torch
+
+    from restore_lab.methods.weights import weights_file
+
+    for part in _targets(node["module"]):
+        path = part.get("path")
+        if isinstance(path, str) and not place_of(path).exists() and not HUB_ID.fullmatch(path):
+            raise ValueError(f"{part['_target_'].rpartition('.')[2]}: {path}: no such file or folder")
+    plain = _on_meta(node["module"])
+    if _needs_earlier(plain):
+        return
+    with torch.device("meta"):
+        module = build(plain)
+        weights = node.get("weights")
+        if weights and not str(weights).startswith(EARLIER):
+            module.load_weights(weights_file(weights), partial=False)
+
+
+def _on_meta(node: Any) -> Any:
+    """The node with every part that can be built without weights built so."""
+    if isinstance(node, list):
+        return [_on_meta(value) for value in node]
+    if not isinstance(node, Mapping):
+        return node
+    made = {name: _on_meta(value) for name, value in node.items()}
+    if "_target_" in node and "meta" in inspect.signature(resolve(node["_target_"])).parameters:
+        made["meta"] = True
+    if str(node.get("weights")).startswith(EARLIER):
+        made["weights"] = None
+    return made
+
+
+def _needs_earlier(node: Any) -> bool:
+    """Whether a node names what an earlier stage makes."""
+    if isinstance(node, Mapping):
+        return any(_needs_earlier(value) for value in node.values())
+    if isinstance(node, list):
+        return any(_needs_earlier(value) for value in node)
+    return isinstance(node, str) and node.startswith(EARLIER)
+
+
+def _targets(node: Any) -> Iterator[Mapping[str, Any]]:
+    """All parts of a node, at any depth."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield node
+        for value in node.values():
+            yield from _targets(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _targets(value)
