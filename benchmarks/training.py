@@ -12,18 +12,21 @@ from __future__ import annotations
 import itertools
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.alternating import Seconds, clock
 from benchmarks.theirs import Diffusers
-from restore_lab.config.build import build
+from restore_lab.config.trainer import trainer_of
 from restore_lab.methods.base import RestorationModule
+from restore_lab.methods.lightning_trainer import trainer_for
 from restore_lab.methods.training import Optimisation
 from restore_lab.types import Batch
 
@@ -94,21 +97,16 @@ class OurTraining(L.Callback):
         precision: str,
         folder: tempfile.TemporaryDirectory,
     ) -> None:
-        settings: Mapping[str, Any] = cfg.stages.adaptor.trainer
+        own, common = (OmegaConf.to_container(node, resolve=True) for node in (cfg.stages.adaptor.trainer, cfg.trainer))
+        settings: dict[str, Any] = {
+            **trainer_of("adaptor", own, common, words=()),  # type: ignore[arg-type]
+            "accelerator": "gpu" if self.device.type == "cuda" else self.device.type,
+            "devices": 1,
+            "precision": precision,
+            "deterministic": False,  # a switch of the whole process, so that theirs would be slowed with ours
+        }
         try:
-            trainer = build(
-                cfg.trainer,
-                callbacks=[self],
-                logger=False,
-                enable_checkpointing=False,
-                default_root_dir=folder.name,
-                accelerator="gpu" if self.device.type == "cuda" else self.device.type,
-                devices=1,
-                precision=precision,
-                max_steps=-1,
-                gradient_clip_val=settings["gradient_clip_val"],
-                deterministic=False,  # a switch of the whole process, so that theirs would be slowed with ours
-            )
+            trainer = trainer_for(settings, folder=Path(folder.name), average=False, callbacks=[self])
             trainer.fit(module, train_dataloaders=Endless(data))
         except BaseException as error:
             self.error = error

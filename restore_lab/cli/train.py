@@ -2,6 +2,8 @@
 
 restore-lab train method=spire scale=tiny
 restore-lab train experiment=priors/tiny_sd
+restore-lab train trainer.fast_dev_run=true           # one step of every stage; leaves nothing
+restore-lab train max_steps=8000 extend=runs/spire/adaptor-<id>
 restore-lab train -m adaptor=spire,controlnet optimisation.lr=1e-4,5e-4
 restore-lab train -m hydra/sweeper=optuna_seeded 'optimisation.lr=interval(1e-4,1e-3)' optimized_metric=train/loss
 """
@@ -16,16 +18,21 @@ def run(cfg: Any) -> float | None:
 
     Returns:
         What a sweeper is told, if `optimized_metric` says what.
+
+    Raises:
+        ValueError: for a debug run with an `optimized_metric`: it leaves no losses.
     """
     from restore_lab.methods.fit import LOSSES, fit
     from restore_lab.storage.locks import first_rank
     from restore_lab.tables import sweep
 
     folder = sweep.train(cfg) if sweep.sweeping() else fit(cfg)
-    if first_rank():
+    if first_rank() and folder is not None:
         print(f"weights: {folder}")
     if cfg.optimized_metric is None:
         return None
+    if folder is None:
+        raise ValueError(f"optimized_metric={cfg.optimized_metric}: a debug run leaves no losses; set it to null")
     from restore_lab.methods.history import newest
 
     value = newest(folder / LOSSES, cfg.optimized_metric)

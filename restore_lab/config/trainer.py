@@ -86,6 +86,7 @@ VALUES: Mapping[str, Number | Choice] = {  # what an argument may be; a strategy
     "devices": Choice(names=("auto", "1", "2"), also=r"-1|[1-9]\d*(,\d+)*"),
     "num_nodes": COUNT,
 }
+BUILT: Mapping[str, type] = {"devices": list, "strategy": dict, "profiler": dict}  # may be more than a word
 
 
 def check(place: str, node: Mapping[str, Any]) -> None:
@@ -103,7 +104,8 @@ def check(place: str, node: Mapping[str, Any]) -> None:
             raise ValueError(f"{place}.{name} cannot be set here: {ELSEWHERE[name]}")
         if name not in SETTABLE and name != "_target_":
             raise ValueError(f"no setting {name!r} in {place}{offer(str(name), SETTABLE)}")
-        wrong = VALUES[name].wrong(value) if name in VALUES and not isinstance(value, dict | list) else None
+        built = name in BUILT and isinstance(value, BUILT[name])
+        wrong = VALUES[name].wrong(value) if name in VALUES and not built else None
         if wrong is not None:
             raise ValueError(f"{place}.{name}={'null' if value is None else value}: {wrong}")
 

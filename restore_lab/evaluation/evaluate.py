@@ -35,7 +35,7 @@ from restore_lab.evaluation.records import (
     render,
 )
 from restore_lab.evaluation.scores import Scores, once, scores_of, settings_of
-from restore_lab.methods.captioning import caption_ahead
+from restore_lab.methods.captioning import caption_ahead, find_captioners
 from restore_lab.methods.parts import pad_to_multiple
 from restore_lab.methods.restorer import load
 from restore_lab.methods.restoring import asked_about
@@ -153,6 +153,7 @@ def _run(cfg: DictConfig, scores: Scores) -> bool:
     if cfg.again:
         clear(scores.folder)
     if missing := parts.missing():
+        find_captioners(cfg.prompt, cfg.variants)
         module = load(cfg)
         suite: MetricSuite = build(cfg.metrics, protocol=build(cfg.protocol))
         words = cfg.variants or {cfg.name: None}

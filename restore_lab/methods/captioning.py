@@ -69,6 +69,25 @@ def caption_ahead(module: RestorationModule, prompts: Sequence[PromptSources], b
             module.to(device)
 
 
+def find_captioners(*nodes: Any) -> None:
+    """Look whether the captioners that some configs name are there, before a prior is loaded.
+
+    Args:
+        nodes: of a config, at any depth; None is passed over.
+
+    Raises:
+        ValueError: for the first that is not.
+    """
+    for node in nodes:
+        plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+        if isinstance(plain, Mapping):
+            if "captioner" in plain:
+                build(plain["captioner"]).find()
+            find_captioners(*plain.values())
+        elif isinstance(plain, list):
+            find_captioners(*plain)
+
+
 def view(module: RestorationModule, source: Vlm, batch: Batch) -> Tensor:
     """What the source looks at, (B, 3, h, w) in [0, 1].
 

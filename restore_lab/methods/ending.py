@@ -83,7 +83,8 @@ def ending_of(trainer: L.Trainer, settings: Mapping[str, Any]) -> Ending | None:
             raise ValueError(f"EarlyStopping: {callback.monitor} is no number at step {step}; lower optimisation.lr")
         if isinstance(callback, EarlyStopping) and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
             return Ending(by=type(callback).__name__, step=step, of=of)
-        if isinstance(callback, Timer) and (callback.time_remaining() or 1) <= 0:
+        left = callback.time_remaining() if isinstance(callback, Timer) else None
+        if left is not None and left <= 0:
             return Ending(by="max_time" if settings.get("max_time") else "Timer", step=step, of=of)
     if trainer.should_stop:
         return Ending(by="a callback", step=step, of=of)

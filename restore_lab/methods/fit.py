@@ -53,7 +53,7 @@ def fit(cfg: DictConfig) -> Path | None:
         ValueError: for an unknown stage, or anything that any of the stages would refuse.
     """
     tied()
-    stages = planned(cfg) if cfg.extend is None else extended(cfg)
+    stages = plan(cfg)
     todo = [s for s in stages if s.debug or not complete(s.folder, identity=s.identity)]
     if todo:
         _hush(cfg)
@@ -73,6 +73,11 @@ def fit(cfg: DictConfig) -> Path | None:
             shutil.rmtree(stage.folder, ignore_errors=True)
     log.info("a debug run (%s): no weights are kept", stages[-1].debug)
     return None
+
+
+def plan(cfg: DictConfig) -> list[Stage]:
+    """The stages in order: the config's own, or those of the run that it extends."""
+    return planned(cfg) if cfg.extend is None else extended(cfg)
 
 
 def _make(cfg: DictConfig, stage: Stage, earlier: Mapping[str, Path]) -> None:

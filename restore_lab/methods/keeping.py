@@ -93,9 +93,8 @@ class Checkpoints(ModelCheckpoint):
             self._save_now(trainer)
 
     def _save_now(self, trainer: L.Trainer) -> None:
-        file = Path(self.dirpath or "") / f"step={trainer.global_step}.ckpt"
-        if not file.exists():
-            self._save_checkpoint(trainer, str(file))
+        if self._last_global_step_saved != trainer.global_step:  # alike in all processes, which save together
+            self._save_checkpoint(trainer, str(Path(self.dirpath or "") / f"step={trainer.global_step}.ckpt"))
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)

@@ -41,6 +41,7 @@ def trainer_for(
     Raises:
         ValueError: for devices that are not there, a strategy that is not installed, a precision without a meaning.
     """
+    from lightning.pytorch.callbacks import Checkpoint
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from restore_lab.methods.half import with_precision
@@ -50,7 +51,7 @@ def trainer_for(
     settings = {name: value for name, value in settings.items() if value is not None or name != "precision"}
     plugins = [] if settings.get("accelerator") == "tpu" else [Moved()]  # XLA's strategy takes its own writer alone
     node = with_precision(settings, average=average, plugins=plugins)
-    if (word := node.get("profiler")) in PROFILERS:
+    if isinstance(word := node.get("profiler"), str):
         target = f"lightning.pytorch.profilers.{PROFILERS[word]}"
         node["profiler"] = build({"_target_": target, "dirpath": str(folder), "filename": PROFILE})
     live = {name: node.pop(name) for name in ("plugins", "profiler") if name in node}
@@ -61,6 +62,7 @@ def trainer_for(
             callbacks=list(callbacks),
             logger=logger or False,
             default_root_dir=str(folder),
+            enable_checkpointing=any(isinstance(one, Checkpoint) for one in callbacks),
             use_distributed_sampler=False,  # the data module shares each batch among the devices
         )
     except (MisconfigurationException, ModuleNotFoundError, TypeError, ValueError, RuntimeError) as error:

@@ -91,11 +91,14 @@ def _check_trainer(stage: Stage) -> None:
         raise ValueError(f"{target.__name__} looks at a batch as a whole; train it with trainer.devices=1")
 
 
-def check_module(node: Mapping[str, Any]) -> None:
+def check_module(node: Mapping[str, Any]) -> Any:
     """Refuse what a stage's module would refuse when it is built and given its weights.
 
     Args:
-        node: the stage's; a module that reads what an earlier stage makes cannot be looked at before.
+        node: the stage's.
+
+    Returns:
+        The module, on the meta device; None for one that reads what an earlier stage makes, of which nothing is known.
     """
     import torch
 
@@ -105,23 +108,24 @@ def check_module(node: Mapping[str, Any]) -> None:
         path = part.get("path")
         if isinstance(path, str) and not place_of(path).exists() and not HUB_ID.fullmatch(path):
             raise ValueError(f"{part['_target_'].rpartition('.')[2]}: {path}: no such file or folder")
-    plain = _on_meta(node["module"])
+    plain = on_meta(node["module"])
     if _needs_earlier(plain):
-        return
+        return None
     with torch.device("meta"):
         module = build(plain)
         weights = node.get("weights")
         if weights and not str(weights).startswith(EARLIER):
             module.load_weights(weights_file(weights), partial=False)
+    return module
 
 
-def _on_meta(node: Any) -> Any:
-    """The node with every part that can be built without weights built so."""
+def on_meta(node: Any) -> Any:
+    """The node with every part that can be built without weights built so, and without what a stage makes."""
     if isinstance(node, list):
-        return [_on_meta(value) for value in node]
+        return [on_meta(value) for value in node]
     if not isinstance(node, Mapping):
         return node
-    made = {name: _on_meta(value) for name, value in node.items()}
+    made = {name: on_meta(value) for name, value in node.items()}
     if "_target_" in node and "meta" in inspect.signature(resolve(node["_target_"])).parameters:
         made["meta"] = True
     if str(node.get("weights")).startswith(EARLIER):

@@ -77,8 +77,9 @@ def restore_folder(cfg: DictConfig) -> Restored:
     restorer = Restorer(cfg)
     done.already = len(mine(len(jobs), done=lambda index: False)) - len(todo)
     if todo and "captioner" in cfg.prompt.semantic:
-        from restore_lab.methods.captioning import caption_ahead
+        from restore_lab.methods.captioning import caption_ahead, find_captioners
 
+        find_captioners(cfg.prompt.semantic)
         caption_ahead(restorer.module, [restorer.module.prompts], _readable(restorer, [jobs[n] for n in todo]))
     began = time.monotonic()
     for count, index in enumerate(todo):

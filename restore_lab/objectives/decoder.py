@@ -63,12 +63,12 @@ def vgg19(weights: str | None) -> Perceptual | None:
     from torchvision.models import vgg19 as architecture
 
     left_out = "the perceptual loss is left out, the other two go on"
+    if torch.get_default_device().type == "meta":  # nothing runs: what matters is whether the file is there
+        if weights not in (None, "torchvision") and not Path(weights).is_file():
+            raise ValueError(f"vgg19={weights}: no such file; give another, or null")
+        return None
     if weights is None:
         log.warning("no VGG-19 weights (vgg19=null): %s", left_out)
-        return None
-    if torch.get_default_device().type == "meta":  # somebody looks whether all is there
-        if weights != "torchvision" and not Path(weights).is_file():
-            raise ValueError(f"vgg19={weights}: no such file; give another, or null")
         return None
     network = architecture()
     try:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from transformers import LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
+from transformers import AutoConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
 from restore_lab.machine.quiet import quiet
 from restore_lab.machine.shares import device as chosen
@@ -97,6 +97,19 @@ class Captioner:
                 yield from self._settle(waiting)
                 waiting = []
         yield from self._settle(waiting)
+
+    def find(self) -> None:
+        """Look whether the model is there, before anything else is loaded; one may be gone whose captions are cached.
+
+        Raises:
+            ValueError: in one line, if it is not.
+        """
+        if self.cache is not None and any(self.cache.glob("*.json")):
+            return
+        try:
+            AutoConfig.from_pretrained(self._source(), trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise self._refusal(error) from error
 
     def unload(self) -> None:
         """Let go of the model and its memory."""
@@ -183,17 +196,23 @@ class Captioner:
             ValueError: in one line, if they are not there or lack something.
         """
         if self._loaded is None:
-            place = place_of(self.model)
             try:
-                self._loaded = load(str(place) if place.is_dir() else self.model, bits=self.bits, device=self.device)
+                self._loaded = load(self._source(), bits=self.bits, device=self.device)
             except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-                first = " ".join(str(error).split())[:160]
-                advice = ADVICE.get(type(error), f"download it (hf download {self.model}) or give a local folder")
-                raise ValueError(
-                    f"captioner.model={self.model}: cannot be used ({first}); {advice}, or take other words: "
-                    "prompt/semantic=caption, file or none"
-                ) from error
+                raise self._refusal(error) from error
         return self._loaded
+
+    def _source(self) -> str:
+        place = place_of(self.model)
+        return str(place) if place.is_dir() else self.model
+
+    def _refusal(self, error: Exception) -> ValueError:
+        first = " ".join(str(error).split())[:160]
+        advice = ADVICE.get(type(error), f"download it (hf download {self.model}) or give a local folder")
+        return ValueError(
+            f"captioner.model={self.model}: cannot be used ({first}); {advice}, or take other words: "
+            "prompt/semantic=caption, file or none"
+        )
 
 
 class Drawn(LogitsProcessor):

@@ -28,9 +28,14 @@ class Vlm:
         looks_at: lq, reconstruction or hq.
         side: short side in pixels that larger images are shrunk to before they are looked at; SUPIR: 512.
 
+    Attributes:
+        for_restoring: it says nothing of images that are trained on.
+
     Raises:
         ValueError: for something else to look at.
     """
+
+    for_restoring = True
 
     def __init__(self, *, captioner: Captioner, looks_at: Look, side: int) -> None:
         if looks_at not in get_args(Look):

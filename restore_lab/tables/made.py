@@ -38,14 +38,16 @@ def trained(found: Plan, words: Sequence[str], around: Around) -> Job:
         stages, like = fit.planned(cfg), like_of(cfg)
     job = None
     for stage in stages:
+        if stage.debug:
+            raise ValueError(f"{stage.debug}: a debug run leaves no weights to measure")
         job = Job(
             identity=stage.identity,
             kind=stage.name,
             folder=str(stage.folder),
-            words=("train", *words, f"stage={stage.name}"),
+            words=("train", *words, f"stage={stage.name}", "keep_state=false"),  # no row is trained further
             needs=(*stage.parents, *needs),
             like=f"{stage.name} {like}",
-            steps=int(stage.node["trainer"]["max_steps"]),
+            steps=stage.steps,
         )
         found.jobs.setdefault(job.identity, job)
     assert job is not None

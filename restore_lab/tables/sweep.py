@@ -23,25 +23,27 @@ def sweeping() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def train(cfg: Any) -> Path:
+def train(cfg: Any) -> Path | None:
     """Run this job of a sweep; its log is `<runs_dir>/<name>/jobs/<identity>.log`.
 
     Returns:
-        The artefact folder of the last stage.
+        The artefact folder of the last stage; None for a debug run, which runs in this process.
 
     Raises:
         JobFailed: if it fails; the others of the sweep go on.
     """
-    from restore_lab.methods.fit import planned
+    from restore_lab.methods.fit import fit, plan
 
-    stage = planned(cfg)[-1]
+    stage = plan(cfg)[-1]
+    if stage.debug:
+        return fit(cfg)
     job = Job(
         identity=stage.identity,
         kind=stage.name,
         folder=str(stage.folder),
         words=_words("train", cfg),
         like=f"{stage.name} {cfg.name}",
-        steps=int(stage.node["trainer"]["max_steps"]),
+        steps=stage.steps,
     )
     run(job, Path(cfg.runs_dir) / cfg.name)
     return stage.folder

@@ -1,0 +1,140 @@
+"""What a later stage would refuse is refused before the first begins, with the stage's name; nothing is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from restore_lab.methods import fit as fit_module
+from restore_lab.methods.captioning import find_captioners
+from restore_lab.methods.fit import fit
+from restore_lab.methods.preflight import check_module
+from restore_lab.methods.restorer import load
+from restore_lab.methods.stages import planned
+from tests.composed import composed, small
+from tests.toys import toy_unet_folder
+
+METHODS = {"supir": "sdxl", "diff_restorer": "sd", "instantir": "sdxl", "dra": "sdxl"}
+DEVICES = ("trainer.accelerator=cpu", "trainer.devices=1")
+
+
+@pytest.fixture(scope="module")
+def priors(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("priors")
+    return {kind: toy_unet_folder(folder, kind) for kind in set(METHODS.values())}
+
+
+@pytest.fixture
+def fitting(priors, tmp_path, monkeypatch):
+    """`fit` with a toy prior; a training that begins is a failure."""
+
+    def began(*args, **how):
+        raise AssertionError("a stage began")
+
+    monkeypatch.setattr(fit_module, "_train", began)
+
+    def run(method: str, *words: str):
+        prior = priors[METHODS[method]]
+        sizes = ("data.size=16", "crop=16", "batch_size=2", "workers=0", "progress=false")
+        return fit(
+            composed("train", f"method={method}", f"backbone.path={prior}", f"runs_dir={tmp_path}", *sizes, *words)
+        )
+
+    return run
+
+
+REFUSALS = {
+    "weights of another adaptor": (
+        "supir",
+        ("weights=asset:spire_tiny_sd",),
+        r"stage adaptor: .*spire_tiny_sd.*does not fit this adaptor: .* missing of its \d+ tensors, \d+ unknown of",
+    ),
+    "weights that are not there": ("supir", ("weights=nowhere",), r"stage adaptor: nowhere: no such weights"),
+    "a batch that the last stage cannot share": (
+        "diff_restorer",
+        ("trainer.devices=2", "decoder_batch_size=3"),
+        r"stage decoder: batch_size=3 does not divide among 2 processes",
+    ),
+    "a stage's devices": (
+        "supir",
+        ("+stages.adaptor.trainer.devices=3",),
+        r"stage adaptor: batch_size=2 does not divide among 3 processes",
+    ),
+    "a stage without an end": (
+        "supir",
+        ("stages.adaptor.trainer.max_steps=null",),
+        r"stage adaptor: nothing ends this training",
+    ),
+    "data that is not there": (
+        "diff_restorer",
+        ("stages.decoder.datamodule.train={_target_:restore_lab.data.folder.FolderSource,root:nowhere}",),
+        r"stage decoder: nowhere",
+    ),
+    "a decoder with nothing to train": (
+        "diff_restorer",
+        ("decoder=codec",),
+        r"stage decoder: this decoder has nothing to train; choose decoder=degradation_aware",
+    ),
+    "a perceptual loss's weights": ("diff_restorer", ("vgg19=nowhere",), r"stage decoder: vgg19=nowhere: no such file"),
+    "an encoder's weights": ("supir", ("encoder_weights=nowhere",), r"stage adaptor: nowhere: no such weights"),
+    "an image encoder": (
+        "supir",
+        ("prompt/visual=clip", "prompt.visual.path=./nowhere"),
+        r"stage adaptor: ClipVision: \./nowhere: no such file or folder",
+    ),
+    "a captioner": (
+        "supir",
+        ("prompt/semantic=vlm",),
+        r"stage adaptor: prompt/semantic=vlm captions what is restored; for training caption the clean images first",
+    ),
+    "an absent part": (
+        "instantir",
+        ("adaptor.lora=null",),
+        r"stage previewer: module.frozen: this adaptor has no 'lora'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_a_later_stage_is_refused_before_the_first(case, fitting, tmp_path) -> None:
+    method, words, said = REFUSALS[case]
+    with pytest.raises(ValueError, match=said) as caught:
+        fitting(method, *DEVICES, *words)
+    assert "\n" not in str(caught.value)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
+def test_an_absent_device_is_refused_before_the_first_stage(fitting) -> None:
+    with pytest.raises(ValueError, match=r"stage encoder: trainer: .*CUDAAccelerator.* can not run on your system"):
+        fitting("supir", "trainer.accelerator=cuda")
+    with pytest.raises(ValueError, match=r"stage adaptor: trainer: .*CUDAAccelerator"):
+        fitting("supir", *DEVICES, "+stages.adaptor.trainer.accelerator=cuda")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_later_stage_of_every_method_can_be_looked_at(method) -> None:
+    """None is passed over because it would not build without weights."""
+    for stage in planned(composed("train", f"method={method}"))[1:]:
+        module = check_module(stage.node)
+        assert module is not None and module.trainable()
+        assert all(p.is_meta for p in module.trainable().values())
+
+
+def test_restoring_with_weights_that_do_not_fit_counts_them_right(toy_folder, tmp_path) -> None:
+    cfg = composed(
+        "restore", *small(toy_folder), "weights=asset:spire_tiny_sd", "follow=false", "input=x", "device=cpu"
+    )
+    with pytest.raises(ValueError, match=r"does not fit this adaptor: \d+ of another shape than its \d+ tensors"):
+        load(cfg)
+
+
+def test_a_captioner_that_is_not_there_is_refused_before_a_prior_is_loaded(tmp_path) -> None:
+    cfg = composed(
+        "evaluate", "prompt/semantic=vlm", "prompt.semantic.captioner.model=./nowhere", f"runs_dir={tmp_path}"
+    )
+    with pytest.raises(ValueError, match=r"captioner\.model=\./nowhere: cannot be used"):
+        find_captioners(cfg.prompt, None)
+    find_captioners(composed("evaluate").prompt, {"plain": {"semantic": None}})
