@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import torch
 from lightning.pytorch.callbacks import Timer
 from safetensors.torch import load_file
 
-from restore_lab.config.trainer import DEBUG
 from restore_lab.methods.base import RestorationModule
 from restore_lab.methods.fit import fit
 from restore_lab.methods.stages import planned
@@ -62,25 +62,17 @@ def losses(folder: Path) -> dict[int, float]:
     return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
 
 
-VALUES = {"fast_dev_run": "true", "overfit_batches": "1", "limit_train_batches": "1", "limit_val_batches": "1"}
-
-
-@pytest.mark.parametrize("name", DEBUG)
-def test_a_debug_run_trains_says_so_and_leaves_nothing(name, toy_folder, tmp_path, steps, caplog) -> None:
-    words = ("max_steps=3", "checkpoint_every=1", "eval_degradation=noise")
+@pytest.mark.parametrize(("word", "batches"), [("trainer.fast_dev_run=true", 1), ("trainer.overfit_batches=1", 4)])
+def test_a_debug_run_trains_says_so_and_leaves_nothing(word, batches, toy_folder, tmp_path, steps, caplog) -> None:
+    words = ("max_steps=4", "checkpoint_every=1", "eval_degradation=noise")
     with caplog.at_level("INFO"):
-        assert fit(config(toy_folder, tmp_path, *words, f"trainer.{name}={VALUES[name]}")) is None
-    assert len(steps) == (1 if name == "fast_dev_run" else 3)
-    assert f"a debug run (trainer.{name}={VALUES[name]}): it leaves no artefact" in caplog.text
+        assert fit(config(toy_folder, tmp_path, *words, word)) is None
+    assert [one["step"] for one in steps] == list(range(batches))
+    assert len({(tuple(one["keys"]), tuple(one["seeds"])) for one in steps}) == 1  # overfitted: the same in every epoch
+    assert f"a debug run ({word}): it leaves no artefact" in caplog.text
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     (whole,) = planned(config(toy_folder, tmp_path, *words))
-    assert not complete(whole.folder) and not whole.folder.exists()
-
-
-def test_overfitting_reads_the_same_batch_in_every_epoch(toy_folder, tmp_path, steps) -> None:
-    fit(config(toy_folder, tmp_path, "max_steps=4", "trainer.overfit_batches=1"))
-    assert [one["step"] for one in steps] == [0, 1, 2, 3]
-    assert len({(tuple(one["keys"]), tuple(one["seeds"])) for one in steps}) == 1
+    assert not whole.folder.exists()
 
 
 def test_so_many_epochs_are_so_many_steps_and_a_cosine_ends_there(toy_folder, tmp_path, steps) -> None:
@@ -96,17 +88,17 @@ def test_so_many_epochs_are_so_many_steps_and_a_cosine_ends_there(toy_folder, tm
     schedule = Optimisation(lr=5e-4, decay="cosine")
     assert [one["rate"] for one in steps] == pytest.approx([5e-4 * schedule.factor(n, 5) for n in range(5)])
     assert ended(trained(toy_folder, tmp_path, *words, "trainer.accumulate_grad_batches=2")) == ("max_epochs", 3, 3)
-    assert ended(trained(toy_folder, tmp_path, "max_steps=2", "trainer.max_epochs=2")) == ("max_steps", 2, 2)
 
 
 def test_the_time_is_an_end_with_weights(toy_folder, tmp_path, steps, monkeypatch, caplog) -> None:
     """A clock on which each step takes a minute."""
     monkeypatch.setattr(Timer, "time_elapsed", lambda self, *stage: 60.0 * len(steps))
-    words = ("max_steps=9", "trainer.max_time='00:00:03:00'")
+    words = ("max_steps=9", "trainer.max_time='00:00:03:00'", "keep_state=false")
     with caplog.at_level("INFO"):
         folder = trained(toy_folder, tmp_path, *words)
     assert ended(folder) == ("max_time", 3, 9)
     assert "ended: max_time after 3 of 9 steps" in caplog.text and (folder / WEIGHTS).is_file()
+    assert not (folder / "state").exists()
     assert Manifest.read(folder).settings["trainer"]["max_time"] == "00:00:03:00"
     assert trained(toy_folder, tmp_path, *words) == folder and len(steps) == 3  # it is complete
     assert planned(config(toy_folder, tmp_path, "max_steps=9"))[-1].folder != folder
@@ -123,11 +115,11 @@ def test_early_stopping_is_an_end_with_weights(toy_folder, tmp_path) -> None:
 def test_an_extended_run_is_the_unbroken_one(toy_folder, tmp_path, steps) -> None:
     """With average and optimiser's state; the third part extends an extended one."""
     words = (*CONSTANT, "ema=0.9")
-    first = trained(toy_folder, tmp_path, *words, "max_steps=2")
-    second = trained(toy_folder, tmp_path, *words, "max_steps=3", f"extend={first}")
-    third = trained(toy_folder, tmp_path, *words, "max_steps=5", f"extend={second}")
-    assert [one["step"] for one in steps] == [0, 1, 2, 3, 4]
-    whole = trained(toy_folder, tmp_path, *words, "max_steps=5")
+    first = trained(toy_folder, tmp_path, *words, "max_steps=1")
+    second = trained(toy_folder, tmp_path, *words, "max_steps=2", f"extend={first}")
+    third = trained(toy_folder, tmp_path, *words, "max_steps=4", f"extend={second}")
+    assert [one["step"] for one in steps] == [0, 1, 2, 3]
+    whole = trained(toy_folder, tmp_path, *words, "max_steps=4")
     assert len({first, second, third, whole}) == 4
     assert losses(third) == pytest.approx(losses(whole), rel=1e-5)
     extended, unbroken = load_file(third / WEIGHTS), load_file(whole / WEIGHTS)
@@ -161,9 +153,8 @@ def test_what_cannot_be_extended_says_why(toy_folder, tmp_path) -> None:
     assert "trainer.gradient_clip_val=2 here, 1.0 there; seed=3 here, 0 there" in odd and "max_steps=2" in odd
     assert "leaves no weights" in refusal("max_steps=4", f"extend={run}", "trainer.fast_dev_run=true")
     assert "not a complete run" in refusal("max_steps=4", f"extend={tmp_path}")
-    without = trained(toy_folder, tmp_path, *CONSTANT, "max_steps=3", "keep_state=false")
-    assert not (without / "state").exists()
-    assert f"weights={without} starts a new training" in refusal("max_steps=4", f"extend={without}")
+    shutil.rmtree(run / "state")
+    assert f"weights={run} starts a new training" in refusal("max_steps=4", f"extend={run}")
 
 
 def test_a_staged_method_is_extended_in_its_last_stage(tmp_path) -> None:
