@@ -23,6 +23,7 @@ PATHS = frozenset(
         "file",
         "weights",
         "checkpoint",
+        "extend",
         "manifest",
         "resume",
         "picture",

@@ -78,7 +78,7 @@ def ending_of(trainer: L.Trainer, settings: Mapping[str, Any]) -> Ending | None:
     if of is not None and step >= of:
         epochs = settings.get("max_epochs") and settings.get("max_steps") != of
         return Ending(by="max_epochs" if epochs else "max_steps", step=step, of=of)
-    for callback in trainer.callbacks:
+    for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(callback, EarlyStopping) and callback.stopping_reason == EarlyStoppingReason.NON_FINITE_METRIC:
             raise ValueError(f"EarlyStopping: {callback.monitor} is no number at step {step}; lower optimisation.lr")
         if isinstance(callback, EarlyStopping) and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED:

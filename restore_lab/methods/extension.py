@@ -30,6 +30,8 @@ def extended(cfg: DictConfig) -> list[Stage]:
     Raises:
         ValueError: if RUN is not complete, of another stage, has no state, or was made with other settings.
     """
+    from restore_lab.methods.keeping import last_state
+
     run = place_of(str(cfg.extend))
     if not complete(run):
         raise ValueError(f"extend={run}: not a complete run; the command that began it continues it")
@@ -41,21 +43,16 @@ def extended(cfg: DictConfig) -> list[Stage]:
     if stage.debug:
         raise ValueError(f"extend={run}: {stage.debug} leaves no weights; take one of the two")
     _require_same(made, stage, run)
-    require_longer(run, steps=stage.steps, done=_state_of(run))
     earlier = [_earlier(cfg, name, own, run) for name, own in zip(before, made.parents, strict=False)]
     settings = {**stage.settings, EXTENDS: made.identity}
     parents = (*stage.parents, made.identity)
     identity_ = identity(settings, parents)
+    folder = folder_of(cfg, last, identity_, last=True)
+    if not complete(folder, identity=identity_) and last_state(folder) is None:
+        require_longer(run, steps=stage.steps, done=_state_of(run))
     return [
         *earlier,
-        replace(
-            stage,
-            identity=identity_,
-            settings=settings,
-            parents=parents,
-            folder=folder_of(cfg, last, identity_, last=True),
-            extends=run,
-        ),
+        replace(stage, identity=identity_, settings=settings, parents=parents, folder=folder, extends=run),
     ]
 
 

@@ -104,7 +104,7 @@ def _make(cfg: DictConfig, stage: Stage, earlier: Mapping[str, Path]) -> None:
         kind=stage.name,
         settings=stage.settings,
         parents=stage.parents,
-        extra={MADE_BY: typed(), HASHES: hashes(folder), **(ran or {})},
+        extra={MADE_BY: typed(), HASHES: hashes(folder), **ran},
     ).write(folder)
     _tidy(folder, keep=cfg.keep_state)
     (folder / CLAIM).unlink(missing_ok=True)

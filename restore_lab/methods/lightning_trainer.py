@@ -41,8 +41,8 @@ def trainer_for(
     Raises:
         ValueError: for devices that are not there, a strategy that is not installed, a precision without a meaning.
     """
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.callbacks import Checkpoint
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from restore_lab.methods.half import with_precision
     from restore_lab.methods.keeping import Moved
@@ -76,7 +76,7 @@ def whole_fit() -> Iterator[None]:
     Raises:
         ValueError: with Lightning's words.
     """
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     try:
         yield

@@ -289,9 +289,10 @@ def spied(monkeypatch) -> list[tuple[dict, Path]]:
     """Stages are not trained; what each would have been built from is kept."""
     made: list[tuple[dict, Path]] = []
 
-    def pretend(cfg, node, folder, logger, **how) -> None:
+    def pretend(cfg, node, folder, logger, **how) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
         made.append((node, folder))
+        return {}
 
     monkeypatch.setattr(fit_module, "_train", pretend)
     return made

@@ -250,7 +250,7 @@ def test_an_evaluation_is_shown_and_a_failed_one_is_failed(toy_folder, tmp_path,
 
 
 def test_a_stage_that_fails_is_failed(tmp_path, told, monkeypatch) -> None:
-    def broken(cfg, node, folder, logger) -> None:
+    def broken(cfg, node, folder, logger, **how) -> None:
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(fit_module, "_train", broken)
