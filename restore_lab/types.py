@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from restore_lab.storage.foreign import made_of, parse_json
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -80,10 +82,10 @@ class Recipe:
             ValueError: if the line is not a recipe.
         """
         try:
-            raw = json.loads(line)
-            steps = tuple(Step(**step) for step in raw["steps"])
-            return cls(pipeline=raw["pipeline"], seed=int(raw["seed"]), blind=bool(raw["blind"]), steps=steps)
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raw = parse_json(line, name="recipe")
+            known = {**raw, "steps": [made_of(Step, step, name="a step") for step in raw["steps"]]}
+            return made_of(cls, known, name="recipe")
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a recipe: {line[:80]!r} ({error}); expected what Recipe.to_json() writes") from error
 
 

@@ -147,6 +147,8 @@ def test_the_command_lines_start_imports_nothing_heavy(path: Path) -> None:
             "restore_lab.config.composing",
             "restore_lab.machine.xla",
             "restore_lab.machine.faults",
+            "restore_lab.machine.terminal",
+            "restore_lab.storage.locks",
             "restore_lab.config.nearest",
             "restore_lab.config.extras",
             "restore_lab.config.validation",

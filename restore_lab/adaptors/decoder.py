@@ -22,6 +22,7 @@ from restore_lab.adaptors.zero_sft import group_norm
 from restore_lab.backbones.banded import decoded, levels
 from restore_lab.backbones.bands import Canvas, swept
 from restore_lab.storage.artefacts import place_of
+from restore_lab.storage.foreign import check_model
 
 if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
@@ -208,6 +209,7 @@ class ConsistencyDecoder(nn.Module):
         place = place_of(path)
         try:
             source = str(place) if place.is_dir() else path
+            check_model(place)
             self.vae = ConsistencyDecoderVAE.from_pretrained(source, use_safetensors=True)
         except (OSError, ValueError) as error:
             first = str(error).splitlines()[0][:200]

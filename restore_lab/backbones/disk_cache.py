@@ -3,7 +3,9 @@
 An entry is a safetensors file named by the hash of all that it depends on: the input's content, the encoder's weights,
 dtype, kind of device, autocast, torch's version. What is not there is encoded alone and written whole, so that a cached
 value is the one that would be computed, whatever it came together with; a damaged entry counts as none. Several
-processes and runs may share a folder. When it holds more than it may, the entries not asked for longest go.
+processes and runs may share a folder. When it holds more than it may, the entries not asked for longest go. Files are
+deleted in no other folder than one that this cache began, empty, and marked as its own (`CACHEDIR.TAG`, which backups
+leave out too).
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,11 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from restore_lab.storage.artefacts import write_bytes_atomic
+from restore_lab.storage.foreign import bytes_of
 
+MARKER = "CACHEDIR.TAG"
+MARK = b"Signature: 8a477f597d28d172789f06886806bc55\n# A cache of restore_lab: it deletes entries of its own here.\n"
+ENTRY = re.compile(r"[0-9a-f]{40}\.safetensors")
 SLACK = 16  # a process looks after the size whenever it has written this part of it
 
 
@@ -35,13 +42,14 @@ class DiskCache:
         max_bytes: what all entries may take, give or take a sixteenth for each process that writes.
 
     Raises:
-        ValueError: for no room at all.
+        ValueError: for no room at all, or a folder that holds anything that is not this cache's.
     """
 
     def __init__(self, folder: str | Path, *, base: str, max_bytes: int) -> None:
         if max_bytes < 1:
             raise ValueError(f"{folder}: a cache of {max_bytes} bytes holds nothing; give backbone.cache_gigabytes")
         self.folder, self.base, self.max_bytes = Path(folder).expanduser(), base, max_bytes
+        _claim(self.folder)
         self._written = max_bytes  # so that the first entry sees to the size
 
     def of(self, what: Any, module: nn.Module, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
@@ -76,9 +84,13 @@ class DiskCache:
     def _make_room(self) -> None:
         """Let the oldest entries go until the rest may stay; others may be at it too."""
         entries: list[tuple[int, int, Path]] = []
-        for file in self.folder.glob("??/*.safetensors"):
+        if not _is_ours(self.folder):  # whoever took the mark away wants the rest to stay
+            return
+        for file in self.folder.glob("[0-9a-f][0-9a-f]/*.safetensors"):
+            if not ENTRY.fullmatch(file.name) or file.parent.is_symlink():
+                continue
             with contextlib.suppress(FileNotFoundError):
-                stat = file.stat()
+                stat = file.lstat()
                 entries.append((stat.st_mtime_ns, stat.st_size, file))
         total = sum(size for _, size, _ in entries)
         for _, size, file in sorted(entries):
@@ -86,6 +98,30 @@ class DiskCache:
                 break
             file.unlink(missing_ok=True)
             total -= size
+
+
+def _claim(folder: Path) -> None:
+    """Mark a folder that is new or empty.
+
+    Raises:
+        ValueError: for one that holds something and no mark.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if _is_ours(folder):
+        return
+    others = [file.name for file in folder.iterdir() if not file.name.startswith((f".{MARKER}.", MARKER))]
+    if others and not _is_ours(folder):  # of several processes another may have marked it meanwhile
+        raise ValueError(
+            f"backbone.cache_dir={folder} holds other files, and a full cache deletes; give a new or an empty folder"
+        )
+    write_bytes_atomic(folder / MARKER, MARK)
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        return bytes_of(folder / MARKER, within=folder) == MARK
+    except (OSError, ValueError):
+        return False
 
 
 def content(image_CHW: Tensor) -> str:

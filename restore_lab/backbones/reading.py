@@ -8,12 +8,12 @@ feature_extractor, onnx, flax) is not looked at. A single file with all parts is
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restore_lab.machine.quiet import quiet
+from restore_lab.storage.foreign import check_model, json_of
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +76,7 @@ class Folder:
             )
         if self.root.parent == SHIPPED:
             return shipped_tokenizer(read_json(home / "tokenizer_config.json"))
+        check_folder(home)
         try:
             if t5:
                 return AutoTokenizer.from_pretrained(home, local_files_only=True, trust_remote_code=False)
@@ -126,7 +127,8 @@ def weight_files(names: Sequence[str], *, folder: Path | None = None) -> tuple[s
 
 def _shards(index: str, *, stem: str, infix: str, names: Sequence[str], folder: Path | None) -> list[str]:
     if folder is not None:
-        return sorted(set(read_json(folder / index).get("weight_map", {}).values()))
+        shards = read_json(folder / index).get("weight_map")
+        return sorted({str(name) for name in shards.values()}) if isinstance(shards, dict) else []
     called = [name for name in names if name.startswith(stem) and "-of-" in name and name.endswith(".safetensors")]
     return [name for name in called if (".fp16" in name) == bool(infix)]
 
@@ -148,6 +150,7 @@ def read_part(cls: Any, folder: Path, *, dtype: torch.dtype) -> Any:
         else:
             hint = "no safetensors, or not all the shards that their index names"
         raise BackboneError(f"{folder}: weights cannot be read ({hint})")
+    check_folder(folder)
     try:
         with quiet():
             model, info = cls.from_pretrained(
@@ -164,6 +167,17 @@ def read_part(cls: Any, folder: Path, *, dtype: torch.dtype) -> Any:
     return model
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse a part whose files would fetch code or weights from elsewhere, or that is stored quantised."""
+    try:
+        check_model(folder)
+    except ValueError as error:
+        raise BackboneError(str(error)) from error
+    file = folder / "config.json"
+    if file.is_file() and read_json(file).get("quantization_config") is not None:
+        raise BackboneError(f"{file}: stored quantised; take the plain weights, which memory=int8 and others quantise")
+
+
 def check_whole(place: Path | str, wrong: Sequence[Any]) -> None:
     """Raise if weights are missing or misshapen."""
     names = sorted(str(key) for key in wrong)
@@ -178,9 +192,13 @@ def read_json(file: Path) -> dict[str, Any]:
         BackboneError: naming the file, if it is absent or not JSON.
     """
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        found = json_of(file)
     except (OSError, ValueError) as error:
-        raise BackboneError(f"{file}: cannot be read as JSON ({error})") from error
+        why = str(error).removeprefix(f"{file}: ")
+        raise BackboneError(f"{file}: cannot be read as JSON ({why})") from error
+    if not isinstance(found, dict):
+        raise BackboneError(f"{file}: cannot be read as JSON (expected settings, got {type(found).__name__})")
+    return found
 
 
 def first_line(error: Exception) -> str:

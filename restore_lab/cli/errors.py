@@ -18,6 +18,7 @@ from pathlib import Path
 from restore_lab.config.extras import advice
 from restore_lab.config.nearest import nearest, offer
 from restore_lab.machine.faults import CODE, Fault, Terminated, told
+from restore_lab.machine.terminal import visible
 
 PACKAGE = str(Path(__file__).resolve().parents[1])
 PLUGINS = ("joblib", "optuna", "ray", "submitit")  # of Hydra's, extras of this package
@@ -89,9 +90,9 @@ def is_bad_input(error: Exception) -> bool:
 def flat(error: BaseException) -> str:
     """The message in one line, without Hydra's and OmegaConf's appendices."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        return visible(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
     text = re.split(r"\n\s*(?:full_key:|object_type=|See https?://|Config search path:)", str(error))[0]
-    return " ".join(text.split())
+    return visible(" ".join(text.split()))
 
 
 def groups(folders: Iterable[Path]) -> dict[str, list[str]]:

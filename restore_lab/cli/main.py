@@ -10,10 +10,12 @@ imports torch; a verb imports what is heavy inside `run`.
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import io
 import keyword
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -29,7 +31,10 @@ from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.nearest import offer
 from restore_lab.machine import xla
 from restore_lab.machine.faults import Terminated
+from restore_lab.machine.terminal import Visible, visible
+from restore_lab.storage.locks import first_rank
 
+COMPLETES = re.compile(r"[^\x00-\x1f\x7f$`\\\"'()<>|&;*?{}!#]*")
 NOT_VERBS = frozenset(("__init__", "main", "front", "errors"))
 Run = Callable[[Any], Any]
 
@@ -45,7 +50,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a caption must not break on a terminal of another encoding
     try:
-        _dispatch(sys.argv[1:])
+        with contextlib.redirect_stdout(Visible(sys.stdout)):
+            _dispatch(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:  # `restore-lab ... | head` has read enough; Python would complain again at its exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -91,7 +97,10 @@ def launch(*, verb: str, module: ModuleType, words: Sequence[str], conf: Path) -
         if typed.trusted:
             build.trust(typed.trusted)
         if getattr(module, "FOLLOWS_WEIGHTS", False):
-            typed = replace(typed, overrides=composing.following(typed.overrides))
+            found = composing.followed(typed.overrides)
+            typed = replace(typed, overrides=found.words)
+            if found.line and first_rank():
+                print(f"restore-lab: {visible(found.line)}", file=sys.stderr)
         folders = [conf, *typed.config_dirs]
         with errors.explained(verb=verb, folders=folders, overrides=typed.overrides):
             _hydra(verb=verb, run=module.run, arguments=typed.arguments, conf=conf)
@@ -173,9 +182,14 @@ def _complete(words: Sequence[str]) -> None:
         return
     querying = len(typed) > 2 and typed[1] in listed
     verb = typed[1] if querying else next(iter(listed))
-    if querying:
-        os.environ["COMP_LINE"] = " ".join([typed[0], *typed[2:]])
-    launch(verb=verb, module=_load(verb), words=words, conf=conf_dir())
+    if not querying:
+        launch(verb=verb, module=_load(verb), words=words, conf=conf_dir())
+        return
+    os.environ["COMP_LINE"] = " ".join([typed[0], *typed[2:]])
+    with contextlib.redirect_stdout(io.StringIO()) as offered:
+        launch(verb=verb, module=_load(verb), words=words, conf=conf_dir())
+    # Hydra hands these to `compgen -W`, where bash would run a file's name such as $(command).
+    print("\n".join(line for line in offered.getvalue().splitlines() if COMPLETES.fullmatch(line)))
 
 
 if __name__ == "__main__":

@@ -1,28 +1,28 @@
 """A verb's config from Python, as the command line composes it; and the words with which a run was made.
 
-What made a run stands in its manifest as overrides. Of these, only choices and settings of parts are taken up by
-another verb: no output folders, no Hydra settings, no `_target_`, nothing with an interpolation in it. A manifest may
-have come with weights from elsewhere.
+What made a run stands in its manifest as overrides. A manifest may have come with weights from elsewhere, so another
+verb takes up only what received.py lists.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from restore_lab.config import validation
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.grammar import quote_override
+from restore_lab.config.received import Received, said_of, sorted_words
 from restore_lab.storage.artefacts import Manifest, place_of
 
+log = logging.getLogger(__name__)
 MADE_BY = "made_by"  # a manifest's extra: the overrides of the command
 FOLLOW_NOT = "follow=false"  # typed: the weights' own words do not count
-PARTS = frozenset(
-    ("method", "scale", "variant", "experiment", "backbone", "adaptor", "adaptor_reference", "prompt", "objective")
-    + ("sampler", "lq_encoder", "decoder", "module")
-)
+TRUST = "trust=true"  # typed: whatever its maker typed for a part counts
 
 
 def composed(verb: str, overrides: Sequence[str] = ()) -> Any:
@@ -58,27 +58,49 @@ def composed(verb: str, overrides: Sequence[str] = ()) -> Any:
     return cfg
 
 
-def made_by(weights: str | Path | None) -> list[str]:
-    """The choices and settings of parts with which a run's weights were made; empty where nobody wrote them down."""
+@dataclass(frozen=True, kw_only=True)
+class Followed:
+    """Typed overrides after those of the weights that they name, and the line that says which these are."""
+
+    words: tuple[str, ...]
+    line: str = ""
+
+
+def made_by(weights: str | Path | None, *, trust: bool = False) -> Received:
+    """What counts of the words with which a run's weights were made; nothing where nobody wrote them down."""
     if weights is None:
-        return []
+        return Received()
     place = place_of(str(weights))
     try:
         found = Manifest.read(place if place.is_dir() else place.parent).extra.get(MADE_BY, [])
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return []
-    return [word for word in found if isinstance(word, str) and _of_a_part(word)]
+    except (FileNotFoundError, NotADirectoryError, PermissionError, ValueError):
+        return Received()
+    return sorted_words(found, trust=trust)
+
+
+def followed(overrides: Sequence[str]) -> Followed:
+    """Typed overrides after those that made the run that `weights=` names, of whatever was not typed anew; with
+    `follow=false` only what is typed."""
+    lowered = {word.lower() for word in overrides}
+    named = [word.partition("=")[2] for word in overrides if word.startswith("weights=")]
+    if FOLLOW_NOT in lowered or not named:
+        return Followed(words=tuple(overrides))
+    trust = TRUST in lowered
+    said = {_key(word) for word in overrides}
+    found = made_by(_plain(named[-1]), trust=trust)
+    anew = Received(
+        taken=tuple(word for word in found.taken if _key(word) not in said),
+        left=tuple(word for word in found.left if _key(word) not in said),
+    )
+    return Followed(words=(*anew.taken, *overrides), line=said_of(anew, trust=trust))
 
 
 def following(overrides: Sequence[str]) -> tuple[str, ...]:
-    """Typed overrides, behind those that made the run that `weights=` names, of whatever was not typed anew; with
-    `follow=false` what is typed alone."""
-    if any(word.lower() == FOLLOW_NOT for word in overrides):
-        return tuple(overrides)
-    named = [word.partition("=")[2] for word in overrides if word.startswith("weights=")]
-    said = {word.partition("=")[0].lstrip("+~") for word in overrides}
-    known = made_by(_plain(named[-1])) if named else []
-    return (*(word for word in known if word.partition("=")[0] not in said), *overrides)
+    """The words of `followed`; its line goes to the log, for whoever composes from Python."""
+    found = followed(overrides)
+    if found.line:
+        log.info("%s", found.line)
+    return found.words
 
 
 def typed() -> list[str]:
@@ -94,8 +116,5 @@ def _plain(value: str) -> str:
     return value if quoted is None else re.sub(r"\\(['\\])", r"\1", quoted[1])
 
 
-def _of_a_part(word: str) -> bool:
-    match = re.fullmatch(r"(?P<root>[a-z_]+)(?P<rest>[\w./@]*)=(?P<value>.*)", word, re.DOTALL)
-    if match is None or "${" in match["value"] or "_target_" in word:
-        return False
-    return match["root"] in PARTS and "@" not in match["rest"]
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")

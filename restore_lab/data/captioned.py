@@ -9,16 +9,17 @@ null, or the path of a table.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from restore_lab.data import parquet
 from restore_lab.storage.artefacts import place_of
+from restore_lab.storage.foreign import bytes_of, json_lines, parse_json
 
 NAME_KEYS = ("file_name", "filename", "file", "image", "image_path", "img_path", "path", "name", "key", "hq", "lq")
 CAPTION_KEYS = ("caption", "text", "prompt", "llava_long", "llava_short", "description")
+MAX_TABLE, MAX_WORDS = 4 * 2**30, 2**20  # bytes: of all images, and of one
 TABLE_SUFFIXES = (".json", ".jsonl", ".parquet")
 
 
@@ -50,7 +51,7 @@ class Captions:
             return ""
         for sidecar in (path.with_suffix(".txt"), path.with_name(path.name + ".txt")):
             if sidecar.is_file():
-                return " ".join(sidecar.read_text(encoding="utf-8-sig", errors="replace").split())
+                return " ".join(bytes_of(sidecar, limit=MAX_WORDS).decode("utf-8-sig", errors="replace").split())
         name = path.relative_to(self._root).as_posix() if path.is_relative_to(self._root) else path.name
         for candidate in (name, str(PurePosixPath(name).with_suffix(""))):
             if candidate in self._exact:
@@ -99,10 +100,10 @@ def read_table(path: Path) -> dict[str, str]:
 def _load(path: Path) -> Any:
     if path.suffix == ".parquet":
         return parquet.rows(path, columns=NAME_KEYS + CAPTION_KEYS)  # such files often hold the images too
-    text = path.read_text(encoding="utf-8-sig")
+    text = bytes_of(path, limit=MAX_TABLE).decode("utf-8-sig")
     if path.suffix == ".jsonl":
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
-    raw = json.loads(text)
+        return json_lines(text, name=path.name)
+    raw = parse_json(text, name=path.name)
     if not isinstance(raw, (dict, list)):
         raise ValueError(f"expected an object or a list, got {type(raw).__name__}")
     return raw

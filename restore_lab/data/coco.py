@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from restore_lab.data.captioned import MAX_TABLE
 from restore_lab.data.folder import FolderSource
 from restore_lab.random import rng
+from restore_lab.storage.foreign import json_of
 from restore_lab.types import Picture
 
 
@@ -54,11 +55,11 @@ class CocoSource:
 def _captions(file: Path) -> dict[str, str]:
     """The first caption by file name without suffix."""
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        raw = json_of(file, limit=MAX_TABLE)
         names = {image["id"]: Path(image["file_name"]).stem for image in raw["images"]}
         found: dict[str, str] = {}
         for entry in raw["annotations"]:
             found.setdefault(names[entry["image_id"]], entry["caption"].strip())
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file}: no COCO captions ({error}); expected captions_val2017.json or its like") from error
     return found

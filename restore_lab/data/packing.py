@@ -3,7 +3,7 @@
 Shard n holds the samples n * shard_size and on, in the source's order: `key.png` (pairs `key.hq.png`, `key.lq.png`),
 `key.txt` (the caption, if there is one) and `key.json` (key, height, width). Images that cannot be read are named and
 left out. The same source makes the same bytes. Shards are split over processes (machine/shares.py); each appears whole,
-then its index, so that a command that was killed goes on with the shards that are missing.
+so that a command that was killed goes on with the shards that are missing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from PIL import Image
 
 from restore_lab.config.build import build
 from restore_lab.data.image_io import BadImage
-from restore_lab.data.tar_index import index_of, indexed, tar_name
+from restore_lab.data.tar_index import index_of, tar_name
 from restore_lab.machine.faults import naming
 from restore_lab.machine.shares import mine, one_at_a_time, place
 from restore_lab.storage.artefacts import Manifest, complete, identity, write_json_atomic
@@ -70,7 +70,7 @@ def pack(cfg: DictConfig) -> Packed:
     tars = [folder / f"{number:06d}.tar" for number in range(count)]
 
     def done(number: int) -> bool:
-        return indexed(tars[number])
+        return tars[number].is_file()
 
     if not complete(folder / HIDDEN, identity=name):
         _claim(folder, name)

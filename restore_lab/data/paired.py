@@ -10,7 +10,6 @@ data.hq=... data/rule=same_stem`.
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from typing import Literal, Protocol, get_args
 from restore_lab.data.captioned import Captions
 from restore_lab.data.folder import keys_of, list_images
 from restore_lab.data.image_io import MAX_PIXELS, read_image, resize_image
+from restore_lab.storage.foreign import bytes_of, json_lines
 from restore_lab.types import Picture
 
 log = logging.getLogger(__name__)
@@ -106,9 +106,9 @@ class Manifest:
 
     def _rows(self) -> list[dict[str, str]]:
         try:
-            text = self._path.read_text(encoding="utf-8-sig")
+            text = bytes_of(self._path).decode("utf-8-sig")
             if self._path.suffix == ".jsonl":
-                return [json.loads(line) for line in text.splitlines() if line.strip()]
+                return json_lines(text, name=self._path.name)
             return list(csv.DictReader(text.splitlines()))
         except (OSError, ValueError, csv.Error) as error:
             raise ValueError(f"{self._path}: not a readable manifest ({error}); expected CSV or JSONL") from error

@@ -11,7 +11,6 @@ a number permutes the shards, then the samples inside windows of so many, so tha
 
 from __future__ import annotations
 
-import json
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from restore_lab.data.image_io import MAX_PIXELS, SUFFIXES, BadImage, decode_ima
 from restore_lab.data.sampler import shuffled
 from restore_lab.data.tar_index import TarIndex, index_of
 from restore_lab.random import rng
+from restore_lab.storage.foreign import parse_json
 from restore_lab.types import Picture
 
 OPEN_FILES = 32
@@ -227,7 +227,7 @@ def _table(tar: Path, index: TarIndex, *, role: Role, image: str | None) -> np.n
 def _said(data: bytes | None) -> bytes:
     """The caption in a sample's JSON, if it has one."""
     try:
-        record = json.loads(data or b"{}")
+        record = parse_json(data or b"{}", name="sample")
     except ValueError:
         return b""
     said = next((record[key] for key in CAPTION_KEYS if record.get(key)), "") if isinstance(record, dict) else ""

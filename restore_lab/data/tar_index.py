@@ -1,10 +1,10 @@
 """Where each sample of a WebDataset tar lies: keys, and offset and length of every member, by one sequential scan.
 
 A sample is what shares a name up to its first dot ("trip/cat.jpg", "trip/cat.txt"); the rest is the member's kind.
-"%2E" in a name stands for a dot of the key. The index is a note beside the tar (`.index/<name>.json`, in the user's
-cache where nothing can be written there), good while size and modification time of the tar stay. A tar is data of a
-stranger: nothing is ever extracted, and one with a member that a set of images has no use for (links, devices, paths
-that lead elsewhere, a name twice), or that is cut off or damaged, is refused as a whole, by the member's name.
+"%2E" in a name stands for a dot of the key. The index is a note in the user's own cache (storage/notes.py), good while
+size and times of the tar stay. A tar is data of a stranger: nothing is ever extracted, and one with a member that a set
+of images has no use for (links, devices, paths that lead elsewhere, a name twice), or that is cut off or damaged, is
+refused as a whole, by the member's name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from urllib.parse import unquote_to_bytes
 
 import numpy as np
 
-from restore_lab.storage.artefacts import note_places, read_note, write_bytes_atomic
+from restore_lab.storage.artefacts import write_bytes_atomic
+from restore_lab.storage.notes import note_place, read_note, stamp
 
 log = logging.getLogger(__name__)
 FORMAT = 1
@@ -56,7 +57,7 @@ def index_of(tar: Path) -> TarIndex:
 
     note = _good(tar)
     if note is None:
-        place = _writable(tar)
+        place = _writable(note_place(tar), tar)
         with FileLock(place.with_name(f"{place.name}.lock")):
             note = _good(tar)
             if note is None:
@@ -89,14 +90,14 @@ def scan(tar: Path) -> dict[str, Any]:
     Raises:
         ValueError: see `index_of`.
     """
-    stat, found, end = tar.stat(), _Samples(tar), 0
+    before, found, end = stamp(tar), _Samples(tar), 0
     with open(tar, "rb") as file:
         hashing = _Hashing(file)
         try:
             with tarfile.open(fileobj=hashing, mode="r|", bufsize=CHUNK) as members:
                 for member in members:
-                    if member.offset < end or member.size < 0 or member.offset_data + member.size > stat.st_size:
-                        raise ValueError(f"{tar}: member {member.name!r} has no place in {stat.st_size} bytes")
+                    if member.offset < end or member.size < 0 or member.offset_data + member.size > before["size"]:
+                        raise ValueError(f"{tar}: member {member.name!r} has no place in {before['size']} bytes")
                     end = member.offset_data + -(-member.size // BLOCK) * BLOCK
                     found.add(member)
                     members.members.clear()  # tarfile would keep them all
@@ -107,7 +108,7 @@ def scan(tar: Path) -> dict[str, Any]:
         while hashing.read(CHUNK):
             pass
         _check_end(file, tar, end)
-    return found.note() | {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": hashing.sha256.hexdigest()}
+    return found.note() | before | {"sha256": hashing.sha256.hexdigest()}
 
 
 class _Samples:
@@ -170,7 +171,7 @@ class _Hashing:
 
 
 def _good(tar: Path) -> dict[str, Any] | None:
-    """The note on a tar if it is an index that fits it; whoever wrote it may be a stranger too."""
+    """The note on a tar if it is an index that fits it; another version may have written it, or a disk damaged it."""
     note = read_note(tar)
     try:
         if note is None or note["format"] != FORMAT or not all(isinstance(key, str) for key in note["keys"]):
@@ -189,19 +190,18 @@ def _kinds(note: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     yield from note["members"].items()
 
 
-def _writable(tar: Path) -> Path:
-    """The first place for a note that can be written."""
-    beside, cached = note_places(tar)
-    for place in (beside, cached):
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.with_name(f"{place.name}.lock").touch()
-        except OSError:
-            continue
-        if place == cached:
-            log.info("%s: its index is kept in %s, since nothing can be written beside it", tar, place)
-        return place
-    raise ValueError(f"{tar}: its index can be written neither to {beside} nor to {cached}; set XDG_CACHE_HOME")
+def _writable(place: Path, tar: Path) -> Path:
+    """The place of a note, once it can be written.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.with_name(f"{place.name}.lock").touch()
+    except OSError as error:
+        raise ValueError(f"{tar}: its index cannot be written to {place}; set XDG_CACHE_HOME") from error
+    return place
 
 
 def _check_end(file: BinaryIO, tar: Path, end: int) -> None:

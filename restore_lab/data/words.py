@@ -8,7 +8,6 @@ without suffix; `caption` and `instruction` are taken, and either may be empty.
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,6 +15,7 @@ from typing import Any
 
 from restore_lab.data import parquet
 from restore_lab.data.captioned import CAPTION_KEYS, NAME_KEYS
+from restore_lab.storage.foreign import bytes_of, json_lines, parse_json
 
 INSTRUCTION_KEYS = ("instruction", "restoration_prompt")
 MAX_BYTES = 256 * 2**20
@@ -83,13 +83,13 @@ def _rows(path: Path) -> Iterable[Any]:
     try:
         if path.suffix.lower() == ".parquet":
             return parquet.rows(path)
-        text = path.read_text(encoding="utf-8-sig")
+        text = bytes_of(path, limit=MAX_BYTES).decode("utf-8-sig")
         if path.suffix.lower() == ".csv":
             return list(csv.DictReader(text.splitlines()))
         if path.suffix.lower() == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        raw = json.loads(text)
-    except (OSError, ValueError, csv.Error, RecursionError) as error:
+            return json_lines(text, name=path.name)
+        raw = parse_json(text, name=path.name)
+    except (OSError, ValueError, csv.Error) as error:
         raise ValueError(f"{path}: not a readable table of words ({' '.join(str(error).split())[:200]})") from error
     if isinstance(raw, Mapping):
         return [{"name": name, **value} if isinstance(value, Mapping) else value for name, value in raw.items()]

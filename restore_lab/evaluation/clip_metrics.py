@@ -10,7 +10,6 @@ Config: metrics=offline (tiny_*), metrics=paper (clip_i, clip_t).
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from restore_lab.evaluation.frechet import frechet_distance
 from restore_lab.evaluation.protocol import ImageMetric, MetricUnavailable, SetMetric
 from restore_lab.machine.quiet import quiet
 from restore_lab.storage.artefacts import fingerprint
+from restore_lab.storage.foreign import check_model, json_of
 
 ASSETS = Path(__file__).parents[1] / "assets"
 MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -67,10 +67,11 @@ class Clip:
         from transformers import AutoTokenizer, CLIPModel
 
         try:
+            check_model(folder)
             with quiet():
                 self.model: Any = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            settings = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+            settings = json_of(folder / "preprocessor_config.json")
         except Exception as error:  # whatever the readers of a damaged file may raise
             raise MetricUnavailable(f"CLIP in {folder} cannot be read: {str(error).splitlines()[0][:200]}") from error
         self.model.eval().requires_grad_(False).float()

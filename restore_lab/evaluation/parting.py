@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restore_lab.storage.artefacts import place_of
+from restore_lab.storage.foreign import fits, parse_json
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -121,6 +122,9 @@ def read(place: str) -> tuple[Trace, str] | None:
             header: dict[str, Any] = opened.metadata() or {}
             if ORDER not in header:
                 return None
-            return {name: opened.get_tensor(name) for name in json.loads(header[ORDER])}, header.get(INPUT, "")
+            names = parse_json(header[ORDER], name="its order")
+            if not fits(names, tuple[str, ...]):
+                raise ValueError("its order is no list of names")
+            return {name: opened.get_tensor(name) for name in names}, header.get(INPUT, "")
     except (SafetensorError, ValueError, OSError) as error:
         raise ValueError(f"{file}: cannot be read as a trace ({error})") from error

@@ -24,6 +24,7 @@ from restore_lab.evaluation.records import PER_IMAGE, PICTURE, RECORD, ImageValu
 from restore_lab.evaluation.suite import Measured, MetricSuite, Tally
 from restore_lab.machine.shares import mine, one_at_a_time
 from restore_lab.storage.artefacts import code_version, identity, write_bytes_atomic
+from restore_lab.storage.foreign import parse_json
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -171,8 +172,8 @@ def from_bytes(data: bytes) -> tuple[Measured, list[Panel]]:
     from safetensors.torch import load
 
     tensors = load(data)
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    said = json.loads(header["__metadata__"]["part"])
+    header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")], name="part")
+    said = parse_json(header["__metadata__"]["part"], name="part")
 
     def named(name: str, count: int) -> list[Tensor]:
         return [tensors[f"{name}.{index}"] for index in range(count)]

@@ -4,14 +4,16 @@ A record is a folder of two files: `per_image.parquet` (one line per row, image 
 caption, instruction, recipe as JSON) and `record.json` (mean, std, n and the full column label of each row and metric,
 with settings, identity, code version and notes). Both are written atomically, `record.json` last and with the hash of
 the other, so that a record is whole or not there. Rows are free names; LQ, D(E(LQ)) and D(E(HQ)) come first. Beside
-them may lie `images/<row>/<key>.webp`: LQ, original and what the method made of it, to be looked at.
+them may lie `images/<row>/<key>.webp`: LQ, original and what the method made of it, to be looked at. A record may come
+from somebody else: its fields have their types, or it is refused, and no link in it leads out of it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
+import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,13 +22,17 @@ from typing import Any
 
 from restore_lab.data import parquet
 from restore_lab.evaluation.protocol import Column
-from restore_lab.storage.artefacts import write_bytes_atomic, write_json_atomic
+from restore_lab.storage.artefacts import NAME, write_bytes_atomic, write_json_atomic
+from restore_lab.storage.foreign import LARGEST, bytes_of, json_of, made_of
 
 LQ, DECODED_LQ, DECODED_HQ = "LQ", "D(E(LQ))", "D(E(HQ))"
 ROBUST_LQ = "D(E_dr(LQ))"  # where the LQ's encoder is not the codec's own
 ORIGINAL = "original"
 RECORD, PER_IMAGE, IMAGES, PICTURE = "record.json", "per_image.parquet", "images", "pictures.png"
 FORMAT = 1
+TEXT = ("row", "key", "metric", "caption", "instruction", "recipe")
+COLUMNS = [*TEXT, "value"]
+LONG = 200  # bytes of a file's name, of the 255 that there may be
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +70,20 @@ class Results:
     cells: tuple[Cell, ...]
     images: tuple[ImageValue, ...]
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Head:
+    """What `record.json` holds."""
+
+    format: int
+    identity: str
+    code: str
+    settings: Mapping[str, Any]
+    parents: tuple[str, ...]
+    cells: tuple[Any, ...]
+    notes: tuple[str, ...]
+    per_image_sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,27 +145,32 @@ def read_record(folder: str | Path) -> Record:
         ValueError: if it is not one, is of another format, or its two files are not of one writing.
     """
     place = Path(folder) / RECORD
-    if not place.is_file():
+    if not os.path.lexists(place):
         raise FileNotFoundError(2, "no record here; run restore-lab evaluate first", str(place))
     try:
-        raw = json.loads(place.read_text(encoding="utf-8"))
-        if raw["format"] != FORMAT:
-            raise ValueError(f"{place}: record format {raw['format']!r}, this version reads {FORMAT}; evaluate again")
-        cells = tuple(_cell(entry) for entry in raw["cells"])
-        identity, code, settings, expected = (raw[k] for k in ("identity", "code", "settings", "per_image_sha256"))
-        notes, parents = tuple(raw["notes"]), tuple(raw.get("parents", ()))
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{place} is not a record ({type(error).__name__}: {error}); evaluate again") from error
-    images = _images(place.with_name(PER_IMAGE), expected)
-    results = Results(cells=cells, images=images, notes=notes)
-    return Record(results=results, identity=identity, code=code, settings=settings, parents=parents)
+        raw = json_of(place, within=place.parent, finite=True)
+        if isinstance(raw, Mapping) and isinstance(raw.get("format"), int) and raw["format"] != FORMAT:
+            raise ValueError(f"{place}: record format {raw['format']}, this version reads {FORMAT}; evaluate again")
+        known = {"parents": [], **raw} if isinstance(raw, Mapping) else raw
+        head = made_of(_Head, known, name=place)
+        cells = tuple(_cell(entry, place) for entry in head.cells)
+    except ValueError as error:
+        if str(error).endswith("evaluate again"):
+            raise
+        why = str(error).removeprefix(f"{place}: ")
+        raise ValueError(f"{place} is not a record ({why}); evaluate again") from error
+    if not all(NAME.fullmatch(name) for name in (head.identity, *head.parents)):
+        raise ValueError(f"{place} is not a record (identities are names); evaluate again")
+    images = _images(place.with_name(PER_IMAGE), head.per_image_sha256)
+    results = Results(cells=cells, images=images, notes=head.notes)
+    return Record(results=results, identity=head.identity, code=head.code, settings=head.settings, parents=head.parents)
 
 
 def recorded(folder: str | Path, *, identity: str) -> bool:
     """Whether the record of this identity is there and whole."""
     try:
         return read_record(folder).identity == identity
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return False
 
 
@@ -156,7 +181,10 @@ def image_file(folder: str | Path, row: str, key: str) -> Path:
 
 def _safe(name: str) -> str:
     plain = re.sub(r"[^\w.-]+", "_", name).strip(".")
-    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    short = plain if len(plain.encode()) <= LONG else plain[: LONG // 4]
+    return (
+        short if short == name else f"{short}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+    )
 
 
 def render(results: Results) -> str:
@@ -226,11 +254,13 @@ def _number(cell: Cell | None, digits: int) -> str:
     return f"{cell.mean:.{digits}f}{spread}"
 
 
-def _cell(entry: Mapping[str, Any]) -> Cell:
-    fields = {key: value for key, value in entry.items() if key not in ("column", "column_id", "interval")}
-    interval = tuple(entry["interval"]) if entry.get("interval") else None
-    cell = Cell(column=Column(**entry["column"]), interval=interval, **fields)
-    if cell.column.id != entry["column_id"]:
+def _cell(entry: Mapping[str, Any], place: Path) -> Cell:
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"{place}: a cell is {type(entry).__name__}")
+    column = made_of(Column, entry.get("column"), name="a cell's column")
+    fields = {key: value for key, value in entry.items() if key not in ("column", "column_id")}
+    cell = made_of(Cell, {**fields, "column": column}, name="a cell")
+    if cell.column.id != entry.get("column_id"):
         raise ValueError(f"record cell {cell.row}/{cell.metric}: its column was edited; evaluate again")
     return cell
 
@@ -239,17 +269,25 @@ def _parquet(images: Sequence[ImageValue]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    text = ("row", "key", "metric", "caption", "instruction", "recipe")
-    schema = pa.schema([*((name, pa.string()) for name in text), ("value", pa.float64())])
+    schema = pa.schema([*((name, pa.string()) for name in TEXT), ("value", pa.float64())])
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist([asdict(image) for image in images], schema=schema), sink)
     return sink.getvalue()
 
 
 def _images(path: Path, expected: str) -> tuple[ImageValue, ...]:
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise ValueError(f"{path} is missing beside its {RECORD}; evaluate again")
-    data = path.read_bytes()
+    data = bytes_of(path, within=path.parent)
     if hashlib.sha256(data).hexdigest() != expected:
         raise ValueError(f"{path} is not the one that its {RECORD} was written with; evaluate again")
-    return tuple(ImageValue(**line) for line in parquet.rows(data))
+    lines = parquet.rows(data, name=path)
+    if lines and (list(lines[0]) != COLUMNS or not all(_is_image(line) for line in lines)):
+        raise ValueError(f"{path} holds other columns than {', '.join(COLUMNS)}; evaluate again")
+    return tuple(ImageValue(**line) for line in lines)
+
+
+def _is_image(line: Mapping[str, Any]) -> bool:
+    value = line["value"]
+    sound = value is None or (isinstance(value, float) and not LARGEST < abs(value) < math.inf)
+    return sound and all(type(line[name]) is str for name in TEXT)

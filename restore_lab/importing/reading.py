@@ -7,13 +7,13 @@ dictionaries ({"image_proj": {...}} becomes "image_proj....").
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restore_lab.importing.layout import Source
+from restore_lab.storage.foreign import json_of, parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +70,7 @@ def _safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         found = load_file(file)
         with safe_open(file, framework="pt") as opened:
             header = (opened.metadata() or {}).get(LORA_HEADER)
-        return found, (json.loads(header) if header else _beside(file))
+        return found, (_settings(parse_json(header, name="header")) if header else _beside(file))
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{file}: damaged or no safetensors ({_first(error)}); download it again") from error
 
@@ -101,9 +101,15 @@ def _beside(file: Path) -> dict[str, Any]:
     if not file.name.startswith("adapter_model.") or not config.is_file():
         return {}
     try:
-        return json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return _settings(json_of(config))
+    except OSError as error:
         raise ValueError(f"{config}: no JSON ({_first(error)})") from error
+
+
+def _settings(found: Any) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        raise ValueError(f"expected a LoRA's settings, got {type(found).__name__}")
+    return found
 
 
 def _flat(node: Any, *, file: Path, place: str = "") -> list[tuple[str, Tensor]]:

@@ -10,6 +10,7 @@ import lightning as L
 
 from restore_lab.machine.faults import naming
 from restore_lab.storage.artefacts import write_bytes_atomic
+from restore_lab.storage.foreign import json_lines, parse_json
 
 if TYPE_CHECKING:
     from restore_lab.methods.training import TrainingModule
@@ -57,7 +58,7 @@ def newest(file: Path, metric: str) -> float:
     Raises:
         ValueError: if it was never logged.
     """
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    lines = json_lines(file.read_text(), name=file) if file.exists() else []
     found = [line[metric] for line in lines if metric in line]
     if not found:
         names = sorted({name for line in lines for name in line} - {"step"})
@@ -71,6 +72,6 @@ def newest(file: Path, metric: str) -> float:
 def _step(line: str) -> int:
     """The step of a line; a line cut short by a kill counts as never written."""
     try:
-        return int(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError):
+        return int(parse_json(line, name="a line")["step"])
+    except (ValueError, KeyError, TypeError):
         return 2**63

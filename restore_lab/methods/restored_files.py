@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from restore_lab.data.photograph import ENDINGS
 from restore_lab.data.words import Words
 from restore_lab.storage.artefacts import write_bytes_atomic
-from restore_lab.storage.files import inside
+from restore_lab.storage.files import inside, spreadsheet_cell
+from restore_lab.storage.foreign import json_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -84,7 +85,7 @@ def refuse_clashes(jobs: Sequence[Job], cfg: DictConfig, output: Path) -> None:
 def is_done(job: Job, settings: str, cfg: DictConfig, output: Path) -> bool:
     """Whether this very image was restored with these settings and words, and all files that are wanted are there."""
     try:
-        note = json.loads(job.note.read_text(encoding="utf-8"))
+        note = json_of(job.note)
         source = hashlib.sha256(job.file.read_bytes()).hexdigest()
         same = (note["source"], note["settings"], note["words"]) == (source, settings, _words(job))
         found = [output / name for name in note["outputs"]]
@@ -130,12 +131,16 @@ def sum_up(jobs: Sequence[Job], output: Path) -> None:
     table.writeheader()
     for job in jobs:
         try:
-            note = json.loads(job.note.read_text(encoding="utf-8"))
+            note = json_of(job.note)
         except (OSError, ValueError):
             continue
         if "error" in note:
-            table.writerow({"file": note["file"], "status": note["error"]})
+            table.writerow(_cells({"file": note["file"], "status": note["error"]}))
             continue
         for name, db in zip(note["outputs"], note["consistency_db"], strict=False):
-            table.writerow(note | {"output": name, "status": "restored", "consistency_db": db})
+            table.writerow(_cells(note | {"output": name, "status": "restored", "consistency_db": db}))
     write_bytes_atomic(output / SUMMARY, text.getvalue().encode(errors="backslashreplace"))
+
+
+def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: spreadsheet_cell(value) for key, value in row.items()}

@@ -25,6 +25,7 @@ from restore_lab.machine.quiet import quiet
 from restore_lab.machine.shares import device as chosen
 from restore_lab.random import generator
 from restore_lab.storage.artefacts import identity, place_of, write_json_atomic
+from restore_lab.storage.foreign import check_model, json_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -137,7 +138,7 @@ class Captioner:
         if self.cache is None:
             return None
         try:
-            return str(json.loads((self.cache / f"{key}.json").read_text(encoding="utf-8"))["caption"])
+            return str(json_of(self.cache / f"{key}.json")["caption"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -250,6 +251,7 @@ def load(source: str, *, bits: int | None, device: str) -> tuple[Any, Any]:
             load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_compute_dtype=dtype
         )
         settings["device_map"] = {"": device}
+    check_model(Path(source))
     with quiet():
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
         if getattr(processor, "chat_template", None) is None:

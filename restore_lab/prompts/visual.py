@@ -8,7 +8,6 @@ CLIP, (B, 1 + patches, E) for DINOv2.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -20,6 +19,7 @@ from torchvision.transforms.v2 import functional as V
 
 from restore_lab.machine.quiet import quiet
 from restore_lab.storage.artefacts import place_of
+from restore_lab.storage.foreign import check_model, json_of
 
 CUBIC: dict[str, Any] = {"interpolation": V.InterpolationMode.BICUBIC, "antialias": True}
 
@@ -45,6 +45,7 @@ class ClipVision(nn.Module):
         place = place_of(path)
         source = str(place) if place.is_dir() else path
         try:
+            check_model(place)
             with quiet():
                 clip: Any = CLIPModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
             processor = CLIPImageProcessor.from_pretrained(source)
@@ -94,6 +95,7 @@ class DinoVision(nn.Module):
         place = place_of(path)
         source = str(place) if place.is_dir() else path
         try:
+            check_model(place)
             with quiet():
                 self.tower = AutoModel.from_pretrained(
                     source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
@@ -158,7 +160,7 @@ def described(path: str) -> dict[str, Any]:
         file = shipped
     if not file.is_file():
         raise ValueError(f"prompt.visual.path={path}: neither an image encoder's folder nor a config that we ship")
-    return json.loads(file.read_text(encoding="utf-8"))
+    return json_of(file)
 
 
 def clip_of(config: dict[str, Any]) -> Any:

@@ -16,6 +16,8 @@ import inspect
 import json
 import math
 import os
+import re
+import stat
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -25,9 +27,13 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from restore_lab.machine.faults import name_file
+from restore_lab.storage.foreign import json_of, made_of
 from restore_lab.storage.named import MADE, below_datasets, made_name, made_place
+from restore_lab.storage.notes import read_note
 
 MANIFEST = "manifest.json"
+MAX_MANIFEST = 16 * 2**20  # bytes
+NAME = re.compile(r"[\w.-]{1,100}")  # identities and kinds: parts of folders' names
 PACKAGE = Path(__file__).resolve().parents[1]
 IGNORED = frozenset(
     ("logger", "hydra", "output", "output_dir", "output_folder", "run_dir", "runs_dir", "save_dir")
@@ -74,7 +80,7 @@ def fingerprint(path: str | PurePath) -> str:
     """32 hex characters for what a file or folder holds: names below it and bytes, never its own name or its dates.
 
     Hidden files and a folder's README.md do not count. A file's hash is kept while its size and modification time stay
-    (in this process; of a file with a note, across processes).
+    (in this process; of a file with a note in the person's cache (notes.py), across processes).
 
     Raises:
         FileNotFoundError: if there is nothing at `path`.
@@ -90,31 +96,11 @@ def fingerprint(path: str | PurePath) -> str:
     return total.hexdigest()[:32]
 
 
-def note_places(path: Path) -> tuple[Path, Path]:
-    """Where a note on a large file lies: hidden beside it, else (nothing can be written there) in the user's cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / PACKAGE.name
-    named = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
-    return path.parent / ".index" / f"{path.name}.json", cache / "index" / f"{named}.json"
-
-
-def read_note(path: Path) -> dict[str, Any] | None:
-    """The note on a file of this size and modification time, which has its "sha256"; None if there is none."""
-    stat = path.stat()
-    for place in note_places(path):
-        try:
-            note = json.loads(place.read_text(encoding="utf-8"))
-            if (note["size"], note["mtime_ns"]) == (stat.st_size, stat.st_mtime_ns) and isinstance(note["sha256"], str):
-                return note
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return None
-
-
 def write_bytes_atomic(path: str | PurePath, data: bytes) -> None:
     """Write a file so that a reader, or a run killed here, finds the old content or the new, never a part."""
     place = Path(path)
     place.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.", suffix=".tmp")
+    handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name[:30]}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -163,10 +149,13 @@ class Manifest:
         """
         place = Path(folder) / MANIFEST
         try:
-            raw = json.loads(place.read_text(encoding="utf-8"))
-            return cls(**{**raw, "parents": tuple(raw["parents"])})
-        except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{place}: not a manifest ({error}); delete the folder to make it again") from error
+            found = made_of(cls, json_of(place, limit=MAX_MANIFEST, within=Path(folder), finite=True), name=place)
+        except ValueError as error:
+            why = str(error).removeprefix(f"{place}: ")
+            raise ValueError(f"{place}: not a manifest ({why}); delete the folder to make it again") from error
+        if not all(NAME.fullmatch(name) for name in (found.identity, found.kind, *found.parents)):
+            raise ValueError(f"{place}: not a manifest (identities and kind are names); delete the folder")
+        return found
 
 
 def complete(folder: str | PurePath, *, identity: str | None = None) -> bool:
@@ -280,12 +269,14 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _file_hash(path: Path) -> str:
-    stat = path.stat()
-    return _hash_of(str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, a device has no end
+        raise ValueError(f"{path}: a pipe or a device has no fingerprint; remove it")
+    return _hash_of(str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 @functools.lru_cache(maxsize=1_000_000)
-def _hash_of(path: str, size: int, mtime_ns: int, inode: int) -> str:
+def _hash_of(path: str, size: int, mtime_ns: int, ctime_ns: int) -> str:
     note = read_note(Path(path)) if path.endswith(".tar") else None  # terabytes are not read again for their name
     if note is not None:
         return note["sha256"][:32]

@@ -1,8 +1,11 @@
-"""Files that a run writes: where they may lie."""
+"""Files that a run writes: where they may lie, and what a program that opens them must not run."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how what a spreadsheet runs begins
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -15,3 +18,18 @@ def inside(folder: Path, name: str) -> Path:
     if not file.parent.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{name!r} leads out of {folder}, to {file}; keep to the output folder")
     return file
+
+
+def spreadsheet_cell(value: Any) -> Any:
+    """A value for a CSV file that a person may open in a spreadsheet.
+
+    A text that a spreadsheet would take for a formula ("=cmd|...", "@SUM(...)") gets an apostrophe in front, which shows
+    it as text; numbers stay numbers.
+    """
+    if not isinstance(value, str) or not value.startswith(FORMULA):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 
 from restore_lab.storage.artefacts import Manifest
@@ -28,4 +29,6 @@ def as_written(file: str | PurePath) -> bool:
         noted = Manifest.read(place.parent).extra.get(HASHES, {})
     except (FileNotFoundError, ValueError):
         return True
+    if not isinstance(noted, Mapping):
+        return False
     return place.name not in noted or noted[place.name] == hash_of(place)

@@ -7,12 +7,12 @@ have none. A job that was killed and resumed has the minutes of its last run alo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from restore_lab.methods.describe import DESCRIPTION
+from restore_lab.storage.foreign import json_of
 from restore_lab.tables.jobs import Plan, facts_of
 from restore_lab.tables.spec import TOOK, Spec
 
@@ -36,7 +36,7 @@ def _facts(plan: Plan, row: tuple[str, str], what: str) -> Mapping[str, Any] | N
     job = plan.jobs[identity]
     if what in TOOK:
         return facts_of(job)
-    return json.loads((Path(job.folder) / DESCRIPTION).read_text(encoding="utf-8"))
+    return json_of(Path(job.folder) / DESCRIPTION)
 
 
 def _adaptor(facts: Mapping[str, Any]) -> float:

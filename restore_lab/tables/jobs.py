@@ -9,7 +9,6 @@ command itself (restore_lab.storage.locks): two tables never make one thing twic
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restore_lab.storage.artefacts import PACKAGE, complete, write_json_atomic
+from restore_lab.storage.foreign import json_of
 from restore_lab.storage.locks import first_rank
 
 if TYPE_CHECKING:
@@ -229,9 +229,10 @@ def _owned() -> bool:
 
 def _facts(file: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        found = json_of(file)
+    except (FileNotFoundError, ValueError):
         return None
+    return found if isinstance(found, dict) else None
 
 
 def _last_line(log: Path) -> str:

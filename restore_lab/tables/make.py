@@ -8,7 +8,6 @@ continues: what is complete is not made again, training resumes from its last ch
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from restore_lab.storage.artefacts import write_json_atomic
+from restore_lab.storage.foreign import json_of
 from restore_lab.tables.jobs import Job, JobFailed, Plan, run
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def write_jobs(plan: Plan, store: Path) -> None:
 def task(cfg: Any) -> str | None:
     """What a launcher runs: `cfg.job` of the store. Returns what went wrong, or None."""
     store = Path(cfg.runs_dir) / cfg.name
-    raw = json.loads((store / "jobs" / f"{cfg.job}.job.json").read_text(encoding="utf-8"))
+    raw = json_of(store / "jobs" / f"{cfg.job}.job.json")
     job = Job(**{**raw, "words": tuple(raw["words"]), "needs": tuple(raw["needs"])})
     log.info("%s %s: %s", job.kind, job.identity, " ".join(job.words))
     try:

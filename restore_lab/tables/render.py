@@ -11,13 +11,22 @@ import csv
 import html
 import io
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
+from restore_lab.storage.files import spreadsheet_cell
 from restore_lab.tables.grid import Cell, Grid
 from restore_lab.tables.marks import BEST, SECOND
 from restore_lab.tables.spec import Column
 
+TEX = {sign: f"\\{sign}" for sign in "&%$#_{}"} | {
+    "\\": "\\textbackslash{}",
+    "~": "\\textasciitilde{}",
+    "^": "\\textasciicircum{}",
+    "<": "\\textless{}",
+    ">": "\\textgreater{}",
+}
 WIDE = 10  # columns of several conditions: with more a table is cut
 
 
@@ -43,7 +52,7 @@ def markdown(table: Grid) -> str:
             for line in part.lines
         ]
         rule = ["---", *("---" for _ in part.label_names), *("---:" for _ in part.headings)]
-        lines += ["| " + " | ".join(entry.replace("|", "\\|") for entry in row) + " |" for row in (head, rule, *body)]
+        lines += ["| " + " | ".join(_plain(entry) for entry in row) + " |" for row in (head, rule, *body)]
         lines.append("")
     for title, said in (("Claims:", table.claims), ("Findings:", table.findings)):
         if said:
@@ -55,7 +64,7 @@ def latex(table: Grid) -> str:
     """A booktabs tabular, or several; needs \\usepackage{booktabs}."""
     tabulars = "\n\n".join(_tabular(part, corner) for corner, part in parts(table))
     said = (*table.claims, *table.findings, *table.notes)
-    return "\n".join([f"% {_of(table)}", tabulars, *(f"% {line}" for line in said)]) + "\n"
+    return "\n".join([_remark(_of(table)), tabulars, *map(_remark, said)]) + "\n"
 
 
 def as_csv(table: Grid) -> str:
@@ -72,10 +81,8 @@ def as_csv(table: Grid) -> str:
             found = ["", "", "", ""] if n is None else [n.mean, "" if n.spread is None else n.spread, n.n, n.seeds]
             published = "" if cell.published is None else cell.published
             made = ["", ""] if n is None else [n.label.says() if n.label else "", " ".join(n.code)]
-            writer.writerow(
-                [table.name, table.scale, line.name, condition, column.title, column.metric or "", *found]
-                + [published, cell.mark or "", *made]
-            )
+            row = [table.name, table.scale, line.name, condition, column.title, column.metric or "", *found]
+            writer.writerow([spreadsheet_cell(entry) for entry in (*row, published, cell.mark or "", *made)])
     return sink.getvalue()
 
 
@@ -209,6 +216,16 @@ def _of(table: Grid) -> str:
 
 
 def _tex(text: str) -> str:
-    for sign in "&%$#_{}":
-        text = text.replace(sign, f"\\{sign}")
-    return text
+    """Text for LaTeX, in which no sign is a command."""
+    return "".join(TEX.get(sign, sign) for sign in " ".join(text.split()))
+
+
+def _remark(text: str) -> str:
+    """A comment of LaTeX: one line, whatever the text."""
+    return f"% {' '.join(text.split())}"
+
+
+def _plain(text: str) -> str:
+    """Text for a cell of Markdown: one line, no end of the cell, no element of HTML, no image or link."""
+    text = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", " ".join(text.split()).replace("|", "\\|"))
+    return text.replace("](", "]\\(")

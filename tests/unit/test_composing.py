@@ -47,37 +47,14 @@ def test_a_runs_parts_come_along_and_what_is_typed_wins(tmp_path) -> None:
     assert following((f"weights={tmp_path}/not_there",)) == (f"weights={tmp_path}/not_there",)
 
 
-def test_a_manifest_from_elsewhere_chooses_parts_and_nothing_else(tmp_path) -> None:
-    bad = (
-        "hydra.run.dir=/tmp/x",
-        "hydra/launcher=ray",
-        "+method=spire",
-        "~sampler",
-        "output=/etc",
-        "runs_dir=/etc",
-        "callbacks=[x]",
-        "sampler.steps=${oc.env:HOME}",
-        "backbone@hydra=tiny_sd",
-        "adaptor/fusion@hydra.launcher=zero_sft",
-        "trusted_packages=[evil]",
-        "method",
-        7,
-        {"method": "spire"},
-    )
-    assert made_by(weights(tmp_path / "sent", *bad, "method=dra")) == ["method=dra"]
-    (tmp_path / "odd").mkdir()
-    (tmp_path / "odd/manifest.json").write_text("[1]")
-    assert made_by(tmp_path / "odd") == []
-
-
 def test_a_trained_run_says_what_made_it(toy_folder, tmp_path) -> None:
     words = (*told.small(toy_folder), "adaptor.text=none", "max_steps=1", f"runs_dir={tmp_path}", "progress=false")
     cpu = ("trainer.accelerator=cpu", "trainer.devices=1", "logger=none")
     run = fit(told.composed("train", *words, *cpu))
     found = composed("restore", [*following((f"weights={run}",)), "input=x"])
     assert found.adaptor.text == "none"
-    assert found.backbone.path == str(toy_folder)
-    assert "max_steps=1" not in made_by(run)
+    assert found.backbone.path == "asset:tiny_sd"  # a path is not taken from a manifest
+    assert "max_steps=1" not in made_by(run).taken
 
 
 @pytest.mark.parametrize("experiment", ["spire/quickstart", "spire/from_nothing", "dra/sd3"])

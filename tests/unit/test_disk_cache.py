@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from restore_lab.backbones.disk_cache import DiskCache, content
+from restore_lab.backbones.disk_cache import ENTRY, MARK, MARKER, DiskCache, content
 from restore_lab.backbones.loading import load_backbone
 from restore_lab.storage.artefacts import identity
 from tests.rounding import close
@@ -114,6 +114,42 @@ def test_a_full_cache_lets_the_oldest_go(tmp_path) -> None:
     assert torch.equal(found[0], torch.full((1000,), 59.0))
     with pytest.raises(ValueError, match=r"holds nothing; give backbone.cache_gigabytes"):
         DiskCache(tmp_path, base="", max_bytes=0)
+
+
+def test_only_a_folder_with_its_own_mark_is_emptied(tmp_path) -> None:
+    """A person's folder of weights looks like a cache: it is refused, and so is one with another program's mark."""
+    module = torch.nn.Linear(1, 1)
+    for name, tag in (("weights", None), ("other", b"Signature: 8a477f597d28d172789f06886806bc55\n# by pip\n")):
+        theirs = tmp_path / name / "ab" / f"{'0' * 40}.safetensors"
+        theirs.parent.mkdir(parents=True)
+        theirs.write_bytes(b"trained for a month")
+        if tag is not None:
+            (tmp_path / name / MARKER).write_bytes(tag)
+        with pytest.raises(ValueError, match=r"holds other files, and a full cache deletes; give a new or an empty"):
+            DiskCache(tmp_path / name, base="", max_bytes=1)
+        assert theirs.read_bytes() == b"trained for a month"
+    cache = DiskCache(tmp_path / "new", base="", max_bytes=5_000)
+    mine, link = tmp_path / "new" / "ab" / "weights.safetensors", tmp_path / "new" / "cd"
+    mine.parent.mkdir()
+    mine.write_bytes(b"x" * 10_000)
+    link.symlink_to(tmp_path / "weights" / "ab")
+    for number in range(3):
+        cache.of(number, module, lambda: (torch.zeros(1000),))
+    assert mine.is_file() and (tmp_path / "weights" / "ab" / f"{'0' * 40}.safetensors").is_file()
+    assert len([file for file in files(tmp_path / "new") if ENTRY.fullmatch(file.name)]) <= 2
+    (tmp_path / "new" / MARKER).unlink()
+    before = files(tmp_path / "new")
+    cache.of(9, module, lambda: (torch.zeros(1000),))
+    assert set(before) < set(files(tmp_path / "new"))  # without its mark nothing goes
+
+
+def test_processes_may_mark_a_folder_at_once(tmp_path) -> None:
+    """One finds the other's mark half written."""
+    (tmp_path / f".{MARKER}.x.tmp").write_bytes(MARK[:9])
+    DiskCache(tmp_path, base="", max_bytes=1)
+    assert (tmp_path / MARKER).read_bytes() == MARK
+    (tmp_path / "ab").mkdir()
+    DiskCache(tmp_path, base="", max_bytes=1)
 
 
 def test_a_cache_is_no_part_of_an_identity() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
 import pickle
 import tarfile
 from collections import Counter
@@ -25,6 +26,7 @@ from restore_lab.data.shards import ShardsSource
 from restore_lab.data.tar_index import index_of, scan
 from restore_lab.storage import artefacts
 from restore_lab.storage.artefacts import fingerprint
+from restore_lab.storage.notes import note_place, read_note, stamp
 from restore_lab.types import Picture
 from tests.composed import composed
 
@@ -74,7 +76,7 @@ def same(one: Picture, other: Picture) -> bool:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch) -> Path:
-    """The user's cache, where indices go that cannot lie beside their tar."""
+    """The user's cache, where indices are."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -233,22 +235,41 @@ def test_an_index_is_made_once_and_again_for_another_tar(tmp_path, monkeypatch) 
     monkeypatch.setattr(tar_index, "scan", lambda place: scans.append(place) or scan(place))
     for _ in range(2):
         assert list(index_of(tar).keys) == ["1"]
-    assert len(scans) == 1 and (tmp_path / ".index" / "t.tar.json").is_file()
+    assert len(scans) == 1 and note_place(tar).is_file() and not (tmp_path / ".index").exists()
     tar_of(tar, ("2.png", encoded(1)), ("3.png", encoded(1)))
     assert list(index_of(tar).keys) == ["2", "3"] and len(scans) == 2
-    note = json.loads((tmp_path / ".index" / "t.tar.json").read_text())
+    note = json.loads(note_place(tar).read_text())
     for damage in ({"offset": [10**9, 0], "length": [5, 5]}, {"offset": [0], "length": [5]}, {"offset": "x"}):
         note["members"]["png"] = damage
-        (tmp_path / ".index" / "t.tar.json").write_text(json.dumps(note))
+        note_place(tar).write_text(json.dumps(note))
         assert list(index_of(tar).keys) == ["2", "3"]
     assert len(scans) == 5  # an index that does not fit is made again
 
 
-def test_where_nothing_can_be_written_the_index_goes_to_the_cache(tmp_path, cache) -> None:
-    tar = tar_of(tmp_path / "t.tar", ("1.png", encoded(1)))
-    (tmp_path / ".index").write_text("a file where the folder would be: nobody, root included, can write below it")
-    assert len(ShardsSource(tar)) == 1
-    assert len(list(cache.rglob("*.json"))) == 1 and artefacts.read_note(tar) is not None
+def test_a_note_that_came_with_a_tar_is_not_believed(tmp_path, monkeypatch) -> None:
+    """Not beside the tar, where it once lay, nor in the cache of whoever packed it, nor for a file put in its place."""
+    for name in ("mine", "theirs", "other"):
+        (tmp_path / name).mkdir()
+    mine, theirs = (tar_of(tmp_path / name / "t.tar", ("1.png", encoded(1))) for name in ("mine", "theirs"))
+    index_of(mine)
+    forged = {**json.loads(note_place(mine).read_text()), **stamp(theirs), "keys": ["forged"], "sha256": "f" * 64}
+    for place in (theirs.parent / ".index" / "t.tar.json", theirs.parent / note_place(theirs).name):
+        place.parent.mkdir(exist_ok=True)
+        place.write_text(json.dumps(forged))
+    assert read_note(theirs) is None and list(index_of(theirs).keys) == ["1"]
+    assert fingerprint(theirs) == fingerprint(mine) != "f" * 32
+    before = theirs.stat()
+    other = tar_of(tmp_path / "other" / "t.tar", ("2.png", encoded(1)))
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.replace(other, theirs)
+    assert theirs.stat().st_size == before.st_size and theirs.stat().st_mtime_ns == before.st_mtime_ns
+    assert list(index_of(theirs).keys) == ["2"] and fingerprint(theirs) != fingerprint(mine)
+
+
+def test_an_index_that_cannot_be_kept_is_one_line(tmp_path, cache) -> None:
+    cache.write_text("a file where the folder would be: nobody, root included, can write below it")
+    with pytest.raises(ValueError, match=r"its index cannot be written to .*; set XDG_CACHE_HOME"):
+        ShardsSource(tar_of(tmp_path / "t.tar", ("1.png", encoded(1))))
 
 
 def test_the_identity_of_shards_is_their_content(tmp_path, monkeypatch) -> None:
@@ -304,7 +325,7 @@ def test_hostile_members_are_refused_by_name(edit, says, tmp_path) -> None:
     with pytest.raises(ValueError, match=says) as caught:
         ShardsSource(tar)
     assert "\n" not in errors.flat(caught.value) and str(tar) in str(caught.value)
-    assert not artefacts.note_places(tar)[0].exists()
+    assert not note_place(tar).exists()
 
 
 def claiming(tar: Path, size: int) -> Path:

@@ -1,14 +1,15 @@
 """The image browser's data: of every condition the chosen images, as each row shows and measures them.
 
 An image is (seed, key). Shown are the worst ones of each row by each metric and others in between, up to a limit; every
-picture is embedded once, however many rows share it. Rows restored one LQ as a rule; where they did not, the page has a
-row for each LQ.
+picture is embedded once, however many rows share it, and only if it is an image: a record may come from somebody else.
+Rows restored one LQ as a rule; where they did not, the page has a row for each LQ.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -16,20 +17,44 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from restore_lab.data.image_io import MAX_PIXELS, opened
 from restore_lab.evaluation.protocol import Column
 from restore_lab.evaluation.records import DECODED_HQ, DECODED_LQ, LQ, ORIGINAL, ROBUST_LQ, image_file
+from restore_lab.storage.foreign import bytes_of
 from restore_lab.tables.page.sources import Block, Run
 from restore_lab.types import Recipe
 
 Image = tuple[int, str]  # seed and key
+MAX_FILE = 64 * 2**20  # bytes
 REFERENCES = (ORIGINAL, LQ, DECODED_LQ, ROBUST_LQ, DECODED_HQ)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """An image's file in a record; no link in it leads out of the record's folder."""
+
+    file: Path
+    record: Path
+
+    def content(self) -> bytes:
+        """The file, which is one whole WebP image and nothing else.
+
+        Raises:
+            ValueError: if it leads out of the record, or is anything else.
+        """
+        data = bytes_of(self.file, limit=MAX_FILE, within=self.record)
+        whole = data[:4] == b"RIFF" and int.from_bytes(data[4:8], "little") + 8 == len(data)
+        with opened(io.BytesIO(data), name=self.file, size=len(data), max_pixels=MAX_PIXELS) as image:
+            if not whole or image.format != "WEBP" or getattr(image, "n_frames", 1) > 1:
+                raise ValueError(f"{self.file}: not a WebP image of one frame")
+        return data
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
     """What a row shows of an image: its file, if it was kept, its values by metric, its words."""
 
-    file: Path | None
+    file: Kept | None
     values: Mapping[str, float]
     caption: str = ""
     instruction: str = ""
@@ -38,13 +63,21 @@ class View:
 
 @dataclass(kw_only=True)
 class Pictures:
-    """Files as data: URIs, each content once; `add` gives its place in `uris`."""
+    """Files as data: URIs, each content once; `add` gives its place in `uris`, None for a file that is no image.
+
+    `refused` says which these are and why.
+    """
 
     uris: list[str] = field(default_factory=list)
     places: dict[str, int] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
 
-    def add(self, file: Path) -> int:
-        content = file.read_bytes()
+    def add(self, file: Kept) -> int | None:
+        try:
+            content = file.content()
+        except ValueError as error:
+            self.refused.append(f"not shown: {error}")
+            return None
         name = hashlib.sha256(content).hexdigest()
         if name not in self.places:
             self.places[name] = len(self.uris)
@@ -148,7 +181,7 @@ def _views(run: Run, seed: int, metrics: Sequence[str]) -> dict[Image, View]:
     views: dict[Image, View] = {}
     for key in dict.fromkeys(image.key for image in results.images):
         file = image_file(run.folder, run.row, key)
-        views[seed, key] = View(file=file if file.is_file() else None, values={})
+        views[seed, key] = View(file=Kept(file=file, record=run.folder) if file.is_file() else None, values={})
     for image in results.images:
         if image.row == run.row:
             view = views[seed, image.key]
@@ -175,8 +208,15 @@ def _merge(rows: dict[str, dict[Image, View]], name: str, owner: str, views: dic
 def _agree(a: View, b: View) -> bool:
     """Whether two views are of one image: by their bytes, or else by what was measured of them."""
     if a.file and b.file:
-        return a.file.read_bytes() == b.file.read_bytes()
+        return _bytes(a.file) == _bytes(b.file)
     return all(math.isclose(a.values[m], b.values[m], rel_tol=1e-3) for m in a.values.keys() & b.values.keys())
+
+
+def _bytes(kept: Kept) -> bytes:
+    try:
+        return bytes_of(kept.file, limit=MAX_FILE, within=kept.record)
+    except ValueError:
+        return str(kept.file).encode()  # it is shown as none, and is like no other
 
 
 def _words(views: Sequence[View]) -> dict[str, str]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import math
+import contextlib
+import logging
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from restore_lab.storage.foreign import bytes_of, fits, parse_json
 from restore_lab.tables.page.sources import Training
 
+log = logging.getLogger(__name__)
 POINTS = 300  # of a line
 
 
@@ -26,16 +28,24 @@ def charts(trainings: Sequence[Training]) -> list[dict[str, Any]]:
 
 
 def read(losses: Path) -> Mapping[str, list[tuple[int, float]]]:
-    """(step, value) by loss; a line that a kill cut short, and a value that is not finite, are left out."""
+    """(step, value) by loss.
+
+    Left out are a line that a kill cut short, a value that is not finite, and a file that is no history.
+    """
     found: dict[str, list[tuple[int, float]]] = {}
-    for line in losses.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        for loss, value in entry.items():
-            if loss != "step" and math.isfinite(value):
-                found.setdefault(loss, []).append((entry["step"], value))
+    try:
+        text = bytes_of(losses, within=losses.parent).decode(errors="replace")
+    except ValueError as error:
+        log.warning("no curve: %s", error)
+        return found
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):
+            entry = parse_json(line, name=losses)
+            step = entry.get("step") if isinstance(entry, dict) else None
+            if fits(step, int):
+                for loss, value in entry.items():
+                    if loss != "step" and fits(value, float):
+                        found.setdefault(loss, []).append((step, value))
     return found
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from restore_lab.evaluation.records import Record, method_rows, read_record
 from restore_lab.methods.fit import LOSSES
 from restore_lab.storage.artefacts import Manifest, complete
+from restore_lab.storage.foreign import leads_inside
 from restore_lab.tables.grid import Grid, grid
 from restore_lab.tables.jobs import NOT_WEIGHTS, Place, Plan, behind
 from restore_lab.tables.measured import (
@@ -189,11 +190,14 @@ def _beside(rows: Mapping[str, Run]) -> dict[Artefact, list[str]]:
     """The trainings behind records, where they lie beside them as commands leave them: <stage>-<identity>."""
     users: dict[Artefact, list[str]] = {}
     for title, run in rows.items():
-        queue = list(run.record.parents)
+        queue, seen = list(run.record.parents), set[str]()
         while queue:
             identity = queue.pop(0)
+            if identity in seen:  # a manifest may name itself
+                continue
+            seen.add(identity)
             for folder in run.folder.parent.glob(f"*-{identity}"):
-                if complete(folder, identity=identity):
+                if leads_inside(folder, run.folder.parent) and complete(folder, identity=identity):
                     manifest = Manifest.read(folder)
                     queue += manifest.parents
                     users.setdefault((manifest.kind, folder), []).append(title)

@@ -23,6 +23,7 @@ from restore_lab.tables.plan import plan
 from restore_lab.tables.render import cell_parts, titled
 
 log = logging.getLogger(__name__)
+SHOWN = 5  # files that are no images, on the page
 HERE = Path(__file__).parent
 SCRIPTS = ("dom.js", "table.js", "curves.js", "zoom.js", "viewer.js", "browser.js", "main.js")  # in this order
 
@@ -67,9 +68,11 @@ def page(source: Source, *, images: int, worst: int) -> str:
     """
     pictures = Pictures()
     blocks = [browser(block, pictures, limit=images, worst=worst) for block in source.blocks]
+    for line in pictures.refused:
+        log.warning("%s", line)
     data = {
         "table": table(source.table),
-        "missing": source.missing,
+        "missing": "; ".join([*([source.missing] if source.missing else []), *pictures.refused[:SHOWN]]),
         "charts": charts(source.trainings),
         "blocks": blocks,
         "pictures": pictures.uris,

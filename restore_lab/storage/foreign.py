@@ -1,0 +1,204 @@
+"""Files that may come from somebody else: read whole and within bounds, or refused in one line.
+
+Weights, runs, records and datasets get passed around. Every reader takes their bytes and their JSON from here. A pipe
+or a device is not opened; no link out of a folder (`within`) is followed; a file larger than any sound one is not read;
+JSON that is nested too deep, or holds a number that is not finite, is refused; and what a dataclass is made of has the
+types of its fields.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import math
+import os
+import stat
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+MAX_BYTES = 256 * 2**20
+MAX_DEPTH = 64
+LARGEST = 1e30  # of what is measured: sums and squares of such numbers are finite
+# Settings of a model's config with which a library fetches code or other weights than those in the folder.
+REACHING = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
+REDIRECT = "adapter_config.json"  # peft's: transformers loads the model that it names instead
+VOCABULARIES = ("vocab_file", "merges_file", "tokenizer_file", "spm_file", "source_spm", "target_spm")
+T = TypeVar("T")
+
+
+def bytes_of(path: Path, *, limit: int = MAX_BYTES, within: Path | None = None) -> bytes:
+    """The content of a plain file.
+
+    Args:
+        path: the file.
+        limit: in bytes.
+        within: a folder that no link may lead out of; None follows links.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is no plain file, leads out of the folder, or is larger.
+    """
+    if within is not None and not leads_inside(path, within):
+        raise ValueError(f"{path}: is a link that leads out of {within}; put the file itself there")
+    try:
+        with open(path, "rb", opener=_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ValueError(f"{path}: not a plain file")
+            data = file.read(limit + 1)
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise ValueError(f"{str(path)[:200]}: cannot be read as a file ({error.strerror})") from error
+        raise
+    if len(data) > limit:
+        raise ValueError(f"{path}: more than {limit >> 20} MiB; no such file is so large")
+    return data
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open a file without waiting: a pipe would wait for its writer."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def leads_inside(path: Path, folder: Path) -> bool:
+    """Whether a file lies in a folder when all links are followed."""
+    home = os.path.realpath(folder)
+    return os.path.commonpath([home, os.path.realpath(path)]) == home
+
+
+def json_of(path: Path, *, limit: int = MAX_BYTES, within: Path | None = None, finite: bool = False) -> Any:
+    """The value of a JSON file; arguments as `bytes_of` and `parse_json` have them.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: for a file that cannot be read, or holds no sound JSON.
+    """
+    return parse_json(bytes_of(path, limit=limit, within=within), name=path, finite=finite)
+
+
+def parse_json(text: str | bytes, *, name: object, finite: bool = False) -> Any:
+    """A JSON value.
+
+    Args:
+        text: UTF-8, with or without a mark.
+        name: what it is called where it is refused.
+        finite: refuse numbers that are not finite, which JSON has no word for.
+
+    Raises:
+        ValueError: if it is none, or is nested more than 64 deep.
+    """
+    try:
+        plain = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+        value = json.loads(plain, **({"parse_constant": _finite, "parse_float": _finite} if finite else {}))
+    except RecursionError:
+        raise ValueError(f"{name}: JSON nested too deep to be read") from None
+    except ValueError as error:
+        raise ValueError(f"{name}: no JSON that can be read ({' '.join(str(error).split())[:200]})") from error
+    if _is_deep(value):
+        raise ValueError(f"{name}: JSON nested more than {MAX_DEPTH} deep")
+    return value
+
+
+def json_lines(text: str, *, name: object) -> list[Any]:
+    """The values of JSON lines; empty lines are passed over.
+
+    Raises:
+        ValueError: with the first line that is none.
+    """
+    lines = enumerate(text.splitlines(), start=1)
+    return [parse_json(line, name=f"{name}, line {number}") for number, line in lines if line.strip()]
+
+
+def made_of(cls: type[T], raw: Any, *, name: object) -> T:
+    """A dataclass from a mapping whose values have the types of its fields.
+
+    Raises:
+        ValueError: with the first field that is missing, unknown or of another type.
+    """
+    hints, required = _fields(cls)
+    if not isinstance(raw, Mapping):
+        raise ValueError(f"{name}: expected fields such as {', '.join(list(hints)[:3])}, got {type(raw).__name__}")
+    odd = [key for key in raw if key not in hints] + [key for key in required if key not in raw]
+    odd += [key for key, value in raw.items() if key in hints and not fits(value, hints[key])]
+    if odd:
+        raise ValueError(f"{name}: field {str(odd[0])[:60]!r} is missing, unknown or of another type")
+    return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()})
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value read from JSON has an annotation's type; whole numbers do for floats, lists for tuples."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, one) for one in inner)
+    if origin is typing.Literal:
+        return any(type(value) is type(one) and value == one for one in inner)
+    if origin is tuple:
+        if not isinstance(value, list | tuple) or (inner[-1] is not Ellipsis and len(value) != len(inner)):
+            return False
+        wanted = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
+        return all(fits(one, kind) for one, kind in zip(value, wanted, strict=True))
+    if isinstance(origin, type):
+        return isinstance(value, origin)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST  # nan is not
+    if hint is int and type(value) is int:
+        return abs(value) < 2**63
+    return type(value) is hint or (hint is type(None) and value is None)
+
+
+def check_model(folder: Path) -> None:
+    """Refuse a model's folder with which a library would fetch code, weights or a vocabulary from elsewhere.
+
+    A folder that is not there (a hub id) is none of this function's business.
+
+    Raises:
+        ValueError: naming the file and the setting.
+    """
+    if os.path.lexists(folder / REDIRECT):
+        raise ValueError(f"{folder / REDIRECT}: names another model to load in place of this one; merge or remove it")
+    for file in sorted(folder.glob("*config.json")):
+        queue: list[Any] = [json_of(file)]
+        while queue:
+            node = queue.pop()
+            queue += node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ()
+            for key in REACHING if isinstance(node, Mapping) else ():
+                if "/" in str(node.get(key, "")):
+                    raise ValueError(f"{file}: {key} names code on the hub; remove the setting")
+            for key in VOCABULARIES if isinstance(node, Mapping) else ():
+                named = node.get(key)
+                if isinstance(named, str) and os.path.exists(named) and not leads_inside(Path(named), folder):
+                    raise ValueError(f"{file}: {key} names a file elsewhere; remove the setting")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is not finite")
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    level: Sequence[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        nodes = [node for node in level if isinstance(node, dict | list)]
+        if not nodes:
+            return False
+        level = [one for node in nodes for one in (node.values() if isinstance(node, dict) else node)]
+    return True
+
+
+@functools.cache
+def _fields(cls: type) -> tuple[dict[str, Any], list[str]]:
+    """The types of a dataclass's fields, and the names of those without a default."""
+    import dataclasses
+
+    hints = typing.get_type_hints(cls)
+    own = dataclasses.fields(cls)  # type: ignore[arg-type]
+    missing = dataclasses.MISSING
+    required = [one.name for one in own if one.default is missing and one.default_factory is missing]
+    return {one.name: hints[one.name] for one in own}, required
