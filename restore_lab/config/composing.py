@@ -67,13 +67,17 @@ class Followed:
 
 
 def made_by(weights: str | Path | None, *, trust: bool = False) -> Received:
-    """What counts of the words with which a run's weights were made; nothing where nobody wrote them down."""
+    """What counts of the words with which a run's weights were made; nothing where no manifest says it.
+
+    Raises:
+        ValueError: for a manifest that is none.
+    """
     if weights is None:
         return Received()
     place = place_of(str(weights))
     try:
         found = Manifest.read(place if place.is_dir() else place.parent).extra.get(MADE_BY, [])
-    except (FileNotFoundError, NotADirectoryError, PermissionError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return Received()
     return sorted_words(found, trust=trust)
 

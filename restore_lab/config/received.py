@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from restore_lab.config.conf_dir import conf_dir
@@ -21,6 +20,7 @@ from restore_lab.config.validation import DTYPE, FACTS, SHARE, Choice, Number
 
 MAX_WORDS, MAX_LETTERS = 200, 2500  # of a manifest, and of each
 WORD = re.compile(r"(?P<add>\+{0,2})(?P<key>[A-Za-z_][\w./]*)=(?P<value>.*)", re.DOTALL)
+LONG_NUMBER = re.compile(r"\d{19}")  # none that a float holds
 OPTION = re.compile(r"\w+(/\w+)*", re.ASCII)
 
 
@@ -238,8 +238,10 @@ def _counted(word: str) -> str | None:
     if key in GROUPS:
         return word if not match["add"] and _is_option(key, text) else None
     fact = SETTINGS.get(key)
-    value = _value(text) if fact is not None else _Unread
-    if fact is None or value is _Unread or fact.wrong(value) is not None:
+    if fact is None or (not isinstance(fact, Text) and LONG_NUMBER.search(text)):
+        return None
+    value = _value(text)
+    if value is _Unread or fact.wrong(value) is not None:
         return None
     add = "++" if key.partition(".")[0] in ABSENT_AT_TIMES else ""
     return f"{add}{key}={_written(value)}"
@@ -263,7 +265,8 @@ def _is_option(group: str, name: str) -> bool:
 
     if not OPTION.fullmatch(name) or (group, name) in NOT_TAKEN:
         return False
-    file: Path = conf_dir() / group / f"{name}.yaml"
+    folder = conf_dir().parent / "experiments" if group == "experiment" else conf_dir() / group
+    file = folder / f"{name}.yaml"
     if not file.is_file():
         return False
     if group != "experiment":

@@ -25,6 +25,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from restore_lab.machine.faults import naming
+from restore_lab.storage.foreign import NotPlain, open_plain
 
 SUFFIXES = frozenset(
     (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".dib")
@@ -82,10 +83,10 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         BadImage: the file is missing, empty, truncated, no image, too large, or of an unknown value range.
     """
     try:
-        size = os.stat(path).st_size
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
+            size = os.fstat(file.fileno()).st_size
             return _decoded(file, name=path, size=size, max_pixels=max_pixels)
-    except OSError as error:
+    except (OSError, NotPlain) as error:
         raise BadImage(_line(path, _reason(error))) from error
 
 

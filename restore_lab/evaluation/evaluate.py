@@ -42,6 +42,7 @@ from restore_lab.methods.restoring import asked_about
 from restore_lab.methods.weights import weights_file
 from restore_lab.prompts.sources import PromptSources
 from restore_lab.storage.artefacts import Manifest, complete, place_of
+from restore_lab.storage.foreign import leads_inside
 from restore_lab.types import Prompt
 
 if TYPE_CHECKING:
@@ -118,11 +119,16 @@ def planned(cfg: DictConfig, *, weights: str | None = None) -> Scores:
     parents: tuple[str, ...] = ()
     if weights is not None:
         parents = (weights,)
-    elif cfg.weights is not None and complete(place_of(cfg.weights)):
+    elif cfg.weights is not None and _is_own(place_of(cfg.weights), Path(cfg.runs_dir)):
         parents = (Manifest.read(place_of(cfg.weights)).identity,)
-    else:
+    else:  # also for a folder from elsewhere, whose manifest may claim the identity of other weights
         settings["weights"] = None if cfg.weights is None else str(weights_file(cfg.weights))
     return scores_of(cfg, settings, parents)
+
+
+def _is_own(place: Path, runs: Path) -> bool:
+    """Whether a run lies where the person's own are; then the identity that its manifest claims is believed."""
+    return leads_inside(place, runs) and complete(place)
 
 
 def evaluate(cfg: DictConfig) -> Evaluation | None:

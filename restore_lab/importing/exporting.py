@@ -21,6 +21,7 @@ from restore_lab.methods.describe import on_meta
 from restore_lab.methods.parts import DECODER, part_of
 from restore_lab.methods.weights import base_of, put_weights, read_weights, weights_file, write_weights
 from restore_lab.storage.artefacts import Manifest, complete, fingerprint, identity
+from restore_lab.storage.foreign import fits
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel
@@ -135,4 +136,5 @@ def _licences(file: Path) -> list[Any]:
     """Those that an import wrote beside the weights."""
     if not complete(file.parent):
         return []
-    return [source["licence"] for source in Manifest.read(file.parent).extra.get("sources", ())]
+    sources = Manifest.read(file.parent).extra.get("sources", ())
+    return [one["licence"] for one in sources if "licence" in one] if fits(sources, tuple[Mapping, ...]) else []

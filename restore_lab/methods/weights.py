@@ -15,6 +15,7 @@ from torch import Tensor
 
 from restore_lab.backbones.places import DENOISERS, find_prior, listed
 from restore_lab.storage.artefacts import place_of
+from restore_lab.storage.foreign import leads_inside
 from restore_lab.storage.hashes import as_written
 
 if TYPE_CHECKING:
@@ -26,9 +27,17 @@ FIRST = 16  # numbers of each tensor that a fingerprint reads
 
 
 def weights_file(place: str) -> Path:
-    """The weights at a place: a safetensors file, a run's folder, or asset:NAME for shipped ones."""
+    """The weights at a place: a safetensors file, a run's folder, or asset:NAME for shipped ones.
+
+    Raises:
+        ValueError: for a folder whose weights are a link out of it.
+    """
     path = place_of(place)
-    return path / WEIGHTS if path.is_dir() else path
+    if not path.is_dir():
+        return path
+    if not leads_inside(path / WEIGHTS, path):
+        raise ValueError(f"{path / WEIGHTS}: is a link that leads out of the folder; give the file itself as weights")
+    return path / WEIGHTS
 
 
 def write_weights(state: Mapping[str, Tensor], folder: Path, *, dtype: torch.dtype | None, base: str | None) -> None:

@@ -23,8 +23,8 @@ def inside(folder: Path, name: str) -> Path:
 def spreadsheet_cell(value: Any) -> Any:
     """A value for a CSV file that a person may open in a spreadsheet.
 
-    A text that a spreadsheet would take for a formula ("=cmd|...", "@SUM(...)") gets an apostrophe in front, which shows
-    it as text; numbers stay numbers.
+    A text that a spreadsheet would take for a formula ("=cmd|...", "@SUM(...)") gets an apostrophe in front, which
+    shows it as text; numbers stay numbers.
     """
     if not isinstance(value, str) or not value.startswith(FORMULA):
         return value

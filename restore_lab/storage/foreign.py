@@ -8,6 +8,7 @@ types of its fields.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import json
@@ -16,9 +17,9 @@ import os
 import stat
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 MAX_BYTES = 256 * 2**20
 MAX_DEPTH = 64
@@ -45,17 +46,37 @@ def bytes_of(path: Path, *, limit: int = MAX_BYTES, within: Path | None = None) 
     if within is not None and not leads_inside(path, within):
         raise ValueError(f"{path}: is a link that leads out of {within}; put the file itself there")
     try:
-        with open(path, "rb", opener=_at_once) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ValueError(f"{path}: not a plain file")
+        with open_plain(path) as file:
             data = file.read(limit + 1)
-    except OSError as error:
-        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.EISDIR):
-            raise ValueError(f"{str(path)[:200]}: cannot be read as a file ({error.strerror})") from error
-        raise
+    except NotPlain as error:
+        raise ValueError(f"{str(path)[:200]}: {error}") from error
     if len(data) > limit:
         raise ValueError(f"{path}: more than {limit >> 20} MiB; no such file is so large")
     return data
+
+
+class NotPlain(ValueError):
+    """What has a name and can be opened, perhaps, but is no file: a folder, a pipe, a device, a link in a circle."""
+
+
+@contextlib.contextmanager
+def open_plain(path: str | Path) -> Iterator[BinaryIO]:
+    """A file opened to be read; a pipe is not waited for, a device not read.
+
+    Raises:
+        NotPlain: for anything but a file.
+        OSError: if there is none, or it may not be read.
+    """
+    try:
+        file = open(path, "rb", opener=_at_once)  # noqa: SIM115
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise NotPlain(f"cannot be read as a file ({error.strerror})") from error
+        raise
+    with file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise NotPlain("not a plain file")
+        yield file
 
 
 def _at_once(path: str, flags: int) -> int:
@@ -65,8 +86,7 @@ def _at_once(path: str, flags: int) -> int:
 
 def leads_inside(path: Path, folder: Path) -> bool:
     """Whether a file lies in a folder when all links are followed."""
-    home = os.path.realpath(folder)
-    return os.path.commonpath([home, os.path.realpath(path)]) == home
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def json_of(path: Path, *, limit: int = MAX_BYTES, within: Path | None = None, finite: bool = False) -> Any:
