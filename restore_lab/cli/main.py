@@ -189,7 +189,7 @@ def _complete(words: Sequence[str]) -> None:
     with contextlib.redirect_stdout(io.StringIO()) as offered:
         launch(verb=verb, module=_load(verb), words=words, conf=conf_dir())
     # Hydra hands these to `compgen -W`, where bash would run a file's name such as $(command).
-    print("\n".join(line for line in offered.getvalue().splitlines() if COMPLETES.fullmatch(line)))
+    print(" ".join(word for word in offered.getvalue().split() if COMPLETES.fullmatch(word)))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ null, or the path of a table.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -50,7 +51,7 @@ class Captions:
         if not self._enabled:
             return ""
         for sidecar in (path.with_suffix(".txt"), path.with_name(path.name + ".txt")):
-            if sidecar.is_file():
+            if os.path.isfile(sidecar):  # false for a name that is too long for a file
                 return " ".join(bytes_of(sidecar, limit=MAX_WORDS).decode("utf-8-sig", errors="replace").split())
         name = path.relative_to(self._root).as_posix() if path.is_relative_to(self._root) else path.name
         for candidate in (name, str(PurePosixPath(name).with_suffix(""))):

@@ -104,7 +104,7 @@ def _trained(runs: Path, more: Sequence[str]) -> Iterator[Model]:
             continue
         if manifest.kind == "adaptor" and MADE_BY in manifest.extra:
             weights = f"weights={quote(str(file.parent))}"
-            yield Model(says=str(file.parent), words=(*following((weights,)), *more))
+            yield Model(says=str(file.parent), words=following((weights, *more)))
 
 
 class Shelf:

@@ -23,6 +23,7 @@ from typing import Any
 from restore_lab.data import parquet
 from restore_lab.evaluation.protocol import Column
 from restore_lab.storage.artefacts import NAME, write_bytes_atomic, write_json_atomic
+from restore_lab.storage.files import shortened
 from restore_lab.storage.foreign import LARGEST, bytes_of, json_of, made_of
 
 LQ, DECODED_LQ, DECODED_HQ = "LQ", "D(E(LQ))", "D(E(HQ))"
@@ -32,7 +33,6 @@ RECORD, PER_IMAGE, IMAGES, PICTURE = "record.json", "per_image.parquet", "images
 FORMAT = 1
 TEXT = ("row", "key", "metric", "caption", "instruction", "recipe")
 COLUMNS = [*TEXT, "value"]
-LONG = 200  # bytes of a file's name, of the 255 that there may be
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,11 +180,11 @@ def image_file(folder: str | Path, row: str, key: str) -> Path:
 
 
 def _safe(name: str) -> str:
-    plain = re.sub(r"[^\w.-]+", "_", name).strip(".")
-    short = plain if len(plain.encode()) <= LONG else plain[: LONG // 4]
-    return (
-        short if short == name else f"{short}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
-    )
+    """A name as a part of a path; one that is changed carries its hash, so that names stay distinct."""
+    plain = shortened(re.sub(r"[^\w.-]+", "_", name).strip("."))
+    if plain == name:
+        return plain
+    return f"{plain}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
 def render(results: Results) -> str:

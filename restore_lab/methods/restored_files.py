@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from restore_lab.data.photograph import ENDINGS
 from restore_lab.data.words import Words
 from restore_lab.storage.artefacts import write_bytes_atomic
-from restore_lab.storage.files import inside, spreadsheet_cell
+from restore_lab.storage.files import inside, shortened, spreadsheet_cell
 from restore_lab.storage.foreign import json_of
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def targets(job: Job, cfg: DictConfig, output: Path, kind: str) -> list[Path]:
     """The files of an image: one a seed, then what is written beside them."""
     key = PurePosixPath(job.key)
     name = cfg.names.replace("{key}", job.key).replace("{name}", key.name).replace("{folder}", str(key.parent))
+    name = shortened(name)
     ending = ENDINGS[kind if cfg.format == "same" else cfg.format]
     variants = [f"{name}{ending}"]
     if cfg.seeds > 1:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
+LONG = 220  # bytes of a file's name, of the 255 that there may be
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how what a spreadsheet runs begins
 
 
@@ -18,6 +21,16 @@ def inside(folder: Path, name: str) -> Path:
     if not file.parent.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{name!r} leads out of {folder}, to {file}; keep to the output folder")
     return file
+
+
+def shortened(name: str) -> str:
+    """A path whose last part leaves room for an ending; what is cut off it stands as a hash, so that names differ."""
+    folder, slash, last = name.rpartition("/")
+    whole = os.fsencode(last)
+    if len(whole) <= LONG:
+        return name
+    kept = whole[: LONG - 9].decode(errors="ignore")
+    return f"{folder}{slash}{kept}-{hashlib.sha256(whole).hexdigest()[:8]}"
 
 
 def spreadsheet_cell(value: Any) -> Any:

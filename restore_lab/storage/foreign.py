@@ -204,7 +204,7 @@ def _finite(text: str) -> float:
 
 def _is_deep(value: Any) -> bool:
     level: Sequence[Any] = [value]
-    for _ in range(MAX_DEPTH):
+    for _ in range(MAX_DEPTH + 1):
         nodes = [node for node in level if isinstance(node, dict | list)]
         if not nodes:
             return False

@@ -43,7 +43,7 @@ def render(table: Grid, format: str) -> str:  # noqa: A002  # the word on the co
 
 def markdown(table: Grid) -> str:
     """Pipe tables with the claims, the findings and the notes."""
-    lines = [f"# {table.name}: {table.title}", "", f"{_of(table)}", ""]
+    lines = [f"# {_plain(f'{table.name}: {table.title}')}", "", _plain(_of(table)), ""]
     for corner, part in parts(table):
         head = [corner, *part.label_names, *_headings(part)]
         body = [
@@ -52,12 +52,14 @@ def markdown(table: Grid) -> str:
             for line in part.lines
         ]
         rule = ["---", *("---" for _ in part.label_names), *("---:" for _ in part.headings)]
-        lines += ["| " + " | ".join(_plain(entry) for entry in row) + " |" for row in (head, rule, *body)]
+        lines += [
+            "| " + " | ".join(_plain(entry).replace("|", "\\|") for entry in row) + " |" for row in (head, rule, *body)
+        ]
         lines.append("")
     for title, said in (("Claims:", table.claims), ("Findings:", table.findings)):
         if said:
-            lines += [title, "", *(f"- {line}" for line in said), ""]
-    return "\n".join([*lines, *(f"- {note}" for note in table.notes)]) + "\n"
+            lines += [title, "", *(f"- {_plain(line)}" for line in said), ""]
+    return "\n".join([*lines, *(f"- {_plain(note)}" for note in table.notes)]) + "\n"
 
 
 def latex(table: Grid) -> str:
@@ -226,6 +228,5 @@ def _remark(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text for a cell of Markdown: one line, no end of the cell, no element of HTML, no image or link."""
-    text = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", " ".join(text.split()).replace("|", "\\|"))
-    return text.replace("](", "]\\(")
+    """Text for Markdown: one line, no element of HTML, no image and no link."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", " ".join(text.split())).replace("](", "]\\(")
