@@ -106,7 +106,7 @@ GOOD: dict[str, Callable[[], bytes]] = {
     "\u732b\U0001f63a.jpg": lambda: saved(rgb(), "JPEG"),
     "-rf.jpg": lambda: saved(rgb(), "JPEG"),
     "new\nline.jpg": lambda: saved(rgb(), "JPEG"),
-    "a" * 200 + ".jpg": lambda: saved(rgb(), "JPEG"),
+    "a" * 250 + ".jpg": lambda: saved(rgb(), "JPEG"),
     "below/deeper/same.jpg": lambda: saved(rgb(), "JPEG"),
     "below/same.jpg": lambda: saved(rgb(18, 16), "JPEG"),
     "same.jpg": lambda: saved(rgb(20, 16), "JPEG"),
@@ -135,7 +135,9 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
 
 
 def make(folder: Path) -> None:
-    """Write all of it, and what is not a file: a link to nowhere, a link in a circle, a folder named as an image."""
+    """Write all of it, and what is not a file: links to nowhere, in a circle and to a device, a pipe, a folder named as
+    an image.
+    """
     for name, what in GOOD.items():
         place = folder / name
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -147,4 +149,6 @@ def make(folder: Path) -> None:
     os.symlink(folder / "nowhere.png", folder / "link.png")
     os.symlink(folder, folder / "circle")
     (folder / "folder.png").mkdir()
+    os.mkfifo(folder / "pipe.png")
+    os.symlink("/dev/zero", folder / "zero.png")
     (folder / "._plain.jpg").write_bytes(b"what a Mac leaves")

@@ -40,7 +40,7 @@ def cfg(toy_folder, tmp_path_factory) -> Any:
     from restore_lab.methods.restorer import load
 
     load(composed("restore", *small(toy_folder), "weights=null", "input=x", "device=cpu")).export(place)
-    return composed("demo", f"runs_dir={runs}", "device=cpu", "max_pixels=2000", "overrides=[trust=true]")
+    return composed("demo", f"runs_dir={runs}", "device=cpu", "max_pixels=2000", "overrides=['trust=true']")
 
 
 @pytest.fixture(scope="module")

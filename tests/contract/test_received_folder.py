@@ -9,6 +9,7 @@ import base64
 import csv
 import io
 import json
+import logging
 import os
 import shutil
 import sys
@@ -20,9 +21,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from restore_lab.cli.main import main
+from restore_lab.data.image_io import read_image
+from restore_lab.data.photograph import read_photograph
 from restore_lab.evaluation.evaluate import planned
 from restore_lab.evaluation.records import PER_IMAGE, RECORD, image_file, read_record
-from restore_lab.machine.terminal import visible
+from restore_lab.machine.terminal import Formatter, visible
 from restore_lab.methods.weights import WEIGHTS, read_weights, weights_file
 from restore_lab.prompts.visual import ClipVision
 from restore_lab.storage.artefacts import MANIFEST, Manifest, fingerprint
@@ -123,6 +126,10 @@ def test_what_is_printed_of_a_manifest_is_no_command_to_the_terminal(run, tmp_pa
 
 def test_stdout_shows_text_and_keeps_its_lines(run) -> None:
     assert visible("a\tb\nc \x9b1m\u2067") == "a\tb\nc \\x9b1m\\u2067"
+    logged = logging.LogRecord("x", logging.INFO, "", 0, "left out: %s", ("\x1b[2J.jpg",), None)
+    assert Formatter("%(message)s").format(logged) == "left out: \\x1b[2J.jpg"
+    status, out, _ = run("restore", "input=x", "caption=\x1b[31mred", "--cfg", "hydra")
+    assert f"{Formatter.__module__}.Formatter" in out
     status, out, _ = run("restore", "input=x", "caption=\x1b[31mred", "--cfg", "job")
     assert status == 0 and "\x1b" not in out and "[31mred" in out and out.count("\n") > 50
 
@@ -318,7 +325,7 @@ def test_a_table_of_images_with_other_columns_or_without_end_is_one_line(tmp_pat
         read_record(place)
     put(pa.concat_tables([lines] * 400))
     monkeypatch.setattr(parquet, "MAX_BYTES", 2**20)
-    with pytest.raises(ValueError, match="no parquet that can be read .unpacks to more than"):
+    with pytest.raises(ValueError, match=r"no parquet that can be read .unpacks to more than"):
         read_record(place)
 
 
@@ -389,6 +396,10 @@ def test_a_file_is_a_file(tmp_path) -> None:
         with pytest.raises(ValueError, match=r"not a plain file|cannot be read as a file") as caught:
             bytes_of(tmp_path / name)
         assert len(str(caught.value)) < 300
+    for read in (bytes_of, read_image, read_photograph):
+        for name in ("pipe", "zero"):
+            with pytest.raises(ValueError, match=r"not a plain file"):
+                read(tmp_path / name)
     with pytest.raises(ValueError, match=r"not a plain file|cannot be read as a file"):
         bytes_of(tmp_path)
     (tmp_path / "large").write_bytes(b"x" * 101)
