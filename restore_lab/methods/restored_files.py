@@ -144,4 +144,7 @@ def sum_up(jobs: Sequence[Job], output: Path) -> None:
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: spreadsheet_cell(value) for key, value in row.items()}
+    """A row that a spreadsheet runs nothing of; a file's name stays the name of that file."""
+    cells = {key: spreadsheet_cell(value) for key, value in row.items()}
+    paths = {key: f"./{row[key]}" for key in ("file", "output") if key in row and cells[key] != row[key]}
+    return cells | paths
