@@ -148,6 +148,7 @@ def test_the_command_lines_start_imports_nothing_heavy(path: Path) -> None:
             "restore_lab.machine.xla",
             "restore_lab.machine.faults",
             "restore_lab.machine.terminal",
+            "restore_lab.machine.shares",
             "restore_lab.storage.locks",
             "restore_lab.config.nearest",
             "restore_lab.config.extras",

@@ -31,6 +31,7 @@ from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.nearest import offer
 from restore_lab.machine import xla
 from restore_lab.machine.faults import Terminated
+from restore_lab.machine.shares import watched
 from restore_lab.machine.terminal import Visible, visible
 from restore_lab.storage.locks import first_rank
 
@@ -99,7 +100,7 @@ def launch(*, verb: str, module: ModuleType, words: Sequence[str], conf: Path) -
         if getattr(module, "FOLLOWS_WEIGHTS", False):
             found = composing.followed(typed.overrides)
             typed = replace(typed, overrides=found.words)
-            if found.line and first_rank():
+            if found.line and first_rank() and not watched():
                 print(f"restore-lab: {visible(found.line)}", file=sys.stderr)
         folders = [conf, *typed.config_dirs]
         with errors.explained(verb=verb, folders=folders, overrides=typed.overrides):

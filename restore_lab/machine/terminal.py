@@ -30,6 +30,10 @@ class Visible:
         self.stream.write(visible(text))
         return len(text)
 
+    def flush(self) -> None:
+        """Let the stream write what it holds."""
+        self.stream.flush()
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 

@@ -5,12 +5,14 @@ What a manifest may set is test_received's; tars are test_shards', images test_h
 
 from __future__ import annotations
 
+import ast
 import base64
 import csv
 import io
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -410,6 +412,19 @@ def test_a_file_is_a_file(tmp_path) -> None:
         json_of(tmp_path / "deep")
     (tmp_path / "fine").write_text("[" * MAX_DEPTH + "]" * MAX_DEPTH)
     assert json_of(tmp_path / "fine")
+
+
+def test_every_reader_of_json_and_yaml_is_bounded() -> None:
+    """What reads JSON by itself reads the package's own files; YAML is read from no folder but the person's configs."""
+    own = {"clip_pretraining.py", "rates.py", "needs.py", "received.py", "files.py"}
+    package, found = ASSETS.parent, set()
+    for file in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and re.fullmatch(
+                r"json\.loads?|(yaml|OmegaConf)\.(safe_)?load", ast.unparse(node.func)
+            ):
+                found.add(file.name)
+    assert found - own == {"foreign.py"}
 
 
 def test_completion_offers_no_name_that_a_shell_would_run(run, tmp_path, monkeypatch) -> None:

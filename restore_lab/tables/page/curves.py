@@ -42,7 +42,7 @@ def read(losses: Path) -> Mapping[str, list[tuple[int, float]]]:
         with contextlib.suppress(ValueError):
             entry = parse_json(line, name=losses)
             step = entry.get("step") if isinstance(entry, dict) else None
-            if fits(step, int):
+            if isinstance(step, int) and fits(step, int):
                 for loss, value in entry.items():
                     if loss != "step" and fits(value, float):
                         found.setdefault(loss, []).append((step, value))
