@@ -71,7 +71,7 @@ def imported(tree: ast.AST) -> list[tuple[int, str]]:
 def at_start(tree: ast.Module) -> list[tuple[int, str]]:
     """What is imported when the module is: not in functions, not for type checkers alone."""
     found: list[tuple[int, str]] = []
-    queue: list[ast.stmt] = list(tree.body)
+    queue: list[ast.AST] = list(tree.body)
     while queue:
         node = queue.pop()
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -79,7 +79,7 @@ def at_start(tree: ast.Module) -> list[tuple[int, str]]:
         elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             queue += node.orelse
         elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            queue += [child for child in ast.walk(node) if isinstance(child, ast.Import | ast.ImportFrom)]
+            queue += ast.iter_child_nodes(node)  # a class's body, but not its methods
     return found
 
 
