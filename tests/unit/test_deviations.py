@@ -48,8 +48,9 @@ def there(word: str, method: str) -> bool:
     if found is None or not (found["value"] or re.search(r"[./]", word)):
         return True
     key, value = found["key"], found["value"]
-    if (conf_dir() / key).is_dir():
-        return value is None or (conf_dir() / key / f"{value}.yaml").is_file()
+    group = ROOT / "experiments" if key == "experiment" else conf_dir() / key.removeprefix("eval_")
+    if group.is_dir():
+        return value is None or (group / f"{value}.yaml").is_file()
     if Path(word).suffix in (".py", ".yml", ".yaml"):
         names = {path.name for folder in ("restore_lab", "tests") for path in (ROOT / folder).rglob("*.py")}
         return Path(word).name in names or Path(word).suffix != ".py"  # a yaml of someone else's
