@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +71,8 @@ def fit(cfg: DictConfig) -> Path | None:
     if first_rank():
         for stage in todo:
             shutil.rmtree(stage.folder, ignore_errors=True)
+        with suppress(OSError):  # another debug run may be at work there
+            stages[-1].folder.parent.rmdir()
     log.info("a debug run (%s): no weights are kept", stages[-1].debug)
     return None
 
