@@ -69,8 +69,9 @@ def fit(cfg: DictConfig) -> Path | None:
     if not stages[-1].debug:
         return made[stages[-1].name]
     if first_rank():
-        for stage in todo:
-            shutil.rmtree(stage.folder, ignore_errors=True)
+        for stage in stages:
+            if stage.debug:  # an earlier stage may have been trained in earnest
+                shutil.rmtree(stage.folder, ignore_errors=True)
         with suppress(OSError):  # another debug run may be at work there
             stages[-1].folder.parent.rmdir()
     log.info("a debug run (%s): no weights are kept", stages[-1].debug)

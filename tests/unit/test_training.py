@@ -345,6 +345,16 @@ def test_stages_that_are_not_there(tmp_path, spied) -> None:
         fit(stages(tmp_path, "+stages.codec.module.start=stage:unet/weights"))
 
 
+def test_a_last_stage_that_is_debugged_leaves_the_earlier_one_complete(tmp_path, spied) -> None:
+    assert fit(stages(tmp_path, "+stages.unet.trainer.fast_dev_run=true")) is None
+    (_, first), (_, second) = spied
+    assert complete(first) and not second.exists()
+    with pytest.raises(
+        ValueError, match=r"stage unet starts from stage codec, whose trainer\.fast_dev_run=true leaves no"
+    ):
+        fit(stages(tmp_path, "+stages.codec.trainer.fast_dev_run=true"))
+
+
 def test_a_path_behind_a_stage(tmp_path, spied) -> None:
     fit(stages(tmp_path, "stages.unet.module.codec=stage:codec/vae"))
     assert spied[1][0]["module"]["codec"] == f"{spied[0][1]}/vae"
