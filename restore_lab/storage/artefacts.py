@@ -10,6 +10,7 @@ fingerprints of what they hold, or by a name (named.py); loggers, output folders
 from __future__ import annotations
 
 import functools
+import glob
 import hashlib
 import importlib
 import inspect
@@ -30,6 +31,7 @@ from restore_lab.machine.faults import name_file
 from restore_lab.storage.foreign import json_of, made_of
 from restore_lab.storage.named import MADE, below_datasets, made_name, made_place
 from restore_lab.storage.notes import read_note
+from restore_lab.storage.walk import match, walk
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST = 16 * 2**20  # bytes
@@ -77,10 +79,11 @@ def place_of(text: str) -> Path:
 
 
 def fingerprint(path: str | PurePath) -> str:
-    """32 hex characters for what a file or folder holds: names below it and bytes, never its own name or its dates.
+    """32 hex characters for what a file, a folder or the files of a pattern hold: names below it and bytes, never its
+    own name or its dates.
 
-    Hidden files and a folder's README.md do not count. A file's hash is kept while its size and modification time stay
-    (in this process; of a file with a note in the person's cache (notes.py), across processes).
+    Links are followed. Hidden files and a folder's README.md do not count. A file's hash is kept while its size and
+    modification time stay (in this process; of a file with a note in the person's cache (notes.py), across processes).
 
     Raises:
         FileNotFoundError: if there is nothing at `path`.
@@ -88,11 +91,13 @@ def fingerprint(path: str | PurePath) -> str:
     place = Path(path)
     if place.is_file():
         return _file_hash(place)
-    if not place.is_dir():
+    base, found = (place, walk(place)) if place.is_dir() else match(place)
+    if not (found.files or place.is_dir()):
         raise FileNotFoundError(2, "no such file or folder to take the fingerprint of", str(place))
     total = hashlib.sha256()
-    for name, file in sorted((file.relative_to(place).as_posix(), file) for file in _files(place)):
-        total.update(f"{name}\0{_file_hash(file)}\n".encode())
+    for name in found.files:
+        if not {"__pycache__", "README.md"} & set(name.split("/")):
+            total.update(f"{name}\0{_file_hash(base / name)}\n".encode(errors="surrogateescape"))
     return total.hexdigest()[:32]
 
 
@@ -115,8 +120,13 @@ def write_bytes_atomic(path: str | PurePath, data: bytes) -> None:
 
 
 def write_json_atomic(path: str | PurePath, data: Any) -> None:
-    """`write_bytes_atomic` of indented JSON; not-a-number is refused, because JSON has no word for it."""
-    write_bytes_atomic(path, (json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    """`write_bytes_atomic` of `json_bytes`."""
+    write_bytes_atomic(path, json_bytes(data))
+
+
+def json_bytes(data: Any) -> bytes:
+    """Indented JSON; not-a-number is refused, because JSON has no word for it."""
+    return (json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,16 +181,8 @@ def complete(folder: str | PurePath, *, identity: str | None = None) -> bool:
 def code_version() -> str:
     """The commit of the checkout ("+changes" if edited), else the package's version, else "unknown"; never fails."""
     if (PACKAGE.parent / ".git").exists():
-        command = [
-            "git",
-            "-C",
-            str(PACKAGE.parent),
-            "describe",
-            "--always",
-            "--tags",
-            "--abbrev=12",
-            "--dirty=+changes",
-        ]
+        describe = ["describe", "--always", "--tags", "--abbrev=12", "--dirty=+changes"]
+        command = ["git", "-C", str(PACKAGE.parent), *describe]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
             return done.stdout.strip()
@@ -257,15 +259,8 @@ def _is_path_key(key: str) -> bool:
 def _canonical_path(text: str) -> Any:
     """A fingerprint where there is a file or folder, the word itself (a hub id) where there is none."""
     place = place_of(text)
-    return {"content": fingerprint(place)} if text and place.exists() else text
-
-
-def _files(folder: Path) -> list[Path]:
-    found: list[Path] = []
-    for base, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
-        found += [Path(base) / name for name in names if not name.startswith(".") and name != "README.md"]
-    return found
+    there = text and (place.exists() or (glob.has_magic(text) and match(place)[1].files))
+    return {"content": fingerprint(place)} if there else text
 
 
 def _file_hash(path: Path) -> str:
