@@ -24,6 +24,8 @@ def run(cfg: Any) -> None:
     from restore_lab.evaluation import parting
 
     if cfg.trace is not None:
+        if cfg.sides or cfg.a or cfg.b:
+            raise ValueError("trace= writes the features of this composition and compares nothing; leave out the sides")
         found, shown = parting.traced(cfg)
         parting.write(found, Path(cfg.trace), shown=shown)
         print(f"{len(found)} places of {shown}: {cfg.trace}")

@@ -31,6 +31,11 @@ def run(cfg: Any) -> float | None:
 
         print("\n".join(explain(*cfg.records)))
         return None
+    if cfg.records:
+        words = cfg.records if isinstance(cfg.records, str) else " ".join(cfg.records)
+        raise ValueError(f"cannot place {words!r}: evaluate takes settings as key=value, and records with --explain")
+    if cfg.reference is not None and cfg.restored is None:
+        raise ValueError("reference= holds the originals of restored=: give both; test images are eval_data=")
     if cfg.inputs_dir is not None:
         from restore_lab.evaluation.batches import write_inputs
 

@@ -28,6 +28,14 @@ PATHS = frozenset(
         "resume",
         "picture",
         "system",
+        "restored",
+        "reference",
+        "records",
+        "sides",
+        "files",
+        "annotations",
+        "trace",
+        "words",
     )
 )
 PATH_ENDINGS = ("_path", "_root", "_folder", "_dir", "_file")
@@ -45,13 +53,17 @@ def quote_override(word: str, *, free: Sequence[str] = ()) -> str:
         return word
     key, value = match["key"], match["value"]
     name = key.lstrip("+~").rpartition(".")[2]
-    is_text, is_path = name in FREE_TEXT or name in free, name in PATHS or name.endswith(PATH_ENDINGS)
-    if "/" in key or key.startswith("hydra.") or not (is_text or is_path):
+    if "/" in key or key.startswith("hydra.") or not (name in FREE_TEXT or name in free or names_path(name)):
         return word
-    is_list = is_path and value.startswith("[") and value.endswith("]") and not Path(value).exists()
+    is_list = names_path(name) and value.startswith("[") and value.endswith("]") and not Path(value).exists()
     if value in ("", "null", "???") or is_list or _QUOTED.fullmatch(value):
         return word
     return f"{key}={quote(value)}"
+
+
+def names_path(key: str) -> bool:
+    """Whether a setting of this name holds a path (or several)."""
+    return key in PATHS or key.endswith(PATH_ENDINGS)
 
 
 def quote(text: str) -> str:

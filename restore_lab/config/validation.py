@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from restore_lab.config import pairs
+from restore_lab.config.grammar import names_path
 from restore_lab.config.nearest import nearest, offer
 from restore_lab.storage.artefacts import place_of
 from restore_lab.storage.named import MADE
+from restore_lab.storage.walk import match
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +120,7 @@ FACTS: Mapping[str, Number | Choice] = {
     "optimisation.fused": Choice(names=("auto", "true", "false")),
     "precision": Choice(names=("32-true", "bf16-mixed", "16-mixed", "bf16-true"), also="(16|64)-true|bf16|16|32|64"),
     # images
-    **dict.fromkeys(("crop", "eval_crop", "eval_resize", "photos_size", "work_size"), PIXELS),
+    **dict.fromkeys(("crop", "eval_crop", "min_size", "eval_resize", "photos_size", "work_size"), PIXELS),
     **dict.fromkeys(("eval_crops", "eval_first", "samples"), Number(whole=True, low=1, null=True)),
     **dict.fromkeys(("count", "shard_size", "seeds", "devices", "max_pixels"), COUNT),
     **dict.fromkeys(("pictures", "photos_crops"), SOME),
@@ -161,6 +164,7 @@ FACTS: Mapping[str, Number | Choice] = {
     "at_scale": Choice(names=("tiny", "full")),
     "make": Choice(names=("negatives", "pack", "cache"), also="true|false"),
     "images": Choice(names=("png", "webp", "jpg"), also=r"\d+"),
+    "unmatched": Choice(names=("error", "skip")),
 }
 FORMATS: Mapping[str, Choice] = {
     **dict.fromkeys(("evaluate", "describe", "doctor", "import", "diff"), TEXT_OR_JSON),
@@ -188,6 +192,7 @@ def check(cfg: DictConfig, *, verb: str) -> None:
         ValueError: with the first thing that is wrong.
     """
     pairs.check(cfg)
+    _check_paths(cfg, "")
     facts = {**FACTS, **({"format": FORMATS[verb]} if verb in FORMATS else {})}
     for place, fact in facts.items():
         value = _value(cfg, place)
@@ -248,7 +253,22 @@ def _there(text: str) -> bool:
     """Whether a file or folder is there, or a file that fits a pattern; what the run makes itself counts as there."""
     if text.startswith(MADE_BY_THE_RUN):
         return True
-    return place_of(text).exists() or (glob.has_magic(text) and any(glob.iglob(str(place_of(text)), recursive=True)))
+    return place_of(text).exists() or (glob.has_magic(text) and bool(match(place_of(text))[1].files))
+
+
+def _check_paths(node: DictConfig, within: str) -> None:
+    """Refuse an empty path: Python takes it for the working directory, a person hardly ever means it."""
+    for key in node:
+        try:
+            value = None if OmegaConf.is_missing(node, key) else node[key]
+        except OmegaConfBaseException:  # an interpolation that leads nowhere is refused where it is read
+            continue
+        if isinstance(value, DictConfig) and not OmegaConf.is_interpolation(node, key):
+            _check_paths(value, f"{within}{key}.")
+        paths = value if isinstance(value, ListConfig) else [value]
+        is_path = names_path(str(key)) or (key in ROOTS and "rule" in node)  # a pair's; a rule's are endings of names
+        if is_path and any(isinstance(path, str) and not path.strip() for path in paths):
+            raise ValueError(f"{within}{key}= is empty (a shell variable that is not set?); give a path, or null")
 
 
 def _check_backbone(path: Any) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from restore_lab.data.captioned import MAX_TABLE
 from restore_lab.data.folder import FolderSource
+from restore_lab.data.image_io import Header
 from restore_lab.random import rng
 from restore_lab.storage.foreign import json_of
 from restore_lab.types import Picture
@@ -41,6 +42,14 @@ class CocoSource:
         """File names without suffix."""
         keys = self._images.keys()
         return [keys[index] for index in self._chosen]
+
+    def header(self, index: int) -> Header:
+        """An image's size, without decoding it.
+
+        Raises:
+            BadImage: the file cannot be read.
+        """
+        return self._images.header(self._chosen[index])
 
     def read(self, index: int, *, epoch: int = 0) -> Picture:
         """Decode one; `epoch` plays no role.

@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from restore_lab.data.dataset import Source, Window, choose_window, cut
+from restore_lab.data.dataset import Source, Window, choose_window, cut, header_of
+from restore_lab.data.image_io import Header
 from restore_lab.random import rng
 from restore_lab.types import Picture
 
@@ -55,6 +56,18 @@ class Cuts:
         keys = self._source.keys()
         return [self._key(keys[index // (self._crops or 1)], index) for index in range(self._count)]
 
+    def header(self, index: int) -> Header | None:
+        """A picture's size once it is scaled, before a square is cut from it.
+
+        Raises:
+            BadImage: the file cannot be read.
+        """
+        header = header_of(self._source, index // (self._crops or 1))
+        if header is None or self._resize is None:
+            return header
+        height, width = self._scaled(header.height, header.width)
+        return replace(header, height=height, width=width)
+
     def read(self, index: int, *, epoch: int = 0) -> Picture:
         """One picture or square.
 
@@ -72,10 +85,14 @@ class Cuts:
     def _key(self, key: str, index: int) -> str:
         return key if self._crops in (None, 1) else f"{key}_{index % self._crops}"
 
+    def _scaled(self, height: int, width: int) -> tuple[int, int]:
+        if self._resize is None:
+            return height, width
+        ratio = self._resize / min(height, width)
+        return round(height * ratio), round(width * ratio)
+
     def _window(self, height: int, width: int, *, key: str) -> Window:
-        if self._resize is not None:
-            ratio = self._resize / min(height, width)
-            height, width = round(height * ratio), round(width * ratio)
+        height, width = self._scaled(height, width)
         if self._crops is None:
             return Window(height=height, width=width)
         return choose_window(height, width, crop=self._crop, flip=False, draw=rng("cuts", key))

@@ -2,8 +2,9 @@
 
 Training is an endless stream that starts where the trainer's step says, so a resumed run reads on as an unbroken one
 would. The degradation runs on whole batches after their transfer, hence on the GPU where there is one, and only where
-the LQ is absent; for an XLA device, which would compile every recipe anew, in the workers. Bad files are named once and
-counted at the end. In prediction nothing is degraded: an image is its own LQ.
+the LQ is absent; for an XLA device, which would compile every recipe anew, in the workers. Training images that are too
+small are left out beforehand (survey.py); bad files are named once and counted at the end. In prediction nothing is
+degraded: an image is its own LQ.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader
 from restore_lab.data.dataset import Ordered, RestorationDataset, Source, as_loaded, stays
 from restore_lab.data.image_io import BadImage
 from restore_lab.data.sampler import PositionSampler, SequentialSampler
+from restore_lab.data.survey import BadFiles, report_enlarged, screen
 from restore_lab.types import Batch, Recipe
 
 log = logging.getLogger(__name__)
@@ -48,24 +50,6 @@ def degraded(batch: Batch, degradation: Degradation) -> Batch:
     with torch.no_grad():
         lq_BCHW, recipes = degradation(batch.hq_BCHW, batch.seed)
     return replace(batch, lq_BCHW=lq_BCHW, recipe=tuple(recipes))
-
-
-class BadFiles:
-    """The files that could not be read, each logged once."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, lines: Sequence[str]) -> None:
-        """Log and keep those not seen before."""
-        for line in dict.fromkeys(lines):
-            if line not in self.lines:
-                self.lines.append(line)
-                log.warning("left out a bad image, %s", line)
-
-    def summary(self) -> str:
-        """Empty if all was well."""
-        return f"bad image files left out: {len(self.lines)}" if self.lines else ""
 
 
 class Stream:
@@ -107,7 +91,7 @@ class Stream:
             worker_init_fn=stays,
         )
         for loaded in loader:
-            self._bad.note(loaded.bad)
+            self._bad.note(loaded.bad, loaded.frames)
             if loaded.error:
                 raise ValueError(loaded.error)
             yield loaded.batch
@@ -127,6 +111,7 @@ class RestorationDataModule(LightningDataModule):
         eval_degradation: Degradation | None = None,
         crop: int | None = None,
         eval_crop: int | None = None,
+        min_size: int | None = None,
         flip: bool = True,
         batch_size: int = 8,
         eval_batch_size: int = 8,
@@ -141,6 +126,7 @@ class RestorationDataModule(LightningDataModule):
             eval_degradation: the same for val and test, with seeds that depend on `seed` and the key alone.
             crop: side of the random training crops in pixels; None for whole images.
             eval_crop: side of the central crops of val, test and predict; None for whole images.
+            min_size: shorter side, in pixels, below which training images are left out; None enlarges all to the crop.
             flip: whether half of the training samples are mirrored.
             batch_size: training samples in a batch, of all processes together.
             eval_batch_size: for val, test and predict; of one process.
@@ -152,6 +138,7 @@ class RestorationDataModule(LightningDataModule):
         self._degradation = degradation
         self._eval_degradation = eval_degradation
         self._crops = {True: crop, False: eval_crop}
+        self._min_size, self._screened = min_size, False
         self._flip = flip
         self._batch_size = batch_size
         self._eval_batch_size = eval_batch_size
@@ -160,7 +147,7 @@ class RestorationDataModule(LightningDataModule):
         self.bad = BadFiles()
 
     def setup(self, stage: str) -> None:
-        """Stop at once if a source of this stage has no readable image.
+        """Say how large the images are, and stop at once if a source of this stage has none that can be used.
 
         Raises:
             ValueError: so, or the training pictures have no HQ.
@@ -168,14 +155,15 @@ class RestorationDataModule(LightningDataModule):
         for name in STAGES[stage]:
             source = self._sources[name]
             if source is not None:
+                source = self._look_at(source, name=name)
                 hq_known = self._first_good(source, name=name)
                 if name == "train" and not hq_known:
                     raise ValueError("train: the pictures have no HQ to learn from; give a source with HQ (role=hq)")
 
     def teardown(self, stage: str) -> None:
         """Report how many files were bad."""
-        if self.bad.lines:
-            log.warning("%s", self.bad.summary())
+        if summary := self.bad.summary():
+            log.warning("%s", summary)
 
     def train_dataloader(self) -> Stream:
         """The endless stream from the trainer's present step on."""
@@ -237,6 +225,7 @@ class RestorationDataModule(LightningDataModule):
             flip=self._flip,
             seed=self._seed,
             training=training,
+            min_size=self._min_size if training else None,
             finish=self._early(stage),
         )
         make = self._train_sampler if training else self._eval_sampler
@@ -274,6 +263,16 @@ class RestorationDataModule(LightningDataModule):
     def _place(self) -> tuple[int, int]:
         trainer = self.trainer
         return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+
+    def _look_at(self, source: Source, *, name: Stage) -> Source:
+        """The source, of training images without those that are too small; once, however often Lightning sets up."""
+        if name == "train" and not self._screened:
+            screened = screen(source, name="train", crop=self._crops[True], min_size=self._min_size)
+            self._sources["train"], self._screened = screened, True
+            return screened
+        if name != "train":
+            report_enlarged(source, name=name, crop=self._crops[False])
+        return source
 
     def _first_good(self, source: Source, *, name: str) -> bool:
         """Whether the first readable picture has a HQ."""

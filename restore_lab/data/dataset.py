@@ -9,8 +9,8 @@ travels with the loaded batch to the main process, which names it once. Shapes: 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from restore_lab.data.image_io import BadImage, resize_image, to_tensor
+from restore_lab.data.frames import take_frames
+from restore_lab.data.image_io import BadImage, Header, resize_image, to_tensor
 from restore_lab.random import mix, rng
 from restore_lab.types import Batch, Picture, Recipe
 
@@ -31,6 +32,13 @@ class Source(Protocol):
     def keys(self) -> list[str]: ...
 
     def read(self, index: int, *, epoch: int) -> Picture: ...
+
+
+@runtime_checkable
+class Headed(Protocol):
+    """A source that can say how large a picture is without decoding it; None for one that it does not know."""
+
+    def header(self, index: int) -> Header | None: ...
 
 
 @runtime_checkable
@@ -55,10 +63,11 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """What a worker hands to the main process: a batch (None if all its files were bad), bad files, or an error."""
+    """What a worker hands over: a batch (None if all its files were bad), bad files, frames (frames.py), an error."""
 
     batch: Batch | None
     bad: tuple[str, ...] = ()
+    frames: Mapping[str, int] = field(default_factory=dict)
     error: str = ""
 
     def pin_memory(self) -> Loaded:
@@ -97,6 +106,7 @@ class RestorationDataset(Dataset[Sample]):
         flip: bool,
         seed: int,
         training: bool = True,
+        min_size: int | None = None,
         finish: Callable[[Batch], Batch] | None = None,
     ) -> None:
         """Wrap a source.
@@ -108,9 +118,10 @@ class RestorationDataset(Dataset[Sample]):
             flip: whether half of the training samples are mirrored left to right.
             seed: of the run.
             training: random crops and replaced bad files, or central crops and bad files left out.
+            min_size: shorter side, in pixels, below which a picture counts as a bad file; None for no limit.
             finish: done to each batch by the process that reads it; None for nothing.
         """
-        self._source, self._finish = source, finish
+        self._source, self._finish, self._min_size = source, finish, min_size
         self._crop = crop
         self._flip = flip
         self._seed = seed
@@ -149,7 +160,8 @@ class RestorationDataset(Dataset[Sample]):
                         raise
                     bad.append(str(error))
             batch = collate(samples) if samples else None
-            return Loaded(batch=batch if batch is None or self._finish is None else self._finish(batch), bad=tuple(bad))
+            batch = batch if batch is None or self._finish is None else self._finish(batch)
+            return Loaded(batch=batch, bad=tuple(bad), frames=take_frames())
         except BadImage as error:  # in training: nothing at all can be read any more
             more = "; bring them back: the same command continues from its last checkpoint"
             return Loaded(batch=None, bad=tuple(bad), error=f"{error}{more}")
@@ -162,7 +174,12 @@ class RestorationDataset(Dataset[Sample]):
         if index in self._known_bad:
             raise BadImage(self._known_bad[index])
         try:
-            return self._source.read(index, epoch=epoch)
+            picture = self._source.read(index, epoch=epoch)
+            image_HWC = picture.lq_HWC if picture.hq_HWC is None else picture.hq_HWC
+            if self._min_size is not None and image_HWC is not None and min(image_HWC.shape[:2]) < self._min_size:
+                height, width = image_HWC.shape[:2]
+                raise BadImage(f"{picture.key}: {width}x{height} pixels, below min_size={self._min_size}")
+            return picture
         except BadImage as error:
             self._known_bad[index] = str(error)
             raise
@@ -192,6 +209,15 @@ class RestorationDataset(Dataset[Sample]):
             bad=bad,
             recipe=picture.recipe,
         )
+
+
+def header_of(source: Source, index: int) -> Header | None:
+    """The size of a source's picture, without decoding it; None where the source does not say.
+
+    Raises:
+        BadImage: the file cannot be read.
+    """
+    return source.header(index) if isinstance(source, Headed) else None
 
 
 def stays(worker: int) -> None:

@@ -1,24 +1,30 @@
 """Any images under a folder, in the order of their names, with optional captions (see captioned.py).
 
-A picture's key is its path below the folder without suffix ("trip/cat 1"); where two files would share a key, both keep
-their suffix ("cat.jpg", "cat.png"). Files are verified when they are read: a damaged one raises `BadImage` then, and
-the data module counts it. Hidden files and `__MACOSX` folders are left out. Selected by `data=folder data.root=...`.
+A picture's key is its path below the folder without suffix ("trip/cat 1"); `keys_of` says what happens where two files
+would share one. Files are verified when they are read: a damaged one raises `BadImage` then, and the data module counts
+it. Links are followed, and what is passed over is counted (storage/walk.py). Selected by `data=folder data.root=...`.
 """
 
 from __future__ import annotations
 
 import glob
-import itertools
+import logging
+import os
+import posixpath
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from restore_lab.data.captioned import Captions
-from restore_lab.data.image_io import MAX_PIXELS, SUFFIXES, read_image
+from restore_lab.data.image_io import MAX_PIXELS, SUFFIXES, Header, read_header, read_image
 from restore_lab.storage.artefacts import place_of
+from restore_lab.storage.walk import Walk, describe, match, walk
 from restore_lab.types import Picture
 
+log = logging.getLogger(__name__)
 # Photographs that no reader here opens; a person should hear that they were left.
 PHOTOGRAPHS = frozenset(
     (".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".exr", ".hdr")
@@ -55,7 +61,9 @@ class FolderSource:
             raise ValueError(f"role={role!r}: expected one of {', '.join(get_args(Role))}")
         self._role = role
         self._max_pixels = max_pixels
-        self._base, self._names = find_images(place_of(str(root)), recursive=recursive)
+        images = list_images(place_of(str(root)), recursive=recursive)
+        images.report()
+        self._base, self._names = images.base, images.names
         self._keys = keys_of(self._names)
         self._captions = Captions(self._base, table=captions)
         if captions not in (None, "auto"):
@@ -72,12 +80,6 @@ class FolderSource:
         """An image's path below the folder, with its suffix."""
         return self._names[index]
 
-    def passed_over(self) -> dict[str, int]:
-        """How many other files lie beside the images, by suffix: a camera's raw files, say, which nobody reads."""
-        beside = {self._base / PurePosixPath(name).parent for name in self._names}
-        suffixes = (path.suffix.lower() for folder in beside for path in folder.iterdir() if path.is_file())
-        return {suffix: count for suffix, count in sorted(Counter(suffixes).items()) if suffix in PHOTOGRAPHS}
-
     def file(self, index: int) -> Path:
         """Where an image lies."""
         return self._base / self._names[index]
@@ -85,6 +87,14 @@ class FolderSource:
     def caption(self, index: int) -> str:
         """An image's caption; empty for none."""
         return self._captions.of(self.file(index))
+
+    def header(self, index: int) -> Header:
+        """An image's size and frames, without decoding it.
+
+        Raises:
+            BadImage: the file cannot be read.
+        """
+        return read_header(self.file(index))
 
     def read(self, index: int, *, epoch: int = 0) -> Picture:
         """Decode one image; `epoch` plays no role.
@@ -103,51 +113,105 @@ class FolderSource:
         )
 
 
-def find_images(root: Path, *, recursive: bool = True) -> tuple[Path, list[str]]:
-    """The folder of images and their sorted paths below it (posix): a folder's, a pattern's, or one file's.
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """The image files of a folder.
+
+    Attributes:
+        base: the folder.
+        names: paths below it, with slashes, sorted.
+        passed_over: what else lies there, by kind.
+    """
+
+    base: Path
+    names: list[str]
+    passed_over: Mapping[str, int]
+
+    def report(self) -> None:
+        """Say in one line what was passed over; nothing if that is nothing."""
+        if left := describe(self.passed_over):
+            log.warning("%s: %d images; passed over: %s", self.base, len(self.names), left)
+
+
+def list_images(root: Path, *, recursive: bool = True) -> Images:
+    """The image files of a folder, of a pattern (`photos/**/*.jpg`), or the one that `root` is.
 
     Raises:
         ValueError: there is nothing of this name, or no image file in it.
     """
     pattern = str(root)
-    if root.exists() or not glob.has_magic(pattern):
-        return (root if root.is_dir() else root.parent), list_images(root, recursive=recursive)
-    fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), root.parts))
-    base = Path(*fixed) if fixed else Path()
-    found = (Path(name) for name in glob.iglob(pattern, recursive=True))
-    names = sorted(path.relative_to(base).as_posix() for path in found if path.is_file())
-    if not names:
-        raise ValueError(f"{pattern}: no file has such a name; quote a pattern, so that the shell leaves it alone")
-    return base, names
-
-
-def list_images(root: Path, *, recursive: bool = True) -> list[str]:
-    """The image files of a folder as sorted paths below it (posix), or the name of `root` if it is a file.
-
-    Raises:
-        ValueError: there is no such folder, or no image file in it.
-    """
     if root.is_file():
-        return [root.name]
+        return Images(base=root.parent, names=[root.name], passed_over={})
+    if not root.exists() and glob.has_magic(pattern):
+        base, found = match(root)
+        if not found.files:
+            raise ValueError(f"{pattern}: no file has such a name; quote a pattern, so that the shell leaves it alone")
+        return _images(base, found, what=pattern, where="of this name")
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder; give the folder of the images")
-    found = root.rglob("*") if recursive else root.glob("*")
-    names = sorted(path.relative_to(root).as_posix() for path in found if _is_image_file(path, root))
+    where = "in or below it" if recursive else "in it (recursive=false)"
+    return _images(root, walk(root, depth=None if recursive else 1), what=pattern, where=where)
+
+
+def _images(base: Path, found: Walk, *, what: str, where: str) -> Images:
+    names = [name for name in found.files if _suffix(name) in SUFFIXES]
+    stems = {os.path.splitext(name)[0] for name in names} | set(names)
+    over = Counter(found.passed_over)
+    for name in found.files:
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() in PHOTOGRAPHS:
+            over[f"unsupported {suffix.lower()} photograph"] += 1
+        elif suffix.lower() not in SUFFIXES and not (suffix == ".txt" and stem in stems):  # that is a caption
+            over["file that is no image"] += 1
     if not names:
-        where = "in or below it" if recursive else "in it (recursive=false)"
-        raise ValueError(f"{root}: no image files {where}; looked for {' '.join(sorted(SUFFIXES))}")
-    return names
+        left = f"; passed over: {describe(over)}" if over else ""
+        raise ValueError(f"{what}: no image files {where}; looked for {' '.join(sorted(SUFFIXES))}{left}")
+    return Images(base=base, names=names, passed_over=over)
 
 
 def keys_of(names: Iterable[str]) -> list[str]:
-    """Names without suffix; those that would collide keep it."""
+    """One key a name, all different, on a file system too that takes a.png and A.PNG for one.
+
+    A key is the name without suffix, or with it where that would be another's key or name; if even so two are alike
+    (but for their case), the later ones get "~2", "~3", ... What is alone of its kind has the same key in any company.
+    """
     names = list(names)
-    short = [str(PurePosixPath(name).with_suffix("")) for name in names]
-    count = Counter(short)
-    return [key if count[key] == 1 else name for key, name in zip(short, names, strict=True)]
+    short = [os.path.splitext(name)[0] for name in names]
+    claims, whole = Counter(map(fold, short)), Counter(map(fold, names))
+
+    def wanted(name: str, stem: str) -> str:
+        others = whole[fold(stem)] - (fold(stem) == fold(name))
+        return stem if claims[fold(stem)] == 1 and not others else name
+
+    return distinct([wanted(name, stem) for name, stem in zip(names, short, strict=True)])
 
 
-def _is_image_file(path: Path, root: Path) -> bool:
-    parts = path.relative_to(root).parts
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return not hidden and path.suffix.lower() in SUFFIXES and path.is_file()
+def distinct(names: Iterable[str], *, endings: Iterable[str] = ("",), folders: Iterable[str] = ()) -> list[str]:
+    """The names, "~2", "~3", ... added to those that would make a file that another makes.
+
+    Args:
+        names: paths.
+        endings: of the files that each makes.
+        folders: names that are folders, which no file may have.
+    """
+    names, endings = list(names), list(endings)
+    same = Counter(map(fold, names))
+    taken, chosen = {fold(folder) for folder in folders}, list(names)
+    # Those that are alone of their kind go first: they keep their names in any company.
+    for index in sorted(range(len(names)), key=lambda index: (same[fold(names[index])] > 1, names[index])):
+        number = 1
+        while taken & (made := {fold(f"{chosen[index]}{ending}") for ending in endings}):
+            number += 1
+            chosen[index] = f"{names[index]}~{number}"
+        taken |= made
+    return chosen
+
+
+def fold(name: str) -> str:
+    """A name as file systems compare it that know no case, and one form of each letter."""
+    plain = unicodedata.normalize("NFC", posixpath.normpath(name))
+    return unicodedata.normalize("NFC", plain.casefold())
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()

@@ -2,8 +2,8 @@
 
 16-bit grey is scaled by 1/257 (16-bit colour keeps its high byte: at most one level away), palettes are looked up,
 transparency is laid on white, CMYK is converted without its profile, and EXIF's rotation is applied. Of animations and
-multi-page files the first frame counts. Colour profiles are not applied. Shapes: HWC uint8 outside tensors, CHW float32
-in [0, 1] as tensors.
+multi-page files the first frame counts, and frames.py notes which they were. Colour profiles are not applied. Shapes:
+HWC uint8 outside tensors, CHW float32 in [0, 1] as tensors.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import struct
-import uuid
 import warnings
-import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,7 +22,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from restore_lab.machine.faults import naming
+from restore_lab.data.frames import DECODER_ERRORS, may_have_more, note_frames
+from restore_lab.storage.artefacts import write_bytes_atomic
 from restore_lab.storage.foreign import NotPlain, open_plain
 
 SUFFIXES = frozenset(
@@ -48,25 +47,43 @@ TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What Pillow's decoders are seen to raise on broken files.
-DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    RuntimeError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-)
 
 
 class BadImage(ValueError):
     """A file that cannot be read as an image; its text is one line, "path: reason"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a file says of its image before it is decoded: its size in pixels as stored, and its frames."""
+
+    height: int
+    width: int
+    frames: int = 1
+
+
+def read_header(path: str | Path) -> Header:
+    """Read a file's size and count its frames, without decoding it.
+
+    Raises:
+        BadImage: the file is missing or no image.
+    """
+    try:
+        with open_plain(path) as file:
+            return decode_header(file, name=path)
+    except (OSError, NotPlain) as error:
+        raise BadImage(_line(path, _reason(error))) from error
+
+
+def decode_header(file: BinaryIO, *, name: str | Path) -> Header:
+    """The same of an open file; `name` is what it is called where it is refused."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(file, formats=FORMATS) as image:
+                return Header(height=image.height, width=image.width, frames=note_frames(image, name))
+    except (*DECODER_ERRORS, Image.DecompressionBombError) as error:
+        raise BadImage(_line(name, _reason(error))) from error
 
 
 def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -117,6 +134,8 @@ def opened(file: BinaryIO, *, name: str | Path, size: int, max_pixels: int) -> I
                 if image.width * image.height > max_pixels:
                     raise ValueError(_too_large(f"{image.width} x {image.height} pixels", max_pixels))
                 image.load()
+                if may_have_more(image):
+                    _count(file, name)
                 yield image
     except UnidentifiedImageError as error:
         file.seek(0)
@@ -138,18 +157,21 @@ def write_png(path: str | Path, image_HWC: np.ndarray) -> None:
     Raises:
         ValueError: the array is not uint8 of one of these shapes.
     """
-    path = Path(path)
+    write_bytes_atomic(path, encode_png(image_HWC))
+
+
+def encode_png(image_HWC: np.ndarray) -> bytes:
+    """The bytes of such a file.
+
+    Raises:
+        ValueError: the array is not uint8 of one of these shapes.
+    """
     colour = image_HWC.ndim == 3 and image_HWC.shape[2] == 3
     if image_HWC.dtype != np.uint8 or not (colour or image_HWC.ndim == 2):
-        raise ValueError(f"{path}: expected uint8 HxWx3 or HxW, got {image_HWC.dtype} {image_HWC.shape}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        with naming(path):
-            Image.fromarray(image_HWC).save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise ValueError(f"expected uint8 HxWx3 or HxW, got {image_HWC.dtype} {image_HWC.shape}")
+    file = io.BytesIO()
+    Image.fromarray(image_HWC).save(file, format="PNG")
+    return file.getvalue()
 
 
 def resize_image(image_HWC: np.ndarray, *, height: int, width: int) -> np.ndarray:
@@ -169,6 +191,15 @@ def to_image(image_CHW: Tensor) -> np.ndarray:
     # Channel by channel: an image of 8K is 400 MB of float32, of which there should not be two.
     levels = [channel_HW.float().clamp(0, 1).mul_(255).round_().to(torch.uint8) for channel_HW in image_CHW.detach()]
     return torch.stack(levels, dim=-1).cpu().numpy()
+
+
+def _count(file: BinaryIO, name: str | Path) -> None:
+    """Note a file with more than one frame, by a second look: the decoded image stays at its first."""
+    place = file.tell()
+    with contextlib.suppress(BadImage):
+        file.seek(0)
+        decode_header(file, name=name)
+    file.seek(place)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -7,15 +7,18 @@ that is not there is one line that says which folder is expected and where the d
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from restore_lab.config.build import build
-from restore_lab.data.dataset import Source
-from restore_lab.data.image_io import BadImage
+from restore_lab.data.dataset import Source, header_of
+from restore_lab.data.frames import describe_frames, take_frames
+from restore_lab.data.image_io import BadImage, Header
 from restore_lab.types import Picture
 
+log = logging.getLogger(__name__)
 SHOWN = 5
 
 
@@ -62,6 +65,10 @@ class Known:
     def keys(self) -> list[str]:
         """The source's."""
         return self._source.keys()
+
+    def header(self, index: int) -> Header | None:
+        """The source's."""
+        return header_of(self._source, index)
 
     def read(self, index: int, *, epoch: int = 0) -> Picture:
         """The source's."""
@@ -135,6 +142,8 @@ def checkup(source: Source, *, name: str = "data") -> Checkup:
             source.read(index, epoch=0)
         except BadImage as error:
             unreadable.append(str(error))
+    if frames := describe_frames(take_frames()):
+        log.warning("%s", frames)
     expected = source.expected if isinstance(source, Known) else []
     wanted = set(expected)
     stems = {key.rpartition("/")[2] for key in keys}

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from restore_lab.data.dataset import Source
+from restore_lab.data.dataset import Source, header_of
+from restore_lab.data.image_io import Header
 from restore_lab.types import Picture, Recipe, Step
 
 
@@ -29,6 +30,10 @@ class Labelled:
     def keys(self) -> list[str]:
         """The source's."""
         return self._source.keys()
+
+    def header(self, index: int) -> Header | None:
+        """The source's."""
+        return header_of(self._source, index)
 
     def read(self, index: int, *, epoch: int = 0) -> Picture:
         """The source's pair with the recipe.

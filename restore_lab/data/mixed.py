@@ -32,6 +32,7 @@ class MixedSource:
         if min(shares.values()) < 0 or sum(shares.values()) <= 0:
             raise ValueError(f"data.shares {dict(shares)} must be 0 or more, and not all 0")
         self._names, self._sources = tuple(sources), dict(sources)
+        self._shares = dict(shares)
         self._bounds = np.cumsum([shares[name] for name in self._names])
 
     def __len__(self) -> int:
@@ -50,6 +51,14 @@ class MixedSource:
         """
         name, place = self._place(index, epoch)
         return self._sources[name].read(place, epoch=epoch)
+
+    def parts(self) -> Mapping[str, Source]:
+        """The parts by name."""
+        return self._sources
+
+    def with_parts(self, parts: Mapping[str, Source]) -> MixedSource:
+        """The same mixture of other parts."""
+        return MixedSource(sources=parts, shares=self._shares)
 
     def _place(self, index: int, epoch: int = 0) -> tuple[str, int]:
         """Source and index within it; in the first source the index stays, so that none of it comes twice an epoch."""

@@ -22,11 +22,13 @@ import numpy as np
 from PIL import Image
 
 from restore_lab.config.build import build
+from restore_lab.data.frames import describe_frames, take_frames
 from restore_lab.data.image_io import BadImage
 from restore_lab.data.tar_index import index_of, tar_name
 from restore_lab.machine.faults import naming
 from restore_lab.machine.shares import mine, one_at_a_time, place
 from restore_lab.storage.artefacts import Manifest, complete, identity, write_json_atomic
+from restore_lab.storage.outputs import take_folder
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -80,6 +82,8 @@ def pack(cfg: DictConfig) -> Packed:
             pictures = _pictures(source, range(first, min(first + cfg.shard_size, total)))
             write_shard(tars[number], pictures, images=cfg.images, quality=cfg.quality)
             index_of(tars[number])
+        if frames := describe_frames(take_frames()):
+            log.warning("%s", frames)
     with one_at_a_time(folder / HIDDEN):
         if not complete(folder / HIDDEN, identity=name) and all(done(number) for number in range(count)):
             packed = sum(len(index_of(tar).keys) for tar in tars)
@@ -156,6 +160,7 @@ def _claim(folder: Path, name: str) -> None:
     with one_at_a_time(folder / HIDDEN):
         if complete(folder / HIDDEN, identity=name):  # by another process, meanwhile
             return
+        take_folder(folder, setting="output")
         own = claim.is_file() and name in claim.read_text(encoding="utf-8")
         if not own and (claim.is_file() or any(folder.glob("*.tar"))):
             raise ValueError(f"{folder} holds shards of something else; choose another output, or delete it")

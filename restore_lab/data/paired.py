@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import csv
 import logging
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal, Protocol, get_args
 
 from restore_lab.data.captioned import Captions
 from restore_lab.data.folder import keys_of, list_images
-from restore_lab.data.image_io import MAX_PIXELS, read_image, resize_image
+from restore_lab.data.image_io import MAX_PIXELS, Header, read_header, read_image, resize_image
 from restore_lab.storage.foreign import bytes_of, json_lines
+from restore_lab.storage.walk import some
 from restore_lab.types import Picture
 
 log = logging.getLogger(__name__)
@@ -147,8 +149,8 @@ class PairedSource:
         self._lq = Path(lq).expanduser()
         self._hq = Path(hq).expanduser() if hq is not None else None
         self._max_pixels = max_pixels
-        lq_names = list_images(self._lq, recursive=recursive)
-        hq_names = list_images(self._hq, recursive=recursive) if self._hq is not None else []
+        lq_names = _listed(self._lq, recursive=recursive)
+        hq_names = _listed(self._hq, recursive=recursive) if self._hq is not None else []
         pairs = rule(lq_names, hq_names) if self._hq is not None else [Pair(lq=name, hq=None) for name in lq_names]
         self._pairs = self._choose(pairs, hq_names=hq_names, unmatched=unmatched) if self._hq is not None else pairs
         self._keys = keys_of(pair.lq for pair in self._pairs)
@@ -161,6 +163,17 @@ class PairedSource:
     def keys(self) -> list[str]:
         """One key a pair, from the LQ's name."""
         return list(self._keys)
+
+    def header(self, index: int) -> Header:
+        """The size of a pair's HQ (of its LQ, where that is all), without decoding it.
+
+        Raises:
+            BadImage: the file cannot be read.
+        """
+        pair = self._pairs[index]
+        if self._hq is None or pair.hq is None:
+            return read_header(self._lq / pair.lq)
+        return read_header(self._hq / pair.hq)
 
     def read(self, index: int, *, epoch: int = 0) -> Picture:
         """Decode both images; `epoch` plays no role.
@@ -190,13 +203,17 @@ class PairedSource:
         alone = [pair for pair in pairs if pair.hq is None]
         wanted = [f"{pair.lq} (looked for {pair.sought})" if pair.sought else pair.lq for pair in alone]
         if not matched or (alone and unmatched == "error"):
-            seen = f"the HQ folder has {_some(hq_names)}" if wanted else "the rule took none of the LQ names"
+            seen = f"the HQ folder has {some(hq_names)}" if wanted else "the rule took none of the LQ names"
             raise ValueError(
-                f"{self._lq}: {len(alone)} LQ without a HQ in {self._hq}: {_some(wanted)}; {seen}; check the rule"
+                f"{self._lq}: {len(alone)} LQ without a HQ in {self._hq}: {some(wanted)}; {seen}; check the rule"
             )
         if alone:
             verb = "kept without" if unmatched == "keep" else "left out for want of"
-            log.warning("%s: %d of %d LQ %s a HQ: %s", self._lq, len(alone), len(pairs), verb, _some(wanted))
+            log.warning("%s: %d of %d LQ %s a HQ: %s", self._lq, len(alone), len(pairs), verb, some(wanted))
+        if self._hq is not None:
+            _, idle = without_partner(matched, [], hq_names, lq=self._lq, hq=self._hq)
+            if idle:
+                log.warning("%s: %d of %d HQ without an LQ: %s", self._hq, len(idle), len(hq_names), some(idle))
         return pairs if unmatched == "keep" else matched
 
 
@@ -207,12 +224,13 @@ def pair_by_stem(lq_names: Sequence[str], hq_names: Sequence[str], *, hq_stem: C
         ValueError: two HQ files have the stem that an LQ asks for.
     """
     by_stem: dict[str, list[str]] = {}
+    whole = set(hq_names)  # what was restored from a.png and a.jpg is called a.png.png and a.jpg.png
     for name in hq_names:
         by_stem.setdefault(_stem(name), []).append(name)
     pairs = []
     for name in lq_names:
         sought = hq_stem(_stem(name))
-        found = by_stem.get(sought, [])
+        found = by_stem.get(sought) or ([sought] if sought in whole else [])
         if len(found) > 1:
             raise ValueError(
                 f"{name}: {len(found)} HQ files fit ({', '.join(found)}); keep one, or list pairs in a manifest"
@@ -221,10 +239,24 @@ def pair_by_stem(lq_names: Sequence[str], hq_names: Sequence[str], *, hq_stem: C
     return pairs
 
 
+def without_partner(
+    pairs: Sequence[Pair], lq_names: Sequence[str], hq_names: Sequence[str], *, lq: Path, hq: Path
+) -> tuple[list[str], list[str]]:
+    """The LQ names and the HQ names that stand in no whole pair, on either side: both may lie in one folder."""
+    used = {
+        os.path.abspath(folder / name) for pair in pairs if pair.hq for folder, name in ((lq, pair.lq), (hq, pair.hq))
+    }
+    return (
+        [name for name in lq_names if os.path.abspath(lq / name) not in used],
+        [name for name in hq_names if os.path.abspath(hq / name) not in used],
+    )
+
+
 def _stem(name: str) -> str:
-    return str(PurePosixPath(name).with_suffix(""))
+    return os.path.splitext(name)[0]
 
 
-def _some(names: Sequence[str], *, count: int = 5) -> str:
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return (", ".join(names[:count]) or "none") + more
+def _listed(folder: Path, *, recursive: bool) -> list[str]:
+    images = list_images(folder, recursive=recursive)
+    images.report()
+    return images.names

@@ -128,15 +128,20 @@ def decode_photograph(data: bytes, *, name: str | Path, max_pixels: int = MAX_PI
         if turn is not None:
             rgb_HWC = np.stack([_turned(plane, turn) for plane in np.moveaxis(rgb_HWC, 2, 0)], axis=2)
             alpha_HW = None if alpha_HW is None else _turned(alpha_HW, turn)
-        kind = {"MPO": "jpeg"}.get(image.format or "", (image.format or "").lower())
         return Photograph(
             rgb_HWC=np.require(rgb_HWC, requirements=["C", "W"]),  # as torch wants it
             alpha_HW=alpha_HW,
             grey=pixels.grey,
             exif=exif,
             profile=profile if _fits(profile, grey=pixels.grey) else b"",
-            format=kind if kind in ENDINGS else "png",
+            format=kind_of(image),
         )
+
+
+def kind_of(image: Image.Image) -> str:
+    """The one of "png", "jpeg", "webp", "tiff" that an opened file is, else "png"."""
+    kind = {"MPO": "jpeg"}.get(image.format or "", (image.format or "").lower())
+    return kind if kind in ENDINGS else "png"
 
 
 def photograph_of(image: Any) -> Photograph:

@@ -32,16 +32,22 @@ def write_photograph(path: str | Path, photograph: Photograph, *, quality: int =
     Raises:
         ValueError: for another suffix.
     """
-    path = Path(path)
+    write_bytes_atomic(path, encode_photograph(photograph, Path(path), quality=quality))
+
+
+def encode_photograph(photograph: Photograph, path: Path, *, quality: int = 95) -> bytes:
+    """The bytes of such a file.
+
+    Raises:
+        ValueError: for another suffix.
+    """
     kinds = {"." + kind: kind for kind in ENDINGS} | {ending: kind for kind, ending in ENDINGS.items()}
     kind = kinds.get(path.suffix.lower())
     if kind is None:
         raise ValueError(f"{path}: cannot write {path.suffix or 'a name without suffix'}; one of {', '.join(kinds)}")
     if photograph.levels > 255 and kind in DEEP:
-        data = _deep_png(photograph) if kind == "png" else _deep_tiff(photograph)
-    else:
-        data = _shallow(photograph, kind, quality)
-    write_bytes_atomic(path, data)
+        return _deep_png(photograph) if kind == "png" else _deep_tiff(photograph)
+    return _shallow(photograph, kind, quality)
 
 
 def _shallow(photograph: Photograph, kind: str, quality: int) -> bytes:

@@ -11,7 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from restore_lab.data.dataset import Source
+from restore_lab.data.dataset import Source, header_of
+from restore_lab.data.image_io import Header
 from restore_lab.types import Picture
 
 
@@ -39,12 +40,22 @@ class PooledSource:
         listed = zip(self._names, (source.keys() for source in self._sources), strict=True)
         return [f"{name}/{key}" for name, keys in listed for key in keys]
 
+    def header(self, index: int) -> Header | None:
+        """Its part's."""
+        part, place = self._place(index)
+        return header_of(self._sources[part], place)
+
     def read(self, index: int, *, epoch: int = 0) -> Picture:
         """The picture at this place of the pool.
 
         Raises:
             BadImage: the file cannot be read.
         """
-        part = int(np.searchsorted(self._ends, index, side="right"))
-        picture = self._sources[part].read(index - int(self._ends[part] - len(self._sources[part])), epoch=epoch)
+        part, place = self._place(index)
+        picture = self._sources[part].read(place, epoch=epoch)
         return replace(picture, key=f"{self._names[part]}/{picture.key}")
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """The part that a picture is of, and its index there."""
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        return part, index - int(self._ends[part] - len(self._sources[part]))

@@ -11,6 +11,7 @@ a number permutes the shards, then the samples inside windows of so many, so tha
 
 from __future__ import annotations
 
+import io
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -21,11 +22,20 @@ import numpy as np
 
 from restore_lab.data.captioned import CAPTION_KEYS
 from restore_lab.data.folder import Role
-from restore_lab.data.image_io import MAX_PIXELS, SUFFIXES, BadImage, decode_image, resize_image
+from restore_lab.data.image_io import (
+    MAX_PIXELS,
+    SUFFIXES,
+    BadImage,
+    Header,
+    decode_header,
+    decode_image,
+    resize_image,
+)
 from restore_lab.data.sampler import shuffled
 from restore_lab.data.tar_index import TarIndex, index_of
 from restore_lab.random import rng
 from restore_lab.storage.foreign import parse_json
+from restore_lab.storage.walk import walk
 from restore_lab.types import Picture
 
 OPEN_FILES = 32
@@ -83,6 +93,17 @@ class ShardsSource:
     def keys(self) -> list[str]:
         """One key a sample, in the tars' order; behind the tar's name where two tars have a key in common."""
         return [self._keys[index] for index in range(len(self))]
+
+    def header(self, index: int) -> Header:
+        """The size and frames of a sample's image (a pair's HQ), without decoding it.
+
+        Raises:
+            BadImage: it cannot be read.
+        """
+        column = HQ if self._table[HQ, index, 0] >= 0 else LQ
+        offset, length = (int(number) for number in self._table[column, index])
+        member = _Member(self._file(int(self._shard[index])), offset=offset, length=length)
+        return decode_header(io.BufferedReader(member), name=self._name(index))
 
     def read(self, index: int, *, epoch: int = 0) -> Picture:
         """Read and decode one sample; `epoch` plays no role.
@@ -171,11 +192,38 @@ def list_tars(root: str | Path) -> list[Path]:
         return [place]
     if not place.is_dir():
         raise ValueError(f"{place}: no such folder of tars")
-    below = (path.relative_to(place) for path in place.rglob("*.tar") if path.is_file())
-    tars = sorted(path for path in below if not any(part.startswith(".") for part in path.parts))
+    tars = sorted(Path(name) for name in walk(place).files if name.endswith(".tar"))
     if not tars:
         raise ValueError(f"{place}: no .tar in or below it; restore-lab data pack output={place} writes some")
     return [place / tar for tar in tars]
+
+
+class _Member(io.RawIOBase):
+    """A member of a tar as a file, of which no more is read than is asked for."""
+
+    def __init__(self, descriptor: int, *, offset: int, length: int) -> None:
+        super().__init__()
+        self._descriptor, self._offset, self._length, self._place = descriptor, offset, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._length}[whence]
+        if start + offset < 0:
+            raise OSError("before the start of the file")
+        self._place = start + offset
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        count = max(0, min(len(buffer), self._length - self._place))
+        data = os.pread(self._descriptor, count, self._offset + self._place)
+        buffer[: len(data)] = data
+        self._place += len(data)
+        return len(data)
 
 
 class _Strings:

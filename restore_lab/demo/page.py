@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restore_lab.data.folder import keys_of
+from restore_lab.data.frames import take_frames
 from restore_lab.demo.models import Knob, Shelf
 from restore_lab.demo.words import NUMBERS, instruction
 
@@ -191,6 +192,9 @@ def _several(gr: Any, cfg: DictConfig, shelf: Shelf, said: Sequence[Any]) -> Non
                 packed.write(restored.save(folder / f"{len(shown)}.png"), f"{len(shown):03}_{label}.png")
                 shown.append((_picture(restored.tensor), label))
         lines = [f"{len(shown)} restored, {len(failed)} left out", *(f"- {line}" for line in failed)]
+        lines += [
+            f"- {count} frames, of which the first is restored: {Path(f).name}" for f, count in take_frames().items()
+        ]
         found = gr.DownloadButton(value=str(folder / "restored.zip"), visible=bool(shown))
         return shown, "\n".join(lines), found
 
@@ -254,7 +258,7 @@ def _says(restored: Restoration) -> str:
     known += f"Degraded again ({against}) it is {db:.1f} dB from the photograph."
     if len(restored) > 1:
         known += f" The seeds differ by {restored.uncertainty().mean():.3f} of the range on average."
-    return known
+    return known + "".join(f" Its first frame alone, of {count}." for count in take_frames().values())
 
 
 def _before(restored: Restoration) -> Tensor:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from restore_lab.config.build import build
 from restore_lab.machine.shares import place
 from restore_lab.storage.files import inside
+from restore_lab.storage.outputs import write_output
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -40,8 +41,8 @@ def degraded_batches(
     bar = {"desc": "evaluating", "total": len(numbers), "disable": not cfg.progress or place()[0] > 0}
     for number, batch in tqdm(data.test_batches(numbers), leave=False, **bar):
         yield number, None if batch is None else _at_most(data.degrade(batch.to(device), stage="test"), cfg.max_lq_psnr)
-    if data.bad.lines:
-        log.warning("%s", data.bad.summary())
+    if summary := data.bad.summary():
+        log.warning("%s", summary)
 
 
 def score(
@@ -78,16 +79,14 @@ def write_inputs(cfg: DictConfig, folder: Path) -> int:
     Returns:
         How many.
     """
-    from restore_lab.data.image_io import to_image, write_png
+    from restore_lab.data.image_io import encode_png, to_image
 
     count = 0
     for _, batch in degraded_batches(cfg, "cpu"):
         if batch is None or batch.lq_BCHW is None:
             continue
         for key, lq_CHW in zip(batch.key, batch.lq_BCHW, strict=True):
-            target = inside(folder, f"{key}.png")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_png(target, to_image(lq_CHW))
+            write_output(inside(folder, f"{key}.png"), encode_png(to_image(lq_CHW)))
             count += 1
     return count
 

@@ -1,26 +1,30 @@
 """Scores a folder of restored images, whoever made them: `restore-lab evaluate restored=DIR reference=DIR`.
 
-Images pair with their originals by stem; without `reference` only metrics that need none have values. Nothing is
-resized: a pair of two sizes is an error, since every project resizes differently and calls the result PSNR.
+Images pair with their originals by stem; without `reference` only metrics that need none have values. An image without
+its original, or an original without its image, is an error too, since a mean over other images is another number;
+`unmatched=skip` leaves such images out and says so. Nothing is resized: a pair of two sizes is an error, since every
+project resizes differently and calls the result PSNR.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from restore_lab.config.build import build
 from restore_lab.data.captioned import Captions
 from restore_lab.data.folder import keys_of, list_images
+from restore_lab.data.frames import describe_frames, take_frames
 from restore_lab.data.image_io import read_image, to_tensor
-from restore_lab.data.paired import Pair
+from restore_lab.data.paired import Pair, without_partner
 from restore_lab.evaluation.picture import keep_images
 from restore_lab.evaluation.records import ORIGINAL, RECORD, write_record
 from restore_lab.evaluation.scores import Scores, once, scores_of, settings_of
 from restore_lab.storage.artefacts import code_version
 from restore_lab.storage.locks import first_rank
+from restore_lab.storage.walk import some
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -50,18 +54,18 @@ def score(cfg: DictConfig) -> tuple[Path, Results | None]:
     Raises:
         ValueError: if the folders do not pair, or a pair has two sizes.
     """
-    scores = planned(cfg)
-    return scores.folder, once(cfg, scores, lambda: _run(cfg, scores))
+    scores, pairs = planned(cfg), _pairs(cfg)  # a record that is there says nothing of files left out
+    return scores.folder, once(cfg, scores, lambda: _run(cfg, scores, pairs))
 
 
-def _run(cfg: DictConfig, scores: Scores) -> bool:
+def _run(cfg: DictConfig, scores: Scores, pairs: Sequence[Pair]) -> bool:
     """Measure all, and write the record; it does not split over processes: the first does it."""
     if not first_rank():
         return False
     suite = build(cfg.metrics, protocol=build(cfg.protocol))
     restored = _folder(cfg.restored, "restored")
     originals = None if cfg.reference is None else _folder(cfg.reference, "reference")
-    for key, image_CHW, original_CHW, caption in _pairs(cfg, restored, originals):
+    for key, image_CHW, original_CHW, caption in _images(cfg, pairs, restored, originals):
         suite.update(
             restored.name,
             image_CHW[None],
@@ -72,6 +76,8 @@ def _run(cfg: DictConfig, scores: Scores) -> bool:
         if cfg.keep_images:
             originals_BCHW = {} if original_CHW is None else {ORIGINAL: original_CHW[None]}
             keep_images(scores.folder, {restored.name: image_CHW[None], **originals_BCHW}, [key])
+    if frames := describe_frames(take_frames()):
+        log.warning("%s", frames)
     results = suite.compute()
     if not results.images:
         raise ValueError(f"{restored}: no image was measured; {'; '.join(results.notes)}")
@@ -82,19 +88,40 @@ def _run(cfg: DictConfig, scores: Scores) -> bool:
     return True
 
 
-def _pairs(cfg: DictConfig, restored: Path, originals: Path | None) -> Iterator[tuple[str, Tensor, Tensor | None, str]]:
+def _pairs(cfg: DictConfig) -> list[Pair]:
+    """The images with their originals (`lq` and `hq` of a pair).
+
+    Raises:
+        ValueError: on either side some have no partner, and are not to be left out.
+    """
+    restored = _folder(cfg.restored, "restored")
+    images = list_images(restored)
+    images.report()
+    if cfg.reference is None:
+        return [Pair(lq=name, hq=None) for name in images.names]
+    folder = _folder(cfg.reference, "reference")
+    originals = list_images(folder)
+    originals.report()
+    pairs = [pair for pair in build(cfg.pairing)(images.names, originals.names) if pair.hq is not None]
+    alone, idle = without_partner(pairs, images.names, originals.names, lq=restored, hq=folder)
+    found = [f"{len(alone)} of {len(images.names)} restored images without an original: {some(alone)}"] * bool(alone)
+    found += [f"{len(idle)} of {len(originals.names)} originals without a restored image: {some(idle)}"] * bool(idle)
+    line = f"{restored} and {folder}: {'; '.join(found)}"
+    if found and (cfg.unmatched == "error" or not pairs):
+        raise ValueError(
+            f"{line}; name them alike, say how they pair with pairing=..., or leave them out with unmatched=skip"
+        )
+    if found:
+        log.warning("left out, %s", line)
+    return pairs
+
+
+def _images(
+    cfg: DictConfig, pairs: Sequence[Pair], restored: Path, originals: Path | None
+) -> Iterator[tuple[str, Tensor, Tensor | None, str]]:
     """Key, restored image, original, caption ("" for none)."""
     from tqdm import tqdm
 
-    names = list_images(restored, recursive=True)
-    pairs = [Pair(lq=name, hq=None) for name in names]
-    if originals is not None:
-        pairs = build(cfg.pairing)(names, list_images(originals, recursive=True))
-        if alone := [pair.lq for pair in pairs if pair.hq is None]:
-            raise ValueError(
-                f"{restored}: {len(alone)} of {len(pairs)} images have no original in {originals}, the first is "
-                f"{alone[0]}; name them alike, or say how they pair with pairing=..."
-            )
     captions = Captions(originals or restored, table="auto")
     keys = keys_of(pair.lq for pair in pairs)
     for key, pair in tqdm(list(zip(keys, pairs, strict=True)), desc="scoring", disable=not cfg.progress, leave=False):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from restore_lab.storage.artefacts import place_of
 from restore_lab.storage.foreign import fits, parse_json
+from restore_lab.storage.outputs import write_output
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -98,16 +99,10 @@ def traced(cfg: DictConfig) -> tuple[Trace, str]:
 
 def write(found: Trace, file: Path, *, shown: str) -> None:
     """A trace as a safetensors file, whole or not at all."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    part = file.with_name(f".{file.name}.part")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {k: v.contiguous().clone() for k, v in found.items()},
-        part,
-        metadata={ORDER: json.dumps(list(found)), INPUT: shown},
-    )
-    part.replace(file)
+    tensors = {name: value.contiguous().clone() for name, value in found.items()}
+    write_output(file, save(tensors, metadata={ORDER: json.dumps(list(found)), INPUT: shown}))
 
 
 def read(place: str) -> tuple[Trace, str] | None:

@@ -15,6 +15,7 @@ from restore_lab.evaluation.shown import log_record
 from restore_lab.machine.shares import place, watched
 from restore_lab.storage.artefacts import identity
 from restore_lab.storage.locks import first_rank, locked
+from restore_lab.storage.outputs import take_folder
 from restore_lab.tracking import tracked
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def once(cfg: DictConfig, scores: Scores, make: Callable[[], bool]) -> Results |
         if cfg.again or not recorded(scores.folder, identity=scores.identity):
             with locked(scores.folder):
                 if cfg.again or not recorded(scores.folder, identity=scores.identity):  # another run's, meanwhile
+                    take_folder(scores.folder, setting="run_dir")
                     make()
         else:
             log.info("read from its record; again=true measures anew")
@@ -86,6 +88,8 @@ def _shared(cfg: DictConfig, scores: Scores, make: Callable[[], bool]) -> Result
     if cfg.again:
         raise ValueError(f"again=true: of several processes each would begin anew; delete {scores.folder / RECORD}")
     there = recorded(scores.folder, identity=scores.identity)
+    if not there:
+        take_folder(scores.folder, setting="run_dir")
     if not (make() if not there else first_rank()) or watched():
         return None
     # This process speaks for all, whatever its rank: Lightning's loggers write for rank 0 alone.

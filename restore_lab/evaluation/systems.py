@@ -9,12 +9,16 @@ record has the rows LQ and the system's; no prior is built.
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restore_lab.config.build import build
-from restore_lab.data.folder import keys_of, list_images
+from restore_lab.data.folder import list_images
+from restore_lab.data.frames import describe_frames, take_frames
 from restore_lab.data.image_io import read_image, to_tensor
 from restore_lab.evaluation.batches import degraded_batches, score
 from restore_lab.evaluation.parts import Parts, clear
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
     from restore_lab.evaluation.suite import MetricSuite
     from restore_lab.types import Batch
 
+log = logging.getLogger(__name__)
 MEASURED = ("eval_data", "eval_degradation", "protocol", "metrics", "max_lq_psnr", "eval_crop", "seed")
 CUTS = ("eval_resize", "eval_crops", "eval_first")  # of its identity only where they are set
 Restore = Callable[["Batch"], "Tensor"]
@@ -55,6 +60,8 @@ def run(cfg: DictConfig, scores: Scores) -> bool:
             if batch is not None:
                 _measure(cfg, scores, suite, batch, restore)
             parts.write(number, suite.taken(), ())
+        if frames := describe_frames(take_frames()):
+            log.warning("%s", frames)
     return parts.close()
 
 
@@ -99,7 +106,7 @@ def _hash(place: Path) -> str:
     """Of a file's bytes; of a folder's names, sizes and times."""
     if place.is_file():
         return fingerprint(place)
-    files = [place / name for name in list_images(place, recursive=True)]
+    files = [place / name for name in list_images(place).names]
     said = [f"{file.relative_to(place)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
     return hashlib.sha256("\n".join(said).encode()).hexdigest()
 
@@ -108,8 +115,11 @@ def _outputs(folder: Path) -> Restore:
     """Reads what is there for each image."""
     import torch
 
-    names = list_images(folder, recursive=True)
-    files = dict(zip(keys_of(names), names, strict=True))
+    found = list_images(folder)
+    found.report()
+    stems = Counter(os.path.splitext(name)[0] for name in found.names)
+    files = {name: name for name in found.names}  # outputs that are called as the inputs are
+    files |= {os.path.splitext(name)[0]: name for name in found.names if stems[os.path.splitext(name)[0]] == 1}
 
     def restore(batch: Batch) -> Tensor:
         if absent := [key for key in batch.key if key not in files]:

@@ -22,6 +22,7 @@ from restore_lab.methods.parts import part_of
 from restore_lab.methods.weights import stored_fingerprint, write_weights
 from restore_lab.storage.artefacts import Manifest, complete, identity
 from restore_lab.storage.locks import locked
+from restore_lab.storage.outputs import take_folder
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -90,6 +91,7 @@ def make(folder: Path, manifest: Manifest, write: Callable[[], None]) -> None:
             return
         if complete(folder):
             raise ValueError(f"{folder} holds another artefact; choose another output, or delete it")
+        take_folder(folder, setting="output")
         write()
         manifest.write(folder)
 

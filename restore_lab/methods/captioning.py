@@ -19,10 +19,12 @@ from omegaconf import OmegaConf
 from restore_lab.config.build import build
 from restore_lab.data.captioned import read_table
 from restore_lab.data.folder import list_images
+from restore_lab.data.frames import describe_frames, take_frames
 from restore_lab.data.image_io import BadImage, read_image, resize_image, to_image, write_png
 from restore_lab.machine.shares import mine, one_at_a_time, place
 from restore_lab.prompts.vlm import Vlm
-from restore_lab.storage.artefacts import Manifest, complete, identity, write_json_atomic
+from restore_lab.storage.artefacts import Manifest, complete, identity, json_bytes, write_json_atomic
+from restore_lab.storage.outputs import require_free, take_folder, write_output
 
 if TYPE_CHECKING:
     import numpy as np
@@ -150,13 +152,16 @@ def caption_folder(cfg: DictConfig) -> Captioned:
     from tqdm import tqdm
 
     root = _root(cfg)
-    base = root if root.is_dir() else root.parent
-    names = list_images(root, recursive=cfg.recursive)
+    images = list_images(root, recursive=cfg.recursive)
+    base, names = images.base, images.names
     output = base / TABLE if cfg.output is None else Path(cfg.output)
     if cfg.run_dir is not None:
         output = Path(cfg.run_dir) / TABLE
         if complete(cfg.run_dir, identity=planned(cfg).identity):
             return Captioned(output=output, written=len(read_table(output)), bad=[])
+        take_folder(cfg.run_dir, setting="run_dir")
+    images.report()
+    require_free([output])
     captioner: Captioner = build(cfg.prompt.semantic.captioner)
     size, bad = captioner.batch_size, []
     count = -(-len(names) // size)
@@ -171,15 +176,17 @@ def caption_folder(cfg: DictConfig) -> Captioned:
 
     bar = {"desc": "captions", "disable": not cfg.progress or place()[0] > 0}
     for number in tqdm(mine(count, done=done), **bar):
-        images: dict[str, np.ndarray] = {}
+        seen: dict[str, np.ndarray] = {}
         for name in names[number * size : (number + 1) * size]:
             try:
-                images[name] = shrunk(read_image(base / name), side=cfg.prompt.semantic.side)
+                seen[name] = shrunk(read_image(base / name), side=cfg.prompt.semantic.side)
             except BadImage as error:
                 bad.append(str(error))
                 log.warning("left out: %s", error)
-        captions = captioner.captions(images.values())
-        write_json_atomic(file(number), dict(zip(images, captions, strict=True)))
+        captions = captioner.captions(seen.values())
+        write_json_atomic(file(number), dict(zip(seen, captions, strict=True)))
+    if frames := describe_frames(take_frames()):
+        log.warning("%s", frames)
     with one_at_a_time(folder):
         if not count or not all(done(number) for number in range(count)):
             return Captioned(output=output, written=None, bad=bad)
@@ -187,7 +194,7 @@ def caption_folder(cfg: DictConfig) -> Captioned:
         said = {name: caption for part in parts for name, caption in part.items()}
         if said:
             before = read_table(output) if output.is_file() else {}  # those of other images stay
-            write_json_atomic(output, before | said)
+            write_output(output, json_bytes(before | said))
     shutil.rmtree(folder, ignore_errors=True)
     if not said:
         raise ValueError(f"{root}: none of {len(names)} images can be read" + (f"; the first: {bad[0]}" if bad else ""))
@@ -203,6 +210,8 @@ def _root(cfg: DictConfig) -> Path:
     Raises:
         ValueError: if neither a folder nor a dataset that is a folder is named.
     """
+    if cfg.input is not None and cfg.get("data") is not None:
+        raise ValueError("input= and data= are two things to caption; give one of them")
     root = cfg.input or OmegaConf.select(cfg, "data.source.root", default=None)
     if root is None:
         raise ValueError("name what to caption: input=FOLDER, or a dataset that is a folder of images, data=lsdir")

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from restore_lab.config.build import build
 from restore_lab.methods.weights import is_lora
 from restore_lab.storage.artefacts import Manifest, identity, write_json_atomic
+from restore_lab.storage.outputs import take_folder
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -38,6 +39,8 @@ def planned(cfg: DictConfig) -> str:
 def describe(cfg: DictConfig) -> dict[str, Any]:
     """The numbers of `restore-lab describe`; written to `cfg.run_dir` too, if one is given."""
     name, folder = planned(cfg), cfg.run_dir
+    if folder:
+        take_folder(folder, setting="run_dir")
     facts = _facts(cfg)
     if folder:
         write_json_atomic(Path(folder) / DESCRIPTION, facts)

@@ -27,6 +27,7 @@ from restore_lab.methods.stages import Stage, planned, replaced
 from restore_lab.storage.artefacts import Manifest, complete, write_bytes_atomic
 from restore_lab.storage.hashes import HASHES, hashes
 from restore_lab.storage.locks import first_rank, locked
+from restore_lab.storage.outputs import take_folder
 from restore_lab.tracking import tracked
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def _make(cfg: DictConfig, stage: Stage, earlier: Mapping[str, Path]) -> None:
     elif complete(folder):
         raise ValueError(f"{folder} holds another run's result; choose another run_dir, or delete it")
     else:
+        take_folder(folder, setting="run_dir")
         _claim(folder, stage.identity)
     node = replaced(stage.node, {k: str(v) for k, v in earlier.items()})
     node["partial"] = str(stage.node.get("weights")).startswith("stage:")  # an earlier stage knows fewer parts

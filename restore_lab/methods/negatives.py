@@ -22,6 +22,7 @@ from restore_lab.config.build import build
 from restore_lab.machine.shares import device, mine
 from restore_lab.samplers.fidelity import Prediction, Steer
 from restore_lab.storage.artefacts import Manifest, complete, identity, write_bytes_atomic
+from restore_lab.storage.outputs import take_folder
 from restore_lab.types import Hint
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from restore_lab.types import Batch
 
 log = logging.getLogger(__name__)
-MADE_OF = ("data", "backbone", "sampler", "crop", "seed", "negative", "count")
+MADE_OF = ("data", "backbone", "sampler", "crop", "min_size", "seed", "negative", "count")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,7 @@ def fill(cfg: DictConfig) -> Path:
 
     from restore_lab.data.dataset import RestorationDataset
     from restore_lab.data.image_io import to_image, write_png
+    from restore_lab.data.survey import BadFiles, screen
 
     if cfg.count < 1:
         raise ValueError(f"count={cfg.count}: at least one image must be wanted")
@@ -74,20 +76,24 @@ def fill(cfg: DictConfig) -> Path:
         if {**before, "count": None} != {**images.settings, "count": None}:
             raise ValueError(f"{folder} holds images that were made otherwise; choose another output, or delete it")
 
+    take_folder(folder, setting="output")
+
     def there(number: int) -> bool:
         return (folder / f"{number:06d}.png").exists()
 
     missing = mine(cfg.count, done=there)
     if not missing and complete(folder, identity=images.identity):
         return folder
-    source = build(cfg.data)
-    dataset = RestorationDataset(source, crop=cfg.crop, flip=False, seed=cfg.seed)
+    source = screen(build(cfg.data), name="data", crop=cfg.crop, min_size=cfg.min_size)
+    dataset = RestorationDataset(source, crop=cfg.crop, flip=False, seed=cfg.seed, min_size=cfg.min_size)
+    bad = BadFiles()
     backbone, sampler = build(cfg.backbone), build(cfg.sampler)
     target = device(cfg.device)
     backbone.to(target)
     for start in tqdm(range(0, len(missing), cfg.batch_size), desc="negative samples", disable=not cfg.progress):
         numbers = missing[start : start + cfg.batch_size]
         loaded: Loaded = dataset.__getitems__([divmod(number, len(source)) for number in numbers])
+        bad.note(loaded.bad, loaded.frames)
         if loaded.batch is None or loaded.batch.hq_BCHW is None:
             raise ValueError(loaded.error or "negative samples are made from good images; this source gave none")
         made_BCHW = worsened(loaded.batch.to(target), backbone, sampler, prompt=cfg.negative)
@@ -95,6 +101,8 @@ def fill(cfg: DictConfig) -> Path:
             # The caption first: an image without its caption would count as done.
             write_bytes_atomic(folder / f"{number:06d}.txt", cfg.negative.encode())
             write_png(folder / f"{number:06d}.png", to_image(image_CHW))
+    if summary := bad.summary():
+        log.warning("%s", summary)
     if all(there(number) for number in range(cfg.count)):  # the last of several processes
         Manifest(identity=images.identity, kind="images", settings=images.settings).write(folder)
     return folder

@@ -47,12 +47,14 @@ def fill_cache(cfg: DictConfig) -> Cached:
 
     from restore_lab.data.dataset import RestorationDataset
     from restore_lab.data.sampler import SequentialSampler
+    from restore_lab.data.survey import BadFiles, screen
 
     if cfg.backbone.get("cache_dir") is None:
         raise ValueError("restore-lab data cache fills backbone.cache_dir; give that folder, and the same in training")
     target, done = device(cfg.device), Cached(folder=cfg.backbone.cache_dir)
     around = _precision(cfg.precision, target)
-    source = build(cfg.data)
+    source = screen(build(cfg.data), name="data", crop=cfg.crop, min_size=cfg.min_size)
+    bad = BadFiles()
     dataset = RestorationDataset(source, crop=cfg.crop, flip=False, seed=cfg.seed, training=False)
     batches = list(SequentialSampler(len(source), batch_size=1))  # whole images may have any size
     backbone: Backbone = build(cfg.backbone).to(target)
@@ -61,8 +63,7 @@ def fill_cache(cfg: DictConfig) -> Cached:
         backbone.text([""])
         for number in tqdm(mine(len(batches), done=lambda number: False), **bar):
             loaded: Loaded = dataset.__getitems__(batches[number])
-            for line in loaded.bad:
-                log.warning("left out: %s", line)
+            bad.note(loaded.bad, loaded.frames)
             if loaded.error:
                 raise ValueError(loaded.error)
             if loaded.batch is None:
@@ -73,6 +74,8 @@ def fill_cache(cfg: DictConfig) -> Cached:
                 for image_BCHW in (hq_BCHW, hq_BCHW.flip(-1)) if cfg.flip else (hq_BCHW,):
                     backbone.codec.remembered(image_BCHW)
             done.samples += len(loaded.batch)
+    if summary := bad.summary():
+        log.warning("%s", summary)
     return done
 
 

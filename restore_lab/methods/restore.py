@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restore_lab.data.folder import FolderSource
+from restore_lab.data.frames import describe_frames, take_frames
 from restore_lab.data.image_io import BadImage
 from restore_lab.data.photograph import ENDINGS, Photograph, decode_photograph
-from restore_lab.data.photograph_file import write_photograph
+from restore_lab.data.photograph_file import encode_photograph
 from restore_lab.data.words import Words, WordTable
 from restore_lab.machine.faults import Fault, told
 from restore_lab.machine.shares import mine, one_at_a_time
@@ -29,12 +30,15 @@ from restore_lab.methods.restored_files import (
     is_done,
     note_of,
     refuse_clashes,
+    refuse_foreign,
+    result_names,
     sum_up,
     targets,
     write_down,
 )
 from restore_lab.methods.restorer import Restorer, wanted
 from restore_lab.storage.artefacts import identity, place_of
+from restore_lab.storage.outputs import write_output
 from restore_lab.storage.room import require
 
 if TYPE_CHECKING:
@@ -57,6 +61,7 @@ class Restored:
     written: int = 0
     already: int = 0
     bad: list[str] = field(default_factory=list)
+    frames: dict[str, int] = field(default_factory=dict)  # of the files that have several, of which one was restored
 
 
 def restore_folder(cfg: DictConfig) -> Restored:
@@ -73,6 +78,7 @@ def restore_folder(cfg: DictConfig) -> Restored:
     refuse_clashes(jobs, cfg, done.output)
     settings = _settings(cfg)
     todo = mine(len(jobs), done=lambda index: not cfg.again and is_done(jobs[index], settings, cfg, done.output))
+    refuse_foreign([jobs[n] for n in todo], cfg, done.output)
     require(done.output, needed=_bytes(cfg, [jobs[n].file for n in todo]), what=f"{len(todo)} results")
     restorer = Restorer(cfg)
     done.already = len(mine(len(jobs), done=lambda index: False)) - len(todo)
@@ -94,6 +100,8 @@ def restore_folder(cfg: DictConfig) -> Restored:
         if len(jobs) > 1:
             left = (time.monotonic() - began) / (count + 1) * (len(todo) - count - 1)
             log.info("%d of %d: %s%s", index + 1, len(jobs), job.key, f" ({_span(left)} left)" if left >= 1 else "")
+    if frames := describe_frames(done.frames):
+        log.warning("%s", frames)
     with one_at_a_time(done.output / NOTES):
         sum_up(jobs, done.output)
     if len(done.bad) == len(jobs):
@@ -106,17 +114,15 @@ def _jobs(cfg: DictConfig, output: Path) -> list[Job]:
     source = FolderSource(cfg.input, recursive=cfg.recursive, captions="auto", role="lq")
     keys, table = source.keys(), None if cfg.words is None else WordTable(cfg.words)
     jobs = []
-    for index, key in enumerate(keys):
+    for index, (key, named) in enumerate(zip(keys, result_names(keys, cfg), strict=True)):
         name = source.name(index)
         said = Words() if table is None else table.of(name)
         beside = source.caption(index) or None
         words = Words(caption=said.caption or cfg.caption or beside, instruction=said.instruction)
         note = output / NOTES / f"{hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:32]}.json"
-        jobs.append(Job(file=source.file(index), key=key, words=words, note=note))
+        jobs.append(Job(file=source.file(index), key=key, name=named, words=words, note=note))
     if table is not None:
         table.require_any(source.name(index) for index in range(len(keys)))
-    for suffix, count in source.passed_over().items():
-        log.warning("%d files %s are not looked at: not a format that is read", count, suffix)
     return jobs
 
 
@@ -145,10 +151,13 @@ def _restore(restorer: Restorer, job: Job, settings: str, done: Restored, cfg: D
         Fault: its results cannot be written.
     """
     photograph, source = _read(job)
+    frames = take_frames().get(str(job.file), 1)
+    if frames > 1:
+        done.frames[str(job.file)] = frames
     restoration = restorer(_sized(restorer, photograph, job), **_said(job))
     try:
         outputs = _write(restoration, job, done.output, cfg)
-        write_down(job.note, note_of(restoration, job, settings, source, outputs, done.output))
+        write_down(job.note, note_of(restoration, job, settings, source, outputs, done.output, frames=frames))
     except OSError as error:
         why = told(error, where=done.output) or f"{error.filename or done.output}: {error.strerror or error}"
         raise Fault(f"{why}; the same command continues from {job.key}") from error
@@ -200,11 +209,11 @@ def _write(restoration: Restoration, job: Job, output: Path, cfg: DictConfig) ->
     files = targets(job, cfg, output, restoration.lq.format)
     written = []
     for file, variant in zip(files, range(len(restoration)), strict=False):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        written.append(restoration.save(file, variant=variant, quality=cfg.quality))
+        write_output(file, encode_photograph(restoration.photograph(variant), file, quality=cfg.quality))
+        written.append(file)
     for file in files[len(restoration) :]:
         picture = restoration.comparison() if file.stem.endswith("_compare") else restoration.uncertainty_map()
-        write_photograph(file, picture)
+        write_output(file, encode_photograph(picture, file))
         written.append(file)
     return written
 

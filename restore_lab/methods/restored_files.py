@@ -1,11 +1,13 @@
 """The files of a folder's restoration: what results are called, and the notes that say what is done.
 
 A note (`.restored/<hash of the key>.json`) is written after an image's results and names them, with the hash of the
-photograph, the identity of the settings and the words; or it says why the image was left out.
+photograph, the identity of the settings and the words; or it says why the image was left out. That a result is ours,
+and may be written over, is noted by storage/outputs.py.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -16,11 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from restore_lab.data.photograph import ENDINGS
+from PIL import Image
+
+from restore_lab.data.folder import distinct
+from restore_lab.data.photograph import ENDINGS, kind_of
 from restore_lab.data.words import Words
 from restore_lab.storage.artefacts import write_bytes_atomic
 from restore_lab.storage.files import inside, shortened, spreadsheet_cell
 from restore_lab.storage.foreign import json_of
+from restore_lab.storage.outputs import require_free, write_output
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -29,7 +35,10 @@ if TYPE_CHECKING:
 
 NOTES = ".restored"
 SUMMARY = "restored.csv"
-COLUMNS = ("file", "output", "status", "seconds", "instruction", "consistency_db", "consistency_of", "uncertainty")
+COLUMNS = (
+    ("file", "output", "status", "seconds", "instruction", "consistency_db", "consistency_of", "uncertainty")
+    + ("frames",)  # of an animation or a multi-page file, of which the first is restored
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,35 +48,53 @@ class Job:
     Attributes:
         file: where it lies.
         key: what it is called: its path below the folder, without suffix.
+        name: what its results are called, without their endings.
         words: what is said of it.
         note: where it is written down that it was restored.
     """
 
     file: Path
     key: str
+    name: str
     words: Words
     note: Path
 
 
+def result_names(keys: Sequence[str], cfg: DictConfig) -> list[str]:
+    """What the results of each image are called, without endings: `cfg.names`, so that no two images make one file,
+    nor one a file and the other a folder of that name, also where case does not count.
+    """
+    names = []
+    for key in keys:
+        last, folder = PurePosixPath(key).name, str(PurePosixPath(key).parent)
+        name = cfg.names.replace("{key}", key).replace("{name}", last).replace("{folder}", folder)
+        names.append(shortened(name))
+    if "{key}" not in cfg.names:  # alike because they are named so: that is refused, not mended
+        return names
+    kinds = ENDINGS if cfg.format == "same" else (cfg.format,)
+    endings = {ending for kind in kinds for ending in _endings(cfg, kind)}
+    folders = {str(folder) for name in names for folder in PurePosixPath(name).parents}
+    return distinct(names, endings=sorted(endings), folders=folders)
+
+
 def targets(job: Job, cfg: DictConfig, output: Path, kind: str) -> list[Path]:
     """The files of an image: one a seed, then what is written beside them."""
-    key = PurePosixPath(job.key)
-    name = cfg.names.replace("{key}", job.key).replace("{name}", key.name).replace("{folder}", str(key.parent))
-    name = shortened(name)
-    ending = ENDINGS[kind if cfg.format == "same" else cfg.format]
-    variants = [f"{name}{ending}"]
-    if cfg.seeds > 1:
-        variants = [f"{name}_seed{cfg.seed + number}{ending}" for number in range(cfg.seeds)]
-    beside = [f"{name}_compare.png"] if cfg.compare else []
-    beside += [f"{name}_uncertainty.png"] if cfg.seeds > 1 else []
     try:
-        return [inside(output, one) for one in (*variants, *beside)]
+        return [inside(output, f"{job.name}{ending}") for ending in _endings(cfg, kind)]
     except ValueError as error:
         raise ValueError(f"names={cfg.names!r}: {error}") from error
 
 
+def _endings(cfg: DictConfig, kind: str) -> list[str]:
+    """What comes after the name of an image's files."""
+    ending = ENDINGS[kind if cfg.format == "same" else cfg.format]
+    several = cfg.seeds > 1
+    variants = [f"_seed{cfg.seed + number}{ending}" for number in range(cfg.seeds)] if several else [ending]
+    return [*variants, *["_compare.png"] * bool(cfg.compare), *["_uncertainty.png"] * several]
+
+
 def refuse_clashes(jobs: Sequence[Job], cfg: DictConfig, output: Path) -> None:
-    """Refuse, before anything runs, to write two results into one file, or one over an input."""
+    """Refuse, before anything runs, to write two results into one file, or one over an input or the summary."""
     inputs = {job.file.resolve() for job in jobs}
     taken: Counter[Path] = Counter()
     for job in jobs:
@@ -81,6 +108,25 @@ def refuse_clashes(jobs: Sequence[Job], cfg: DictConfig, output: Path) -> None:
     twice = [file for file, times in taken.items() if times > 1]
     if twice:
         raise ValueError(f"names={cfg.names!r} gives two results one name, {twice[0]}; put {{key}} into it")
+
+
+def refuse_foreign(jobs: Sequence[Job], cfg: DictConfig, output: Path) -> None:
+    """Refuse, before anything runs, to write over files that are not ours.
+
+    Raises:
+        ValueError: with the first of them.
+    """
+    files = [file for job in jobs for file in targets(job, cfg, output, _kind(job.file, cfg))]
+    require_free([*files, output / SUMMARY])
+
+
+def _kind(file: Path, cfg: DictConfig) -> str:
+    """What format=same makes of a file, by its header."""
+    if cfg.format != "same":
+        return cfg.format
+    with contextlib.suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError), Image.open(file) as image:
+        return kind_of(image)
+    return "png"
 
 
 def is_done(job: Job, settings: str, cfg: DictConfig, output: Path) -> bool:
@@ -97,7 +143,14 @@ def is_done(job: Job, settings: str, cfg: DictConfig, output: Path) -> bool:
 
 
 def note_of(
-    restoration: Restoration, job: Job, settings: str, source: str, outputs: Sequence[Path], output: Path
+    restoration: Restoration,
+    job: Job,
+    settings: str,
+    source: str,
+    outputs: Sequence[Path],
+    output: Path,
+    *,
+    frames: int,
 ) -> dict[str, Any]:
     """What is noted of a restored image: what it was made of, its files, and how far it agrees with its LQ (dB)."""
     found = [restoration.consistency(number) for number in range(len(restoration))]
@@ -112,6 +165,7 @@ def note_of(
         "consistency_db": [round(db, 2) for db, _ in found],
         "consistency_of": found[0][1],
         "uncertainty": round(float(restoration.uncertainty().mean()), 5) if len(restoration) > 1 else None,
+        "frames": frames,
     }
 
 
@@ -140,7 +194,7 @@ def sum_up(jobs: Sequence[Job], output: Path) -> None:
             continue
         for name, db in zip(note["outputs"], note["consistency_db"], strict=False):
             table.writerow(_cells(note | {"output": name, "status": "restored", "consistency_db": db}))
-    write_bytes_atomic(output / SUMMARY, text.getvalue().encode(errors="backslashreplace"))
+    write_output(output / SUMMARY, text.getvalue().encode(errors="backslashreplace"))
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from restore_lab.evaluation.shown import SCORE
-from restore_lab.storage.artefacts import write_bytes_atomic
+from restore_lab.storage.outputs import write_output
 from restore_lab.tables import files
 from restore_lab.tables.grid import grid
 from restore_lab.tables.jobs import NOT_WEIGHTS, Plan, behind, config_flags, config_folders
@@ -74,7 +74,7 @@ def run(cfg: Any) -> str:
         text = json.dumps({name: _plain(part) for name, part in made.items()}, indent=1)
         if not cfg.output:
             return text
-        write_bytes_atomic(cfg.output, text.encode())
+        write_output(Path(cfg.output), text.encode())
         return f"dashboard: {cfg.output}"
     return _send(cfg, planned, spec, markdown)
 

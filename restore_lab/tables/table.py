@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from restore_lab.evaluation.batches import write_inputs
-from restore_lab.storage.artefacts import write_bytes_atomic
+from restore_lab.storage.outputs import require_free, write_output
 from restore_lab.tables import files
 from restore_lab.tables.composing import composed
 from restore_lab.tables.figures.drawing import draw
@@ -37,6 +37,8 @@ def run(cfg: Any) -> dict[str, str]:
     if cfg.format not in FORMATS:
         raise ValueError(f"format={cfg.format!r} is not known; one of {', '.join(FORMATS)}")
     folders = config_folders()
+    if cfg.all and cfg.table:
+        raise ValueError(f"--all and {', '.join(cfg.table)}: give one of them")
     names = list(files.tables(folders)) if cfg.all else list(cfg.table or ())
     if not names:
         raise ValueError(f"name a table, or --all; there are: {', '.join(files.tables(folders))}")
@@ -48,6 +50,10 @@ def run(cfg: Any) -> dict[str, str]:
     if cfg.inputs_dir:
         print("\n".join(line for spec in wanted for line in inputs(spec, Path(cfg.inputs_dir), words)))
         return {}
+    if cfg.output:
+        require_free(
+            _file(spec.name, Path(cfg.output), ending) for spec in wanted for ending in (*ENDINGS.values(), "png")
+        )
     planned = plan(
         wanted,
         store=store,
@@ -149,9 +155,12 @@ def _total(planned: Plan, finished: Sequence[Any]) -> str:
 
 def _write(table: Grid, numbers: Measured, folder: Path) -> None:
     """Every format, then the picture, for which a package may be missing."""
-    name = table.name.replace("/", "_")
     for written, ending in ENDINGS.items():
-        write_bytes_atomic(folder / f"{name}.{ending}", render(table, written).encode())
+        write_output(_file(table.name, folder, ending), render(table, written).encode())
     picture = draw(numbers)
     if picture is not None:
-        write_bytes_atomic(folder / f"{name}.png", picture)
+        write_output(_file(table.name, folder, "png"), picture)
+
+
+def _file(table: str, folder: Path, ending: str) -> Path:
+    return folder / f"{table.replace('/', '_')}.{ending}"

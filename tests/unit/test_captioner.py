@@ -18,6 +18,7 @@ from restore_lab.prompts.captioner import Captioner, Drawn
 from restore_lab.prompts.semantic import FromFile
 from restore_lab.prompts.sources import PromptSources
 from restore_lab.prompts.vlm import Vlm
+from restore_lab.storage.outputs import write_output
 from tests.composed import composed
 from tests.toy_captioners import KINDS, toy_captioner
 from tests.toy_methods import toy_batch, toy_spire
@@ -181,13 +182,18 @@ def test_the_verb_writes_a_table_that_a_folder_then_has(llava, tmp_path, caplog)
 
 def test_the_verb_keeps_what_it_did_not_caption(llava, tmp_path) -> None:
     Image.fromarray(images(1)[0]).save(tmp_path / "a.png")
-    (tmp_path / "captions.json").write_text(json.dumps({"a.png": "old", "b.png": "by hand"}))
+    table, words = tmp_path / "captions.json", json.dumps({"a.png": "old", "b.png": "of another image"})
     small = ("prompt.semantic.captioner.max_new_tokens=4", "progress=false", f"runs_dir={tmp_path / 'runs'}")
-    caption_folder(
-        composed("caption", f"input={tmp_path / 'a.png'}", f"prompt.semantic.captioner.model={llava}", *small)
-    )
-    table = json.loads((tmp_path / "captions.json").read_text(encoding="utf-8"))
-    assert table["b.png"] == "by hand" and table["a.png"] != "old"
+    cfg = composed("caption", f"input={tmp_path / 'a.png'}", f"prompt.semantic.captioner.model={llava}", *small)
+    table.write_text(words)  # a person's
+    with pytest.raises(ValueError, match=r"captions\.json: not written by restore-lab"):
+        caption_folder(cfg)
+    assert table.read_text() == words
+    table.unlink()
+    write_output(table, words.encode())  # as the command leaves it
+    caption_folder(cfg)
+    captions = json.loads(table.read_text(encoding="utf-8"))
+    assert captions["b.png"] == "of another image" and captions["a.png"] != "old"
 
 
 def toy_named(*names: str):

@@ -63,7 +63,7 @@ def test_images_decide_which_record_it_is_and_a_protocol_too(folders, tmp_path) 
 
 def test_what_does_not_pair_is_named(folders, tmp_path) -> None:
     image(folders[0] / "extra.png", 7)
-    with pytest.raises(ValueError, match=r"1 of 4 images have no original in .*extra\.png; .*pairing="):
+    with pytest.raises(ValueError, match=r"1 of 4 restored images without an original: extra\.png; .*unmatched=skip"):
         score(config(folders, tmp_path))
     (folders[0] / "extra.png").unlink()
     image(folders[0] / "b.png", 7, size=(12, 8))
@@ -73,6 +73,35 @@ def test_what_does_not_pair_is_named(folders, tmp_path) -> None:
         score(composed("evaluate", "restored=/nowhere", "metrics=fidelity"))
 
 
+def test_a_missing_image_is_no_smaller_mean(folders, tmp_path, caplog) -> None:
+    """Also where the record of the images that are there exists already."""
+    (folders[0] / "b.png").unlink()
+    with pytest.raises(ValueError, match=r"1 of 3 originals without a restored image: b\.bmp; .*unmatched=skip"):
+        score(config(folders, tmp_path))
+    image(folders[0] / "extra.png", 7)
+    _, results = score(config(folders, tmp_path, "unmatched=skip"))
+    assert results is not None and {one.key for one in results.images} == {"a", "deep/c"}
+    assert "without an original: extra.png" in caplog.text and "without a restored image: b.bmp" in caplog.text
+    with pytest.raises(ValueError, match="1 of 3 restored images without an original"):
+        score(config(folders, tmp_path))
+
+
+def test_what_was_restored_from_names_alike_finds_its_originals(tmp_path) -> None:
+    """From a.jpg and a.png come a.jpg.png and a.png.png."""
+    for name, value in (("a.jpg", 100), ("a.png", 50)):
+        image(tmp_path / "hq" / name, value)
+        image(tmp_path / "mine" / f"{name}.png", value)
+    _, results = score(config((tmp_path / "mine", tmp_path / "hq"), tmp_path, "metrics=fidelity"))
+    assert results is not None and {one.key for one in results.images} == {"a.jpg", "a.png"}
+
+
+def test_words_that_are_no_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="cannot place 'x y z'"):
+        run(composed("evaluate", "records=[x,y,z]"))
+    with pytest.raises(ValueError, match="give both"):
+        run(composed("evaluate", "reference=x"))
+
+
 def test_why_two_records_differ(folders, tmp_path, capsys) -> None:
     first, _ = score(config(folders, tmp_path))
     second, _ = score(config(folders, tmp_path, "protocol=y_border4"))
@@ -80,7 +109,7 @@ def test_why_two_records_differ(folders, tmp_path, capsys) -> None:
     assert "protocol of psnr: colour 'rgb' against 'y', border 0 against 4" in lines
     assert "setting protocol.border: 0 against 4" in lines
     (folders[0] / "a.png").unlink()
-    third, _ = score(config(folders, tmp_path))
+    third, _ = score(config(folders, tmp_path, "unmatched=skip"))
     assert "images in the first alone: a" in explain(first, third)
     assert explain(first, first) == ["nothing differs: same protocol, weights, images, seed, settings and code"]
     run(composed("evaluate", "explain=true", f"records=['{first}','{third}']"))

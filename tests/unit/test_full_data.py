@@ -49,7 +49,7 @@ def made(method: str, folder: Path) -> list[str]:
 
 
 def training(method: str, folder: Path, *words: str, stage: str = "adaptor") -> RestorationDataModule:
-    small = ("workers=0", "crop=16", "batch_size=16", f"datasets_dir={folder}")
+    small = ("workers=0", "crop=16", "min_size=1", "batch_size=16", f"datasets_dir={folder}")
     cfg = composed("train", f"method={method}", "scale=full", *small, *made(method, folder), *words)
     return build(cfg.stages[stage].datamodule)
 

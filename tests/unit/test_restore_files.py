@@ -102,7 +102,7 @@ def test_a_full_disk_is_one_line_and_costs_one_image(restored, tmp_path, monkeyp
 
     def full(source: str, target: str) -> None:
         count.append(target)
-        if len(count) == 4:  # image, note, image, note: the second image's note
+        if len(count) == 6:  # that the image is ours, the image, what was done; and again: of the second image
             raise OSError(errno.ENOSPC, "No space left on device", str(target))
         plain(source, target)
 
@@ -123,7 +123,7 @@ def test_patterns_and_files_that_nobody_reads(restored, tmp_path, caplog) -> Non
     assert restored(f"{tmp_path}/in/**/*.jpg").written == 1  # in/b.jpg is done
     assert (tmp_path / "out/below/c.png").is_file()
     assert restored(tmp_path / "in", "recursive=false").written == 1
-    assert "1 files .nef are not looked at" in caplog.text
+    assert "1 unsupported .nef photograph" in caplog.text
     with pytest.raises(ValueError, match=r"\*\.gif: no file has such a name; quote a pattern"):
         restored(tmp_path / "in/*.gif")
 
@@ -216,3 +216,50 @@ def test_python_gives_what_the_command_gives(restored, toy_folder, tmp_path) -> 
         first.uncertainty()
     with pytest.raises(ValueError, match="no encoder reads more"):
         restorer(file, caption="a" * 1_000_000)
+
+
+def test_a_file_that_no_command_of_ours_wrote_stays(restored, tmp_path) -> None:
+    """A photograph of another suffix beside the input; a result that was retouched; the summary."""
+    photo(tmp_path / "in/holiday.jpg")
+    theirs = photo(tmp_path / "in/holiday.png", seed=1).read_bytes()
+    with pytest.raises(ValueError, match=r"holiday\.png: not written by restore-lab, or changed since"):
+        restored(tmp_path / "in/holiday.jpg", f"output={tmp_path / 'in'}")
+    with pytest.raises(ValueError, match=r"holiday\.png: not written by restore-lab"):
+        restored(tmp_path / "in/holiday.jpg", f"output={tmp_path / 'in'}", "again=true", "seed=3")
+    assert (tmp_path / "in/holiday.png").read_bytes() == theirs
+    assert restored(
+        tmp_path / "in/holiday.jpg", f"output={tmp_path / 'in'}", "format=same", "names='{key}_new'"
+    ).written
+    assert restored(tmp_path / "in/holiday.jpg").written == 1
+    photo(tmp_path / "out/holiday.png", seed=2)
+    assert restored(tmp_path / "in/holiday.jpg").already == 1  # nothing to write
+    with pytest.raises(ValueError, match=r"out/holiday\.png: not written by restore-lab"):
+        restored(tmp_path / "in/holiday.jpg", "seed=3")
+    (tmp_path / "out/holiday.png").unlink()
+    assert restored(tmp_path / "in/holiday.jpg", "seed=3").written == 1
+    (tmp_path / "out/restored.csv").write_text("my notes")
+    with pytest.raises(ValueError, match=r"restored\.csv: not written by restore-lab"):
+        restored(tmp_path / "in/holiday.jpg")
+
+
+def test_names_that_meet_make_files_that_do_not(restored, tmp_path) -> None:
+    """Of names alike but for suffix or case, one like another's comparison, a folder called as a result."""
+    names = ("a.png", "a.jpg", "a.png.png", "B.png", "b.png", "c.png", "c_compare.jpg", "d.jpg", "d.png/e.png")
+    for seed, name in enumerate(names):
+        photo(tmp_path / "in" / name, seed=seed)
+    done = restored(tmp_path / "in", "compare=true")
+    assert (done.written, done.bad) == (9, [])
+    written = [p.relative_to(done.output).as_posix() for p in done.output.rglob("[!.]*.png") if p.is_file()]
+    assert len({name.casefold() for name in written}) == len(written) == 18
+    assert {"c.png", "c_compare.png", "c_compare~2.png", "d~2.png", "d.png/e.png"} <= set(written)
+    assert restored(tmp_path / "in", "compare=true").already == 9
+
+
+def test_of_an_animation_the_first_frame_is_restored_and_the_record_says_so(restored, tmp_path, caplog) -> None:
+    photo(tmp_path / "in/a.png")
+    frames = [Image.fromarray(drawn(16, 16, 3, seed=seed)) for seed in range(3)]
+    frames[0].save(tmp_path / "in/b.gif", save_all=True, append_images=frames[1:])
+    done = restored(tmp_path / "in")
+    assert done.frames == {str(tmp_path / "in/b.gif"): 3}
+    assert "1 animation or multi-page file: only the first frame is used" in caplog.text
+    assert [row["frames"] for row in rows(done.output)] == ["1", "3"]

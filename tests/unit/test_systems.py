@@ -31,13 +31,13 @@ def test_inputs_go_out_and_outputs_come_back(tmp_path, capsys) -> None:
     """A system that does nothing has the LQ's numbers, one that makes everything black those of black images."""
     run(config(tmp_path, f"inputs_dir={tmp_path}/lq"))
     assert capsys.readouterr().out.startswith("2 images")
-    assert sorted(file.name for file in (tmp_path / "lq").iterdir()) == ["camera_0.png", "coffee_0.png"]
+    assert sorted(file.name for file in (tmp_path / "lq").glob("[!.]*")) == ["camera_0.png", "coffee_0.png"]
     same = evaluate(config(tmp_path, f"system={tmp_path}/lq"))
     assert set(cells(same)) == {"LQ", "theirs"}
     assert cells(same)["theirs"] == pytest.approx(cells(same)["LQ"], abs=1e-4)
     black = tmp_path / "black"
     black.mkdir()
-    for file in (tmp_path / "lq").iterdir():
+    for file in (tmp_path / "lq").glob("[!.]*"):
         Image.new("RGB", (16, 16)).save(black / file.name)
     data = build(config(tmp_path).datamodule)
     errors = [b.hq_BCHW.mul(255).round().div(255).square().mean(dim=(1, 2, 3)) for b in data.test_dataloader()]

@@ -12,7 +12,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from restore_lab.storage.artefacts import write_bytes_atomic
+from restore_lab.storage.outputs import require_free, write_output
 from restore_lab.tables import files
 from restore_lab.tables.grid import Cell, Grid
 from restore_lab.tables.jobs import config_folders
@@ -37,9 +37,10 @@ def run(cfg: Any) -> Path:
     output = Path(cfg.output).expanduser()
     if output.is_dir():
         raise ValueError(f"output={cfg.output} is a folder; name the file to write: output=report.html")
+    require_free([output])
     source = _source(cfg)
     text = page(source, images=int(cfg.images), worst=int(cfg.worst))
-    write_bytes_atomic(output, text.encode())
+    write_output(output, text.encode())
     if source.missing:
         log.info("%s", source.missing)
     log.info("report: %s (%.1f MB)", output, output.stat().st_size / 1e6)
