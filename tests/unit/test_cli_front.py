@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from restore_lab.cli import errors, front
+from restore_lab.cli.main import main, verbs
 from restore_lab.config.conf_dir import conf_dir
 
 HARD = [
@@ -266,3 +267,23 @@ def test_subfolders_are_groups_but_those_of_experiments_only_sort(tmp_path: Path
         "data/rule": ["r"],
         "experiment": ["priors/tiny_sd"],
     }
+
+
+@pytest.mark.parametrize("verb", sorted({*verbs()} - {"import"}))  # whose words are all files
+def test_a_stray_word_is_refused_by_every_verb(verb, tmp_path, capsys, monkeypatch) -> None:
+    """More words than the verb has places for, or words that this command has no use for."""
+    words = {
+        "evaluate": ["x", "y", "z"],
+        "diff": ["x", "y", "z"],
+        "table": ["--all", "spire/table6"],
+        "report": ["x", "y"],
+        "dashboard": ["x", "y"],
+        "data": ["pack", "x"],
+    }.get(verb, ["x"])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["restore-lab", verb, *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.startswith("restore-lab: ") and said.count("\n") == 1, said
+    assert list(tmp_path.iterdir()) == []

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import errno
+import re
+from collections.abc import Iterator
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from restore_lab.cli.main import verbs
+from restore_lab.config.grammar import names_path
 from restore_lab.config.nearest import nearest, offer
 from restore_lab.config.validation import check, check_files
 from restore_lab.machine.faults import told
@@ -50,6 +55,48 @@ def test_a_value_that_a_setting_cannot_have(settings, said) -> None:
 )
 def test_what_will_do_passes(settings) -> None:
     check(OmegaConf.create(settings), verb="restore")
+
+
+VERBS = sorted(verbs())
+
+
+def places(node: DictConfig, within: str = "") -> Iterator[str]:
+    """Every setting, written in full, that holds a path or may hold one."""
+    for key in node:
+        if OmegaConf.is_missing(node, key) or not OmegaConf.is_config(child := node._get_node(key)):
+            if names_path(str(key)):
+                yield f"{within}{key}"
+        elif isinstance(child, DictConfig) and not OmegaConf.is_interpolation(node, key) and not child._is_none():
+            yield from places(child, f"{within}{key}.")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_empty_path_is_never_the_working_directory(verb) -> None:
+    """Of every setting of every verb: `input=$UNSET` is refused by its name."""
+    more = {"train": ["data=folder"], "evaluate": ["eval_data=folder"], "caption": ["data=lsdir"]}.get(verb, [])
+    cfg = composed(verb.replace("import_", "import"), *more)
+    found = list(places(cfg))
+    assert verb == "doctor" or found
+    for number, place in enumerate(found):
+        within, _, key = place.rpartition(".")
+        node = OmegaConf.select(cfg, within) if within else cfg
+        before, node[key] = copy.deepcopy(node._get_node(key)), ("", " ", [""], ["x", ""])[number % 4]
+        with pytest.raises(ValueError, match=re.escape(f"{place}= is empty")):
+            check(cfg, verb=verb)
+        node.__dict__["_content"][key] = before
+
+
+def test_of_pairs_too_and_an_ending_of_names_may_be_empty(monkeypatch) -> None:
+    words = ("eval_data=paired", "eval_data.lq=x", "eval_data.hq=x")
+    for place in ("eval_data.lq", "eval_data.hq"):
+        cfg = composed("evaluate", *words, f"{place}=''")
+        with pytest.raises(ValueError, match=re.escape(f"{place}= is empty")):
+            check(cfg, verb="evaluate")
+    rule = ("pairing._target_=restore_lab.data.paired.SuffixStem", "+pairing.lq=''", "+pairing.hq=_clean")
+    check(composed("evaluate", *rule), verb="evaluate")
+    monkeypatch.setenv("RESTORE_LAB_DATASETS", "")
+    with pytest.raises(ValueError, match="datasets_dir= is empty"):
+        check(composed("evaluate"), verb="evaluate")
 
 
 def test_formats_are_a_verbs_own() -> None:
