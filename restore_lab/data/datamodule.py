@@ -113,6 +113,7 @@ class RestorationDataModule(LightningDataModule):
         eval_crop: int | None = None,
         min_size: int | None = None,
         flip: bool = True,
+        min_scale: float = 1.0,
         batch_size: int = 8,
         eval_batch_size: int = 8,
         workers: int = 0,
@@ -128,6 +129,7 @@ class RestorationDataModule(LightningDataModule):
             eval_crop: side of the central crops of val, test and predict; None for whole images.
             min_size: shorter side, in pixels, below which training images are left out; None enlarges all to the crop.
             flip: whether half of the training samples are mirrored.
+            min_scale: least share of its sides to which a training image is shrunk before it is cut, in (0, 1].
             batch_size: training samples in a batch, of all processes together.
             eval_batch_size: for val, test and predict; of one process.
             workers: processes that read ahead; they change nothing but the speed.
@@ -139,7 +141,7 @@ class RestorationDataModule(LightningDataModule):
         self._eval_degradation = eval_degradation
         self._crops = {True: crop, False: eval_crop}
         self._min_size, self._screened = min_size, False
-        self._flip = flip
+        self._flip, self._min_scale = flip, min_scale
         self._batch_size = batch_size
         self._eval_batch_size = eval_batch_size
         self._workers = workers
@@ -223,6 +225,7 @@ class RestorationDataModule(LightningDataModule):
             source,
             crop=self._crops[training],
             flip=self._flip,
+            min_scale=self._min_scale,
             seed=self._seed,
             training=training,
             min_size=self._min_size if training else None,

@@ -105,6 +105,7 @@ class RestorationDataset(Dataset[Sample]):
         crop: int | None,
         flip: bool,
         seed: int,
+        min_scale: float = 1.0,
         training: bool = True,
         min_size: int | None = None,
         finish: Callable[[Batch], Batch] | None = None,
@@ -117,6 +118,8 @@ class RestorationDataset(Dataset[Sample]):
                 images.
             flip: whether half of the training samples are mirrored left to right.
             seed: of the run.
+            min_scale: a training image is first shrunk to a share of its sides between this and 1 (uniform in the
+                logarithm), as far as the crop still fits; 1 for its own size.
             training: random crops and replaced bad files, or central crops and bad files left out.
             min_size: shorter side, in pixels, below which a picture counts as a bad file; None for no limit.
             finish: done to each batch by the process that reads it; None for nothing.
@@ -125,6 +128,7 @@ class RestorationDataset(Dataset[Sample]):
         self._crop = crop
         self._flip = flip
         self._seed = seed
+        self._min_scale = min_scale
         self._training = training
         self._known_bad: dict[int, str] = {}
 
@@ -199,7 +203,9 @@ class RestorationDataset(Dataset[Sample]):
             raise ValueError(
                 f"{picture.key}: {[i.shape for i in images]}; a source must give HQ and LQ of one size, or one"
             )
-        window = choose_window(*images[0].shape[:2], crop=self._crop, flip=self._flip, draw=draw)
+        window = choose_window(
+            *images[0].shape[:2], crop=self._crop, flip=self._flip, min_scale=self._min_scale, draw=draw
+        )
         return Sample(
             hq_CHW=None if picture.hq_HWC is None else to_tensor(cut(picture.hq_HWC, window)),
             lq_CHW=None if picture.lq_HWC is None else to_tensor(cut(picture.lq_HWC, window)),
@@ -237,12 +243,23 @@ def as_loaded(loaded: Loaded) -> Loaded:
     return loaded
 
 
-def choose_window(height: int, width: int, *, crop: int | None, flip: bool, draw: np.random.Generator | None) -> Window:
-    """A random window from `draw`, or the central one, never mirrored, if `draw` is None."""
+def choose_window(
+    height: int,
+    width: int,
+    *,
+    crop: int | None,
+    flip: bool,
+    draw: np.random.Generator | None,
+    min_scale: float = 1.0,
+) -> Window:
+    """A random window from `draw`, or the central one, never mirrored nor shrunk, if `draw` is None."""
     mirrored = bool(draw.random() < 0.5) if flip and draw is not None else False
     if crop is None:
         return Window(height=height, width=width, mirrored=mirrored)
-    ratio = max(1.0, crop / min(height, width))
+    fit = crop / min(height, width)  # the scale at which the short side is the crop's
+    ratio = max(1.0, fit)
+    if draw is not None and min_scale < 1.0 and fit < 1.0:
+        ratio = max(min_scale, fit) ** draw.random()
     height, width = max(crop, round(height * ratio)), max(crop, round(width * ratio))
     if draw is None:
         top, left = (height - crop) // 2, (width - crop) // 2

@@ -1,0 +1,208 @@
+"""Free photographs out of Debian packages, as captioned tiles to train on: `make photographs`.
+
+`photographs_free.yaml` lists each with its package, author, licence, hash and captions. The packages are downloaded and
+unpacked, never installed. A photograph is shrunk to several short sides and cut into squares of `TILE` pixels on an
+even grid; tiles without detail are left out. A tile's caption is the photograph's, or that of the part in which its
+middle lies. Tiles go to `train/`, those of the six held photographs (no author on both sides) to `val/`, with
+`captions.jsonl` and CREDITS.md beside them. Selected by `data=photographs_free`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from restore_lab.data.image_io import read_image, resize_image, write_png
+from restore_lab.storage.artefacts import write_bytes_atomic
+from restore_lab.storage.hashes import hash_of
+
+log = logging.getLogger(__name__)
+MANIFEST = Path(__file__).with_suffix(".yaml")
+TILE = 256  # pixels
+SHORT_SIDES = (288, 448, 704, 1088, 1600)  # pixels that a photograph is shrunk to, where that is at least `SHRINK`
+SHRINK = 0.75  # a photograph is a JPEG, or soft: its own pixels are no truth
+DETAIL = 3.0  # least mean absolute difference between neighbours, of 255
+WHOLE = 0.5  # a tile of at least this share of the area shows the photograph, not a part of it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photograph:
+    """One photograph of the manifest.
+
+    Attributes:
+        package: the Debian package.
+        file: its path in the package.
+        author, licence: as the package says.
+        sha256: of the file.
+        caption: of the whole.
+        parts: (left, top, right, bottom) in shares of width and height, and what is seen there.
+        held: for validation.
+    """
+
+    package: str
+    file: str
+    author: str
+    licence: str
+    sha256: str
+    caption: str
+    parts: tuple[tuple[tuple[float, float, float, float], str], ...] = ()
+    held: bool = False
+
+    @property
+    def key(self) -> str:
+        """Its path in the package in one word; file names repeat between folders."""
+        return Path(self.file.removeprefix("usr/share/")).with_suffix("").as_posix().replace("/", "-")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """One square of a photograph; `caption` says what is on it."""
+
+    image_HWC: np.ndarray
+    caption: str
+    key: str
+
+
+@cache
+def photographs() -> tuple[Photograph, ...]:
+    """The manifest."""
+    listed = yaml.safe_load(MANIFEST.read_text(encoding="utf-8"))["photographs"]
+    return tuple(_photograph(entry) for entry in listed)
+
+
+def fetch(output: str | Path, *, packages: str | Path | None = None) -> dict[str, int]:
+    """Download, unpack and tile what is missing below `output`.
+
+    Args:
+        output: gets `train/`, `val/` and `CREDITS.md`; a folder that is complete is left as it is.
+        packages: a folder with the .deb files; None downloads them with apt-get.
+
+    Returns:
+        The number of tiles in each folder.
+
+    Raises:
+        ValueError: without apt-get or dpkg-deb, for a package that cannot be had, or a file that is not the listed one.
+    """
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    missing = [half for half in ("train", "val") if not (output / half).is_dir()]
+    if missing:
+        with tempfile.TemporaryDirectory(dir=output, prefix=".unpacked-") as scratch:
+            unpacked = _unpack(Path(scratch), packages)
+            for half in missing:
+                _write(output / half, [p for p in photographs() if p.held == (half == "val")], unpacked)
+        write_bytes_atomic(output / "CREDITS.md", _credits().encode())
+    return {half: sum(1 for _ in (output / half).glob("*.png")) for half in ("train", "val")}
+
+
+def tiles(photograph: Photograph, image_HWC: np.ndarray) -> Iterator[Tile]:
+    """The tiles of a photograph that have detail, coarse ones first.
+
+    Args:
+        photograph: its captions.
+        image_HWC: uint8.
+    """
+    height, width = image_HWC.shape[:2]
+    for short in SHORT_SIDES:
+        ratio = short / min(height, width)
+        if ratio > SHRINK:
+            return
+        small_HWC = resize_image(image_HWC, height=round(height * ratio), width=round(width * ratio))
+        for number, (top, left) in enumerate(_corners(*small_HWC.shape[:2])):
+            tile_HWC = small_HWC[top : top + TILE, left : left + TILE]
+            if detail(tile_HWC) >= DETAIL:
+                caption = _caption(photograph, top=top, left=left, shape=small_HWC.shape[:2])
+                yield Tile(image_HWC=tile_HWC, caption=caption, key=f"{photograph.key}-{short}-{number:03d}")
+
+
+def detail(image_HWC: np.ndarray) -> float:
+    """The mean absolute difference between neighbouring pixels, of 255."""
+    grey_HW = image_HWC.astype(np.float32).mean(axis=2)
+    return float((np.abs(np.diff(grey_HW, axis=0)).mean() + np.abs(np.diff(grey_HW, axis=1)).mean()) / 2)
+
+
+def _photograph(entry: Mapping[str, Any]) -> Photograph:
+    parts = tuple((tuple(part["box"]), part["caption"]) for part in entry.get("parts", ()))
+    return Photograph(**{**entry, "parts": parts})
+
+
+def _corners(height: int, width: int) -> list[tuple[int, int]]:
+    """(top, left) of tiles on an even grid that overlaps as little as it can and leaves no edge out."""
+    rows, columns = -(-height // TILE), -(-width // TILE)
+    tops = np.linspace(0, height - TILE, rows).round().astype(int)
+    lefts = np.linspace(0, width - TILE, columns).round().astype(int)
+    return [(int(top), int(left)) for top in tops for left in lefts]
+
+
+def _caption(photograph: Photograph, *, top: int, left: int, shape: Sequence[int]) -> str:
+    height, width = shape
+    if TILE * TILE >= WHOLE * height * width:
+        return photograph.caption
+    x, y = (left + TILE / 2) / width, (top + TILE / 2) / height
+    inside = (caption for (x0, y0, x1, y1), caption in photograph.parts if x0 <= x <= x1 and y0 <= y <= y1)
+    return next(inside, photograph.caption)
+
+
+def _write(folder: Path, chosen: Sequence[Photograph], unpacked: Path) -> None:
+    """The tiles and captions of some photographs; the folder appears whole, or not at all."""
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        part, captions = Path(scratch) / folder.name, []
+        for photograph in chosen:
+            file = unpacked / photograph.file
+            if not file.is_file() or hash_of(file) != photograph.sha256:
+                raise ValueError(
+                    f"{photograph.package}: {photograph.file} is missing or is not the listed photograph; "
+                    f"the packages of Debian 12 (bookworm) hold it"
+                )
+            for tile in tiles(photograph, read_image(file)):
+                write_png(part / f"{tile.key}.png", tile.image_HWC)
+                captions.append({"file_name": f"{tile.key}.png", "caption": tile.caption})
+            log.info("%s: %d tiles so far", photograph.key, len(captions))
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in captions)
+        write_bytes_atomic(part / "captions.jsonl", lines.encode())
+        part.rename(folder)
+
+
+def _unpack(scratch: Path, packages: str | Path | None) -> Path:
+    """The packages' files below one folder."""
+    wanted = sorted({photograph.package for photograph in photographs()})
+    for tool in ("dpkg-deb",) if packages is not None else ("apt-get", "dpkg-deb"):
+        if shutil.which(tool) is None:
+            raise ValueError(
+                f"the photographs come in Debian packages, and {tool} is missing here; on a Debian machine run "
+                f"`apt-get download {' '.join(wanted)}` and train there, or copy the tiles that `make photographs` makes"
+            )
+    if packages is None:
+        packages = scratch
+        _call(["apt-get", "download", *wanted], folder=scratch, hint="`apt-get update` first, on Debian 12 (bookworm)")
+    files = {name: next(Path(packages).glob(f"{name}_*.deb"), None) for name in wanted}
+    absent = [name for name, file in files.items() if file is None]
+    if absent:
+        raise ValueError(f"packages={packages}: no .deb of {', '.join(absent)}; apt-get download {' '.join(absent)}")
+    for file in files.values():
+        _call(["dpkg-deb", "-x", str(file), str(scratch / "files")], folder=scratch, hint="download it again")
+    return scratch / "files"
+
+
+def _call(command: Sequence[str], *, folder: Path, hint: str) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise ValueError(f"{' '.join(command[:2])} failed ({said}); {hint}")
+
+
+def _credits() -> str:
+    rows = [f"| `{p.file}` | {p.package} | {p.author} | {p.licence} |" for p in photographs()]
+    head = ["# Whose photographs these tiles are cut from", "", "| file | package | author | licence |", "|---|---|---|---|"]
+    return "\n".join([*head, *rows, ""])
