@@ -2,7 +2,7 @@
 # What else a target's commands get: ARGS (pytest), TRAIN and EVALUATE (quickstart), DEGRADATION and SPEED (bench).
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help docs setup quickstart test tutorials test-slow test-xla test-installed test-extras lint format bench bench-gpu \
+.PHONY: help docs setup quickstart photographs test tutorials test-slow test-xla test-installed test-extras lint format bench bench-gpu \
   lock lock-xla wheel clean
 
 VENV := .venv
@@ -50,6 +50,9 @@ endef
 quickstart: setup ## Train SPIRE and restore real photographs, with a picture and a table at the end
 	$(VENV)/bin/restore-lab train experiment=spire/quickstart run_dir=runs/quickstart/adaptor $(TRAIN)
 	$(VENV)/bin/restore-lab evaluate experiment=spire/quickstart_photos $(EVALUATE)
+
+photographs: setup ## Fetch free photographs from Debian packages and cut them into tiles to train on (datasets/)
+	$(VENV)/bin/restore-lab data photographs output=$${RESTORE_LAB_DATASETS:-datasets}/photographs_free
 
 test: setup ## Run the unit and contract rings (no network)
 	$(PY) -m pytest -m "not slow and not tutorial and not installed" -n $(WORKERS) $(ARGS)

@@ -1,9 +1,11 @@
-"""Make data ahead of training: images of negative quality (SUPIR), shards of any source, or a cache of its encodings.
+"""Make data ahead of training: images of negative quality (SUPIR), shards of any source, a cache of its encodings,
+or tiles of free photographs.
 
 restore-lab data output=negatives count=1000
 restore-lab data output=negatives data=folder data.root=photos backbone=sdxl count=100000
 restore-lab data pack output=shards data=folder data.root=photos shard_size=1000 devices=4
 restore-lab data cache backbone=sdxl backbone.cache_dir=cache data=shards data.root=shards crop=512 devices=4
+restore-lab data photographs output=datasets/photographs_free
 """
 
 from __future__ import annotations
@@ -18,6 +20,12 @@ def run(cfg: Any) -> None:
     from restore_lab.machine.shares import launched, place
 
     if launched(cfg.devices):
+        return
+    if cfg.make == "photographs":
+        from restore_lab.data.photographs_free import fetch
+
+        count = fetch(cfg.output, packages=cfg.packages)
+        print(f"{count['train']} tiles, {count['val']} held out, in {cfg.output}; train with data=photographs_free")
         return
     if cfg.make == "negatives":
         from restore_lab.methods.negatives import fill

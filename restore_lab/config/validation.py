@@ -162,7 +162,7 @@ FACTS: Mapping[str, Number | Choice] = {
     "memory.weights": Choice(names=("int8", "fp8", "nf4"), null=True),
     "device": DEVICE,
     "at_scale": Choice(names=("tiny", "full")),
-    "make": Choice(names=("negatives", "pack", "cache"), also="true|false"),
+    "make": Choice(names=("negatives", "pack", "cache", "photographs"), also="true|false"),
     "images": Choice(names=("png", "webp", "jpg"), also=r"\d+"),
     "unmatched": Choice(names=("error", "skip")),
 }

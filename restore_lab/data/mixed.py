@@ -6,7 +6,7 @@ a picture comes from depends on epoch and index alone, so that workers and ranks
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -67,3 +67,8 @@ class MixedSource:
         name = self._names[int(np.searchsorted(self._bounds, draw, side="right"))]
         first = name == self._names[0]
         return name, index if first else mix(*drawn) % len(self._sources[name])
+
+
+def captions(*, sources: Mapping[str, Sequence[str]]) -> list[str]:
+    """The captions of several sources in one list, for whatever learns from words only."""
+    return [caption for part in sources.values() for caption in part]

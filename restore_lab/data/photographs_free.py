@@ -81,6 +81,11 @@ def photographs() -> tuple[Photograph, ...]:
     return tuple(_photograph(entry) for entry in listed)
 
 
+def captions() -> list[str]:
+    """All captions of photographs and parts that are not held."""
+    return [text for p in photographs() if not p.held for text in (p.caption, *(caption for _, caption in p.parts))]
+
+
 def fetch(output: str | Path, *, packages: str | Path | None = None) -> dict[str, int]:
     """Download, unpack and tile what is missing below `output`.
 
@@ -147,7 +152,7 @@ def _corners(height: int, width: int) -> list[tuple[int, int]]:
 
 def _caption(photograph: Photograph, *, top: int, left: int, shape: Sequence[int]) -> str:
     height, width = shape
-    if TILE * TILE >= WHOLE * height * width:
+    if WHOLE * height * width <= TILE * TILE:
         return photograph.caption
     x, y = (left + TILE / 2) / width, (top + TILE / 2) / height
     inside = (caption for (x0, y0, x1, y1), caption in photograph.parts if x0 <= x <= x1 and y0 <= y <= y1)
@@ -180,8 +185,8 @@ def _unpack(scratch: Path, packages: str | Path | None) -> Path:
     for tool in ("dpkg-deb",) if packages is not None else ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
             raise ValueError(
-                f"the photographs come in Debian packages, and {tool} is missing here; on a Debian machine run "
-                f"`apt-get download {' '.join(wanted)}` and train there, or copy the tiles that `make photographs` makes"
+                f"the photographs come in Debian packages, and {tool} is missing here; on a Debian machine "
+                f"make them and copy the folder, or give packages=FOLDER with {', '.join(wanted)}"
             )
     if packages is None:
         packages = scratch
@@ -204,5 +209,5 @@ def _call(command: Sequence[str], *, folder: Path, hint: str) -> None:
 
 def _credits() -> str:
     rows = [f"| `{p.file}` | {p.package} | {p.author} | {p.licence} |" for p in photographs()]
-    head = ["# Whose photographs these tiles are cut from", "", "| file | package | author | licence |", "|---|---|---|---|"]
-    return "\n".join([*head, *rows, ""])
+    head = ["# Whose photographs these tiles are cut from", "", "| file | package | author | licence |"]
+    return "\n".join([*head, "|---|---|---|---|", *rows, ""])

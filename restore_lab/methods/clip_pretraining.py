@@ -1,8 +1,9 @@
-"""tiny_clip: image and text towers in CLIPModel format, trained contrastively on the captioned scenes.
+"""tiny_clip: image and text towers in CLIPModel format, trained contrastively on captioned images.
 
-Loss: the symmetric InfoNCE of CLIP (Radford et al. 2021, Fig. 3) with a learned temperature. The tokenizer is a
-byte-level BPE in CLIPTokenizer's format, learned from captions and from restoration instructions; digits are never
-merged, so numbers are read digit by digit. Selected by `experiment=priors/tiny_clip`.
+Loss: the symmetric InfoNCE of CLIP (Radford et al. 2021, Fig. 3) with a learned temperature; images of a batch that
+share a caption are no negatives of it, but targets in equal parts. The tokenizer is a byte-level BPE in CLIPTokenizer's
+format, learned from captions and from restoration instructions; digits are never merged, so numbers are read digit by
+digit. Selected by `experiment=priors/tiny_clip`.
 """
 
 from __future__ import annotations
@@ -83,6 +84,13 @@ def instructions(*, count: int, seed: int) -> list[str]:
     return lines
 
 
+def shared(captions: Sequence[str]) -> Tensor:
+    """(B, B): 1 where two images have the same caption, 0 elsewhere."""
+    numbers = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
+    number_B = torch.tensor([numbers[caption] for caption in captions])
+    return (number_B[:, None] == number_B).float()
+
+
 class ClipPretraining(TrainingModule):
     """Trains a CLIPModel from nothing.
 
@@ -155,10 +163,11 @@ class ClipPretraining(TrainingModule):
             pixel_values=(batch.hq_BCHW - mean) / std,
         )
         logits = output.logits_per_image.float()
-        target = torch.arange(len(batch), device=logits.device)
+        same = shared(batch.caption).to(logits.device)
+        target = same / same.sum(dim=1, keepdim=True)
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
         self.log("train/loss", loss, prog_bar=True)
-        self.log("train/accuracy", (logits.argmax(1) == target).float().mean(), prog_bar=True)
+        self.log("train/accuracy", same.gather(1, logits.argmax(1, keepdim=True)).mean(), prog_bar=True)
         return loss
 
     def export(self, folder: Path) -> None:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from restore_lab.types import Batch
 
 
+LOGVAR = -6.0  # of the posterior at the start: at 0 its noise drowns the signal, and hundreds of steps are lost
+
+
 def fold_normalisation(vae: AutoencoderKL, mean_C: Tensor, std_C: Tensor) -> None:
     """Make z' = (z - mean) / std the codec's latent, exactly, by rewriting quant_conv and post_quant_conv.
 
@@ -93,6 +96,8 @@ class CodecPretraining(TrainingModule):
             mid_block_add_attention=False,
             scaling_factor=1.0,
         )
+        with torch.no_grad():
+            self.vae.quant_conv.bias[channels:] = LOGVAR
         if start is not None:
             take_over(self.vae, place_of(start))
         self.register_buffer("mean_C", torch.zeros(channels), persistent=False)

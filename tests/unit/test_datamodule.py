@@ -124,6 +124,18 @@ def test_small_images_are_enlarged_to_the_crop() -> None:
     assert (window.height, window.width, window.top, window.left, window.mirrored) == (16, 29, 0, 6, False)
 
 
+def test_a_training_image_is_shrunk_no_further_than_min_scale_or_the_crop() -> None:
+    def sides(crop: int, min_scale: float) -> list[int]:
+        draws = [np.random.default_rng(number) for number in range(200)]
+        return [choose_window(64, 96, crop=crop, flip=False, min_scale=min_scale, draw=draw).height for draw in draws]
+
+    assert set(sides(16, 1.0)) == {64}
+    assert 32 <= min(sides(16, 0.5)) < 36 and 60 < max(sides(16, 0.5)) <= 64
+    assert 16 <= min(sides(16, 0.1)) < 18  # where the crop is all of the short side
+    assert abs(sum(side < 32 for side in sides(16, 0.25)) / 200 - 0.5) < 0.1  # uniform in the logarithm
+    assert choose_window(64, 96, crop=16, flip=False, min_scale=0.5, draw=None).height == 64
+
+
 def test_bad_files_give_way_to_the_next_and_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
     data = RestorationDataModule(train=Coordinates(6, bad=(1, 2)), crop=8, batch_size=6, flip=False)
     with caplog.at_level(logging.WARNING):

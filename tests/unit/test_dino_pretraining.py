@@ -147,6 +147,7 @@ def test_the_recipe_trains_and_its_result_loads(tmp_path) -> None:
     cfg = composed(
         "train",
         "experiment=priors/tiny_dino",
+        "data=procedural",
         f"runs_dir={tmp_path}",
         "batch_size=2",
         "workers=0",

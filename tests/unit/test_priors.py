@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from restore_lab.backbones.loading import load_backbone
-from restore_lab.methods.clip_pretraining import instructions, learn_tokenizer
+from restore_lab.methods.clip_pretraining import instructions, learn_tokenizer, shared
 from restore_lab.methods.codec_pretraining import CodecPretraining, fold_normalisation
 from restore_lab.methods.fit import fit
 from restore_lab.methods.prior_pretraining import shrunk
@@ -119,12 +119,17 @@ def test_a_resumed_codec_goes_on_with_its_moments(tmp_path) -> None:
     torch.testing.assert_close(second.square_C, torch.full((4,), 13.0), atol=3.0, rtol=0)
 
 
+def test_images_with_one_caption_are_no_negatives_of_each_other() -> None:
+    assert shared(("a cat", "a dog", "a cat")).tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> dict[str, Path]:
     """All shipped priors' recipes, run for two steps at toy size."""
     runs = tmp_path_factory.mktemp("runs")
     common = (
         f"runs_dir={runs}",
+        "data=procedural",
         "data.size=16",
         "crop=16",
         "batch_size=2",
@@ -143,7 +148,7 @@ def exported(tmp_path_factory) -> dict[str, Path]:
             "experiment=priors/tiny_clip",
             *common,
             *clip_words,
-            "captions.count=20",
+            "captions.sources.scenes.count=20",
             "stages.clip.trainer.precision=32-true",
         )
     )
@@ -175,7 +180,7 @@ def exported(tmp_path_factory) -> dict[str, Path]:
             *common,
             "clip_steps=2",
             *clip_words,
-            "captions.count=20",
+            "captions.sources.scenes.count=20",
             "stages.clip.trainer.precision=32-true",
             f"stages.unet.module.codec={prior}/vae",
             f"stages.unet.module.clip=[{clip},stage:clip]",
