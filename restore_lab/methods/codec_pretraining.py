@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from restore_lab.machine.quiet import quiet
+from restore_lab.methods.codec_start import start_as_dct
 from restore_lab.methods.training import Optimisation, TrainingModule
 from restore_lab.storage.artefacts import place_of
 
@@ -65,7 +66,8 @@ class CodecPretraining(TrainingModule):
         layers: residual blocks a level of the encoder (the decoder has one more).
         groups: of the group norms.
         mse, kl: weights of the losses.
-        start: a folder with an AutoencoderKL whose tensors of the same name and shape are taken over; null for none.
+        start: `dct` for an encoder that starts as a transform coder (codec_start.py), a folder with an AutoencoderKL
+            whose tensors of the same name and shape are taken over, or null.
     """
 
     divides = False  # the latents' moments are taken over whole batches
@@ -98,7 +100,9 @@ class CodecPretraining(TrainingModule):
         )
         with torch.no_grad():
             self.vae.quant_conv.bias[channels:] = LOGVAR
-        if start is not None:
+        if start == "dct":
+            start_as_dct(self.vae, logvar=LOGVAR)
+        elif start is not None:
             take_over(self.vae, place_of(start))
         self.register_buffer("mean_C", torch.zeros(channels), persistent=False)
         self.register_buffer("square_C", torch.ones(channels), persistent=False)

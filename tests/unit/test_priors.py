@@ -9,7 +9,8 @@ import torch
 
 from restore_lab.backbones.loading import load_backbone
 from restore_lab.methods.clip_pretraining import instructions, learn_tokenizer, shared
-from restore_lab.methods.codec_pretraining import CodecPretraining, fold_normalisation
+from restore_lab.methods.codec_pretraining import LOGVAR, CodecPretraining, fold_normalisation
+from restore_lab.methods.codec_start import dct_basis
 from restore_lab.methods.fit import fit
 from restore_lab.methods.prior_pretraining import shrunk
 from restore_lab.methods.training import Optimisation
@@ -119,6 +120,41 @@ def test_a_resumed_codec_goes_on_with_its_moments(tmp_path) -> None:
     torch.testing.assert_close(second.square_C, torch.full((4,), 13.0), atol=3.0, rtol=0)
 
 
+@pytest.mark.parametrize("channels", [12, 16])
+def test_a_codec_starts_with_the_dct_of_patches(channels: int) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        codec = CodecPretraining(
+            optimisation=Optimisation(lr=1e-3),
+            channels=channels,
+            widths=[12, 48, 128],
+            layers=1,
+            groups=8,
+            mse=1.0,
+            kl=0.0,
+            start="dct",
+        )
+    x_BCHW = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    patches = torch.nn.functional.pixel_unshuffle(x_BCHW, 4)
+    wanted = torch.einsum("kd,bdhw->bkhw", dct_basis(channels), patches)
+    posterior = codec.vae.encode(x_BCHW).latent_dist
+    torch.testing.assert_close(posterior.mean, wanted, rtol=1e-2, atol=1e-2)  # SiLU's cubic rest
+    assert (posterior.logvar == LOGVAR).all()
+
+
+def test_the_basis_is_orthogonal_and_begins_with_the_mean_colour() -> None:
+    basis = torch.nn.functional.normalize(dct_basis(48), dim=1)
+    torch.testing.assert_close(basis @ basis.T, torch.eye(48), atol=1e-5, rtol=0)
+    assert (basis[0] > 0).all() and basis[0].std() < 1e-6
+    assert (basis[1:].sum(dim=1).abs() < 1e-5).all()
+
+
+def test_a_codec_too_narrow_for_the_dct_is_refused() -> None:
+    settings = {"channels": 4, "widths": [8, 8, 8], "layers": 1, "groups": 4, "mse": 1.0, "kl": 0.0, "start": "dct"}
+    with pytest.raises(ValueError, match=r"needs three levels .* not widths=\[8, 8, 8\]"):
+        CodecPretraining(optimisation=Optimisation(lr=1e-3), **settings)
+
+
 def test_images_with_one_caption_are_no_negatives_of_each_other() -> None:
     assert shared(("a cat", "a dog", "a cat")).tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
 
@@ -159,6 +195,7 @@ def exported(tmp_path_factory) -> dict[str, Path]:
             *common,
             "codec_steps=2",
             "stages.codec.module.channels=4",
+            "stages.codec.module.start=null",
             "stages.codec.module.widths=[8,8,8]",
             "stages.codec.module.groups=4",
             "stages.codec.datamodule.batch_size=2",
