@@ -70,8 +70,8 @@ def start_as_dct(vae: AutoencoderKL, *, logvar: float) -> None:
     widths = tuple(vae.config["block_out_channels"])
     if len(widths) != 3 or widths[0] < 12 or widths[1] < PIXELS or widths[2] < 2 * (PIXELS + groups) or PIXELS % groups:
         raise ValueError(
-            f"start=dct needs three levels of at least 12, {PIXELS} and {2 * (PIXELS + groups)} channels and groups that "
-            f"divide {PIXELS}, not widths={list(widths)} with groups={groups}"
+            f"start=dct needs three levels of at least 12, {PIXELS} and {2 * (PIXELS + groups)} channels, and groups "
+            f"that divide {PIXELS}, not widths={list(widths)} with groups={groups}"
         )
     with torch.no_grad():
         for block in (*encoder.modules(), *vae.decoder.modules()):

@@ -127,7 +127,7 @@ def test_a_codec_starts_with_the_dct_of_patches(channels: int) -> None:
         codec = CodecPretraining(
             optimisation=Optimisation(lr=1e-3),
             channels=channels,
-            widths=[12, 48, 128],
+            widths=[16, 48, 128],
             layers=1,
             groups=8,
             mse=1.0,
