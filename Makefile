@@ -2,13 +2,14 @@
 # What else a target's commands get: ARGS (pytest), TRAIN and EVALUATE (quickstart), DEGRADATION and SPEED (bench).
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help docs setup quickstart photographs test tutorials test-slow test-xla test-installed test-extras lint format bench bench-gpu \
-  lock lock-xla wheel clean
+.PHONY: help docs setup quickstart photographs test tutorials test-slow test-xla test-installed test-extras lint format bench \
+  bench-gpu lock lock-xla wheel clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
 WORKERS ?= 2
 DIST := dist
+DATASETS ?= $(or $(RESTORE_LAB_DATASETS),datasets)
 INSTALLED := $(VENV)/.installed
 XLA := .venv-xla
 COMPILE = @$(call index,$(PY)); $(PY) -m uv pip compile pyproject.toml --universal --python-version 3.11 --upgrade --no-header --no-annotate \
@@ -52,7 +53,7 @@ quickstart: setup ## Train SPIRE and restore real photographs, with a picture an
 	$(VENV)/bin/restore-lab evaluate experiment=spire/quickstart_photos $(EVALUATE)
 
 photographs: setup ## Fetch free photographs from Debian packages and cut them into tiles to train on (datasets/)
-	$(VENV)/bin/restore-lab data photographs output=$${RESTORE_LAB_DATASETS:-datasets}/photographs_free
+	$(VENV)/bin/restore-lab data photographs output=$(DATASETS)/photographs_free $(ARGS)
 
 test: setup ## Run the unit and contract rings (no network)
 	$(PY) -m pytest -m "not slow and not tutorial and not installed" -n $(WORKERS) $(ARGS)

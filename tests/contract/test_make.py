@@ -14,7 +14,7 @@ from tests.pages import ROOT
 
 SPEED = "--sizes=sd15 --parts=comparison --pixels=32 --restored=1 --trained=1 --steps=2 --turns=1 --warmup=0"
 ONE_FILE = "ARGS=tests/unit/test_speed_benchmark.py --collect-only --quiet"
-HERE = {"help", "format", "clean", "bench", "bench-gpu", "test-slow", "test-xla", "test-extras"}
+HERE = {"help", "format", "clean", "bench", "bench-gpu", "photographs", "test-slow", "test-xla", "test-extras"}
 INSTALLED = {"wheel", "docs", "quickstart", "lock", "lock-xla"}  # with the network, but for the wheel
 
 
@@ -64,6 +64,18 @@ def test_clean_removes_what_was_built_and_nothing_else(copy: Path) -> None:
     left = {path.relative_to(copy).as_posix() for path in copy.rglob("*") if path.is_file()}
     assert left == {"Makefile", "pyproject.toml", "odd.py", ".venv/lib/__pycache__/a.pyc"}
     assert (copy / "runs/keep").is_dir()
+
+
+def test_photographs_that_are_there_are_counted_and_absent_packages_named(tmp_path: Path) -> None:
+    for half in ("train", "val"):
+        (tmp_path / "photographs_free" / half).mkdir(parents=True)
+        (tmp_path / "photographs_free" / half / "a.png").touch()
+    done = make("photographs", f"DATASETS={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert f"1 tiles, 1 held out, in {tmp_path}/photographs_free" in done.stdout
+    shutil.rmtree(tmp_path / "photographs_free/val")
+    absent = make("photographs", f"DATASETS={tmp_path}", f"ARGS=packages={tmp_path}")
+    assert absent.returncode != 0 and ": no .deb of " in absent.stderr
 
 
 def test_bench_times_both(tmp_path: Path) -> None:

@@ -299,7 +299,7 @@ def spied(monkeypatch) -> list[tuple[dict, Path]]:
 
 
 def stages(tmp_path: Path, *words: str):
-    return composed("train", "experiment=priors/tiny_sd", f"runs_dir={tmp_path}", *words)
+    return composed("train", "experiment=priors/tiny_sd", "data=procedural", f"runs_dir={tmp_path}", *words)
 
 
 def test_stages_run_in_order_and_each_gets_the_one_before(tmp_path, spied) -> None:
