@@ -6,10 +6,14 @@ torch; called by the command line for every job of a verb that has a method.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+log = logging.getLogger(__name__)
 
 
 class NoMeaning(ValueError):
@@ -27,6 +31,38 @@ def check(cfg: DictConfig) -> None:
     for rule in RULES:
         for reason in rule(_Read(cfg)):
             raise NoMeaning(reason)
+
+
+def mixture(cfg: DictConfig, choices: Mapping[str, Any]) -> str | None:
+    """One line for a toy prior with a paper's numbers, or a full prior with the toy's; None where they agree.
+
+    A prior that is named brings its scale (conf/backbone), so the two differ only where both were given, or where a
+    prior of the user's own says none. Whether it is a toy follows from its name and path; nothing is opened.
+
+    Args:
+        cfg: the composed config.
+        choices: the option chosen of each config group.
+    """
+    scale, name, path = choices.get("scale"), choices.get("backbone"), OmegaConf.select(cfg, "backbone.path")
+    if scale not in ("tiny", "full") or name is None or path is None:
+        return None
+    first = str(path[0] if isinstance(path, ListConfig) else path)
+    toy = first.startswith("asset:") or str(name).removeprefix("of/").startswith("tiny_")
+    if toy == (scale == "tiny"):
+        return None
+    read = _Read(cfg)
+    lr = read("optimisation.lr")
+    numbers = {"crop": read("crop"), "max_steps": read("max_steps"), "lr": lr, "sampling steps": read("sampler.steps")}
+    listed = ", ".join(f"{what} {value}" for what, value in numbers.items() if value is not None)
+    named = first if str(name).startswith("of/") else f"backbone={name}"
+    what, other = ("a toy prior with a paper's numbers", "tiny") if toy else ("a full prior with the toy's", "full")
+    return f"{named} with scale={scale} is {what} ({listed}); scale={other} goes with it"
+
+
+@functools.cache
+def say(line: str) -> None:
+    """Log a line, once in a process."""
+    log.warning("%s", line)
 
 
 class _Read:

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from restore_lab.config import pairs
+from restore_lab.config import pairs, unread
 from restore_lab.config.grammar import names_path
 from restore_lab.config.nearest import nearest, offer
 from restore_lab.storage.artefacts import place_of
@@ -204,6 +205,14 @@ def check(cfg: DictConfig, *, verb: str) -> None:
         names = [str(name) for name in stages if stages[name] is not None]
         if cfg.stage not in (*names, "all"):
             raise ValueError(f"stage={cfg.stage!r} is not known here{offer(str(cfg.stage), [*names, 'all'])}")
+    if not HydraConfig.initialized():
+        return
+    choices = HydraConfig.get().runtime.choices
+    mixed = pairs.mixture(cfg, choices)
+    if mixed is not None:
+        pairs.say(mixed)
+    if verb == "train":
+        unread.check(cfg, words=HydraConfig.get().overrides.task, groups={str(group) for group in choices})
 
 
 def check_files(cfg: DictConfig, *, verb: str) -> None:

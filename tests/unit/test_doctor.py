@@ -17,7 +17,7 @@ from restore_lab.methods.footprint import peak_bytes
 from tests.composed import composed
 from tests.real_folders import HUB, in_hub_cache, write_repository
 
-CONF = Path(__file__).resolve().parents[2] / "conf" / "backbone"
+CONF = Path(__file__).resolve().parents[2] / "conf" / "backbone" / "base"
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from restore_lab.backbones.loading import load_backbone
 from restore_lab.backbones.places import BackboneError
 from tests.toys import toy_unet_folder
 
-CONF = Path(__file__).resolve().parents[2] / "conf" / "backbone"
+CONF = Path(__file__).resolve().parents[2] / "conf" / "backbone" / "base"
 
 # Parameters in millions: UNets from reference/stack.md's census, text encoders and codec as published.
 SIZES = {

@@ -20,7 +20,7 @@ from restore_lab.types import Cond, Tap
 from tests.rounding import close
 from tests.toys import toy_backbone, toy_inputs, toy_mmdit, toy_unet_folder
 
-CONF = Path(__file__).resolve().parents[2] / "conf" / "backbone"
+CONF = Path(__file__).resolve().parents[2] / "conf" / "backbone" / "base"
 KINDS = ("sd3", "sd35")
 SIZES = ((8, 8), (6, 10))
 WIDTH = 16  # two heads of eight

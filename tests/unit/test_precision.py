@@ -14,7 +14,7 @@ from restore_lab.backbones.reading import BackboneError
 from tests.real_folders import write_repository
 from tests.toys import toy_unet_folder, toy_vae
 
-CONF = Path(__file__).resolve().parents[2] / "conf" / "backbone"
+CONF = Path(__file__).resolve().parents[2] / "conf" / "backbone" / "base"
 
 
 def kinds(backbone: Any) -> tuple[set[torch.dtype], ...]:
