@@ -3,11 +3,13 @@
 DRA tunes the prior's self attention with it (section 3.2, "Diffusion Adapter"); InstantIR's previewer is the prior with
 LoRA nearly everywhere, and the same prior without it samples (section 4.1). `switched` turns it on and off inside one
 step; off, the prior is bit for bit what it was. Gradient checkpointing runs a block again in the backward pass, when
-the switch may stand otherwise: `checkpoint` remembers how it stood.
+the switch may stand otherwise: `checkpoint` remembers how it stood. A prior may hold several sets, each with a name and
+a switch of its own; their updates add up.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -35,7 +37,8 @@ TARGETS = {"self_attention": SELF_ATTENTION, "previewer": PREVIEWER}
 class Lora(nn.Module):
     """Low-rank updates of some of the prior's layers; switched on or off by `switched`.
 
-    The previewer's LoRA also reaches the visual stream's layers and the resampler, if they are given (`others`).
+    The previewer's LoRA also reaches the visual stream's layers and the resampler, if they are given (`others`). A file
+    of weights does not hold the name.
 
     Args:
         backbone: whose denoiser is changed in place.
@@ -43,10 +46,11 @@ class Lora(nn.Module):
         rank: of the updates.
         alpha: the updates are scaled by alpha / rank.
         on: how the switch stands at first; off for a previewer, which `switched` turns on.
+        name: of this set; a second one in the same prior needs another.
         others: further modules to change, by name, with an expression for their layers each.
 
     Raises:
-        ValueError: for unknown targets.
+        ValueError: for unknown targets, or a name that a set of this prior has already.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Lora(nn.Module):
         rank: int,
         alpha: float,
         on: bool = True,
+        name: str = "restore_lab",
         others: dict[str, tuple[nn.Module, str]] | None = None,
     ) -> None:
         super().__init__()
@@ -64,31 +69,48 @@ class Lora(nn.Module):
             raise ValueError(f"adaptor.lora.targets={targets!r} is not known; one of {', '.join(TARGETS)}")
         if rank < 1:
             raise ValueError(f"adaptor.lora.rank={rank} must be at least 1")
+        if not name.isidentifier():
+            raise ValueError(f"adaptor.lora.name={name!r} is no name; give letters, digits and _")
         from peft import LoraConfig, inject_adapter_in_model
 
         self.updates = nn.ParameterDict()
         self.layers: list[Any] = []
-        self.scale = alpha / rank
+        self.scale, self.name = alpha / rank, name
         layers = TARGETS[targets][backbone.family] if isinstance(targets, str) else list(targets)
         hosts = {"prior": (backbone.denoiser, layers), **(others or {})}
-        for name, (host, expression) in hosts.items():
-            frozen = {id(p): p.requires_grad for p in host.parameters()}
-            inject_adapter_in_model(
-                LoraConfig(r=rank, lora_alpha=alpha, target_modules=expression), host, adapter_name="restore_lab"
+        held = {set_ for host, _ in hosts.values() for layer in _changed(host) for set_ in layer.lora_A}
+        if name in held:
+            raise ValueError(
+                f"adaptor.lora.name={name}: this prior holds a LoRA set of that name already; give this one another"
             )
+        for part, (host, expression) in hosts.items():
+            frozen = {id(p): p.requires_grad for p in host.parameters()}
+            others_on = [(layer, layer.active_adapters) for layer in _changed(host)]
+            with warnings.catch_warnings():  # that several sets are there is meant
+                warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+                config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=expression)
+                inject_adapter_in_model(config, host, adapter_name=name)
+            for layer, active in others_on:  # peft turns off whatever else is there
+                layer._active_adapter = active
             for p in host.parameters():  # peft freezes what it finds; what was trainable stays so
                 p.requires_grad_(frozen.get(id(p), True))
             for place, p in host.named_parameters():
-                if "lora_" in place:
-                    self.updates[f"{name}.{place}".replace(".", "/").replace("/restore_lab", "")] = p
-            self.layers += [layer for layer in host.modules() if hasattr(layer, "_disable_adapters")]
-        self._set([not on] * len(self.layers))
+                stem, _, ending = place.rpartition(f".{name}.")
+                if stem.endswith(("lora_A", "lora_B")):
+                    self.updates[f"{part}.{stem}.{ending}".replace(".", "/")] = p
+            self.layers += [layer for layer in _changed(host) if name in layer.lora_A]
+        self._set([on] * len(self.layers))
+
+    @property
+    def on(self) -> bool:
+        """How the switch stands."""
+        return all(self._switches())
 
     @contextmanager
     def switched(self, on: bool) -> Iterator[None]:
         """The prior with the updates or without, inside the context."""
-        before = [layer._disable_adapters for layer in self.layers]
-        self._set([not on] * len(self.layers))
+        before = self._switches()
+        self._set([on] * len(self.layers))
         try:
             yield
         finally:
@@ -101,10 +123,10 @@ class Lora(nn.Module):
         """
         if torch.compiler.is_compiling():
             return torch_checkpoint(module, *args, use_reentrant=False)
-        switches = [layer._disable_adapters for layer in self.layers]
+        switches = self._switches()
 
         def run(*inputs: Any) -> Any:
-            now = [layer._disable_adapters for layer in self.layers]
+            now = self._switches()
             self._set(switches)
             try:
                 return module(*inputs)
@@ -113,6 +135,15 @@ class Lora(nn.Module):
 
         return torch_checkpoint(run, *args, use_reentrant=False)
 
+    def _switches(self) -> list[bool]:
+        return [self.name in layer.active_adapters for layer in self.layers]
+
     def _set(self, switches: Sequence[bool]) -> None:
-        for layer, off in zip(self.layers, switches, strict=True):
-            layer._disable_adapters = off
+        for layer, on in zip(self.layers, switches, strict=True):
+            others = [name for name in layer.active_adapters if name != self.name]
+            layer._active_adapter = [*others, self.name] if on else others
+
+
+def _changed(host: nn.Module) -> list[Any]:
+    """The layers of a module that LoRA changes."""
+    return [layer for layer in host.modules() if hasattr(layer, "lora_A")]

@@ -53,7 +53,11 @@ def _recognised(source: Source) -> Found:
         if layout.recognises(keys):
             tidied = {key: source.tensors[raw] for key, raw in keys.items()}
             if len(tidied) != len(source.tensors):
-                raise ValueError(f"{source.file}: two of its keys name one tensor of {layout.title}")
+                key, raw = next((layout.tidy(key), key) for key in source.tensors if keys[layout.tidy(key)] != key)
+                raise ValueError(
+                    f"{source.file}: two of its keys name one tensor of {layout.title}, {raw} and {keys[key]}; import "
+                    "a file of one set"
+                )
             return Found(layout=layout, source=Source(file=source.file, tensors=tidied, settings=source.settings))
     first = ", ".join(list(source.tensors)[:3])
     known = ", ".join(layout.title for layout in LAYOUTS)

@@ -176,7 +176,40 @@ def test_lora_off_is_the_prior_bit_for_bit(kind, targets) -> None:
     trained = [name for name, p in backbone.named_parameters() if p.requires_grad]
     assert trained and all("lora_" in name for name in trained)
     off = Lora(toy_backbone(kind), targets=targets, rank=2, alpha=4, on=False)
-    assert all(layer._disable_adapters for layer in off.layers)
+    assert not off.on
+
+
+def test_two_lora_sets_of_one_prior_add_up_and_are_switched_apart() -> None:
+    def prior_with(*sets: tuple[str, str]):
+        backbone = toy_backbone("sd")
+        made = [Lora(backbone, targets=targets, rank=2, alpha=4, name=name) for name, targets in sets]
+        for seed, one in enumerate(made):
+            with torch.random.fork_rng():
+                torch.manual_seed(seed if len(made) > 1 else int(sets[0][0] == "second"))
+                for name, p in sorted(one.updates.items()):
+                    torch.nn.init.normal_(p, std=0.1) if "lora_B" in name else torch.nn.init.constant_(p, 0.1)
+        return backbone, made
+
+    backbone, (first, second) = prior_with(("first", "self_attention"), ("second", "previewer"))
+    z, t, cond = toy_inputs(backbone)
+    assert set(first.updates) < set(second.updates)  # they share layers, and files do not name the set
+    assert not {id(p) for p in first.updates.values()} & {id(p) for p in second.updates.values()}
+    with torch.no_grad():
+        plain = toy_backbone("sd")(z, t, cond)
+        for one, other in ((first, second), (second, first)):
+            alone, _ = prior_with((one.name, "self_attention" if one is first else "previewer"))
+            with other.switched(False):
+                assert one.on and not other.on
+                torch.testing.assert_close(backbone(z, t, cond), alone(z, t, cond), rtol=1e-5, atol=1e-5)
+        both = backbone(z, t, cond)
+        with first.switched(False), second.switched(False):
+            torch.testing.assert_close(backbone(z, t, cond), plain, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(both, plain, rtol=1e-3, atol=1e-3)
+    assert all(p.requires_grad for one in (first, second) for p in one.updates.values())
+    with pytest.raises(ValueError, match="holds a LoRA set of that name already"):
+        Lora(backbone, targets="self_attention", rank=2, alpha=4, name="first")
+    with pytest.raises(ValueError, match="is no name"):
+        Lora(backbone, targets="self_attention", rank=2, alpha=4, name="a.b")
 
 
 def test_a_previewers_lora_leaves_the_texts_keys_alone() -> None:
@@ -276,9 +309,8 @@ def test_the_teacher_is_guided_and_without_lora_the_student_is_not() -> None:
     )
     stage.log = lambda *_, **__: None
     seen = []
-    layer = module.adaptor.lora.layers[0]
     module.backbone.unet.conv_out.register_forward_hook(
-        lambda *args: seen.append((not layer._disable_adapters, torch.is_grad_enabled()))
+        lambda *args: seen.append((module.adaptor.lora.on, torch.is_grad_enabled()))
     )
     stage.training_step(toy_batch(), 0)
     assert seen == [(True, True), (False, False), (True, False)]
