@@ -207,15 +207,18 @@ class RestorationModule(Staged, OwnWeights):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The denoising loss of one batch of pairs."""
-        prompt = self.prompts(batch, training=True)
-        if self.lq_targets is not None:
-            batch, prompt = self.lq_targets(batch, prompt)
+        batch, prompt = self.training_pairs(batch)
         hq_BCHW, lq_BCHW = self.pair(batch)
         cond = self.cond(prompt, tuple(hq_BCHW.shape[-2:]))
         hint = self.hint(lq_BCHW, prompt, hq_BCHW=hq_BCHW)
         loss = self.denoising_loss(batch, cond, hint)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss
+
+    def training_pairs(self, batch: Batch) -> tuple[Batch, Prompt]:
+        """The batch and its words as training sees them: with dropout, and some LQs as their own target."""
+        prompt = self.prompts(batch, training=True)
+        return (batch, prompt) if self.lq_targets is None else self.lq_targets(batch, prompt)
 
     def denoising_loss(self, batch: Batch, cond: Cond, hint: Hint) -> Tensor:
         """The objective at the HQ's latents."""

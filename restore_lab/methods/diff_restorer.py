@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from restore_lab.adaptors.prompt_processor import PromptProcessor, Seen
     from restore_lab.backbones.base import Backbone
     from restore_lab.methods.base import Decoder
-    from restore_lab.methods.lq_targets import LqTargets
     from restore_lab.methods.references import Reference
     from restore_lab.methods.training import Optimisation
     from restore_lab.objectives.denoising import Denoising
@@ -39,6 +38,8 @@ if TYPE_CHECKING:
 class DiffRestorer(RestorationModule):
     """The base wiring with the visual prompt processor and two more losses.
 
+    It takes no `lq_targets`: its prior reads no words that could say what is wrong.
+
     Args:
         processor: builds the prompt processor from the widths of embedding and tokens.
         control_decoder: builds the control decoder from the codec's compression.
@@ -46,7 +47,7 @@ class DiffRestorer(RestorationModule):
         reconstruction_weight: w_rec; 0 trains no control decoder (Tables III and IV).
         degradation_prompt: false shows control and decoder a P_D of zeros (Table II, "w/o P_D": "we set it null").
         backbone, adaptor, prompts, objective, sampler, optimisation, lq_encoder, decoder, weights_dtype, reference,
-            frozen, lq_targets: as for every method.
+            frozen: as for every method.
     """
 
     def __init__(
@@ -68,7 +69,6 @@ class DiffRestorer(RestorationModule):
         weights_dtype: str = "float32",
         reference: Reference | None = None,
         frozen: Sequence[str] = (),
-        lq_targets: LqTargets | None = None,
     ) -> None:
         super().__init__(
             backbone=backbone,
@@ -82,7 +82,6 @@ class DiffRestorer(RestorationModule):
             weights_dtype=weights_dtype,
             reference=reference,
             frozen=frozen,
-            lq_targets=lq_targets,
         )
         if self.visual is None:
             raise ValueError("Diff-Restorer looks at the LQ through CLIP; set prompt/visual=clip")

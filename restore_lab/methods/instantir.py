@@ -90,8 +90,9 @@ class DcpTraining(PartTraining):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The denoising loss of one batch of pairs, the aggregator left out."""
         method = self.restorer
+        batch, prompt = method.training_pairs(batch)
         hq_BCHW, _ = method.pair(batch)
-        cond = method.cond(method.prompts(batch, training=True), tuple(hq_BCHW.shape[-2:]))
+        cond = method.cond(prompt, tuple(hq_BCHW.shape[-2:]))
         loss = method.objective(
             method.backbone.codec.remembered(hq_BCHW),
             seeds=batch.seed,

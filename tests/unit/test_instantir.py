@@ -15,6 +15,7 @@ from restore_lab.adaptors.sft import SFT, Transform
 from restore_lab.adaptors.trunk import trunk
 from restore_lab.adaptors.visual_stream import AdaNorm, VisualStream, text_attentions
 from restore_lab.methods.instantir import DcpTraining, PreviewerTraining
+from restore_lab.methods.lq_targets import LqTargets
 from restore_lab.methods.references import Reference
 from restore_lab.methods.training import Optimisation
 from restore_lab.objectives.consistency import Distillation, boundary, consistent, solver_step
@@ -314,6 +315,20 @@ def test_the_teacher_is_guided_and_without_lora_the_student_is_not() -> None:
     )
     stage.training_step(toy_batch(), 0)
     assert seen == [(True, True), (False, False), (True, False)]
+
+
+def test_the_first_stage_turns_lqs_into_targets_as_the_last_does() -> None:
+    """With all of the images turned, the loss is at the LQ's latents, and the words say what is wrong."""
+    module, batch = instantir("sd"), toy_batch()
+    module.lq_targets = LqTargets(share=1.0)
+    stage = DcpTraining(restorer=module, trains=["stream"], known=["stream"], optimisation=Optimisation(lr=1e-3))
+    stage.log = lambda *_, **__: None
+    seen, words = [], []
+    module.objective = lambda z0_BCHW, **_: seen.append(z0_BCHW) or z0_BCHW.sum()
+    told, module.cond = module.cond, lambda prompt, size: words.extend(prompt.semantic) or told(prompt, size)
+    stage.training_step(batch, 0)
+    torch.testing.assert_close(seen[0], module.backbone.codec.encode(batch.lq_BCHW))
+    assert all(text.startswith("low quality") for text in words)
 
 
 def test_a_connector_is_eq_6() -> None:
