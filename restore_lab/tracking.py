@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from restore_lab.config.build import build
@@ -68,10 +69,14 @@ def tracked(cfg: DictConfig, *, identity: str, kind: str, settings: Mapping[str,
     _end(logger, 0)
 
 
+def unlogged(cfg: DictConfig) -> str:
+    """What a line on an artefact that is there says of the logger: it shows only what runs. Empty without one."""
+    chosen = HydraConfig.get().runtime.choices.get("logger") if HydraConfig.initialized() else None
+    return f"; nothing runs, so logger={chosen or '...'} is sent nothing" if cfg.logger else ""
+
+
 def typed() -> list[str]:
     """The words of this job that say what is made, in order."""
-    from hydra.core.hydra_config import HydraConfig
-
     words = HydraConfig.get().overrides.task
     return [word for word in words if word.lstrip("+~").partition("=")[0].split(".")[0] not in PLUMBING]
 
@@ -91,8 +96,6 @@ def signed_in() -> bool:
 
 def _described(cfg: DictConfig, kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Group, name and tags of a page. Tags are a method's: what has no prior (a score of a folder) has none."""
-    from hydra.core.hydra_config import HydraConfig
-
     choices = HydraConfig.get().runtime.choices
     group = cfg.run.group or choices.get("experiment") or cfg.name
     words = " ".join(word for word in typed() if "${" not in word)

@@ -67,6 +67,27 @@ def build(config: Any, **overrides: Any) -> Any:
     return _make(node, overrides)
 
 
+def build_nodes(config: Any, *, where: str) -> list[Any]:
+    """Build each node of a setting that holds several: by name, where null drops one, or in a list; or a single one.
+
+    Args:
+        config: the nodes.
+        where: the setting, for errors.
+
+    Raises:
+        ValueError: for an entry that is no node.
+    """
+    node = _plain(config)
+    listed = isinstance(node, list)
+    named = {"": node} if isinstance(node, dict) and "_target_" in node else dict(enumerate(node)) if listed else node
+    if not isinstance(named or {}, dict):
+        raise ValueError(f"{where}={_short(node)}: expected nodes by name, or a list of nodes")
+    for name, one in (named or {}).items():
+        if one is not None and not (isinstance(one, dict) and "_target_" in one):
+            raise ValueError(f"{where}.{name}={_short(one)}: expected a node with a _target_, or null to drop it")
+    return [build(one) for one in (named or {}).values() if one is not None]
+
+
 def resolve(target: Any, *, where: str = "") -> Callable[..., Any]:
     """The class or function that a dotted `_target_` names, if it may be built.
 

@@ -39,19 +39,25 @@ PATHS = frozenset(
     )
 )
 PATH_ENDINGS = ("_path", "_root", "_folder", "_dir", "_file")
+# Settings that hold nodes by name and are groups too: Hydra would take a list for one of options.
+NODES = frozenset(("callbacks",))
 ASSIGNMENT = re.compile(r"(?P<key>(\+\+|\+|~)?[A-Za-z_][\w./@:-]*)=(?P<value>.*)", re.DOTALL)
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 
 
 def quote_override(word: str, *, free: Sequence[str] = ()) -> str:
-    """Quote the value of a `key=value` whose key holds free text or a path; give any other word back unchanged.
+    """Quote the value of a `key=value` whose key holds free text or a path; give most other words back unchanged.
 
-    A key with a slash chooses from a config group (`prompt/instruction=blind`) and is never quoted.
+    A key with a slash chooses from a config group (`prompt/instruction=blind`) and is never quoted. A list of nodes
+    gets names (`callbacks=[{...}]`).
     """
     match = ASSIGNMENT.fullmatch(word)
     if match is None:
         return word
     key, value = match["key"], match["value"]
+    if key in NODES:
+        nodes = _by_name(key, value)
+        return f"{'++' * nodes.startswith('{')}{key}={nodes}"  # to those that are there
     name = key.lstrip("+~").rpartition(".")[2]
     if "/" in key or key.startswith("hydra.") or not (name in FREE_TEXT or name in free or names_path(name)):
         return word
@@ -64,6 +70,26 @@ def quote_override(word: str, *, free: Sequence[str] = ()) -> str:
 def names_path(key: str) -> bool:
     """Whether a setting of this name holds a path (or several)."""
     return key in PATHS or key.endswith(PATH_ENDINGS)
+
+
+def _by_name(key: str, value: str) -> str:
+    """A list of nodes as nodes by name; any other value as it is.
+
+    Raises:
+        ValueError: for null, which would leave what an experiment sets.
+    """
+    if value == "null":
+        raise ValueError(f"{key}=null: no set is {key}=none, and {key}.NAME=null drops one")
+    entries, depth = [""], 0
+    for token in re.findall(rf"{_QUOTED.pattern}|.", value[1:-1], re.DOTALL) if value.startswith("[") else ():
+        depth += (token in "{[(") - (token in "}])")
+        if token == "," and not depth:
+            entries.append("")
+        else:
+            entries[-1] += token
+    if not all(entry.strip().startswith("{") for entry in entries):
+        return value
+    return "{" + ",".join(f"{key}_{index}:{entry.strip()}" for index, entry in enumerate(entries)) + "}"
 
 
 def quote(text: str) -> str:

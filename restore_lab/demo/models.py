@@ -129,7 +129,7 @@ class Shelf:
         if name not in self.models:
             raise ValueError(f"no model {name!r}; choose one of the list")
         bounds = (f"device={self.cfg.device}", f"max_pixels={self.cfg.max_pixels}")
-        words = [*self.models[name].words, *bounds, "input=null", "sampler.progress=false", *more]
+        words = [*self.models[name].words, *bounds, "input=null", "progress=false", *more]
         return composed("restore", words)
 
     def restorer(self, name: str, turned: Mapping[str, float]) -> Restorer:

@@ -62,14 +62,26 @@ def _facts(cfg: DictConfig) -> dict[str, Any]:
         **{f"adaptor.{name}": parameters(part) for name, part in adaptor.named_children()},
         **{name: parameters(part) for name, part in module.own_parts().items()},
     }
+    others = _others(module)
+    theirs = {id(p) for part in others.values() for p in part.parameters()}
     return {
         "name": cfg.name,
         "total_parameters": parts["denoiser"] + sum(parts[name] for name in parts if name.startswith("adaptor.")),
-        "trainable_parameters": sum(p.numel() for p in module.trainable().values()),
-        "parameters": parts,
+        "trainable_parameters": sum(p.numel() for p in module.trainable().values() if id(p) not in theirs),
+        "parameters": parts | {name: parameters(part) for name, part in others.items()},
+        "others": {name: sum(p.numel() for p in part.parameters() if p.requires_grad) for name, part in others.items()},
         **(_work(module, size=cfg.size) if cfg.flops else {}),
         "size": cfg.size,
         "taps": [asdict(tap) for tap in backbone.taps],
+    }
+
+
+def _others(module: RestorationModule) -> dict[str, nn.Module]:
+    """What trains beside the method and is no part of it, such as a discriminator, by name."""
+    own = {name.partition(".")[0] for name in module.own_parts()}
+    own |= {"backbone", "adaptor", "lq_encoder", "decoder", "visual"}
+    return {
+        name: part for name, part in module.named_children() if name not in own and any(True for _ in part.parameters())
     }
 
 
@@ -168,6 +180,10 @@ def render(facts: dict[str, Any]) -> str:
         f"{facts['name']} at {facts['size']}x{facts['size']} pixels",
         f"total      {facts['total_parameters'] / 1e6:.2f} M parameters (denoiser and adaptor)",
         f"trainable  {facts['trainable_parameters'] / 1e6:.2f} M parameters",
+        *(
+            f"besides    {n / 1e6:.2f} M trainable in {name}, no part of the method"
+            for name, n in facts["others"].items()
+        ),
         *(
             (
                 f"one step   {facts['flops_per_step'] / 1e9:.2f} GFLOP",

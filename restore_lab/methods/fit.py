@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from restore_lab.config.build import build
+from restore_lab.config.build import build, build_nodes
 from restore_lab.config.composing import MADE_BY, typed
 from restore_lab.machine.faults import Fault, told
 from restore_lab.machine.shares import starting_ranks, tied
@@ -28,7 +28,7 @@ from restore_lab.storage.artefacts import Manifest, complete, write_bytes_atomic
 from restore_lab.storage.hashes import HASHES, hashes
 from restore_lab.storage.locks import first_rank, locked
 from restore_lab.storage.outputs import take_folder
-from restore_lab.tracking import tracked
+from restore_lab.tracking import tracked, unlogged
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -62,7 +62,7 @@ def fit(cfg: DictConfig) -> Path | None:
     made: dict[str, Path] = {}
     for stage in stages:
         if stage not in todo:
-            log.info("stage %s is complete: %s", stage.name, stage.folder)
+            log.info("stage %s is complete: %s%s", stage.name, stage.folder, unlogged(cfg))
         else:
             with locked(stage.folder):  # what another run makes meanwhile is found complete
                 _make(cfg, stage, made)
@@ -191,7 +191,7 @@ def _train(
     history = History(file=folder / LOSSES, every=cfg.log_every)
     callbacks = [c for c in (ending, ema, checkpoints, finite, history) if c]
     callbacks += page_callbacks(every=cfg.log_every, pictures=cfg.pictures) if logger else []
-    callbacks += ([StepBar()] if cfg.progress else []) + (build(cfg.callbacks) or [])
+    callbacks += ([StepBar()] if cfg.progress else []) + build_nodes(cfg.callbacks, where="callbacks")
     settings = in_steps(node["trainer"], data)
     trainer = trainer_for(settings, folder=folder, average=ema is not None, callbacks=callbacks, logger=logger)
     state = None if debug else last_state(folder)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from restore_lab.methods import describe as describe_module
 from restore_lab.methods.describe import describe, render, training_flops
 from restore_lab.samplers.guidance import Branch
 from restore_lab.types import Prompt
@@ -159,3 +160,21 @@ def test_a_training_step_is_counted_with_its_backward_pass() -> None:
             module.predict(z, t, (Branch(weight=1.0, cond=cond, hint=hint),))
     counted = training_flops(module, size=32) - latents.get_total_flops()
     assert forward.get_total_flops() < counted <= 3 * forward.get_total_flops()
+
+
+def test_a_discriminator_is_counted_apart(monkeypatch) -> None:
+    plain = describe(composed("describe", "size=64", "flops=false"))
+    made = describe_module.on_meta
+
+    def adversarial(cfg):
+        module = made(cfg)
+        module.discriminator = torch.nn.Linear(99, 1, device="meta")
+        return module
+
+    monkeypatch.setattr(describe_module, "on_meta", adversarial)
+    facts = describe(composed("describe", "size=64", "flops=false"))
+    assert facts["trainable_parameters"] == plain["trainable_parameters"] > 0
+    assert facts["total_parameters"] == plain["total_parameters"]
+    assert facts["parameters"] == plain["parameters"] | {"discriminator": 100}
+    assert (plain["others"], facts["others"]) == ({}, {"discriminator": 100})
+    assert "besides    0.00 M trainable in discriminator, no part of the method" in render(facts)

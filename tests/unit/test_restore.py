@@ -162,3 +162,8 @@ def test_the_verb_says_what_it_wrote(toy_folder, weights, tmp_path, capsys) -> N
         run(composed("restore", *small(toy_folder), *words, "sampler.progress=false"))
     one_line(caught)
     assert capsys.readouterr().out == f"1 restored into {tmp_path}/out\n"
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_the_bar_is_a_setting(progress) -> None:
+    assert composed("restore", "input=x", f"progress={progress}").sampler.progress is progress

@@ -328,6 +328,16 @@ def test_a_complete_stage_is_not_made_again_a_changed_one_is(tmp_path, spied) ->
     assert len({folder for _, folder in spied}) == 7
 
 
+def test_a_complete_run_says_that_its_logger_is_sent_nothing(tmp_path, spied, caplog) -> None:
+    fit(stages(tmp_path))
+    with caplog.at_level("INFO"):
+        fit(stages(tmp_path, "logger=none"))
+        assert "is complete" in caplog.text and "logger" not in caplog.text
+        fit(stages(tmp_path, "logger=csv"))
+    assert len(spied) == 2
+    assert caplog.text.count("; nothing runs, so logger=csv is sent nothing") == 2
+
+
 def test_a_chosen_stage_stops_there(tmp_path, spied) -> None:
     assert fit(stages(tmp_path, "stage=codec")) == spied[0][1]
     assert len(spied) == 1
