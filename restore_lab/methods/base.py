@@ -56,18 +56,15 @@ class RestorationModule(Staged, OwnWeights):
         objective: the training loss.
         sampler: the sampling loop.
         optimisation: learning rate and schedule.
-        lq_encoder: builds what turns the LQ into a latent; null for the codec's own encoder. Frozen here.
-        decoder: builds what turns the restored latent into an image; null for the codec's own. Frozen here.
+        lq_encoder, decoder: build what turns the LQ into a latent and the restored latent into an image; null for the
+            codec's own. Frozen here.
         weights_dtype: what the finished weights are written in: float32, float16 or bfloat16.
         reference: what an adaptor with a reference is shown beside the LQ; null for the LQ itself.
         frozen: parts of the adaptor that are not trained here, though they are the method's ("stream", "lora").
         lq_targets: makes some LQs their own target in training (DRA); null for none.
-
-    Attributes:
-        batched: whether the guidance branches of a step go through the model in one call.
     """
 
-    batched = True
+    batched = True  # whether the guidance branches of a step go through the model in one call
 
     def __init__(
         self,
@@ -105,8 +102,7 @@ class RestorationModule(Staged, OwnWeights):
         """What the adaptor may look at: the LQ, and of the rest what it reads; a method may say more in `told`.
 
         Args:
-            lq_BCHW: degraded images.
-            prompt: the slots' words for them.
+            lq_BCHW, prompt: degraded images, and the slots' words for them.
             hq_BCHW: the originals, where they are known (a reference may want them).
         """
         told = self.told(lq_BCHW, prompt, tuple(lq_BCHW.shape[-2:]))
@@ -162,8 +158,7 @@ class RestorationModule(Staged, OwnWeights):
         """The weighted sum of the branches' predictions; a trunk that reads the same in all runs once for all.
 
         Args:
-            z_BCHW: noisy latents.
-            t_B: timesteps.
+            z_BCHW, t_B: noisy latents and their timesteps.
             branches: the guidance's.
             strength: how far the adaptor's edits go, a number or one an image: 0 is the plain prior, 1 the edits as
                 they are.
@@ -205,6 +200,11 @@ class RestorationModule(Staged, OwnWeights):
         blended_BCHW = found_BCHW + blend_B.to(found_BCHW)[:, None, None, None] * (hint.lq_latent_BCHW - found_BCHW)
         return replace(hint, reference_BCHW=blended_BCHW), found_BCHW
 
+    def training_pairs(self, batch: Batch) -> tuple[Batch, Prompt]:
+        """The batch and its words as training sees them: with dropout, and some LQs as their own target."""
+        prompt = self.prompts(batch, training=True)
+        return (batch, prompt) if self.lq_targets is None else self.lq_targets(batch, prompt)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The denoising loss of one batch of pairs."""
         batch, prompt = self.training_pairs(batch)
@@ -214,11 +214,6 @@ class RestorationModule(Staged, OwnWeights):
         loss = self.denoising_loss(batch, cond, hint)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss
-
-    def training_pairs(self, batch: Batch) -> tuple[Batch, Prompt]:
-        """The batch and its words as training sees them: with dropout, and some LQs as their own target."""
-        prompt = self.prompts(batch, training=True)
-        return (batch, prompt) if self.lq_targets is None else self.lq_targets(batch, prompt)
 
     def denoising_loss(self, batch: Batch, cond: Cond, hint: Hint) -> Tensor:
         """The objective at the HQ's latents."""
