@@ -24,7 +24,7 @@ from restore_lab.methods.ending import ENDED, ending_of, in_steps
 from restore_lab.methods.extension import extended, other_rate, require_longer
 from restore_lab.methods.preflight import check
 from restore_lab.methods.stages import Stage, planned, replaced
-from restore_lab.storage.artefacts import Manifest, complete, write_bytes_atomic
+from restore_lab.storage.artefacts import Manifest, complete, differences, write_bytes_atomic
 from restore_lab.storage.hashes import HASHES, hashes
 from restore_lab.storage.locks import first_rank, locked
 from restore_lab.storage.outputs import take_folder
@@ -93,7 +93,8 @@ def _make(cfg: DictConfig, stage: Stage, earlier: Mapping[str, Path]) -> None:
         log.info("stage %s is complete: %s", stage.name, folder)
         return
     elif complete(folder):
-        raise ValueError(f"{folder} holds another run's result; choose another run_dir, or delete it")
+        why = differences(folder, stage.settings)
+        raise ValueError(f"{folder} holds another run's result{why}; choose another run_dir, or delete it")
     else:
         take_folder(folder, setting="run_dir")
         _claim(folder, stage.identity)

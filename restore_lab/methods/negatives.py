@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from restore_lab.config.build import build
 from restore_lab.machine.shares import device, mine
 from restore_lab.samplers.fidelity import Prediction, Steer
-from restore_lab.storage.artefacts import Manifest, complete, identity, write_bytes_atomic
+from restore_lab.storage.artefacts import Manifest, complete, differences, identity, write_bytes_atomic
 from restore_lab.storage.outputs import take_folder
 from restore_lab.types import Hint
 
@@ -72,9 +72,11 @@ def fill(cfg: DictConfig) -> Path:
         raise ValueError(f"count={cfg.count}: at least one image must be wanted")
     folder, images = Path(cfg.output), planned(cfg)
     if complete(folder):
-        before = Manifest.read(folder).settings
-        if {**before, "count": None} != {**images.settings, "count": None}:
-            raise ValueError(f"{folder} holds images that were made otherwise; choose another output, or delete it")
+        why = differences(folder, {**images.settings, "count": Manifest.read(folder).settings.get("count")})
+        if why:
+            raise ValueError(
+                f"{folder} holds images that were made otherwise{why}; choose another output, or delete it"
+            )
 
     take_folder(folder, setting="output")
 

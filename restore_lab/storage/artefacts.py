@@ -4,7 +4,8 @@ An artefact is a folder whose `manifest.json` is written last, so a folder with 
 a hash of every setting that can change its content and of its parents' identities. A key of a `_target_` node of ours
 that equals its constructor's default is left out, so a setting added later with the old behaviour as its default leaves
 old identities as they were (never change such a default; give the new behaviour in the yaml). Paths enter as
-fingerprints of what they hold, or by a name (named.py); loggers, output folders and devices do not enter.
+fingerprints of what they hold, or by a name (named.py); loggers, output folders and devices do not enter. Code of
+packages outside this one enters by its content (sources.py).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import stat
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path, PurePath
 from typing import Any
@@ -31,6 +32,7 @@ from restore_lab.machine.faults import name_file
 from restore_lab.storage.foreign import json_of, made_of
 from restore_lab.storage.named import MADE, below_datasets, made_name, made_place
 from restore_lab.storage.notes import read_note
+from restore_lab.storage.sources import changes, source_hash, sources_of
 from restore_lab.storage.walk import match, walk
 
 MANIFEST = "manifest.json"
@@ -135,7 +137,7 @@ class Manifest:
 
     `kind` is what it is ("weights", "restored", "scores", ...), `settings` what it was made with, `parents` the
     identities it was made from, `code` the version of the code that made it (recorded, not part of the identity),
-    `extra` whatever else its reader wants (licence, base fingerprint, counts), as JSON.
+    `extra` whatever else its reader wants, as JSON, `sources` the hashes of the outside code that `settings` name.
     """
 
     identity: str
@@ -144,10 +146,11 @@ class Manifest:
     parents: tuple[str, ...] = ()
     code: str = field(default_factory=lambda: code_version())
     extra: Mapping[str, Any] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, folder: str | PurePath) -> None:
         """Mark `folder` complete. Call it when everything else in it is written."""
-        write_json_atomic(Path(folder) / MANIFEST, asdict(self))
+        write_json_atomic(Path(folder) / MANIFEST, asdict(replace(self, sources=sources_of(self.settings))))
 
     @classmethod
     def read(cls, folder: str | PurePath) -> Manifest:
@@ -175,6 +178,12 @@ def complete(folder: str | PurePath, *, identity: str | None = None) -> bool:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return False
     return identity is None or manifest.identity == identity
+
+
+def differences(folder: str | PurePath, settings: Mapping[str, Any]) -> str:
+    """How a complete folder differs from what these settings make: " (other sources: mypkg/loss.py)", perhaps empty."""
+    manifest = Manifest.read(folder)
+    return changes(manifest.settings, settings, sources=manifest.sources)
 
 
 @functools.cache
@@ -225,7 +234,7 @@ def _canonical_mapping(node: Mapping[str, Any]) -> dict[str, Any]:
         if name in defaults and _comparable(defaults[name], str(name)) == (True, entry):
             continue
         kept[str(name)] = entry
-    return kept
+    return kept | source_hash(node.get("_target_"))
 
 
 def _comparable(default: Any, key: str) -> tuple[bool, Any]:

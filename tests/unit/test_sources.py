@@ -1,0 +1,78 @@
+"""Code of outside packages is part of an identity: an edited loss makes other weights, and the line says which file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from restore_lab.config.build import ALLOWED
+from restore_lab.storage import sources
+from restore_lab.storage.artefacts import Manifest, differences, identity
+
+OURS = {"module": {"_target_": "restore_lab.objectives.denoising.Denoising", "t_min": 0.1}}
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch) -> Path:
+    """A package of two modules, and a module that stands for itself, on the path of this process."""
+    folder = tmp_path / "outside_lab"
+    (folder / "inner").mkdir(parents=True)
+    for name in ("__init__.py", "loss.py", "inner/__init__.py", "inner/helper.py"):
+        (folder / name).write_text("# one\n")
+    (folder / "inner/notes.txt").write_text("not code")
+    (tmp_path / "outside_module.py").write_text("# one\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    sources.files_of.cache_clear()
+    yield folder
+    sources.files_of.cache_clear()
+
+
+def edited(file: Path, text: str) -> None:
+    """Write a file as an editor does before the next command."""
+    file.write_text(text)
+    sources.files_of.cache_clear()
+
+
+def settings(target: str) -> dict:
+    return {"module": {"objective": {"_target_": target, "weight": 1.0}}, "seed": 0}
+
+
+def test_an_edit_anywhere_in_the_package_is_another_identity(package) -> None:
+    mine = settings("outside_lab.loss.Mine")
+    before = identity(mine)
+    assert identity(mine) == before
+    edited(package / "inner/notes.txt", "data is not code")
+    assert identity(mine) == before
+    found = {before}
+    for name in ("loss.py", "inner/helper.py", "inner/new.py"):
+        edited(package / name, "# two\n")
+        found.add(identity(mine))
+    assert len(found) == 4
+    assert "outside_lab" not in sys.modules  # reading a package is not importing it
+
+
+def test_a_module_that_is_no_package(package) -> None:
+    mine = settings("outside_module.Mine")
+    before = identity(mine)
+    edited(package.parent / "outside_module.py", "# two\n")
+    assert identity(mine) != before
+    assert list(sources.sources_of(mine)) == ["outside_module.py"]
+
+
+def test_code_of_ours_and_of_the_libraries_does_not_count() -> None:
+    assert sources.sources_of(OURS) == {}
+    assert sources.sources_of(settings("lightning.pytorch.callbacks.EarlyStopping")) == {}
+    assert {target.partition(".")[0] for target in ALLOWED} == sources.LIBRARIES
+
+
+def test_the_line_says_what_changed(package, tmp_path) -> None:
+    mine, run = settings("outside_lab.loss.Mine"), tmp_path / "run"
+    run.mkdir()
+    Manifest(identity=identity(mine), kind="adaptor", settings=mine).write(run)
+    assert differences(run, mine) == ""
+    edited(package / "loss.py", "# two\n")
+    assert differences(run, mine) == " (other sources: outside_lab/loss.py)"
+    other = {**mine, "seed": 1}
+    assert differences(run, other) == " (other sources: outside_lab/loss.py; other settings: seed)"
