@@ -68,7 +68,12 @@ def build(config: Any, **overrides: Any) -> Any:
 
 
 def build_nodes(config: Any, *, where: str) -> list[Any]:
-    """Build each node of a setting that holds several: by name, where null drops one, or in a list; or a single one.
+    """Build each node of a setting that holds several (`nodes_of`)."""
+    return [build(node) for node in nodes_of(config, where=where)]
+
+
+def nodes_of(config: Any, *, where: str) -> list[dict[str, Any]]:
+    """The nodes of a setting that holds several: by name, where null drops one, or in a list; or a single one.
 
     Args:
         config: the nodes.
@@ -85,7 +90,7 @@ def build_nodes(config: Any, *, where: str) -> list[Any]:
     for name, one in (named or {}).items():
         if one is not None and not (isinstance(one, dict) and "_target_" in one):
             raise ValueError(f"{where}.{name}={_short(one)}: expected a node with a _target_, or null to drop it")
-    return [build(one) for one in (named or {}).values() if one is not None]
+    return [one for one in (named or {}).values() if one is not None]
 
 
 def resolve(target: Any, *, where: str = "") -> Callable[..., Any]:

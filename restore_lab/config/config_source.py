@@ -29,7 +29,9 @@ class ConfigFolder(FileConfigSource):
         return super().load_config(self._place(config_path))
 
     def is_group(self, config_path: str) -> bool:
-        return any(super(ConfigFolder, self).is_group(place) for place in self._places(config_path))
+        """Whether there are options; an empty folder takes no setting's name."""
+        groups = (place for place in self._places(config_path) if super(ConfigFolder, self).is_group(place))
+        return any(not place or any(Path(self.path, place).rglob("*.yaml")) for place in groups)
 
     def is_config(self, config_path: str) -> bool:
         return any(super(ConfigFolder, self).is_config(place) for place in self._places(config_path))

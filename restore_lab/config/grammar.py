@@ -80,6 +80,8 @@ def _by_name(key: str, value: str) -> str:
     """
     if value == "null":
         raise ValueError(f"{key}=null: no set is {key}=none, and {key}.NAME=null drops one")
+    if re.fullmatch(r"\[\s*\]", value):
+        return "none"
     entries, depth = [""], 0
     for token in re.findall(rf"{_QUOTED.pattern}|.", value[1:-1], re.DOTALL) if value.startswith("[") else ():
         depth += (token in "{[(") - (token in "}])")

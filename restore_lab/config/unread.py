@@ -7,14 +7,14 @@ alone. What every training has (conf/train.yaml, conf/parts.yaml) is not looked 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from restore_lab.config.conf_dir import conf_dir
-from restore_lab.config.nearest import offer
+from restore_lab.config.nearest import nearest
 
 OWN = ("train", "parts", "tracking")
 
@@ -30,7 +30,7 @@ def check(cfg: DictConfig, *, words: Sequence[str], groups: Collection[str]) -> 
     Raises:
         ValueError: for the first word that nothing reads.
     """
-    known = {str(key) for name in OWN for key in yaml.safe_load((conf_dir() / f"{name}.yaml").read_text())}
+    known = {name for own in OWN for name in _names(yaml.safe_load((conf_dir() / f"{own}.yaml").read_text()))}
     read: set[str] | None = None
     for word in words:
         key, _, value = word.lstrip("+").partition("=")
@@ -39,7 +39,17 @@ def check(cfg: DictConfig, *, words: Sequence[str], groups: Collection[str]) -> 
             continue
         read = _references(cfg) if read is None else read
         if root not in read and not _is_part(cfg, root):
-            raise ValueError(f"{key}={value}: nothing in this composition reads {root!r}{offer(root, [*read, *known])}")
+            close = nearest(root, sorted(read | known))
+            hint = f"; did you mean {close!r}?" if close else ""
+            raise ValueError(f"{key}={value}: nothing in this composition reads {root!r}{hint}")
+
+
+def _names(node: dict[str, Any]) -> Iterator[str]:
+    """The settings of a config file, and the groups that it lists."""
+    yield from (str(key) for key in node)
+    for entry in node.get("defaults", ()):
+        words = next(iter(entry)) if isinstance(entry, dict) else entry
+        yield re.split(r"[/@]", words.rpartition(" ")[2].lstrip("/"))[0]
 
 
 def _references(cfg: Any) -> set[str]:

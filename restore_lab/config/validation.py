@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from restore_lab.config import pairs, unread
+from restore_lab.config import build, pairs, unread
 from restore_lab.config.grammar import names_path
 from restore_lab.config.nearest import nearest, offer
 from restore_lab.storage.artefacts import place_of
@@ -212,6 +212,7 @@ def check(cfg: DictConfig, *, verb: str) -> None:
     if mixed is not None:
         pairs.say(mixed)
     if verb == "train":
+        build.nodes_of(cfg.callbacks, where="callbacks")
         unread.check(cfg, words=HydraConfig.get().overrides.task, groups={str(group) for group in choices})
 
 

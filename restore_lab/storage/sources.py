@@ -40,7 +40,9 @@ def files_of(package: str) -> Mapping[str, str]:
     Args:
         package: its name, without dots; it is not imported.
     """
-    spec = None if package in LIBRARIES or not package.isidentifier() else importlib.util.find_spec(package)
+    if package in LIBRARIES or not package.isidentifier() or package == "__main__":
+        return {}
+    spec = importlib.util.find_spec(package)
     if spec is None:
         return {}
     folders = [Path(place) for place in spec.submodule_search_locations or ()]

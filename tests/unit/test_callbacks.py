@@ -43,7 +43,8 @@ def test_by_name_and_in_a_list_whatever_folder_there_is(folder, tmp_path) -> Non
 def test_a_set_from_a_folder_of_ones_own_and_null_drops_one(own) -> None:
     assert sorted(built(own, "callbacks=default")) == sorted(NAMES)
     assert built(own, "callbacks=default", "callbacks.timer=null") == NAMES[1:]
-    assert built(own, "callbacks=summary") == NAMES[1:]
+    assert built(own, "callbacks=summary") == built(own, "callbacks=[summary]") == NAMES[1:]
+    assert built(own, "callbacks=[]") == []
 
 
 def test_mistakes_in_one_line() -> None:

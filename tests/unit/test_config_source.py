@@ -114,3 +114,12 @@ def test_hydras_own_api_composes_over_a_folder(own: Path) -> None:
     with hydra_at(own):
         assert "noise" in compose(overrides=["+eval_degradation=handheld"]).eval_degradation.stages
     assert not GlobalHydra.instance().is_initialized()
+
+
+def test_a_folder_without_configs_takes_no_settings_name(tmp_path: Path) -> None:
+    """A project's own folder as --config-dir, with results in it."""
+    for name in ("output", "name", "input/photos"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "input/photos/a.png").touch()
+    cfg = composed("restore", f"hydra.searchpath=[file://{tmp_path}]", "input=x", "output=there", "name=mine")
+    assert (cfg.input, cfg.output, cfg.name) == ("x", "there", "mine")

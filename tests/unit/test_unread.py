@@ -24,9 +24,8 @@ def test_what_nothing_reads_is_refused(words, said) -> None:
 
 
 def test_what_a_part_reads_passes_and_so_does_what_tables_give_all_their_jobs() -> None:
-    words = ("method=dra", "lora_rank=4", "encoder_steps=3", "max_steps=2", "esrgan_scale=4", "+makes.x=[caption]")
-    check(
-        composed("train", *words, "sampler.steps=3", "prompt/visual=dino", "adaptor/lora=self_attention"), verb="train"
-    )
+    read = ("method=dra", "lora_rank=4", "encoder_steps=3", "sampler.steps=3", "adaptor/lora=self_attention")
+    common = ("max_steps=2", "esrgan_scale=4", "+makes.x=[caption]", "callbacks=[]")
+    check(composed("train", *read, *common), verb="train")
     assert "method" in HydraConfig.get().runtime.choices
     check(composed("evaluate", "method=dra", "adaptor=spire", "lora_rank=4"), verb="evaluate")
