@@ -102,11 +102,11 @@ def groups(folders: Iterable[Path]) -> dict[str, list[str]]:
     """
     from hydra.core.object_type import ObjectType
 
-    from restore_lab.config.config_source import ConfigFolder
+    from restore_lab.config.config_source import FileConfigSource
 
     found: dict[str, set[str]] = {}
     for base in folders:
-        source = ConfigFolder(provider="", path=str(base))
+        source = FileConfigSource(provider="", path=str(base))
         queue = source.list("", ObjectType.GROUP)
         for group in queue:
             queue += [f"{group}/{name}" for name in source.list(group, ObjectType.GROUP)]

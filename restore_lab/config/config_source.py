@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from hydra import initialize_config_dir
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.core_plugins import file_config_source
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
@@ -22,30 +22,34 @@ from restore_lab.config.conf_dir import experiments_dir
 SECOND_NAMES = {"eval_data": "data", "eval_degradation": "degradation"}
 
 
-class ConfigFolder(FileConfigSource):
-    """A folder as Hydra's config source."""
+class FileConfigSource(file_config_source.FileConfigSource):
+    """A folder as Hydra's config source.
+
+    It has the name of Hydra's own: a launcher's worker gets this registry and then registers Hydra's sources again, and
+    of two classes for one scheme Hydra leaves the first only if they have one name.
+    """
 
     def load_config(self, config_path: str) -> ConfigResult:
         return super().load_config(self._place(config_path))
 
     def is_group(self, config_path: str) -> bool:
         """Whether there are options; an empty folder takes no setting's name."""
-        groups = (place for place in self._places(config_path) if super(ConfigFolder, self).is_group(place))
+        groups = (place for place in self._places(config_path) if super(FileConfigSource, self).is_group(place))
         return any(not place or any(Path(self.path, place).rglob("*.yaml")) for place in groups)
 
     def is_config(self, config_path: str) -> bool:
-        return any(super(ConfigFolder, self).is_config(place) for place in self._places(config_path))
+        return any(super(FileConfigSource, self).is_config(place) for place in self._places(config_path))
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-        groups = [place for place in self._places(config_path) if super(ConfigFolder, self).is_group(place)]
-        found = {name for place in groups for name in super(ConfigFolder, self).list(place, results_filter)}
+        groups = [place for place in self._places(config_path) if super(FileConfigSource, self).is_group(place)]
+        found = {name for place in groups for name in super(FileConfigSource, self).list(place, results_filter)}
         if not config_path and results_filter != ObjectType.CONFIG:
             found.update(name for name in ("experiment", *SECOND_NAMES) if self.is_group(name))
         return sorted(found)
 
     def _place(self, config_path: str) -> str:
         """Where an option lies."""
-        options = (place for place in self._places(config_path) if super(ConfigFolder, self).is_config(place))
+        options = (place for place in self._places(config_path) if super(FileConfigSource, self).is_config(place))
         return next(options, config_path)
 
     def _places(self, config_path: str) -> tuple[str, ...]:
@@ -60,7 +64,7 @@ class ConfigFolder(FileConfigSource):
 def register() -> None:
     """Let Hydra read every config folder as above, in this process and the ones that its launchers start."""
     Plugins.instance()  # finds Hydra's own sources, the one that reads folders among them
-    SourcesRegistry.instance().types[ConfigFolder.scheme()] = ConfigFolder
+    SourcesRegistry.instance().types[FileConfigSource.scheme()] = FileConfigSource
 
 
 def hydra_at(folder: Path) -> initialize_config_dir:

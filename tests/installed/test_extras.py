@@ -23,7 +23,7 @@ table:
   source: {paper: mine}
   columns: {PSNR: {metric: psnr, better: more}, SSIM: {metric: ssim, better: more}}
   figure: {kind: frontier, x: SSIM, y: PSNR}
-  evaluate: [metrics=fidelity, eval_data.names=[camera], eval_data.size=32, eval_data.crop=16, sampler.steps=1]
+  evaluate: [metrics=fidelity, "eval_data.names=[camera]", eval_data.size=32, eval_data.crop=16, sampler.steps=1]
   rows:
     one: {title: one, weights: shipped, published: [20.0, 0.5]}
     two: {title: two, weights: shipped, published: [21.0, 0.6], evaluate: [sampler.steps=2]}
@@ -55,8 +55,9 @@ def python(place: Installed, code: str) -> str:
 
 
 def test_iqa_measures_by_pyiqa(full: Installed) -> None:
-    photograph(full.home)
-    words = ("restored=photo.png", "reference=photo.png", "metrics=offline", "device=cpu", "format=json")
+    (full.home / "pictures").mkdir()
+    photograph(full.home / "pictures")
+    words = ("restored=pictures", "reference=pictures", "metrics=offline", "device=cpu", "format=json")
     cells = json.loads(full.run("evaluate", *words, "run_dir=iqa").stdout)
     assert "fsim" in json.dumps(cells)
 

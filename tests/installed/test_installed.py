@@ -30,6 +30,7 @@ table:
   title: what the installed package measures
   source: {paper: mine}
   columns: {PSNR: {metric: psnr, better: more}}
+  evaluate: ["eval_data.names=[camera]", eval_data.size=32, eval_data.crop=16, metrics=fidelity]
   rows:
     theirs: {title: another system, system: theirs}
 """
@@ -81,7 +82,7 @@ def test_a_table_without_weights_is_made(bare: Installed) -> None:
     file = bare.home / "my_conf/experiment/mine/theirs.yaml"
     file.parent.mkdir(parents=True)
     file.write_text(TABLE)
-    words = ("table", "mine/theirs", "--config-dir=my_conf", "overrides=[eval_data.names=[camera],eval_data.size=32]")
+    words = ("table", "mine/theirs", "--config-dir=my_conf")
     bare.run(*words, "inputs_dir=lq")
     (lq,) = (bare.home / "lq").rglob("*.png")
     theirs = bare.home / "systems/theirs" / lq.name

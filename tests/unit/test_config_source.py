@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 from hydra import compose
+from hydra._internal.core_plugins import file_config_source
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from restore_lab.cli.errors import groups
 from restore_lab.cli.main import main
 from restore_lab.config.conf_dir import conf_dir, experiments_dir
-from restore_lab.config.config_source import SECOND_NAMES, hydra_at
+from restore_lab.config.config_source import SECOND_NAMES, FileConfigSource, hydra_at, register
 from tests.composed import composed
 from tests.pages import ROOT
 
@@ -108,6 +110,13 @@ def test_the_name_is_offered_where_it_is_mistyped(monkeypatch, capsys) -> None:
         with pytest.raises(SystemExit) as stop:
             run(monkeypatch, "evaluate", word)
         assert stop.value.code == 2 and line in capsys.readouterr().err
+
+
+def test_hydras_own_source_may_be_registered_again() -> None:
+    """As in a launcher's worker, which gets the registry and then looks for Hydra's plugins."""
+    register()
+    SourcesRegistry.instance().register(file_config_source.FileConfigSource)
+    assert SourcesRegistry.instance().resolve("file") is FileConfigSource
 
 
 def test_hydras_own_api_composes_over_a_folder(own: Path) -> None:
