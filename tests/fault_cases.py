@@ -46,7 +46,7 @@ class Bench:
         """The training, with one of `Strike`'s faults after a step."""
         strike = f"callbacks=[{{_target_:tests.killer.Strike,step:{step},how:{how},place:'{at}'}}]"
         return self.train(
-            place, strike, "workers=1" if how in ("kill_worker", "terminate") else "workers=0", **more
+            place, strike, "workers=1" if how in ("kill_worker", "terminate", "interrupt") else "workers=0", **more
         ).ended()
 
     @cached_property
@@ -174,12 +174,19 @@ def train_sigkill(bench: Bench, place: Path) -> Row:
 
 
 def train_sigterm(bench: Bench, place: Path) -> Row:
-    happened = ends(bench.struck(place, how="terminate"), 143, "terminated behind step 6; the same command continues")
+    happened = ends(bench.struck(place, how="terminate"), 143, "terminated at step 6 of 8; the same command continues")
     assert checkpoints(place)[-1] == "step=6.ckpt"
     goes_on(bench, place)
     return Row(
         where="training", fault="SIGTERM to all its processes in step 6", happened=happened, lost="nothing: the same"
     )
+
+
+def train_interrupt(bench: Bench, place: Path) -> Row:
+    happened = ends(bench.struck(place, how="interrupt"), 130, "interrupted at step 6 of 8; the same command continues")
+    assert checkpoints(place)[-1] == "step=6.ckpt"
+    goes_on(bench, place)
+    return Row(where="training", fault="Ctrl-C in step 6", happened=happened, lost="nothing: the same")
 
 
 def train_disk_full(bench: Bench, place: Path) -> Row:
@@ -316,7 +323,7 @@ def restore_sigkill(bench: Bench, place: Path) -> Row:
 
 def restore_sigterm(bench: Bench, place: Path) -> Row:
     done = _restored_after(bench, place, place / "out", lambda c: c.process.terminate(), lambda: None)
-    happened = ends(done, 143, "terminated; the same command goes on")
+    happened = ends(done, 143, "terminated; the same command continues")
     return Row(
         where="restore", fault="SIGTERM after 2 of 8 images", happened=happened, lost="the image at work: the same"
     )
@@ -396,7 +403,7 @@ def cache_sigkill(bench: Bench, place: Path) -> Row:
 
 def cache_sigterm(bench: Bench, place: Path) -> Row:
     done = _cached_after(bench, place, place / "cache", lambda c: c.process.terminate(), lambda: None)
-    happened = ends(done, 143, "terminated; the same command goes on")
+    happened = ends(done, 143, "terminated; the same command continues")
     return Row(where="data cache", fault="SIGTERM", happened=happened, lost="the entry at work: the same")
 
 

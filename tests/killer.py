@@ -80,6 +80,10 @@ class Strike(KillAt):
         """As a cluster does: all processes of the job, those that read data too."""
         os.killpg(0, signal.SIGTERM)
 
+    def interrupt(self) -> None:
+        """Ctrl-C, as a terminal sends it: to all processes of the job."""
+        os.killpg(0, signal.SIGINT)
+
     def kill_worker(self) -> None:
         os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
         time.sleep(5)  # torch looks when the signal comes

@@ -12,11 +12,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
+
+from restore_lab.config.kinds import Count, Positive
 
 if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
@@ -50,25 +52,21 @@ class Lora(nn.Module):
         others: further modules to change, by name, with an expression for their layers each.
 
     Raises:
-        ValueError: for unknown targets, or a name that a set of this prior has already.
+        ValueError: for a name that is none, or that a set of this prior has already.
     """
 
     def __init__(
         self,
         backbone: Backbone,
         *,
-        targets: str | Sequence[str],
-        rank: int,
-        alpha: float,
+        targets: Literal["self_attention", "previewer"] | Sequence[str],
+        rank: Count,
+        alpha: Positive,
         on: bool = True,
         name: str = "restore_lab",
         others: dict[str, tuple[nn.Module, str]] | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(targets, str) and targets not in TARGETS:
-            raise ValueError(f"adaptor.lora.targets={targets!r} is not known; one of {', '.join(TARGETS)}")
-        if rank < 1:
-            raise ValueError(f"adaptor.lora.rank={rank} must be at least 1")
         if not name.isidentifier():
             raise ValueError(f"adaptor.lora.name={name!r} is no name; give letters, digits and _")
         from peft import LoraConfig, inject_adapter_in_model

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -21,29 +21,31 @@ from restore_lab.backbones.places import DENOISERS, find_codec, find_prior, list
 from restore_lab.backbones.reading import BackboneError, Folder, read_json
 from restore_lab.backbones.schedule import Schedule
 from restore_lab.backbones.text_loading import load_text, load_triple_text
+from restore_lab.config.kinds import Positive, Range
 from restore_lab.machine.quiet import quiet
 from restore_lab.storage.artefacts import fingerprint
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DType = Literal["float32", "float16", "bfloat16"]
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 CACHE_BYTES = 256 * 2**20
 
 
 def load_backbone(
     path: str | Sequence[str],
     *,
-    family: str,
-    dtype: str = "float32",
+    family: Literal["unet", "mmdit"],
+    dtype: DType = "float32",
     meta: bool = False,
     cache_text: bool = True,
     without: Sequence[str] = (),
-    t5_length: int = 256,
-    text_dtype: str | None = None,
-    codec_dtype: str | None = None,
+    t5_length: Annotated[int, Range(0, 512, unit="tokens")] = 256,
+    text_dtype: DType | None = None,
+    codec_dtype: DType | None = None,
     codec_path: str | None = None,
     config_path: str | None = None,
     cache_dir: str | None = None,
     cache_latents: bool = False,
-    cache_gigabytes: float = 50.0,
+    cache_gigabytes: Positive = 50.0,
 ) -> Backbone:
     """The frozen prior at `path`.
 

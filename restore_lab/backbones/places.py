@@ -15,6 +15,7 @@ from typing import Any
 
 from restore_lab.backbones.reading import SHIPPED, BackboneError, Folder, found_weights, weight_files
 from restore_lab.backbones.single_file import SUFFIX, SingleFile
+from restore_lab.machine.faults import told
 
 PACKAGE = Path(__file__).resolve().parent.parent
 DENOISERS = {"unet": "unet", "mmdit": "transformer"}  # families, and the folders of their denoisers
@@ -108,14 +109,13 @@ def _example(places: Sequence[str]) -> str:
 def _from_hub(name: str, *, family: str, meta: bool, without: Sequence[str], download: bool) -> Path:
     """The snapshot of a hub id: the local cache's, else downloaded (never for meta, which needs no weights)."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+    from huggingface_hub.errors import GatedRepoError
 
-    problems = (OSError, ValueError, HfHubHTTPError)
     try:
         cached = Path(snapshot_download(name, local_files_only=True))
         if meta or not gaps(cached, family=family, without=without):
             return cached
-    except problems as error:
+    except Exception as error:  # the client's own kinds change with its version
         if meta:
             raise BackboneError(f"{name}: not in the local hub cache") from error
         cached = None
@@ -130,8 +130,19 @@ def _from_hub(name: str, *, family: str, meta: bool, without: Sequence[str], dow
         raise BackboneError(
             f"{name}: is gated; accept its licence at https://huggingface.co/{name}, then hf auth login"
         ) from error
-    except problems as error:
-        raise BackboneError(f"{name}: no such folder, not in the local hub cache, and no hub gave it") from error
+    except Exception as error:  # no network, no such repository, a full disk
+        raise BackboneError(f"{name}: {_refused(error)}") from error
+
+
+def _refused(error: Exception) -> str:
+    """Why the hub gave nothing.
+
+    Raises:
+        OSError: as it was, for what the machine did.
+    """
+    if told(error) is not None:
+        raise error
+    return "no such folder, not in the local hub cache, and no hub gave it"
 
 
 def wanted(files: Sequence[str], *, without: Sequence[str] = ()) -> list[str]:
@@ -189,15 +200,14 @@ def find_codec(place: str, *, download: bool = True) -> tuple[Folder, str]:
 
 def _codec_from_hub(name: str, *, download: bool) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     files: Any = ["config.json", "diffusion_pytorch_model.safetensors", "vae/*.json", "vae/*model.safetensors"]
     try:
         return Path(snapshot_download(name, allow_patterns=files, local_files_only=True))
-    except (OSError, ValueError, HfHubHTTPError) as error:
+    except Exception as error:
         if not download:
             raise BackboneError(f"{name}: not in the local hub cache") from error
     try:
         return Path(snapshot_download(name, allow_patterns=files))
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        raise BackboneError(f"{name}: no such folder, not in the local hub cache, and no hub gave it") from error
+    except Exception as error:
+        raise BackboneError(f"{name}: {_refused(error)}") from error

@@ -80,7 +80,10 @@ class Folder:
         try:
             if t5:
                 return AutoTokenizer.from_pretrained(home, local_files_only=True, trust_remote_code=False)
-            return CLIPTokenizer.from_pretrained(home, local_files_only=True)
+            tokenizer: Any = CLIPTokenizer.from_pretrained(home, local_files_only=True)
+            most = self.config(part).get("max_position_embeddings", tokenizer.model_max_length)
+            tokenizer.model_max_length = min(tokenizer.model_max_length, most)  # endless where its config says none
+            return tokenizer
         except (OSError, ValueError, TypeError) as error:
             kind = "T5" if t5 else "CLIP"
             raise BackboneError(f"{home}: not a {kind} tokenizer that can be read ({first_line(error)})") from error

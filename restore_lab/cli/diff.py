@@ -59,6 +59,9 @@ def _side(place: str | None, settings: str) -> tuple[Trace, str]:
             raise ValueError(f"{place} is a trace: settings ({settings}) do not change it")
         return found
     weights = [] if place is None else [f"weights={quote(place)}"]
-    own = parse(shlex.split(settings)).overrides
+    try:
+        own = parse(shlex.split(settings)).overrides
+    except ValueError as error:
+        raise ValueError(f"cannot read the settings {settings!r}: {error}; close every quote") from error
     with composed("diff", [*HydraConfig.get().overrides.task, *weights, *own]) as cfg:
         return parting.traced(cfg)

@@ -15,9 +15,11 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from restore_lab.config import bounds
 from restore_lab.config.extras import advice
+from restore_lab.config.kinds import short
 from restore_lab.config.nearest import nearest, offer
-from restore_lab.machine.faults import CODE, Fault, Terminated, told
+from restore_lab.machine.faults import CODE, Fault, Terminated, misplaced, told
 from restore_lab.machine.terminal import visible
 
 PACKAGE = str(Path(__file__).resolve().parents[1])
@@ -32,8 +34,8 @@ def one_line() -> Iterator[None]:
     except Terminated as stop:
         print(f"restore-lab: {stop.text}", file=sys.stderr)
         raise
-    except KeyboardInterrupt:
-        print("restore-lab: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"restore-lab: interrupted{f' {stop}' if str(stop) else ''}", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
         why = None if is_bad_input(error) else told(error)
@@ -55,7 +57,12 @@ def explained(*, verb: str, folders: Sequence[Path], overrides: Sequence[str]) -
     from yaml import YAMLError
 
     try:
+        for folder in folders[1:]:
+            bounds.check(folder)
+        _check_choices(overrides, verb=verb, folders=folders)
         yield
+    except RecursionError as error:
+        raise ValueError("a config or a setting is nested too deeply to be read; give it fewer levels") from error
     except YAMLError as error:
         raise ValueError(f"a config is not YAML that can be read: {flat(error)}") from error
     except MissingConfigException as error:
@@ -80,7 +87,7 @@ def is_bad_input(error: Exception) -> bool:
     hydra_folder = str(Path(hydra.__file__).parent)  # Hydra refuses a bad mix of its flags with a plain ValueError
     if isinstance(error, HydraException | OmegaConfBaseException):
         return True
-    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError):
+    if misplaced(error) or isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError):
         return True
     if isinstance(error, ModuleNotFoundError):
         return bool(advice(str(error)))  # an extra brings it
@@ -90,7 +97,9 @@ def is_bad_input(error: Exception) -> bool:
 def flat(error: BaseException) -> str:
     """The message in one line, without Hydra's and OmegaConf's appendices."""
     if isinstance(error, OSError) and error.strerror:
-        return visible(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
+        return visible(
+            misplaced(error) or (f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
+        )
     text = re.split(r"\n\s*(?:full_key:|object_type=|See https?://|Config search path:)", str(error))[0]
     return visible(" ".join(text.split()))
 
@@ -116,6 +125,37 @@ def groups(folders: Iterable[Path]) -> dict[str, list[str]]:
             if options:
                 found.setdefault("/".join(names[:depth]), set()).update(options)
     return {group: sorted(options) for group, options in sorted(found.items())}
+
+
+def _check_choices(overrides: Sequence[str], *, verb: str, folders: Sequence[Path]) -> None:
+    """Refuse what cannot choose from a group, and what takes a setting away.
+
+    Raises:
+        ValueError: with what can be chosen, or the setting that was probably meant.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    existing = groups(folders)
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.key_or_group
+        if override.is_delete() and key not in existing and "." not in key and not override.is_hydra_override():
+            raise ValueError(f"~{key}: a setting cannot be taken away; give it another value: {key}=...")
+        if key not in existing or override.is_delete() or override.is_sweep_override():
+            continue
+        value = override.value()
+        names = value if isinstance(value, list) else [value]
+        if value is not None and not all(isinstance(name, str) for name in names):
+            alike = [name for name in _names(verb, folders) if name.endswith(key) and name != key]
+            meant = f"; for a number write {alike[0]}={value}" if alike else ""
+            raise ValueError(f"{key}={short(value)}: no option of that name{meant}{offer(str(value), existing[key])}")
+
+
+def _names(verb: str, folders: Sequence[Path]) -> list[str]:
+    """The settings that a verb's own yaml names."""
+    from omegaconf import OmegaConf
+
+    file = folders[0] / f"{verb}.yaml"
+    return [str(name) for name in OmegaConf.load(file)] if file.is_file() else []
 
 
 def _raised_in(error: Exception) -> str:

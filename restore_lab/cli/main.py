@@ -29,9 +29,8 @@ from restore_lab.cli import front
 from restore_lab.config import build, composing, validation
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.nearest import offer
-from restore_lab.machine import xla
-from restore_lab.machine.faults import Terminated
-from restore_lab.machine.shares import watched
+from restore_lab.machine import shares, xla
+from restore_lab.machine.faults import CODE, Terminated
 from restore_lab.machine.terminal import Visible, visible
 from restore_lab.storage.locks import first_rank
 
@@ -47,21 +46,39 @@ def main() -> None:
     130 interrupted, 143 terminated.
     """
     signal.signal(signal.SIGTERM, _terminated)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a caption must not break on a terminal of another encoding
+    _open_streams()
     try:
         with contextlib.redirect_stdout(Visible(sys.stdout)):
             _dispatch(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:  # `restore-lab ... | head` has read enough; Python would complain again at its exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # > /dev/full
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"restore-lab: what was asked for cannot be printed: {error.strerror or error}", file=sys.stderr)
+        raise SystemExit(CODE) from None
+
+
+def _open_streams() -> None:
+    """Let nothing that is opened later take the place of a stream that the caller closed (`>&-`)."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    sys.stdin, sys.stdout, sys.stderr = (
+        stream or open(number, mode, closefd=False)  # noqa: SIM115
+        for number, (stream, mode) in enumerate(((sys.stdin, "r"), (sys.stdout, "w"), (sys.stderr, "w")))
+    )
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a caption must not break on a terminal of another encoding
 
 
 def _terminated(number: int, frame: object) -> None:
     """SIGTERM ends the command as an error would: files that are half written go, processes that it started too."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
-    raise Terminated("terminated; the same command goes on")
+    raise Terminated(number, "; the same command continues")
 
 
 def _dispatch(words: Sequence[str]) -> None:
@@ -88,6 +105,7 @@ def launch(*, verb: str, module: ModuleType, words: Sequence[str], conf: Path) -
     from restore_lab.cli import errors
 
     with errors.one_line():
+        _check_here()
         xla.check_versions()
         typed = front.parse(
             words,
@@ -100,11 +118,23 @@ def launch(*, verb: str, module: ModuleType, words: Sequence[str], conf: Path) -
         if getattr(module, "FOLLOWS_WEIGHTS", False):
             found = composing.followed(typed.overrides)
             typed = replace(typed, overrides=found.words)
-            if found.line and first_rank() and not watched():
+            if found.line and first_rank() and not shares.watched():
                 print(f"restore-lab: {visible(found.line)}", file=sys.stderr)
         folders = [conf, *typed.config_dirs]
         with errors.explained(verb=verb, folders=folders, overrides=typed.overrides):
             _hydra(verb=verb, run=module.run, arguments=typed.arguments, conf=conf)
+
+
+def _check_here() -> None:
+    """See that there is a working directory, below which results go.
+
+    Raises:
+        ValueError: if it was deleted.
+    """
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise ValueError("the working directory is gone; cd to one that is there") from error
 
 
 def verbs() -> dict[str, str]:
@@ -154,6 +184,7 @@ def _hydra(*, verb: str, run: Run, arguments: Sequence[str], conf: Path) -> None
         try:
             validation.check(cfg, verb=verb)
             validation.check_files(cfg, verb=verb)
+            shares.check_device(cfg.get("device"))
             return run(cfg)  # a sweeper may want a number
         except Exception as error:
             # Of a single job Hydra would print a line of its own; of a sweep's jobs it should.

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 FOLLOWS_WEIGHTS = True
+FREE_TEXT = ("names",)
 
 
 def run(cfg: Any) -> None:

@@ -3,7 +3,8 @@
 A node with `_target_` names a class or function; its other keys are the arguments, nested nodes are built first.
 Hydra's `_args_`, `_partial_` and `_recursive_` mean what they mean to Hydra. Two things differ from
 `hydra.utils.instantiate`: constructors see plain Python values (a `${` in a caption stays a `${`), and the whole tree
-is checked before anything in it is built: targets outside the allowlist, unknown arguments, missing arguments.
+is checked before anything in it is built: targets outside the allowlist, unknown arguments, missing arguments, and
+values that the constructor's annotations do not take (kinds.py).
 
 Packages of your own join with `trusted_packages=[my_lab]` on the command line, which reaches this module (and every
 process it starts) through the environment; a stored config cannot say it.
@@ -21,7 +22,10 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from restore_lab.config import signatures
+from restore_lab.config.kinds import Unfit, fit, short
 from restore_lab.config.nearest import offer
+from restore_lab.config.signatures import SPECIAL
 
 TRUST_VARIABLE = "RESTORE_LAB_TRUSTED_PACKAGES"
 ALLOWED = (
@@ -37,7 +41,6 @@ ALLOWED = (
 )
 # Tools of the package, not parts: a stored config must not reach them.
 REFUSED = ("restore_lab.cli.", "restore_lab.config.", "restore_lab.machine.", "restore_lab.storage.")
-SPECIAL = {"_target_", "_args_", "_partial_", "_recursive_", "_convert_"}
 
 
 class BadTarget(ValueError):
@@ -54,7 +57,8 @@ def build(config: Any, **overrides: Any) -> Any:
 
     Raises:
         BadTarget: a `_target_` outside the allowlist, or one that does not exist.
-        ValueError: a missing value, an argument that the target does not take, or one that it lacks.
+        ValueError: a missing value, an argument that the target does not take, or one that it lacks, or a value that
+            its annotation does not take.
     """
     node = _plain(config)
     if not (node is None or isinstance(node, dict | list)):
@@ -63,8 +67,7 @@ def build(config: Any, **overrides: Any) -> Any:
         if not isinstance(node, dict) or "_target_" not in node:
             raise ValueError(f"overrides {sorted(overrides)} need a config with a _target_; got {_short(node)}")
         node = {key: value for key, value in node.items() if key not in overrides}
-    _check(node, where="", given=tuple(overrides))
-    return _make(node, overrides)
+    return _make(_checked(node, where="", given=tuple(overrides)), overrides)
 
 
 def build_nodes(config: Any, *, where: str) -> list[Any]:
@@ -165,16 +168,33 @@ def _plain(config: Any) -> Any:
     return [_plain(value) for value in config] if isinstance(config, list | tuple) else config
 
 
-def _check(node: Any, *, where: str, given: Sequence[str] = ()) -> None:
-    """Refuse a bad target or argument anywhere in the tree, before anything is built."""
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            _check_arguments(resolve(node["_target_"], where=where), node, where=where, given=given)
-        for key, value in node.items():
-            _check(value, where=f"{where}.{key}" if where else str(key))
-    elif isinstance(node, list | tuple):
-        for index, value in enumerate(node):
-            _check(value, where=f"{where}[{index}]")
+def _checked(node: Any, *, where: str, given: Sequence[str] = ()) -> Any:
+    """The tree with every value as its annotation asks for it, before anything is built.
+
+    Raises:
+        BadTarget: for a target that may not be built.
+        ValueError: for an argument or a value that does not fit.
+    """
+    if isinstance(node, list | tuple):
+        return [_checked(value, where=f"{where}[{index}]") for index, value in enumerate(node)]
+    if not isinstance(node, Mapping):
+        return node
+    kinds: Mapping[str, Any] = {}
+    if "_target_" in node:
+        target = resolve(node["_target_"], where=where)
+        _check_arguments(target, node, where=where, given=given)
+        takes = signatures.of_source(node["_target_"]) or signatures.of_object(target)
+        kinds = {} if takes is None else takes.kinds
+    found = {}
+    for key, value in node.items():
+        place = f"{where}.{key}" if where else str(key)
+        try:
+            fitted = fit(value, kinds[str(key)]) if key in kinds else value
+        except Unfit as error:
+            wrong = error.value if error.place else value
+            raise ValueError(f"{place}{error.place}={short(wrong)}: {error}") from error
+        found[key] = _checked(fitted, where=place)
+    return found
 
 
 def _check_arguments(target: Callable[..., Any], node: Mapping[str, Any], *, where: str, given: Sequence[str]) -> None:

@@ -59,7 +59,8 @@ def quote_override(word: str, *, free: Sequence[str] = ()) -> str:
         nodes = _by_name(key, value)
         return f"{'++' * nodes.startswith('{')}{key}={nodes}"  # to those that are there
     name = key.lstrip("+~").rpartition(".")[2]
-    if "/" in key or key.startswith("hydra.") or not (name in FREE_TEXT or name in free or names_path(name)):
+    is_text = name in FREE_TEXT or key.lstrip("+~") in free
+    if "/" in key or key.startswith("hydra.") or not (is_text or names_path(name)):
         return word
     is_list = names_path(name) and value.startswith("[") and value.endswith("]") and not Path(value).exists()
     if value in ("", "null", "???") or is_list or _QUOTED.fullmatch(value):

@@ -1,18 +1,15 @@
-"""Looks at a composed config before anything is loaded: pairs of parts, numbers, choices, and files that must be there.
+"""Looks at a composed config before anything is loaded: every value, pairs of parts, and files that must be there.
 
-One line for whatever is wrong first, with the value, what is expected, and the nearest name. Parts check what they are
-given too, for whoever builds them in Python; here it is told in a moment, not behind minutes of loading. Without torch.
-`FACTS` is the one table of what a setting may be; a setting that a config does not have, and one that a part fills with
-a node of its own (a guidance that moves), is passed over.
+One line for whatever is wrong first, with the value, what is expected, and the nearest name, in a moment and without
+torch. What a setting of a verb may be stands in settings.py, what an argument of a part may be in its constructor's
+annotations. A setting that a config does not have is passed over, and so is one that waits for a value.
 """
 
 from __future__ import annotations
 
 import glob
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,158 +17,18 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from restore_lab.config import build, pairs, unread
+from restore_lab.config import build, pairs, signatures, unread
+from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.grammar import names_path
-from restore_lab.config.nearest import nearest, offer
+from restore_lab.config.kinds import Unfit, fit, short
+from restore_lab.config.nearest import offer
+from restore_lab.config.settings import settings_of
+from restore_lab.machine.faults import misplaced
 from restore_lab.storage.artefacts import place_of
 from restore_lab.storage.named import MADE
+from restore_lab.storage.room import check_names, writable
 from restore_lab.storage.walk import match
 
-
-@dataclass(frozen=True, kw_only=True)
-class Number:
-    """A number from `low` to `high`; `above` and `below` leave the bound itself out.
-
-    Attributes:
-        whole: no fraction.
-        null: null is a value too.
-        words: words that are values too.
-        unit: what it counts.
-    """
-
-    whole: bool = False
-    low: float = -math.inf
-    high: float = math.inf
-    above: bool = False
-    below: bool = False
-    null: bool = False
-    words: Sequence[str] = ()
-    unit: str = ""
-
-    def wrong(self, value: Any) -> str | None:
-        """What is expected in its place; None if it will do."""
-        if (value is None and self.null) or (isinstance(value, str) and value in self.words):
-            return None
-        if isinstance(value, int | float) and not isinstance(value, bool) and self._inside(value):
-            return None
-        return f"expected {self}"
-
-    def _inside(self, value: float) -> bool:
-        if not math.isfinite(value) or (self.whole and value != int(value)):
-            return False
-        return (value > self.low if self.above else value >= self.low) and (
-            value < self.high if self.below else value <= self.high
-        )
-
-    def __str__(self) -> str:
-        said = ["a whole number" if self.whole else "a number"]
-        if self.low > -math.inf:
-            said.append(f"above {self.low:g}" if self.above else f"of at least {self.low:g}")
-        if self.high < math.inf:
-            said.append(f"and below {self.high:g}" if self.below else f"and at most {self.high:g}")
-        others = "".join(f", or {word}" for word in (*self.words, *(["null"] if self.null else [])))
-        return " ".join(said) + (f" ({self.unit})" if self.unit else "") + others
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """One of some names; `also` is a pattern of others that are taken."""
-
-    names: Sequence[str]
-    null: bool = False
-    also: str = ""
-
-    def wrong(self, value: Any) -> str | None:
-        """The nearest name and all of them; None if it will do."""
-        word = str(value).lower() if isinstance(value, bool) else str(value)
-        if (value is None and self.null) or word in self.names or (self.also and re.fullmatch(self.also, word)):
-            return None
-        listed = [*self.names, *(["null"] if self.null else [])]
-        close = nearest(word, self.names)
-        return f"{f'did you mean {close}? ' if close else ''}there are: {', '.join(listed)}"
-
-
-STEPS = Number(whole=True, low=1, unit="optimiser steps")
-COUNT = Number(whole=True, low=1)
-PIXELS = Number(whole=True, low=1, null=True, unit="pixels")
-SOME = Number(whole=True, low=0)
-POSITIVE = Number(low=0, above=True)
-WEIGHT = Number(low=0)
-SHARE = Number(low=0, high=1, unit="a share")
-DTYPE = Choice(names=("float32", "float16", "bfloat16"), null=True)
-DEVICE = Choice(names=("auto", "cpu", "cuda", "mps", "cuda:0"), also=r"[a-z]+:\d+")
-SPACINGS = ("leading", "linspace", "trailing")
-TEXT_OR_JSON = Choice(names=("text", "json"))
-
-FACTS: Mapping[str, Number | Choice] = {
-    # training
-    "max_steps": STEPS,
-    **dict.fromkeys(("encoder_steps", "decoder_steps", "dcp_steps", "previewer_steps"), STEPS),
-    **dict.fromkeys(("batch_size", "eval_batch_size", "first_batch_size", "decoder_batch_size"), COUNT),
-    **dict.fromkeys(("checkpoint_every", "log_every"), STEPS),
-    "keep_state": Choice(names=("true", "false")),
-    "workers": Number(whole=True, low=0, unit="processes that read data"),
-    "seed": Number(whole=True, low=0, high=2**32 - 1),
-    "ema": Number(low=0, high=1, below=True, null=True, unit="what the average keeps in a step"),
-    "optimisation.lr": POSITIVE,
-    "optimisation.eps": POSITIVE,
-    "optimisation.weight_decay": WEIGHT,
-    "optimisation.warmup_steps": SOME,
-    "optimisation.decay": Choice(names=("constant", "cosine")),
-    "optimisation.fused": Choice(names=("auto", "true", "false")),
-    "precision": Choice(names=("32-true", "bf16-mixed", "16-mixed", "bf16-true"), also="(16|64)-true|bf16|16|32|64"),
-    # images
-    **dict.fromkeys(("crop", "eval_crop", "min_size", "eval_resize", "photos_size", "work_size"), PIXELS),
-    **dict.fromkeys(("eval_crops", "eval_first", "samples"), Number(whole=True, low=1, null=True)),
-    **dict.fromkeys(("count", "shard_size", "seeds", "devices", "max_pixels"), COUNT),
-    **dict.fromkeys(("pictures", "photos_crops"), SOME),
-    "upscale": POSITIVE,
-    "quality": Number(whole=True, low=1, high=100),
-    # parts
-    "adaptor.lora.rank": COUNT,
-    "sampler.steps": Number(whole=True, low=1, unit="sampling steps"),
-    "sampler.start": Number(low=0, above=True, high=1, unit="a share of the steps"),
-    "sampler.s_churn": WEIGHT,
-    "sampler.s_noise": WEIGHT,
-    "sampler.timestep_spacing": Choice(names=("sgm", *SPACINGS)),
-    "sampler.scheduler.timestep_spacing": Choice(names=SPACINGS, also="solver"),
-    "sampler.scheduler.flow_spacing": Choice(names=("own", "trailing", "linspace")),
-    **dict.fromkeys(("sampler.steps_offset", "sampler.scheduler.steps_offset"), SOME),
-    "sampler.guidance.scale": WEIGHT,
-    "sampler.guidance.form": Choice(names=("standard", "paper")),
-    "sampler.strength.share": SHARE,
-    **dict.fromkeys(("sampler.strength.start", "sampler.strength.end"), WEIGHT),
-    "sampler.fidelity.tau_r": Number(low=0, null=True),
-    "sampler.fidelity.weight": WEIGHT,
-    "sampler.fidelity.threshold": Number(low=0, high=1, below=True, unit="a share of the steps"),
-    "sampler.fidelity.preview_from": SHARE,
-    "sampler.fidelity.mode": Choice(names=("reference", "residual", "off")),
-    "sampler.fidelity.on": Choice(names=("latent", "x0")),
-    "sampler.tiling.tile": PIXELS,
-    "sampler.tiling.overlap": SOME,
-    "sampler.tiling.batch": COUNT,
-    "sampler.tiling.words": Choice(names=("image", "tile")),
-    "objective.target": Choice(
-        names=("epsilon", "v_prediction", "sample", "flow", "codec", "image", "printed"), null=True
-    ),
-    "objective.density": Choice(names=("auto", "uniform", "logit_normal")),
-    # machines
-    "backbone.family": Choice(names=("unet", "mmdit")),
-    **dict.fromkeys(("backbone.dtype", "backbone.text_dtype", "backbone.codec_dtype", "dtype"), DTYPE),
-    "backbone.cache_gigabytes": POSITIVE,
-    "memory.place": Choice(names=("device", "staged", "offload")),
-    "memory.weights": Choice(names=("int8", "fp8", "nf4"), null=True),
-    "device": DEVICE,
-    "at_scale": Choice(names=("tiny", "full")),
-    "make": Choice(names=("negatives", "pack", "cache", "photographs"), also="true|false"),
-    "images": Choice(names=("png", "webp", "jpg"), also=r"\d+"),
-    "unmatched": Choice(names=("error", "skip")),
-}
-FORMATS: Mapping[str, Choice] = {
-    **dict.fromkeys(("evaluate", "describe", "doctor", "import", "diff"), TEXT_OR_JSON),
-    "restore": Choice(names=("png", "jpeg", "webp", "tiff", "same")),
-    "table": Choice(names=("markdown", "latex", "csv", "html", "json", "claims")),
-}
 # What each verb reads, by setting; `data` and `eval_data` stand for the folders in these nodes.
 READS: Mapping[str, Sequence[str]] = {
     "train": ("weights", "extend", "backbone", "data", "eval_data"),
@@ -181,28 +38,48 @@ READS: Mapping[str, Sequence[str]] = {
     "data": ("backbone", "data"),
     "export": ("weights", "backbone"),
 }
+# What each verb writes: folders, and files (whose folder is looked at).
+FOLDERS: Mapping[str, Sequence[str]] = {
+    "train": ("run_dir", "runs_dir"),
+    "restore": ("output",),
+    "evaluate": ("run_dir", "runs_dir", "inputs_dir"),
+    "caption": ("run_dir",),
+    "data": ("output",),
+    "describe": ("run_dir",),
+    "export": ("output",),
+    "import": ("output", "runs_dir"),
+    "table": ("output", "inputs_dir", "runs_dir"),
+}
+FILES: Mapping[str, Sequence[str]] = {
+    "caption": ("output",),
+    "diff": ("trace",),
+    "report": ("output",),
+    "dashboard": ("output",),
+}
 MADE_BY_THE_RUN = ("stage:", MADE)  # an earlier stage's folder, what a table makes first
 ROOTS = ("root", "lq", "hq")  # of a data source: folders, files or patterns that it reads
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def check(cfg: DictConfig, *, verb: str) -> None:
-    """Look at the parts, the numbers and the choices of a verb's config.
+    """Look at every setting and every argument of a part in a verb's config, and at pairs of parts.
+
+    A number that was written otherwise (1e5 for a whole one) stands in the config afterwards as what it means.
 
     Raises:
         ValueError: with the first thing that is wrong.
     """
-    pairs.check(cfg)
     _check_paths(cfg, "")
-    facts = {**FACTS, **({"format": FORMATS[verb]} if verb in FORMATS else {})}
-    for place, fact in facts.items():
-        value = _value(cfg, place)
-        wrong = None if value is _ABSENT or OmegaConf.is_config(value) else fact.wrong(value)
-        if wrong is not None:
-            raise ValueError(f"{place}={'null' if value is None else value}: {wrong}")
+    kinds = settings_of(verb)
+    for name in [name for name in cfg if name in kinds]:
+        _check_setting(cfg, str(name), kinds[str(name)])
+    _check_parts(cfg, "")
+    pairs.check(cfg)
     stages = _value(cfg, "stages")
     if verb == "train" and isinstance(stages, DictConfig):
         names = [str(name) for name in stages if stages[name] is not None]
+        if not names:
+            raise ValueError("stages: all are null, so there is nothing to train; leave one of them as it was")
         if cfg.stage not in (*names, "all"):
             raise ValueError(f"stage={cfg.stage!r} is not known here{offer(str(cfg.stage), [*names, 'all'])}")
     if not HydraConfig.initialized():
@@ -217,11 +94,12 @@ def check(cfg: DictConfig, *, verb: str) -> None:
 
 
 def check_files(cfg: DictConfig, *, verb: str) -> None:
-    """Look whether what the verb will read is there.
+    """Look whether what the verb will read is there, and whether what it will write can be.
 
     Raises:
         ValueError: with the first that is not, and the setting that names it.
     """
+    _check_outputs(cfg, verb=verb)
     if verb == "evaluate" and (cfg.explain or cfg.restored is not None):  # reads nothing but these folders
         return
     systems = verb == "evaluate" and cfg.system is not None  # somebody else's, in the place of the weights
@@ -238,12 +116,81 @@ def check_files(cfg: DictConfig, *, verb: str) -> None:
                 raise ValueError(f"{setting}={value}: no such file or folder{_instead(cfg, setting, value)}")
 
 
+def _check_outputs(cfg: DictConfig, *, verb: str) -> None:
+    """Look at the places that the verb writes to; a folder that is there already may be complete and only be read."""
+    for setting in (*FOLDERS.get(verb, ()), *FILES.get(verb, ())):
+        value = _value(cfg, setting)
+        if not isinstance(value, str) or not value:
+            continue
+        place = Path(value).expanduser()
+        is_file = setting in FILES.get(verb, ())
+        try:
+            check_names(place)
+            if is_file and place.is_dir():
+                raise ValueError("it is a folder; name a file")
+            folder = place.parent if is_file else place
+            if not folder.is_dir():
+                writable(folder)
+        except (ValueError, OSError) as error:
+            reason = misplaced(error) or str(error)
+            raise ValueError(f"{setting}={short(value)}: {reason}") from error
+
+
 def _instead(cfg: DictConfig, setting: str, value: str) -> str:
     """What to do about weights that are not there."""
     if setting != "weights":
         return ""
     none = "; none ship for this method at this scale" if value == _value(cfg, "shipped") else ""
     return f"{none}; train some with restore-lab train, then give weights=FOLDER"
+
+
+def _check_setting(cfg: DictConfig, place: str, kind: Any) -> None:
+    """Hold one setting against its annotation.
+
+    Raises:
+        ValueError: if it does not fit.
+    """
+    value = _plain(_value(cfg, place), place)
+    if value is _ABSENT:
+        return
+    fitted = _fit(value, kind, place)
+    if not isinstance(fitted, Mapping | list) and type(fitted) is not type(value):
+        OmegaConf.update(cfg, place, fitted)
+
+
+def _check_parts(node: DictConfig | ListConfig, place: str) -> None:
+    """Hold the arguments of every part below a node against its constructor; what stands for another node is looked
+    into at that node's own place.
+
+    Raises:
+        ValueError: for the first argument that does not fit, or that a constructor does not take.
+    """
+    target = None if isinstance(node, ListConfig) else _value(node, "_target_")
+    takes = signatures.of_source(target) if isinstance(target, str) else None
+    for key in range(len(node)) if isinstance(node, ListConfig) else list(node):
+        if OmegaConf.is_missing(node, key) or (not place and key == "hydra"):
+            continue
+        inner = f"{place}[{key}]" if isinstance(node, ListConfig) else f"{place}.{key}".lstrip(".")
+        value = _at(node, key, inner)
+        if takes is not None and key not in signatures.SPECIAL:
+            if key not in takes.kinds and takes.others is None:
+                raise ValueError(f"{inner}: {target} takes no {key!r}{offer(str(key), takes.kinds)}")
+            _fit(_plain(value, inner), takes.kinds.get(str(key), takes.others), inner)
+        elif key in signatures.SPECIAL:
+            _fit(_plain(value, inner), signatures.SPECIAL[key], inner)
+        if isinstance(value, DictConfig | ListConfig) and not OmegaConf.is_interpolation(node, key):
+            _check_parts(value, inner)
+
+
+def _fit(value: Any, kind: Any, place: str) -> Any:
+    """`kinds.fit`, whose message says what stands where, and how a part is chosen there."""
+    try:
+        return fit(value, kind)
+    except Unfit as error:
+        group = f"{place}{error.place}".replace(".", "/")
+        choose = f"; choose one with {group}=NAME" if (conf_dir() / group).is_dir() else ""
+        shown = short(error.value if error.place else value)
+        raise ValueError(f"{place}{error.place}={shown}: {error}{choose}") from error
 
 
 _ABSENT = object()
@@ -255,8 +202,31 @@ def _value(cfg: DictConfig, place: str) -> Any:
     for key in place.split("."):
         if not isinstance(node, DictConfig) or key not in node or OmegaConf.is_missing(node, key):
             return _ABSENT
-        node = node[key]
+        node = _at(node, key, place)
     return node
+
+
+def _at(node: DictConfig | ListConfig, key: Any, place: str) -> Any:
+    """An entry of a node.
+
+    Raises:
+        ValueError: if it stands for something that is not there.
+    """
+    try:
+        return node[key]
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{place}: {reason}; a setting or part that it stands for was taken away") from error
+
+
+def _plain(value: Any, place: str) -> Any:
+    """A node as lists and dicts, down to the parts in it, which stay nodes; what waits for a value is left out."""
+    if isinstance(value, ListConfig):
+        return [_plain(_at(value, n, place), place) for n in range(len(value)) if not OmegaConf.is_missing(value, n)]
+    if isinstance(value, DictConfig) and "_target_" not in value:
+        there = [key for key in value if not OmegaConf.is_missing(value, key)]
+        return {str(key): _plain(_at(value, key, place), place) for key in there}
+    return value
 
 
 def _there(text: str) -> bool:
@@ -284,7 +254,9 @@ def _check_paths(node: DictConfig, within: str) -> None:
 def _check_backbone(path: Any) -> None:
     """Refuse places that are all on this machine and not there; the hub's are looked for when they are read."""
     places = [path] if isinstance(path, str) else list(path) if isinstance(path, ListConfig) else []
-    local = [place for place in places if not HUB_ID.fullmatch(place) and not place.startswith("config:")]
+    local = [
+        str(place) for place in places if not HUB_ID.fullmatch(str(place)) and not str(place).startswith("config:")
+    ]
     if local and len(local) == len(places) and not any(_there(place) for place in local):
         raise ValueError(
             f"backbone.path={', '.join(local)}: no such file or folder; give a diffusers-format folder, a .safetensors "

@@ -227,15 +227,16 @@ def header_of(source: Source, index: int) -> Header | None:
 
 
 def stays(worker: int) -> None:
-    """In a process that reads: let one SIGTERM pass, which whoever stops a job sends to all of its processes.
+    """In a process that reads: let Ctrl-C and one SIGTERM pass, which reach all processes of a job at once.
 
-    The run needs its batch to end behind a step; then it ends this process too, if need be with a second one.
+    The run needs its batch to end after a step; then it ends this process too, if need be with a second SIGTERM.
     """
 
     def passed(number: int, frame: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     signal.signal(signal.SIGTERM, passed)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def as_loaded(loaded: Loaded) -> Loaded:

@@ -10,12 +10,26 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
+import signal
 from collections.abc import Iterator
 
 CODE = 3
-TERMINATED = 143  # 128 + SIGTERM, as shells have it
+SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}  # the exit code is 128 more, as shells have it
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# A place that a person named and that cannot be: what to do about it.
+PLACES = {
+    errno.ENOENT: "",
+    errno.ENOTDIR: "a file is in the way; name another place",
+    errno.EISDIR: "it is a folder; name a file",
+    errno.EEXIST: "a file or a broken link is in the way; name another place, or delete it",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "links lead in a circle; name another place",
+    errno.EACCES: "let it be, or name another place",
+    errno.EPERM: "let it be, or name another place",
+    errno.EINVAL: "name another place",
+}
 GONE = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.ENXIO, errno.ENOMEDIUM, errno.EREMOTEIO)
+LONG = 200  # characters of a path that a message shows
 NO_ROOM = "No space left on device"
 # What libraries say who do not raise an OSError.
 NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded|File too large", re.IGNORECASE)
@@ -29,11 +43,16 @@ class Fault(ValueError):
 
 
 class Terminated(SystemExit):
-    """SIGTERM; the text says where the same command goes on."""
+    """Ctrl-C or SIGTERM; the text says where the same command continues.
 
-    def __init__(self, text: str) -> None:
-        super().__init__(TERMINATED)
-        self.text = text
+    Args:
+        number: of the signal.
+        text: what follows its name: "interrupted at step 3; ...".
+    """
+
+    def __init__(self, number: int, text: str) -> None:
+        super().__init__(128 + number)
+        self.text = f"{SIGNALS[signal.Signals(number)]}{text}"
 
 
 def name_file(error: BaseException, path: object) -> None:
@@ -67,6 +86,20 @@ def told(error: BaseException, *, where: object = None) -> str | None:
         if found is not None:
             return found
     return None
+
+
+def misplaced(error: BaseException) -> str | None:
+    """What is wrong with a place that a person named, and what to do about it; None for an error of another kind."""
+    if not isinstance(error, OSError) or error.errno not in PLACES or error.filename is None:
+        return None
+    advice = PLACES[error.errno]
+    return f"{short_name(error.filename)}: {error.strerror}{f'; {advice}' if advice else ''}"
+
+
+def short_name(place: object) -> str:
+    """A path for a message; of a very long one the beginning."""
+    text = str(place)
+    return text if len(text) <= LONG else f"{text[:LONG]}..."
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -50,11 +50,28 @@ def device(name: str) -> str:
     import torch
 
     if name != "auto":
+        check_device(name)
         return name
     if not torch.cuda.is_available():
         return "cpu"
     local = next((int(os.environ[v]) for _, world, v in VARIABLES if world in os.environ and v in os.environ), 0)
     return "cuda" if place()[1] == 1 else f"cuda:{local % torch.cuda.device_count()}"
+
+
+def check_device(name: str | None) -> None:
+    """Refuse a device that this machine lacks.
+
+    Raises:
+        ValueError: with those that are there.
+    """
+    if name in (None, "auto", "cpu"):
+        return
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there = ["cpu", *(f"cuda:{n}" for n in range(count)), *(["mps"] if torch.backends.mps.is_available() else [])]
+    if name not in there and not (name == "cuda" and count):
+        raise ValueError(f"device={name}: not on this machine; there are: {', '.join(there)}; auto takes the best")
 
 
 def watched() -> bool:

@@ -42,11 +42,11 @@ class Finite(L.Callback):
         folder: the run's.
         every: steps between two looks.
         checkpoint_every: steps between two checkpoints.
-        terminated: whether the run ends behind this step, with a checkpoint.
+        terminated: the signal that ends the run after this step, with a checkpoint; null for none.
     """
 
     def __init__(
-        self, *, folder: Path, every: int, checkpoint_every: int, terminated: Callable[[], bool] = lambda: False
+        self, *, folder: Path, every: int, checkpoint_every: int, terminated: Callable[[], int | None] = lambda: None
     ) -> None:
         self.folder, self.every, self.checkpoint_every, self.terminated = folder, every, checkpoint_every, terminated
         self.seen: list[Seen] = []

@@ -211,7 +211,7 @@ def _train(
         trainer.fit(module, data, ckpt_path=state, weights_only=True)
     ended = ending_of(trainer, node["trainer"])
     if ended is None:
-        raise KeyboardInterrupt(f"stopped at step {trainer.global_step}; the same command continues")
+        raise KeyboardInterrupt(f"at step {trainer.global_step}; the same command continues")
     if ended.by != "max_steps":
         log.info("ended: %s", ended)
     gather(module)
@@ -241,6 +241,12 @@ def going_on(folder: Path) -> Iterator[None]:
         state = last_state(folder)
         where = "begins again" if state is None else f"continues behind step {step_of(state)}"
         raise Fault(f"{why}; the same command {where}") from error
+    except SystemExit as stop:  # Lightning's way to end on Ctrl-C outside of a step
+        if not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        state = last_state(folder)
+        where = "begins again" if state is None else f"continues after step {step_of(state)}"
+        raise KeyboardInterrupt(f"between two steps; the same command {where}") from stop
 
 
 def _export(module: Any, ema: Any, average: dict[str, Any], folder: Path) -> None:

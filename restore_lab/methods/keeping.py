@@ -62,12 +62,12 @@ class Checkpoints(ModelCheckpoint):
     Args:
         folder: the run's.
         every: steps.
-        terminated: whether the run is to end behind this step.
+        terminated: the signal that ends the run after this step; null for none.
         last: whether one is written at the end too, so that the run can be trained further.
     """
 
     def __init__(
-        self, *, folder: Path, every: int, terminated: Callable[[], bool] = lambda: False, last: bool = False
+        self, *, folder: Path, every: int, terminated: Callable[[], int | None] = lambda: None, last: bool = False
     ) -> None:
         super().__init__(dirpath=folder / STATE, filename="{step}", every_n_train_steps=every, save_top_k=-1)
         self.terminated, self.last = terminated, last
@@ -79,12 +79,13 @@ class Checkpoints(ModelCheckpoint):
             Terminated: with the step, if the run is to end.
         """
         super().on_train_batch_end(trainer, *args, **kwargs)
-        at_end = 0 < trainer.max_steps <= trainer.global_step
-        if self.last if at_end else self.terminated():
+        at_end, number = 0 < trainer.max_steps <= trainer.global_step, self.terminated()
+        if self.last if at_end else number:
             self._save_now(trainer)
-        if not self.terminated():
+        if not number:
             return
-        raise Terminated(f"terminated behind step {trainer.global_step}; the same command continues there")
+        of = f" of {trainer.max_steps}" if trainer.max_steps > 0 else ""
+        raise Terminated(number, f" at step {trainer.global_step}{of}; the same command continues")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the last one of a run that ended before its last step."""

@@ -159,7 +159,9 @@ def _restore(restorer: Restorer, job: Job, settings: str, done: Restored, cfg: D
         outputs = _write(restoration, job, done.output, cfg)
         write_down(job.note, note_of(restoration, job, settings, source, outputs, done.output, frames=frames))
     except OSError as error:
-        why = told(error, where=done.output) or f"{error.filename or done.output}: {error.strerror or error}"
+        why = told(error, where=done.output)
+        if why is None:  # a name that cannot be, a folder that may not be written to: the same command would fail again
+            raise
         raise Fault(f"{why}; the same command continues from {job.key}") from error
     done.written += 1
     log.info("%s", outputs[0])

@@ -1,7 +1,7 @@
-"""SIGTERM ends a training behind the step at work, with a checkpoint: what a cluster sends before it takes a machine.
+"""SIGTERM and Ctrl-C end a training after the step at work, with a checkpoint; a cluster sends the first.
 
-Lightning would stop between two batches of a step, without one. All ranks end behind the same step, whichever of them
-was told. A second SIGTERM ends the process at once.
+Lightning would stop between two batches of a step, without one. All ranks end after the same step, whichever of them
+heard it. A second signal ends the process at once.
 """
 
 from __future__ import annotations
@@ -17,20 +17,34 @@ if TYPE_CHECKING:
 
 
 class Terminating(L.Callback):
-    """Listens for SIGTERM; the first of the callbacks, so that the others know (`now`)."""
+    """Listens for both signals; the first of the callbacks, so that the others know (`now`)."""
 
     def __init__(self) -> None:
         self.asked = self.agreed = False
+        self.number: int = signal.SIGTERM
         self.step = -1
+        self.interrupt: Any = None  # what Ctrl-C did before
 
-    def now(self) -> bool:
-        """Whether the run is to end behind the step that has just been taken."""
-        return self.agreed
+    def now(self) -> int | None:
+        """The signal that ends the run after the step that has just been taken; null for none."""
+        return self.number if self.agreed else None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
         self.step = trainer.global_step
         if threading.current_thread() is threading.main_thread():  # Lightning puts back what was there before fit
             signal.signal(signal.SIGTERM, self._ask)
+            self.interrupt = signal.signal(signal.SIGINT, self._ask)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
+        self._put_back()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: TrainingModule, exception: BaseException) -> None:
+        self._put_back()
+
+    def _put_back(self) -> None:
+        if self.interrupt is not None:
+            signal.signal(signal.SIGINT, self.interrupt)
+            self.interrupt = None
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: TrainingModule, *args: Any) -> None:
         if trainer.global_step == self.step:  # one of several batches of a step
@@ -40,5 +54,6 @@ class Terminating(L.Callback):
         self.agreed = self.asked if alone else trainer.strategy.reduce_boolean_decision(self.asked, all=False)
 
     def _ask(self, number: int, frame: object) -> None:
-        self.asked = True
+        self.asked, self.number = True, number
+        self._put_back()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

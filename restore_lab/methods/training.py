@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import lightning as L
 import torch
 from torch.nn.parallel import DistributedDataParallel
+
+from restore_lab.config.kinds import NotNegative, Positive, Range
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+Beta = Annotated[float, Range(0, 1, below=True)]  # of AdamW's averages
 FUSED = ("cpu", "cuda")  # where torch has the fused kernel, and it was tried
 
 
@@ -31,12 +34,12 @@ class Optimisation:
     `fused` runs the update as one kernel: "auto" where torch has it.
     """
 
-    lr: float
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 1e-2
-    eps: float = 1e-8
-    warmup_steps: int = 0
-    decay: str = "constant"
+    lr: Positive
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    weight_decay: NotNegative = 1e-2
+    eps: Positive = 1e-8
+    warmup_steps: Annotated[int, Range(0, 10**9, unit="optimiser steps")] = 0
+    decay: Literal["constant", "cosine"] = "constant"
     fused: bool | Literal["auto"] = "auto"
 
     def factor(self, step: int, total: int) -> float:

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from restore_lab.backbones.schedule import PREDICTION_TYPES
+from restore_lab.config.kinds import Positive, Share
 from restore_lab.random import noise_like, uniform
 
 if TYPE_CHECKING:
     from restore_lab.backbones.schedule import Schedule
 
+Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
 Density = Literal["auto", "uniform", "logit_normal"]
 
 
@@ -37,21 +38,15 @@ class Denoising:
     def __init__(
         self,
         *,
-        t_min: float,
-        t_max: float,
-        target: str | None = None,
+        t_min: Share,
+        t_max: Share,
+        target: Prediction | None = None,
         density: Density = "auto",
         mean: float = 0.0,
-        std: float = 1.0,
+        std: Positive = 1.0,
     ) -> None:
         if not 0.0 <= t_min < t_max <= 1.0:
             raise ValueError(f"objective needs 0 <= t_min < t_max <= 1, not t_min={t_min}, t_max={t_max}")
-        if target is not None and target not in PREDICTION_TYPES:
-            raise ValueError(f"objective.target={target!r} is not known; null or one of {', '.join(PREDICTION_TYPES)}")
-        if density not in ("auto", "uniform", "logit_normal"):
-            raise ValueError(f"objective.density={density!r} is not known; one of auto, uniform, logit_normal")
-        if std <= 0:
-            raise ValueError(f"objective.std={std} must be above 0")
         self.t_min, self.t_max, self.target = t_min, t_max, target
         self.density, self.mean, self.std = density, mean, std
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from restore_lab.config.kinds import Share
 from restore_lab.samplers.fidelity import Free, Steer
 
 if TYPE_CHECKING:
@@ -40,11 +41,7 @@ class AdaRes(Free):
             counts as the preview (the release's preview_start). 0 for previews in all.
     """
 
-    def __init__(self, *, mode: Literal["reference", "residual", "off"], preview_from: float = 0.0) -> None:
-        if mode not in ("reference", "residual", "off"):
-            raise ValueError(f"sampler.fidelity.mode={mode!r} is not known; one of reference, residual, off")
-        if not 0.0 <= preview_from <= 1.0:
-            raise ValueError(f"sampler.fidelity.preview_from={preview_from} is a share of the steps, from 0 to 1")
+    def __init__(self, *, mode: Literal["reference", "residual", "off"], preview_from: Share = 0.0) -> None:
         self.mode, self.preview_from = mode, float(preview_from)
         self.watches = mode != "off"
 

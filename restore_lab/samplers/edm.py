@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from restore_lab.backbones.schedule import ALPHA_FLOOR, VariancePreserving
+from restore_lab.config.kinds import NotNegative
 from restore_lab.machine.xla import cut
 from restore_lab.random import noise_like
 from restore_lab.samplers.level import Level, levels
@@ -42,17 +43,12 @@ class EdmSampler(Sampler):
         steps_offset: added to leading timesteps.
     """
 
-    s_churn: float
-    s_noise: float
+    s_churn: NotNegative
+    s_noise: NotNegative
     s_tmin: float
     s_tmax: float | None
     timestep_spacing: str = "sgm"
     steps_offset: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.s_churn < 0 or self.s_noise < 0:
-            raise ValueError(f"sampler.s_churn={self.s_churn} and s_noise={self.s_noise} must not be negative")
 
     def gamma(self, sigma: float) -> float:
         """By how much of itself the noise of a step is raised (Karras et al., Algorithm 2, line 5)."""

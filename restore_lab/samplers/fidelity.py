@@ -12,10 +12,12 @@ the threshold a and 0 below it. AdaRes stands in adares.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from torch import Tensor
+
+from restore_lab.config.kinds import NotNegative, Range
 
 if TYPE_CHECKING:
     from restore_lab.samplers.level import Level
@@ -89,9 +91,7 @@ class RestorationGuided(Free):
         recode: pull towards E(D(z_LQ)), as the release does, and not towards z_LQ, as the paper does.
     """
 
-    def __init__(self, *, tau_r: float | None, s_tmin: float, recode: bool = False) -> None:
-        if tau_r is not None and tau_r < 0:
-            raise ValueError(f"sampler.fidelity.tau_r={tau_r} must not be negative; null turns it off")
+    def __init__(self, *, tau_r: NotNegative | None, s_tmin: float, recode: bool = False) -> None:
         self.tau_r, self.s_tmin, self.recode = tau_r, float(s_tmin), recode and tau_r is not None
         self.edits_x0 = tau_r is not None
 
@@ -110,11 +110,13 @@ class RestorationSampling(Free):
         on: "latent" as written, or "x0": the predicted clean latent is pulled by the same share instead.
     """
 
-    def __init__(self, *, weight: float, threshold: float, on: Literal["latent", "x0"] = "latent") -> None:
-        if not 0.0 <= threshold < 1.0:
-            raise ValueError(f"sampler.fidelity.threshold={threshold} is a share of the steps, from 0 to below 1")
-        if on not in ("latent", "x0"):
-            raise ValueError(f"sampler.fidelity.on={on!r} is not known; one of latent, x0")
+    def __init__(
+        self,
+        *,
+        weight: NotNegative,
+        threshold: Annotated[float, Range(0, 1, below=True, unit="a share of the steps")],
+        on: Literal["latent", "x0"] = "latent",
+    ) -> None:
         self.weight, self.threshold = float(weight), float(threshold)
         self.edits_step, self.edits_x0 = on == "latent", on == "x0"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from restore_lab.config.kinds import NotNegative
 from restore_lab.types import Cond, Hint
 
 if TYPE_CHECKING:
@@ -37,10 +38,8 @@ class ClassifierFree:
     """
 
     def __init__(
-        self, *, scale: float | Callable[[Level], float], form: Literal["standard", "paper"] = "standard"
+        self, *, scale: NotNegative | Callable[[Level], float], form: Literal["standard", "paper"] = "standard"
     ) -> None:
-        if form not in ("standard", "paper"):
-            raise ValueError(f"sampler.guidance.form={form!r} is not known; one of standard, paper")
         self.scale, self.form = scale, form
 
     def branches(self, *, cond: Cond, null: Cond, hint: Hint, level: Level) -> tuple[Branch, ...]:

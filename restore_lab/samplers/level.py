@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from restore_lab.config.kinds import NotNegative, Share
+
 if TYPE_CHECKING:
     from restore_lab.backbones.schedule import Schedule
 
@@ -47,7 +49,7 @@ class Linear:
     Above the top, where churn takes the model, it goes on along the same line (SUPIR's release).
     """
 
-    def __init__(self, *, start: float, end: float) -> None:
+    def __init__(self, *, start: NotNegative, end: NotNegative) -> None:
         self.start, self.end = float(start), float(end)
 
     def __call__(self, level: Level) -> float:
@@ -61,9 +63,7 @@ class Until:
         share: of the steps, the first ones, in [0, 1].
     """
 
-    def __init__(self, *, share: float) -> None:
-        if not 0.0 <= share <= 1.0:
-            raise ValueError(f"sampler.strength.share={share} is a share of the steps; give a number from 0 to 1")
+    def __init__(self, *, share: Share) -> None:
         self.share = float(share)
 
     def __call__(self, level: Level) -> float:

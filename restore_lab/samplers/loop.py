@@ -13,12 +13,13 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from restore_lab.backbones.schedule import FlowMatching
+from restore_lab.config.kinds import Range
 from restore_lab.machine.xla import cut
 from restore_lab.random import generator
 from restore_lab.samplers.fidelity import Prediction, Steer
@@ -49,7 +50,7 @@ class Sampler(ABC):
         tiling: cuts large latents; read by the method, which asks the model; null for none.
     """
 
-    steps: int
+    steps: Annotated[int, Range(1, 10_000, unit="sampling steps")]
     init: Callable[..., Tensor]
     guidance: ClassifierFree
     fidelity: Free
@@ -57,10 +58,6 @@ class Sampler(ABC):
     colour: Callable[[Tensor, Tensor], Tensor]
     progress: bool
     tiling: Gaussian | None = None
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"sampler.steps={self.steps}: at least one step is needed")
 
     @abstractmethod
     def __call__(
@@ -93,18 +90,17 @@ class SchedulerSampler(Sampler):
     """
 
     scheduler: Callable[[Schedule], Any]
-    start: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.start <= 1:
-            raise ValueError(f"sampler.start={self.start} is a share of the steps; give a number above 0, up to 1")
+    start: Annotated[float, Range(0, 1, above=True, unit="a share of the steps")] = 1.0
 
     @torch.no_grad()
     def __call__(
         self, predict: Predict, lq_latent_BCHW: Tensor, *, centre_BCHW: Tensor, seeds: Sequence[int], schedule: Schedule
     ) -> Tensor:
         scheduler = self.scheduler(schedule)
+        if self.steps > (most := schedule.num_train_timesteps):
+            raise ValueError(
+                f"sampler.steps={self.steps}: the prior has {most} timesteps; give at most {most}, or sampler=edm"
+            )
         scheduler.set_timesteps(self.steps)  # times and coefficients stay on the host, which then never waits for them
         first = len(scheduler.timesteps) - max(1, round(self.start * len(scheduler.timesteps)))
         if first and hasattr(scheduler, "set_begin_index"):

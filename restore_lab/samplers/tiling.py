@@ -12,11 +12,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
+from restore_lab.config.kinds import Pixels, Positive, Range
 from restore_lab.machine.memory import let_go, out_of_memory
 from restore_lab.machine.xla import cut
 from restore_lab.samplers.guidance import Branch
@@ -48,13 +49,15 @@ class Gaussian:
     """
 
     def __init__(
-        self, *, tile: int | None, overlap: int, batch: int, sigma: float, words: Literal["image", "tile"]
+        self,
+        *,
+        tile: Pixels | None,
+        overlap: Annotated[int, Range(0, 2**15, unit="pixels")],
+        batch: Annotated[int, Range(1, 2**16)],
+        sigma: Positive,
+        words: Literal["image", "tile"],
     ) -> None:
-        if words not in ("image", "tile"):
-            raise ValueError(f"sampler.tiling.words={words!r} is not known; one of image, tile")
-        if batch < 1 or sigma <= 0:
-            raise ValueError(f"sampler.tiling.batch={batch} and sigma={sigma} must be above 0")
-        if overlap < 0 or (tile is not None and overlap > tile // 2):
+        if tile is not None and overlap > tile // 2:
             raise ValueError(f"sampler.tiling.overlap={overlap} must be from 0 to half of tile={tile}")
         self.tile, self.overlap, self.batch, self.sigma, self.words = tile, overlap, batch, sigma, words
 

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from restore_lab.storage.room import check_names
+
 LONG = 220  # bytes of a file's name, of the 255 that there may be
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how what a spreadsheet runs begins
 
@@ -15,8 +17,9 @@ def inside(folder: Path, name: str) -> Path:
     """A file below a folder, by a name that may have come with data.
 
     Raises:
-        ValueError: if the name leads out of the folder, also by a link in it.
+        ValueError: if the name leads out of the folder, also by a link in it, or is too long for a file system.
     """
+    check_names(name)
     file = folder / name
     if not file.parent.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{name!r} leads out of {folder}, to {file}; keep to the output folder")

@@ -134,6 +134,8 @@ def test_any_text_survives_quoting(text: str) -> None:
         ("steps=1,2", "steps=1,2"),
         ("hydra.run.dir=x", "hydra.run.dir=x"),
         ("~data", "~data"),
+        ("motto={name}_4x", "motto='{name}_4x'"),
+        ("eval_data.motto=[a,b]", "eval_data.motto=[a,b]"),
     ],
 )
 def test_only_free_text_and_paths_are_quoted(word: str, quoted: str) -> None:
@@ -202,6 +204,10 @@ def test_a_single_run_leaves_no_files(toy: Toy, tmp_path: Path) -> None:
         (["steps=[1"], "cannot read 'steps=[1'"),
         (["--config-dir", "/no/such"], "Additional config directory '/no/such' not found"),
         (["a.jpg", "b.jpg"], "cannot place 'b.jpg'"),
+        (["data=3"], "data=3: no option of that name; there are: folder, photos"),
+        (["data=[3]"], "data=[3]: no option of that name"),
+        (["data={a: 1}"], "no option of that name"),
+        (["~steps"], "~steps: a setting cannot be taken away; give it another value: steps=..."),
         (["steps=13"], "not there.png: No such file or directory"),
         (["+part._target_=os.system"], "_target_ 'os.system' is not allowed"),
     ],

@@ -120,8 +120,6 @@ def test_until_is_one_for_a_share_of_the_steps() -> None:
     assert {Until(share=1.0)(level) for level in steps} == {1.0} and {Until(share=0.0)(level) for level in steps} == {
         0.0
     }
-    with pytest.raises(ValueError, match=r"share=1\.5"):
-        Until(share=1.5)
 
 
 def test_rss_is_its_equations() -> None:
@@ -264,9 +262,6 @@ def test_adares_without_previews_says_what_to_do() -> None:
         sampler("ddim", fidelity=AdaRes(mode="residual"))(
             normal(s), latents(), centre_BCHW=latents(), seeds=SEEDS, schedule=s
         )
-    for words in ({"mode": "x"}, {"mode": "off", "preview_from": 2.0}):
-        with pytest.raises(ValueError, match=r"sampler\.fidelity"):
-            AdaRes(**words)
 
 
 def test_early_steps_may_take_the_lq_as_reference() -> None:

@@ -166,6 +166,8 @@ def test_a_restored_image_does_not_depend_on_its_batch() -> None:
     assert float(together.min()) >= 0 and float(together.max()) <= 1
 
 
-def test_at_least_one_step() -> None:
-    with pytest.raises(ValueError, match=r"sampler.steps=0: at least one step"):
-        toy_sampler(steps=0)
+def test_no_more_steps_than_the_prior_has_timesteps() -> None:
+    module = toy_spire()
+    module.sampler.steps = module.backbone.schedule.num_train_timesteps + 1
+    with pytest.raises(ValueError, match=r"sampler\.steps=\d+: the prior has \d+ timesteps; give at most \d+, or"):
+        module.restore(toy_batch(1))

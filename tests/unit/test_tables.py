@@ -86,10 +86,21 @@ def test_stand_ins_and_published_numbers(tmp_path) -> None:
         ({"rows": {"a": {"wieghts": "own"}}}, "no setting 'wieghts'"),
         ({"rows": {"a": {"weights": "c"}}}, "weights='c' is own, shipped or a row's name"),
         ({"rows": {"a": {"published": [1.0]}}}, "1 published numbers for 3 columns"),
-        ({"columns": {"PSNR": {"metric": "psnr", "better": "higher"}}}, "better='higher' is more or less"),
+        (
+            {"columns": {"PSNR": {"metric": "psnr", "better": "higher"}}},
+            r"columns\.PSNR\.better=higher: there are: more, less",
+        ),
         ({"conditions": {"main": {"columns": ["FID"]}}}, "no column 'FID'"),
         ({"claims": [{**TABLE["claims"][0], "row": "z"}]}, "there is no 'z'"),
-        ({"claims": [{**TABLE["claims"][0], "expect": "more"}]}, "expect is better or worse"),
+        (
+            {"claims": [{**TABLE["claims"][0], "expect": "more"}]},
+            r"expect=more: .*there are: better, worse",
+        ),
+        ({"title": ["a", "b"]}, r"title=\['a', 'b'\]: expected text"),
+        ({"rows": ["a"]}, r"rows=\['a'\]: expected a mapping"),
+        ({"rows": {"a": {"published": [float("nan")]}}}, r"rows\.a\.published\[0\]=nan: expected a number, or null"),
+        ({"rows": {"a": {"published": 3}}}, r"rows\.a\.published=3: expected a list"),
+        ({"overrides": 3}, r"overrides=3: expected a list \(text\), or null"),
     ],
 )
 def test_a_mistake_in_a_file_is_one_line(changed, says, tmp_path) -> None:

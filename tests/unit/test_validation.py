@@ -18,22 +18,44 @@ from restore_lab.machine.faults import told
 from restore_lab.storage.room import require
 from tests.composed import composed
 
+OPTIMISATION = {"_target_": "restore_lab.methods.training.Optimisation", "lr": 1e-4}
+SAMPLER = {"_target_": "restore_lab.samplers.loop.SchedulerSampler"}
+RSS = {"_target_": "restore_lab.samplers.fidelity.RestorationSampling"}
+BACKBONE = {"_target_": "restore_lab.backbones.loading.load_backbone"}
+GUIDANCE = {"_target_": "restore_lab.samplers.guidance.ClassifierFree"}
 WRONG = [
-    ({"max_steps": "many"}, "max_steps=many: expected a whole number of at least 1 (optimiser steps)"),
-    ({"max_steps": 0}, "max_steps=0: expected a whole number of at least 1 (optimiser steps)"),
+    ({"max_steps": "many"}, "max_steps=many: expected a whole number from 1 to 1000000000 (optimiser steps)"),
+    ({"max_steps": 0}, "max_steps=0: expected a whole number from 1 to 1000000000 (optimiser steps)"),
     ({"max_steps": None}, "max_steps=null: expected a whole number"),
-    ({"batch_size": 2.5}, "batch_size=2.5: expected a whole number of at least 1"),
-    ({"batch_size": True}, "batch_size=True: expected a whole number"),
-    ({"optimisation": {"lr": 0}}, "optimisation.lr=0: expected a number above 0"),
-    ({"optimisation": {"lr": float("nan")}}, "optimisation.lr=nan: expected a number above 0"),
-    ({"sampler": {"start": 1.5}}, "sampler.start=1.5: expected a number above 0 and at most 1 (a share of the steps)"),
-    ({"sampler": {"fidelity": {"threshold": 1.0}}}, "expected a number of at least 0 and below 1"),
-    ({"workers": -1}, "workers=-1: expected a whole number of at least 0 (processes that read data)"),
-    ({"crop": 0}, "crop=0: expected a whole number of at least 1 (pixels), or null"),
-    ({"precision": "bf16-mix"}, "precision=bf16-mix: did you mean bf16-mixed? there are: 32-true"),
-    ({"optimisation": {"decay": "cosin"}}, "optimisation.decay=cosin: did you mean cosine?"),
-    ({"backbone": {"dtype": "flaot16"}}, "did you mean float16? there are: float32, float16, bfloat16, null"),
-    ({"device": "gpu!"}, "device=gpu!: "),
+    ({"batch_size": 2.5}, "batch_size=2.5: expected a whole number from 1 to 65536 (images)"),
+    ({"batch_size": True}, "batch_size=true: expected a whole number"),
+    ({"optimisation": {**OPTIMISATION, "lr": 0}}, "optimisation.lr=0: expected a number above 0"),
+    ({"optimisation": {**OPTIMISATION, "lr": float("nan")}}, "optimisation.lr=nan: expected a number above 0"),
+    ({"optimisation": {**OPTIMISATION, "betas": [0.9]}}, "optimisation.betas=[0.9]: expected a list (2 of a number"),
+    ({"optimisation": {**OPTIMISATION, "betas": [0.9, 2]}}, "optimisation.betas[1]=2: expected a number"),
+    (
+        {"optimisation": {**OPTIMISATION, "lr_": 1}},
+        "Optimisation takes no 'lr_'; did you mean 'lr'?",
+    ),
+    ({"sampler": {**SAMPLER, "start": 1.5}}, "sampler.start=1.5: expected a number above 0 and at most 1 (a share of"),
+    (
+        {"sampler": {**SAMPLER, "guidance": 3}},
+        "sampler.guidance=3: expected a part (a node with _target_); choose",
+    ),
+    ({"sampler": {**SAMPLER, "guidance": {"scale": 3}}}, "expected a part (a node with _target_)"),
+    ({"sampler": {**SAMPLER, "fidelity": {**RSS, "threshold": 1.0}}}, "expected a number of at least 0 and below 1"),
+    ({"workers": -1}, "workers=-1: expected a whole number from 0 to 1024 (processes that read data)"),
+    ({"crop": 0}, "crop=0: expected a whole number from 1 to 65536 (pixels), or null"),
+    ({"precision": "bf16-mix"}, "precision=bf16-mix: expected 32-true, bf16-mixed"),
+    ({"optimisation": {**OPTIMISATION, "decay": "cosin"}}, "optimisation.decay=cosin: did you mean cosine?"),
+    ({"backbone": {**BACKBONE, "dtype": "flaot16"}}, "did you mean float16? there are: float32, float16, bfloat16"),
+    ({"device": "gpu!"}, "device=gpu!: expected auto, cpu, cuda, cuda:1 or mps"),
+    ({"module": None}, "module=null: expected a part"),
+    ({"ordered": 3}, "ordered=3: expected a list (text), or null"),
+    (
+        {"name": "${nothing}"},
+        "name: Interpolation key 'nothing' not found; a setting or part",
+    ),
 ]
 
 
@@ -47,10 +69,11 @@ def test_a_value_that_a_setting_cannot_have(settings, said) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"max_steps": 1, "batch_size": 2.0, "crop": None, "seed": 0, "device": "cuda:3", "precision": 16},
-        {"sampler": {"guidance": {"scale": {"start": 1.0, "end": 4.0}}, "fidelity": {"tau_r": None}}},
-        {"optimisation": {"fused": True, "lr": "${rate}"}, "rate": 1e-4},
+        {"max_steps": 1, "crop": None, "seed": 0, "device": "cuda:3", "unknown": 3},
+        {"sampler": {**SAMPLER, "guidance": {**GUIDANCE, "scale": {"_target_": "x"}}, "fidelity": RSS}},
+        {"optimisation": {**OPTIMISATION, "fused": True, "lr": "${rate}"}, "rate": 1e-4},
         {"max_steps": "???", "format": "same"},
+        {"hydra": {"launcher": {"_target_": 3}}},
     ],
 )
 def test_what_will_do_passes(settings) -> None:
@@ -99,10 +122,40 @@ def test_of_pairs_too_and_an_ending_of_names_may_be_empty(monkeypatch) -> None:
         check(composed("evaluate"), verb="evaluate")
 
 
+def test_a_number_written_otherwise_stands_as_what_it_means() -> None:
+    cfg = OmegaConf.create({"max_steps": 1e5, "batch_size": 2.0, "precision": 16, "name": 2024, "also": "${max_steps}"})
+    check(cfg, verb="restore")
+    assert cfg == {"max_steps": 100_000, "batch_size": 2, "precision": "16", "name": "2024", "also": 100_000}
+    assert isinstance(cfg.max_steps, int) and isinstance(cfg.batch_size, int)
+
+
 def test_formats_are_a_verbs_own() -> None:
     with pytest.raises(ValueError, match="format=jsn: did you mean json"):
         check(OmegaConf.create({"format": "jsn"}), verb="evaluate")
-    check(OmegaConf.create({"format": "jsn"}), verb="demo")
+    with pytest.raises(ValueError, match="format=text: there are: png, jpeg, webp, tiff, same"):
+        check(OmegaConf.create({"format": "text"}), verb="restore")
+
+
+@pytest.mark.parametrize(
+    ("verb", "settings", "said"),
+    [
+        ("train", {"run_dir": "file"}, "run_dir=file: .*file: a file is in the way; name another folder, or delete it"),
+        ("evaluate", {"run_dir": "file/below"}, "a file is in the way"),
+        ("restore", {"output": "dangling"}, "output=dangling: .*: a broken link is in the way"),
+        ("export", {"output": "a" * 300}, "a name of more than 255 bytes; give a shorter one"),
+        ("report", {"output": "folder"}, "output=folder: it is a folder; name a file"),
+        ("diff", {"trace": "file/below"}, "trace=file/below: .*a file is in the way"),
+    ],
+)
+def test_places_that_cannot_be_written_are_refused_ahead(verb, settings, said, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    cfg = OmegaConf.create({"explain": False, "restored": None, "system": None, **settings})
+    with pytest.raises(ValueError, match=said):
+        check_files(cfg, verb=verb)
+    check_files(OmegaConf.create({**cfg, next(iter(settings)): "folder/new"}), verb=verb)
 
 
 def test_files_that_a_verb_reads(tmp_path) -> None:

@@ -1,0 +1,268 @@
+"""What a value may be, said once: as an annotation. `fit` holds a value of a config against it, without torch.
+
+`Annotated[int, Range(1, 100)]` is a whole number, `Literal["a", "b"]` a choice, `Sequence[float]` a list, a TypedDict a
+mapping of these keys. A class, a Callable or a Tensor stands for a part: a config node with a `_target_`. A number that
+a person writes otherwise (1e5 for a whole number, 16 for the name "16") comes back as what is asked for.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import math
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Annotated, Any, Literal, NotRequired, Union, get_args, get_origin, is_typeddict
+
+from restore_lab.config.nearest import nearest
+
+INT64 = 2**63
+SHORT = 60  # characters of a value that a message repeats
+LISTS = (list, tuple, set, frozenset, collections.abc.Sequence, collections.abc.Collection, collections.abc.Iterable)
+MAPPINGS = (dict, collections.abc.Mapping)
+NULL = type(None)
+
+
+class Unfit(ValueError):
+    """A value that is not what is asked for; the text says what is.
+
+    Attributes:
+        place: where in the value the fault lies, such as "[0].low"; empty for the whole.
+        value: what stands there.
+    """
+
+    def __init__(self, text: str, *, place: str = "", value: Any = None) -> None:
+        super().__init__(text)
+        self.place, self.value = place, value
+
+
+class Part:
+    """The annotation of whatever is built from a node with a `_target_`."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`; `above` and `below` leave the bound itself out.
+
+    Attributes:
+        unit: what they count.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+    unit: str = ""
+
+    def holds(self, value: float) -> bool:
+        """Whether a number lies inside."""
+        return (value > self.low if self.above else value >= self.low) and (
+            value < self.high if self.below else value <= self.high
+        )
+
+    def __str__(self) -> str:
+        unit = [f"({self.unit})"] if self.unit else []
+        if -math.inf < self.low and self.high < math.inf and not (self.above or self.below):
+            return " ".join([f"from {self.low:.15g} to {self.high:.15g}", *unit])
+        text = []
+        if self.low > -math.inf:
+            text.append(f"above {self.low:.15g}" if self.above else f"of at least {self.low:.15g}")
+        if self.high < math.inf:
+            text.append(f"{'and ' * bool(text)}{'below' if self.below else 'at most'} {self.high:.15g}")
+        return " ".join([*text, *unit])
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Text of one form; `says` names it for people."""
+
+    text: str
+    says: str
+
+
+Count = Annotated[int, Range(1, 10**9)]
+Share = Annotated[float, Range(0, 1)]
+Positive = Annotated[float, Range(0, above=True)]
+NotNegative = Annotated[float, Range(0)]
+Steps = Annotated[int, Range(1, 10**9, unit="optimiser steps")]
+Pixels = Annotated[int, Range(1, 2**16, unit="pixels")]
+Seed = Annotated[int, Range(0, 2**32 - 1)]
+
+
+def fit(value: Any, kind: Any) -> Any:
+    """The value as what an annotation asks for.
+
+    Args:
+        value: plain: null, a number, text, a list or a mapping; anything else passes for a part.
+        kind: an annotation.
+
+    Raises:
+        Unfit: with what is asked for in its place.
+    """
+    if kind is Any or kind is object:
+        return value
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return _fit_any(value, arguments)
+    if origin is Annotated:
+        return _fit_annotated(value, arguments)
+    if origin is Literal:
+        return _fit_choice(value, arguments)
+    if kind in (int, float):
+        return _fit_number(value, kind)
+    if kind in (bool, None, NULL):
+        return _or_unfit(value, kind, isinstance(value, bool) if kind is bool else value is None)
+    if kind is str or (isinstance(kind, type) and issubclass(kind, PurePath)):
+        return _fit_text(value, kind)
+    if is_typeddict(kind):
+        return _fit_keys(value, kind)
+    if (origin or kind) in LISTS:
+        return _fit_list(value, kind, arguments)
+    if (origin or kind) in MAPPINGS:
+        _or_unfit(value, kind, isinstance(value, Mapping))
+        return {key: _inside(entry, arguments[1], f".{key}") for key, entry in value.items()} if arguments else value
+    plain = value is None or isinstance(value, bool | int | float | str | list | tuple)
+    return _or_unfit(value, kind, not plain and (not isinstance(value, Mapping) or "_target_" in value))
+
+
+def says(kind: Any) -> str:
+    """An annotation for people: "a whole number of at least 1, or null"."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return _says_any(arguments)
+    if origin is Annotated:
+        base, *more = arguments
+        patterns = [one.says for one in more if isinstance(one, Pattern)]
+        return (
+            patterns[0] if patterns else " ".join([says(base), *(str(one) for one in more if isinstance(one, Range))])
+        )
+    if origin is Literal:
+        return " | ".join("null" if one is None else str(one) for one in arguments)
+    if is_typeddict(kind):
+        return f"a mapping with {', '.join(kind.__annotations__)}"
+    if (origin or kind) in LISTS:
+        inner = list(dict.fromkeys(says(one) for one in arguments if one is not ...))
+        count = f"{len(arguments)} of " if origin is tuple and arguments[-1] is not ... else ""
+        return f"a list ({count}{', '.join(inner)})" if inner else "a list"
+    if (origin or kind) in MAPPINGS:
+        return "a mapping"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", None: "null", NULL: "null"}
+    if kind in names:
+        return names[kind]
+    return "a path" if isinstance(kind, type) and issubclass(kind, PurePath) else "a part (a node with _target_)"
+
+
+def _says_any(kinds: Sequence[Any]) -> str:
+    named = list(dict.fromkeys(says(one) for one in sorted(kinds, key=lambda one: one is NULL)))
+    return ", or ".join(filter(None, [", ".join(named[:-1]), named[-1]]))
+
+
+def short(value: Any) -> str:
+    """A value in a message: null for None, and never more than a line of it."""
+    text = "null" if value is None else str(value)
+    text = str(value).lower() if isinstance(value, bool) else " ".join(text.split())
+    return text if len(text) <= SHORT else f"{text[:SHORT]}..."
+
+
+def _or_unfit(value: Any, kind: Any, fits: bool) -> Any:
+    if not fits:
+        raise Unfit(f"expected {says(kind)}")
+    return value
+
+
+def _fit_any(value: Any, kinds: Sequence[Any]) -> Any:
+    """As the first of several that takes the value unchanged, else the first that takes it."""
+    found, wrong = [], []
+    for kind in kinds:
+        try:
+            found.append(fit(value, kind))
+        except Unfit as error:
+            wrong.append((kind, error))
+    if found:
+        return next((one for one in found if one is value or type(one) is type(value)), found[0])
+    for kind, error in wrong:  # of a list or a mapping it is said what in it is wrong, of a single kind all it says
+        if error.place:
+            raise error
+        if len(wrong) == 1 + any(one is NULL for one, _ in wrong) and kind is not NULL:
+            raise Unfit(f"{error}{', or null' if len(wrong) > 1 else ''}")
+    raise Unfit(f"expected {_says_any(kinds)}")
+
+
+def _fit_annotated(value: Any, arguments: Sequence[Any]) -> Any:
+    base, *more = arguments
+    try:
+        fitted = fit(value, base)
+    except Unfit as error:
+        raise Unfit(f"expected {says(Annotated[base, *more])}") from error
+    for one in more:
+        if isinstance(one, Range) and not one.holds(fitted):
+            raise Unfit(f"expected {says(Annotated[base, *more])}")
+        if isinstance(one, Pattern) and not re.fullmatch(one.text, fitted):
+            raise Unfit(f"expected {one.says}")
+    return fitted
+
+
+def _fit_choice(value: Any, names: Sequence[Any]) -> Any:
+    if not isinstance(value, list | tuple | Mapping):
+        for name in names:
+            if type(name) is type(value) and name == value:
+                return name
+        word = str(value).lower() if isinstance(value, bool) else str(value)
+        if word in names:
+            return word
+        close = nearest(word, [name for name in names if isinstance(name, str)])
+        listed = ", ".join("null" if name is None else str(name) for name in names)
+        raise Unfit(f"{f'did you mean {close}? ' if close else ''}there are: {listed}")
+    raise Unfit(f"expected one of {', '.join(map(str, names))}")
+
+
+def _fit_number(value: Any, kind: type) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    if number and kind is int:
+        number = math.isfinite(value) and value == int(value) and -INT64 < value < INT64
+    _or_unfit(value, kind, number)
+    return int(value) if kind is int else value
+
+
+def _fit_text(value: Any, kind: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    _or_unfit(value, kind, isinstance(value, str | int | float | PurePath))
+    if isinstance(value, str) and "\0" in value:
+        raise Unfit("expected text without a null character")
+    return str(value)
+
+
+def _fit_list(value: Any, kind: Any, arguments: Sequence[Any]) -> Any:
+    _or_unfit(value, kind, isinstance(value, list | tuple))
+    if not arguments:
+        return value
+    if get_origin(kind) is tuple and arguments[-1] is not ...:
+        if len(value) != len(arguments):
+            raise Unfit(f"expected {says(kind)}")
+        return [_inside(one, inner, f"[{n}]") for n, (one, inner) in enumerate(zip(value, arguments, strict=True))]
+    return [_inside(one, arguments[0], f"[{number}]") for number, one in enumerate(value)]
+
+
+def _fit_keys(value: Any, kind: Any) -> Any:
+    _or_unfit(value, kind, isinstance(value, Mapping))
+    hints = typing.get_type_hints(kind, include_extras=True)
+    optional = {key: get_args(hint)[0] for key, hint in hints.items() if get_origin(hint) is NotRequired}
+    kinds = {**hints, **optional}
+    for key in value:
+        if key not in kinds:
+            raise Unfit(f"no setting {key!r} in it; there are: {', '.join(kinds)}")
+    if missing := [key for key in kinds if key not in value and key not in optional]:
+        raise Unfit(f"expected {missing[0]!r} in it")
+    return {key: _inside(entry, kinds[key], f".{key}") for key, entry in value.items()}
+
+
+def _inside(value: Any, kind: Any, place: str) -> Any:
+    """`fit` for what lies in a list or a mapping; the error says where."""
+    try:
+        return fit(value, kind)
+    except Unfit as error:
+        raise Unfit(str(error), place=place + error.place, value=error.value if error.place else value) from error

@@ -1,0 +1,193 @@
+"""What the constructor of a `_target_` takes, by its annotations: read from the package's source, without importing it.
+
+So a config is held against the constructors before torch is there. Of another package's target the annotations are read
+once it has been imported; what they do not say is Any.
+"""
+
+from __future__ import annotations
+
+import ast
+import collections.abc
+import functools
+import importlib
+import inspect
+import math
+import operator
+import pathlib
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from restore_lab.config.kinds import Part
+
+PACKAGE = Path(__file__).resolve().parents[1]
+PLAIN: Mapping[str, Any] = {
+    **{kind.__name__: kind for kind in (int, float, bool, str, list, dict, tuple, set, frozenset, object)},
+    **{name: getattr(collections.abc, name) for name in ("Sequence", "Mapping", "Collection", "Iterable")},
+    **{name: getattr(typing, name) for name in ("Any", "Literal", "Annotated", "Optional", "Union")},
+    **{name: getattr(pathlib, name) for name in ("Path", "PurePath")},
+    "Callable": Part,
+    "math": math,
+}
+
+
+# Of any node with a `_target_`, for Hydra.
+SPECIAL: Mapping[Any, Any] = {
+    "_target_": str,
+    "_args_": list,
+    "_partial_": bool,
+    "_recursive_": bool,
+    "_convert_": str,
+}
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Annotations by argument; `others`, of further arguments, is None where the target takes no others."""
+
+    kinds: Mapping[str, Any]
+    others: Any = None
+
+
+@functools.cache
+def of_source(target: str) -> Signature | None:
+    """Of a target of this package; None for another's, and for one that is not there."""
+    parts = target.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        if parts[0] == PACKAGE.name and (module := _module(".".join(parts[:length]))):
+            return module.signature(parts[length]) if len(parts) == length + 1 else None
+    return None
+
+
+def of_object(target: Callable[..., Any]) -> Signature | None:
+    """Of a target that has been imported; None if it does not say what it takes."""
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (ValueError, TypeError):
+        return None
+    hints = _hints(target.__init__ if isinstance(target, type) else target)
+    named = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    kinds = {name: hints[name] if name in hints and _says_something(hints[name]) else Any for name in named}
+    return Signature(kinds, Any if any(p.kind == p.VAR_KEYWORD for p in parameters) else None)
+
+
+def _says_something(kind: Any) -> bool:
+    """Whether another package's annotation names a plain kind; what makes one of its classes is not known here."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return any(one is not type(None) and _says_something(one) for one in typing.get_args(kind))
+    if typing.get_origin(kind) is Annotated:
+        return _says_something(typing.get_args(kind)[0])
+    return typing.get_origin(kind) in (typing.Literal, list, dict, tuple) or kind in (int, float, bool, str)
+
+
+def _hints(function: Any) -> Mapping[str, Any]:
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except Exception:  # another package's annotations may name what is not installed
+        return {}
+
+
+@functools.cache
+def _module(name: str) -> _Module | None:
+    file = PACKAGE.parent.joinpath(*name.split(".")).with_suffix(".py")
+    return _Module(name, ast.parse(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+
+class _Module:
+    """The classes, functions, aliases and imports of a module's source."""
+
+    def __init__(self, name: str, tree: ast.Module) -> None:
+        self.name = name
+        self.named: dict[str, ast.AST] = {}
+        self.imported: dict[str, tuple[str, str]] = {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                self.imported |= {one.asname or one.name: (node.module, one.name) for one in node.names}
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                self.named[node.name] = node
+            elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                self.named[node.targets[0].id] = node.value
+
+    def signature(self, name: str) -> Signature | None:
+        """Of a class or function here, or imported from another module of the package."""
+        node = self.named.get(name)
+        if node is None and name in self.imported:
+            return of_source(".".join(self.imported[name]))
+        if isinstance(node, ast.FunctionDef):
+            return self._of_function(node, skip=0)
+        if not isinstance(node, ast.ClassDef):
+            return None
+        init = next((one for one in node.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"), None)
+        if init is not None:
+            return self._of_function(init, skip=1)
+        bases = [self.signature(base.id) for base in node.bases if isinstance(base, ast.Name)]
+        known = [base for base in bases if base is not None]
+        if not any("dataclass" in ast.unparse(one) for one in node.decorator_list):
+            if known:
+                return known[0]
+            return None if node.bases else Signature({})
+        fields = [one for one in node.body if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)]
+        own = {one.target.id: self.kind(one.annotation) for one in fields if isinstance(one.target, ast.Name)}
+        return Signature({**{k: v for base in known for k, v in base.kinds.items()}, **own})
+
+    def _of_function(self, node: ast.FunctionDef, *, skip: int) -> Signature:
+        arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs][skip:]
+        kinds = {one.arg: self.kind(one.annotation) if one.annotation else Any for one in arguments}
+        return Signature(kinds, Any if node.args.kwarg else None)
+
+    def kind(self, node: ast.expr) -> Any:
+        """The annotation that an expression stands for; Part for whatever is no plain value."""
+        if isinstance(node, ast.Constant):
+            return self.kind(ast.parse(node.value, mode="eval").body) if isinstance(node.value, str) else node.value
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+            return operator.or_(self.kind(node.left), self.kind(node.right))
+        if isinstance(node, ast.Subscript):
+            return self._generic(node)
+        return self._named(node.id) if isinstance(node, ast.Name) else Part
+
+    def _generic(self, node: ast.Subscript) -> Any:
+        outer = self.kind(node.value)
+        if outer is Part:
+            return Part
+        inside = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        if outer is typing.Literal:
+            return typing.Literal[tuple(ast.literal_eval(one) for one in inside)]
+        if outer is Annotated:
+            more = [self._value(one) for one in inside[1:]]
+            return Annotated[self.kind(inside[0]), *more]
+        return outer[tuple(... if ast.unparse(one) == "..." else self.kind(one) for one in inside)]
+
+    def _named(self, name: str) -> Any:
+        """What a name stands for: plain, an alias here or in another module of ours, else a part."""
+        node = self.named.get(name)
+        if isinstance(node, ast.expr):
+            return self.kind(node)
+        module, original = self.imported.get(name, ("", ""))
+        if module.startswith(f"{PACKAGE.name}.config."):
+            return getattr(importlib.import_module(module), original)
+        if (other := _module(module)) is not None and module.startswith(PACKAGE.name):
+            return other._named(original)
+        return Part if node is not None else PLAIN.get(name, Part)
+
+    def _value(self, node: ast.expr) -> Any:
+        """What stands beside a kind in Annotated: a Range(...) or Pattern(...) of numbers and text."""
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            make = self._named(node.func.id)
+            return make(
+                *map(self._value, node.args), **{one.arg: self._value(one.value) for one in node.keywords if one.arg}
+            )
+        if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
+            return _ARITHMETIC[type(node.op)](self._value(node.left), self._value(node.right))
+        return ast.literal_eval(node)
+
+
+_ARITHMETIC: Mapping[type, Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Pow: operator.pow,
+}

@@ -1,0 +1,114 @@
+"""What a table file may say, key by key; files.py tells what it means.
+
+Whatever may stand under `tiny` and `full` for one scale may stand beside them for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+from restore_lab.config.kinds import Range, Unfit, fit, short
+
+Words = Sequence[str]
+Name = Literal["more", "less"]
+Numbers = Sequence[float | None]
+
+
+class Jobs(TypedDict):
+    """Overrides for jobs: of every verb, and of one."""
+
+    overrides: NotRequired[Words | None]
+    train: NotRequired[Words | None]
+    evaluate: NotRequired[Words | None]
+    describe: NotRequired[Words | None]
+
+
+class AtScale(Jobs):
+    """What stands under a scale."""
+
+    weights: NotRequired[str | None]
+    mean: NotRequired[Words | None]
+
+
+class Scaled(Jobs):
+    """Jobs, and what counts at one scale."""
+
+    tiny: NotRequired[AtScale | None]
+    full: NotRequired[AtScale | None]
+
+
+class StandIn(TypedDict):
+    """A metric in the place of another."""
+
+    metric: str
+    better: Name
+
+
+class ColumnEntry(TypedDict):
+    """An entry of `columns`."""
+
+    better: Name
+    metric: NotRequired[str | None]
+    tiny: NotRequired[str | StandIn | None]
+    digits: NotRequired[Annotated[int, Range(0, 12)]]
+    describe: NotRequired[str | None]
+
+
+class ConditionEntry(Scaled):
+    """An entry of `conditions`."""
+
+    title: NotRequired[str]
+    columns: NotRequired[Words | None]
+    only: NotRequired[Literal["tiny", "full"] | None]
+    mean: NotRequired[Words | None]
+
+
+class RowEntry(Scaled):
+    """An entry of `rows`."""
+
+    title: NotRequired[str]
+    labels: NotRequired[Mapping[str, str] | None]
+    weights: NotRequired[str | None]
+    variant: NotRequired[str | None]
+    system: NotRequired[str | None]
+    only: NotRequired[Literal["tiny", "full"] | None]
+    published: NotRequired[Numbers | Mapping[str, Numbers] | None]
+    note: NotRequired[str]
+
+
+class ClaimEntry(TypedDict):
+    """An entry of `claims`."""
+
+    says: str
+    row: str
+    baseline: str
+    column: str
+    expect: Literal["better", "worse"]
+    condition: NotRequired[str]
+
+
+class TableEntry(Scaled):
+    """The node `table`."""
+
+    title: str
+    columns: Mapping[str, ColumnEntry]
+    rows: Mapping[str, RowEntry | None]
+    source: NotRequired[Mapping[str, str] | None]
+    conditions: NotRequired[Mapping[str, ConditionEntry | None] | None]
+    claims: NotRequired[Sequence[ClaimEntry] | None]
+    notes: NotRequired[Words | None]
+    figure: NotRequired[Mapping[str, Any] | None]
+
+
+def checked(node: Any, where: str) -> dict[str, Any]:
+    """The node `table` of a file, its values as they are asked for.
+
+    Raises:
+        ValueError: with the first that is not.
+    """
+    try:
+        return fit(node, TableEntry)
+    except Unfit as error:
+        place = f"{error.place.lstrip('.')}={short(error.value)}: " if error.place else ""
+        raise ValueError(f"{where}: {place}{error}") from error

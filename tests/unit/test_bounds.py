@@ -1,0 +1,36 @@
+"""A config of somebody's own that stands for more than it should is refused before Hydra reads it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from restore_lab.config import bounds
+
+LEVELS = [f"{name}: &{name} [*{before}, *{before}, *{before}]" for before, name in pairwise("abcdefghijk")]
+BOMB = "\n".join(["a: &a [x, x, x]", *LEVELS])
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [("a: 1\nb: [1, 2]", 7), ("", 1), ("a: &x {b: 1}\nc: *x", 9), ("{", 0), ("- \xff\x00", 0)],
+)
+def test_values_are_counted_with_aliases_written_out(text, values) -> None:
+    assert bounds.values(text.encode("latin-1")) == values
+
+
+@pytest.mark.parametrize("text", [BOMB, "&a [*a]", "[" * 50_000], ids=["aliases", "itself", "nested"])
+def test_a_bomb_is_refused_by_name(text, tmp_path) -> None:
+    (tmp_path / "sampler").mkdir()
+    (tmp_path / "sampler" / "fine.yaml").write_text("steps: 3")
+    bounds.check(tmp_path)
+    (tmp_path / "sampler" / "bomb.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"sampler/bomb\.yaml: its aliases \(\*name\) stand for more than"):
+        bounds.check(tmp_path)
+
+
+def test_a_file_of_data_is_no_config(tmp_path) -> None:
+    (tmp_path / "large.yaml").write_bytes(b"x: 1\n" * 300_000)
+    with pytest.raises(ValueError, match=r"large\.yaml: larger than 1 MiB"):
+        bounds.check(tmp_path)
