@@ -82,6 +82,27 @@ class Pattern:
     text: str
     says: str
 
+    def holds(self, value: str) -> bool:
+        """Whether text has the form."""
+        return re.fullmatch(self.text, value) is not None
+
+    def __str__(self) -> str:
+        return self.says
+
+
+@dataclass(frozen=True)
+class Most:
+    """A list of at most so many."""
+
+    count: int
+
+    def holds(self, value: Sequence[Any]) -> bool:
+        """Whether a list is no longer."""
+        return len(value) <= self.count
+
+    def __str__(self) -> str:
+        return f"of at most {self.count}"
+
 
 Count = Annotated[int, Range(1, 10**9)]
 Share = Annotated[float, Range(0, 1)]
@@ -135,10 +156,7 @@ def says(kind: Any) -> str:
         return _says_any(arguments)
     if origin is Annotated:
         base, *more = arguments
-        patterns = [one.says for one in more if isinstance(one, Pattern)]
-        return (
-            patterns[0] if patterns else " ".join([says(base), *(str(one) for one in more if isinstance(one, Range))])
-        )
+        return str(more[0]) if isinstance(more[0], Pattern) else " ".join([says(base), *map(str, more)])
     if origin is Literal:
         return " | ".join("null" if one is None else str(one) for one in arguments)
     if is_typeddict(kind):
@@ -197,11 +215,8 @@ def _fit_annotated(value: Any, arguments: Sequence[Any]) -> Any:
         fitted = fit(value, base)
     except Unfit as error:
         raise Unfit(f"expected {says(Annotated[base, *more])}") from error
-    for one in more:
-        if isinstance(one, Range) and not one.holds(fitted):
-            raise Unfit(f"expected {says(Annotated[base, *more])}")
-        if isinstance(one, Pattern) and not re.fullmatch(one.text, fitted):
-            raise Unfit(f"expected {one.says}")
+    if not all(one.holds(fitted) for one in more):
+        raise Unfit(f"expected {says(Annotated[base, *more])}")
     return fitted
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.grammar import quote
+from restore_lab.config.kinds import Unfit, fit
 from restore_lab.config.received_schema import ABSENT_AT_TIMES, GROUPS, NOT_TAKEN, PARTS, SETTINGS, WRITES, Text
 
 MAX_WORDS, MAX_LETTERS = 200, 2500  # of a manifest, and of each
@@ -68,10 +69,14 @@ def _counted(word: str) -> str | None:
     if key in GROUPS:
         return word if not match["add"] and _is_option(key, text) else None
     fact = SETTINGS.get(key)
-    if fact is None or (not isinstance(fact, Text) and LONG_NUMBER.search(text)):
+    if fact is None or (fact is not Text and LONG_NUMBER.search(text)):
         return None
     value = _value(text)
-    if value is _Unread or fact.wrong(value) is not None:
+    if value is _Unread or (fact is Text and not isinstance(value, str)):
+        return None
+    try:
+        value = fit(value, fact)
+    except Unfit:
         return None
     add = "++" if key.partition(".")[0] in ABSENT_AT_TIMES else ""
     return f"{add}{key}={_written(value)}"

@@ -8,11 +8,11 @@ has a setting of its own. tests/unit/test_trainer.py compares the four with Ligh
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from restore_lab.config.kinds import NotNegative, Part, Pattern, Range, Unfit, fit, short
 from restore_lab.config.nearest import offer
-from restore_lab.config.validation import COUNT, FACTS, SOME, Choice, Number
+from restore_lab.config.settings import Precision
 
 STAGE = "stage"  # a value in `trainer`: each stage's own
 COUNTED: Mapping[str, Any] = {  # with Lightning's defaults
@@ -56,37 +56,37 @@ ELSEWHERE = {
 }
 SETTABLE = (*COUNTED, *FREE, *DEBUG)
 
-STEPS = Number(whole=True, low=1, null=True, unit="optimiser steps")
-EPOCHS = Number(whole=True, low=1, null=True, unit="passes over the training images")
-SWITCH = Choice(names=("true", "false"))
-PRECISION = FACTS["precision"]
-assert isinstance(PRECISION, Choice)
-VALUES: Mapping[str, Number | Choice] = {  # what an argument may be; a strategy is Lightning's to judge
-    "max_steps": replace(STEPS, words=(STAGE,)),
-    "min_steps": STEPS,
-    **dict.fromkeys(("max_epochs", "min_epochs", "check_val_every_n_epoch"), EPOCHS),
-    "max_time": Choice(names=("00:01:30:00",), null=True, also=r"\d{2}:\d{2}:\d{2}:\d{2}"),
-    "precision": replace(PRECISION, names=(*PRECISION.names, STAGE), null=True),
-    "accumulate_grad_batches": Number(whole=True, low=1, words=(STAGE,), unit="batches in a step"),
-    "gradient_clip_val": Number(low=0, null=True, words=(STAGE,)),
-    "gradient_clip_algorithm": Choice(names=("norm", "value"), null=True),
-    **dict.fromkeys(("reload_dataloaders_every_n_epochs", "log_every_n_steps"), SOME),
-    "fast_dev_run": replace(SWITCH, also=r"\d+"),
-    "overfit_batches": Number(whole=True, low=0, unit="batches"),
-    "limit_train_batches": Number(whole=True, low=1, null=True, unit="batches"),
-    "limit_val_batches": Number(low=0, null=True, unit="batches, or a share of them"),
-    "val_check_interval": Number(whole=True, low=1, unit="batches"),
-    "num_sanity_val_steps": Number(whole=True, low=-1, unit="batches"),
-    "profiler": Choice(names=("simple", "advanced"), null=True),
-    "deterministic": replace(SWITCH, names=("warn", *SWITCH.names), null=True),
-    "benchmark": replace(SWITCH, null=True),
-    **dict.fromkeys(("sync_batchnorm", "inference_mode", "detect_anomaly", "enable_autolog_hparams"), SWITCH),
-    **dict.fromkeys(("enable_progress_bar", "enable_model_summary"), SWITCH),
-    "accelerator": Choice(names=("auto", "cpu", "gpu", "cuda", "mps", "tpu")),
-    "devices": Choice(names=("auto", "1", "2"), also=r"-1|[1-9]\d*(,\d+)*"),
-    "num_nodes": COUNT,
+MaxSteps = Annotated[int, Range(1, 10**9, unit="optimiser steps")] | None
+Epochs = Annotated[int, Range(1, 10**9, unit="passes over the training images")] | None
+Batches = Annotated[int, Range(0, 10**9, unit="batches")]
+VALUES: Mapping[str, Any] = {  # what an argument may be; a strategy is Lightning's to judge
+    "max_steps": MaxSteps | Literal["stage"],
+    "min_steps": MaxSteps,
+    **dict.fromkeys(("max_epochs", "min_epochs", "check_val_every_n_epoch"), Epochs),
+    "max_time": Annotated[str, Pattern(r"\d{2}:\d{2}:\d{2}:\d{2}", "days, hours, minutes, seconds: 00:01:30:00")]
+    | None,
+    "precision": Precision | Literal["stage"] | None,
+    "accumulate_grad_batches": Annotated[int, Range(1, 2**16, unit="batches in a step")] | Literal["stage"],
+    "gradient_clip_val": NotNegative | Literal["stage"] | None,
+    "gradient_clip_algorithm": Literal["norm", "value"] | None,
+    **dict.fromkeys(("reload_dataloaders_every_n_epochs", "log_every_n_steps"), Annotated[int, Range(0, 10**9)]),
+    "fast_dev_run": bool | Batches,
+    "overfit_batches": Batches,
+    "limit_train_batches": Annotated[int, Range(1, 10**9, unit="batches")] | None,
+    "limit_val_batches": Annotated[float, Range(0, 10**9, unit="batches, or a share of them")] | None,
+    "val_check_interval": Annotated[int, Range(1, 10**9, unit="batches")],
+    "num_sanity_val_steps": Annotated[int, Range(-1, 10**9, unit="batches")],
+    "profiler": Literal["simple", "advanced"] | Mapping[str, Any] | None,
+    "deterministic": bool | Literal["warn"] | None,
+    "benchmark": bool | None,
+    **dict.fromkeys(("sync_batchnorm", "inference_mode", "detect_anomaly", "enable_autolog_hparams"), bool),
+    **dict.fromkeys(("enable_progress_bar", "enable_model_summary"), bool),
+    "accelerator": Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"],
+    "devices": Annotated[str, Pattern(r"auto|-1|[1-9]\d{0,3}(,\d{1,4})*", "auto, a number of devices, or a list")]
+    | Sequence[int],
+    "strategy": str | Part,
+    "num_nodes": Annotated[int, Range(1, 10**5)],
 }
-BUILT: Mapping[str, type] = {"devices": list, "strategy": dict, "profiler": dict}  # may be more than a word
 
 
 def check(place: str, node: Mapping[str, Any]) -> None:
@@ -104,10 +104,10 @@ def check(place: str, node: Mapping[str, Any]) -> None:
             raise ValueError(f"{place}.{name} cannot be set here: {ELSEWHERE[name]}")
         if name not in SETTABLE and name != "_target_":
             raise ValueError(f"no setting {name!r} in {place}{offer(str(name), SETTABLE)}")
-        built = name in BUILT and isinstance(value, BUILT[name])
-        wrong = VALUES[name].wrong(value) if name in VALUES and not built else None
-        if wrong is not None:
-            raise ValueError(f"{place}.{name}={'null' if value is None else value}: {wrong}")
+        try:
+            fit(value, VALUES.get(name, Any))
+        except Unfit as error:
+            raise ValueError(f"{place}.{name}={short(value)}: {error}") from error
 
 
 def trainer_of(
