@@ -72,7 +72,7 @@ def read(name: str, folders: Sequence[Path], *, scale: Scale) -> Spec:
     return _spec(name, node, scale)
 
 
-def _spec(name: str, node: Mapping[str, Any], scale: Scale) -> Spec:
+def _spec(name: str, node: Any, scale: Scale) -> Spec:
     node = checked(node, f"table {name}")
     columns = {title: _column(name, title, entry or {}, scale) for title, entry in node["columns"].items()}
     entries = {key: entry or {} for key, entry in (node.get("conditions") or {ONLY: {}}).items()}

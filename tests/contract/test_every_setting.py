@@ -45,7 +45,9 @@ def test_every_setting_is_annotated(verb) -> None:
 
 def test_no_annotation_stands_for_a_setting_that_no_config_has() -> None:
     text = "\n".join(file.read_text(encoding="utf-8") for file in conf_dir().rglob("*.yaml"))
-    named = {name for verb in VERBS for name in settings_of(verb) if name not in config(verb)}
+    named = {name for verb in VERBS for name in settings_of(verb)} - {
+        str(name) for verb in VERBS for name in config(verb)
+    }
     assert [name for name in sorted(named) if f"{name}:" not in text and f"@{name}:" not in text] == []
 
 
@@ -84,7 +86,7 @@ def test_what_passes_the_check_can_be_planned(verb, tmp_path, monkeypatch) -> No
         with Changed(cfg, place, EVERY[number % 8]):
             if refusal(partial(check, cfg, verb)) is None:
                 planned += refusal(partial({"train": training, "evaluate": evaluate}[verb].planned, cfg)) is None
-    assert planned > 20
+    assert planned > 10
 
 
 @pytest.mark.parametrize("part", LIGHT)

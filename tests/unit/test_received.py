@@ -11,6 +11,7 @@ import yaml
 
 from restore_lab.config.composing import FOLLOW_NOT, MADE_BY, followed, following, made_by
 from restore_lab.config.conf_dir import conf_dir
+from restore_lab.config.kinds import Unfit, fit
 from restore_lab.config.received import MAX_LETTERS, OPTION, said_of, sorted_words
 from restore_lab.config.received_schema import GROUPS, NOT_TAKEN, SETTINGS, WRITES, Text
 from restore_lab.storage.artefacts import PATH_ENDINGS, PATH_KEYS, Manifest
@@ -211,8 +212,9 @@ def test_no_listed_setting_is_a_place_a_cache_or_a_class() -> None:
     for key, fact in SETTINGS.items():
         last = key.rpartition(".")[2]
         assert last not in PATH_KEYS | set(REACHES) and not last.endswith(PATH_ENDINGS), key
-        assert isinstance(fact, Text) or (fact.wrong("/etc/passwd") and fact.wrong("org/name")), key
-        assert isinstance(fact, Text) or fact.wrong(10**12), key
+        for wrong in () if fact is Text else ("/etc/passwd", "org/name", 10**12):
+            with pytest.raises(Unfit):
+                fit(wrong, fact)
 
 
 def test_only_backbones_and_an_image_encoder_name_a_hub_id() -> None:

@@ -84,7 +84,7 @@ def test_each_argument_of_lightnings_trainer_is_classified_once() -> None:
     for name, default in COUNTED.items():
         assert SIGNATURE[name].default == default, name
     assert all(not SIGNATURE[name].default and not off for name, off in DEBUG.items())
-    assert {*VALUES} | {"strategy"} == {*SETTABLE}
+    assert {*VALUES} == {*SETTABLE}
     assert OTHER.keys() == COUNTED.keys() and OTHER_FREE.keys() == set(FREE) and OTHER_DEBUG.keys() == DEBUG.keys()
 
 
