@@ -107,7 +107,7 @@ IMAGES: Mapping[str, Any] = {
     **dict.fromkeys(("degradation", "eval_degradation"), Part | None),
     "datamodule": Part,
     "pairing": Part,
-    **dict.fromkeys(("crop", "eval_crop", "eval_resize", "photos_size", "work_size"), Pixels | None),
+    **dict.fromkeys(("crop", "eval_crop", "min_size", "eval_resize", "photos_size", "work_size"), Pixels | None),
     **dict.fromkeys(("eval_crops", "eval_first", "samples"), Count | None),
     "photos_crops": Some,
     **dict.fromkeys(("count", "shard_size", "max_pixels"), Count),
@@ -167,7 +167,8 @@ OF_VERB: Mapping[str, Mapping[str, Any]] = {
     "caption": {"data": Part | None, "prompt": Mapping[str, Part]},
     "dashboard": {"table": str | None, "seeds": TableSeeds},
     "data": {
-        "make": Literal["negatives", "pack", "cache"],
+        "make": Literal["negatives", "pack", "cache", "photographs"],
+        "packages": str | None,
         "images": Literal["png", "webp", "jpg"],
         "output": str,
         "negative": str,
@@ -186,7 +187,7 @@ OF_VERB: Mapping[str, Mapping[str, Any]] = {
         "tolerance": NotNegative,
     },
     "doctor": {"size": Pixels, "metrics": Part | None},
-    "evaluate": {"records": Words | None},
+    "evaluate": {"records": Words | None, "unmatched": Literal["error", "skip"]},
     "export": {"weights": str, "output": str},
     "import": {"files": str | Words},
     "report": {
