@@ -86,7 +86,7 @@ TRAINING: Mapping[str, Any] = {
     **dict.fromkeys(("batch_size", "eval_batch_size", "first_batch_size", "decoder_batch_size"), Batch),
     **dict.fromkeys(("checkpoint_every", "log_every"), Steps),
     "stage": str,
-    "stages": Mapping[str, Stage | None],
+    "stages": Mapping[str, Mapping[str, Any] | None],  # another verb than train has what an experiment sets of them
     "run": Run,
     "trainer": Part,
     "logger": Part | Mapping[str, Part | None],
@@ -211,7 +211,7 @@ OF_VERB: Mapping[str, Mapping[str, Any]] = {
         "make": bool,
         "format": Literal["markdown", "latex", "csv", "html", "json", "claims"],
     },
-    "train": {},
+    "train": {"stages": Mapping[str, Stage | None]},
 }
 
 

@@ -182,6 +182,9 @@ def nodes(node: Any, place: str = "") -> list[tuple[str, Any]]:
     return [leaf for key, value in node.items() for leaf in nodes(value, f"{place}.{key}" if place else str(key))]
 
 
+WITHIN = {"backbone/base": "backbone", "scale/parts": "scale"}  # what options of a group have in common with others
+
+
 def shipped() -> list[tuple[str, str, dict[str, Any], str]]:
     """Group, option, content and package of every config of the groups and of what is merged at the top."""
     found = []
@@ -189,6 +192,7 @@ def shipped() -> list[tuple[str, str, dict[str, Any], str]]:
     places += [(file, "experiment") for file in sorted(EXPERIMENTS.rglob("*.yaml"))]
     for file, group in places:
         text = file.read_text(encoding="utf-8")
+        group = WITHIN.get(group, group)
         package = re.search(r"^# @package (\S+)", text)
         place = {"adaptor/reference": "adaptor_reference"}.get(group, group.replace("/", "."))
         if package is not None:
