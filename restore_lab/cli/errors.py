@@ -143,6 +143,8 @@ def _check_choices(overrides: Sequence[str], *, verb: str, folders: Sequence[Pat
         if key not in existing or override.is_delete() or override.is_sweep_override():
             continue
         value = override.value()
+        if override.is_force_add() and isinstance(value, dict):  # nodes that join those of the group
+            continue
         names = value if isinstance(value, list) else [value]
         if value is not None and not all(isinstance(name, str) for name in names):
             alike = [name for name in _names(verb, folders) if name.endswith(key) and name != key]
