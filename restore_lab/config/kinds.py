@@ -140,6 +140,8 @@ def fit(value: Any, kind: Any) -> Any:
         return _fit_text(value, kind)
     if is_typeddict(kind):
         return _fit_keys(value, kind)
+    if isinstance(value, Mapping) and "_target_" in value and (origin or kind) in (*LISTS, *MAPPINGS):
+        return value  # a part, which builds one
     if (origin or kind) in LISTS:
         return _fit_list(value, kind, arguments)
     if (origin or kind) in MAPPINGS:

@@ -81,7 +81,7 @@ def made(found: Plan, verb: str, words: Sequence[str], around: Around) -> tuple[
 def negative_images(found: Plan, own: Sequence[str], around: Around) -> Job:
     """The job of `restore-lab data` with these words, entered."""
     data = _starting(around, "datasets_dir=")
-    with composed("data", [*own, *data, "output=''"]) as cfg:
+    with composed("data", [*own, *data, "output=made"]) as cfg:
         planned, like, count = negatives.planned(cfg), f"{IMAGES} {cfg.crop}", int(cfg.count)
     folder = store(around) / f"negatives-{planned.identity}"
     job = Job(

@@ -29,6 +29,8 @@ LAYOUTS: dict[str, tuple[list[str], list[str]]] = {
     "cbsd68": (["CBSD68/3096.jpg"], ["3096"]),
     "urban100": (["Urban100/HR/img_001.png"], ["img_001"]),
     "live1": (["LIVE1/bikes.bmp"], ["bikes"]),
+    "photographs_free": (["photographs_free/train/a-288-000.png"], ["a-288-000"]),
+    "photographs_free_val": (["photographs_free/val/b-288-000.png"], ["b-288-000"]),
     "div2k_stablesr": (
         ["StableSR_testsets/DIV2K_V2_val/test_LR/0801_pch_00001.png",
          "StableSR_testsets/DIV2K_V2_val/test_HR/0801_pch_00001.png"],

@@ -352,7 +352,7 @@ def test_stages_that_are_not_there(tmp_path, spied) -> None:
     with pytest.raises(ValueError, match="'stage:codek': there is no earlier stage 'codek'; earlier stages: codec"):
         fit(stages(tmp_path, "stages.unet.module.codec=stage:codek"))
     with pytest.raises(ValueError, match="there is no earlier stage 'unet'; earlier stages: none"):
-        fit(stages(tmp_path, "+stages.codec.module.start=stage:unet/weights"))
+        fit(stages(tmp_path, "stages.codec.module.start=stage:unet/weights"))
 
 
 def test_a_last_stage_that_is_debugged_leaves_the_earlier_one_complete(tmp_path, spied) -> None:
