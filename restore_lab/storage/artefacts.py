@@ -84,14 +84,16 @@ def fingerprint(path: str | PurePath) -> str:
     """32 hex characters for what a file, a folder or the files of a pattern hold: names below it and bytes, never its
     own name or its dates.
 
-    Links are followed. Hidden files and a folder's README.md do not count. A file's hash is kept while its size and
-    modification time stay (in this process; of a file with a note in the person's cache (notes.py), across processes).
+    Links are followed. Hidden files, a folder's README.md and what is no file do not count. A file's hash is kept while
+    its size and modification time stay (in this process; of a file with a note in the person's cache (notes.py), across
+    processes).
 
     Raises:
         FileNotFoundError: if there is nothing at `path`.
+        ValueError: if a pipe or a device lies there.
     """
     place = Path(path)
-    if place.is_file():
+    if place.exists() and not place.is_dir():
         return _file_hash(place)
     base, found = (place, walk(place)) if place.is_dir() else match(place)
     if not (found.files or place.is_dir()):

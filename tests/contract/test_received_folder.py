@@ -168,7 +168,9 @@ def test_weights_lie_in_their_folder(tmp_path) -> None:
     with pytest.raises(ValueError, match="no such weights"):
         read_weights(weights_file(str(tmp_path)), base=None)
     with pytest.raises(ValueError, match="a pipe or a device has no fingerprint"):
-        fingerprint(tmp_path)
+        fingerprint(tmp_path / WEIGHTS)
+    (tmp_path / "empty").mkdir()
+    assert fingerprint(tmp_path) == fingerprint(tmp_path / "empty")  # of a folder it is passed over, and not waited for
 
 
 @pytest.mark.parametrize("hashes", [7, "x", ["adaptor.safetensors"], {"adaptor.safetensors": 7}])
