@@ -82,14 +82,14 @@ def models(cfg: DictConfig) -> dict[str, Model]:
 
 
 def _shipped(more: Sequence[str]) -> Iterator[Model]:
-    usual = composed("restore", ["input=null"]).name
+    usual = composed("restore").name
     methods = sorted(
         (file.stem for file in (conf_dir() / "method").glob("*.yaml")), key=lambda name: (name != usual, name)
     )
     for method in methods:
         words = (f"method={method}", *more)
         try:
-            cfg = composed("restore", [*words, "input=null"])
+            cfg = composed("restore", words)
         except ValueError:  # the given overrides have no meaning for this method
             continue
         if cfg.weights is not None and place_of(cfg.weights).exists():
@@ -129,7 +129,7 @@ class Shelf:
         if name not in self.models:
             raise ValueError(f"no model {name!r}; choose one of the list")
         bounds = (f"device={self.cfg.device}", f"max_pixels={self.cfg.max_pixels}")
-        words = [*self.models[name].words, *bounds, "input=null", "progress=false", *more]
+        words = [*self.models[name].words, *bounds, "progress=false", *more]
         return composed("restore", words)
 
     def restorer(self, name: str, turned: Mapping[str, float]) -> Restorer:

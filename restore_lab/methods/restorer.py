@@ -68,7 +68,7 @@ class Restorer:
         words = [*overrides, f"device={device}"]
         if weights is not None:
             words.append(f"weights={quote(str(weights))}")
-        return cls(composed("restore", [*following(words), "input=null", "progress=false"]))
+        return cls(composed("restore", [*following(words), "progress=false"]))
 
     @property
     def module(self) -> RestorationModule:

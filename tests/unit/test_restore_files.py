@@ -6,13 +6,16 @@ import csv
 import errno
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
 from restore_lab import Restorer
+from restore_lab.cli.main import main
 from restore_lab.data.photograph import Photograph, read_photograph
 from restore_lab.data.photograph_file import write_photograph
 from restore_lab.methods.restore import Restored, restore_folder
@@ -263,3 +266,20 @@ def test_of_an_animation_the_first_frame_is_restored_and_the_record_says_so(rest
     assert done.frames == {str(tmp_path / "in/b.gif"): 3}
     assert "1 animation or multi-page file: only the first frame is used" in caplog.text
     assert [row["frames"] for row in rows(done.output)] == ["1", "3"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "Missing mandatory value: input"),
+        (("input=null",), "input=null: expected text"),
+        (("input=.", "output=null"), "output=null: expected text"),
+    ],
+)
+def test_the_command_wants_an_input_that_python_gives_later(words, said, monkeypatch, capsys) -> None:
+    assert OmegaConf.is_missing(Restorer.load(overrides=["method=spire"], device="cpu").cfg, "input")
+    monkeypatch.setattr(sys, "argv", ["restore-lab", "restore", *words])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    assert capsys.readouterr().err == f"restore-lab: {said}\n"
