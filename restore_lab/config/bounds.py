@@ -6,8 +6,9 @@ itself. Package configs are not looked at.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+
+from restore_lab.storage.walk import walk
 
 VALUES = 100_000  # with every alias written out
 BYTES = 2**20  # of a file
@@ -20,7 +21,9 @@ def check(folder: Path) -> None:
     Raises:
         ValueError: for a file that stands for too much, or a folder of too many.
     """
-    files = [Path(base, name) for base, _, names in os.walk(folder) for name in names if name.endswith(".yaml")]
+    if not folder.is_dir():  # for Hydra to say
+        return
+    files = [folder / name for name in walk(folder, hidden=True).files if name.endswith(".yaml")]
     if len(files) > FILES:
         raise ValueError(f"{folder}: holds {len(files)} configs, more than {FILES}; name the folder that holds yours")
     for file in files:

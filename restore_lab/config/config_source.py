@@ -18,6 +18,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
 
 from restore_lab.config.conf_dir import experiments_dir
+from restore_lab.storage.walk import walk
 
 SECOND_NAMES = {"eval_data": "data", "eval_degradation": "degradation"}
 
@@ -35,7 +36,7 @@ class FileConfigSource(file_config_source.FileConfigSource):
     def is_group(self, config_path: str) -> bool:
         """Whether there are options; an empty folder takes no setting's name."""
         groups = (place for place in self._places(config_path) if super(FileConfigSource, self).is_group(place))
-        return any(not place or any(Path(self.path, place).rglob("*.yaml")) for place in groups)
+        return any(not place or _has_options(Path(self.path, place)) for place in groups)
 
     def is_config(self, config_path: str) -> bool:
         return any(super(FileConfigSource, self).is_config(place) for place in self._places(config_path))
@@ -59,6 +60,10 @@ class FileConfigSource(file_config_source.FileConfigSource):
             folder = os.path.relpath(experiments_dir(Path(self.path)), self.path)
             return (f"{folder}{slash}{rest}",)
         return (config_path, *([f"{SECOND_NAMES[first]}{slash}{rest}"] if first in SECOND_NAMES else []))
+
+
+def _has_options(folder: Path) -> bool:
+    return any(name.endswith(".yaml") for name in walk(folder).files)
 
 
 def register() -> None:

@@ -1,8 +1,9 @@
 """The code of packages outside this one, by content: an edited loss is another loss, and other weights.
 
 The rule: where a `_target_` of a setting names a package that is not ours and none of the libraries that every run has,
-all files of that top-level package (or module) that Python can import count, wherever in it they are: sources and
-extension modules, not data files, nor other packages that it imports. They are read once per process, as imports are.
+all files of that top-level package (or module) that Python can import count, wherever in it they are, behind links
+too: sources and extension modules, not data files, nor other packages that it imports. They are read once per process,
+as imports are.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES
 from pathlib import Path
 from typing import Any
+
+from restore_lab.storage.walk import walk
 
 LIBRARIES = frozenset(("restore_lab", "torch", "diffusers", "lightning"))  # `_target_`s that need no trust
 LISTED = 4  # names in a line
@@ -46,7 +49,7 @@ def files_of(package: str) -> Mapping[str, str]:
     if spec is None:
         return {}
     folders = [Path(place) for place in spec.submodule_search_locations or ()]
-    files = [file for folder in folders for file in folder.rglob("*") if _is_code(file)]
+    files = [folder / name for folder in folders if folder.is_dir() for name in walk(folder).files if _is_code(name)]
     if not folders and spec.origin and Path(spec.origin).is_file():
         files, folders = [Path(spec.origin)], [Path(spec.origin)]
     homes = [folder.parent for folder in folders]
@@ -78,8 +81,8 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any], *, sources: Map
 _ABSENT = object()
 
 
-def _is_code(file: Path) -> bool:
-    return file.is_file() and file.name.endswith((*SOURCE_SUFFIXES, *EXTENSION_SUFFIXES))
+def _is_code(name: str) -> bool:
+    return name.endswith((*SOURCE_SUFFIXES, *EXTENSION_SUFFIXES))
 
 
 def _targets(node: Any) -> Iterator[str]:

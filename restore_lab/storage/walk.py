@@ -41,12 +41,13 @@ class Walk:
     passed_over: Mapping[str, int] = field(default_factory=dict)
 
 
-def walk(root: str | os.PathLike[str], *, depth: int | None = None) -> Walk:
+def walk(root: str | os.PathLike[str], *, depth: int | None = None, hidden: bool = False) -> Walk:
     """List the files in and below a folder.
 
     Args:
         root: the folder.
         depth: 1 for the files in it, 2 for those of the folders in it too, and so on; None for all.
+        hidden: take hidden files and folders too, for a reader that must miss nothing.
 
     Raises:
         OSError: the folder itself cannot be read.
@@ -60,7 +61,7 @@ def walk(root: str | os.PathLike[str], *, depth: int | None = None) -> Walk:
         place, below, above = stack.pop()
         for entry in _entries(place, over, first=below == ""):
             name = below + entry.name
-            if entry.name.startswith(".") or entry.name == "__MACOSX":
+            if not hidden and (entry.name.startswith(".") or entry.name == "__MACOSX"):
                 over["hidden"] += entry.name not in NOTES
                 continue
             found = _folder(entry, over)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import pairwise
 
 import pytest
@@ -28,6 +29,19 @@ def test_a_bomb_is_refused_by_name(text, tmp_path) -> None:
     (tmp_path / "sampler" / "bomb.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"sampler/bomb\.yaml: its aliases \(\*name\) stand for more than"):
         bounds.check(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["linked/bomb.yaml", ".hidden/bomb.yaml"])
+def test_nothing_that_hydra_could_read_is_passed_over(name, tmp_path) -> None:
+    for folder in ("away", "conf/.hidden"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "conf/linked").symlink_to(tmp_path / "away")
+    os.mkfifo(tmp_path / "conf/pipe.yaml")  # would be waited for
+    (tmp_path / "conf/dead.yaml").symlink_to("nowhere.yaml")
+    bounds.check(tmp_path / "conf")
+    (tmp_path / "conf" / name).write_text(BOMB)
+    with pytest.raises(ValueError, match=r"bomb\.yaml: its aliases"):
+        bounds.check(tmp_path / "conf")
 
 
 def test_a_file_of_data_is_no_config(tmp_path) -> None:

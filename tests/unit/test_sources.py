@@ -39,6 +39,21 @@ def settings(target: str) -> dict:
     return {"module": {"objective": {"_target_": target, "weight": 1.0}}, "seed": 0}
 
 
+def test_code_behind_a_link_counts(package, tmp_path) -> None:
+    away = tmp_path / "away"
+    away.mkdir()
+    (away / "far.py").write_text("# one\n")
+    (package / "linked").symlink_to(away)
+    (package / "linked/back").symlink_to(package)
+    assert set(sources.files_of("outside_lab")) == {
+        f"outside_lab/{name}"
+        for name in ("__init__.py", "inner/__init__.py", "inner/helper.py", "linked/far.py", "loss.py")
+    }
+    before = identity(settings("outside_lab.loss.Mine"))
+    edited(away / "far.py", "# two\n")
+    assert identity(settings("outside_lab.loss.Mine")) != before
+
+
 def test_an_edit_anywhere_in_the_package_is_another_identity(package) -> None:
     mine = settings("outside_lab.loss.Mine")
     before = identity(mine)
