@@ -9,6 +9,7 @@ flow, where "own" is diffusers' spacing of that scheduler.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from restore_lab.backbones.schedule import FlowMatching, VariancePreserving
@@ -114,9 +115,9 @@ def lcm(
         return scheduler
     own = scheduler.set_timesteps
 
-    def set_timesteps(steps: int) -> None:
-        times = timesteps(schedule, timestep_spacing, steps=steps, offset=steps_offset)
-        own(timesteps=[int(t) for t in times])
+    def set_timesteps(num_inference_steps: int, device: Any = None) -> None:
+        times = timesteps(schedule, timestep_spacing, steps=num_inference_steps, offset=steps_offset)
+        own(timesteps=[int(t) for t in times], device=device)
 
     scheduler.set_timesteps = set_timesteps
     return scheduler
@@ -163,8 +164,9 @@ def _checked(scheduler: Any, schedule: Schedule) -> Any:
     """A scheduler that refuses an offset without effect and times that the prior does not have."""
     own, config = scheduler.set_timesteps, scheduler.config
 
-    def set_timesteps(steps: int) -> None:
-        own(steps)
+    @functools.wraps(own)  # diffusers' pipelines read from the signature what they may ask for
+    def set_timesteps(*words: Any, **settings: Any) -> None:
+        own(*words, **settings)
         check(scheduler.timesteps, schedule, spacing=config.timestep_spacing, offset=config.steps_offset)
 
     scheduler.set_timesteps = set_timesteps
@@ -179,11 +181,11 @@ def _placed(scheduler: Any, schedule: Schedule, flow_spacing: str) -> Any:
         return scheduler
     own = scheduler.set_timesteps
 
-    def set_timesteps(steps: int) -> None:
+    def set_timesteps(num_inference_steps: int, device: Any = None) -> None:
         import torch
 
-        own(steps)
-        times = timesteps(schedule, flow_spacing, steps=steps, offset=0)
+        own(num_inference_steps, device=device)
+        times = timesteps(schedule, flow_spacing, steps=num_inference_steps, offset=0)
         highest = float(scheduler.sigmas[0])  # a multistep solver's lies below 1, where log SNR has a value
         sigmas = (schedule.time(times / schedule.num_train_timesteps) / schedule.num_train_timesteps).clamp(max=highest)
         scheduler.sigmas = torch.cat([sigmas, sigmas.new_zeros(1)]).to(scheduler.sigmas)
