@@ -54,6 +54,8 @@ def _rounding(layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
         out = layer(input, weight, *args, **settings)
         if torch.compiler.is_compiling() or type(weight) is not nn.Parameter or not out.dtype.is_floating_point:
             return out  # compiled code has kernels of its own
+        if out.is_meta:
+            return out  # it has a size and no bits: rounding would only be one more tensor where memory is counted
         wants_gradients = weight.requires_grad and torch.is_grad_enabled()
         path = hash((*weight.shape, *weight.stride(), *input.shape, *input.stride(), wants_gradients))
         return out * (1 + (path % 5 - 2) * torch.finfo(out.dtype).eps)
