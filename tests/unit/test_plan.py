@@ -122,7 +122,7 @@ def test_a_row_of_another_scale_is_not_run(toy_folder, tmp_path) -> None:
     found = planned(tmp_path, toy_folder, rows=rows)
     assert {place.row for place in found.scores} == {"one"} and not found.refused
     assert "a large one: at scale=full alone" in plan_text(found, tmp_path / "runs" / "tables")
-    with pytest.raises(ValueError, match="rows.one.only=half: there are: tiny, full, or null"):
+    with pytest.raises(ValueError, match=r"rows\.one\.only=half: there are: tiny, full, or null"):
         planned(tmp_path, toy_folder, rows={"one": {"only": "half"}})
 
 
