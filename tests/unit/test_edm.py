@@ -13,6 +13,7 @@ from scipy.ndimage import convolve
 from torch import Tensor
 
 from restore_lab.backbones.schedule import Schedule
+from restore_lab.config.build import build
 from restore_lab.methods.parts import partway
 from restore_lab.random import noise_like
 from restore_lab.samplers.colour import adain, keep, low_band, wavelet
@@ -24,6 +25,7 @@ from restore_lab.samplers.level import Level, Linear, levels
 from restore_lab.samplers.schedulers import ddim, unipc
 from restore_lab.samplers.spacing import timesteps
 from restore_lab.types import Cond, Hint
+from tests.composed import composed
 from tests.rounding import close
 from tests.toy_methods import said, sampler_parts, toy_sampler
 from tests.unit.test_sampler import latents, schedule
@@ -85,8 +87,9 @@ def test_churn_stays_inside_its_bounds() -> None:
     assert sampler.gamma(5.1) == 0.0
     assert sampler.gamma(4.9) == pytest.approx(math.sqrt(2) - 1)
     assert edm(steps=100, s_churn=5.0).gamma(1.0) == pytest.approx(0.05)
-    with pytest.raises(ValueError, match="s_churn=-1"):
-        edm(s_churn=-1.0)
+    node = composed("evaluate", "sampler=edm", "sampler.s_churn=-1", "data=procedural").sampler
+    with pytest.raises(ValueError, match="s_churn=-1: expected a number of at least 0"):
+        build(node)
 
 
 @pytest.mark.parametrize("s_churn", [0.0, 3.0])
@@ -141,8 +144,8 @@ def test_the_pull_and_its_gate() -> None:
     pulled = RestorationGuided(tau_r=2.0, s_tmin=0.0).on_x0(x0, centre_BCHW=centre, level=level)
     assert torch.allclose(pulled, 3.0 - 0.25 * 2.0 * torch.ones(1))
     assert torch.equal(RestorationGuided(tau_r=2.0, s_tmin=0.05).on_x0(x0, centre_BCHW=centre, level=level), x0)
-    with pytest.raises(ValueError, match="tau_r=-1"):
-        RestorationGuided(tau_r=-1.0, s_tmin=0.0)
+    with pytest.raises(ValueError, match=r"tau_r=-1\.0: expected a number of at least 0, or null"):
+        build({"_target_": "restore_lab.samplers.fidelity.RestorationGuided", "tau_r": -1.0, "s_tmin": 0.0})
 
 
 def test_the_papers_form_is_the_standard_one_at_one_more() -> None:
@@ -155,8 +158,8 @@ def test_the_papers_form_is_the_standard_one_at_one_more() -> None:
         assert [b.weight for b in paper] == [b.weight for b in standard]
     linear = ClassifierFree(scale=Linear(start=4.0, end=8.0)).branches(**rest, level=level)
     assert [b.weight for b in linear] == [7.0, -6.0]  # a quarter of the way back from the end
-    with pytest.raises(ValueError, match="form='release' is not known"):
-        ClassifierFree(scale=1.0, form="release")
+    with pytest.raises(ValueError, match="form=release: there are: standard, paper"):
+        build({"_target_": "restore_lab.samplers.guidance.ClassifierFree", "scale": 1.0, "form": "release"})
 
 
 def test_an_edit_gone_partway() -> None:

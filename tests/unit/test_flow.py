@@ -7,6 +7,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from restore_lab.backbones.schedule import PREDICTION_TYPES, FlowMatching, Schedule, VariancePreserving
+from restore_lab.config.build import build
 from restore_lab.objectives.denoising import Denoising
 from restore_lab.random import noise_like
 from tests.unit.test_sampler import latents, schedule
@@ -117,9 +118,9 @@ def test_regression_is_one_step_from_the_end() -> None:
 
 def test_bad_settings_are_named() -> None:
     for words, message in (
-        ({"target": "score"}, "target='score'"),
-        ({"density": "beta"}, "density='beta'"),
-        ({"std": 0.0}, "std=0"),
+        ({"target": "score"}, "target=score: there are: epsilon, v_prediction, sample, flow, or null"),
+        ({"density": "beta"}, "density=beta: there are: auto, uniform, logit_normal"),
+        ({"std": 0.0}, "std=0.0: expected a number above 0"),
     ):
         with pytest.raises(ValueError, match=message):
-            Denoising(t_min=0.0, t_max=1.0, **words)
+            build({"_target_": "restore_lab.objectives.denoising.Denoising", "t_min": 0.0, "t_max": 1.0, **words})
