@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from restore_lab.config.build import build
 from restore_lab.data.folder import FolderSource
 from restore_lab.data.mixed import MixedSource
 from restore_lab.methods.negatives import fill, planned
@@ -72,8 +73,8 @@ def test_halfway_starts_from_the_noised_image(scheduler) -> None:
     assert len(asked) == 10 and max(asked) < 520
     moved = [(run(start, lambda z, t, level: torch.zeros_like(z)) - lq).abs().mean() for start in (0.05, 0.5, 1.0)]
     assert moved[0] < 0.2 < moved[1] < moved[2]
-    with pytest.raises(ValueError, match=r"sampler.start=0 is a share"):
-        run(0, oracle)
+    with pytest.raises(ValueError, match=r"start=0: expected a number above 0 and at most 1 \(a share of the steps\)"):
+        build(composed("evaluate", "sampler.start=0", "data=procedural").sampler)
 
 
 class Named:
