@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ class EdmSampler(Sampler):
     s_noise: NotNegative
     s_tmin: float
     s_tmax: float | None
-    timestep_spacing: str = "sgm"
+    timestep_spacing: Literal["sgm", "leading", "linspace", "trailing"] = "sgm"
     steps_offset: int = 0
 
     def gamma(self, sigma: float) -> float:

@@ -10,16 +10,18 @@ flow, where "own" is diffusers' spacing of that scheduler.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from restore_lab.backbones.schedule import FlowMatching, VariancePreserving
-from restore_lab.samplers.spacing import SPACINGS, check, timesteps
+from restore_lab.samplers.spacing import SPACINGS, FlowSpacing, Spacing, check, timesteps
 
 if TYPE_CHECKING:
     from restore_lab.backbones.schedule import Schedule
 
 
-def ddim(schedule: Schedule, *, timestep_spacing: str, steps_offset: int = 0, flow_spacing: str = "own") -> Any:
+def ddim(
+    schedule: Schedule, *, timestep_spacing: Spacing, steps_offset: int = 0, flow_spacing: FlowSpacing = "own"
+) -> Any:
     """DDIM, deterministic (eta 0), without clipping; Euler on a flow.
 
     Args:
@@ -39,7 +41,9 @@ def ddim(schedule: Schedule, *, timestep_spacing: str, steps_offset: int = 0, fl
     return _checked(scheduler, schedule)
 
 
-def ddpm(schedule: Schedule, *, timestep_spacing: str, steps_offset: int = 0, flow_spacing: str = "own") -> Any:
+def ddpm(
+    schedule: Schedule, *, timestep_spacing: Spacing, steps_offset: int = 0, flow_spacing: FlowSpacing = "own"
+) -> Any:
     """DDPM's ancestral steps, which InstantIR's release takes; on a flow, fresh noise in every step (as `lcm`)."""
     if isinstance(schedule, FlowMatching):
         return lcm(schedule, original_steps=schedule.num_train_timesteps, flow_spacing=flow_spacing)
@@ -49,7 +53,9 @@ def ddpm(schedule: Schedule, *, timestep_spacing: str, steps_offset: int = 0, fl
     return _checked(scheduler, schedule)
 
 
-def unipc(schedule: Schedule, *, timestep_spacing: str, steps_offset: int = 0, flow_spacing: str = "own") -> Any:
+def unipc(
+    schedule: Schedule, *, timestep_spacing: Spacing, steps_offset: int = 0, flow_spacing: FlowSpacing = "own"
+) -> Any:
     """UniPC: order 2, "bh2" (Zhao et al. 2023; Diff-Restorer's).
 
     It works in log SNR, which has no value at zero terminal SNR; there diffusers' floor of alpha stands in.
@@ -60,7 +66,9 @@ def unipc(schedule: Schedule, *, timestep_spacing: str, steps_offset: int = 0, f
     return _placed(scheduler, schedule, flow_spacing)
 
 
-def dpmpp(schedule: Schedule, *, timestep_spacing: str, steps_offset: int = 0, flow_spacing: str = "own") -> Any:
+def dpmpp(
+    schedule: Schedule, *, timestep_spacing: Spacing, steps_offset: int = 0, flow_spacing: FlowSpacing = "own"
+) -> Any:
     """DPM-Solver++ 2M (Lu et al. 2022)."""
     from diffusers import DPMSolverMultistepScheduler
 
@@ -71,7 +79,11 @@ def dpmpp(schedule: Schedule, *, timestep_spacing: str, steps_offset: int = 0, f
 
 
 def euler_flow(
-    schedule: Schedule, *, timestep_spacing: str = "trailing", steps_offset: int = 0, flow_spacing: str = "own"
+    schedule: Schedule,
+    *,
+    timestep_spacing: Spacing = "trailing",
+    steps_offset: int = 0,
+    flow_spacing: FlowSpacing = "own",
 ) -> Any:
     """Euler along the flow with the prior's shift; DDIM on a variance-preserving prior."""
     if not isinstance(schedule, FlowMatching):
@@ -86,9 +98,9 @@ def lcm(
     schedule: Schedule,
     *,
     original_steps: int,
-    timestep_spacing: str = "solver",
+    timestep_spacing: Literal["solver", "leading", "linspace", "trailing"] = "solver",
     steps_offset: int = 0,
-    flow_spacing: str = "own",
+    flow_spacing: FlowSpacing = "own",
 ) -> Any:
     """Latent consistency sampling (Luo et al. 2023): a clean latent each step, and fresh noise for the next.
 
@@ -140,13 +152,13 @@ def _betas(schedule: Schedule) -> dict[str, Any]:
     }
 
 
-def _spaced_betas(schedule: Schedule, timestep_spacing: str, steps_offset: int) -> dict[str, Any]:
+def _spaced_betas(schedule: Schedule, timestep_spacing: Spacing, steps_offset: int) -> dict[str, Any]:
     if timestep_spacing not in SPACINGS:
         raise ValueError(f"timestep_spacing={timestep_spacing!r} is not known; one of {', '.join(SPACINGS)}")
     return {**_betas(schedule), "timestep_spacing": timestep_spacing, "steps_offset": steps_offset}
 
 
-def _multistep(schedule: Schedule, timestep_spacing: str, steps_offset: int) -> dict[str, Any]:
+def _multistep(schedule: Schedule, timestep_spacing: Spacing, steps_offset: int) -> dict[str, Any]:
     """What the multistep solvers need of a prior."""
     if isinstance(schedule, FlowMatching):
         return {
@@ -173,7 +185,7 @@ def _checked(scheduler: Any, schedule: Schedule) -> Any:
     return scheduler
 
 
-def _placed(scheduler: Any, schedule: Schedule, flow_spacing: str) -> Any:
+def _placed(scheduler: Any, schedule: Schedule, flow_spacing: FlowSpacing) -> Any:
     """A scheduler whose steps stand on a flow as `flow_spacing` says, shifted as the prior's are."""
     if not isinstance(schedule, FlowMatching):
         return _checked(scheduler, schedule)

@@ -9,7 +9,7 @@ ends at 1; leading would end at 0, where there is no noise to remove.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     from restore_lab.backbones.schedule import Schedule
 
-SPACINGS = ("leading", "linspace", "trailing")
+Spacing = Literal["leading", "linspace", "trailing"]
+FlowSpacing = Literal["own", "linspace", "trailing"]
+SPACINGS = get_args(Spacing)
 
 
 def timesteps(schedule: Schedule, spacing: str, *, steps: int, offset: int = 0) -> Tensor:

@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 
 from restore_lab.backbones.schedule import FlowMatching, Schedule
 from restore_lab.config.build import build
@@ -63,7 +64,7 @@ def test_an_offset_without_effect_and_one_beyond_the_end_are_refused(name) -> No
         visited(name, VP, timestep_spacing="trailing", steps_offset=1)
     with pytest.raises(ValueError, match="steps_offset=900"):
         visited(name, VP, timestep_spacing="leading", steps_offset=900)
-    with pytest.raises(ValueError, match="timestep_spacing='sideways' is not known"):
+    with pytest.raises(ValueError, match=r"timestep_spacing=sideways: there are: .*leading, linspace, trailing"):
         visited(name, VP, timestep_spacing="sideways")
 
 
@@ -92,3 +93,14 @@ def test_sdxls_timesteps_for_instantirs_release() -> None:
 def test_a_misspelt_spacing_is_refused_before_torch() -> None:
     with pytest.raises(ValueError, match="did you mean leading"):
         check(composed("evaluate", "sampler.scheduler.timestep_spacing=leadign", "data=procedural"), verb="evaluate")
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "edm"])
+@pytest.mark.parametrize(("schedule", "spacing"), [(VP, {}), (FLOW, {}), (FLOW, {"flow_spacing": "trailing"})])
+def test_diffusers_pipelines_set_the_steps(schedule, spacing, name) -> None:
+    """As they do it, with a device; a checked scheduler shows them what its own `set_timesteps` takes."""
+    node = {**config(name).scheduler, **spacing}
+    theirs, ours = build(node)(schedule), build(node)(schedule)
+    times, _ = retrieve_timesteps(theirs, 8, torch.device("cpu"))
+    ours.set_timesteps(8)
+    assert len(times) == 8 and torch.equal(times, ours.timesteps)
