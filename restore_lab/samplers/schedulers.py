@@ -118,7 +118,7 @@ def lcm(
         return _placed(scheduler, schedule, flow_spacing)
     from diffusers import LCMScheduler
 
-    scheduler = LCMScheduler(
+    scheduler: Any = LCMScheduler(
         **_betas(schedule), original_inference_steps=original_steps, clip_sample=False, set_alpha_to_one=True
     )
     if timestep_spacing == "solver":
