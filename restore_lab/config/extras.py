@@ -23,8 +23,8 @@ def extras() -> dict[str, str]:
 
 
 def advice(text: str) -> str:
-    """The end of an error that says what to install, where another library's words do not say which extra that is."""
-    if f"{PACKAGE}[" in text or not re.search(r"pip install|not installed|No module named", text):
+    """The end of an error that says what to install, where its own words name neither the extra nor a lock."""
+    if f"{PACKAGE}[" in text or ".lock" in text or not re.search(r"pip install|not installed|No module named", text):
         return ""
     for library, extra in extras().items():
         name = "[-_.]".join(map(re.escape, re.split("[-_.]", library)))
