@@ -106,7 +106,10 @@ def test_the_sdist_installs_and_restores(sdist: Path, tmp_path: Path) -> None:
         (("evaluate", "system=photo.safetensors", *FEW), "systems"),
         (("demo",), "demo"),
         (("dashboard", "spire/table6", "output=board.json"), "wandb"),
-        (("train", *(word for word in TRAIN if word != "logger=none"), "run_dir=a", "logger=tensorboard"), "tensorboard"),
+        (
+            ("train", *(word for word in TRAIN if word != "logger=none"), "run_dir=a", "logger=tensorboard"),
+            "tensorboard",
+        ),
         (("train", *TRAIN, "run_dir=b", "trainer=deepspeed"), "deepspeed"),
         (("train", "-m", "max_steps=1,2", "hydra/launcher=joblib"), "joblib"),
         (("train", "-m", "max_steps=1,2", "hydra/sweeper=optuna"), "optuna"),
