@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,10 @@ from tests.pages import ROOT
 
 
 def make(*words: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """`make WORDS` in a folder with the Makefile; no target makes an environment, since this one is there."""
+    """`make WORDS` in a folder with the Makefile; no target makes an environment, since this one is there.
+
+    It does not know that it runs below the make of `make test`, whose recursion it would announce on both streams.
+    """
     there = (f"VENV={sys.prefix}", f"--old-file={sys.prefix}/.installed")
-    return subprocess.run(["make", *words, *there], cwd=folder, capture_output=True, text=True, check=False)
+    own = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    return subprocess.run(["make", *words, *there], cwd=folder, env=own, capture_output=True, text=True, check=False)
