@@ -211,7 +211,7 @@ OF_VERB: Mapping[str, Mapping[str, Any]] = {
         "make": bool,
         "format": Literal["markdown", "latex", "csv", "html", "json", "claims"],
     },
-    "train": {"stages": Mapping[str, Stage | None]},
+    "train": {"stages": Mapping[str, Stage | None], "eval_data": Part | None},
 }
 
 

@@ -22,6 +22,7 @@ from restore_lab.cli.errors import groups
 from restore_lab.config.build import build
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.config_source import SECOND_NAMES
+from restore_lab.config.validation import check
 from restore_lab.data.known import named
 from restore_lab.methods.fit import planned
 from restore_lab.methods.lightning_trainer import trainer_for
@@ -173,14 +174,15 @@ def takes_experiments() -> list[str]:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_composes(name, images) -> None:
-    """In the verb that it is for, all interpolations resolved."""
+    """In the verb that it is for, all interpolations resolved, and nothing in it is refused."""
     refusals = {}
     for verb in takes_experiments():
         try:
             cfg = filled(composed(verb, f"experiment={name}"), images)
             OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+            check(cfg, verb=verb)
             return
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
             refusals[verb] = str(error)
     pytest.fail(f"{name}: {refusals}")
 
