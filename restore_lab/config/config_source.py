@@ -3,12 +3,17 @@
 The images that a verb measures come from the group `data` under the name `eval_data`, and `degradation` is
 `eval_degradation` likewise: an option of either has both names, with nothing on disk for the second. A folder with an
 `eval_data/` of its own is read there first. Where the group `experiment` lies, conf_dir.py says.
+
+Hydra composes a command's config twice (the first time to find `hydra.mode`), so a file's parsed config stays in memory
+until the file changes.
 """
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
+from typing import ClassVar
 
 from hydra import initialize_config_dir
 from hydra._internal.core_plugins import file_config_source
@@ -30,8 +35,18 @@ class FileConfigSource(file_config_source.FileConfigSource):
     of two classes for one scheme Hydra leaves the first only if they have one name.
     """
 
+    parsed: ClassVar[dict[tuple[str | int, ...], ConfigResult]] = {}
+
     def load_config(self, config_path: str) -> ConfigResult:
-        return super().load_config(self._place(config_path))
+        place = self._place(config_path)
+        try:
+            file = Path(self.path, self._normalize_file_name(place)).stat()
+        except OSError:
+            return super().load_config(place)  # says that it is not there
+        key = (self.path, self.provider, place, file.st_ino, file.st_mtime_ns, file.st_size)
+        if key not in self.parsed:
+            self.parsed[key] = super().load_config(place)
+        return copy.deepcopy(self.parsed[key])  # Hydra takes the defaults list out of what it gets
 
     def is_group(self, config_path: str) -> bool:
         """Whether there are options; an empty folder takes no setting's name."""
