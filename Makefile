@@ -2,8 +2,8 @@
 # What else a target's commands get: ARGS (pytest), TRAIN and EVALUATE (quickstart), DEGRADATION and SPEED (bench).
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help docs setup quickstart photographs test tutorials test-slow test-xla test-installed test-extras lint format bench \
-  bench-gpu lock lock-xla wheel clean
+.PHONY: help docs setup quickstart photographs test tutorials test-slow test-xla test-installed test-extras golden lint format \
+  bench bench-gpu lock lock-xla wheel clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -69,6 +69,9 @@ test-installed: setup ## Build wheel and sdist, install each into a fresh enviro
 
 test-extras: setup ## Use every extra in the installed wheel, and run the targets that get packages (gets them)
 	@$(call index,$(PY)); $(PY) -m pytest -m "installed and slow" tests/installed $(ARGS)
+
+golden: setup ## Compare losses, latents and counts with the committed ones, or bit for bit with those of base=COMMIT
+	$(PY) -m tests.golden.net $(if $(base),--base $(base)) $(ARGS)
 
 test-xla: $(XLA)/.installed ## Run the tests of trainer=tpu on XLA's CPU device, in an environment of their own
 	PJRT_DEVICE=CPU $(XLA)/bin/python -m pytest tests/xla $(ARGS)
