@@ -11,7 +11,6 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torchvision.io import decode_jpeg, encode_jpeg
 
 
 def to_8bit(x_CHW: Tensor) -> Tensor:
@@ -34,6 +33,8 @@ def jpeg(x_CHW: Tensor, *, quality: int) -> Tensor:
         raise ValueError(f"JPEG quality {quality} is outside 1..100")
     if x_CHW.shape[0] != 3:
         raise ValueError(f"JPEG needs an RGB image, got {x_CHW.shape[0]} channels")
+    from torchvision.io import decode_jpeg, encode_jpeg  # which imports torch's compiler
+
     file = encode_jpeg(to_8bit(x_CHW).cpu(), quality=quality)
     decoded_CHW = cast(Tensor, decode_jpeg(file))  # a list only for a list of files
     return decoded_CHW.to(x_CHW.device).to(x_CHW.dtype).div_(255)
