@@ -255,3 +255,15 @@ def test_a_manifest_that_is_none_is_one_line(tmp_path) -> None:
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
     assert made_by(tmp_path / "below" / "not_there").taken == ()
     assert MAX_LETTERS < 10_000
+
+
+def test_every_setting_of_the_samplers_comes_along() -> None:
+    """How their maker sampled: a new number of a sampler belongs into the schema."""
+    leaves = {
+        f"{place}.{leaf}" if place else leaf
+        for group, _, content, place in shipped()
+        if group.partition("/")[0] == "sampler"
+        for leaf, _ in nodes({key: value for key, value in content.items() if key != "defaults"})
+    }
+    settings = {leaf for leaf in leaves if leaf.rpartition(".")[2][0] != "_"}
+    assert settings - SETTINGS.keys() == {"sampler.progress", "sampler.tiling"}
