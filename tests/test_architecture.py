@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
 import tomllib
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -49,6 +51,12 @@ LIGHT = ("types.py", "random.py", "__init__.py", "config/", "storage/", "machine
 
 def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
+
+
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    """A file's syntax."""
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def part_of(path: Path) -> str:
@@ -102,7 +110,7 @@ def test_imports_run_one_way(path: Path) -> None:
     if path.name == "__init__.py" and path.parent == PACKAGE:
         return
     assert part_of(path) in RANKS, f"{name_of(path)}: a new folder needs a rank in tests/test_architecture.py"
-    assert backward_imports(part_of(path), ast.parse(path.read_text(encoding="utf-8"))) == []
+    assert backward_imports(part_of(path), parsed(path)) == []
 
 
 def test_the_check_itself_sees_a_backward_import_inside_a_function() -> None:
@@ -121,7 +129,7 @@ def test_files_are_small_and_init_files_empty(path: Path) -> None:
         return
     lines = len(text.splitlines())
     assert lines <= MAX_LINES, f"{name_of(path)} has {lines} lines; split it by what it says"
-    assert ast.get_docstring(ast.parse(text)), f"{name_of(path)} does not say what it is"
+    assert ast.get_docstring(parsed(path)), f"{name_of(path)} does not say what it is"
     assert text.isascii(), f"{name_of(path)} is not ASCII"
 
 
@@ -129,7 +137,7 @@ def test_files_are_small_and_init_files_empty(path: Path) -> None:
     "path", [path for path in MODULES if path.relative_to(PACKAGE).as_posix().startswith(LIGHT)], ids=name_of
 )
 def test_the_command_lines_start_imports_nothing_heavy(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     heavy = [(line, name) for line, name in at_start(tree) if name.split(".")[0] in HEAVY]
     assert heavy == [], f"{name_of(path)}: import these inside a function"
     if path.parent.name == "cli":
@@ -164,6 +172,13 @@ def test_the_check_itself_sees_a_heavy_import_and_lets_typing_pass() -> None:
     assert at_start(tree) == [(4, "wandb")]
 
 
+@functools.cache
+def distributions() -> Mapping[str, list[str]]:
+    """The distributions that hold each top-level module; it reads the files of all that are installed."""
+    return metadata.packages_distributions()
+
+
+@functools.cache
 def required() -> tuple[set[str], dict[str, str]]:
     """The distributions that pyproject.toml asks for, and those of each extra, by their normal names."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -180,8 +195,8 @@ def normal(requirement: str) -> str:
 def test_what_is_imported_is_required_or_an_extras_and_then_inside_a_function(path: Path) -> None:
     """Nothing that somebody else's requirement happens to bring, and no extra where a module is loaded."""
     needed, extras = required()
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    known = metadata.packages_distributions()
+    tree = parsed(path)
+    known = distributions()
     for found, allowed in ((imported(tree), needed | extras.keys()), (at_start(tree), needed)):
         tops = {name.partition(".")[0] for _, name in found} - {PACKAGE.name} - sys.stdlib_module_names
         assert [top for top in sorted(tops) if not allowed & set(map(normal, known.get(top, [top])))] == []
@@ -214,7 +229,7 @@ def exists(target: str) -> bool:
     for length in range(len(parts) - 1, 1, -1):
         path = ROOT.joinpath(*parts[:length]).with_suffix(".py")
         if path.is_file():
-            body: list[ast.stmt] = ast.parse(path.read_text(encoding="utf-8")).body
+            body: list[ast.stmt] = parsed(path).body
             for name in parts[length:]:
                 named = [n for n in body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == name]
                 if not named:

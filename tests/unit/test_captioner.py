@@ -53,7 +53,7 @@ def test_a_caption_depends_on_its_image_alone(kind, tmp_path) -> None:
     captioner = made(toy_captioner(tmp_path, kind))
     captioner._load()[1].double()  # in float32 a batch's last bits may tip a draw: seen once in seven runs
     together = list(captioner.captions(images(5)))
-    assert len(set(together)) == 5 and all(together)
+    assert len(set(together)) == 5  # a random model's may be empty
     assert [caption for image in images(5) for caption in captioner.captions([image])] == together
     assert list(made(tmp_path, question="Why?").captions(images(1))) != together[:1]
 
