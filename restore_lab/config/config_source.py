@@ -4,27 +4,32 @@ The images that a verb measures come from the group `data` under the name `eval_
 `eval_degradation` likewise: an option of either has both names, with nothing on disk for the second. A folder with an
 `eval_data/` of its own is read there first. Where the group `experiment` lies, conf_dir.py says.
 
-Hydra composes a command's config twice (the first time to find `hydra.mode`), so a file's parsed config stays in memory
-until the file changes.
+Hydra composes a command's config twice (the first time to find `hydra.mode`) and a table's once per row. So a file's
+parsed config stays in memory until the file changes, and the map of all choices, which Hydra makes at every node of its
+tree of defaults, is made only where a default names a choice (`optional stages: ${method}`).
 """
 
 from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from hydra import initialize_config_dir
+from hydra._internal import defaults_list
 from hydra._internal.core_plugins import file_config_source
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
+from omegaconf import DictConfig
 
 from restore_lab.config.conf_dir import experiments_dir
 from restore_lab.storage.walk import walk
 
+MAP = defaults_list._create_interpolation_map
 SECOND_NAMES = {"eval_data": "data", "eval_degradation": "degradation"}
 
 
@@ -81,8 +86,15 @@ def _has_options(folder: Path) -> bool:
     return any(name.endswith(".yaml") for name in walk(folder).files)
 
 
+def _map_choices(overrides: Any, defaults: Sequence[Any], self_added: bool) -> DictConfig:
+    """Hydra's map of all choices where a default names one, else an empty one."""
+    named = any(default.is_interpolation() for default in defaults)
+    return MAP(overrides, defaults, self_added) if named else DictConfig({})
+
+
 def register() -> None:
     """Let Hydra read every config folder as above, in this process and the ones that its launchers start."""
+    defaults_list._create_interpolation_map = _map_choices
     Plugins.instance()  # finds Hydra's own sources, the one that reads folders among them
     SourcesRegistry.instance().types[FileConfigSource.scheme()] = FileConfigSource
 

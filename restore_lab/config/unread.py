@@ -6,8 +6,10 @@ alone. What every training has (conf/train.yaml, conf/parts.yaml) is not looked 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -30,7 +32,7 @@ def check(cfg: DictConfig, *, words: Sequence[str], groups: Collection[str]) -> 
     Raises:
         ValueError: for the first word that nothing reads.
     """
-    known = {name for own in OWN for name in _names(yaml.safe_load((conf_dir() / f"{own}.yaml").read_text()))}
+    known = _known(conf_dir())
     read: set[str] | None = None
     for word in words:
         key, _, value = word.lstrip("+").partition("=")
@@ -42,6 +44,13 @@ def check(cfg: DictConfig, *, words: Sequence[str], groups: Collection[str]) -> 
             close = nearest(root, sorted(read | known))
             hint = f"; did you mean {close!r}?" if close else ""
             raise ValueError(f"{key}={value}: nothing in this composition reads {root!r}{hint}")
+
+
+@functools.cache
+def _known(conf: Path) -> frozenset[str]:
+    """The settings and groups of the files in `OWN`."""
+    files = [yaml.safe_load((conf / f"{own}.yaml").read_text(encoding="utf-8")) for own in OWN]
+    return frozenset(name for file in files for name in _names(file))
 
 
 def _names(node: dict[str, Any]) -> Iterator[str]:

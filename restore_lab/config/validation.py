@@ -239,6 +239,9 @@ def _there(text: str) -> bool:
 def _check_paths(node: DictConfig, within: str) -> None:
     """Refuse an empty path: Python takes it for the working directory, a person hardly ever means it."""
     for key in node:
+        is_path = names_path(str(key)) or (key in ROOTS and "rule" in node)  # a pair's; a rule's are endings of names
+        if OmegaConf.is_interpolation(node, key) and not is_path:
+            continue
         try:
             value = None if OmegaConf.is_missing(node, key) else node[key]
         except OmegaConfBaseException:  # an interpolation that leads nowhere is refused where it is read
@@ -246,7 +249,6 @@ def _check_paths(node: DictConfig, within: str) -> None:
         if isinstance(value, DictConfig) and not OmegaConf.is_interpolation(node, key):
             _check_paths(value, f"{within}{key}.")
         paths = value if isinstance(value, ListConfig) else [value]
-        is_path = names_path(str(key)) or (key in ROOTS and "rule" in node)  # a pair's; a rule's are endings of names
         if is_path and any(isinstance(path, str) and not path.strip() for path in paths):
             raise ValueError(f"{within}{key}= is empty (a shell variable that is not set?); give a path, or null")
 

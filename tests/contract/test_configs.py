@@ -5,6 +5,8 @@ Backbones are replaced by a toy folder, missing values by a toy folder of images
 
 from __future__ import annotations
 
+import copy
+import functools
 import importlib.util
 import os
 import tarfile
@@ -71,7 +73,19 @@ def filled(cfg: DictConfig, values: dict[str, Any]) -> DictConfig:
     return cfg
 
 
+# Groups whose options say nothing of each other's, nor of the method: an option of each is composed in one config.
+ALONE = ("data", "eval_data", "degradation", "eval_degradation", "logger", "objective")
+
+
+@functools.cache
+def side_by_side(number: int) -> DictConfig:
+    """The config with the option of this number of each group in `ALONE`; of a shorter group one comes again."""
+    return composed("train", *(f"{group}={GROUPS[group][number % len(GROUPS[group])]}" for group in ALONE))
+
+
 def chosen(group: str, option: str) -> DictConfig:
+    if group in ALONE:
+        return copy.deepcopy(side_by_side(GROUPS[group].index(option)))
     verb = VERB.get(f"{group}={option}") or VERB.get(group, "train")
     if group == "variants":  # chosen by `variant`
         method, _, variant = option.rpartition("_")
@@ -87,6 +101,7 @@ def chosen(group: str, option: str) -> DictConfig:
 INNER = ("backbone/of", "backbone/base")
 ALIASES = [("backbone", f"{group.partition('/')[2]}/{option}") for group in INNER for option in GROUPS[group]]
 PARTS = ALIASES + [(group, option) for group, options in GROUPS.items() if group not in INNER for option in options]
+PARTS.sort(key=lambda part: GROUPS[part[0]].index(part[1]) if part[0] in ALONE else -1)  # those of one config together
 
 
 @pytest.mark.parametrize(("group", "option"), PARTS, ids=[f"{group}={option}" for group, option in PARTS])
