@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import pickle
 from pathlib import Path
 
 from hydra import compose
@@ -15,14 +17,19 @@ from restore_lab.config.grammar import quote_override
 
 def composed(verb: str, *overrides: str) -> DictConfig:
     """The config of a verb, with Hydra's own node behind `${hydra:...}` but not in it."""
-    with hydra_at(conf_dir()):
-        cfg = compose(
-            config_name=verb, overrides=[quote_override(word) for word in overrides], return_hydra_config=True
-        )
+    cfg = pickle.loads(_composed(conf_dir(), verb, overrides))
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         del cfg["hydra"]
     return cfg
+
+
+@functools.lru_cache(maxsize=256)
+def _composed(conf: Path, verb: str, overrides: tuple[str, ...]) -> bytes:
+    """The whole config, pickled: many tests compose the same one, and change their copy of it."""
+    with hydra_at(conf):
+        words = [quote_override(word) for word in overrides]
+        return pickle.dumps(compose(config_name=verb, overrides=words, return_hydra_config=True))
 
 
 def small(folder: Path) -> tuple[str, ...]:
