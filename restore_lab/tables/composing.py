@@ -29,23 +29,25 @@ def composed(verb: str, words: Sequence[str]) -> Iterator[Any]:
     try:
         if key not in known:
             known[key] = _compose(verb, words)
-        cfg = known[key]
+        cfg, HydraConfig.instance().cfg = known[key]
         if seeds:
             cfg.seed = int(seeds[-1].partition("=")[2])
-        HydraConfig.instance().set_config(cfg)
         yield cfg
     finally:
         HydraConfig.instance().cfg = own
 
 
-_composed: WeakKeyDictionary[Any, dict[tuple[Any, ...], Any]] = WeakKeyDictionary()  # by the Hydra that composed
+_composed: WeakKeyDictionary[Any, dict[tuple[Any, ...], tuple[Any, Any]]] = (
+    WeakKeyDictionary()
+)  # by the Hydra that composed
 
 
-def _compose(verb: str, words: Sequence[str]) -> Any:
+def _compose(verb: str, words: Sequence[str]) -> tuple[Any, Any]:
+    """The config, and Hydra's own node of it."""
     from hydra import compose
     from hydra.core.hydra_config import HydraConfig
 
     cfg = compose(config_name=verb, overrides=list(words), return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     validation.check(cfg, verb=verb)
-    return cfg
+    return cfg, HydraConfig.instance().cfg

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 from restore_lab.cli import front
@@ -39,19 +42,12 @@ NODE = {
         "theirs": {"system": "swinir", "published": {"noise": [20.0]}},
     },
 }
+NOISE = {"noise": NODE["conditions"]["noise"]}
+MEASURING = ("sampler.steps=7", "metrics=offline", "eval_crop=8")
 
 
-def planned(
-    folder: Path,
-    toy_folder: Path,
-    *,
-    seeds: int = 1,
-    systems_dir: Path | None = None,
-    top: dict | None = None,
-    without: str = "eval_data",
-    **changed,
-) -> Plan:
-    """The plan of the table, in a config folder that has the package's groups and this one experiment.
+def written(folder: Path, toy_folder: Path, *, top: dict | None = None, without: str = "eval_data", **changed) -> Path:
+    """A config folder that has the package's groups and the table as its one experiment.
 
     `top` is what the file says beside its table, `without` the settings that its rows choose themselves.
     """
@@ -66,24 +62,53 @@ def planned(
     defaults = [{"override /method": "spire"}, "_self_"]
     text = yaml.safe_dump({"defaults": defaults, **(top or {}), "table": node}, sort_keys=False)
     file.write_text("# @package _global_\n" + text)
+    return conf
+
+
+def planned(folder: Path, toy_folder: Path, *, seeds: int = 1, **changed) -> Plan:
+    """The plan of the table with these changes."""
+    conf = written(folder, toy_folder, **changed)
     with hydra_at(conf):
+        return plan([read("toy/four", [conf], scale="tiny")], store=folder / "runs" / "tables", seeds=seeds)
+
+
+@pytest.fixture(scope="module")
+def four(toy_folder, tmp_path_factory) -> Callable[..., Plan]:
+    """Plans the table as it stands; what is composed for one test serves all, so nothing may lie in its store."""
+    folder = tmp_path_factory.mktemp("four")
+    conf = written(folder, toy_folder)
+    with hydra_at(conf):
+        hydra = GlobalHydra.instance().hydra
+
+    def again(*, seeds: int = 1, systems_dir: Path | None = None) -> Plan:
         store = folder / "runs" / "tables"
-        return plan([read("toy/four", [conf], scale="tiny")], store=store, seeds=seeds, systems_dir=systems_dir)
+        with hydra_at(conf):
+            GlobalHydra.instance().hydra = hydra
+            return plan([read("toy/four", [conf], scale="tiny")], store=store, seeds=seeds, systems_dir=systems_dir)
+
+    return again
+
+
+@pytest.fixture(scope="module")
+def measured_otherwise(toy_folder, tmp_path_factory) -> Plan:
+    """The plan of the table's first row, measured in other ways."""
+    rows = {f"way_{MEASURING.index(word)}": {"evaluate": [word]} for word in MEASURING}
+    return planned(tmp_path_factory.mktemp("otherwise"), toy_folder, rows=rows, conditions=NOISE)
 
 
 def kinds(found: Plan) -> list[str]:
     return sorted(job.kind for job in found.jobs.values())
 
 
-def test_what_two_rows_share_is_one_job(toy_folder, tmp_path) -> None:
+def test_what_two_rows_share_is_one_job(four) -> None:
     """Two trainings, not four: sampling otherwise trains nothing, borrowed weights neither; two conditions a row."""
-    found = planned(tmp_path, toy_folder)
+    found = four()
     assert kinds(found) == ["adaptor"] * 2 + [SCORES] * 8
     assert not found.refused
     trained = {found.jobs[identity].needs for place, identity in found.scores.items() if place.row != "other"}
     assert len(trained) == 1
     assert len(set(found.scores.values())) == 8
-    twice = planned(tmp_path, toy_folder, seeds=2)
+    twice = four(seeds=2)
     assert kinds(twice) == ["adaptor"] * 4 + [SCORES] * 16
 
 
@@ -93,9 +118,10 @@ def test_images_that_a_training_needs_are_made_first(toy_folder, tmp_path) -> No
     rows = {"one": {"train": mixed}, "two": {"train": [*mixed, "seed=7"]}, "plain": {}}
     makes = {"bad": ["data", f"backbone.path={toy_folder}", "count=2", "crop=16", "data.size=16"]}
     overrides = [word for word in small(toy_folder) if not word.startswith(("eval_data", "data.size"))]
-    found = planned(tmp_path, toy_folder, rows=rows, top={"makes": makes}, overrides=overrides)
+    more = {"top": {"makes": makes}, "overrides": overrides, "conditions": NOISE}
+    found = planned(tmp_path, toy_folder, rows=rows, **more)
     assert not found.refused, found.refused
-    assert kinds(found) == ["adaptor"] * 3 + ["images"] + [SCORES] * 6
+    assert kinds(found) == ["adaptor"] * 3 + ["images"] + [SCORES] * 3
     images = next(job for job in found.jobs.values() if job.kind == "images")
     waiting = [job for job in found.jobs.values() if images.identity in job.needs]
     assert len(waiting) == 2 and all(any(images.folder in word for word in job.words) for job in waiting)
@@ -104,17 +130,17 @@ def test_images_that_a_training_needs_are_made_first(toy_folder, tmp_path) -> No
     assert negatives.planned(cfg).identity == images.identity
 
 
-def test_a_system_is_measured_where_its_outputs_are(toy_folder, tmp_path) -> None:
+def test_a_system_is_measured_where_its_outputs_are(four, tmp_path) -> None:
     """Outputs for one condition of two, of one draw of the degradations; without outputs nothing is planned."""
     outputs = tmp_path / "systems" / "swinir" / "blur"
     outputs.mkdir(parents=True)
     Image.new("RGB", (16, 16)).save(outputs / "camera_0.png")
-    found = planned(tmp_path, toy_folder, seeds=2, systems_dir=tmp_path / "systems")
+    found = four(seeds=2, systems_dir=tmp_path / "systems")
     theirs = {place: identity for place, identity in found.scores.items() if place.row == "theirs"}
     assert [(place.condition, place.seed) for place in theirs] == [("blur", 0)]
     job = found.jobs[next(iter(theirs.values()))]
     assert job.needs == () and f"system='{outputs}'" in job.words and "eval_degradation=blur" in job.words
-    assert len(kinds(found)) == len(kinds(planned(tmp_path, toy_folder, seeds=2))) + 1
+    assert len(kinds(found)) == len(kinds(four(seeds=2))) + 1
 
 
 def test_a_row_of_another_scale_is_not_run(toy_folder, tmp_path) -> None:
@@ -126,9 +152,9 @@ def test_a_row_of_another_scale_is_not_run(toy_folder, tmp_path) -> None:
         planned(tmp_path, toy_folder, rows={"one": {"only": "half"}})
 
 
-def test_a_job_is_a_command_that_makes_what_was_planned(toy_folder, tmp_path) -> None:
+def test_a_job_is_a_command_that_makes_what_was_planned(four) -> None:
     """The identities in the plan are those that training and evaluating find by themselves, with any seed."""
-    found = planned(tmp_path, toy_folder, seeds=2)
+    found = four(seeds=2)
     place = next(place for place in found.scores if (place.row, place.seed) == ("one", 1))
     scores = found.jobs[found.scores[place]]
     adaptor = found.jobs[scores.needs[0]]
@@ -141,16 +167,19 @@ def test_a_job_is_a_command_that_makes_what_was_planned(toy_folder, tmp_path) ->
     stage = fit.planned(typed(adaptor))[-1]
     assert (stage.identity, str(stage.folder)) == (adaptor.identity, adaptor.folder)
     Manifest(identity=adaptor.identity, kind="adaptor", code="").write(adaptor.folder)
-    record = evaluate.planned(typed(scores))
-    assert (record.identity, str(record.folder)) == (scores.identity, scores.folder)
-    assert adaptor.done and not scores.done and scores.needs == (adaptor.identity,)
+    try:
+        record = evaluate.planned(typed(scores))
+        assert (record.identity, str(record.folder)) == (scores.identity, scores.folder)
+        assert adaptor.done and not scores.done and scores.needs == (adaptor.identity,)
+    finally:
+        shutil.rmtree(adaptor.folder)
 
 
 def test_borrowed_weights_bring_none_of_their_own_words(toy_folder, tmp_path) -> None:
     """A row that borrows weights trained without words has words all the same, in the plan and in its command."""
     silent = {"overrides": ["prompt/semantic=none", "prompt/instruction=none"]}
     rows = {"silent": silent, "clip": {"weights": "silent", "evaluate": ["prompt/instruction=none"]}}
-    found = planned(tmp_path, toy_folder, rows=rows)
+    found = planned(tmp_path, toy_folder, rows=rows, conditions=NOISE)
     scores = next(found.jobs[found.scores[place]] for place in found.scores if place.row == "clip")
     adaptor = found.jobs[scores.needs[0]]
     extra = {MADE_BY: list(front.parse(adaptor.words[1:]).overrides)}
@@ -160,8 +189,8 @@ def test_borrowed_weights_bring_none_of_their_own_words(toy_folder, tmp_path) ->
     assert (record.identity, str(record.folder)) == (scores.identity, scores.folder)
 
 
-def test_weights_are_wanted_for_what_is_still_to_be_measured(toy_folder, tmp_path, monkeypatch) -> None:
-    found = planned(tmp_path, toy_folder, seeds=2)
+def test_weights_are_wanted_for_what_is_still_to_be_measured(four, monkeypatch) -> None:
+    found = four(seeds=2)
     there = set(found.scores.values())
     monkeypatch.setattr(Job, "done", property(lambda job: job.identity in there))
     assert found.missing() == []
@@ -171,8 +200,8 @@ def test_weights_are_wanted_for_what_is_still_to_be_measured(toy_folder, tmp_pat
     assert [job.identity for job in found.missing()] == [*scores.needs, scores.identity]
 
 
-def test_the_plan_in_words(toy_folder, tmp_path) -> None:
-    text = plan_text(planned(tmp_path, toy_folder), tmp_path / "runs" / "tables")
+def test_the_plan_in_words(four, tmp_path) -> None:
+    text = plan_text(four(), tmp_path / "runs" / "tables")
     assert "10 artefacts, 0 there, 10 missing" in text
     assert "theirs: published numbers (system swinir; see systems_dir)" in text
     assert text.count("nothing like it was run here yet") == 10
@@ -196,10 +225,13 @@ def test_a_row_that_cannot_be_planned_says_why_and_the_others_go_on(toy_folder, 
     assert "cannot be planned: lost, noise: stage='nowhere'" in plan_text(found, tmp_path)
 
 
-@pytest.mark.parametrize("word", ["sampler.steps=7", "metrics=offline", "eval_crop=8"])
-def test_what_only_measures_retrains_nothing(word, toy_folder, tmp_path) -> None:
-    before = planned(tmp_path, toy_folder, rows={"one": {}})
-    after = planned(tmp_path, toy_folder, rows={"one": {"evaluate": [word]}})
-    trained = [{i for i, job in found.jobs.items() if job.kind == "adaptor"} for found in (before, after)]
-    assert trained[0] == trained[1]
-    assert set(before.scores.values()).isdisjoint(after.scores.values())
+@pytest.mark.parametrize("word", MEASURING)
+def test_what_only_measures_retrains_nothing(word, four, measured_otherwise) -> None:
+    def made(found: Plan, row: str) -> tuple[set[str], set[str]]:
+        scores = {identity for place, identity in found.scores.items() if place.row == row}
+        return scores, {need for identity in scores for need in found.jobs[identity].needs}
+
+    before, trained = made(four(), "one")
+    after, behind = made(measured_otherwise, f"way_{MEASURING.index(word)}")
+    assert trained == behind and len(trained) == 1
+    assert after and before.isdisjoint(after)
