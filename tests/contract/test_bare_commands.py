@@ -5,16 +5,24 @@ The shipped priors themselves, by the bare command line; only what would take lo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from restore_lab.cli.main import main
+from tests.priors import read_once
 
 METHODS = ("spire", "supir", "diff_restorer", "instantir", "dra", "controlnet", "regression")
 # A batch of 32 crops and the bar are for a person's machine; the rest is the default.
 SMALL = ("batch_size=2", "workers=0", "progress=false", "precision=32-true", "trainer.accelerator=cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shipped_priors_read_once() -> Iterator[None]:
+    with read_once():
+        yield
 
 
 @pytest.mark.parametrize("backbone", ["tiny_sd", "tiny_sdxl", "tiny_sd3"])

@@ -6,17 +6,20 @@ Pairwise over the axes of tests/matrix.py here; the whole product, training each
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import pytest
 
 from restore_lab.config.pairs import NoMeaning, check
 from tests.composed import composed
 from tests.matrix import AXES, Priors, comes_back, everything, made, meaningful, name_of, pairwise, restored, trained
+from tests.priors import read_once
 
 
 @pytest.fixture(scope="module")
-def priors(tmp_path_factory) -> Priors:
-    return Priors(tmp_path_factory.mktemp("priors"))
+def priors(tmp_path_factory) -> Iterator[Priors]:
+    with read_once():
+        yield Priors(tmp_path_factory.mktemp("priors"))
 
 
 @pytest.mark.parametrize("choice", pairwise(), ids=name_of)
@@ -24,8 +27,7 @@ def test_a_combination(choice, priors, tmp_path) -> None:
     cfg = priors.config(choice)
     module = made(cfg)
     trained(module)
-    restored(module)
-    comes_back(module, cfg, tmp_path)
+    comes_back(module, cfg, tmp_path, restored(module))
 
 
 def test_every_pair_is_there() -> None:

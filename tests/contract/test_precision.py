@@ -15,7 +15,7 @@ from tests.composed import composed
 
 def pairs() -> Batch:
     recipe = Recipe(pipeline="none", seed=0, steps=())
-    image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     both: dict[str, Any] = {"hq_BCHW": image, "lq_BCHW": image.flip(0), "caption": ("a", "b"), "key": ("a", "b")}
     return Batch(**both, seed=(1, 2), recipe=(recipe, recipe))
 
@@ -28,10 +28,11 @@ def silent(*words: Any, **more: Any) -> None:
 def test_a_method_around_a_prior_in_bfloat16(method, monkeypatch) -> None:
     """Trained parts stay in float32; a sample is near the float32 prior's, without any autocast around it."""
     found: dict[str, Tensor] = {}
+    cfg = composed("train", f"method={method}", "lq_encoder=codec", "sampler.steps=2")
     for dtype in ("float32", "bfloat16"):
-        words = (f"backbone.dtype={dtype}", "lq_encoder=codec", "sampler.steps=2")
+        cfg.backbone.dtype = dtype
         torch.manual_seed(0)
-        module = build(composed("train", f"method={method}", *words).module)
+        module = build(cfg.module)
         assert {p.dtype for p in module.trainable().values()} == {torch.float32}
         assert next(module.backbone.denoiser.parameters()).dtype == getattr(torch, dtype)
         monkeypatch.setattr(module, "log", silent)

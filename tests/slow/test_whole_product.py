@@ -42,7 +42,7 @@ def test_a_module_under_every_sampler(choice, priors, samplers, tmp_path) -> Non
     cfg = priors.config({**choice, "fidelity": "none", "scheduler": "ddim", "init": "noise"})
     module = made(cfg)
     trained(module)
-    comes_back(module, cfg, tmp_path)
+    comes_back(module, cfg, tmp_path, restored(module))
     for options, sampler in samplers.items():
         if meaningful({**choice, **dict(zip(SAMPLED, options, strict=True))}):
             module.sampler = build(sampler)

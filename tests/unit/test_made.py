@@ -18,7 +18,7 @@ from restore_lab.tables.jobs import CAPTIONS, SCORES, Plan
 from restore_lab.tables.table import plan_text
 from tests.composed import composed
 from tests.toy_captioners import toy_captioner
-from tests.unit.test_plan import kinds, planned
+from tests.unit.test_plan import NOISE, kinds, planned
 
 LSDIR = "datasets/LSDIR/train"
 
@@ -33,10 +33,11 @@ def folder_of_photographs(place: Path) -> Path:
 
 
 def captioned(folder: Path, toy_folder: Path, *, elsewhere: bool = False, **changed) -> Plan:
-    """Two rows that train on captioned photographs, of two conditions each; captions by one question."""
+    """Two rows that train on captioned photographs, under one condition; captions by one question."""
     words = ["data=lsdir", "data.source.captions=made:words", f"datasets_dir={folder / 'datasets'}"]
     lines = {"words": ["caption", "data=lsdir", "prompt.semantic.captioner.question='What?'"]}
-    node = {"rows": {"one": {"train": words}, "two": {"train": [*words, "batch_size=1"]}}, **changed}
+    rows = {"one": {"train": words}, "two": {"train": [*words, "batch_size=1"]}}
+    node = {"rows": rows, "conditions": NOISE, **changed}
     place = folder / "elsewhere" if elsewhere else folder
     return planned(place, toy_folder, top={"makes": lines}, without="data.size", **node)
 
@@ -45,7 +46,7 @@ def test_captions_are_made_once_and_trainings_wait_for_them(toy_folder, tmp_path
     folder_of_photographs(tmp_path)
     found = captioned(tmp_path, toy_folder)
     assert not found.refused, found.refused
-    assert kinds(found) == ["adaptor"] * 2 + [CAPTIONS] + [SCORES] * 4
+    assert kinds(found) == ["adaptor"] * 2 + [CAPTIONS] + [SCORES] * 2
     job = next(job for job in found.jobs.values() if job.kind == CAPTIONS)
     waiting = [other for other in found.jobs.values() if job.identity in other.needs]
     assert [other.kind for other in waiting] == ["adaptor"] * 2 and list(found.jobs).index(job.identity) == 0
