@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,8 @@ from restore_lab.methods.weights import WEIGHTS
 from restore_lab.storage.artefacts import Manifest
 from restore_lab.types import Batch
 from tests.composed import composed, few_photos
+from tests.priors import read_once
+from tests.recomposed import recomposed
 from tests.toy_methods import toy_batch
 from tests.toys import toy_unet_folder
 
@@ -35,20 +39,26 @@ OWN = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def priors_read_once() -> Iterator[None]:
+    with read_once():
+        yield
+
+
 @pytest.fixture(scope="module")
 def priors(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("priors")
     return {"supir": toy_unet_folder(folder, "sdxl"), "diff_restorer": toy_unet_folder(folder, "sd")}
 
 
-def common(prior: Path, runs: Path) -> tuple[str, ...]:
+def common(prior: Path) -> tuple[str, ...]:
     sizes = ("crop=16", "batch_size=2", "workers=0", "precision=32-true", "sampler.steps=2", *few_photos())
-    return (f"backbone.path={prior}", f"runs_dir={runs}", "name=run", *sizes)
+    return (f"backbone.path={prior}", "name=run", *sizes)
 
 
 def trained(method: str, prior: Path, runs: Path, *words: str) -> Path:
     quick = ("data.size=16", "max_steps=2", "trainer.accelerator=cpu", "progress=false", "module.weights_dtype=float32")
-    return fit(composed("train", *OWN[method], *common(prior, runs), *quick, *words))
+    return fit(recomposed("train", *OWN[method], *common(prior), *quick, *words, runs_dir=str(runs)))
 
 
 def folders(runs: Path) -> dict[str, set[str]]:
@@ -68,11 +78,11 @@ def test_all_stages_then_restoring(method, priors, tmp_path) -> None:
     assert Manifest.read(last).parents == (Manifest.read(before).identity,)
 
     own = [word for word in OWN[method] if not word.startswith("stages.")]
-    cfg = composed("restore", *own, *common(priors[method], tmp_path), "input=x", f"weights={last}")
+    cfg = composed("restore", *own, *common(priors[method]), "input=x", f"weights={last}")
     module = load(cfg)
     assert module.restore(toy_batch()).shape == toy_batch().lq_BCHW.shape
     if method == "supir":  # the encoder is the first stage's, and came with the second's weights
-        cfg = composed("restore", *own, *common(priors[method], tmp_path), "input=x", "weights=null")
+        cfg = composed("restore", *own, *common(priors[method]), "input=x", "weights=null")
         cfg.lq_encoder.weights = str(before)
         alone = load(cfg).lq_encoder.state_dict()
         for name, value in module.lq_encoder.state_dict().items():
@@ -105,16 +115,24 @@ ABLATIONS = {
 }
 
 
+def diff_restorer(priors: dict[str, Path], *words: str) -> tuple[Any, int]:
+    """The method, and how many numbers are trained or decode."""
+    own = (*OWN["diff_restorer"], *common(priors["diff_restorer"]), "data.size=16")
+    module = build(recomposed("train", *own, *words).module)
+    parts = (*module.trainable().values(), *module.decoder.parameters())
+    return module, sum(p.numel() for p in parts)
+
+
+@pytest.fixture(scope="module")
+def whole_size(priors) -> int:
+    return diff_restorer(priors)[1]
+
+
 @pytest.mark.parametrize("row", list(ABLATIONS))
-def test_each_of_diff_restorers_ablations_is_one_override(row, priors, tmp_path) -> None:
+def test_each_of_diff_restorers_ablations_is_one_override(row, priors, whole_size) -> None:
     """It takes something away, and what is left still learns and restores. (w/o B_s needs CLIP ViT-L/14: unit test.)"""
-    words = (*OWN["diff_restorer"], *common(priors["diff_restorer"], tmp_path), "data.size=16")
-    whole, part = (build(composed("train", *words, *extra).module) for extra in ((), (ABLATIONS[row],)))
-    sizes = [
-        sum(p.numel() for p in module.trainable().values()) + sum(p.numel() for p in module.decoder.parameters())
-        for module in (whole, part)
-    ]
-    assert sizes[1] < sizes[0]
+    part, size = diff_restorer(priors, ABLATIONS[row])
+    assert size < whole_size
     pairs = eight_pairs()
     part.log = lambda *_, **__: None
     part.training_step(pairs, 0).backward()

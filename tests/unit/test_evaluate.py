@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from restore_lab.evaluation.picture import Panel, contact_sheet
 from restore_lab.evaluation.records import image_file, read_record
 from restore_lab.types import REMOVE_ALL
 from tests.composed import composed, small
+from tests.priors import read_once
+from tests.recomposed import recomposed
 
 WORDS = {
     "told": "{instruction: {_target_: restore_lab.prompts.instruction.FromRecipe, values: 1.0}}",
@@ -29,8 +32,14 @@ WORDS = {
 
 
 def config(toy_folder: Path, tmp_path: Path, *words: str):
-    base = ("weights=null", "metrics=fidelity", "eval_degradation=parameterized", f"runs_dir={tmp_path}")
-    return composed("evaluate", *small(toy_folder), *base, "device=cpu", "progress=false", "name=toy", *words)
+    base = ("weights=null", "metrics=fidelity", "eval_degradation=parameterized", "device=cpu", "progress=false")
+    return recomposed("evaluate", *small(toy_folder), *base, "name=toy", *words, runs_dir=str(tmp_path))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def priors_read_once() -> Iterator[None]:
+    with read_once():
+        yield
 
 
 @pytest.fixture(scope="module")

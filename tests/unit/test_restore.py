@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from restore_lab.cli.restore import run
 from restore_lab.methods.restore import Restored, restore_folder
 from restore_lab.methods.restorer import load
 from tests.composed import composed, small
+from tests.priors import read_once
+from tests.recomposed import recomposed
 from tests.rounding import same_levels
 from tests.toy_methods import shake
 
@@ -24,6 +27,12 @@ def photo(path: Path, *, size: tuple[int, int] = (20, 24), seed: int = 0) -> Pat
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def priors_read_once() -> Iterator[None]:
+    with read_once():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +50,9 @@ def restored(toy_folder, weights, tmp_path):
     """Restore a path with some overrides; gives what `restore_folder` gives."""
 
     def go(place: Path, *words: str, out: str = "out") -> Restored:
-        told = (f"input={place}", f"output={tmp_path / out}", f"weights={weights}", "device=cpu")
-        return restore_folder(composed("restore", *small(toy_folder), *told, "sampler.progress=false", *words))
+        told = ("input=x", f"weights={weights}", "device=cpu", "sampler.progress=false")
+        places = {"input": str(place), "output": str(tmp_path / out)}
+        return restore_folder(recomposed("restore", *small(toy_folder), *told, *words, **places))
 
     return go
 

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,17 @@ from restore_lab.cli.main import main
 from restore_lab.data.photograph import Photograph, read_photograph
 from restore_lab.data.photograph_file import write_photograph
 from restore_lab.methods.restore import Restored, restore_folder
-from tests.composed import composed, small
+from tests.composed import small
+from tests.priors import read_once
+from tests.recomposed import recomposed
 from tests.rounding import same_levels
 from tests.unit.test_photograph import DATE, SRGB, drawn, exif
+
+
+@pytest.fixture(scope="module", autouse=True)
+def prior_read_once() -> Iterator[None]:
+    with read_once():
+        yield
 
 
 @pytest.fixture
@@ -29,8 +38,10 @@ def restored(toy_folder, tmp_path):
     """Restore a path with some overrides; gives what `restore_folder` gives."""
 
     def go(place: Path | str, *words: str) -> Restored:
-        told = (f"input={place}", f"output={tmp_path / 'out'}", "weights=null", "device=cpu", "sampler.progress=false")
-        return restore_folder(composed("restore", *small(toy_folder), *told, "sampler.steps=1", *words))
+        told = ("weights=null", "device=cpu", "sampler.progress=false", "sampler.steps=1")
+        places = {"input": str(place), "output": str(tmp_path / "out")}
+        left = {name: where for name, where in places.items() if not any(w.startswith(f"{name}=") for w in words)}
+        return restore_folder(recomposed("restore", "input=x", *small(toy_folder), *told, *words, **left))
 
     return go
 
