@@ -278,8 +278,8 @@ SHORT = {
 }
 
 
-@pytest.mark.parametrize(("kind", "decoder"), [("sd", True), ("sdxl", False)])
-def test_one_graph_for_all_steps(kind, decoder) -> None:
+@pytest.mark.parametrize(("kind", "decoder", "backend"), [("sd", True, "aot_eager"), ("sdxl", False, "eager")])
+def test_one_graph_for_all_steps(kind, decoder, backend) -> None:
     """torch.compile takes trunk, fusion and prior as one graph and keeps it when timestep and tensors change."""
     backbone = toy_backbone(kind, **SHORT, **({"transformer_layers_per_block": 1} if kind == "sdxl" else {}))
     adaptor = toy_adaptor(fusion=partial(Modulation, decoder=decoder))(backbone)
@@ -289,7 +289,7 @@ def test_one_graph_for_all_steps(kind, decoder) -> None:
         return steered(backbone, adaptor, z, t, cond, hint)
 
     torch._dynamo.reset()
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(step, fullgraph=True, backend=backend)
     with torch._dynamo.config.patch(error_on_recompile=True), torch.no_grad():
         for seed in range(3):
             z, t, cond = toy_inputs(backbone, seed=seed)

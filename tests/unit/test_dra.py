@@ -132,7 +132,7 @@ def test_the_stream_is_brought_to_the_maps_size() -> None:
     assert close(resampled(flat, (8, 6)), torch.full((1, 1, 8, 6), 3.0))
 
 
-@pytest.mark.parametrize("kind", ["sd", "sd3"])
+@pytest.mark.parametrize("kind", ["mini", "sd3"])
 def test_the_carry_survives_checkpointing_and_compiling(kind) -> None:
     results = []
     for checkpointing in (False, True):

@@ -26,11 +26,13 @@ def controls(backbone: UNetBackbone, seed: int) -> dict[str, Any]:
     return {**pairs, "total": torch.zeros(())}
 
 
+# One level, since recomputed blocks take long to trace, forwards and backwards.
 SD = {
-    "block_out_channels": (16, 32),
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "block_out_channels": (16,),
+    "down_block_types": ("CrossAttnDownBlock2D",),
+    "up_block_types": ("CrossAttnUpBlock2D",),
 }
+# Every kind of block and tap, and attentions of different depths.
 SDXL = {
     "block_out_channels": (16, 32),
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -40,7 +42,7 @@ SDXL = {
 }
 
 
-@pytest.mark.parametrize(("kind", "changes", "checkpointing"), [("sd", SD, False), ("sdxl", SDXL, True)])
+@pytest.mark.parametrize(("kind", "changes", "checkpointing"), [("sd", SD, True), ("sdxl", SDXL, False)])
 def test_one_graph_and_no_recompilation(kind, changes, checkpointing) -> None:
     backbone = toy_backbone(kind, **changes)
     if checkpointing:
@@ -50,7 +52,7 @@ def test_one_graph_and_no_recompilation(kind, changes, checkpointing) -> None:
         return backbone(z, t, cond, modulate, carry)
 
     torch._dynamo.reset()
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager" if checkpointing else "eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
         for seed in range(3):
             z, t, cond = toy_inputs(backbone, seed=seed)
