@@ -163,9 +163,14 @@ def test_the_discriminator_judges_patches_of_70_pixels() -> None:
 def vgg_state() -> dict[str, torch.Tensor]:
     from torchvision.models import vgg19 as architecture
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return {k: v for k, v in architecture(num_classes=1).state_dict().items() if k.startswith("features")}
+    with torch.device("meta"):
+        features = architecture().features.to_empty(device="cpu")
+    draw = torch.Generator().manual_seed(0)
+    for layer in features:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu", generator=draw)
+            nn.init.zeros_(layer.bias)
+    return {f"features.{name}": value for name, value in features.state_dict().items()}
 
 
 def test_the_perceptual_loss_against_torchvisions_feature_extractor(vgg_state, tmp_path) -> None:
@@ -175,13 +180,14 @@ def test_the_perceptual_loss_against_torchvisions_feature_extractor(vgg_state, t
     torch.save(vgg_state, tmp_path / "vgg.pth")
     loss = vgg19(str(tmp_path / "vgg.pth"))
     assert isinstance(loss, Perceptual) and not any(p.requires_grad for p in loss.parameters())
-    network = architecture(num_classes=1).eval()
-    network.load_state_dict(vgg_state, strict=False)
-    for layer in network.features:
+    with torch.device("meta"):
+        features = architecture().features.eval()
+    features.load_state_dict({name.removeprefix("features."): p for name, p in vgg_state.items()}, assign=True)
+    for layer in features:
         if isinstance(layer, nn.ReLU):
             layer.inplace = False
     weights = {"2": 0.1, "7": 0.1, "16": 1.0, "25": 1.0, "34": 1.0}
-    extract = create_feature_extractor(network.features, list(weights))
+    extract = create_feature_extractor(features, list(weights))
     made, wanted = draw(1, 3, 32, 32), draw(1, 3, 32, 32, seed=1)
     mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     with torch.no_grad():
