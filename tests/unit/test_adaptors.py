@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -56,26 +56,22 @@ def steered(backbone, adaptor, z: Tensor, t: Tensor, cond: Cond, hint: Hint) -> 
     return backbone(z, t, cond, at=adaptor.fuse, carry=adaptor.control(z, t, hint, cond))
 
 
-@pytest.fixture(scope="module")
-def configs():
-    """The adaptor node of every adaptor with every fusion."""
-    pairs = [(a, f) for a in ADAPTORS for f in ZERO_FUSIONS]
-    return {
-        (a, f): composed("describe", f"adaptor={a}", f"adaptor/fusion={f}", *OWN.get(a, SMALL)).adaptor
-        for a, f in pairs
-    }
+@cache
+def config(adaptor: str, fusion: str):
+    """The adaptor node of an adaptor with a fusion."""
+    return composed("describe", f"adaptor={adaptor}", f"adaptor/fusion={fusion}", *OWN.get(adaptor, SMALL)).adaptor
 
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3", "sd35"])
 @pytest.mark.parametrize("fusion", ZERO_FUSIONS)
 @pytest.mark.parametrize("adaptor", ADAPTORS)
-def test_an_untrained_adaptor_changes_no_bit(adaptor, fusion, kind, backbones, configs) -> None:
+def test_an_untrained_adaptor_changes_no_bit(adaptor, fusion, kind, backbones) -> None:
     backbone = toy_backbone(kind) if adaptor in OWN else backbones[kind]
     if fusion == "modulation_decoder" and backbone.family == "mmdit":
         with pytest.raises(ValueError, match="needs a decoder half"):
-            build(configs[adaptor, fusion])(backbone, visual=16)
+            build(config(adaptor, fusion))(backbone, visual=16)
         return
-    made = build(configs[adaptor, fusion])(backbone, visual=16)
+    made = build(config(adaptor, fusion))(backbone, visual=16)
     z, t, cond = toy_inputs(backbone)
     hint = toy_hint(backbone)
     with torch.no_grad():
