@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 from restore_lab.storage.artefacts import complete
 from tests.composed import small
+from tests.forked import forked
 
 ROOT = Path(__file__).resolve().parents[2]
 # Two batches a step; validation after steps 3 and 6; checkpoints after steps 3 and 6.
@@ -33,11 +32,8 @@ WORDS = (
 
 def train(toy_folder: Path, runs: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """`restore-lab train` in a process of its own."""
-    command = [sys.executable, "-m", "restore_lab.cli.main", "train", *small(toy_folder), *WORDS, f"runs_dir={runs}"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(
-        [*command, *words], cwd=runs.parent, env=environment, capture_output=True, text=True, timeout=900, check=False
-    )
+    typed = ("train", *small(toy_folder), *WORDS, f"runs_dir={runs}", *words)
+    return forked(*typed, cwd=runs.parent, env={"CUDA_VISIBLE_DEVICES": ""}, paths=(ROOT,))
 
 
 def steps(folder: Path) -> list[int]:

@@ -1,0 +1,88 @@
+"""`restore-lab WORDS` in a forked process: one of its own, to kill or to end as it likes, that starts in a moment.
+
+It has the modules that the tests have imported, but rounds as ever; what it imports and sets itself ends with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from torch.nn import functional as F
+
+from tests.rounding import LAYERS
+
+IMPORTED = ("lightning.pytorch", "scipy.signal", "restore_lab.methods.base")  # once, and not in every process
+
+
+def forked(
+    *words: str,
+    cwd: Path,
+    env: Mapping[str, str] | None = None,
+    paths: tuple[Path, ...] = (),
+    timeout: float = 400,
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end.
+
+    Args:
+        words: its words, the verb first.
+        cwd: where.
+        env: further environment variables.
+        paths: what PYTHONPATH names.
+        timeout: in seconds; what takes longer hangs.
+    """
+    for name in IMPORTED:
+        importlib.import_module(name)
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process: Any = multiprocessing.get_context("fork").Process(
+            target=_typed, args=(words, cwd, dict(env or {}), paths, out, err)
+        )
+        process.start()
+        process.join(timeout)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            raise subprocess.TimeoutExpired(words, timeout)
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(words, process.exitcode, out.read(), err.read())
+
+
+def _typed(
+    words: tuple[str, ...],
+    cwd: Path,
+    env: dict[str, str],
+    paths: tuple[Path, ...],
+    out: IO[str],
+    err: IO[str],
+) -> None:
+    from restore_lab.cli.main import main
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.dup2(out.fileno(), 1)
+    os.dup2(err.fileno(), 2)
+    sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
+    os.chdir(cwd)
+    os.environ.update(env)
+    sys.path[:0] = map(str, paths)
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, paths))
+    for name in LAYERS:
+        setattr(F, name, inspect.unwrap(getattr(F, name)))
+    sys.argv = ["restore-lab", *words]
+    sys.modules["__main__"] = sys.modules[main.__module__]  # which Lightning types again for its other ranks
+    try:
+        main()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
