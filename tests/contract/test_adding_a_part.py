@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from restore_lab.evaluation.records import read_record
 from tests.composed import small
+from tests.forked import forked
 from tests.pages import ROOT, blocks, save
 
 PAGE = blocks(ROOT / "docs/adding_a_part.md")
@@ -31,15 +30,7 @@ def lab(tmp_path_factory) -> Path:
 
 def command(lab: Path, verb: str, *words: str, trusted: bool = True) -> subprocess.CompletedProcess[str]:
     trust = ("trusted_packages=[my_lab]",) if trusted else ()
-    return subprocess.run(
-        [sys.executable, "-m", "restore_lab.cli.main", verb, "--config-dir", "my_conf", *trust, *words],
-        cwd=lab,
-        env={**os.environ, "PYTHONPATH": f"{lab}{os.pathsep}{ROOT}"},
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
+    return forked(verb, "--config-dir", "my_conf", *trust, *words, cwd=lab, paths=(lab, ROOT))
 
 
 def test_the_page_has_its_parts() -> None:

@@ -12,13 +12,26 @@ import pytest
 from restore_lab.cli.errors import is_bad_input, one_line
 from restore_lab.machine.faults import Terminated
 from tests.fault_cases import Bench, checkpoints, goes_on
+from tests.faults import Ended
+from tests.forked import forked
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 COMMAND = f"{sys.executable} -m restore_lab.cli.main"
 
 
-def test_ctrl_c_in_a_training_leaves_a_checkpoint_and_says_the_step(tmp_path) -> None:
+class Forked:
+    """A command that starts in a moment and that nothing is done to."""
+
+    def __init__(self, place: Path, *words: str) -> None:
+        self.place, self.words = place, words
+
+    def ended(self) -> Ended:
+        done = forked(*self.words, cwd=self.place, paths=(ROOT,))
+        return Ended(code=done.returncode, said=done.stdout + done.stderr)
+
+
+def test_ctrl_c_in_a_training_leaves_a_checkpoint_and_says_the_step(tmp_path, monkeypatch) -> None:
     """It reaches the process that reads data too; the step at work is finished."""
     bench, place = Bench(tmp_path), tmp_path / "run"
     place.mkdir()
@@ -26,6 +39,7 @@ def test_ctrl_c_in_a_training_leaves_a_checkpoint_and_says_the_step(tmp_path) ->
     assert done.code == 130, done.said
     assert done.last == "restore-lab: interrupted at step 6 of 8; the same command continues"
     assert checkpoints(place)[-1] == "step=6.ckpt"
+    monkeypatch.setattr("tests.fault_cases.Command", Forked)
     goes_on(bench, place)
 
 
