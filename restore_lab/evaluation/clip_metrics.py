@@ -83,7 +83,8 @@ class Clip:
     @torch.inference_mode()
     def images(self, image_BCHW: Tensor) -> Tensor:
         """Embeddings_BD of images in [0, 1]."""
-        self.model.to(image_BCHW.device)
+        if self.model.device != image_BCHW.device:  # a walk over all its parameters
+            self.model.to(image_BCHW.device)
         pixels = prepare(image_BCHW, size=self.size, mean=self.mean, std=self.std)
         return self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)
 
