@@ -41,13 +41,8 @@ def forked(
         paths: what PYTHONPATH names.
         timeout: in seconds; what takes longer hangs.
     """
-    for name in IMPORTED:
-        importlib.import_module(name)
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        process: Any = multiprocessing.get_context("fork").Process(
-            target=_typed, args=(words, cwd, dict(env or {}), paths, out, err)
-        )
-        process.start()
+        process = start(*words, cwd=cwd, env=env, paths=paths, out=out, err=err)
         process.join(timeout)
         if process.is_alive():
             process.kill()
@@ -58,19 +53,38 @@ def forked(
         return subprocess.CompletedProcess(words, process.exitcode, out.read(), err.read())
 
 
+def start(
+    *words: str,
+    cwd: Path,
+    env: Mapping[str, str] | None = None,
+    paths: tuple[Path, ...] = (),
+    out: IO[str] | None = None,
+    err: IO[str] | None = None,
+) -> Any:
+    """A command at work, a `multiprocessing.Process`; what it says goes into the files, if they are given."""
+    for name in IMPORTED:
+        importlib.import_module(name)
+    process = multiprocessing.get_context("fork").Process(
+        target=_typed, args=(words, cwd, dict(env or {}), paths, out, err)
+    )
+    process.start()
+    return process
+
+
 def _typed(
     words: tuple[str, ...],
     cwd: Path,
     env: dict[str, str],
     paths: tuple[Path, ...],
-    out: IO[str],
-    err: IO[str],
+    out: IO[str] | None,
+    err: IO[str] | None,
 ) -> None:
     from restore_lab.cli.main import main
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.dup2(out.fileno(), 1)
-    os.dup2(err.fileno(), 2)
+    for number, file in ((1, out), (2, err)):
+        if file is not None:
+            os.dup2(file.fileno(), number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
     os.chdir(cwd)
     os.environ.update(env)

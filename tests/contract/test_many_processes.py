@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -28,6 +26,7 @@ from restore_lab.methods.restore import restore_folder
 from restore_lab.methods.restorer import load
 from tests.composed import composed, small
 from tests.contract.test_tables_killed import gone
+from tests.forked import forked, start
 from tests.toy_captioners import toy_captioner
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and looks in /proc")
@@ -282,15 +281,16 @@ def test_a_cache_filled_by_processes_that_were_killed(toy_folder, photos, tmp_pa
 # devices=2, typed ----------------------------------------------------------------------------------------------------
 
 
-def start(photos: Path, output: Path) -> subprocess.Popen[str]:
+def packing(photos: Path, output: Path) -> tuple[str, ...]:
     words = ("data", "pack", "data=folder", f"data.root={photos}", f"output={output}", "shard_size=1", "progress=false")
-    command = [sys.executable, "-m", "restore_lab.cli.main", *words, "devices=2", f"hydra.run.dir={output}.hydra"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return *words, "devices=2", f"hydra.run.dir={output}.hydra"
 
 
 def test_packing_by_two_typed_processes_killed_and_finished(tmp_path) -> None:
-    """SIGKILL to the command at its first shards: its processes go with it; the same command ends in one's bytes."""
+    """SIGKILL to the command at its first shards: its processes go with it; the same command ends in one's bytes.
+
+    The command itself is a fork of this process; its two are typed.
+    """
     from restore_lab.data.packing import pack
 
     photos = tmp_path / "many"
@@ -299,17 +299,18 @@ def test_packing_by_two_typed_processes_killed_and_finished(tmp_path) -> None:
     for number in range(40):
         Image.fromarray(np.roll(image, number)).save(photos / f"{number:02d}.png", compress_level=0)
     output = tmp_path / "shards"
-    first = start(photos, output)
+    first = start(*packing(photos, output), cwd=tmp_path, paths=(ROOT,))
     until = time.monotonic() + 200
-    while first.poll() is None and len(list(output.glob("*.tar"))) < 3 and time.monotonic() < until:
+    while first.is_alive() and len(list(output.glob("*.tar"))) < 3 and time.monotonic() < until:
         time.sleep(0.001)
     first.kill()
-    first.wait()
+    first.join()
     assert gone(output)
     before = {path: path.read_bytes() for path in output.glob("*.tar")}
     assert 3 <= len(before) < 40 and not (output / ".index" / "manifest.json").exists()
-    said, errors = start(photos, output).communicate(timeout=200)
-    assert "40 samples in 40 shards" in said and "has done its share of 40 shards" in said, errors
+    done = forked(*packing(photos, output), cwd=tmp_path, paths=(ROOT,))
+    assert "40 samples in 40 shards" in done.stdout, done.stderr
+    assert "has done its share of 40 shards" in done.stdout, done.stderr
     words = ("make=pack", "data=folder", f"data.root={photos}", f"output={tmp_path / 'one'}", "shard_size=1")
     pack(composed("data", *words, "progress=false"))
     one = {path.name: path.read_bytes() for path in (tmp_path / "one").glob("*.tar")}
@@ -320,8 +321,8 @@ def test_packing_by_two_typed_processes_killed_and_finished(tmp_path) -> None:
 def test_a_process_that_fails_is_named(tmp_path) -> None:
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "1.png").write_bytes(b"no image")
-    _, errors = start(tmp_path / "bad", tmp_path / "out").communicate(timeout=200)
-    assert "restore-lab: process 0 of 2 failed (status 2); the same command goes on" in errors
+    done = forked(*packing(tmp_path / "bad", tmp_path / "out"), cwd=tmp_path, paths=(ROOT,))
+    assert "restore-lab: process 0 of 2 failed (status 2); the same command goes on" in done.stderr
 
 
 def test_load_gives_each_process_of_a_machine_its_own_gpu(toy_folder, monkeypatch) -> None:
