@@ -13,7 +13,7 @@ from tests.making import make
 from tests.pages import ROOT
 
 SPEED = "--sizes=sd15 --parts=comparison --pixels=32 --restored=1 --trained=1 --steps=2 --turns=1 --warmup=0"
-ONE_FILE = "ARGS=tests/unit/test_speed_benchmark.py --collect-only --quiet"
+TWO_FILES = "ARGS=tests/slow/test_big_images.py tests/contract/test_launchers.py --collect-only --quiet"
 HERE = {"help", "format", "clean", "bench", "bench-gpu", "photographs", "test-slow", "test-xla", "test-extras"}
 INSTALLED = {"wheel", "docs", "quickstart", "lock", "lock-xla"}  # with the network, but for the wheel
 
@@ -95,8 +95,9 @@ def test_bench_gpu_says_in_one_line_that_there_is_no_gpu() -> None:
 
 
 def test_the_rings_collect_what_they_are_for() -> None:
-    slow = make("test-slow", ONE_FILE)
-    assert slow.returncode == 0 and "test_the_whole_run_writes_every_line" in slow.stdout, slow.stdout
+    slow = make("test-slow", TWO_FILES)
+    assert slow.returncode == 0 and "test_big_images.py" in slow.stdout, slow.stdout
+    assert "test_launchers.py::" not in slow.stdout and "deselected" in slow.stdout, slow.stdout
     extras = make("test-extras", "ARGS=--collect-only --quiet")
     assert extras.returncode == 0 and "test_extras.py" in extras.stdout, extras.stdout
     dry = make("--dry-run", "test-xla")
