@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from omegaconf import DictConfig
 from safetensors.torch import load_file
 
 from restore_lab.config.build import trust
@@ -30,7 +32,7 @@ SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and looks in /proc")
 ROOT = Path(__file__).resolve().parents[2]
 FORK = multiprocessing.get_context("fork")
-STEPS, WORLD, KILLS = 30, 2, 4
+STEPS, WORLD, KILLS = 18, 2, 4
 WORDS = (
     "name=run",
     f"max_steps={STEPS}",
@@ -50,6 +52,12 @@ def words(toy_folder: Path, runs: Path) -> list[str]:
     """The training; each rank notes which images it sees."""
     notes = f"callbacks=[{{_target_:tests.killer.Notes,folder:{runs / 'notes'}}}]"
     return [*small(toy_folder), *WORDS, f"trainer.devices={WORLD}", f"runs_dir={runs}", notes]
+
+
+@functools.cache
+def config(toy_folder: Path, runs: Path) -> DictConfig:
+    """What the words compose to, for all processes that this one forks."""
+    return composed("train", *words(toy_folder, runs))
 
 
 def losses(folder: Path) -> list[dict[str, float]]:
@@ -94,6 +102,7 @@ def unkilled(toy_folder, tmp_path_factory) -> Path:
 
 def forked(toy_folder: Path, runs: Path) -> multiprocessing.Process:
     """The training in a forked process, which forks its other rank: they start in a moment."""
+    config(toy_folder, runs)
     process = FORK.Process(target=_train, args=(toy_folder, runs))
     process.start()
     return process
@@ -103,10 +112,9 @@ def _train(toy_folder: Path, runs: Path) -> None:
     if "LOCAL_RANK" not in os.environ:
         os.setpgid(0, 0)  # by which its ranks are found
     trust(["tests"])
-    cfg = composed("train", *words(toy_folder, runs))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_SubprocessScriptLauncher, "_call_children_scripts", lambda self: _fork(self, toy_folder, runs))
-        fit(cfg)
+        fit(config(toy_folder, runs).copy())
 
 
 def _fork(launcher: Any, toy_folder: Path, runs: Path) -> None:
