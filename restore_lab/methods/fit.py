@@ -118,9 +118,11 @@ def _make(cfg: DictConfig, stage: Stage, earlier: Mapping[str, Path]) -> None:
 
 
 def _tidy(folder: Path, *, keep: bool) -> None:
-    """Of a complete run's states the last is kept, or none."""
+    """Of a complete run's states the last is kept, or none; one of all ranks sees to it."""
     from restore_lab.methods.keeping import prune
 
+    if not first_rank():
+        return
     if keep:
         prune(folder / STATE, keep=1)
     else:

@@ -113,3 +113,18 @@ def test_a_loss_that_is_no_number_stops_and_names_its_batch(toy_folder, tmp_path
     assert state is not None and state.stem == "step=2"  # the one at step 4 would hold lost weights
     monkeypatch.setattr(RestorationModule, "training_step", plain)
     fit(training(toy_folder, tmp_path, "max_steps=9", "log_every=5", "checkpoint_every=2"))
+
+
+def test_one_of_all_ranks_deletes_what_a_complete_run_leaves_over(tmp_path, monkeypatch) -> None:
+    """Two that do so at the same time would look for files that the other has deleted."""
+    from restore_lab.methods.fit import STATE, _tidy
+
+    (tmp_path / STATE).mkdir()
+    for step in (3, 6):
+        (tmp_path / STATE / f"step={step}.ckpt").touch()
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    _tidy(tmp_path, keep=True)
+    assert [state.name for state in states(tmp_path / STATE)] == ["step=3.ckpt", "step=6.ckpt"]
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    _tidy(tmp_path, keep=True)
+    assert [state.name for state in states(tmp_path / STATE)] == ["step=6.ckpt"]
