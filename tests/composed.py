@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import pickle
 from pathlib import Path
+from typing import Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
@@ -15,12 +16,17 @@ from restore_lab.config.config_source import hydra_at
 from restore_lab.config.grammar import quote_override
 
 
-def composed(verb: str, *overrides: str) -> DictConfig:
-    """The config of a verb, with Hydra's own node behind `${hydra:...}` but not in it."""
+def composed(verb: str, *overrides: str, **places: Any) -> DictConfig:
+    """The config of a verb, with Hydra's own node behind `${hydra:...}` but not in it.
+
+    `places` get their values after that, so that a test with a folder of its own composes nothing anew.
+    """
     cfg = pickle.loads(_composed(conf_dir(), verb, overrides))
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         del cfg["hydra"]
+    for name, value in places.items():
+        cfg[name] = value
     return cfg
 
 

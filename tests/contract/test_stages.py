@@ -19,7 +19,6 @@ from restore_lab.storage.artefacts import Manifest
 from restore_lab.types import Batch
 from tests.composed import composed, few_photos
 from tests.priors import read_once
-from tests.recomposed import recomposed
 from tests.toy_methods import toy_batch
 from tests.toys import toy_unet_folder
 
@@ -58,7 +57,7 @@ def common(prior: Path) -> tuple[str, ...]:
 
 def trained(method: str, prior: Path, runs: Path, *words: str) -> Path:
     quick = ("data.size=16", "max_steps=2", "trainer.accelerator=cpu", "progress=false", "module.weights_dtype=float32")
-    return fit(recomposed("train", *OWN[method], *common(prior), *quick, *words, runs_dir=str(runs)))
+    return fit(composed("train", *OWN[method], *common(prior), *quick, *words, runs_dir=str(runs)))
 
 
 def folders(runs: Path) -> dict[str, set[str]]:
@@ -118,7 +117,7 @@ ABLATIONS = {
 def diff_restorer(priors: dict[str, Path], *words: str) -> tuple[Any, int]:
     """The method, and how many numbers are trained or decode."""
     own = (*OWN["diff_restorer"], *common(priors["diff_restorer"]), "data.size=16")
-    module = build(recomposed("train", *own, *words).module)
+    module = build(composed("train", *own, *words).module)
     parts = (*module.trainable().values(), *module.decoder.parameters())
     return module, sum(p.numel() for p in parts)
 

@@ -22,7 +22,6 @@ from restore_lab.evaluation.records import image_file, read_record
 from restore_lab.types import REMOVE_ALL
 from tests.composed import composed, small
 from tests.priors import read_once
-from tests.recomposed import recomposed
 
 WORDS = {
     "told": "{instruction: {_target_: restore_lab.prompts.instruction.FromRecipe, values: 1.0}}",
@@ -33,7 +32,7 @@ WORDS = {
 
 def config(toy_folder: Path, tmp_path: Path, *words: str):
     base = ("weights=null", "metrics=fidelity", "eval_degradation=parameterized", "device=cpu", "progress=false")
-    return recomposed("evaluate", *small(toy_folder), *base, "name=toy", *words, runs_dir=str(tmp_path))
+    return composed("evaluate", *small(toy_folder), *base, "name=toy", *words, runs_dir=str(tmp_path))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -16,7 +16,6 @@ from restore_lab.methods.restore import Restored, restore_folder
 from restore_lab.methods.restorer import load
 from tests.composed import composed, small
 from tests.priors import read_once
-from tests.recomposed import recomposed
 from tests.rounding import same_levels
 from tests.toy_methods import shake
 
@@ -52,7 +51,7 @@ def restored(toy_folder, weights, tmp_path):
     def go(place: Path, *words: str, out: str = "out") -> Restored:
         told = ("input=x", f"weights={weights}", "device=cpu", "sampler.progress=false")
         places = {"input": str(place), "output": str(tmp_path / out)}
-        return restore_folder(recomposed("restore", *small(toy_folder), *told, *words, **places))
+        return restore_folder(composed("restore", *small(toy_folder), *told, *words, **places))
 
     return go
 

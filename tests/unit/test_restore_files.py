@@ -20,9 +20,8 @@ from restore_lab.cli.main import main
 from restore_lab.data.photograph import Photograph, read_photograph
 from restore_lab.data.photograph_file import write_photograph
 from restore_lab.methods.restore import Restored, restore_folder
-from tests.composed import small
+from tests.composed import composed, small
 from tests.priors import read_once
-from tests.recomposed import recomposed
 from tests.rounding import same_levels
 from tests.unit.test_photograph import DATE, SRGB, drawn, exif
 
@@ -41,7 +40,7 @@ def restored(toy_folder, tmp_path):
         told = ("weights=null", "device=cpu", "sampler.progress=false", "sampler.steps=1")
         places = {"input": str(place), "output": str(tmp_path / "out")}
         left = {name: where for name, where in places.items() if not any(w.startswith(f"{name}=") for w in words)}
-        return restore_folder(recomposed("restore", "input=x", *small(toy_folder), *told, *words, **left))
+        return restore_folder(composed("restore", "input=x", *small(toy_folder), *told, *words, **left))
 
     return go
 
