@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,18 @@ def other_kernels() -> Iterator[None]:
 
     with as_elsewhere():
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen_heap() -> None:
+    """What imports and caches hold is set aside: the collector walked over a million objects, again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Let what was set aside end as ever."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
