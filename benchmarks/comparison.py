@@ -22,6 +22,7 @@ from benchmarks.sides import CACHE_BYTES, batches, config, method, settle
 from benchmarks.theirs import Diffusers
 from benchmarks.training import OurTraining, TheirTraining, our_loss
 from restore_lab.backbones.disk_cache import DiskCache
+from restore_lab.config.build import build
 from restore_lab.machine.memory import let_go
 from restore_lab.methods.base import RestorationModule
 from restore_lab.random import noise_like
@@ -124,7 +125,7 @@ def trainings(size: str, plan: Plan, found: dict[str, Any]) -> None:
     cfg = plan.config(size)
     module, data = method(cfg, device=plan.device).train(), plan.data(batch=plan.trained)
     side, clip = Diffusers(module), cfg.stages.adaptor.trainer.gradient_clip_val
-    how: dict[str, Any] = {"optimisation": module.optimisation, "clip": clip, "precision": cfg.precision}
+    how: dict[str, Any] = {"optimisation": build(cfg.optimisation), "clip": clip, "precision": cfg.precision}
     theirs = TheirTraining(side, data, **how)
     counted = flops(lambda: our_loss(module, data[0], precision=cfg.precision).backward())
     settle(module, cfg)

@@ -24,10 +24,11 @@ from torch.nn import functional as F
 
 from benchmarks.alternating import Seconds, clock
 from benchmarks.theirs import Diffusers
+from restore_lab.config.build import build
 from restore_lab.config.trainer import trainer_of
 from restore_lab.methods.base import RestorationModule
 from restore_lab.methods.lightning_trainer import trainer_for
-from restore_lab.methods.training import Optimisation
+from restore_lab.methods.training import Optimisation, TrainingModule
 from restore_lab.types import Batch
 
 PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16}
@@ -42,7 +43,7 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 def our_loss(module: RestorationModule, batch: Batch, *, precision: str) -> Tensor:
     """The loss of a batch as our step takes it, outside Lightning's loop; `module` was not in one yet."""
     with autocast(precision, module.device):
-        return module.training_step(batch, 0)
+        return module.loss(batch, step=0)["loss"]
 
 
 class OurTraining(L.Callback):
@@ -76,7 +77,7 @@ class OurTraining(L.Callback):
         self._go.release()
         self._thread.join()
 
-    ended = False
+    ended, step = False, 0
 
     def on_train_batch_start(self, trainer: L.Trainer, *given: Any) -> None:
         """The first batch waits for the first call."""
@@ -85,6 +86,7 @@ class OurTraining(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *given: Any) -> None:
         """A step is over; what Lightning does between two counts with the next."""
+        self.step = trainer.global_step
         self._done.release()
         self._go.acquire()
         trainer.should_stop = self.ended
@@ -107,7 +109,8 @@ class OurTraining(L.Callback):
         }
         try:
             trainer = trainer_for(settings, folder=Path(folder.name), average=False, callbacks=[self])
-            trainer.fit(module, train_dataloaders=Endless(data))
+            training = TrainingModule(module, optimisation=build(cfg.optimisation))
+            trainer.fit(training, train_dataloaders=Endless(data))
         except BaseException as error:
             self.error = error
         finally:

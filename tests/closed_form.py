@@ -17,7 +17,7 @@ from restore_lab.adaptors.control import Beside, ControlAdaptor
 from restore_lab.backbones.schedule import Schedule
 from restore_lab.methods.base import RestorationModule
 from restore_lab.methods.references import Reference
-from restore_lab.methods.training import Optimisation, TrainingModule
+from restore_lab.methods.trainable import Trainable
 from restore_lab.types import Cond, Edit, Hint, Tap, identity
 
 TAP = Tap(name="out", kind="middle", channels=4, stride=1)
@@ -66,7 +66,7 @@ class ClosedForm(RestorationModule):
     """A method of such a prior and adaptor, with a composed sampler."""
 
     def __init__(self, *, prior: Prior, adaptor: Adaptor, sampler: Any, reference: Reference | None = None) -> None:
-        TrainingModule.__init__(self, optimisation=Optimisation(lr=0.0))
+        Trainable.__init__(self)
         self.backbone, self.adaptor, self.sampler = prior, adaptor, sampler
         self.reference = reference or Reference(kind="lq")
 

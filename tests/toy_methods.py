@@ -12,7 +12,6 @@ from restore_lab.adaptors.control import ControlAdaptor
 from restore_lab.adaptors.modulation import Modulation
 from restore_lab.adaptors.trunk import trunk
 from restore_lab.methods.base import RestorationModule
-from restore_lab.methods.training import Optimisation
 from restore_lab.objectives.denoising import Denoising
 from restore_lab.prompts.instruction import FromRecipe
 from restore_lab.prompts.semantic import Caption
@@ -101,7 +100,6 @@ def toy_spire(
         ),
         objective=Denoising(t_min=0.0, t_max=1.0),
         sampler=toy_sampler(scale=scale),
-        optimisation=Optimisation(lr=lr),
         lq_encoder=lq_encoder,
         decoder=decoder,
         reference=reference,

@@ -43,6 +43,7 @@ class Stage(TypedDict):
     """A stage of training, `stages.NAME`."""
 
     module: Part
+    optimisation: Part
     datamodule: Part
     trainer: Mapping[str, Any]
     weights: NotRequired[str | None]

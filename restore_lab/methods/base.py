@@ -21,10 +21,9 @@ from restore_lab.adaptors.lq_encoder import CodecEncoder
 from restore_lab.backbones.loading import DTYPES
 from restore_lab.methods.branches import predictions
 from restore_lab.methods.memory import Staged
-from restore_lab.methods.parts import OwnWeights, pad_to_multiple
+from restore_lab.methods.parts import OwnWeights, mean_psnr, pad_to_multiple
 from restore_lab.methods.references import Reference
 from restore_lab.methods.restoring import restored
-from restore_lab.methods.training import Optimisation
 from restore_lab.samplers.fidelity import Prediction, Steer
 from restore_lab.samplers.guidance import Branch
 from restore_lab.types import Batch, Cond, Hint, Prompt
@@ -55,7 +54,6 @@ class RestorationModule(Staged, OwnWeights):
         prompts: the prompt slots.
         objective: the training loss.
         sampler: the sampling loop.
-        optimisation: learning rate and schedule.
         lq_encoder, decoder: build what turns the LQ into a latent and the restored latent into an image; null for the
             codec's own. Frozen here.
         weights_dtype: what the finished weights are written in: float32, float16 or bfloat16.
@@ -74,7 +72,6 @@ class RestorationModule(Staged, OwnWeights):
         prompts: PromptSources,
         objective: Denoising,
         sampler: Sampler,
-        optimisation: Optimisation,
         lq_encoder: Callable[[Backbone], CodecEncoder | RobustEncoder] | None = None,
         decoder: Callable[[Backbone], Decoder] | None = None,
         weights_dtype: str = "float32",
@@ -82,7 +79,7 @@ class RestorationModule(Staged, OwnWeights):
         frozen: Sequence[str] = (),
         lq_targets: LqTargets | None = None,
     ) -> None:
-        super().__init__(optimisation=optimisation)
+        super().__init__()
         if weights_dtype not in DTYPES:
             raise ValueError(f"weights_dtype={weights_dtype!r} is not known; one of {', '.join(DTYPES)}")
         self.weights_dtype = DTYPES[weights_dtype]
@@ -205,15 +202,13 @@ class RestorationModule(Staged, OwnWeights):
         prompt = self.prompts(batch, training=True)
         return (batch, prompt) if self.lq_targets is None else self.lq_targets(batch, prompt)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def loss(self, batch: Batch, *, step: int) -> dict[str, Tensor]:
         """The denoising loss of one batch of pairs."""
         batch, prompt = self.training_pairs(batch)
         hq_BCHW, lq_BCHW = self.pair(batch)
         cond = self.cond(prompt, tuple(hq_BCHW.shape[-2:]))
         hint = self.hint(lq_BCHW, prompt, hq_BCHW=hq_BCHW)
-        loss = self.denoising_loss(batch, cond, hint)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
-        return loss
+        return {"loss": self.denoising_loss(batch, cond, hint)}
 
     def denoising_loss(self, batch: Batch, cond: Cond, hint: Hint) -> Tensor:
         """The objective at the HQ's latents."""
@@ -236,15 +231,13 @@ class RestorationModule(Staged, OwnWeights):
             raise ValueError("training needs pairs; give a source with HQ images and a degradation, or data=paired")
         return batch.hq_BCHW, batch.lq_BCHW
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """PSNR of one sample and of the LQ, in dB. Returns the sample, "restored", for whoever shows it."""
+    def validate(self, batch: Batch) -> dict[str, Tensor]:
+        """PSNR of one sample and of the LQ, in dB, and the sample, "restored"."""
         if batch.hq_BCHW is None or batch.lq_BCHW is None:
             raise ValueError("validation needs pairs; give eval_data with HQ images and an eval_degradation")
         restored_BCHW = self.restore(batch)
-        for name, image_BCHW in (("restored", restored_BCHW), ("lq", batch.lq_BCHW)):
-            mse_B = (image_BCHW - batch.hq_BCHW).square().mean(dim=(1, 2, 3))
-            self.log(f"val/psnr_{name}", (-10 * mse_B.log10()).mean(), prog_bar=True, batch_size=len(batch))
-        return {"restored": restored_BCHW}
+        images = {"restored": restored_BCHW, "lq": batch.lq_BCHW}
+        return {**mean_psnr(images, batch.hq_BCHW), "restored": restored_BCHW}
 
     @torch.no_grad()
     def restore(self, batch: Batch) -> Tensor:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
-from restore_lab.methods.training import Optimisation, TrainingModule
+from restore_lab.methods.trainable import Trainable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -91,11 +91,10 @@ def shared(captions: Sequence[str]) -> Tensor:
     return (number_B[:, None] == number_B).float()
 
 
-class ClipPretraining(TrainingModule):
+class ClipPretraining(Trainable):
     """Trains a CLIPModel from nothing.
 
     Args:
-        optimisation: learning rate and schedule.
         captions: what the tokenizer's merges are learned from, with SPIRE's instructions added.
         vocab_size: tokens, 514 at least.
         context_length: tokens a text, 77 as in CLIP.
@@ -111,7 +110,6 @@ class ClipPretraining(TrainingModule):
     def __init__(
         self,
         *,
-        optimisation: Optimisation,
         captions: Sequence[str],
         vocab_size: int,
         context_length: int,
@@ -125,7 +123,7 @@ class ClipPretraining(TrainingModule):
         text_heads: int,
         projection: int,
     ) -> None:
-        super().__init__(optimisation=optimisation)
+        super().__init__()
         from transformers import CLIPConfig, CLIPModel
 
         texts = [*captions, *instructions(count=len(captions) // 2, seed=0)]
@@ -151,7 +149,7 @@ class ClipPretraining(TrainingModule):
         }
         self.clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=projection))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def loss(self, batch: Batch, *, step: int) -> dict[str, Tensor]:
         """The symmetric cross-entropy over the batch's images and captions."""
         if batch.hq_BCHW is None:
             raise ValueError("tiny_clip learns from clean images; this data source gave none")
@@ -166,9 +164,7 @@ class ClipPretraining(TrainingModule):
         same = shared(batch.caption).to(logits.device)
         target = same / same.sum(dim=1, keepdim=True)
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-        self.log("train/loss", loss, prog_bar=True)
-        self.log("train/accuracy", same.gather(1, logits.argmax(1, keepdim=True)).mean(), prog_bar=True)
-        return loss
+        return {"loss": loss, "accuracy": same.gather(1, logits.argmax(1, keepdim=True)).mean()}
 
     def export(self, folder: Path) -> None:
         """A CLIPModel folder in half precision: weights, tokenizer, and the image processor's settings."""

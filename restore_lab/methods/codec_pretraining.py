@@ -8,18 +8,18 @@ stage `codec`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional as F
 
 from restore_lab.machine.quiet import quiet
 from restore_lab.methods.codec_start import start_as_dct
-from restore_lab.methods.training import Optimisation, TrainingModule
+from restore_lab.methods.trainable import Trainable
 from restore_lab.storage.artefacts import place_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from diffusers import AutoencoderKL
@@ -56,11 +56,10 @@ def take_over(vae: AutoencoderKL, folder: Path) -> None:
     vae.load_state_dict(alike, strict=False)
 
 
-class CodecPretraining(TrainingModule):
+class CodecPretraining(Trainable):
     """Trains an AutoencoderKL from nothing.
 
     Args:
-        optimisation: learning rate and schedule.
         channels: of the latent.
         widths: of the levels; the compression is 2 ** (levels - 1).
         layers: residual blocks a level of the encoder (the decoder has one more).
@@ -75,7 +74,6 @@ class CodecPretraining(TrainingModule):
     def __init__(
         self,
         *,
-        optimisation: Optimisation,
         channels: int,
         widths: Sequence[int],
         layers: int,
@@ -84,7 +82,7 @@ class CodecPretraining(TrainingModule):
         kl: float,
         start: str | None = None,
     ) -> None:
-        super().__init__(optimisation=optimisation)
+        super().__init__()
         from diffusers import AutoencoderKL
 
         self.mse, self.kl = mse, kl
@@ -107,7 +105,7 @@ class CodecPretraining(TrainingModule):
         self.register_buffer("mean_C", torch.zeros(channels), persistent=False)
         self.register_buffer("square_C", torch.ones(channels), persistent=False)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def loss(self, batch: Batch, *, step: int) -> dict[str, Tensor]:
         """Reconstruction and prior loss of one batch; the latent's noise comes from the samples' seeds."""
         from restore_lab.random import noise_like
 
@@ -120,23 +118,22 @@ class CodecPretraining(TrainingModule):
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
         mse = F.mse_loss(y_BCHW, x_BCHW)
         loss = F.l1_loss(y_BCHW, x_BCHW) + self.mse * mse + self.kl * kl
-        self._observe(posterior.mean.detach())
-        self.log("train/loss", loss)
-        self.log("train/psnr", -10 * torch.log10(mse / 4), prog_bar=True)
-        return loss
+        self._observe(posterior.mean.detach(), step)
+        return {"loss": loss, "psnr": -10 * torch.log10(mse.detach() / 4)}
 
-    def _observe(self, z_BCHW: Tensor) -> None:
+    def _observe(self, z_BCHW: Tensor, step: int) -> None:
         """Running first and second moments of each latent channel, over about the last thousand batches."""
-        weight = 1e-3 if self.global_step > 1000 else 1.0 / (self.global_step + 1)
+        weight = 1e-3 if step > 1000 else 1.0 / (step + 1)
         self.mean_C.lerp_(z_BCHW.float().mean(dim=(0, 2, 3)), weight)
         self.square_C.lerp_(z_BCHW.float().square().mean(dim=(0, 2, 3)), weight)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The moments are not trained, so the state dict leaves them out; a resumed run goes on with them."""
-        checkpoint["moments"] = (self.mean_C.clone(), self.square_C.clone())
+    def training_state(self) -> dict[str, Tensor]:
+        """The moments, which are not trained."""
+        return {"mean_C": self.mean_C.clone(), "square_C": self.square_C.clone()}
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.mean_C, self.square_C = (moment.to(self.device) for moment in checkpoint["moments"])
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+        """The moments again."""
+        self.mean_C, self.square_C = (state[name].to(self.device) for name in ("mean_C", "square_C"))
 
     def export(self, folder: Path) -> None:
         """The `vae` folder of a diffusers pipeline, in half precision."""

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from restore_lab.methods.training import Optimisation, TrainingModule
+from restore_lab.methods.parts import mean_psnr
+from restore_lab.methods.trainable import Trainable, with_sum
 from restore_lab.objectives.decoder import PatchDiscriminator, Perceptual, deceived, judged
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from restore_lab.types import Batch
 
 
-class DecoderTraining(TrainingModule):
+class DecoderTraining(Trainable):
     """A method's decoder against the clean images.
 
     Args:
@@ -34,7 +35,6 @@ class DecoderTraining(TrainingModule):
         adversarial_from: step from which the decoder hears the discriminator, which learns from the start.
         discriminator_lr: learning rate of the discriminator.
         discriminator_betas: of its AdamW.
-        optimisation: the decoder's learning rate, and both's schedule.
     """
 
     def __init__(
@@ -48,9 +48,8 @@ class DecoderTraining(TrainingModule):
         adversarial_from: int,
         discriminator_lr: float,
         discriminator_betas: Sequence[float],
-        optimisation: Optimisation,
     ) -> None:
-        super().__init__(optimisation=optimisation)
+        super().__init__()
         if not restorer.decoder.stored:
             raise ValueError("this decoder has nothing to train; choose decoder=degradation_aware")
         self.restorer = restorer.requires_grad_(False)
@@ -73,8 +72,8 @@ class DecoderTraining(TrainingModule):
             z0_BCHW = codec.remembered(hq_BCHW)
         return self.restorer.decoder(z0_BCHW, hint, codec), hq_BCHW
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """L_dec, and beside it the discriminator's own loss."""
+    def loss(self, batch: Batch, *, step: int) -> dict[str, Tensor]:
+        """L_dec, and with it the discriminator's own loss."""
         made_BCHW, hq_BCHW = self.decode(batch)
         losses = {"reconstruction": F.mse_loss(made_BCHW.float(), hq_BCHW.float())}
         perceptual, deceive = self.weights
@@ -82,22 +81,16 @@ class DecoderTraining(TrainingModule):
             losses["perceptual"] = perceptual * self.perceptual(made_BCHW, hq_BCHW)
         if self.discriminator is not None and deceive:
             losses["discriminator"] = judged(self.discriminator, made_BCHW, hq_BCHW)
-            if self.global_step >= self.adversarial_from:
+            if step >= self.adversarial_from:
                 losses["adversarial"] = deceive * deceived(self.discriminator, made_BCHW)
-        for name, value in losses.items():
-            self.log(f"train/{name}", value.detach(), batch_size=len(batch))
-        loss = torch.stack(list(losses.values())).sum()
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
-        return loss
+        return with_sum(losses)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validate(self, batch: Batch) -> dict[str, Tensor]:
         """PSNR of the clean latents decoded, by this decoder and by the codec's own, in dB."""
         made_BCHW, hq_BCHW = self.decode(batch)
         codec = self.restorer.backbone.codec
         plain_BCHW = codec.decode(codec.encode(hq_BCHW))
-        for name, image_BCHW in (("decoder", made_BCHW.clamp(0, 1)), ("codec", plain_BCHW)):
-            mse_B = (image_BCHW - hq_BCHW).square().mean(dim=(1, 2, 3))
-            self.log(f"val/psnr_{name}", (-10 * mse_B.log10()).mean(), prog_bar=True, batch_size=len(batch))
+        return mean_psnr({"decoder": made_BCHW.clamp(0, 1), "codec": plain_BCHW}, hq_BCHW)
 
     def groups(self) -> list[dict[str, Any]]:
         """The decoder's parameters and, with its own learning rate and betas, the discriminator's."""
@@ -105,13 +98,6 @@ class DecoderTraining(TrainingModule):
         if self.discriminator is not None:
             groups.append({"params": list(self.discriminator.parameters()), **self.discriminator_settings})
         return groups
-
-    def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        """Each player by its own norm."""
-        for group in optimizer.param_groups if gradient_clip_val else ():
-            torch.nn.utils.clip_grad_norm_(group["params"], float(gradient_clip_val or 0))
 
     def export(self, folder: Path) -> None:
         """The method's weights, the decoder's among them."""

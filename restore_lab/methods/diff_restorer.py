@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from restore_lab.degradation.vocabulary import labels
 from restore_lab.methods.base import RestorationModule
+from restore_lab.methods.trainable import with_sum
 from restore_lab.types import Cond, Hint
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
     from restore_lab.methods.base import Decoder
     from restore_lab.methods.references import Reference
-    from restore_lab.methods.training import Optimisation
     from restore_lab.objectives.denoising import Denoising
     from restore_lab.prompts.sources import PromptSources
     from restore_lab.samplers.loop import Sampler
@@ -46,7 +46,7 @@ class DiffRestorer(RestorationModule):
         degradation_weight: w_deg; 0 trains no classifier (Table IV).
         reconstruction_weight: w_rec; 0 trains no control decoder (Tables III and IV).
         degradation_prompt: false shows control and decoder a P_D of zeros (Table II, "w/o P_D": "we set it null").
-        backbone, adaptor, prompts, objective, sampler, optimisation, lq_encoder, decoder, weights_dtype, reference,
+        backbone, adaptor, prompts, objective, sampler, lq_encoder, decoder, weights_dtype, reference,
             frozen: as for every method.
     """
 
@@ -58,7 +58,6 @@ class DiffRestorer(RestorationModule):
         prompts: PromptSources,
         objective: Denoising,
         sampler: Sampler,
-        optimisation: Optimisation,
         processor: Callable[..., PromptProcessor],
         control_decoder: Callable[..., ControlDecoder],
         degradation_weight: float,
@@ -76,7 +75,6 @@ class DiffRestorer(RestorationModule):
             prompts=prompts,
             objective=objective,
             sampler=sampler,
-            optimisation=optimisation,
             lq_encoder=lq_encoder,
             decoder=decoder,
             weights_dtype=weights_dtype,
@@ -123,7 +121,7 @@ class DiffRestorer(RestorationModule):
         """The base's tensors and the processor's; the control decoder is for training alone."""
         return super().adaptor_state() | {f"processor.{name}": p.data for name, p in self.processor.named_parameters()}
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def loss(self, batch: Batch, *, step: int) -> dict[str, Tensor]:
         """L of one batch of pairs."""
         hq_BCHW, lq_BCHW = self.pair(batch)
         prompt = self.prompts(batch, training=True)
@@ -136,11 +134,7 @@ class DiffRestorer(RestorationModule):
         if reconstruction and isinstance(self.control_decoder, nn.Module):
             rebuilt_BCHW = self.control_decoder(self.adaptor.hint.features(hint))
             losses["reconstruction"] = reconstruction * F.mse_loss(rebuilt_BCHW.float(), hq_BCHW.float())
-        for name, value in losses.items():
-            self.log(f"train/{name}", value.detach(), batch_size=len(batch))
-        loss = torch.stack(list(losses.values())).sum()
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
-        return loss
+        return with_sum(losses)
 
 
 def kinds_loss(logits_BN: Tensor, batch: Batch) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from restore_lab.methods.training import Optimisation, TrainingModule
+from restore_lab.methods.trainable import Trainable
 from restore_lab.prompts.visual import ClipVision, framed
 
 if TYPE_CHECKING:
@@ -44,11 +44,10 @@ def taught(teacher: ClipVision, hq_BCHW: Tensor, *, layer: int) -> tuple[Tensor,
     return teacher.projection(seen.pooler_output).float(), F.layer_norm(patches_BLD, patches_BLD.shape[-1:])
 
 
-class DinoPretraining(TrainingModule):
+class DinoPretraining(Trainable):
     """Trains a Dinov2Model from nothing.
 
     Args:
-        optimisation: learning rate and schedule.
         teacher: a frozen CLIP image tower, which sees the clean images.
         teacher_layer: whose patch tokens are matched. -2: CLIP's loss reads only the class token of the last block, to
             which the patches come as keys and values, so the last block's own patch tokens were never trained.
@@ -64,7 +63,6 @@ class DinoPretraining(TrainingModule):
     def __init__(
         self,
         *,
-        optimisation: Optimisation,
         teacher: ClipVision,
         image_size: int,
         patch_size: int,
@@ -74,7 +72,7 @@ class DinoPretraining(TrainingModule):
         teacher_layer: int = -2,
         patches: float = 1.0,
     ) -> None:
-        super().__init__(optimisation=optimisation)
+        super().__init__()
         from transformers import Dinov2Config, Dinov2Model
 
         theirs = teacher.tower.config
@@ -104,7 +102,7 @@ class DinoPretraining(TrainingModule):
         pixels = framed(lq_BCHW, short=self.image_size, crop=self.image_size, mean=DINO_MEAN, std=DINO_STD)
         return self.student(pixel_values=pixels).last_hidden_state
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def loss(self, batch: Batch, *, step: int) -> dict[str, Tensor]:
         """The student's distance from the teacher on one batch; the LQ may be as clean as the HQ.
 
         Raises:
@@ -119,10 +117,7 @@ class DinoPretraining(TrainingModule):
         cosine = F.cosine_similarity(self.class_head(tokens_BLD[:, 0]).float(), embedding_BE, dim=1).mean()
         patch = F.smooth_l1_loss(self.patch_head(tokens_BLD[:, 1:]).float(), patches_BLD)
         loss = 1 - cosine + self.patches * patch
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
-        self.log("train/cosine", cosine, prog_bar=True, batch_size=len(batch))
-        self.log("train/patches", patch, batch_size=len(batch))
-        return loss
+        return {"loss": loss, "cosine": cosine.detach(), "patches": patch.detach()}
 
     def export(self, folder: Path) -> None:
         """A Dinov2Model folder in half precision: weights and the image processor's settings, without the heads."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from restore_lab.methods.training import Optimisation, TrainingModule
+from restore_lab.methods.trainable import Trainable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,14 +22,13 @@ if TYPE_CHECKING:
     from restore_lab.types import Batch
 
 
-class EncoderTraining(TrainingModule):
+class EncoderTraining(Trainable):
     """The robust encoder against the frozen codec.
 
     Args:
         backbone: the prior, for its codec alone.
         lq_encoder: builds the encoder from the backbone.
         objective: the loss.
-        optimisation: learning rate and schedule.
     """
 
     def __init__(
@@ -38,24 +37,21 @@ class EncoderTraining(TrainingModule):
         backbone: Backbone,
         lq_encoder: Callable[[Backbone], RobustEncoder],
         objective: EncoderLoss,
-        optimisation: Optimisation,
     ) -> None:
-        super().__init__(optimisation=optimisation)
+        super().__init__()
         self.codec = backbone.codec
         self.lq_encoder, self.objective = lq_encoder(backbone), objective
         if not self.trainable():
             raise ValueError("this encoder has nothing to train; choose lq_encoder=robust")
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def loss(self, batch: Batch, *, step: int) -> dict[str, Tensor]:
         """The loss of one batch of pairs."""
         if batch.hq_BCHW is None or batch.lq_BCHW is None:
             raise ValueError("training needs pairs; give a source with HQ images and a degradation, or data=paired")
         loss, restored_BCHW = self.objective(
             batch.lq_BCHW, batch.hq_BCHW, encode=lambda x_BCHW: self.lq_encoder(x_BCHW, self.codec), codec=self.codec
         )
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
-        self.log("train/luminance", restored_BCHW.mean() / batch.hq_BCHW.mean(), batch_size=len(batch))
-        return loss
+        return {"loss": loss, "luminance": (restored_BCHW.mean() / batch.hq_BCHW.mean()).detach()}
 
     def export(self, folder: Path) -> None:
         """The encoder's weights."""

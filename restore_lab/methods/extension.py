@@ -78,7 +78,7 @@ def other_rate(node: Mapping[str, Any], *, steps: int, done: int) -> str | None:
         node: the stage's.
         steps, done: as for `require_longer`.
     """
-    decay = ((node.get("module") or {}).get("optimisation") or {}).get("decay", "constant")
+    decay = (node.get("optimisation") or {}).get("decay", "constant")
     if decay == "constant":
         return None
     return (

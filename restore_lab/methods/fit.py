@@ -33,6 +33,8 @@ from restore_lab.tracking import tracked, unlogged
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
+    from restore_lab.methods.training import TrainingModule
+
 log = logging.getLogger(__name__)
 log.addFilter(lambda record: record.levelno > logging.INFO or first_rank())  # of all ranks one says how it goes
 STATE = "state"
@@ -175,6 +177,8 @@ def _train(
     from restore_lab.methods.sharding import gather, whole
     from restore_lab.methods.shown import page_callbacks
     from restore_lab.methods.terminating import Terminating
+    from restore_lab.methods.trainable import Trainable
+    from restore_lab.methods.training import TrainingModule
     from restore_lab.methods.weights import weights_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -182,10 +186,14 @@ def _train(
     torch.utils.deterministic.fill_uninitialized_memory = False
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     module, data = build(node["module"]), build(node["datamodule"])
+    if not isinstance(module, Trainable):
+        raise ValueError(
+            f"module: {type(module).__name__} is no Trainable (restore_lab.methods.trainable); give it a loss"
+        )
     if node.get("weights"):
         module.load_weights(weights_file(node["weights"]), partial=node["partial"])
-    module = build(cfg.speed).settle(module)
-    room_for(module, folder, average=bool(node.get("ema")))
+    training = TrainingModule(build(cfg.speed).settle(module), optimisation=build(node["optimisation"]))
+    room_for(training, folder, average=bool(node.get("ema")))
     ema = EMA(decay=node["ema"]) if node.get("ema") else None
     ending = Terminating()
     every: dict[str, Any] = {"folder": folder, "terminated": ending.now}
@@ -196,6 +204,8 @@ def _train(
     callbacks += page_callbacks(every=cfg.log_every, pictures=cfg.pictures) if logger else []
     callbacks += ([StepBar()] if cfg.progress else []) + build_nodes(cfg.callbacks, where="callbacks")
     settings = in_steps(node["trainer"], data)
+    if not module.validates():
+        settings["limit_val_batches"] = 0
     trainer = trainer_for(settings, folder=folder, average=ema is not None, callbacks=callbacks, logger=logger)
     state = None if debug else last_state(folder)
     if state is not None:
@@ -210,17 +220,17 @@ def _train(
         if first_rank() and (extends / LOSSES).is_file():
             shutil.copyfile(extends / LOSSES, folder / LOSSES)
     with starting_ranks(), going_on(folder), whole_fit():
-        trainer.fit(module, data, ckpt_path=state, weights_only=True)
+        trainer.fit(training, data, ckpt_path=state, weights_only=True)
     ended = ending_of(trainer, node["trainer"])
     if ended is None:
         raise KeyboardInterrupt(f"at step {trainer.global_step}; the same command continues")
     if ended.by != "max_steps":
         log.info("ended: %s", ended)
-    gather(module)
+    gather(training)
     average = {} if ema is None else {name: whole(value).cpu() for name, value in ema.average.items()}
     with going_on(folder):
         if trainer.is_global_zero:
-            _export(module, ema, average, folder)
+            _export(training, ema, average, folder)
         trainer.strategy.barrier()
     return {ENDED: ended.as_json(), TRAINER: facts_of(trainer)}
 
@@ -251,14 +261,14 @@ def going_on(folder: Path) -> Iterator[None]:
         raise KeyboardInterrupt(f"between two steps; the same command {where}") from stop
 
 
-def _export(module: Any, ema: Any, average: dict[str, Any], folder: Path) -> None:
+def _export(training: TrainingModule, ema: Any, average: dict[str, Any], folder: Path) -> None:
     """Write the averaged weights if there is an average."""
     if ema is None:
-        module.export(folder)
+        training.module.export(folder)
         return
     ema.average = average
-    with ema.applied(module):
-        module.export(folder)
+    with ema.applied(training):
+        training.module.export(folder)
 
 
 def _hush(cfg: DictConfig) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from restore_lab.methods.branches import predictions
 from restore_lab.methods.references import preview
-from restore_lab.methods.training import Optimisation, TrainingModule
+from restore_lab.methods.trainable import Trainable
 from restore_lab.samplers.guidance import Branch
 
 if TYPE_CHECKING:
@@ -28,14 +28,13 @@ if TYPE_CHECKING:
     from restore_lab.types import Batch
 
 
-class PartTraining(TrainingModule):
+class PartTraining(Trainable):
     """A stage that trains some parts of a method's adaptor and writes those that are known when it ends.
 
     Args:
         restorer: the whole method.
         trains: parts of its adaptor.
         known: parts of its adaptor that are written: these and earlier stages'.
-        optimisation: learning rate and schedule.
 
     Raises:
         ValueError: for a part that the adaptor lacks.
@@ -47,9 +46,8 @@ class PartTraining(TrainingModule):
         restorer: RestorationModule,
         trains: Sequence[str],
         known: Sequence[str],
-        optimisation: Optimisation,
     ) -> None:
-        super().__init__(optimisation=optimisation)
+        super().__init__()
         self.restorer, self.known = restorer.requires_grad_(False), list(known)
         for name in trains:
             part = getattr(restorer.adaptor, name, None)
@@ -71,7 +69,7 @@ class DcpTraining(PartTraining):
 
     Args:
         dropout: of words and images in this stage; null for the method's own.
-        restorer, trains, known, optimisation: as for every stage.
+        restorer, trains, known: as for every stage.
     """
 
     def __init__(
@@ -80,14 +78,13 @@ class DcpTraining(PartTraining):
         restorer: RestorationModule,
         trains: Sequence[str],
         known: Sequence[str],
-        optimisation: Optimisation,
         dropout: Dropout | None = None,
     ) -> None:
-        super().__init__(restorer=restorer, trains=trains, known=known, optimisation=optimisation)
+        super().__init__(restorer=restorer, trains=trains, known=known)
         if dropout is not None:
             restorer.prompts.dropout = dropout
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def loss(self, batch: Batch, *, step: int) -> dict[str, Tensor]:
         """The denoising loss of one batch of pairs, the aggregator left out."""
         method = self.restorer
         batch, prompt = method.training_pairs(batch)
@@ -99,8 +96,7 @@ class DcpTraining(PartTraining):
             schedule=method.backbone.schedule,
             predict=lambda z_BCHW, t_B: method.backbone(z_BCHW, t_B, cond),
         )
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
-        return loss
+        return {"loss": loss}
 
 
 class PreviewerTraining(PartTraining):
@@ -108,7 +104,7 @@ class PreviewerTraining(PartTraining):
 
     Args:
         objective: Eq. 5.
-        restorer, trains, known, optimisation: as for every stage.
+        restorer, trains, known: as for every stage.
     """
 
     def __init__(
@@ -118,12 +114,11 @@ class PreviewerTraining(PartTraining):
         trains: Sequence[str],
         known: Sequence[str],
         objective: Distillation,
-        optimisation: Optimisation,
     ) -> None:
-        super().__init__(restorer=restorer, trains=trains, known=known, optimisation=optimisation)
+        super().__init__(restorer=restorer, trains=trains, known=known)
         self.objective = objective
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def loss(self, batch: Batch, *, step: int) -> dict[str, Tensor]:
         """The distillation loss of one batch of pairs."""
         method = self.restorer
         hq_BCHW, lq_BCHW = method.pair(batch)
@@ -148,5 +143,4 @@ class PreviewerTraining(PartTraining):
             student=lambda z_BCHW, t_B: preview(method, z_BCHW, t_B, empty, hint.visual_BND),
             teacher=teacher,
         )
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
-        return loss
+        return {"loss": loss}

@@ -7,14 +7,14 @@ more parts than earlier ones, so a training may start from a file that lacks som
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from restore_lab.methods.training import TrainingModule
+from restore_lab.methods.trainable import Trainable
 from restore_lab.methods.weights import fingerprint_of, is_lora, plain, put_weights, read_weights, write_weights
 from restore_lab.types import Edit, Tap
 
@@ -28,7 +28,7 @@ LQ_ENCODER = "lq_encoder."  # before the names of the LQ encoder's tensors
 DECODER = "decoder."  # and of the decoder's
 
 
-class OwnWeights(TrainingModule):
+class OwnWeights(Trainable):
     """The weights of a method: its adaptor's, its LQ encoder's, its decoder's.
 
     Attributes:
@@ -136,6 +136,12 @@ def partway(edit: Edit, strength: Tensor | float) -> Edit:
         return h_BCHW + part * (edited_BCHW - h_BCHW), carry
 
     return at
+
+
+def mean_psnr(images: Mapping[str, Tensor], hq_BCHW: Tensor) -> dict[str, Tensor]:
+    """The mean PSNR in dB of each of some images in [0, 1] by name, as "psnr_<name>"."""
+    mse = {name: (image_BCHW - hq_BCHW).square().mean(dim=(1, 2, 3)) for name, image_BCHW in images.items()}
+    return {f"psnr_{name}": (-10 * mse_B.log10()).mean() for name, mse_B in mse.items()}
 
 
 def pad_to_multiple(image_BCHW: Tensor, multiple: int) -> Tensor:

@@ -60,7 +60,7 @@ def _check_end(stage: Stage) -> None:
     steps = settings.get("max_steps") or settings.get("max_epochs") or stage.debug
     if not steps and not settings.get("max_time") and "callbacks" not in stage.settings:
         raise ValueError("nothing ends this training; give max_steps, trainer.max_epochs or trainer.max_time")
-    decay = ((stage.node["module"] or {}).get("optimisation") or {}).get("decay", "constant")
+    decay = (stage.node.get("optimisation") or {}).get("decay", "constant")
     if not steps and decay != "constant":
         raise ValueError(unknown_end(decay))
 

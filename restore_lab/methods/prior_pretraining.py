@@ -20,7 +20,7 @@ from restore_lab.backbones.schedule import Schedule
 from restore_lab.degradation.resize import resize
 from restore_lab.machine.quiet import quiet
 from restore_lab.methods.fresh import fresh_mmdit, fresh_unet, save_pipeline
-from restore_lab.methods.training import Optimisation, TrainingModule
+from restore_lab.methods.trainable import Trainable
 from restore_lab.random import uniform
 from restore_lab.storage.artefacts import place_of
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from restore_lab.types import Batch
 
 
-class PriorPretraining(TrainingModule):
+class PriorPretraining(Trainable):
     """Trains the denoiser of a prior and writes the whole diffusers folder.
 
     Args:
@@ -42,7 +42,6 @@ class PriorPretraining(TrainingModule):
         scheduler: a diffusers scheduler config; with a transformer a FlowMatchEulerDiscreteScheduler's.
         objective: the denoising loss.
         dropout: of the captions.
-        optimisation: learning rate and schedule.
         unet: config of a UNet2DConditionModel, or
         transformer: config of an SD3Transformer2DModel; channels in and out and the conditions' widths are filled in.
         smallest: half of the images are shrunk to a share of their sides between this and 1 and enlarged again; an SDXL
@@ -57,12 +56,11 @@ class PriorPretraining(TrainingModule):
         scheduler: Mapping[str, Any],
         objective: Denoising,
         dropout: Dropout,
-        optimisation: Optimisation,
         unet: Mapping[str, Any] | None = None,
         transformer: Mapping[str, Any] | None = None,
         smallest: float = 1.0,
     ) -> None:
-        super().__init__(optimisation=optimisation)
+        super().__init__()
         from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
         wanted = "two (SD3)" if transformer is not None else "one folder (SD) or two (SDXL)"
@@ -87,7 +85,7 @@ class PriorPretraining(TrainingModule):
         self.backbone.denoiser.requires_grad_(True)
         self.objective, self.dropout, self.smallest = objective, dropout, smallest
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def loss(self, batch: Batch, *, step: int) -> dict[str, Tensor]:
         """The denoising loss of one batch of clean captioned images."""
         if batch.hq_BCHW is None:
             raise ValueError("a prior learns from clean images; this data source gave none")
@@ -102,8 +100,7 @@ class PriorPretraining(TrainingModule):
             schedule=self.backbone.schedule,
             predict=lambda z_BCHW, t_B: self.backbone(z_BCHW, t_B, cond),
         )
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
-        return loss
+        return {"loss": loss}
 
     def export(self, folder: Path) -> None:
         """A diffusers pipeline's folder in half precision."""

@@ -71,7 +71,7 @@ class Gauges(L.Callback):
 class ValidationPanels(L.Callback):
     """Input, restored and original of the first validation images, after every validation.
 
-    A module shows images by returning {"restored": image_BCHW in [0, 1]} from its `validation_step`.
+    A module shows images by returning "restored", (B, 3, H, W) in [0, 1], from its `validate`.
     """
 
     def __init__(self, *, pictures: int) -> None:
@@ -90,7 +90,7 @@ class ValidationPanels(L.Callback):
         room = self.pictures - len(self.shown)
         if room <= 0 or not trainer.is_global_zero or not isinstance(outputs, Mapping) or "restored" not in outputs:
             return
-        prompt = pl_module.prompts(batch, training=False)
+        prompt = pl_module.module.prompts(batch, training=False)
         columns = {"input": batch.lq_BCHW, "restored": outputs["restored"], "original": batch.hq_BCHW}
         self.shown += [
             Shown(

@@ -24,9 +24,9 @@ from restore_lab.methods.base import RestorationModule
 from restore_lab.methods.sharding import UNITS
 
 if TYPE_CHECKING:
-    from restore_lab.methods.training import TrainingModule
+    from restore_lab.methods.trainable import Trainable
 
-    M = TypeVar("M", bound=TrainingModule)
+    M = TypeVar("M", bound=Trainable)
 
 VARIANTS = 32  # of one block's code: with gradients or without, LoRA on or off, one image or several, ...
 

@@ -1,8 +1,6 @@
-"""What every trainable module of the project shares: optimiser, learning-rate schedule, checkpoints of trainable parts.
+"""The LightningModule around all that is trained: AdamW, a learning-rate schedule, checkpoints.
 
-A checkpoint holds only what is trained; frozen priors come from their own folders. All randomness of a training step
-comes from the samples' own seeds (`Batch.seed`), so a resumed run needs no random states to repeat the same losses, and
-processes that share a batch draw what one process would.
+A checkpoint holds only what is trained; frozen priors come from their own folders.
 """
 
 from __future__ import annotations
@@ -19,11 +17,14 @@ from restore_lab.config.kinds import NotNegative, Positive, Range
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from torch import Tensor
 
+    from restore_lab.methods.trainable import Trainable
+    from restore_lab.types import Batch
+
 Beta = Annotated[float, Range(0, 1, below=True)]  # of AdamW's averages
+EXTRA = "training_state"  # in a checkpoint: what the module keeps besides its parameters
 FUSED = ("cpu", "cuda")  # where torch has the fused kernel, and it was tried
 
 
@@ -59,17 +60,16 @@ class Optimisation:
 
 
 class TrainingModule(L.LightningModule):
-    """Base of the methods and of the priors' own training.
+    """Trains a method, a part of one, or a prior.
 
     Args:
+        module: what is trained.
         optimisation: learning rate and schedule.
     """
 
-    divides = True  # whether the loss of a batch is the mean of the losses of its parts
-
-    def __init__(self, *, optimisation: Optimisation) -> None:
+    def __init__(self, module: Trainable, *, optimisation: Optimisation) -> None:
         super().__init__()
-        self.optimisation = optimisation
+        self.module, self.optimisation = module, optimisation
         self.strict_loading = False
         self.sharded = False
 
@@ -81,8 +81,10 @@ class TrainingModule(L.LightningModule):
         """
         if self.trainer.world_size == 1:
             return
-        if not self.divides:
-            raise ValueError(f"{type(self).__name__} looks at a batch as a whole; train it with trainer.devices=1")
+        if not self.module.divides:
+            raise ValueError(
+                f"{type(self.module).__name__} looks at a batch as a whole; train it with trainer.devices=1"
+            )
         # Buffers do not change in training. To exchange them before each forward pass would cost time, and would never
         # end in validation, where one process may have a batch more than another.
         buffers = [name for name, _ in self.named_buffers()]
@@ -97,9 +99,24 @@ class TrainingModule(L.LightningModule):
             shard(self, mesh["data_parallel"])
             self.sharded = True
 
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of one batch; all losses are logged as `train/<name>`."""
+        losses = self.module.loss(batch, step=self.global_step)
+        for name, value in losses.items():
+            self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=len(batch))
+        return losses["loss"]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """What `validate` finds: figures are logged as `val/<name>`, images are for callbacks that log them."""
+        found = self.module.validate(batch)
+        for name, value in found.items():
+            if value.ndim == 0:
+                self.log(f"val/{name}", value, prog_bar=True, batch_size=len(batch))
+        return found
+
     def log(self, name: str, value: Any, *, batch_size: int | None = None, **how: Any) -> None:
         """Lightning's; what is logged is the mean over the processes."""
-        # Lightning takes the mean number of images a process in whole numbers: 1 for 2 and 1. Their sum is one.
+        # Lightning takes the mean number of images per process in whole numbers: 1 for 2 and 1. Their sum is one.
         world = 1 if self._trainer is None else self._trainer.world_size
         super().log(name, value, batch_size=batch_size and batch_size * world, sync_dist=True, **how)
 
@@ -108,20 +125,22 @@ class TrainingModule(L.LightningModule):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Lightning's checkpoint: the trainable part alone."""
+        """Lightning's checkpoint: the trainable part only."""
         keep = self.trainable().keys()
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in keep}
 
-    def groups(self) -> list[dict[str, Any]]:
-        """The optimiser's parameter groups: one, with all that is trained."""
-        return [{"params": list(self.trainable().values())}]
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[EXTRA] = self.module.training_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.module.load_training_state(checkpoint.get(EXTRA, {}))
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW over the trainable parameters, with the schedule of `optimisation`."""
         o = self.optimisation
         settings: dict[str, Any] = {"betas": tuple(o.betas), "weight_decay": o.weight_decay, "eps": o.eps}
         settings["fused"] = fused(o.fused, self.trainable().values())
-        optimiser = torch.optim.AdamW(self.groups(), lr=o.lr, **settings)
+        optimiser = torch.optim.AdamW(self.module.groups(), lr=o.lr, **settings)
         # Gradients are unscaled before they are clipped, as with any optimiser; this flag would leave it to the kernel.
         optimiser._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
         optimiser.register_load_state_dict_pre_hook(_own_kernel)
@@ -152,9 +171,15 @@ class TrainingModule(L.LightningModule):
                 for group, base, factor in rows:
                     group["lr"] = base * factor(schedule.last_epoch)
 
-    def export(self, folder: Path) -> None:
-        """Write the finished artefact (weights and whatever is needed to load them) into an existing folder."""
-        raise TypeError(f"{type(self).__name__} does not say how its result is written; override export()")
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Each parameter group by its own norm: a decoder and its discriminator are two players."""
+        if len(optimizer.param_groups) == 1:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        for group in optimizer.param_groups if gradient_clip_val else ():
+            torch.nn.utils.clip_grad_norm_(group["params"], float(gradient_clip_val or 0))
 
 
 def unknown_end(decay: str) -> str:

@@ -12,10 +12,9 @@ import torch
 from lightning.pytorch.callbacks import Timer
 from safetensors.torch import load_file
 
-from restore_lab.methods.base import RestorationModule
 from restore_lab.methods.fit import fit
 from restore_lab.methods.stages import planned
-from restore_lab.methods.training import Optimisation
+from restore_lab.methods.training import Optimisation, TrainingModule
 from restore_lab.methods.weights import WEIGHTS
 from restore_lab.storage.artefacts import Manifest, complete
 from tests.composed import composed, few_photos, small
@@ -30,7 +29,7 @@ STOP = "{_target_:lightning.pytorch.callbacks.EarlyStopping,monitor:train/loss,p
 def steps(monkeypatch) -> list[dict[str, Any]]:
     """What each batch of each training in this test was: its step, keys, seeds, learning rate."""
     seen: list[dict[str, Any]] = []
-    plain = RestorationModule.training_step
+    plain = TrainingModule.training_step
 
     def step(self, batch, batch_idx):
         optimiser = self.optimizers()
@@ -38,7 +37,7 @@ def steps(monkeypatch) -> list[dict[str, Any]]:
         seen.append({"step": self.global_step, "keys": batch.key, "seeds": batch.seed, "rate": rate})
         return plain(self, batch, batch_idx)
 
-    monkeypatch.setattr(RestorationModule, "training_step", step)
+    monkeypatch.setattr(TrainingModule, "training_step", step)
     return seen
 
 

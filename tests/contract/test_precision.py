@@ -36,7 +36,7 @@ def test_a_method_around_a_prior_in_bfloat16(method, monkeypatch) -> None:
         assert {p.dtype for p in module.trainable().values()} == {torch.float32}
         assert next(module.backbone.denoiser.parameters()).dtype == getattr(torch, dtype)
         monkeypatch.setattr(module, "log", silent)
-        loss = module.training_step(pairs(), 0)
+        loss = module.loss(pairs(), step=0)["loss"]
         loss.backward()
         grads = [p.grad for p in module.trainable().values() if p.grad is not None]
         assert grads and all(grad.dtype == torch.float32 and grad.isfinite().all() for grad in grads)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor
 from restore_lab.config.build import build
 from restore_lab.methods.clip_pretraining import ClipPretraining
 from restore_lab.methods.history import History
+from restore_lab.methods.training import Optimisation, TrainingModule
 from tests.composed import composed, small
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks")
@@ -51,7 +53,7 @@ def trained(toy_folder: Path, file: Path, *, devices: int) -> tuple[dict[str, Te
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, data)
+    trainer.fit(TrainingModule(module, optimisation=build(cfg.optimisation)), data)
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     return {name: p.detach().cpu() for name, p in module.trainable().items()}, lines
 
@@ -76,7 +78,7 @@ def start(toy_folder: Path) -> dict[str, Tensor]:
 def test_a_loss_over_the_whole_batch_is_refused() -> None:
     module = ClipPretraining.__new__(ClipPretraining)
     torch.nn.Module.__init__(module)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ClipPretraining, "trainer", type("Trainer", (), {"world_size": 2})())
-        with pytest.raises(ValueError, match="ClipPretraining looks at a batch as a whole"):
-            module.setup("fit")
+    training = TrainingModule(module, optimisation=Optimisation(lr=1e-3))
+    training._trainer = SimpleNamespace(world_size=2)  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="ClipPretraining looks at a batch as a whole"):
+        training.setup("fit")

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from restore_lab.methods.sharding import shard
+from restore_lab.methods.training import Optimisation, TrainingModule
 from tests.contract.test_resume import train
 from tests.toy_methods import toy_spire
 
@@ -57,9 +58,9 @@ def test_a_run_goes_on_with_its_weights_in_pieces_or_whole(toy_folder, tmp_path,
 
 
 def test_what_steps_its_own_optimisers_is_refused() -> None:
-    module = toy_spire()
+    module = TrainingModule(toy_spire(), optimisation=Optimisation(lr=1e-3))
     module.automatic_optimization = False
-    with pytest.raises(ValueError, match="RestorationModule steps its optimisers itself, which trainer=fsdp does not"):
+    with pytest.raises(ValueError, match="TrainingModule steps its optimisers itself, which trainer=fsdp does not"):
         shard(module, None)
 
 
@@ -72,7 +73,7 @@ def test_the_prior_is_in_pieces_too(tmp_path) -> None:
     )
     try:
         mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
-        module = toy_spire()
+        module = TrainingModule(toy_spire(), optimisation=Optimisation(lr=1e-3))
         shard(module, mesh)
         pieces = {name: isinstance(p, DTensor) for name, p in module.named_parameters()}
         assert all(cut != ("backbone.text." in name) for name, cut in pieces.items())

@@ -14,7 +14,7 @@ from restore_lab.adaptors.decoder import CodecDecoder, ConsistencyDecoder, Degra
 from restore_lab.backbones.codec import Codec
 from restore_lab.methods.decoder_training import DecoderTraining
 from restore_lab.methods.parts import DECODER
-from restore_lab.methods.training import Optimisation
+from restore_lab.methods.training import Optimisation, TrainingModule
 from restore_lab.methods.weights import WEIGHTS
 from restore_lab.objectives.decoder import PatchDiscriminator, Perceptual, deceived, hinge, judged, vgg19
 from restore_lab.types import Hint
@@ -236,30 +236,28 @@ def training(*, perceptual=None, rival: bool = True, after: int = 0) -> DecoderT
         adversarial_from=after,
         discriminator_lr=1e-4,
         discriminator_betas=(0.5, 0.9),
-        optimisation=Optimisation(lr=1e-3),
     )
 
 
-def logged(module: DecoderTraining) -> dict[str, float]:
-    found: dict[str, float] = {}
-    module.log = lambda name, value, **_: found.__setitem__(name, float(value))
-    module.training_step(toy_batch(), 0).backward()
-    return found
+def losses_of(module: DecoderTraining) -> dict[str, float]:
+    losses = module.loss(toy_batch(), step=0)
+    losses["loss"].backward()
+    return {name: float(value.detach()) for name, value in losses.items()}
 
 
 def test_the_loss_of_the_stage_is_the_sum_of_its_parts(vgg_state) -> None:
     from torchvision.models import vgg19 as architecture
 
     module = training(perceptual=Perceptual(architecture(num_classes=1).features))
-    found = logged(module)
+    found = losses_of(module)
     parts = {"reconstruction", "perceptual", "adversarial", "discriminator"}
-    assert found["train/loss"] == pytest.approx(sum(found[f"train/{part}"] for part in parts), rel=1e-5)
+    assert found["loss"] == pytest.approx(sum(found[part] for part in parts), rel=1e-5)
     silent = {name for name, p in module.trainable().items() if p.grad is None or not p.grad.any()}
     # Behind a convolution that starts at zero nothing is learned in the first step.
     assert silent and all("restorer.decoder.blocks" in name and "body.4" not in name for name in silent)
     assert all(name.startswith(("restorer.decoder.", "discriminator.")) for name in module.trainable())
-    assert "train/adversarial" not in logged(training(after=5))
-    assert set(logged(training(rival=False))) == {"train/reconstruction", "train/loss"}
+    assert "adversarial" not in losses_of(training(after=5))
+    assert set(losses_of(training(rival=False))) == {"reconstruction", "loss"}
     groups = module.groups()
     assert [group.get("lr") for group in groups] == [None, 1e-4] and groups[1]["betas"] == (0.5, 0.9)
 
@@ -271,7 +269,7 @@ def test_a_decoder_learns_what_the_codec_lost() -> None:
     losses = []
     for _ in range(12):
         optimiser.zero_grad()
-        losses.append(logged(module)["train/loss"])
+        losses.append(losses_of(module)["loss"])
         optimiser.step()
     assert losses[-1] < 0.9 * losses[0]
 
@@ -309,7 +307,6 @@ def test_a_decoder_without_weights_of_its_own_is_not_trained() -> None:
             perceptual=None,
             adversarial_from=0,
             discriminator_betas=(0.5, 0.9),
-            optimisation=Optimisation(lr=1e-3),
             **settings,
         )
 
@@ -335,8 +332,8 @@ def test_a_trained_decoder_is_not_lost_in_further_training(tmp_path) -> None:
 
 
 def test_each_player_is_clipped_by_its_own_norm() -> None:
-    module = training()
-    optimiser = torch.optim.SGD(module.groups(), lr=1.0)
+    module = TrainingModule(training(), optimisation=Optimisation(lr=1.0))
+    optimiser = torch.optim.SGD(module.module.groups(), lr=1.0)
     for size, group in zip((1e-3, 100.0), optimiser.param_groups, strict=True):
         for p in group["params"]:
             p.grad = torch.full_like(p, size)

@@ -13,7 +13,6 @@ from restore_lab.data.procedural import ProceduralSource
 from restore_lab.degradation.noise import gaussian_noise
 from restore_lab.methods.dino_pretraining import DinoPretraining, taught
 from restore_lab.methods.fit import fit
-from restore_lab.methods.training import Optimisation
 from restore_lab.prompts.visual import ClipVision, DinoVision
 from restore_lab.storage.artefacts import place_of
 from restore_lab.types import Batch
@@ -51,7 +50,6 @@ def toy(clip: ClipVision, *, seed: int = 0, image_size: int = 64, **changes) -> 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return DinoPretraining(
-            optimisation=Optimisation(lr=1e-2),
             teacher=clip,
             image_size=image_size,
             patch_size=8,
@@ -93,7 +91,7 @@ def test_only_the_student_and_its_heads_learn(clip) -> None:
     optimiser = torch.optim.AdamW(module.groups(), lr=3e-3)
     losses = []
     for step in range(12):
-        loss = module.training_step(one, step)
+        loss = module.loss(one, step=step)["loss"]
         optimiser.zero_grad()
         loss.backward()
         if step == 0:
@@ -106,19 +104,19 @@ def test_only_the_student_and_its_heads_learn(clip) -> None:
 
 def test_the_loss_has_two_parts_and_the_degraded_image_is_what_is_seen(clip) -> None:
     one = batch()
-    whole, half, none = (toy(clip, patches=weight).training_step(one, 0).item() for weight in (1.0, 0.5, 0.0))
+    whole, half, none = (toy(clip, patches=weight).loss(one, step=0)["loss"].item() for weight in (1.0, 0.5, 0.0))
     assert whole > half > none > 0
     assert whole - half == pytest.approx(half - none, rel=1e-4)
     clean = replace(one, lq_BCHW=one.hq_BCHW)
-    assert toy(clip).training_step(clean, 0).item() != pytest.approx(whole, rel=1e-5)
+    assert toy(clip).loss(clean, step=0)["loss"].item() != pytest.approx(whole, rel=1e-5)
 
 
 def test_what_is_missing_is_said(clip) -> None:
     module, one = toy(clip), batch()
     with pytest.raises(ValueError, match="teacher looks at clean images; this data source gave none"):
-        module.training_step(replace(one, hq_BCHW=None), 0)
+        module.loss(replace(one, hq_BCHW=None), step=0)
     with pytest.raises(ValueError, match="choose a degradation"):
-        module.training_step(replace(one, lq_BCHW=None), 0)
+        module.loss(replace(one, lq_BCHW=None), step=0)
     with pytest.raises(ValueError, match=r"image_size=32 and patch_size=8 give 4 patches a side, the teacher has 8"):
         toy(clip, image_size=32)
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from restore_lab.methods.half import with_precision
 from restore_lab.methods.keeping import Moved
+from restore_lab.methods.training import Optimisation, TrainingModule
 from tests.toy_methods import toy_batch, toy_spire
 
 
@@ -29,7 +30,7 @@ class Watch(L.Callback):
 def trained(precision: str) -> tuple[Any, L.Trainer, Watch]:
     """Three steps of a toy."""
     torch.manual_seed(0)
-    module, watch = toy_spire(), Watch()
+    module, watch = TrainingModule(toy_spire(), optimisation=Optimisation(lr=1e-3)), Watch()
     settings = with_precision({"precision": precision, "gradient_clip_val": 1.0}, average=False, plugins=[])
     trainer = L.Trainer(
         accelerator="cpu",

@@ -17,7 +17,6 @@ from restore_lab.adaptors.visual_stream import AdaNorm, VisualStream, text_atten
 from restore_lab.methods.instantir import DcpTraining, PreviewerTraining
 from restore_lab.methods.lq_targets import LqTargets
 from restore_lab.methods.references import Reference
-from restore_lab.methods.training import Optimisation
 from restore_lab.objectives.consistency import Distillation, boundary, consistent, solver_step
 from restore_lab.prompts.sources import Dropout, PromptSources
 from restore_lab.random import noise_like
@@ -274,12 +273,10 @@ def distilled(kind: str, *, checkpointing: bool) -> tuple[float, dict[str, Tenso
         trains=["lora"],
         known=["stream", "lora"],
         objective=Distillation(solver_steps=50, w_min=3, w_max=15, distance="squared"),
-        optimisation=Optimisation(lr=1e-3),
     )
-    stage.log = lambda *_, **__: None
     if checkpointing:
         module.backbone.denoiser.enable_gradient_checkpointing(module.adaptor.lora.checkpoint)
-    loss = stage.training_step(toy_batch(), 0)
+    loss = stage.loss(toy_batch(), step=0)["loss"]
     with module.adaptor.lora.switched(False):  # the backward pass may find the switch either way
         loss.backward()
     grads = {name: p.grad.clone() for name, p in stage.trainable().items() if p.grad is not None}
@@ -306,14 +303,12 @@ def test_the_teacher_is_guided_and_without_lora_the_student_is_not() -> None:
         trains=["lora"],
         known=["stream", "lora"],
         objective=Distillation(solver_steps=50, w_min=3, w_max=3, distance="huber"),
-        optimisation=Optimisation(lr=1e-3),
     )
-    stage.log = lambda *_, **__: None
     seen = []
     module.backbone.unet.conv_out.register_forward_hook(
         lambda *args: seen.append((module.adaptor.lora.on, torch.is_grad_enabled()))
     )
-    stage.training_step(toy_batch(), 0)
+    stage.loss(toy_batch(), step=0)["loss"]
     assert seen == [(True, True), (False, False), (True, False)]
 
 
@@ -321,12 +316,11 @@ def test_the_first_stage_turns_lqs_into_targets_as_the_last_does() -> None:
     """With all of the images turned, the loss is at the LQ's latents, and the words say what is wrong."""
     module, batch = instantir("sd"), toy_batch()
     module.lq_targets = LqTargets(share=1.0)
-    stage = DcpTraining(restorer=module, trains=["stream"], known=["stream"], optimisation=Optimisation(lr=1e-3))
-    stage.log = lambda *_, **__: None
+    stage = DcpTraining(restorer=module, trains=["stream"], known=["stream"])
     seen, words = [], []
     module.objective = lambda z0_BCHW, **_: seen.append(z0_BCHW) or z0_BCHW.sum()
     told, module.cond = module.cond, lambda prompt, size: words.extend(prompt.semantic) or told(prompt, size)
-    stage.training_step(batch, 0)
+    stage.loss(batch, step=0)["loss"]
     torch.testing.assert_close(seen[0], module.backbone.codec.encode(batch.lq_BCHW))
     assert all(text.startswith("low quality") for text in words)
 
@@ -460,14 +454,13 @@ def test_the_first_stage_may_drop_otherwise_than_the_last(monkeypatch) -> None:
             restorer=module,
             trains=["stream"],
             known=["stream"],
-            optimisation=Optimisation(lr=1e-3),
             dropout=dropout,
         )
-        told, old, stage.log = [], module.cond, lambda *_, **__: None
+        told, old = [], module.cond
         monkeypatch.setattr(
             module, "cond", lambda prompt, size, told=told, old=old: told.append(prompt) or old(prompt, size)
         )
-        stage.training_step(toy_batch(), 0)
+        stage.loss(toy_batch(), step=0)["loss"]
         assert told[0].semantic == (("", "") if words else toy_batch().caption)
         assert torch.equal(told[0].visual_BLD, told[0].visual_null_BLD) == bool(image)
 
@@ -489,7 +482,6 @@ def test_stages_train_what_they_say_and_the_weights_come_back(tmp_path) -> None:
         trains=["lora"],
         known=["stream", "lora"],
         objective=Distillation(solver_steps=50, w_min=3, w_max=15, distance="squared"),
-        optimisation=Optimisation(lr=1e-3),
     )
     assert stage.trainable() and all("lora" in name for name in stage.trainable())
     stage.export(tmp_path)
@@ -517,7 +509,6 @@ def test_stages_train_what_they_say_and_the_weights_come_back(tmp_path) -> None:
             trains=["lora"],
             known=["lora"],
             objective=Distillation(solver_steps=50, w_min=3, w_max=15, distance="squared"),
-            optimisation=Optimisation(lr=1e-3),
         )
 
 

@@ -30,9 +30,9 @@ def training(toy_folder, place, *words: str):
 
 def stopped(toy_folder, place, *, at: int, of: int = 4, monkeypatch) -> None:
     """Train until the step behind `at` is asked for, and stop there as a kill would."""
-    from restore_lab.methods.base import RestorationModule
+    from restore_lab.methods.training import TrainingModule
 
-    plain = RestorationModule.training_step
+    plain = TrainingModule.training_step
 
     def step(self, batch, batch_idx):
         if self.global_step >= at:
@@ -40,7 +40,7 @@ def stopped(toy_folder, place, *, at: int, of: int = 4, monkeypatch) -> None:
         return plain(self, batch, batch_idx)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RestorationModule, "training_step", step)
+        patch.setattr(TrainingModule, "training_step", step)
         with pytest.raises(Stopped):
             fit(training(toy_folder, place, f"max_steps={of}"))
 
@@ -91,16 +91,16 @@ def test_damaged_weights_are_not_loaded(toy_folder, tmp_path) -> None:
 
 
 def test_a_loss_that_is_no_number_stops_and_names_its_batch(toy_folder, tmp_path, monkeypatch) -> None:
-    from restore_lab.methods.base import RestorationModule
+    from restore_lab.methods.training import TrainingModule
 
-    plain, batches = RestorationModule.training_step, []
+    plain, batches = TrainingModule.training_step, []
 
     def step(self, batch, batch_idx):
         batches.append(batch)
         loss = plain(self, batch, batch_idx)
         return loss * math.nan if len(batches) == 3 else loss
 
-    monkeypatch.setattr(RestorationModule, "training_step", step)
+    monkeypatch.setattr(TrainingModule, "training_step", step)
     with pytest.raises(ValueError, match=r"the loss is nan at step 3; .*nonfinite\.json says which batch") as caught:
         fit(training(toy_folder, tmp_path, "max_steps=9", "log_every=5", "checkpoint_every=2"))
     assert "\n" not in str(caught.value)
@@ -111,7 +111,7 @@ def test_a_loss_that_is_no_number_stops_and_names_its_batch(toy_folder, tmp_path
     assert torch.equal(torch.stack(again), bad.lq_BCHW)
     state = last_state(tmp_path)
     assert state is not None and state.stem == "step=2"  # the one at step 4 would hold lost weights
-    monkeypatch.setattr(RestorationModule, "training_step", plain)
+    monkeypatch.setattr(TrainingModule, "training_step", plain)
     fit(training(toy_folder, tmp_path, "max_steps=9", "log_every=5", "checkpoint_every=2"))
 
 

@@ -13,7 +13,6 @@ from restore_lab.methods.codec_pretraining import LOGVAR, CodecPretraining, fold
 from restore_lab.methods.codec_start import dct_basis
 from restore_lab.methods.fit import fit
 from restore_lab.methods.prior_pretraining import shrunk
-from restore_lab.methods.training import Optimisation
 from restore_lab.storage.artefacts import place_of
 from restore_lab.types import REMOVE_ALL
 from tests.composed import composed
@@ -102,19 +101,15 @@ def test_folding_leaves_the_codec_and_normalises_its_latents() -> None:
 
 
 def codec() -> CodecPretraining:
-    return CodecPretraining(
-        optimisation=Optimisation(lr=1e-3), channels=4, widths=[8, 8, 8], layers=1, groups=4, mse=1.0, kl=1e-4
-    )
+    return CodecPretraining(channels=4, widths=[8, 8, 8], layers=1, groups=4, mse=1.0, kl=1e-4)
 
 
 def test_a_resumed_codec_goes_on_with_its_moments(tmp_path) -> None:
     """They normalise the latents of the result and are not among the trained parameters."""
     first, second = codec(), codec()
-    first._observe(3 + 2 * torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(0)))
-    checkpoint = {"state_dict": first.state_dict()}
-    first.on_save_checkpoint(checkpoint)
-    torch.save(checkpoint, tmp_path / "a.ckpt")
-    second.on_load_checkpoint(torch.load(tmp_path / "a.ckpt", weights_only=True))
+    first._observe(3 + 2 * torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(0)), step=0)
+    torch.save(first.training_state(), tmp_path / "a.ckpt")
+    second.load_training_state(torch.load(tmp_path / "a.ckpt", weights_only=True))
     assert torch.equal(first.mean_C, second.mean_C) and torch.equal(first.square_C, second.square_C)
     torch.testing.assert_close(second.mean_C, torch.full((4,), 3.0), atol=0.5, rtol=0)
     torch.testing.assert_close(second.square_C, torch.full((4,), 13.0), atol=3.0, rtol=0)
@@ -125,7 +120,6 @@ def test_a_codec_starts_with_the_dct_of_patches(channels: int) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         codec = CodecPretraining(
-            optimisation=Optimisation(lr=1e-3),
             channels=channels,
             widths=[16, 48, 128],
             layers=1,
@@ -152,7 +146,7 @@ def test_the_basis_is_orthogonal_and_begins_with_the_mean_colour() -> None:
 def test_a_codec_too_narrow_for_the_dct_is_refused() -> None:
     settings = {"channels": 4, "widths": [8, 8, 8], "layers": 1, "groups": 4, "mse": 1.0, "kl": 0.0, "start": "dct"}
     with pytest.raises(ValueError, match=r"needs three levels .* not widths=\[8, 8, 8\]"):
-        CodecPretraining(optimisation=Optimisation(lr=1e-3), **settings)
+        CodecPretraining(**settings)
 
 
 def test_images_with_one_caption_are_no_negatives_of_each_other() -> None:

@@ -20,6 +20,7 @@ from restore_lab.methods.memory import Memory
 from restore_lab.methods.restoring import padded, told
 from restore_lab.methods.sharding import UNITS
 from restore_lab.methods.speed import Speed, hosts
+from restore_lab.methods.trainable import Trainable
 from restore_lab.methods.training import Optimisation, TrainingModule, _laid_out
 from restore_lab.samplers.guidance import Branch
 from restore_lab.samplers.tiling import Gaussian
@@ -70,7 +71,6 @@ def wide(value: Any) -> Any:
 def built(kind: str = "sd", **parts: Any) -> Any:
     module = toy_spire(kind, scale=2.0, **parts)
     shake(module.adaptor, size=0.05)
-    module.log = lambda *_, **__: None
     return module
 
 
@@ -209,7 +209,7 @@ def test_training_steps_do_not_compile_again_and_learn_the_same() -> None:
         optimiser = torch.optim.AdamW(module.trainable().values(), lr=1e-3)
         graphs = 0
         for step in range(3):
-            module.training_step(toy_batch(seed=step), step).backward()
+            module.loss(toy_batch(seed=step), step=step)["loss"].backward()
             optimiser.step()
             optimiser.zero_grad()
             graphs = graphs or (backend.graphs if backend else 0)
@@ -248,7 +248,7 @@ def test_recomputing_changes_no_gradient(kind) -> None:
             for part in host.modules():
                 if type(part).__name__ in UNITS:
                     part.register_forward_pre_hook(lambda *_, r=runs, n=name: r.__setitem__(n, r[n] + 1))
-        module.training_step(toy_batch(), 0).backward()
+        module.loss(toy_batch(), step=0)["loss"].backward()
         found.append(({name: p.grad for name, p in module.trainable().items()}, runs))
     (plain, once), (again, twice) = found
     assert all(close(again[name], plain[name]) for name in plain)
@@ -271,16 +271,17 @@ def test_channels_last_changes_little_and_no_name(tmp_path) -> None:
     torch.testing.assert_close(other.restore(toy_batch()), plain, atol=1e-5, rtol=0)
 
 
-class Convolution(TrainingModule):
+class Convolution(Trainable):
     """One convolution's weights and a vector; the gradients of a step are drawn from its number."""
 
     def __init__(self, order: torch.memory_format, **chosen: Any) -> None:
-        super().__init__(optimisation=Optimisation(lr=1e-2, **chosen))
+        super().__init__()
         draw = torch.Generator().manual_seed(0)
         self.conv = nn.Parameter(torch.randn(8, 4, 3, 3, generator=draw).to(memory_format=order))
         self.bias = nn.Parameter(torch.randn(8, generator=draw))
-        self._trainer: Any = SimpleNamespace(estimated_stepping_batches=100, world_size=1)
-        self.optimiser = self.configure_optimizers()["optimizer"]
+        training = TrainingModule(self, optimisation=Optimisation(lr=1e-2, **chosen))
+        training._trainer = SimpleNamespace(estimated_stepping_batches=100, world_size=1)  # type: ignore[assignment]
+        self.optimiser = training.configure_optimizers()["optimizer"]
 
     def learn(self, steps: range) -> None:
         for step in steps:

@@ -23,6 +23,7 @@ from restore_lab.methods.fit import fit
 from restore_lab.methods.history import History
 from restore_lab.methods.keeping import last_state
 from restore_lab.methods.parts import pad_to_multiple
+from restore_lab.methods.trainable import Trainable
 from restore_lab.methods.training import Optimisation, TrainingModule
 from restore_lab.methods.weights import WEIGHTS, weights_file, write_weights
 from restore_lab.storage.artefacts import Manifest, complete
@@ -31,21 +32,22 @@ from tests.rounding import close
 from tests.toy_methods import shake, toy_adaptor, toy_batch, toy_spire
 
 
-class Line(TrainingModule):
+class Line(Trainable):
     """One trainable weight vector beside a frozen layer; the loss pulls the weights to the data."""
 
     def __init__(self) -> None:
-        super().__init__(optimisation=Optimisation(lr=0.1, weight_decay=0.0))
+        super().__init__()
         self.weight = nn.Parameter(torch.zeros(3))
         self.prior = nn.Linear(3, 3).requires_grad_(False)
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        loss = (self.weight - batch).square().mean()
-        self.log("train/loss", loss)
-        return loss
+    def loss(self, batch: Tensor, *, step: int) -> dict[str, Tensor]:
+        return {"loss": (self.weight - batch).square().mean()}
 
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        self.log("val/weight", self.weight.mean(), batch_size=1)
+    def validate(self, batch: Tensor) -> dict[str, Tensor]:
+        return {"weight": self.weight.mean()}
+
+
+PULL = Optimisation(lr=0.1, weight_decay=0.0)
 
 
 class Watch(L.Callback):
@@ -54,8 +56,8 @@ class Watch(L.Callback):
     def __init__(self) -> None:
         self.steps: dict[int, Tensor] = {}
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Line, *args: Any) -> None:
-        self.steps[trainer.global_step] = pl_module.weight.detach().clone()
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: TrainingModule, *args: Any) -> None:
+        self.steps[trainer.global_step] = pl_module.get_parameter("module.weight").detach().clone()
 
 
 class Data(L.LightningDataModule):
@@ -72,8 +74,8 @@ class Data(L.LightningDataModule):
 
 def trained(
     *callbacks: L.Callback, steps: int, accumulate: int = 1, state: Path | None = None, every: int = 100
-) -> Line:
-    module = Line()
+) -> TrainingModule:
+    module = TrainingModule(Line(), optimisation=PULL)
     trainer = L.Trainer(
         max_steps=steps,
         accumulate_grad_batches=accumulate,
@@ -105,8 +107,8 @@ def test_ema_is_its_closed_form_once_an_optimiser_step(accumulate) -> None:
     for step in range(1, 9):
         decay = min(0.5, (1 + step) / (10 + step))
         average = decay * average + (1 - decay) * watch.steps[step]
-    assert ema.average.keys() == {"weight"}
-    torch.testing.assert_close(ema.average["weight"], average)
+    assert ema.average.keys() == {"module.weight"}
+    torch.testing.assert_close(ema.average["module.weight"], average)
     assert not torch.allclose(average, watch.steps[8])
 
 
@@ -120,7 +122,7 @@ def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(accumulate, tmp_path) -> 
     state = tmp_path / "step=4.ckpt"
     trained(resumed, after, History(file=log, every=1), steps=6, accumulate=accumulate, state=state)
     assert torch.equal(after.steps[6], watch.steps[6])
-    assert torch.equal(resumed.average["weight"], whole.average["weight"])
+    assert torch.equal(resumed.average["module.weight"], whole.average["module.weight"])
     assert log.read_text() == (tmp_path / "a.jsonl").read_text()
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
 
@@ -130,15 +132,15 @@ def test_ema_stands_in_while_validating_and_in_its_context(tmp_path) -> None:
     module = trained(ema, watch, History(file=log, every=1), steps=4, every=4)
     validated = [json.loads(line) for line in log.read_text().splitlines() if "val/weight" in line]
     assert [line["step"] for line in validated] == [4]
-    assert validated[0]["val/weight"] == pytest.approx(float(ema.average["weight"].mean()), rel=1e-6)
-    assert torch.equal(module.weight, watch.steps[4])
-    average = ema.average["weight"].clone()
+    assert validated[0]["val/weight"] == pytest.approx(float(ema.average["module.weight"].mean()), rel=1e-6)
+    assert torch.equal(module.get_parameter("module.weight"), watch.steps[4])
+    average = ema.average["module.weight"].clone()
     with ema.applied(module):
-        assert torch.equal(module.weight, average)
-    assert torch.equal(module.weight, watch.steps[4])
+        assert torch.equal(module.get_parameter("module.weight"), average)
+    assert torch.equal(module.get_parameter("module.weight"), watch.steps[4])
     with pytest.raises(RuntimeError, match="on purpose"), ema.applied(module):
         raise RuntimeError("on purpose")
-    assert torch.equal(module.weight, watch.steps[4])
+    assert torch.equal(module.get_parameter("module.weight"), watch.steps[4])
     with pytest.raises(ValueError, match=r"ema.decay=1.0"):
         EMA(decay=1.0)
 
@@ -161,12 +163,8 @@ def test_learning_rate_factors() -> None:
 def test_the_schedule_reaches_the_optimiser() -> None:
     """AdamW's first step moves each weight by the learning rate, whatever the gradient: so the warm-up shows."""
 
-    class Warm(Line):
-        def __init__(self) -> None:
-            super().__init__()
-            self.optimisation = Optimisation(lr=0.1, weight_decay=0.0, warmup_steps=10, eps=1e-12)
-
-    module, watch = Warm(), Watch()
+    warm = Optimisation(lr=0.1, weight_decay=0.0, warmup_steps=10, eps=1e-12)
+    module, watch = TrainingModule(Line(), optimisation=warm), Watch()
     L.Trainer(
         max_steps=1,
         callbacks=[watch],
@@ -206,15 +204,15 @@ def test_checkpoints_hold_the_trainable_part_and_load_as_weights_only(tmp_path) 
     trained(EMA(decay=0.5), checkpoints(tmp_path, every=2), steps=4)
     state = torch.load(last_state(tmp_path.parent / tmp_path.name) or tmp_path / "step=4.ckpt", weights_only=True)
     assert state["global_step"] == 4
-    assert state["state_dict"].keys() == {"weight"}
+    assert state["state_dict"].keys() == {"module.weight"}
     assert any("average" in value for value in state["callbacks"].values())
 
 
 def test_a_methods_checkpoint_is_its_adaptor() -> None:
-    module = toy_spire()
+    module = TrainingModule(toy_spire(), optimisation=PULL)
     names = module.state_dict().keys()
     assert names == module.trainable().keys()
-    assert all(name.startswith("adaptor.") and not name.startswith("adaptor.trunk.mid_block") for name in names)
+    assert all(name.startswith("module.adaptor.") and "trunk.mid_block" not in name for name in names)
 
 
 def test_weights_round_trip(tmp_path) -> None:
@@ -267,9 +265,9 @@ def test_training_and_validation_want_pairs() -> None:
     module, lonely = toy_spire(), toy_batch()
     object.__setattr__(lonely, "lq_BCHW", None)
     with pytest.raises(ValueError, match="training needs pairs"):
-        module.training_step(lonely, 0)
+        module.loss(lonely, step=0)
     with pytest.raises(ValueError, match="validation needs pairs"):
-        module.validation_step(lonely, 0)
+        module.validate(lonely)
     with pytest.raises(ValueError, match="no LQ to restore"):
         module.restore(lonely)
 

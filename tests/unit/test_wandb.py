@@ -23,6 +23,7 @@ from restore_lab.evaluation.shown import kept, log_record, means, per_image
 from restore_lab.methods import fit as fit_module
 from restore_lab.methods.fit import fit, planned
 from restore_lab.methods.shown import page_callbacks
+from restore_lab.methods.trainable import Trainable
 from restore_lab.methods.training import Optimisation, TrainingModule
 from restore_lab.storage.artefacts import write_bytes_atomic
 from restore_lab.tracking import tracked
@@ -256,20 +257,20 @@ def test_a_stage_that_fails_is_failed(tmp_path, told, monkeypatch) -> None:
     monkeypatch.setattr(fit_module, "_train", broken)
     with pytest.raises(RuntimeError):
         fit(composed("train", f"runs_dir={tmp_path}", "logger=csv"))
-    assert told.ended == ["failed"] and told.params["module"]["optimisation"]["lr"] > 0
+    assert told.ended == ["failed"] and told.params["optimisation"]["lr"] > 0
 
 
-class Pull(TrainingModule):
+class Pull(Trainable):
     """A weight w in R^2 with loss 3 w_1 + 4 w_2: its gradient has norm 5 at every step."""
 
     def __init__(self) -> None:
-        super().__init__(optimisation=Optimisation(lr=0.1, warmup_steps=4))
+        super().__init__()
         self.weight = nn.Parameter(torch.zeros(2))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return (self.weight * torch.tensor([3.0, 4.0])).sum()
+    def loss(self, batch: Batch, *, step: int) -> dict[str, Tensor]:
+        return {"loss": (self.weight * torch.tensor([3.0, 4.0])).sum()}
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def validate(self, batch: Batch) -> dict[str, Tensor]:
         return {"restored": torch.full((len(batch), 3, 8, 8), 0.5)}
 
     def prompts(self, batch: Batch, *, training: bool) -> Any:
@@ -300,7 +301,7 @@ def test_what_a_training_shows(tmp_path) -> None:
         log_every_n_steps=2, val_check_interval=4, enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False, gradient_clip_val=1.0, default_root_dir=tmp_path, num_sanity_val_steps=0,
     )  # fmt: skip
-    trainer.fit(Pull(), Batches())
+    trainer.fit(TrainingModule(Pull(), optimisation=Optimisation(lr=0.1, warmup_steps=4)), Batches())
     assert logger.of("train/grad_norm") == pytest.approx({1: 5.0, 3: 5.0, 5: 5.0, 7: 5.0})  # before clipping
     assert set(logger.of("train/images_per_second")) == {1, 3, 5, 7}
     assert logger.of("lr-AdamW") == pytest.approx({1: 0.05, 3: 0.1, 5: 0.1, 7: 0.1})

@@ -65,7 +65,7 @@ def batch(number: int) -> Batch:
 
 def step(module: Any, optimiser: torch.optim.Optimizer, pairs: Batch) -> Tensor:
     optimiser.zero_grad()
-    loss = module.training_step(pairs, 0)
+    loss = module.loss(pairs, step=0)["loss"]
     loss.backward()
     torch.nn.utils.clip_grad_norm_(list(module.trainable().values()), 1.0)
     optimiser.step()
