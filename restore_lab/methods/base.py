@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import cycle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +20,6 @@ from restore_lab.adaptors.decoder import CodecDecoder
 from restore_lab.adaptors.lq_encoder import CodecEncoder
 from restore_lab.backbones.loading import DTYPES
 from restore_lab.methods.branches import predictions
-from restore_lab.methods.memory import Staged
 from restore_lab.methods.parts import OwnWeights, mean_psnr, pad_to_multiple
 from restore_lab.methods.references import Reference
 from restore_lab.methods.restoring import restored
@@ -44,8 +43,18 @@ if TYPE_CHECKING:
 
     Decoder = CodecDecoder | DegradationAwareDecoder | ConsistencyDecoder
 
+StageName = Literal["words", "codec", "prior", "none"]
 
-class RestorationModule(Staged, OwnWeights):
+
+class Stages(Protocol):
+    """Moves groups of a method's parts on and off the device."""
+
+    device: torch.device
+
+    def __call__(self, name: StageName) -> None: ...
+
+
+class RestorationModule(OwnWeights):
     """A frozen prior that an adaptor turns into a restorer.
 
     Args:
@@ -63,6 +72,7 @@ class RestorationModule(Staged, OwnWeights):
     """
 
     batched = True  # whether the guidance branches of a step go through the model in one call
+    stages: Stages | None = None  # which parts are on the device; None where all stay on it
 
     def __init__(
         self,
@@ -94,6 +104,16 @@ class RestorationModule(Staged, OwnWeights):
         self.prompts, self.objective, self.sampler = prompts, objective, sampler
         self.visual = prompts.visual  # a module, so that it moves to the device with the rest
         self.reference, self.lq_targets = reference or Reference(kind="lq"), lq_targets
+
+    @property
+    def run_device(self) -> torch.device:
+        """Where images and latents belong."""
+        return self.device if self.stages is None else self.stages.device
+
+    def stage(self, name: StageName) -> None:
+        """From here on this group of parts is needed on the device."""
+        if self.stages is not None:
+            self.stages(name)
 
     def hint(self, lq_BCHW: Tensor, prompt: Prompt, *, hq_BCHW: Tensor | None = None) -> Hint:
         """What the adaptor may look at: the LQ, and of the rest what it reads; a method may say more in `told`.

@@ -14,11 +14,10 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from restore_lab.methods.base import RestorationModule
+    from restore_lab.methods.base import RestorationModule, StageName
 
 Place = Literal["device", "staged", "offload"]
 Weights = Literal["int8", "fp8", "nf4"]
-Stage = Literal["words", "codec", "prior", "none"]
 
 
 class Memory:
@@ -84,7 +83,7 @@ class Stages:
         }
         self.groups = {name: [part for part in parts if part is not None] for name, parts in found.items()}
 
-    def __call__(self, name: Stage) -> None:
+    def __call__(self, name: StageName) -> None:
         """From here on this group is needed, and no other."""
         if not self.move or name == self.now:
             return
@@ -93,27 +92,6 @@ class Stages:
         for part in self.groups[name]:
             part.to(self.device)
         self.now = name
-
-
-class Staged:
-    """What a method knows of its plan.
-
-    Attributes:
-        stages: which parts are on the device; None where all stay on it.
-    """
-
-    stages: Stages | None = None
-    device: torch.device
-
-    @property
-    def run_device(self) -> torch.device:
-        """Where images and latents belong."""
-        return self.device if self.stages is None else self.stages.device
-
-    def stage(self, name: Stage) -> None:
-        """From here on this group of parts is needed."""
-        if self.stages is not None:
-            self.stages(name)
 
 
 def quantise(module: RestorationModule, weights: Weights) -> None:

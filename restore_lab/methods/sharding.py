@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from restore_lab.methods.speed import UNITS
+
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
     from restore_lab.methods.training import TrainingModule
 
-UNITS = ("ResnetBlock2D", "BasicTransformerBlock", "JointTransformerBlock", "SD3SingleTransformerBlock")  # diffusers'
 CALLED = ("training_step", "validation_step")
 
 

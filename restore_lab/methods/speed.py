@@ -21,13 +21,13 @@ from torch.utils.checkpoint import checkpoint
 from restore_lab.adaptors.trunk import Trunk
 from restore_lab.adaptors.trunk_mmdit import MMDiTTrunk
 from restore_lab.methods.base import RestorationModule
-from restore_lab.methods.sharding import UNITS
 
 if TYPE_CHECKING:
     from restore_lab.methods.trainable import Trainable
 
     M = TypeVar("M", bound=Trainable)
 
+UNITS = ("ResnetBlock2D", "BasicTransformerBlock", "JointTransformerBlock", "SD3SingleTransformerBlock")  # diffusers'
 VARIANTS = 32  # of one block's code: with gradients or without, LoRA on or off, one image or several, ...
 
 

@@ -18,8 +18,7 @@ from restore_lab.methods.branches import alike, repeated
 from restore_lab.methods.fit import planned
 from restore_lab.methods.memory import Memory
 from restore_lab.methods.restoring import padded, told
-from restore_lab.methods.sharding import UNITS
-from restore_lab.methods.speed import Speed, hosts
+from restore_lab.methods.speed import UNITS, Speed, hosts
 from restore_lab.methods.trainable import Trainable
 from restore_lab.methods.training import Optimisation, TrainingModule, _laid_out
 from restore_lab.samplers.guidance import Branch
