@@ -21,9 +21,9 @@ from restore_lab.backbones.codec import Codec
 from restore_lab.backbones.disk_cache import DiskCache
 from restore_lab.backbones.loading import DTYPES
 from restore_lab.config.build import build
-from restore_lab.machine.quiet import quiet
 from restore_lab.methods.base import RestorationModule
 from restore_lab.random import generator
+from restore_lab.system.quiet import quiet
 from restore_lab.types import Batch
 
 TOYS = {"sd15": "tiny_sd", "sdxl": "tiny_sdxl", "sd3": "tiny_sd3"}  # the shipped toy in each shape

@@ -19,7 +19,7 @@ from benchmarks.counting import held
 from benchmarks.restoring import our_restoring
 from benchmarks.sides import method, settle
 from benchmarks.training import OurTraining, our_loss
-from restore_lab.machine.memory import let_go
+from restore_lab.system.memory import let_go
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ MAX_LINES = 400
 
 # Imports run towards lower ranks, or stay inside one folder.
 RANKS = {
-    "machine": -2,  # what a run does with the computer: processes, memory, faults
+    "system": -2,  # what a run does with the computer: processes, memory, faults
     "storage": -1,  # what it keeps: artefacts by identity, locks
     "config": 0,  # what it is told, before anything is built
     "types": 0,
@@ -46,7 +46,7 @@ HEAVY = frozenset(
     ("torch", "torchvision", "lightning", "diffusers", "transformers", "peft", "torchmetrics", "pyiqa", "wandb")
     + ("skimage", "scipy", "pandas", "pyarrow", "numpy", "PIL", "matplotlib")
 )
-LIGHT = ("types.py", "random.py", "__init__.py", "config/", "storage/", "machine/", "cli/")
+LIGHT = ("types.py", "random.py", "__init__.py", "config/", "storage/", "system/", "cli/")
 
 
 def name_of(path: Path) -> str:
@@ -148,17 +148,17 @@ def test_the_command_lines_start_imports_nothing_heavy(path: Path) -> None:
             "restore_lab.storage.artefacts",
             "restore_lab.types",
             "restore_lab.random",
-            "restore_lab.machine.quiet",
+            "restore_lab.system.quiet",
             "restore_lab.config.pairs",
             "restore_lab.config.conf_dir",
             "restore_lab.config.bounds",
             "restore_lab.config.grammar",
             "restore_lab.config.kinds",
             "restore_lab.config.composing",
-            "restore_lab.machine.xla",
-            "restore_lab.machine.faults",
-            "restore_lab.machine.terminal",
-            "restore_lab.machine.shares",
+            "restore_lab.system.xla",
+            "restore_lab.system.faults",
+            "restore_lab.system.terminal",
+            "restore_lab.system.processes",
             "restore_lab.storage.locks",
             "restore_lab.config.nearest",
             "restore_lab.config.extras",

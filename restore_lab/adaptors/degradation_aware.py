@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from restore_lab.adaptors.zero_sft import group_norm
-from restore_lab.machine.xla import doubled
+from restore_lab.system.xla import doubled
 from restore_lab.types import Hint
 
 

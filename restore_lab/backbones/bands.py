@@ -18,7 +18,7 @@ import torch
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
-from restore_lab.machine.memory import out_of_memory
+from restore_lab.system.memory import out_of_memory
 
 log = logging.getLogger(__name__)
 IN_MEMORY = 32 * 2**20  # bytes of a map that is kept in memory

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from restore_lab.backbones import banded
 from restore_lab.backbones.disk_cache import DiskCache, content
-from restore_lab.machine.xla import at_rest
+from restore_lab.system.xla import at_rest
 
 Generators = torch.Generator | Sequence[torch.Generator]
 

@@ -22,8 +22,8 @@ from restore_lab.backbones.reading import BackboneError, Folder, read_json
 from restore_lab.backbones.schedule import Schedule
 from restore_lab.backbones.text_loading import load_text, load_triple_text
 from restore_lab.config.kinds import Positive, Range
-from restore_lab.machine.quiet import quiet
 from restore_lab.storage.artefacts import fingerprint
+from restore_lab.system.quiet import quiet
 
 DType = Literal["float32", "float16", "bfloat16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

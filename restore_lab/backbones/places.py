@@ -15,7 +15,7 @@ from typing import Any
 
 from restore_lab.backbones.reading import SHIPPED, BackboneError, Folder, found_weights, weight_files
 from restore_lab.backbones.single_file import SUFFIX, SingleFile
-from restore_lab.machine.faults import told
+from restore_lab.system.faults import told
 
 PACKAGE = Path(__file__).resolve().parent.parent
 DENOISERS = {"unet": "unet", "mmdit": "transformer"}  # families, and the folders of their denoisers

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restore_lab.machine.quiet import quiet
 from restore_lab.storage.foreign import check_model, json_of
+from restore_lab.system.quiet import quiet
 
 if TYPE_CHECKING:
     import torch

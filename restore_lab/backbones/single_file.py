@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restore_lab.backbones.reading import BackboneError, Folder, check_whole, first_line
-from restore_lab.machine.quiet import quiet
+from restore_lab.system.quiet import quiet
 
 if TYPE_CHECKING:
     import torch

@@ -18,7 +18,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedT
 
 from restore_lab.backbones.disk_cache import DiskCache
 from restore_lab.backbones.lru import TensorLRU
-from restore_lab.machine.xla import at_rest
+from restore_lab.system.xla import at_rest
 
 log = logging.getLogger(__name__)
 

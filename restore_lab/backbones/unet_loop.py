@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from restore_lab.backbones.base import extra_stream
-from restore_lab.machine.xla import doubled
+from restore_lab.system.xla import doubled
 from restore_lab.types import Cond, Edit, Tap, identity
 
 

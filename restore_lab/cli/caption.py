@@ -13,8 +13,8 @@ from typing import Any
 
 def run(cfg: Any) -> None:
     """Write the table and say where it is."""
-    from restore_lab.machine.shares import launched, place
     from restore_lab.methods.captioning import caption_folder
+    from restore_lab.system.processes import launched, place
 
     if launched(cfg.devices):
         return

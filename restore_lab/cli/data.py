@@ -17,7 +17,7 @@ POSITIONAL = ("make",)
 
 def run(cfg: Any) -> None:
     """Make what is missing and say where it is."""
-    from restore_lab.machine.shares import launched, place
+    from restore_lab.system.processes import launched, place
 
     if launched(cfg.devices):
         return

@@ -1,7 +1,7 @@
 """Errors as a person sees them: one line on stderr and an exit code, with the names that exist.
 
 Bad input is what our own code refuses with a ValueError, a file that is not there, and whatever Hydra or OmegaConf
-does not accept: exit code 2. What a machine does to a run (machine/faults.py): 3; the same command goes on once it is
+does not accept: exit code 2. What a machine does to a run (system/faults.py): 3; the same command goes on once it is
 well. Anything else is a bug and keeps its traceback, a ValueError from inside another library included.
 `RESTORE_LAB_TRACEBACK=1` shows the traceback of everything.
 """
@@ -19,8 +19,8 @@ from restore_lab.config import bounds
 from restore_lab.config.extras import advice
 from restore_lab.config.kinds import short
 from restore_lab.config.nearest import nearest, offer
-from restore_lab.machine.faults import CODE, Fault, Terminated, misplaced, told
-from restore_lab.machine.terminal import visible
+from restore_lab.system.faults import CODE, Fault, Terminated, misplaced, told
+from restore_lab.system.terminal import visible
 
 PACKAGE = str(Path(__file__).resolve().parents[1])
 PLUGINS = ("joblib", "optuna", "ray", "submitit")  # of Hydra's, extras of this package

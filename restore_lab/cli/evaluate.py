@@ -45,8 +45,8 @@ def run(cfg: Any) -> float | None:
     from restore_lab.evaluation.folders import score
     from restore_lab.evaluation.parts import forget
     from restore_lab.evaluation.records import recorded
-    from restore_lab.machine.shares import launched, place
     from restore_lab.storage.locks import first_rank
+    from restore_lab.system.processes import launched, place
     from restore_lab.tables import sweep
 
     if sweep.sweeping():

@@ -29,10 +29,10 @@ from restore_lab.cli import front
 from restore_lab.config import build, composing, validation
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.nearest import offer
-from restore_lab.machine import shares, xla
-from restore_lab.machine.faults import CODE, Terminated
-from restore_lab.machine.terminal import Visible, visible
 from restore_lab.storage.locks import first_rank
+from restore_lab.system import processes, xla
+from restore_lab.system.faults import CODE, Terminated
+from restore_lab.system.terminal import Visible, visible
 
 COMPLETES = re.compile(r"[^\x00-\x1f\x7f$`\\\"'()<>|&;*?{}!#]*")
 NOT_VERBS = frozenset(("__init__", "main", "front", "errors"))
@@ -118,7 +118,7 @@ def launch(*, verb: str, module: ModuleType, words: Sequence[str], conf: Path) -
         if getattr(module, "FOLLOWS_WEIGHTS", False):
             found = composing.followed(typed.overrides)
             typed = replace(typed, overrides=found.words)
-            if found.line and first_rank() and not shares.watched():
+            if found.line and first_rank() and not processes.watched():
                 print(f"restore-lab: {visible(found.line)}", file=sys.stderr)
         folders = [conf, *typed.config_dirs]
         with errors.explained(verb=verb, folders=folders, overrides=typed.overrides):
@@ -184,7 +184,7 @@ def _hydra(*, verb: str, run: Run, arguments: Sequence[str], conf: Path) -> None
         try:
             validation.check(cfg, verb=verb)
             validation.check_files(cfg, verb=verb)
-            shares.check_device(cfg.get("device"))
+            processes.check_device(cfg.get("device"))
             return run(cfg)  # a sweeper may want a number
         except Exception as error:
             # Of a single job Hydra would print a line of its own; of a sweep's jobs it should.

@@ -21,9 +21,9 @@ def run(cfg: Any) -> None:
     Raises:
         ValueError: if images were left out; they were named when it happened.
     """
-    from restore_lab.machine.shares import launched, place
     from restore_lab.methods.restore import restore_folder
     from restore_lab.methods.restored_files import SUMMARY
+    from restore_lab.system.processes import launched, place
 
     if launched(cfg.devices):
         return

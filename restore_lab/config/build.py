@@ -40,7 +40,7 @@ ALLOWED = (
     "lightning.pytorch.trainer.",
 )
 # Tools of the package, not parts: a stored config must not reach them.
-REFUSED = ("restore_lab.cli.", "restore_lab.config.", "restore_lab.machine.", "restore_lab.storage.")
+REFUSED = ("restore_lab.cli.", "restore_lab.config.", "restore_lab.system.", "restore_lab.storage.")
 
 
 class BadTarget(ValueError):

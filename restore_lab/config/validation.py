@@ -23,11 +23,11 @@ from restore_lab.config.grammar import names_path
 from restore_lab.config.kinds import Unfit, fit, short
 from restore_lab.config.nearest import offer
 from restore_lab.config.settings import settings_of
-from restore_lab.machine.faults import misplaced
 from restore_lab.storage.artefacts import place_of
 from restore_lab.storage.named import MADE
 from restore_lab.storage.room import check_names, writable
 from restore_lab.storage.walk import match
+from restore_lab.system.faults import misplaced
 
 # What each verb reads, by setting; `data` and `eval_data` stand for the folders in these nodes.
 READS: Mapping[str, Sequence[str]] = {

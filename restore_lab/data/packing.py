@@ -2,8 +2,8 @@
 
 Shard n holds the samples n * shard_size and on, in the source's order: `key.png` (pairs `key.hq.png`, `key.lq.png`),
 `key.txt` (the caption, if there is one) and `key.json` (key, height, width). Images that cannot be read are named and
-left out. The same source makes the same bytes. Shards are split over processes (machine/shares.py); each appears whole,
-so that a command that was killed goes on with the shards that are missing.
+left out. The same source makes the same bytes. Shards are split over processes (system/processes.py); each appears
+whole, so that a command that was killed goes on with the shards that are missing.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from restore_lab.config.build import build
 from restore_lab.data.frames import describe_frames, take_frames
 from restore_lab.data.image_io import BadImage
 from restore_lab.data.tar_index import index_of, tar_name
-from restore_lab.machine.faults import naming
-from restore_lab.machine.shares import mine, one_at_a_time, place
 from restore_lab.storage.artefacts import Manifest, complete, identity, write_json_atomic
 from restore_lab.storage.outputs import take_folder
+from restore_lab.system.faults import naming
+from restore_lab.system.processes import mine, one_at_a_time, place
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restore_lab.config.build import build
-from restore_lab.machine.shares import place
 from restore_lab.storage.files import inside
 from restore_lab.storage.outputs import write_output
+from restore_lab.system.processes import place
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

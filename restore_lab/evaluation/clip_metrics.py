@@ -20,9 +20,9 @@ from torch import Tensor
 
 from restore_lab.evaluation.frechet import frechet_distance
 from restore_lab.evaluation.protocol import ImageMetric, MetricUnavailable, SetMetric
-from restore_lab.machine.quiet import quiet
 from restore_lab.storage.artefacts import fingerprint
 from restore_lab.storage.foreign import check_model, json_of
+from restore_lab.system.quiet import quiet
 
 ASSETS = Path(__file__).parents[1] / "assets"
 MODEL_FILES = ("model.safetensors", "pytorch_model.bin")

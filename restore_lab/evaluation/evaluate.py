@@ -135,7 +135,7 @@ def evaluate(cfg: DictConfig) -> Evaluation | None:
     """Run `restore-lab evaluate`; what was measured before is read again.
 
     Returns:
-        None in a process of several (machine/shares.py) that is not the last to finish.
+        None in a process of several (system/processes.py) that is not the last to finish.
 
     Raises:
         ValueError: if no image is left to measure.

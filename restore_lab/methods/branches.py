@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from restore_lab.machine.memory import let_go, out_of_memory
 from restore_lab.methods.parts import mixed, partway
 from restore_lab.methods.restoring import joined
 from restore_lab.samplers.guidance import Branch
+from restore_lab.system.memory import let_go, out_of_memory
 
 if TYPE_CHECKING:
     from restore_lab.methods.base import RestorationModule

@@ -21,10 +21,10 @@ from restore_lab.data.captioned import read_table
 from restore_lab.data.folder import list_images
 from restore_lab.data.frames import describe_frames, take_frames
 from restore_lab.data.image_io import BadImage, read_image, resize_image, to_image, write_png
-from restore_lab.machine.shares import mine, one_at_a_time, place
 from restore_lab.prompts.vlm import Vlm
 from restore_lab.storage.artefacts import Manifest, complete, identity, json_bytes, write_json_atomic
 from restore_lab.storage.outputs import require_free, take_folder, write_output
+from restore_lab.system.processes import mine, one_at_a_time, place
 
 if TYPE_CHECKING:
     import numpy as np
@@ -141,7 +141,7 @@ def planned(cfg: DictConfig) -> Captions:
 
 def caption_folder(cfg: DictConfig) -> Captioned:
     """Caption every readable image of `cfg.input`, or of the dataset `cfg.data`, into one JSON table; several processes
-    (machine/shares.py) share the images. With `cfg.run_dir` the table is an artefact there.
+    (system/processes.py) share the images. With `cfg.run_dir` the table is an artefact there.
 
     A part is a batch of the captioner's: a file {name: caption} that lies beside the table until all are there, so
     that what is asked together is the same however many processes there are.

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
-from restore_lab.machine.quiet import quiet
 from restore_lab.methods.codec_start import start_as_dct
 from restore_lab.methods.trainable import Trainable
 from restore_lab.storage.artefacts import place_of
+from restore_lab.system.quiet import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

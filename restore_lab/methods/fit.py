@@ -18,8 +18,6 @@ from omegaconf import DictConfig
 
 from restore_lab.config.build import build, build_nodes
 from restore_lab.config.composing import MADE_BY, typed
-from restore_lab.machine.faults import Fault, told
-from restore_lab.machine.shares import starting_ranks, tied
 from restore_lab.methods.ending import ENDED, ending_of, in_steps
 from restore_lab.methods.extension import extended, other_rate, require_longer
 from restore_lab.methods.preflight import check
@@ -28,6 +26,8 @@ from restore_lab.storage.artefacts import Manifest, complete, differences, write
 from restore_lab.storage.hashes import HASHES, hashes
 from restore_lab.storage.locks import first_rank, locked
 from restore_lab.storage.outputs import take_folder
+from restore_lab.system.faults import Fault, told
+from restore_lab.system.processes import starting_ranks, tied
 from restore_lab.tracking import tracked, unlogged
 
 if TYPE_CHECKING:

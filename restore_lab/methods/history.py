@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 
-from restore_lab.machine.faults import naming
 from restore_lab.storage.artefacts import write_bytes_atomic
 from restore_lab.storage.foreign import json_lines, parse_json
+from restore_lab.system.faults import naming
 
 if TYPE_CHECKING:
     from restore_lab.methods.training import TrainingModule

@@ -20,12 +20,12 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from restore_lab.machine.faults import Terminated, naming
 from restore_lab.methods.fit import STATE
 from restore_lab.storage.artefacts import write_bytes_atomic
 from restore_lab.storage.hashes import hash_of
 from restore_lab.storage.locks import first_rank
 from restore_lab.storage.room import require
+from restore_lab.system.faults import Terminated, naming
 
 if TYPE_CHECKING:
     import lightning as L

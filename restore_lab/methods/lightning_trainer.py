@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restore_lab.config.build import build
-from restore_lab.machine.xla import check_trainer
+from restore_lab.system.xla import check_trainer
 
 if TYPE_CHECKING:
     import lightning as L

@@ -2,7 +2,7 @@
 
 For each sample its caption, and with `backbone.cache_latents` the latent of its good image as training without random
 crops sees it (whole, or the crop that an image of that size is; with `flip` mirrored too). Several processes
-(machine/shares.py) share the samples; what is there already is not encoded again, so that a command that was killed
+(system/processes.py) share the samples; what is there already is not encoded again, so that a command that was killed
 goes on.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from restore_lab.config.build import build
-from restore_lab.machine.shares import device, mine, place
+from restore_lab.system.processes import device, mine, place
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

@@ -2,7 +2,7 @@
 
 What is done is written down beside the results (`.restored/`, one file an image): the same command does nothing twice,
 continues where it was stopped, and tries again what failed; another command, or another photograph of the same name,
-restores anew. `restored.csv` sums it up. Images are shared by processes as machine/shares.py says.
+restores anew. `restored.csv` sums it up. Images are shared by processes as system/processes.py says.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from restore_lab.data.image_io import BadImage
 from restore_lab.data.photograph import ENDINGS, Photograph, decode_photograph
 from restore_lab.data.photograph_file import encode_photograph
 from restore_lab.data.words import Words, WordTable
-from restore_lab.machine.faults import Fault, told
-from restore_lab.machine.shares import mine, one_at_a_time
 from restore_lab.methods.restored_files import (
     NOTES,
     Job,
@@ -40,6 +38,8 @@ from restore_lab.methods.restorer import Restorer, wanted
 from restore_lab.storage.artefacts import identity, place_of
 from restore_lab.storage.outputs import write_output
 from restore_lab.storage.room import require
+from restore_lab.system.faults import Fault, told
+from restore_lab.system.processes import mine, one_at_a_time
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from restore_lab.adaptors.lq_encoder import CodecEncoder
-from restore_lab.machine.memory import let_go, out_of_memory
 from restore_lab.methods.parts import mixed, pad_to_multiple
 from restore_lab.samplers.colour import recolours
 from restore_lab.samplers.tiling import Part, TilesTooLarge
+from restore_lab.system.memory import let_go, out_of_memory
 from restore_lab.types import Batch, Cond, Hint
 
 if TYPE_CHECKING:

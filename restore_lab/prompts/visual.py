@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as V
 
-from restore_lab.machine.quiet import quiet
 from restore_lab.storage.artefacts import place_of
 from restore_lab.storage.foreign import check_model, json_of
+from restore_lab.system.quiet import quiet
 
 CUBIC: dict[str, Any] = {"interpolation": V.InterpolationMode.BICUBIC, "antialias": True}
 

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from restore_lab.backbones.schedule import ALPHA_FLOOR, VariancePreserving
 from restore_lab.config.kinds import NotNegative
-from restore_lab.machine.xla import cut
 from restore_lab.random import noise_like
 from restore_lab.samplers.level import Level, levels
 from restore_lab.samplers.loop import Predict, Sampler
 from restore_lab.samplers.spacing import timesteps
+from restore_lab.system.xla import cut
 
 if TYPE_CHECKING:
     from restore_lab.backbones.schedule import Schedule

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from restore_lab.backbones.schedule import FlowMatching
 from restore_lab.config.kinds import Range
-from restore_lab.machine.xla import cut
 from restore_lab.random import generator
 from restore_lab.samplers.fidelity import Prediction, Steer
 from restore_lab.samplers.level import Level, levels
+from restore_lab.system.xla import cut
 
 if TYPE_CHECKING:
     from restore_lab.backbones.schedule import Schedule

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from restore_lab.config.kinds import Pixels, Positive, Range
-from restore_lab.machine.memory import let_go, out_of_memory
-from restore_lab.machine.xla import cut
 from restore_lab.samplers.guidance import Branch
+from restore_lab.system.memory import let_go, out_of_memory
+from restore_lab.system.xla import cut
 from restore_lab.types import Cond, Hint
 
 if TYPE_CHECKING:

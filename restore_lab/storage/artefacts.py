@@ -28,12 +28,12 @@ from importlib import metadata
 from pathlib import Path, PurePath
 from typing import Any
 
-from restore_lab.machine.faults import name_file
 from restore_lab.storage.foreign import json_of, made_of
 from restore_lab.storage.named import MADE, below_datasets, made_name, made_place
 from restore_lab.storage.notes import read_note
 from restore_lab.storage.sources import changes, source_hash, sources_of
 from restore_lab.storage.walk import match, walk
+from restore_lab.system.faults import name_file
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST = 16 * 2**20  # bytes

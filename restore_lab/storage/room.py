@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from restore_lab.machine.faults import short_name
+from restore_lab.system.faults import short_name
 
 GIB = 2**30
 NAME = 255  # bytes of a file's name, of most file systems

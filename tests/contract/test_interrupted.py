@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from restore_lab.cli.errors import is_bad_input, one_line
-from restore_lab.machine.faults import Terminated
+from restore_lab.system.faults import Terminated
 from tests.fault_cases import Bench, checkpoints, goes_on
 from tests.faults import Ended
 from tests.forked import forked

@@ -19,11 +19,11 @@ from restore_lab.cli.evaluate import run as evaluate_verb
 from restore_lab.data.image_io import write_png
 from restore_lab.evaluation.evaluate import evaluate
 from restore_lab.evaluation.records import read_record
-from restore_lab.machine.shares import mine, place
 from restore_lab.methods.captioning import caption_folder
 from restore_lab.methods.precompute import fill_cache
 from restore_lab.methods.restore import restore_folder
 from restore_lab.methods.restorer import load
+from restore_lab.system.processes import mine, place
 from tests.composed import composed, small
 from tests.contract.test_tables_killed import gone
 from tests.forked import forked, start
@@ -181,7 +181,7 @@ def test_the_verb_starts_processes_and_reads_their_record(toy_folder, photos, tm
             as_rank(rank, devices, lambda: evaluate(scored(toy_folder, photos, tmp_path, QUICK, *more)))
         return True
 
-    monkeypatch.setattr("restore_lab.machine.shares.launched", launched)
+    monkeypatch.setattr("restore_lab.system.processes.launched", launched)
     evaluate_verb(scored(toy_folder, photos, tmp_path, QUICK, "devices=2"))
     (record,) = tmp_path.rglob("record.json")
     before = record.stat().st_mtime_ns
@@ -328,7 +328,7 @@ def test_a_process_that_fails_is_named(tmp_path) -> None:
 def test_load_gives_each_process_of_a_machine_its_own_gpu(toy_folder, monkeypatch) -> None:
     import torch
 
-    from restore_lab.machine.shares import device
+    from restore_lab.system.processes import device
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

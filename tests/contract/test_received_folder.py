@@ -27,12 +27,12 @@ from restore_lab.data.image_io import read_image
 from restore_lab.data.photograph import read_photograph
 from restore_lab.evaluation.evaluate import planned
 from restore_lab.evaluation.records import PER_IMAGE, RECORD, image_file, read_record
-from restore_lab.machine.terminal import Formatter, visible
 from restore_lab.methods.weights import WEIGHTS, read_weights, weights_file
 from restore_lab.prompts.visual import ClipVision
 from restore_lab.storage.artefacts import MANIFEST, Manifest, fingerprint
 from restore_lab.storage.files import shortened, spreadsheet_cell
 from restore_lab.storage.foreign import MAX_DEPTH, bytes_of, check_model, json_of
+from restore_lab.system.terminal import Formatter, visible
 from restore_lab.tables.grid import grid
 from restore_lab.tables.measured import measured
 from restore_lab.tables.page.sources import of_records

@@ -12,8 +12,8 @@ from torch import nn
 
 from restore_lab.adaptors.decoder import DegradationAwareDecoder
 from restore_lab.adaptors.lq_encoder import RobustEncoder
-from restore_lab.machine.memory import out_of_memory
 from restore_lab.methods.memory import Memory, Stages, quantise
+from restore_lab.system.memory import out_of_memory
 from tests.composed import composed
 from tests.rounding import close
 from tests.toy_methods import shake, toy_batch, toy_spire

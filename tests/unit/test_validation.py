@@ -14,8 +14,8 @@ from restore_lab.cli.main import verbs
 from restore_lab.config.grammar import names_path
 from restore_lab.config.nearest import nearest, offer
 from restore_lab.config.validation import check, check_files
-from restore_lab.machine.faults import told
 from restore_lab.storage.room import require
+from restore_lab.system.faults import told
 from tests.composed import composed
 
 OPTIMISATION = {"_target_": "restore_lab.methods.training.Optimisation", "lr": 1e-4}

@@ -13,8 +13,8 @@ from torchvision.transforms.v2 import functional as V
 
 from restore_lab.cli import main
 from restore_lab.data.datamodule import RestorationDataModule
-from restore_lab.machine.xla import at_rest, check_trainer, check_versions, cut, doubled
 from restore_lab.prompts.visual import CUBIC, resizing
+from restore_lab.system.xla import at_rest, check_trainer, check_versions, cut, doubled
 from tests.composed import composed
 from tests.unit.test_datamodule import Coordinates, first, noisy, same
 
