@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from restore_lab.config.build import build
-from restore_lab.storage.artefacts import IGNORED, code_version
+from restore_lab.storage.artefact import IGNORED, code_version
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from restore_lab.storage.artefacts import Manifest, complete
+from restore_lab.storage.artefact import Manifest, complete
 from restore_lab.storage.locks import locked
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from restore_lab.config import pairs
+from restore_lab.config import compatibility
 from restore_lab.config.build import build
 from restore_lab.methods.weights import weights_file
 from tests.composed import composed
@@ -62,7 +62,7 @@ SAMPLED = ("fidelity", "scheduler", "init")
 
 
 def meaningful(choice: Choice) -> bool:
-    """Whether the options chosen so far may stand together: what restore_lab.config.pairs says, and no axis twice."""
+    """Whether the options chosen so far may stand together (restore_lab.config.compatibility), and no axis twice."""
     trunk, fusion = choice.get("trunk"), choice.get("fusion")
     if trunk and fusion and (trunk in ("chain", "none")) != (fusion == "-"):
         return False
@@ -145,7 +145,7 @@ class Priors:
     def config(self, choice: Choice) -> Any:
         cfg = composed("evaluate", *(f"++{w}" if w.startswith(("encoder_weights", "lora_rank", "resampler")) else w
                                      for w in self.words(choice)))  # fmt: skip
-        pairs.check(cfg)
+        compatibility.check(cfg)
         return cfg
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from restore_lab.adaptors.decoder import through
 from restore_lab.adaptors.zero_sft import group_norm
-from restore_lab.storage.artefacts import place_of
+from restore_lab.storage.artefact import place_of
 
 if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone

@@ -21,7 +21,7 @@ from restore_lab.adaptors.zero import zero_conv
 from restore_lab.adaptors.zero_sft import group_norm
 from restore_lab.backbones.banded import decoded, levels
 from restore_lab.backbones.bands import Canvas, swept
-from restore_lab.storage.artefacts import place_of
+from restore_lab.storage.artefact import place_of
 from restore_lab.storage.foreign import check_model
 
 if TYPE_CHECKING:

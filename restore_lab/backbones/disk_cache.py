@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from restore_lab.storage.artefacts import write_bytes_atomic
+from restore_lab.storage.artefact import write_bytes_atomic
 from restore_lab.storage.foreign import bytes_of
 
 MARKER = "CACHEDIR.TAG"

@@ -22,7 +22,7 @@ from restore_lab.backbones.reading import BackboneError, Folder, read_json
 from restore_lab.backbones.schedule import Schedule
 from restore_lab.backbones.text_loading import load_text, load_triple_text
 from restore_lab.config.kinds import Positive, Range
-from restore_lab.storage.artefacts import fingerprint
+from restore_lab.storage.artefact import fingerprint
 from restore_lab.system.quiet import quiet
 
 DType = Literal["float32", "float16", "bfloat16"]

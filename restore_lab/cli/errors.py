@@ -18,7 +18,7 @@ from pathlib import Path
 from restore_lab.config import bounds
 from restore_lab.config.extras import advice
 from restore_lab.config.kinds import short
-from restore_lab.config.nearest import nearest, offer
+from restore_lab.config.suggest import nearest, offer
 from restore_lab.system.faults import CODE, Fault, Terminated, misplaced, told
 from restore_lab.system.terminal import visible
 

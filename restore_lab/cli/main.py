@@ -26,9 +26,9 @@ from types import ModuleType
 from typing import Any
 
 from restore_lab.cli import front
-from restore_lab.config import build, composing, validation
+from restore_lab.config import build, checks, compose
 from restore_lab.config.conf_dir import conf_dir
-from restore_lab.config.nearest import offer
+from restore_lab.config.suggest import offer
 from restore_lab.storage.locks import first_rank
 from restore_lab.system import processes, xla
 from restore_lab.system.faults import CODE, Terminated
@@ -116,7 +116,7 @@ def launch(*, verb: str, module: ModuleType, words: Sequence[str], conf: Path) -
         if typed.trusted:
             build.trust(typed.trusted)
         if getattr(module, "FOLLOWS_WEIGHTS", False):
-            found = composing.followed(typed.overrides)
+            found = compose.followed(typed.overrides)
             typed = replace(typed, overrides=found.words)
             if found.line and first_rank() and not processes.watched():
                 print(f"restore-lab: {visible(found.line)}", file=sys.stderr)
@@ -182,8 +182,8 @@ def _hydra(*, verb: str, run: Run, arguments: Sequence[str], conf: Path) -> None
         # Lightning starts its other ranks by running sys.argv again: it has to find what was typed.
         sys.argv = typed
         try:
-            validation.check(cfg, verb=verb)
-            validation.check_files(cfg, verb=verb)
+            checks.check(cfg, verb=verb)
+            checks.check_files(cfg, verb=verb)
             processes.check_device(cfg.get("device"))
             return run(cfg)  # a sweeper may want a number
         except Exception as error:

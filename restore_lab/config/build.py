@@ -24,8 +24,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from restore_lab.config import signatures
 from restore_lab.config.kinds import Unfit, fit, short
-from restore_lab.config.nearest import offer
 from restore_lab.config.signatures import SPECIAL
+from restore_lab.config.suggest import offer
 
 TRUST_VARIABLE = "RESTORE_LAB_TRUSTED_PACKAGES"
 ALLOWED = (

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, NotRequired, Union, get_args, get_origin, is_typeddict
 
-from restore_lab.config.nearest import nearest
+from restore_lab.config.suggest import nearest
 
 INT64 = 2**63
 SHORT = 60  # characters of a value that a message repeats

@@ -1,6 +1,6 @@
 """What a folder that somebody sends may set: exact keys with their values, options of groups that the package has.
 
-Weights bring along the overrides with which they were trained (composing.py), and a manifest may say anything. Of it
+Weights bring along the overrides with which they were trained (compose.py), and a manifest may say anything. Of it
 count the settings and groups of received_schema.py: what the weights need to fit, and how their maker sampled. No path,
 hub id, cache, captioner, output, `_target_` or interpolation is among them. With `trust=true`, which only the person
 can type, every setting of a part counts; outputs, Hydra's settings, `_target_` and interpolations do not even then.

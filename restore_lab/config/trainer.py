@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from restore_lab.config.kinds import NotNegative, Part, Pattern, Range, Unfit, fit, short
-from restore_lab.config.nearest import offer
 from restore_lab.config.settings import Precision
+from restore_lab.config.suggest import offer
 
 STAGE = "stage"  # a value in `trainer`: each stage's own
 COUNTED: Mapping[str, Any] = {  # with Lightning's defaults

@@ -25,7 +25,7 @@ from restore_lab.config.build import build
 from restore_lab.data.frames import describe_frames, take_frames
 from restore_lab.data.image_io import BadImage
 from restore_lab.data.tar_index import index_of, tar_name
-from restore_lab.storage.artefacts import Manifest, complete, identity, write_json_atomic
+from restore_lab.storage.artefact import Manifest, complete, identity, write_json_atomic
 from restore_lab.storage.outputs import take_folder
 from restore_lab.system.faults import naming
 from restore_lab.system.processes import mine, one_at_a_time, place

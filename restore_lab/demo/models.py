@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from restore_lab.config.composing import MADE_BY, composed, following
+from restore_lab.config.compose import MADE_BY, composed, following
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.grammar import quote
-from restore_lab.storage.artefacts import Manifest, place_of
+from restore_lab.storage.artefact import Manifest, place_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

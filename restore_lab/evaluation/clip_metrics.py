@@ -20,7 +20,7 @@ from torch import Tensor
 
 from restore_lab.evaluation.frechet import frechet_distance
 from restore_lab.evaluation.protocol import ImageMetric, MetricUnavailable, SetMetric
-from restore_lab.storage.artefacts import fingerprint
+from restore_lab.storage.artefact import fingerprint
 from restore_lab.storage.foreign import check_model, json_of
 from restore_lab.system.quiet import quiet
 

@@ -22,7 +22,7 @@ from restore_lab.data.paired import Pair, without_partner
 from restore_lab.evaluation.picture import keep_images
 from restore_lab.evaluation.records import ORIGINAL, RECORD, write_record
 from restore_lab.evaluation.scores import Scores, once, scores_of, settings_of
-from restore_lab.storage.artefacts import code_version
+from restore_lab.storage.artefact import code_version
 from restore_lab.storage.locks import first_rank
 from restore_lab.storage.walk import some
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from restore_lab.evaluation.frechet import frechet_distance
 from restore_lab.evaluation.protocol import MetricUnavailable, SetMetric
 from restore_lab.evaluation.pyiqa_metrics import Facts, PyiqaBased, pyiqa_missing, sealed
-from restore_lab.storage.artefacts import fingerprint
+from restore_lab.storage.artefact import fingerprint
 
 INCEPTION_SIDE = 299
 

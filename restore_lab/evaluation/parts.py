@@ -22,7 +22,7 @@ from restore_lab.evaluation.batches import found
 from restore_lab.evaluation.picture import Panel, contact_sheet
 from restore_lab.evaluation.records import PER_IMAGE, PICTURE, RECORD, ImageValue, recorded, write_record
 from restore_lab.evaluation.suite import Measured, MetricSuite, Tally
-from restore_lab.storage.artefacts import code_version, identity, write_bytes_atomic
+from restore_lab.storage.artefact import code_version, identity, write_bytes_atomic
 from restore_lab.storage.foreign import parse_json
 from restore_lab.system.processes import mine, one_at_a_time
 

@@ -26,7 +26,7 @@ from restore_lab.evaluation.picture import keep_images
 from restore_lab.evaluation.protocol import scaled
 from restore_lab.evaluation.records import LQ, ORIGINAL
 from restore_lab.evaluation.scores import Scores, scores_of, settings_of
-from restore_lab.storage.artefacts import fingerprint
+from restore_lab.storage.artefact import fingerprint
 from restore_lab.system.processes import device
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from restore_lab.importing.recognise import Found
 from restore_lab.methods.describe import on_meta
 from restore_lab.methods.parts import part_of
 from restore_lab.methods.weights import stored_fingerprint, write_weights
-from restore_lab.storage.artefacts import Manifest, complete, identity
+from restore_lab.storage.artefact import Manifest, complete, identity
 from restore_lab.storage.locks import locked
 from restore_lab.storage.outputs import take_folder
 

@@ -20,7 +20,7 @@ from restore_lab.importing.engine import make
 from restore_lab.methods.describe import on_meta
 from restore_lab.methods.parts import DECODER, part_of
 from restore_lab.methods.weights import base_of, put_weights, read_weights, weights_file, write_weights
-from restore_lab.storage.artefacts import Manifest, complete, fingerprint, identity
+from restore_lab.storage.artefact import Manifest, complete, fingerprint, identity
 from restore_lab.storage.foreign import fits
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from restore_lab.data.folder import list_images
 from restore_lab.data.frames import describe_frames, take_frames
 from restore_lab.data.image_io import BadImage, read_image, resize_image, to_image, write_png
 from restore_lab.prompts.vlm import Vlm
-from restore_lab.storage.artefacts import Manifest, complete, identity, json_bytes, write_json_atomic
+from restore_lab.storage.artefact import Manifest, complete, identity, json_bytes, write_json_atomic
 from restore_lab.storage.outputs import require_free, take_folder, write_output
 from restore_lab.system.processes import mine, one_at_a_time, place
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from restore_lab.methods.codec_start import start_as_dct
 from restore_lab.methods.trainable import Trainable
-from restore_lab.storage.artefacts import place_of
+from restore_lab.storage.artefact import place_of
 from restore_lab.system.quiet import quiet
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from restore_lab.config.build import build
 from restore_lab.methods.weights import is_lora
-from restore_lab.storage.artefacts import Manifest, identity, write_json_atomic
+from restore_lab.storage.artefact import Manifest, identity, write_json_atomic
 from restore_lab.storage.outputs import take_folder
 
 if TYPE_CHECKING:

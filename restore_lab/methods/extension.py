@@ -15,10 +15,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from restore_lab.config.composing import MADE_BY
+from restore_lab.config.compose import MADE_BY
 from restore_lab.config.trainer import ENDS
 from restore_lab.methods.stages import Stage, chosen_stages, folder_of, planned
-from restore_lab.storage.artefacts import Manifest, complete, identity, place_of
+from restore_lab.storage.artefact import Manifest, complete, identity, place_of
 
 SHOWN = 3  # differences in a line
 EXTENDS = "extends"  # in the settings: the identity of the run that is trained further

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from restore_lab.config.build import build, build_nodes
-from restore_lab.config.composing import MADE_BY, typed
+from restore_lab.config.compose import MADE_BY, typed
 from restore_lab.methods.ending import ENDED, ending_of, in_steps
 from restore_lab.methods.extension import extended, other_rate, require_longer
 from restore_lab.methods.preflight import check
 from restore_lab.methods.stages import Stage, planned, replaced
-from restore_lab.storage.artefacts import Manifest, complete, differences, write_bytes_atomic
+from restore_lab.storage.artefact import Manifest, complete, differences, write_bytes_atomic
 from restore_lab.storage.hashes import HASHES, hashes
 from restore_lab.storage.locks import first_rank, locked
 from restore_lab.storage.outputs import take_folder

@@ -21,10 +21,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from restore_lab.methods.fit import STATE
-from restore_lab.storage.artefacts import write_bytes_atomic
+from restore_lab.storage.artefact import write_bytes_atomic
+from restore_lab.storage.free_space import require
 from restore_lab.storage.hashes import hash_of
 from restore_lab.storage.locks import first_rank
-from restore_lab.storage.room import require
 from restore_lab.system.faults import Terminated, naming
 
 if TYPE_CHECKING:

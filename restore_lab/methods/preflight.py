@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from restore_lab.config.build import build, resolve
-from restore_lab.config.validation import HUB_ID
+from restore_lab.config.checks import HUB_ID
 from restore_lab.methods.ending import in_steps
 from restore_lab.methods.stages import Stage
-from restore_lab.storage.artefacts import place_of
+from restore_lab.storage.artefact import place_of
 
 EARLIER = "stage:"  # what an earlier stage makes
 

@@ -35,9 +35,9 @@ from restore_lab.methods.restored_files import (
     write_down,
 )
 from restore_lab.methods.restorer import Restorer, wanted
-from restore_lab.storage.artefacts import identity, place_of
+from restore_lab.storage.artefact import identity, place_of
+from restore_lab.storage.free_space import require
 from restore_lab.storage.outputs import write_output
-from restore_lab.storage.room import require
 from restore_lab.system.faults import Fault, told
 from restore_lab.system.processes import mine, one_at_a_time
 

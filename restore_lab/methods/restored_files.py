@@ -23,7 +23,7 @@ from PIL import Image
 from restore_lab.data.folder import distinct
 from restore_lab.data.photograph import ENDINGS, kind_of
 from restore_lab.data.words import Words
-from restore_lab.storage.artefacts import write_bytes_atomic
+from restore_lab.storage.artefact import write_bytes_atomic
 from restore_lab.storage.files import inside, shortened, spreadsheet_cell
 from restore_lab.storage.foreign import json_of
 from restore_lab.storage.outputs import require_free, write_output

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from restore_lab.config.build import build
-from restore_lab.config.composing import composed, following
+from restore_lab.config.compose import composed, following
 from restore_lab.config.grammar import quote
 from restore_lab.data.image_io import MAX_PIXELS, BadImage
 from restore_lab.data.photograph import Photograph, photograph_of, read_photograph

@@ -16,8 +16,8 @@ from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 
 from restore_lab.config import trainer
 from restore_lab.config.build import resolve
-from restore_lab.config.composing import typed
-from restore_lab.storage.artefacts import identity
+from restore_lab.config.compose import typed
+from restore_lab.storage.artefact import identity
 
 DEBUG = "debug"  # the folder of what leaves no artefact
 LIGHTNINGS = "lightning.pytorch.callbacks."

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
 from restore_lab.random import generator
-from restore_lab.storage.artefacts import identity, place_of, write_json_atomic
+from restore_lab.storage.artefact import identity, place_of, write_json_atomic
 from restore_lab.storage.foreign import check_model, json_of
 from restore_lab.system.processes import device as chosen
 from restore_lab.system.quiet import quiet

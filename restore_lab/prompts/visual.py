@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as V
 
-from restore_lab.storage.artefacts import place_of
+from restore_lab.storage.artefact import place_of
 from restore_lab.storage.foreign import check_model, json_of
 from restore_lab.system.quiet import quiet
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from restore_lab.storage.room import check_names
+from restore_lab.storage.free_space import check_names
 
 LONG = 220  # bytes of a file's name, of the 255 that there may be
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how what a spreadsheet runs begins

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 
-from restore_lab.storage.artefacts import Manifest
+from restore_lab.storage.artefact import Manifest
 
 HASHES = "sha256"  # in a manifest's extra: {file name: hash}
 

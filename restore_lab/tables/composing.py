@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from restore_lab.config import validation
+from restore_lab.config import checks
 
 
 @contextmanager
@@ -49,5 +49,5 @@ def _compose(verb: str, words: Sequence[str]) -> tuple[Any, Any]:
 
     cfg = compose(config_name=verb, overrides=list(words), return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
-    validation.check(cfg, verb=verb)
+    checks.check(cfg, verb=verb)
     return cfg, HydraConfig.instance().cfg

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from restore_lab.config.conf_dir import experiments_dir
-from restore_lab.config.nearest import offer
+from restore_lab.config.suggest import offer
 from restore_lab.tables.figures.settings import read as read_figure
 from restore_lab.tables.layout import checked
 from restore_lab.tables.spec import COUNTED, ONLY, TOOK, WORDS, Claim, Column, Condition, Row, Scale, Spec, Words

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restore_lab.storage.artefacts import PACKAGE, complete, write_json_atomic
+from restore_lab.storage.artefact import PACKAGE, complete, write_json_atomic
 from restore_lab.storage.foreign import json_of
 from restore_lab.storage.locks import first_rank
 

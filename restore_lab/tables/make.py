@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from restore_lab.storage.artefacts import write_json_atomic
+from restore_lab.storage.artefact import write_json_atomic
 from restore_lab.storage.foreign import json_of
 from restore_lab.tables.jobs import Job, JobFailed, Plan, run
 

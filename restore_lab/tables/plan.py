@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from restore_lab.config.composing import FOLLOW_NOT
+from restore_lab.config.compose import FOLLOW_NOT
 from restore_lab.evaluation import evaluate, systems
 from restore_lab.methods import describe
 from restore_lab.methods.weights import weights_file

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from restore_lab.storage.artefacts import write_bytes_atomic
+from restore_lab.storage.artefact import write_bytes_atomic
 from restore_lab.tables.jobs import Job, took
 
 FILE = Path(__file__).with_name("rates.json")

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from restore_lab.config.composing import MADE_BY
+from restore_lab.config.compose import MADE_BY
 from restore_lab.demo.models import Shelf
 from restore_lab.demo.words import NUMBERS, instruction
-from restore_lab.storage.artefacts import Manifest
+from restore_lab.storage.artefact import Manifest
 from tests.composed import composed, small
 
 CHROMIUM = next(

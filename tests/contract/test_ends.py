@@ -16,7 +16,7 @@ from restore_lab.methods.fit import fit
 from restore_lab.methods.stages import planned
 from restore_lab.methods.training import Optimisation, TrainingModule
 from restore_lab.methods.weights import WEIGHTS
-from restore_lab.storage.artefacts import Manifest, complete
+from restore_lab.storage.artefact import Manifest, complete
 from tests.composed import composed, few_photos, small
 from tests.toys import toy_unet_folder
 

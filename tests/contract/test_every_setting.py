@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from restore_lab.config import signatures, validation
+from restore_lab.config import checks, signatures
 from restore_lab.config.build import build
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.kinds import fit
@@ -26,8 +26,8 @@ EVERY = list(VALUES.values())
 
 def check(cfg: DictConfig, verb: str) -> None:
     """What the command line does with a config before it runs."""
-    validation.check(cfg, verb=verb)
-    validation.check_files(cfg, verb=verb)
+    checks.check(cfg, verb=verb)
+    checks.check_files(cfg, verb=verb)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -72,7 +72,7 @@ def test_the_check_refuses_in_one_line_what_it_does_not_take(verb) -> None:
             with Changed(cfg, place, value):
                 refused += refusal(partial(check, cfg, verb)) is not None
     assert refused > len(places) / 4
-    validation.check(cfg, verb=verb)  # all was put back
+    checks.check(cfg, verb=verb)  # all was put back
 
 
 @pytest.mark.parametrize("verb", ["train", "evaluate"])

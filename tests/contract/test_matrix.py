@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from restore_lab.config.pairs import NoMeaning, check
+from restore_lab.config.compatibility import NoMeaning, check
 from tests.composed import composed
 from tests.matrix import AXES, Priors, comes_back, everything, made, meaningful, name_of, pairwise, restored, trained
 from tests.priors import read_once

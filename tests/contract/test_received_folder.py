@@ -29,7 +29,7 @@ from restore_lab.evaluation.evaluate import planned
 from restore_lab.evaluation.records import PER_IMAGE, RECORD, image_file, read_record
 from restore_lab.methods.weights import WEIGHTS, read_weights, weights_file
 from restore_lab.prompts.visual import ClipVision
-from restore_lab.storage.artefacts import MANIFEST, Manifest, fingerprint
+from restore_lab.storage.artefact import MANIFEST, Manifest, fingerprint
 from restore_lab.storage.files import shortened, spreadsheet_cell
 from restore_lab.storage.foreign import MAX_DEPTH, bytes_of, check_model, json_of
 from restore_lab.system.terminal import Formatter, visible
@@ -422,7 +422,7 @@ def test_every_reader_of_json_and_yaml_is_bounded() -> None:
         "backbones/needs.py",  # hub_facts.yaml
         "cli/errors.py",  # conf/VERB.yaml
         "config/received.py",  # experiments/
-        "config/unread.py",  # conf/train.yaml and those that it names
+        "config/unused.py",  # conf/train.yaml and those that it names
         "data/photographs_free.py",  # photographs_free.yaml
         "methods/clip_pretraining.py",  # what a tokenizer just said
         "tables/files.py",  # experiments/, and the person's

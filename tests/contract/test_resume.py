@@ -7,7 +7,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from restore_lab.storage.artefacts import complete
+from restore_lab.storage.artefact import complete
 from tests.composed import small
 from tests.forked import forked
 

@@ -15,7 +15,7 @@ from restore_lab.degradation.eight import Eight
 from restore_lab.methods.fit import fit
 from restore_lab.methods.restorer import load
 from restore_lab.methods.weights import WEIGHTS
-from restore_lab.storage.artefacts import Manifest
+from restore_lab.storage.artefact import Manifest
 from restore_lab.types import Batch
 from tests.composed import composed, few_photos
 from tests.priors import read_once

@@ -19,14 +19,14 @@ import yaml
 from safetensors.torch import load_file
 
 from restore_lab.cli.main import main
-from restore_lab.config.composing import MADE_BY, following
+from restore_lab.config.compose import MADE_BY, following
 from restore_lab.evaluation.batches import write_inputs
 from restore_lab.evaluation.clip_metrics import Clip
 from restore_lab.evaluation.paper_metrics import PaperMetric
 from restore_lab.evaluation.protocol import MetricUnavailable
 from restore_lab.prompts import captioner
 from restore_lab.prompts.visual import ClipVision, DinoVision
-from restore_lab.storage.artefacts import Manifest
+from restore_lab.storage.artefact import Manifest
 from restore_lab.storage.files import inside
 from tests.composed import composed, few_photos
 from tests.payload import Payload, code
@@ -142,7 +142,7 @@ def test_a_config_beside_weights_builds_nothing_of_its_own(tmp_path) -> None:
     words = (
         "sampler._target_=restore_lab.data.photograph_file.write_photograph",
         "adaptor={_target_: os.system}",
-        "prompt.semantic={_target_: restore_lab.storage.artefacts.write_bytes_atomic, path: /tmp/x, data: x}",
+        "prompt.semantic={_target_: restore_lab.storage.artefact.write_bytes_atomic, path: /tmp/x, data: x}",
         "trusted_packages=[theirs]",
         "method=dra",
     )

@@ -36,7 +36,7 @@ network = ESRGAN(in_nc=3, out_nc=3, num_filters=8, num_blocks=1, scale=4)
 save_file({name: value.contiguous() for name, value in network.state_dict().items()}, "theirs.safetensors")
 """
 PAGE = """
-from restore_lab.config.composing import composed
+from restore_lab.config.compose import composed
 from restore_lab.demo.page import page
 print(type(page(composed("demo", ["device=cpu"]))).__name__)
 """

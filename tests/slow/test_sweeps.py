@@ -21,7 +21,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from restore_lab.storage.artefacts import complete
+from restore_lab.storage.artefact import complete
 from tests.composed import small
 from tests.contract.test_tables_killed import about, gone
 from tests.fake_slurm import install

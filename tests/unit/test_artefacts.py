@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from restore_lab.storage import artefacts
-from restore_lab.storage.artefacts import (
+from restore_lab.storage import artefact
+from restore_lab.storage.artefact import (
     Manifest,
     complete,
     fingerprint,
@@ -19,7 +19,7 @@ from restore_lab.storage.artefacts import (
     write_json_atomic,
 )
 
-NODE = {"_target_": "restore_lab.storage.artefacts.Manifest", "identity": "a", "kind": "b"}
+NODE = {"_target_": "restore_lab.storage.artefact.Manifest", "identity": "a", "kind": "b"}
 
 
 def test_identity_counts_values_parents_and_their_order_but_not_key_order() -> None:
@@ -38,7 +38,7 @@ def test_identity_counts_values_parents_and_their_order_but_not_key_order() -> N
 
 def test_identity_is_the_same_in_every_process() -> None:
     settings = "{'lr': 0.1, 'x': '\u00fc', 'inf': float('inf')}"
-    code = f"from restore_lab.storage.artefacts import identity; print(identity({settings}))"
+    code = f"from restore_lab.storage.artefact import identity; print(identity({settings}))"
     runs = [
         subprocess.run(
             [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
@@ -104,7 +104,7 @@ def test_values_without_an_identity_are_named() -> None:
     with pytest.raises(ValueError, match="'callback' is object"):
         identity({"callback": object()})
     with pytest.raises(ValueError, match=r"restore_lab\.storage\.artefacts\.Nope"):
-        identity({"part": {"_target_": "restore_lab.storage.artefacts.Nope"}})
+        identity({"part": {"_target_": "restore_lab.storage.artefact.Nope"}})
 
 
 def test_manifest_marks_a_folder_complete_and_reads_back(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path: Path, mon
     def full(_source: str, _target: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(artefacts.os, "replace", full)
+    monkeypatch.setattr(artefact.os, "replace", full)
     with pytest.raises(OSError, match="No space"):
         write_bytes_atomic(place, b"other")
     assert [file.name for file in place.parent.iterdir()] == ["x.json"]
@@ -143,4 +143,4 @@ def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path: Path, mon
 
 
 def test_code_version_is_known_and_never_fails() -> None:
-    assert artefacts.code_version() not in ("", "unknown")
+    assert artefact.code_version() not in ("", "unknown")

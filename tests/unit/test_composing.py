@@ -8,11 +8,11 @@ import pytest
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 
-from restore_lab.config.composing import MADE_BY, composed, following, made_by
+from restore_lab.config.compose import MADE_BY, composed, following, made_by
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.config_source import hydra_at
 from restore_lab.methods.fit import fit
-from restore_lab.storage.artefacts import Manifest
+from restore_lab.storage.artefact import Manifest
 from tests import composed as told
 
 

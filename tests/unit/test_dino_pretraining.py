@@ -14,7 +14,7 @@ from restore_lab.degradation.noise import gaussian_noise
 from restore_lab.methods.dino_pretraining import DinoPretraining, taught
 from restore_lab.methods.fit import fit
 from restore_lab.prompts.visual import ClipVision, DinoVision
-from restore_lab.storage.artefacts import place_of
+from restore_lab.storage.artefact import place_of
 from restore_lab.types import Batch
 from tests.composed import composed
 

@@ -13,7 +13,7 @@ from restore_lab.config.build import build
 from restore_lab.importing.exporting import export
 from restore_lab.methods.weights import weights_file
 from restore_lab.random import noise_like
-from restore_lab.storage.artefacts import Manifest
+from restore_lab.storage.artefact import Manifest
 from restore_lab.types import Batch
 from tests.composed import composed
 from tests.importers import imported

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from restore_lab.config.composing import made_by
+from restore_lab.config.compose import made_by
 from restore_lab.data.captioned import Captions
 from restore_lab.data.image_io import decode_image
 from restore_lab.data.photograph import decode_photograph
@@ -31,7 +31,7 @@ from restore_lab.degradation.told import told
 from restore_lab.evaluation.records import read_record
 from restore_lab.importing.reading import read as read_checkpoint
 from restore_lab.methods.weights import read_weights
-from restore_lab.storage.artefacts import Manifest
+from restore_lab.storage.artefact import Manifest
 from restore_lab.types import Recipe, Step
 from tests import hostile
 

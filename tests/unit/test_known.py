@@ -16,7 +16,7 @@ from restore_lab.cli.doctor import run
 from restore_lab.config.build import build
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.data.known import Known, checkup, named
-from restore_lab.storage.artefacts import identity
+from restore_lab.storage.artefact import identity
 from tests.composed import composed
 
 # Files of a toy copy, as the public ones are laid out, and the keys and partners that must come out.

@@ -12,7 +12,7 @@ from restore_lab.cli import front
 from restore_lab.data.folder import FolderSource
 from restore_lab.methods import captioning, fit
 from restore_lab.methods.captioning import caption_folder
-from restore_lab.storage.artefacts import Manifest, complete, identity
+from restore_lab.storage.artefact import Manifest, complete, identity
 from restore_lab.storage.named import made_name, made_place
 from restore_lab.tables.jobs import CAPTIONS, SCORES, Plan
 from restore_lab.tables.table import plan_text

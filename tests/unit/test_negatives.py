@@ -17,7 +17,7 @@ from restore_lab.methods.negatives import fill, planned
 from restore_lab.samplers.init import LqNoised
 from restore_lab.samplers.loop import SchedulerSampler
 from restore_lab.samplers.schedulers import ddim, unipc
-from restore_lab.storage.artefacts import MANIFEST, complete
+from restore_lab.storage.artefact import MANIFEST, complete
 from restore_lab.types import Picture
 from tests.composed import composed
 from tests.toy_methods import said, sampler_parts

@@ -9,7 +9,7 @@ import pytest
 
 from restore_lab.evaluation import parting
 from restore_lab.evaluation.batches import write_inputs
-from restore_lab.storage.artefacts import Manifest
+from restore_lab.storage.artefact import Manifest
 from restore_lab.storage.outputs import require_free, take_folder, write_output, written_by_us
 from restore_lab.storage.walk import walk
 

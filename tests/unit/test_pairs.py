@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from restore_lab.config.pairs import NoMeaning, check
+from restore_lab.config.compatibility import NoMeaning, check
 from tests.composed import composed
 
 REFUSED = [

@@ -12,12 +12,12 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 from restore_lab.cli import front
-from restore_lab.config.composing import MADE_BY, following
+from restore_lab.config.compose import MADE_BY, following
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.config_source import hydra_at
 from restore_lab.evaluation import evaluate
 from restore_lab.methods import fit, negatives
-from restore_lab.storage.artefacts import Manifest
+from restore_lab.storage.artefact import Manifest
 from restore_lab.tables.files import read
 from restore_lab.tables.jobs import DESCRIPTION, SCORES, Job, Plan
 from restore_lab.tables.plan import plan

@@ -13,7 +13,7 @@ from restore_lab.methods.codec_pretraining import LOGVAR, CodecPretraining, fold
 from restore_lab.methods.codec_start import dct_basis
 from restore_lab.methods.fit import fit
 from restore_lab.methods.prior_pretraining import shrunk
-from restore_lab.storage.artefacts import place_of
+from restore_lab.storage.artefact import place_of
 from restore_lab.types import REMOVE_ALL
 from tests.composed import composed
 from tests.rounding import close

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from restore_lab.config.composing import FOLLOW_NOT, MADE_BY, followed, following, made_by
+from restore_lab.config.compose import FOLLOW_NOT, MADE_BY, followed, following, made_by
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.kinds import Unfit, fit
 from restore_lab.config.received import MAX_LETTERS, OPTION, said_of, sorted_words
 from restore_lab.config.received_schema import GROUPS, NOT_TAKEN, SETTINGS, WRITES, Text
-from restore_lab.storage.artefacts import PATH_ENDINGS, PATH_KEYS, Manifest
+from restore_lab.storage.artefact import PATH_ENDINGS, PATH_KEYS, Manifest
 
 EXPERIMENTS = conf_dir().parent / "experiments"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")

@@ -13,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from restore_lab.evaluation.records import RECORD, image_file
-from restore_lab.storage.artefacts import Manifest
+from restore_lab.storage.artefact import Manifest
 from restore_lab.tables.jobs import Plan
 from restore_lab.tables.page.browser import Pictures, View, browser, chosen, worst_of
 from restore_lab.tables.page.curves import read, thinned

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hydra.core.hydra_config import HydraConfig
 
-from restore_lab.config.pairs import mixture
+from restore_lab.config.compatibility import mixture
 from tests.composed import composed
 
 FULL, TINY = 512, 64  # crops

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from restore_lab.config.build import ALLOWED
-from restore_lab.storage import sources
-from restore_lab.storage.artefacts import Manifest, differences, identity
+from restore_lab.storage import source_code
+from restore_lab.storage.artefact import Manifest, differences, identity
 
 OURS = {"module": {"_target_": "restore_lab.objectives.denoising.Denoising", "t_min": 0.1}}
 
@@ -24,15 +24,15 @@ def package(tmp_path, monkeypatch) -> Path:
     (folder / "inner/notes.txt").write_text("not code")
     (tmp_path / "outside_module.py").write_text("# one\n")
     monkeypatch.syspath_prepend(tmp_path)
-    sources.files_of.cache_clear()
+    source_code.files_of.cache_clear()
     yield folder
-    sources.files_of.cache_clear()
+    source_code.files_of.cache_clear()
 
 
 def edited(file: Path, text: str) -> None:
     """Write a file as an editor does before the next command."""
     file.write_text(text)
-    sources.files_of.cache_clear()
+    source_code.files_of.cache_clear()
 
 
 def settings(target: str) -> dict:
@@ -45,7 +45,7 @@ def test_code_behind_a_link_counts(package, tmp_path) -> None:
     (away / "far.py").write_text("# one\n")
     (package / "linked").symlink_to(away)
     (package / "linked/back").symlink_to(package)
-    assert set(sources.files_of("outside_lab")) == {
+    assert set(source_code.files_of("outside_lab")) == {
         f"outside_lab/{name}"
         for name in ("__init__.py", "inner/__init__.py", "inner/helper.py", "linked/far.py", "loss.py")
     }
@@ -73,13 +73,13 @@ def test_a_module_that_is_no_package(package) -> None:
     before = identity(mine)
     edited(package.parent / "outside_module.py", "# two\n")
     assert identity(mine) != before
-    assert list(sources.sources_of(mine)) == ["outside_module.py"]
+    assert list(source_code.sources_of(mine)) == ["outside_module.py"]
 
 
 def test_code_of_ours_and_of_the_libraries_does_not_count() -> None:
-    assert sources.sources_of(OURS) == {}
-    assert sources.sources_of(settings("lightning.pytorch.callbacks.EarlyStopping")) == {}
-    assert {target.partition(".")[0] for target in ALLOWED} == sources.LIBRARIES
+    assert source_code.sources_of(OURS) == {}
+    assert source_code.sources_of(settings("lightning.pytorch.callbacks.EarlyStopping")) == {}
+    assert {target.partition(".")[0] for target in ALLOWED} == source_code.LIBRARIES
 
 
 def test_the_line_says_what_changed(package, tmp_path) -> None:

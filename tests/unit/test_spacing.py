@@ -11,8 +11,8 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retri
 
 from restore_lab.backbones.schedule import FlowMatching, Schedule
 from restore_lab.config.build import build
+from restore_lab.config.checks import check
 from restore_lab.config.conf_dir import conf_dir
-from restore_lab.config.validation import check
 from restore_lab.samplers.edm import EdmSampler
 from tests.closed_form import SDXL
 from tests.composed import composed

@@ -26,7 +26,7 @@ from restore_lab.methods.parts import pad_to_multiple
 from restore_lab.methods.trainable import Trainable
 from restore_lab.methods.training import Optimisation, TrainingModule
 from restore_lab.methods.weights import WEIGHTS, weights_file, write_weights
-from restore_lab.storage.artefacts import Manifest, complete
+from restore_lab.storage.artefact import Manifest, complete
 from tests.composed import composed
 from tests.rounding import close
 from tests.toy_methods import shake, toy_adaptor, toy_batch, toy_spire

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hydra.core.hydra_config import HydraConfig
 
-from restore_lab.config.validation import check
+from restore_lab.config.checks import check
 from tests.composed import composed
 
 

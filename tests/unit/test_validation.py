@@ -11,10 +11,10 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from restore_lab.cli.main import verbs
+from restore_lab.config.checks import check, check_files
 from restore_lab.config.grammar import names_path
-from restore_lab.config.nearest import nearest, offer
-from restore_lab.config.validation import check, check_files
-from restore_lab.storage.room import require
+from restore_lab.config.suggest import nearest, offer
+from restore_lab.storage.free_space import require
 from restore_lab.system.faults import told
 from tests.composed import composed
 

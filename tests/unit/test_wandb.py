@@ -25,7 +25,7 @@ from restore_lab.methods.fit import fit, planned
 from restore_lab.methods.shown import page_callbacks
 from restore_lab.methods.trainable import Trainable
 from restore_lab.methods.training import Optimisation, TrainingModule
-from restore_lab.storage.artefacts import write_bytes_atomic
+from restore_lab.storage.artefact import write_bytes_atomic
 from restore_lab.tracking import tracked
 from restore_lab.types import Batch
 from tests.composed import composed, small

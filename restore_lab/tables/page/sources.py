@@ -9,7 +9,7 @@ from pathlib import Path
 
 from restore_lab.evaluation.records import Record, method_rows, read_record
 from restore_lab.methods.fit import LOSSES
-from restore_lab.storage.artefacts import Manifest, complete
+from restore_lab.storage.artefact import Manifest, complete
 from restore_lab.storage.foreign import leads_inside
 from restore_lab.tables.grid import Grid, grid
 from restore_lab.tables.jobs import NOT_WEIGHTS, Place, Plan, behind

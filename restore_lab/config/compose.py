@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from restore_lab.config import validation
+from restore_lab.config import checks
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.grammar import quote_override
 from restore_lab.config.received import Received, said_of, sorted_words
-from restore_lab.storage.artefacts import Manifest, place_of
+from restore_lab.storage.artefact import Manifest, place_of
 
 log = logging.getLogger(__name__)
 MADE_BY = "made_by"  # a manifest's extra: the overrides of the command
@@ -49,7 +49,7 @@ def composed(verb: str, overrides: Sequence[str] = ()) -> Any:
         HydraConfig.instance().set_config(cfg)
         with open_dict(cfg):
             del cfg["hydra"]
-        validation.check(cfg, verb=verb)
+        checks.check(cfg, verb=verb)
         OmegaConf.resolve(cfg)
     except HydraException as error:
         raise ValueError(f"{verb}: {' '.join(str(error).split())}") from error

@@ -5,7 +5,7 @@ a hash of every setting that can change its content and of its parents' identiti
 that equals its constructor's default is left out, so a setting added later with the old behaviour as its default leaves
 old identities as they were (never change such a default; give the new behaviour in the yaml). Paths enter as
 fingerprints of what they hold, or by a name (named.py); loggers, output folders and devices do not enter. Code of
-packages outside this one enters by its content (sources.py).
+packages outside this one enters by its content (source_code.py).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import Any
 from restore_lab.storage.foreign import json_of, made_of
 from restore_lab.storage.named import MADE, below_datasets, made_name, made_place
 from restore_lab.storage.notes import read_note
-from restore_lab.storage.sources import changes, source_hash, sources_of
+from restore_lab.storage.source_code import changes, source_hash, sources_of
 from restore_lab.storage.walk import match, walk
 from restore_lab.system.faults import name_file
 

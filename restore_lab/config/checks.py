@@ -17,15 +17,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from restore_lab.config import build, pairs, signatures, unread
+from restore_lab.config import build, compatibility, signatures, unused
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.grammar import names_path
 from restore_lab.config.kinds import Unfit, fit, short
-from restore_lab.config.nearest import offer
 from restore_lab.config.settings import settings_of
-from restore_lab.storage.artefacts import place_of
+from restore_lab.config.suggest import offer
+from restore_lab.storage.artefact import place_of
+from restore_lab.storage.free_space import check_names, writable
 from restore_lab.storage.named import MADE
-from restore_lab.storage.room import check_names, writable
 from restore_lab.storage.walk import match
 from restore_lab.system.faults import misplaced
 
@@ -74,7 +74,7 @@ def check(cfg: DictConfig, *, verb: str) -> None:
     for name in [name for name in cfg if name in kinds]:
         _check_setting(cfg, str(name), kinds[str(name)])
     _check_parts(cfg, "")
-    pairs.check(cfg)
+    compatibility.check(cfg)
     stages = _value(cfg, "stages")
     if verb == "train" and isinstance(stages, DictConfig):
         names = [str(name) for name in stages if stages[name] is not None]
@@ -85,12 +85,12 @@ def check(cfg: DictConfig, *, verb: str) -> None:
     if not HydraConfig.initialized():
         return
     choices = HydraConfig.get().runtime.choices
-    mixed = pairs.mixture(cfg, choices)
+    mixed = compatibility.mixture(cfg, choices)
     if mixed is not None:
-        pairs.say(mixed)
+        compatibility.say(mixed)
     if verb == "train":
         build.nodes_of(cfg.callbacks, where="callbacks")
-        unread.check(cfg, words=HydraConfig.get().overrides.task, groups={str(group) for group in choices})
+        unused.check(cfg, words=HydraConfig.get().overrides.task, groups={str(group) for group in choices})
 
 
 def check_files(cfg: DictConfig, *, verb: str) -> None:

@@ -16,7 +16,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from restore_lab.config.conf_dir import conf_dir
-from restore_lab.config.nearest import nearest
+from restore_lab.config.suggest import nearest
 
 OWN = ("train", "parts", "tracking")
 
