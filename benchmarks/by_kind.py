@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from restore_lab.degradation.eight import KINDS
+from restore_lab.degradation.diff_restorer import KINDS
 from restore_lab.degradation.vocabulary import labels
 from restore_lab.evaluation.paired import difference, values
 from restore_lab.evaluation.records import DECODED_LQ, read_record

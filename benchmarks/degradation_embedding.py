@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from restore_lab.config.build import build
 from restore_lab.data.image_io import to_tensor
-from restore_lab.degradation.eight import KINDS, Eight
+from restore_lab.degradation.diff_restorer import KINDS, Eight
 from restore_lab.methods.weights import weights_file
 from restore_lab.random import mix
 

@@ -19,9 +19,9 @@ from PIL import Image
 
 from restore_lab import Restorer
 from restore_lab.data.image_io import to_image, to_tensor
-from restore_lab.data.photos import PHOTOS, PhotosSource
+from restore_lab.data.sources.photos import PHOTOS, PhotosSource
 from restore_lab.degradation.apply import apply_recipe
-from restore_lab.degradation.protocols import Fixed
+from restore_lab.degradation.fixed import Fixed
 from restore_lab.evaluation.picture import Panel, contact_sheet
 from restore_lab.storage.artefact import write_bytes_atomic
 

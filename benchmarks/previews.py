@@ -25,7 +25,7 @@ from torch import Tensor
 
 from restore_lab.config.build import build
 from restore_lab.data.image_io import to_tensor
-from restore_lab.degradation.protocols import Fixed
+from restore_lab.degradation.fixed import Fixed
 from restore_lab.methods.base import RestorationModule
 from restore_lab.methods.references import preview
 from restore_lab.methods.weights import weights_file

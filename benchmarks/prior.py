@@ -19,8 +19,8 @@ from PIL import Image
 
 from restore_lab.backbones.codec import Codec
 from restore_lab.data.image_io import to_tensor
-from restore_lab.data.photos import PhotosSource
-from restore_lab.data.procedural import captions
+from restore_lab.data.sources.photos import PhotosSource
+from restore_lab.data.sources.procedural import captions
 from restore_lab.evaluation.clip_metrics import ClipText
 
 PHOTOS = (

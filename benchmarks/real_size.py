@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from restore_lab.backbones.reading import MERGES, SHIPPED, read_json, shipped_tokenizer
-from restore_lab.data.photos import photos_folder
+from restore_lab.data.sources.photos import photos_folder
 
 if TYPE_CHECKING:
     from torch import Tensor

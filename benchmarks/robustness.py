@@ -24,10 +24,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from restore_lab.data.image_io import to_tensor
-from restore_lab.data.procedural import COLOURS, KINDS, ProceduralSource
+from restore_lab.data.sources.procedural import COLOURS, KINDS, ProceduralSource
 from restore_lab.degradation.apply import Pipeline
-from restore_lab.degradation.eight import Eight
-from restore_lab.degradation.protocols import Fixed
+from restore_lab.degradation.diff_restorer import Eight
+from restore_lab.degradation.fixed import Fixed
 from restore_lab.prompts.visual import ClipVision, DinoVision
 from restore_lab.random import mix
 from restore_lab.storage.artefact import place_of

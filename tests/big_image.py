@@ -20,7 +20,7 @@ from PIL import Image
 
 import restore_lab.methods.restorer as restorer
 from restore_lab.data.image_io import read_image, to_tensor
-from restore_lab.data.photos import photos_folder
+from restore_lab.data.sources.photos import photos_folder
 from restore_lab.evaluation.seams import Seams, seams
 from restore_lab.methods.restore import restore_folder
 from restore_lab.types import Batch

@@ -15,7 +15,7 @@ from restore_lab.methods.base import RestorationModule
 from restore_lab.objectives.denoising import Denoising
 from restore_lab.prompts.instruction import FromRecipe
 from restore_lab.prompts.semantic import Caption
-from restore_lab.prompts.sources import Dropout, PromptSources
+from restore_lab.prompts.slots import Dropout, PromptSources
 from restore_lab.samplers.colour import keep
 from restore_lab.samplers.fidelity import Free, Prediction
 from restore_lab.samplers.guidance import ClassifierFree

@@ -42,7 +42,7 @@ def _dataset(cfg: Any) -> bool:
 
     from omegaconf import OmegaConf
 
-    from restore_lab.data.known import checkups
+    from restore_lab.data.sources.named_dataset import checkups
 
     found = checkups(OmegaConf.to_container(cfg.data, resolve=True))
     if cfg.format == "json":

@@ -24,7 +24,7 @@ from PIL import Image
 from restore_lab.config.build import build
 from restore_lab.data.frames import describe_frames, take_frames
 from restore_lab.data.image_io import BadImage
-from restore_lab.data.tar_index import index_of, tar_name
+from restore_lab.data.sources.tar_index import index_of, tar_name
 from restore_lab.storage.artefact import Manifest, complete, identity, write_json_atomic
 from restore_lab.storage.outputs import take_folder
 from restore_lab.system.faults import naming

@@ -2,7 +2,7 @@
 
 SPIRE, Algorithm 1: type <- RANDCHOICE(Real-ESRGAN, Param), half and half. The recipe carries the name of the pipeline
 that was chosen, so that a log can tell them apart.
-Selected by degradation=spire. (degradation=mixture is SUPIR's fixed test degradation, see protocols.py.)
+Selected by degradation=spire. (degradation=mixture is SUPIR's fixed test degradation, see fixed.py.)
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restore_lab.data.folder import keys_of
 from restore_lab.data.frames import take_frames
+from restore_lab.data.sources.folder import keys_of
 from restore_lab.demo.models import Knob, Shelf
 from restore_lab.demo.words import NUMBERS, instruction
 

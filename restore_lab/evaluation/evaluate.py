@@ -40,7 +40,7 @@ from restore_lab.methods.parts import pad_to_multiple
 from restore_lab.methods.restorer import load
 from restore_lab.methods.restoring import asked_about
 from restore_lab.methods.weights import weights_file
-from restore_lab.prompts.sources import PromptSources
+from restore_lab.prompts.slots import PromptSources
 from restore_lab.storage.artefact import Manifest, complete, place_of
 from restore_lab.storage.foreign import leads_inside
 from restore_lab.types import Prompt

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from restore_lab.config.build import build
-from restore_lab.data.captioned import Captions
-from restore_lab.data.folder import keys_of, list_images
 from restore_lab.data.frames import describe_frames, take_frames
 from restore_lab.data.image_io import read_image, to_tensor
-from restore_lab.data.paired import Pair, without_partner
+from restore_lab.data.sources.captions import Captions
+from restore_lab.data.sources.folder import keys_of, list_images
+from restore_lab.data.sources.paired import Pair, without_partner
 from restore_lab.evaluation.picture import keep_images
 from restore_lab.evaluation.records import ORIGINAL, RECORD, write_record
 from restore_lab.evaluation.scores import Scores, once, scores_of, settings_of

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restore_lab.config.build import build
-from restore_lab.data.folder import list_images
 from restore_lab.data.frames import describe_frames, take_frames
 from restore_lab.data.image_io import read_image, to_tensor
+from restore_lab.data.sources.folder import list_images
 from restore_lab.evaluation.batches import degraded_batches, score
 from restore_lab.evaluation.parts import Parts, clear
 from restore_lab.evaluation.picture import keep_images

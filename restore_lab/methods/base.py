@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
     from restore_lab.methods.lq_targets import LqTargets
     from restore_lab.objectives.denoising import Denoising
-    from restore_lab.prompts.sources import PromptSources
+    from restore_lab.prompts.slots import PromptSources
     from restore_lab.samplers.level import Level
     from restore_lab.samplers.loop import Sampler
     from restore_lab.samplers.tiling import Tiles

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from restore_lab.config.build import build
-from restore_lab.data.captioned import read_table
-from restore_lab.data.folder import list_images
 from restore_lab.data.frames import describe_frames, take_frames
 from restore_lab.data.image_io import BadImage, read_image, resize_image, to_image, write_png
+from restore_lab.data.sources.captions import read_table
+from restore_lab.data.sources.folder import list_images
 from restore_lab.prompts.vlm import Vlm
 from restore_lab.storage.artefact import Manifest, complete, identity, json_bytes, write_json_atomic
 from restore_lab.storage.outputs import require_free, take_folder, write_output
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from restore_lab.methods.base import RestorationModule
     from restore_lab.prompts.captioner import Captioner
-    from restore_lab.prompts.sources import PromptSources
+    from restore_lab.prompts.slots import PromptSources
     from restore_lab.types import Batch
 
 log = logging.getLogger(__name__)

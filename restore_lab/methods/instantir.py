@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from restore_lab.methods.base import RestorationModule
     from restore_lab.objectives.consistency import Distillation
-    from restore_lab.prompts.sources import Dropout
+    from restore_lab.prompts.slots import Dropout
     from restore_lab.types import Batch
 
 

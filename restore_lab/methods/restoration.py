@@ -15,7 +15,7 @@ import numpy as np
 
 from restore_lab.data.photograph import Photograph
 from restore_lab.data.photograph_file import write_photograph
-from restore_lab.degradation.told import consistency
+from restore_lab.degradation.instruction import consistency
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -80,7 +80,7 @@ class Restoration:
         return Path(path)
 
     def consistency(self, variant: int = 0) -> tuple[float, str]:
-        """PSNR, in dB, of the image degraded again against the LQ, and how it was degraded (degradation/told.py)."""
+        """PSNR, in dB, of the image degraded again against the LQ, and how (degradation/instruction.py)."""
         import torch
 
         lq_CHW = torch.from_numpy(self.lq.rgb_HWC).permute(2, 0, 1)

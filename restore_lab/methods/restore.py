@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restore_lab.data.folder import FolderSource
 from restore_lab.data.frames import describe_frames, take_frames
 from restore_lab.data.image_io import BadImage
 from restore_lab.data.photograph import ENDINGS, Photograph, decode_photograph
 from restore_lab.data.photograph_file import encode_photograph
-from restore_lab.data.words import Words, WordTable
+from restore_lab.data.sources.folder import FolderSource
+from restore_lab.data.word_table import Words, WordTable
 from restore_lab.methods.restored_files import (
     NOTES,
     Job,

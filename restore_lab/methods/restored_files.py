@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from restore_lab.data.folder import distinct
 from restore_lab.data.photograph import ENDINGS, kind_of
-from restore_lab.data.words import Words
+from restore_lab.data.sources.folder import distinct
+from restore_lab.data.word_table import Words
 from restore_lab.storage.artefact import write_bytes_atomic
 from restore_lab.storage.files import inside, shortened, spreadsheet_cell
 from restore_lab.storage.foreign import json_of

@@ -22,7 +22,7 @@ from restore_lab.config.compose import composed, following
 from restore_lab.config.grammar import quote
 from restore_lab.data.image_io import MAX_PIXELS, BadImage
 from restore_lab.data.photograph import Photograph, photograph_of, read_photograph
-from restore_lab.degradation.told import told
+from restore_lab.degradation.instruction import told
 from restore_lab.methods.restoration import Restoration
 from restore_lab.random import mix
 from restore_lab.system.processes import device

@@ -53,7 +53,7 @@ class Blind:
 
 
 class Given:
-    """What a person says of each image (its recipe, made of their words by degradation/told.py), else of all.
+    """What a person says of each image (its recipe, made of their words by degradation/instruction.py), else of all.
 
     Args:
         text: said of an image for which nothing was said.

@@ -27,7 +27,7 @@ class Caption:
 
 
 class FromFile:
-    """Captions from a table: JSON, JSONL or parquet, as data/captioned.py reads them, by the images' keys.
+    """Captions from a table: JSON, JSONL or parquet, as data/sources/captions.py reads them, by the images' keys.
 
     Args:
         path: the table.
@@ -37,7 +37,7 @@ class FromFile:
     """
 
     def __init__(self, *, path: str) -> None:
-        from restore_lab.data.captioned import read_table
+        from restore_lab.data.sources.captions import read_table
 
         self.path = path
         exact = read_table(Path(path).expanduser())

@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from restore_lab.data.known import named
+from restore_lab.data.sources.named_dataset import named
 from restore_lab.methods import captioning, fit, negatives
 from restore_lab.storage.named import MADE
 from restore_lab.tables.composing import composed

@@ -25,7 +25,7 @@ from restore_lab.config.build import build
 from restore_lab.config.checks import check
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.config_source import SECOND_NAMES
-from restore_lab.data.known import named
+from restore_lab.data.sources.named_dataset import named
 from restore_lab.methods.fit import planned
 from restore_lab.methods.lightning_trainer import trainer_for
 from restore_lab.methods.weights import weights_file

@@ -69,7 +69,7 @@ REFUSALS = {
     ),
     "data that is not there": (
         "diff_restorer",
-        ("stages.decoder.datamodule.train={_target_:restore_lab.data.folder.FolderSource,root:nowhere}",),
+        ("stages.decoder.datamodule.train={_target_:restore_lab.data.sources.folder.FolderSource,root:nowhere}",),
         r"stage decoder: nowhere",
     ),
     "a decoder with nothing to train": (

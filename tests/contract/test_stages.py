@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from restore_lab.config.build import build
-from restore_lab.degradation.eight import Eight
+from restore_lab.degradation.diff_restorer import Eight
 from restore_lab.methods.fit import fit
 from restore_lab.methods.restorer import load
 from restore_lab.methods.weights import WEIGHTS

@@ -192,7 +192,7 @@ def test_names_stay_in_their_folder(tmp_path) -> None:
 
 def test_keys_of_a_dataset_write_nothing_elsewhere(tmp_path, monkeypatch) -> None:
     cfg = composed("evaluate", *few_photos(), "eval_degradation=noise")
-    from restore_lab.data.photos import PhotosSource
+    from restore_lab.data.sources.photos import PhotosSource
 
     monkeypatch.setattr(PhotosSource, "keys", lambda self: ["../out", "../../etc"])
     with pytest.raises(ValueError, match="leads out of"):

@@ -16,7 +16,7 @@ from PIL import Image
 from restore_lab.methods.captioning import caption_ahead, caption_folder, shrunk
 from restore_lab.prompts.captioner import Captioner, Drawn
 from restore_lab.prompts.semantic import FromFile
-from restore_lab.prompts.sources import PromptSources
+from restore_lab.prompts.slots import PromptSources
 from restore_lab.prompts.vlm import Vlm
 from restore_lab.storage.outputs import write_output
 from tests.composed import composed
@@ -161,7 +161,7 @@ def test_the_pass_reads_nothing_without_a_captioner_and_refuses_what_is_not_ther
 
 
 def test_the_verb_writes_a_table_that_a_folder_then_has(llava, tmp_path, caplog) -> None:
-    from restore_lab.data.folder import FolderSource
+    from restore_lab.data.sources.folder import FolderSource
 
     for name, image in zip(("a", "b"), images(2), strict=True):
         Image.fromarray(image).save(tmp_path / f"{name}.png")

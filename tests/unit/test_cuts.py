@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from restore_lab.data.cuts import Cuts
 from restore_lab.data.datamodule import RestorationDataModule
-from restore_lab.data.labelled import Labelled
-from restore_lab.data.mixed import MixedSource
-from restore_lab.data.pooled import PooledSource
-from restore_lab.degradation.eight import STEPS
+from restore_lab.data.sources.labelled import Labelled
+from restore_lab.data.sources.mixed import MixedSource
+from restore_lab.data.sources.pooled import PooledSource
+from restore_lab.data.test_crops import Cuts
+from restore_lab.degradation.diff_restorer import STEPS
 from restore_lab.degradation.vocabulary import labels
 from restore_lab.evaluation import evaluate, systems
 from restore_lab.types import Recipe, Step

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from restore_lab.data.datamodule import RestorationDataModule
 from restore_lab.data.dataset import RestorationDataset, choose_window
-from restore_lab.data.folder import FolderSource
 from restore_lab.data.image_io import BadImage, write_png
 from restore_lab.data.sampler import PositionSampler, SequentialSampler
+from restore_lab.data.sources.folder import FolderSource
 from restore_lab.random import generator, mix
 from restore_lab.types import Batch, Picture, Recipe
 

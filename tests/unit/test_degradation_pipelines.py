@@ -15,8 +15,8 @@ from hydra.utils import instantiate
 from torch.nn import functional as F
 
 from restore_lab.degradation.apply import Pipeline, apply_recipe, apply_recipes, sharpened_targets
+from restore_lab.degradation.fixed import Fixed
 from restore_lab.degradation.parameterized import Parameterized
-from restore_lab.degradation.protocols import Fixed
 from restore_lab.types import REMOVE_ALL, Recipe, Step
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

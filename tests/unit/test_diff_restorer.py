@@ -14,12 +14,12 @@ from restore_lab.adaptors.degradation_aware import ControlDecoder, ControlEncode
 from restore_lab.adaptors.prompt_processor import PromptProcessor
 from restore_lab.adaptors.trunk import Trunk
 from restore_lab.adaptors.zero import ZeroConv
-from restore_lab.degradation.eight import KINDS, Eight
+from restore_lab.degradation.diff_restorer import KINDS, Eight
 from restore_lab.methods.diff_restorer import DiffRestorer, kinds_loss
 from restore_lab.methods.weights import weights_file
 from restore_lab.objectives.denoising import Denoising
 from restore_lab.prompts.semantic import NoWords
-from restore_lab.prompts.sources import Dropout, PromptSources
+from restore_lab.prompts.slots import Dropout, PromptSources
 from restore_lab.prompts.visual import ClipVision
 from restore_lab.samplers.tiling import Gaussian
 from restore_lab.types import Batch

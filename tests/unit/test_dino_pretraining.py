@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from restore_lab.data.image_io import to_tensor
-from restore_lab.data.procedural import ProceduralSource
+from restore_lab.data.sources.procedural import ProceduralSource
 from restore_lab.degradation.noise import gaussian_noise
 from restore_lab.methods.dino_pretraining import DinoPretraining, taught
 from restore_lab.methods.fit import fit

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from restore_lab.data.folder import FolderSource
 from restore_lab.data.image_io import BadImage, write_png
+from restore_lab.data.sources.folder import FolderSource
 
 
 def put(root: Path, *names: str) -> Path:

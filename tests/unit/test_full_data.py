@@ -10,7 +10,7 @@ import pytest
 
 from restore_lab.config.build import build
 from restore_lab.data.datamodule import RestorationDataModule
-from restore_lab.degradation.eight import KINDS, STEPS
+from restore_lab.degradation.diff_restorer import KINDS, STEPS
 from tests.composed import composed
 from tests.unit.test_known import LAYOUTS, copy
 

@@ -22,12 +22,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from restore_lab.config.compose import made_by
-from restore_lab.data.captioned import Captions
 from restore_lab.data.image_io import decode_image
 from restore_lab.data.photograph import decode_photograph
-from restore_lab.data.tar_index import scan
-from restore_lab.data.words import WordTable
-from restore_lab.degradation.told import told
+from restore_lab.data.sources.captions import Captions
+from restore_lab.data.sources.tar_index import scan
+from restore_lab.data.word_table import WordTable
+from restore_lab.degradation.instruction import told
 from restore_lab.evaluation.records import read_record
 from restore_lab.importing.reading import read as read_checkpoint
 from restore_lab.methods.weights import read_weights

@@ -18,7 +18,7 @@ from restore_lab.methods.instantir import DcpTraining, PreviewerTraining
 from restore_lab.methods.lq_targets import LqTargets
 from restore_lab.methods.references import Reference
 from restore_lab.objectives.consistency import Distillation, boundary, consistent, solver_step
-from restore_lab.prompts.sources import Dropout, PromptSources
+from restore_lab.prompts.slots import Dropout, PromptSources
 from restore_lab.random import noise_like
 from restore_lab.samplers.adares import AdaRes
 from restore_lab.samplers.guidance import Branch

@@ -15,7 +15,7 @@ from PIL import Image
 from restore_lab.cli.doctor import run
 from restore_lab.config.build import build
 from restore_lab.config.conf_dir import conf_dir
-from restore_lab.data.known import Known, checkup, named
+from restore_lab.data.sources.named_dataset import Known, checkup, named
 from restore_lab.storage.artefact import identity
 from tests.composed import composed
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from restore_lab.cli import front
-from restore_lab.data.folder import FolderSource
+from restore_lab.data.sources.folder import FolderSource
 from restore_lab.methods import captioning, fit
 from restore_lab.methods.captioning import caption_folder
 from restore_lab.storage.artefact import Manifest, complete, identity

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from restore_lab.config.build import build
-from restore_lab.data.folder import FolderSource
-from restore_lab.data.mixed import MixedSource
+from restore_lab.data.sources.folder import FolderSource
+from restore_lab.data.sources.mixed import MixedSource
 from restore_lab.methods.negatives import fill, planned
 from restore_lab.samplers.init import LqNoised
 from restore_lab.samplers.loop import SchedulerSampler

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from restore_lab.data.image_io import write_png
-from restore_lab.data.paired import Manifest, PairedSource, RegexStem, SameStem, SuffixStem
+from restore_lab.data.sources.paired import Manifest, PairedSource, RegexStem, SameStem, SuffixStem
 
 
 def put(root: Path, *names: str, level: int, size: tuple[int, int] = (8, 6)) -> Path:

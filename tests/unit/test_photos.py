@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from restore_lab.data.photos import PHOTOS, PhotosSource, crop_grid
+from restore_lab.data.sources.photos import PHOTOS, PhotosSource, crop_grid
 
 CONF = Path(__file__).parents[2] / "conf" / "data" / "photos.yaml"
 

@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from restore_lab.data import drawing
-from restore_lab.data.procedural import COLOURS, KINDS, WORDS, ProceduralSource, captions, draw_scene
+from restore_lab.data.sources import drawing
+from restore_lab.data.sources.procedural import COLOURS, KINDS, WORDS, ProceduralSource, captions, draw_scene
 
 NAMES = list(COLOURS)
 TABLE = np.array(list(COLOURS.values()))

@@ -9,7 +9,7 @@ import torch
 
 from restore_lab.prompts.instruction import Blind, FromRecipe
 from restore_lab.prompts.semantic import Caption, Fixed, NoWords, Shuffled
-from restore_lab.prompts.sources import Dropout, PromptSources
+from restore_lab.prompts.slots import Dropout, PromptSources
 from restore_lab.types import REMOVE_ALL, Batch, Recipe
 from tests.toy_methods import recipe_of
 from tests.toys import toy_dino

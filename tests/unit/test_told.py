@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from restore_lab.degradation.apply import apply_recipe
+from restore_lab.degradation.instruction import consistency, told
 from restore_lab.degradation.parameterized import Parameterized
-from restore_lab.degradation.told import consistency, told
 
 
 @pytest.fixture(scope="module")

@@ -115,7 +115,7 @@ def test_of_pairs_too_and_an_ending_of_names_may_be_empty(monkeypatch) -> None:
         cfg = composed("evaluate", *words, f"{place}=''")
         with pytest.raises(ValueError, match=re.escape(f"{place}= is empty")):
             check(cfg, verb="evaluate")
-    rule = ("pairing._target_=restore_lab.data.paired.SuffixStem", "+pairing.lq=''", "+pairing.hq=_clean")
+    rule = ("pairing._target_=restore_lab.data.sources.paired.SuffixStem", "+pairing.lq=''", "+pairing.hq=_clean")
     check(composed("evaluate", *rule), verb="evaluate")
     monkeypatch.setenv("RESTORE_LAB_DATASETS", "")
     with pytest.raises(ValueError, match="datasets_dir= is empty"):

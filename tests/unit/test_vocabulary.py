@@ -8,7 +8,7 @@ import pytest
 
 from restore_lab.config.build import build
 from restore_lab.config.conf_dir import conf_dir
-from restore_lab.degradation.eight import STEPS
+from restore_lab.degradation.diff_restorer import STEPS
 from restore_lab.degradation.vocabulary import LABELS, NAMES, SILENT, fault, labels
 from restore_lab.degradation.weather import WEATHER
 from restore_lab.methods.lq_targets import describe

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from restore_lab.data.folder import distinct, fold, keys_of, list_images
-from restore_lab.data.shards import list_tars
+from restore_lab.data.sources.folder import distinct, fold, keys_of, list_images
+from restore_lab.data.sources.shards import list_tars
 from restore_lab.storage.artefact import fingerprint, identity
 from restore_lab.storage.walk import MOST_WAYS, describe, match, walk
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from restore_lab.degradation.apply import apply_recipe
-from restore_lab.degradation.eight import KINDS, ORDER, STEPS, Eight
+from restore_lab.degradation.diff_restorer import KINDS, ORDER, STEPS, Eight
 from restore_lab.degradation.vocabulary import labels
 from restore_lab.degradation.weather import (
     haze,

@@ -1,4 +1,4 @@
-"""Any images under a folder, in the order of their names, with optional captions (see captioned.py).
+"""Any images under a folder, in the order of their names, with optional captions (see captions.py).
 
 A picture's key is its path below the folder without suffix ("trip/cat 1"); `keys_of` says what happens where two files
 would share one. Files are verified when they are read: a damaged one raises `BadImage` then, and the data module counts
@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from restore_lab.data.captioned import Captions
 from restore_lab.data.image_io import MAX_PIXELS, SUFFIXES, Header, read_header, read_image
+from restore_lab.data.sources.captions import Captions
 from restore_lab.storage.artefact import place_of
 from restore_lab.storage.walk import Walk, describe, match, walk
 from restore_lab.types import Picture

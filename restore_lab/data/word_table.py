@@ -1,7 +1,7 @@
 """A person's table of words, one row an image: what it shows and what to undo.
 
 CSV with a header, JSON (a list of records, or {name: record}), JSONL or parquet. A row names its image under one of
-captioned.py's name fields (`file`, `image`, `name`, ...), by its path below the folder or its file name, with or
+captions.py's name fields (`file`, `image`, `name`, ...), by its path below the folder or its file name, with or
 without suffix; `caption` and `instruction` are taken, and either may be empty.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from restore_lab.data import parquet
-from restore_lab.data.captioned import CAPTION_KEYS, NAME_KEYS
+from restore_lab.data.sources.captions import CAPTION_KEYS, NAME_KEYS
 from restore_lab.storage.foreign import bytes_of, json_lines, parse_json
 
 INSTRUCTION_KEYS = ("instruction", "restoration_prompt")

@@ -20,8 +20,6 @@ from typing import Any, get_args
 
 import numpy as np
 
-from restore_lab.data.captioned import CAPTION_KEYS
-from restore_lab.data.folder import Role
 from restore_lab.data.image_io import (
     MAX_PIXELS,
     SUFFIXES,
@@ -32,7 +30,9 @@ from restore_lab.data.image_io import (
     resize_image,
 )
 from restore_lab.data.sampler import shuffled
-from restore_lab.data.tar_index import TarIndex, index_of
+from restore_lab.data.sources.captions import CAPTION_KEYS
+from restore_lab.data.sources.folder import Role
+from restore_lab.data.sources.tar_index import TarIndex, index_of
 from restore_lab.random import rng
 from restore_lab.storage.foreign import parse_json
 from restore_lab.storage.walk import walk

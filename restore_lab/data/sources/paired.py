@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
-from restore_lab.data.captioned import Captions
-from restore_lab.data.folder import keys_of, list_images
 from restore_lab.data.image_io import MAX_PIXELS, Header, read_header, read_image, resize_image
+from restore_lab.data.sources.captions import Captions
+from restore_lab.data.sources.folder import keys_of, list_images
 from restore_lab.storage.foreign import bytes_of, json_lines
 from restore_lab.storage.walk import some
 from restore_lab.types import Picture

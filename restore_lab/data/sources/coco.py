@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from restore_lab.data.captioned import MAX_TABLE
-from restore_lab.data.folder import FolderSource
 from restore_lab.data.image_io import Header
+from restore_lab.data.sources.captions import MAX_TABLE
+from restore_lab.data.sources.folder import FolderSource
 from restore_lab.random import rng
 from restore_lab.storage.foreign import json_of
 from restore_lab.types import Picture
