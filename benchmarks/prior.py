@@ -17,7 +17,7 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from restore_lab.backbones.codec import Codec
+from restore_lab.backbones.codec.codec import Codec
 from restore_lab.data.image_io import to_tensor
 from restore_lab.data.sources.photos import PhotosSource
 from restore_lab.data.sources.procedural import captions

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from restore_lab.backbones.reading import MERGES, SHIPPED, read_json, shipped_tokenizer
+from restore_lab.backbones.loading.reading import MERGES, SHIPPED, read_json, shipped_tokenizer
 from restore_lab.data.sources.photos import photos_folder
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ NUMPY = {"F16": np.float16, "I64": np.int64}
 
 def write_sdxl(folder: Path) -> None:
     """The repository's fp16 variant; weights are drawn tensor by tensor, so that writing takes little memory."""
-    from restore_lab.backbones.loading import load_backbone
+    from restore_lab.backbones.loading.load import load_backbone
     from tests.real_folders import public_keys
 
     shutil.copytree(SHIPPED / "sdxl", folder)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from benchmarks.configs import composed
 from restore_lab.backbones.base import Backbone
-from restore_lab.backbones.codec import Codec
+from restore_lab.backbones.codec.codec import Codec
 from restore_lab.backbones.disk_cache import DiskCache
-from restore_lab.backbones.loading import DTYPES
+from restore_lab.backbones.loading.load import DTYPES
 from restore_lab.config.build import build
 from restore_lab.methods.base import RestorationModule
 from restore_lab.random import generator

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from restore_lab.backbones.codec import Codec
+from restore_lab.backbones.codec.codec import Codec
 from restore_lab.importing.exporting import as_controlnet
 from restore_lab.methods.base import RestorationModule
 from restore_lab.random import noise_like

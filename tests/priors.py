@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from restore_lab.backbones import reading
+from restore_lab.backbones.loading import reading
 
 
 @contextmanager

@@ -25,11 +25,11 @@ from diffusers import (
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from restore_lab.backbones.codec import Codec
+from restore_lab.backbones.codec.codec import Codec
 from restore_lab.backbones.mmdit import MMDiTBackbone
 from restore_lab.backbones.schedule import FlowMatching, Schedule
-from restore_lab.backbones.text import TextEncoder
-from restore_lab.backbones.text_sd3 import TripleTextEncoder
+from restore_lab.backbones.text.clip import TextEncoder
+from restore_lab.backbones.text.sd3 import TripleTextEncoder
 from restore_lab.backbones.unet import UNetBackbone
 from restore_lab.types import Cond
 

@@ -24,7 +24,7 @@ from restore_lab.storage.artefact import place_of
 
 if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
-    from restore_lab.backbones.codec import Codec
+    from restore_lab.backbones.codec.codec import Codec
     from restore_lab.types import Hint
 
 FILE = "adaptor.safetensors"  # what an import writes

@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from restore_lab.adaptors.zero import zero_conv
 from restore_lab.adaptors.zero_sft import group_norm
-from restore_lab.backbones.banded import decoded, levels
-from restore_lab.backbones.bands import Canvas, swept
+from restore_lab.backbones.codec.banded import decoded, levels
+from restore_lab.backbones.codec.bands import Canvas, swept
 from restore_lab.storage.artefact import place_of
 from restore_lab.storage.foreign import check_model
 
 if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
-    from restore_lab.backbones.codec import Codec
+    from restore_lab.backbones.codec.codec import Codec
     from restore_lab.types import Hint
 
 

@@ -12,9 +12,9 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from restore_lab.backbones.codec import Codec
+from restore_lab.backbones.codec.codec import Codec
 from restore_lab.backbones.schedule import Schedule
-from restore_lab.backbones.text import TextEncoder
+from restore_lab.backbones.text.clip import TextEncoder
 from restore_lab.types import Cond, Edit, Tap, identity
 
 

@@ -18,9 +18,9 @@ from diffusers.models.embeddings import PatchEmbed, get_2d_sincos_pos_embed_from
 from torch import Tensor, nn
 
 from restore_lab.backbones.base import Backbone, extra_stream
-from restore_lab.backbones.codec import Codec
+from restore_lab.backbones.codec.codec import Codec
 from restore_lab.backbones.schedule import Schedule
-from restore_lab.backbones.text import TextEncoder
+from restore_lab.backbones.text.clip import TextEncoder
 from restore_lab.types import Cond, Edit, Tap, identity
 
 

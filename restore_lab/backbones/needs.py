@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from restore_lab.backbones.places import DENOISERS, find_codec, is_hub_id, listed, resolve
-from restore_lab.backbones.reading import BackboneError, Folder, found_weights
-from restore_lab.backbones.text_loading import ENCODERS
+from restore_lab.backbones.loading.places import DENOISERS, find_codec, is_hub_id, listed, resolve
+from restore_lab.backbones.loading.reading import BackboneError, Folder, found_weights
+from restore_lab.backbones.text.loading import ENCODERS
 
 if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone

@@ -15,9 +15,9 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from restore_lab.backbones.base import Backbone
-from restore_lab.backbones.codec import Codec
+from restore_lab.backbones.codec.codec import Codec
 from restore_lab.backbones.schedule import Schedule
-from restore_lab.backbones.text import TextEncoder
+from restore_lab.backbones.text.clip import TextEncoder
 from restore_lab.backbones.unet_loop import decode, encode, time_embedding
 from restore_lab.backbones.unet_taps import check_supported, decoder_taps, encoder_taps
 from restore_lab.types import Cond, Edit, identity

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from restore_lab.adaptors.decoder import CodecDecoder
 from restore_lab.adaptors.lq_encoder import CodecEncoder
-from restore_lab.backbones.loading import DTYPES
+from restore_lab.backbones.loading.load import DTYPES
 from restore_lab.methods.branches import predictions
 from restore_lab.methods.parts import OwnWeights, mean_psnr, pad_to_multiple
 from restore_lab.methods.references import Reference

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from restore_lab.backbones.loading import DTYPES
+from restore_lab.backbones.loading.load import DTYPES
 from restore_lab.samplers.guidance import Branch
 from restore_lab.types import Prompt
 

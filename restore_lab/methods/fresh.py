@@ -14,15 +14,15 @@ import torch
 
 from restore_lab.backbones.mmdit import MMDiTBackbone
 from restore_lab.backbones.schedule import Schedule
-from restore_lab.backbones.text import TextEncoder
-from restore_lab.backbones.text_sd3 import TripleTextEncoder
+from restore_lab.backbones.text.clip import TextEncoder
+from restore_lab.backbones.text.sd3 import TripleTextEncoder
 from restore_lab.backbones.unet import UNetBackbone
 
 if TYPE_CHECKING:
     from diffusers import SD3Transformer2DModel
 
     from restore_lab.backbones.base import Backbone
-    from restore_lab.backbones.codec import Codec
+    from restore_lab.backbones.codec.codec import Codec
 
 SUFFIXES = ("", "_2")  # of the text encoders' folders
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from restore_lab.backbones.codec import Codec
+from restore_lab.backbones.codec.codec import Codec
 from restore_lab.backbones.schedule import Schedule
 from restore_lab.degradation.resize import resize
 from restore_lab.methods.fresh import fresh_mmdit, fresh_unet, save_pipeline

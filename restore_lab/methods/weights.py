@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from restore_lab.backbones.places import DENOISERS, find_prior, listed
+from restore_lab.backbones.loading.places import DENOISERS, find_prior, listed
 from restore_lab.storage.artefact import place_of
 from restore_lab.storage.foreign import leads_inside
 from restore_lab.storage.hashes import as_written

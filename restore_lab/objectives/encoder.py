@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from restore_lab.backbones.codec import Codec
+    from restore_lab.backbones.codec.codec import Codec
 
 Target = Literal["codec", "image", "printed"]
 

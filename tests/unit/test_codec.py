@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from restore_lab.backbones.codec import Codec
+from restore_lab.backbones.codec.codec import Codec
 from tests.toys import toy_vae
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from restore_lab.adaptors.decoder import CodecDecoder, ConsistencyDecoder, DegradationAwareDecoder, RefinementBlock
-from restore_lab.backbones.codec import Codec
+from restore_lab.backbones.codec.codec import Codec
 from restore_lab.methods.decoder_training import DecoderTraining
 from restore_lab.methods.parts import DECODER
 from restore_lab.methods.training import Optimisation, TrainingModule

@@ -128,7 +128,7 @@ def test_controlnets_of_sd3_by_depth(depth, millions) -> None:
     import torch
     from diffusers import SD3ControlNetModel
 
-    from restore_lab.backbones.loading import load_backbone
+    from restore_lab.backbones.loading.load import load_backbone
 
     latent = ("adaptor=controlnet", "adaptor.hint_widths=null", "adaptor.lq_latent=true")
     found = described(*latent, f"adaptor.trunk.depth={depth}", backbone="sd3")

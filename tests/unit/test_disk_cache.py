@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from restore_lab.backbones.disk_cache import ENTRY, MARK, MARKER, DiskCache, content
-from restore_lab.backbones.loading import load_backbone
+from restore_lab.backbones.loading.load import load_backbone
 from restore_lab.storage.artefact import identity
 from tests.rounding import close
 from tests.toys import toy_unet_folder
@@ -153,7 +153,7 @@ def test_processes_may_mark_a_folder_at_once(tmp_path) -> None:
 
 
 def test_a_cache_is_no_part_of_an_identity() -> None:
-    node = {"_target_": "restore_lab.backbones.loading.load_backbone", "path": "x", "family": "unet"}
+    node = {"_target_": "restore_lab.backbones.loading.load.load_backbone", "path": "x", "family": "unet"}
     assert identity({"b": node}) == identity(
         {"b": {**node, "cache_dir": "/x", "cache_latents": True, "cache_gigabytes": 3}}
     )

@@ -11,7 +11,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_diffusers
 
-from restore_lab.backbones import places
+from restore_lab.backbones.loading import places
 from restore_lab.importing.engine import convert
 from restore_lab.importing.instantir import ADAPTER, AGGREGATOR
 from restore_lab.importing.layout import Source

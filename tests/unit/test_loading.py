@@ -11,8 +11,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from restore_lab.backbones.loading import load_backbone
-from restore_lab.backbones.places import BackboneError
+from restore_lab.backbones.loading.load import load_backbone
+from restore_lab.backbones.loading.places import BackboneError
 from tests.toys import toy_unet_folder
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "backbone" / "base"
@@ -33,7 +33,7 @@ def millions(module: torch.nn.Module) -> float:
 def test_shipped_configs_have_the_published_sizes(name, monkeypatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     config = yaml.safe_load((CONF / f"{name}.yaml").read_text(encoding="utf-8"))
-    assert config.pop("_target_") == "restore_lab.backbones.loading.load_backbone"
+    assert config.pop("_target_") == "restore_lab.backbones.loading.load.load_backbone"
     backbone = load_backbone(**{**config, "path": config["path"][-1:], "meta": True})
     unet, encoders, taps, multiple = SIZES[name]
     assert millions(backbone.unet) == pytest.approx(unet, abs=0.06)

@@ -12,7 +12,7 @@ from restore_lab.adaptors.control import ControlAdaptor
 from restore_lab.adaptors.lq_encoder import CodecEncoder, RobustEncoder
 from restore_lab.adaptors.trunk import Trunk
 from restore_lab.adaptors.zero import ZeroConv
-from restore_lab.backbones.codec import Codec
+from restore_lab.backbones.codec.codec import Codec
 from restore_lab.methods.encoder_training import EncoderTraining
 from restore_lab.methods.parts import LQ_ENCODER
 from restore_lab.methods.weights import weights_file

@@ -12,9 +12,9 @@ from diffusers.models.embeddings import PatchEmbed
 from safetensors.torch import load_file
 from torch import Tensor
 
-from restore_lab.backbones.loading import load_backbone
+from restore_lab.backbones.loading.load import load_backbone
+from restore_lab.backbones.loading.places import BackboneError
 from restore_lab.backbones.mmdit import MMDiTBackbone, add_positions
-from restore_lab.backbones.places import BackboneError
 from restore_lab.backbones.schedule import FlowMatching
 from restore_lab.types import Cond, Tap
 from tests.rounding import close

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from restore_lab.backbones.loading import load_backbone
+from restore_lab.backbones.loading.load import load_backbone
 from restore_lab.methods.clip_pretraining import instructions, learn_tokenizer, shared
 from restore_lab.methods.codec_pretraining import LOGVAR, CodecPretraining, fold_normalisation
 from restore_lab.methods.codec_start import dct_basis

@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from restore_lab.backbones.lru import TensorLRU
-from restore_lab.backbones.text import TextEncoder
+from restore_lab.backbones.text.clip import TextEncoder
 from tests.rounding import close
 from tests.toys import toy_scheduler, toy_text_model, toy_tokenizer, toy_unet, toy_vae
 

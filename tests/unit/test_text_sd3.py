@@ -14,9 +14,9 @@ from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from restore_lab.backbones.loading import load_backbone
-from restore_lab.backbones.places import BackboneError
-from restore_lab.backbones.text_sd3 import TripleTextEncoder
+from restore_lab.backbones.loading.load import load_backbone
+from restore_lab.backbones.loading.places import BackboneError
+from restore_lab.backbones.text.sd3 import TripleTextEncoder
 from tests.rounding import close
 from tests.toys import (
     PROJECTION,
@@ -182,7 +182,7 @@ def test_all_three_speak_where_they_should(whole) -> None:
 @pytest.mark.parametrize("present", list(product([True, False], repeat=3)))
 def test_an_absent_encoder_says_zeros_where_it_stood(present, whole, monkeypatch) -> None:
     # Without any CLIP tower nothing tells its length, for which SD3's own stands; the toys' is shorter.
-    monkeypatch.setattr("restore_lab.backbones.text_sd3.CLIP_LENGTH", TEXT_LENGTH)
+    monkeypatch.setattr("restore_lab.backbones.text.sd3.CLIP_LENGTH", TEXT_LENGTH)
     text = triple(present=present)
     tokens, pooled = text(TEXTS)
     expected, expected_pooled = silenced(*whole, present=present)

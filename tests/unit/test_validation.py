@@ -21,7 +21,7 @@ from tests.composed import composed
 OPTIMISATION = {"_target_": "restore_lab.methods.training.Optimisation", "lr": 1e-4}
 SAMPLER = {"_target_": "restore_lab.samplers.loop.SchedulerSampler"}
 RSS = {"_target_": "restore_lab.samplers.fidelity.RestorationSampling"}
-BACKBONE = {"_target_": "restore_lab.backbones.loading.load_backbone"}
+BACKBONE = {"_target_": "restore_lab.backbones.loading.load.load_backbone"}
 GUIDANCE = {"_target_": "restore_lab.samplers.guidance.ClassifierFree"}
 WRONG = [
     ({"max_steps": "many"}, "max_steps=many: expected a whole number from 1 to 1000000000 (optimiser steps)"),

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from restore_lab.backbones.reading import SHIPPED, BackboneError, Folder, found_weights, weight_files
-from restore_lab.backbones.single_file import SUFFIX, SingleFile
+from restore_lab.backbones.loading.reading import SHIPPED, BackboneError, Folder, found_weights, weight_files
+from restore_lab.backbones.loading.single_file import SUFFIX, SingleFile
 from restore_lab.system.faults import told
 
-PACKAGE = Path(__file__).resolve().parent.parent
+PACKAGE = Path(__file__).resolve().parents[2]
 DENOISERS = {"unet": "unet", "mmdit": "transformer"}  # families, and the folders of their denoisers
 PARTS = re.compile(r"(unet|transformer|vae|text_encoder(_\d)?|tokenizer(_\d)?|scheduler)")
 SMALL = (".json", ".txt", ".model")  # configs, vocabularies, sentencepiece models

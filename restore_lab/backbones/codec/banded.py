@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from restore_lab.backbones.bands import Canvas, swept
+from restore_lab.backbones.codec.bands import Canvas, swept
 
 Refine = Callable[[int, int, Canvas], Canvas]
 

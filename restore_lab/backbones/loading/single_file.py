@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restore_lab.backbones.reading import BackboneError, Folder, check_whole, first_line
+from restore_lab.backbones.loading.reading import BackboneError, Folder, check_whole, first_line
 from restore_lab.system.quiet import quiet
 
 if TYPE_CHECKING:

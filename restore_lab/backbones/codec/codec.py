@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
-from restore_lab.backbones import banded
+from restore_lab.backbones.codec import banded
 from restore_lab.backbones.disk_cache import DiskCache, content
 from restore_lab.system.xla import at_rest
 

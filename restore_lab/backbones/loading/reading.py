@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 STEMS = ("diffusion_pytorch_model", "model")  # of diffusers' and of transformers' weight files
 VARIANTS = (None, "fp16")  # in the order in which they are preferred
-SHIPPED = Path(__file__).resolve().parent / "configs"
+SHIPPED = Path(__file__).resolve().parents[1] / "configs"
 MERGES = SHIPPED / "clip_merges.txt"  # CLIP's vocabulary, which all these priors share
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from restore_lab.backbones.disk_cache import DiskCache
-from restore_lab.backbones.text import TextEncoder, device_of
+from restore_lab.backbones.text.clip import TextEncoder, device_of
 
 CLIP_LENGTH = 77
 

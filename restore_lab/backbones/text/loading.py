@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from restore_lab.backbones.disk_cache import DiskCache
-from restore_lab.backbones.reading import BackboneError, Folder
-from restore_lab.backbones.text import TextEncoder
-from restore_lab.backbones.text_sd3 import TripleTextEncoder
+from restore_lab.backbones.loading.reading import BackboneError, Folder
+from restore_lab.backbones.text.clip import TextEncoder
+from restore_lab.backbones.text.sd3 import TripleTextEncoder
 
 CLIPS = ("CLIPTextModel", "CLIPTextModelWithProjection")
 T5 = "T5EncoderModel"

@@ -1,6 +1,6 @@
 """Load a backbone: a diffusers-format folder, a hub id or a single file to a `Backbone`.
 
-Where it may lie is told in places.py, how its parts are read in reading.py, single_file.py and text_loading.py.
+Where it may lie is told in places.py, how its parts are read in reading.py, single_file.py and text/loading.py.
 `meta=True` builds the modules on torch's meta device without any weights, so that taps, parameters and FLOPs of SDXL
 can be described on a laptop. Config lines: `backbone=tiny_sd|tiny_sd3|sd15|sd21|sdxl|sd3`,
 `backbone.path=/folder/of/a/finetune`, `backbone.path=/x/sd_xl_base_1.0.safetensors`, `backbone.codec_dtype=float32`.
@@ -15,12 +15,12 @@ from typing import Annotated, Any, Literal
 import torch
 
 from restore_lab.backbones.base import Backbone
-from restore_lab.backbones.codec import Codec
+from restore_lab.backbones.codec.codec import Codec
 from restore_lab.backbones.disk_cache import DiskCache
-from restore_lab.backbones.places import DENOISERS, find_codec, find_prior, listed
-from restore_lab.backbones.reading import BackboneError, Folder, read_json
+from restore_lab.backbones.loading.places import DENOISERS, find_codec, find_prior, listed
+from restore_lab.backbones.loading.reading import BackboneError, Folder, read_json
 from restore_lab.backbones.schedule import Schedule
-from restore_lab.backbones.text_loading import load_text, load_triple_text
+from restore_lab.backbones.text.loading import load_text, load_triple_text
 from restore_lab.config.kinds import Positive, Range
 from restore_lab.storage.artefact import fingerprint
 from restore_lab.system.quiet import quiet
