@@ -31,7 +31,7 @@ from restore_lab.methods.references import preview
 from restore_lab.methods.weights import weights_file
 from restore_lab.objectives.consistency import solver_step
 from restore_lab.random import mix, noise_like
-from restore_lab.samplers.adares import AdaRes, Seen, relative_distance
+from restore_lab.samplers.fidelity.adares import AdaRes, Seen, relative_distance
 from restore_lab.types import Batch, Cond
 
 # Blur in pixels, noise in [0, 1], JPEG by quality; the last is SUPIR's mixture. Fig. 4's order, the best first.

@@ -33,6 +33,7 @@ RANKS = {
     "prompts": 2,
     "backbones": 3,
     "adaptors": 4,
+    "decoders": 4.5,
     "objectives": 5,
     "samplers": 5,
     "methods": 6,

@@ -9,15 +9,15 @@ import torch
 from torch import nn
 
 from restore_lab.adaptors.control import ControlAdaptor
-from restore_lab.adaptors.modulation import Modulation
-from restore_lab.adaptors.trunk import trunk
+from restore_lab.adaptors.fusion.modulation import Modulation
+from restore_lab.adaptors.trunk.unet import trunk
 from restore_lab.methods.base import RestorationModule
 from restore_lab.objectives.denoising import Denoising
 from restore_lab.prompts.instruction import FromRecipe
 from restore_lab.prompts.semantic import Caption
 from restore_lab.prompts.slots import Dropout, PromptSources
 from restore_lab.samplers.colour import keep
-from restore_lab.samplers.fidelity import Free, Prediction
+from restore_lab.samplers.fidelity.base import Free, Prediction
 from restore_lab.samplers.guidance import ClassifierFree
 from restore_lab.samplers.init import Noise
 from restore_lab.samplers.level import Linear

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from restore_lab.adaptors.hint import HintNet
+from restore_lab.adaptors.hint_net import HintNet
 from restore_lab.adaptors.lora import Lora
 from restore_lab.types import Cond, Hint, Tap
 
 if TYPE_CHECKING:
-    from restore_lab.adaptors.trunk import Trunk
-    from restore_lab.adaptors.trunk_mmdit import MMDiTTrunk
+    from restore_lab.adaptors.trunk.mmdit import MMDiTTrunk
+    from restore_lab.adaptors.trunk.unet import Trunk
     from restore_lab.adaptors.visual_stream import VisualStream
     from restore_lab.backbones.base import Backbone
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from restore_lab.adaptors.hint import HintNet
+from restore_lab.adaptors.hint_net import HintNet
 from restore_lab.backbones.loading.load import DTYPES
 from restore_lab.importing.controlnet import sources
 from restore_lab.importing.engine import make

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import torch
 from torch import Tensor
 
-from restore_lab.adaptors.decoder import CodecDecoder
 from restore_lab.adaptors.lq_encoder import CodecEncoder
 from restore_lab.backbones.loading.load import DTYPES
+from restore_lab.decoders.codec import CodecDecoder
 from restore_lab.methods.branches import predictions
 from restore_lab.methods.parts import OwnWeights, mean_psnr, pad_to_multiple
 from restore_lab.methods.references import Reference
 from restore_lab.methods.restoring import restored
-from restore_lab.samplers.fidelity import Prediction, Steer
+from restore_lab.samplers.fidelity.base import Prediction, Steer
 from restore_lab.samplers.guidance import Branch
 from restore_lab.types import Batch, Cond, Hint, Prompt
 
@@ -31,9 +31,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from restore_lab.adaptors.control import Beside
-    from restore_lab.adaptors.decoder import ConsistencyDecoder, DegradationAwareDecoder
     from restore_lab.adaptors.lq_encoder import RobustEncoder
     from restore_lab.backbones.base import Backbone
+    from restore_lab.decoders.consistency import ConsistencyDecoder
+    from restore_lab.decoders.degradation_aware import DegradationAwareDecoder
     from restore_lab.methods.lq_targets import LqTargets
     from restore_lab.objectives.denoising import Denoising
     from restore_lab.prompts.slots import PromptSources

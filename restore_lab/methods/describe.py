@@ -116,7 +116,7 @@ def flops(module: RestorationModule, *, size: int) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from restore_lab.samplers.fidelity import Steer
+    from restore_lab.samplers.fidelity.base import Steer
     from restore_lab.samplers.level import Level
 
     z_BCHW, lq_BCHW, prompt = _inputs(module, size)

@@ -23,7 +23,7 @@ from restore_lab.types import Cond, Hint
 
 if TYPE_CHECKING:
     from restore_lab.adaptors.control import ControlAdaptor
-    from restore_lab.adaptors.degradation_aware import ControlDecoder
+    from restore_lab.adaptors.injection import ControlDecoder
     from restore_lab.adaptors.lq_encoder import CodecEncoder, RobustEncoder
     from restore_lab.adaptors.prompt_processor import PromptProcessor, Seen
     from restore_lab.backbones.base import Backbone

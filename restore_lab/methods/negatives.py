@@ -19,7 +19,7 @@ import torch
 from omegaconf import OmegaConf
 
 from restore_lab.config.build import build
-from restore_lab.samplers.fidelity import Prediction, Steer
+from restore_lab.samplers.fidelity.base import Prediction, Steer
 from restore_lab.storage.artefact import Manifest, complete, differences, identity, write_bytes_atomic
 from restore_lab.storage.outputs import take_folder
 from restore_lab.system.processes import device, mine

@@ -18,7 +18,7 @@ from restore_lab.types import Batch, Cond, Hint
 
 if TYPE_CHECKING:
     from restore_lab.methods.base import RestorationModule
-    from restore_lab.samplers.fidelity import Prediction, Steer
+    from restore_lab.samplers.fidelity.base import Prediction, Steer
     from restore_lab.samplers.level import Level
     from restore_lab.samplers.tiling import Tiles
 

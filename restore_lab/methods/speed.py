@@ -18,8 +18,8 @@ from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from restore_lab.adaptors.trunk import Trunk
-from restore_lab.adaptors.trunk_mmdit import MMDiTTrunk
+from restore_lab.adaptors.trunk.mmdit import MMDiTTrunk
+from restore_lab.adaptors.trunk.unet import Trunk
 from restore_lab.methods.base import RestorationModule
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from restore_lab.adaptors.zero_sft import group_norm
+from restore_lab.adaptors.fusion.zero_sft import group_norm
 
 log = logging.getLogger(__name__)
 LAYERS = {2: 0.1, 7: 0.1, 16: 1.0, 25: 1.0, 34: 1.0}  # conv1_2, conv2_2, conv3_4, conv4_4, conv5_4 of torchvision's VGG

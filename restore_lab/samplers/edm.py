@@ -28,7 +28,7 @@ from restore_lab.system.xla import cut
 
 if TYPE_CHECKING:
     from restore_lab.backbones.schedule import Schedule
-    from restore_lab.samplers.fidelity import Steer
+    from restore_lab.samplers.fidelity.base import Steer
 
 
 @dataclass(kw_only=True, eq=False)

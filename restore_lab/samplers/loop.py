@@ -21,13 +21,13 @@ from torch import Tensor
 from restore_lab.backbones.schedule import FlowMatching
 from restore_lab.config.kinds import Range
 from restore_lab.random import generator
-from restore_lab.samplers.fidelity import Prediction, Steer
+from restore_lab.samplers.fidelity.base import Prediction, Steer
 from restore_lab.samplers.level import Level, levels
 from restore_lab.system.xla import cut
 
 if TYPE_CHECKING:
     from restore_lab.backbones.schedule import Schedule
-    from restore_lab.samplers.fidelity import Free
+    from restore_lab.samplers.fidelity.base import Free
     from restore_lab.samplers.guidance import ClassifierFree
     from restore_lab.samplers.tiling import Gaussian
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from restore_lab.adaptors.hint import HintNet
-from restore_lab.adaptors.modulation import Modulation
-from restore_lab.adaptors.trunk import Trunk, collect
-from restore_lab.adaptors.zero import ZeroConv, zero_conv
+from restore_lab.adaptors.fusion.modulation import Modulation
+from restore_lab.adaptors.fusion.zero_conv import ZeroConv, zero_conv
+from restore_lab.adaptors.hint_net import HintNet
+from restore_lab.adaptors.trunk.unet import Trunk, collect
 from restore_lab.config.build import build
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.types import Cond, Hint

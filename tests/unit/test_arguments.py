@@ -19,7 +19,7 @@ from tests.pages import ROOT
 PACKAGE = ROOT / "restore_lab"
 # What a kind of part is called with, and this one needs nothing of: not settings.
 CALLED_WITH = {
-    ("restore_lab.adaptors.decoder.CodecDecoder", "backbone"),
+    ("restore_lab.decoders.codec.CodecDecoder", "backbone"),
     ("restore_lab.adaptors.lq_encoder.CodecEncoder", "backbone"),
     ("restore_lab.samplers.colour.keep", "reference_BCHW"),
 }

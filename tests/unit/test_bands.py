@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from restore_lab.adaptors.decoder import DegradationAwareDecoder
 from restore_lab.adaptors.lq_encoder import RobustEncoder
 from restore_lab.backbones.codec import bands
 from restore_lab.backbones.codec.bands import Canvas, swept
 from restore_lab.backbones.codec.codec import Codec
+from restore_lab.decoders.degradation_aware import DegradationAwareDecoder
 from restore_lab.types import Hint
 from tests.toy_methods import shake
 from tests.toys import toy_backbone, toy_vae

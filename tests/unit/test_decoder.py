@@ -10,8 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from restore_lab.adaptors.decoder import CodecDecoder, ConsistencyDecoder, DegradationAwareDecoder, RefinementBlock
 from restore_lab.backbones.codec.codec import Codec
+from restore_lab.decoders.codec import CodecDecoder
+from restore_lab.decoders.consistency import ConsistencyDecoder
+from restore_lab.decoders.degradation_aware import DegradationAwareDecoder, RefinementBlock
 from restore_lab.methods.decoder_training import DecoderTraining
 from restore_lab.methods.parts import DECODER
 from restore_lab.methods.training import Optimisation, TrainingModule

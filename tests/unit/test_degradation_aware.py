@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from restore_lab.adaptors.degradation_aware import ControlDecoder, ControlEncoder, ModulationBlock
+from restore_lab.adaptors.injection import ControlDecoder, ControlEncoder, ModulationBlock
 from restore_lab.adaptors.prompt_processor import PromptProcessor, branch
 from restore_lab.types import Hint
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from restore_lab.adaptors.control import ControlAdaptor
-from restore_lab.adaptors.degradation_aware import ControlDecoder, ControlEncoder
+from restore_lab.adaptors.fusion.zero_conv import ZeroConv
+from restore_lab.adaptors.injection import ControlDecoder, ControlEncoder
 from restore_lab.adaptors.prompt_processor import PromptProcessor
-from restore_lab.adaptors.trunk import Trunk
-from restore_lab.adaptors.zero import ZeroConv
+from restore_lab.adaptors.trunk.unet import Trunk
 from restore_lab.degradation.diff_restorer import KINDS, Eight
 from restore_lab.methods.diff_restorer import DiffRestorer, kinds_loss
 from restore_lab.methods.weights import weights_file

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from restore_lab.adaptors.lora import Lora
-from restore_lab.adaptors.restoration import RestorationAdapters, resampled
+from restore_lab.adaptors.restoration_adapter import RestorationAdapters, resampled
 from restore_lab.methods.lq_targets import LqTargets, describe
 from restore_lab.types import Hint
 from tests.rounding import close

@@ -18,7 +18,8 @@ from restore_lab.methods.parts import partway
 from restore_lab.random import noise_like
 from restore_lab.samplers.colour import adain, keep, low_band, wavelet
 from restore_lab.samplers.edm import EdmSampler
-from restore_lab.samplers.fidelity import Free, RestorationGuided
+from restore_lab.samplers.fidelity.base import Free
+from restore_lab.samplers.fidelity.restoration_guided import RestorationGuided
 from restore_lab.samplers.guidance import ClassifierFree
 from restore_lab.samplers.init import LqNoised
 from restore_lab.samplers.level import Level, Linear, levels
@@ -145,7 +146,13 @@ def test_the_pull_and_its_gate() -> None:
     assert torch.allclose(pulled, 3.0 - 0.25 * 2.0 * torch.ones(1))
     assert torch.equal(RestorationGuided(tau_r=2.0, s_tmin=0.05).on_x0(x0, centre_BCHW=centre, level=level), x0)
     with pytest.raises(ValueError, match=r"tau_r=-1\.0: expected a number of at least 0, or null"):
-        build({"_target_": "restore_lab.samplers.fidelity.RestorationGuided", "tau_r": -1.0, "s_tmin": 0.0})
+        build(
+            {
+                "_target_": "restore_lab.samplers.fidelity.restoration_guided.RestorationGuided",
+                "tau_r": -1.0,
+                "s_tmin": 0.0,
+            }
+        )
 
 
 def test_the_papers_form_is_the_standard_one_at_one_more() -> None:

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from restore_lab.backbones.schedule import FlowMatching, Schedule
-from restore_lab.samplers.adares import AdaRes, relative_distance
 from restore_lab.samplers.edm import EdmSampler
-from restore_lab.samplers.fidelity import Free, Prediction, RestorationGuided, RestorationSampling, Steer
+from restore_lab.samplers.fidelity.adares import AdaRes, relative_distance
+from restore_lab.samplers.fidelity.base import Free, Prediction, Steer
+from restore_lab.samplers.fidelity.restoration_guided import RestorationGuided
+from restore_lab.samplers.fidelity.rss import RestorationSampling
 from restore_lab.samplers.init import LqNoised
 from restore_lab.samplers.level import Level, Until, levels
 from restore_lab.samplers.loop import SchedulerSampler, stepped_through_x0

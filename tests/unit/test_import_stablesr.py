@@ -8,8 +8,8 @@ from diffusers import AutoencoderKL
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from torch import nn
 
-from restore_lab.adaptors.cfw import Wrapping
 from restore_lab.config.build import build
+from restore_lab.decoders.cfw import Wrapping
 from restore_lab.types import Hint
 from tests.composed import composed
 from tests.importers import imported, prior_folder, stored

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from restore_lab.adaptors.control import ControlAdaptor, StreamAdaptor
+from restore_lab.adaptors.fusion.sft import SFT, Transform
 from restore_lab.adaptors.lora import TARGETS, Lora
-from restore_lab.adaptors.sft import SFT, Transform
-from restore_lab.adaptors.trunk import trunk
+from restore_lab.adaptors.trunk.unet import trunk
 from restore_lab.adaptors.visual_stream import AdaNorm, VisualStream, text_attentions
 from restore_lab.methods.instantir import DcpTraining, PreviewerTraining
 from restore_lab.methods.lq_targets import LqTargets
@@ -20,7 +20,7 @@ from restore_lab.methods.references import Reference
 from restore_lab.objectives.consistency import Distillation, boundary, consistent, solver_step
 from restore_lab.prompts.slots import Dropout, PromptSources
 from restore_lab.random import noise_like
-from restore_lab.samplers.adares import AdaRes
+from restore_lab.samplers.fidelity.adares import AdaRes
 from restore_lab.samplers.guidance import Branch
 from restore_lab.samplers.tiling import Gaussian
 from restore_lab.types import Cond, Hint

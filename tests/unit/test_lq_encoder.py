@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from restore_lab.adaptors.control import ControlAdaptor
+from restore_lab.adaptors.fusion.zero_conv import ZeroConv
 from restore_lab.adaptors.lq_encoder import CodecEncoder, RobustEncoder
-from restore_lab.adaptors.trunk import Trunk
-from restore_lab.adaptors.zero import ZeroConv
+from restore_lab.adaptors.trunk.unet import Trunk
 from restore_lab.backbones.codec.codec import Codec
 from restore_lab.methods.encoder_training import EncoderTraining
 from restore_lab.methods.parts import LQ_ENCODER

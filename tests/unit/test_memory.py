@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from restore_lab.adaptors.decoder import DegradationAwareDecoder
 from restore_lab.adaptors.lq_encoder import RobustEncoder
+from restore_lab.decoders.degradation_aware import DegradationAwareDecoder
 from restore_lab.methods.memory import Memory, Stages, quantise
 from restore_lab.system.memory import out_of_memory
 from tests.composed import composed

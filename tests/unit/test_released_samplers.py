@@ -25,7 +25,8 @@ from restore_lab.backbones.schedule import Schedule
 from restore_lab.config.build import build
 from restore_lab.random import generator
 from restore_lab.samplers.colour import wavelet
-from restore_lab.samplers.fidelity import RestorationGuided, Steer
+from restore_lab.samplers.fidelity.base import Steer
+from restore_lab.samplers.fidelity.restoration_guided import RestorationGuided
 from restore_lab.samplers.level import Level
 from restore_lab.samplers.tiling import Gaussian, Tiles
 from restore_lab.types import Cond, Hint

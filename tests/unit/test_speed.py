@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from restore_lab.adaptors.hint import HintNet
+from restore_lab.adaptors.hint_net import HintNet
 from restore_lab.config.build import build
 from restore_lab.evaluation.evaluate import planned as planned_scores
 from restore_lab.methods import branches as branches_module

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from restore_lab.adaptors.zero import ZeroConv
+from restore_lab.adaptors.fusion.zero_conv import ZeroConv
 from restore_lab.cli import errors
 from restore_lab.methods import fit as fit_module
 from restore_lab.methods.ema import EMA

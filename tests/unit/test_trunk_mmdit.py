@@ -15,13 +15,13 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from restore_lab.adaptors.control import ControlAdaptor
-from restore_lab.adaptors.meeting import Controls, encoder_controls, meetings
-from restore_lab.adaptors.modulation import Modulation
-from restore_lab.adaptors.sft import SFT
-from restore_lab.adaptors.trunk import trunk
-from restore_lab.adaptors.trunk_mmdit import MMDiTTrunk
-from restore_lab.adaptors.zero import ZeroConv
-from restore_lab.adaptors.zero_sft import ZeroSFT
+from restore_lab.adaptors.fusion.base import Controls, encoder_controls, meetings
+from restore_lab.adaptors.fusion.modulation import Modulation
+from restore_lab.adaptors.fusion.sft import SFT
+from restore_lab.adaptors.fusion.zero_conv import ZeroConv
+from restore_lab.adaptors.fusion.zero_sft import ZeroSFT
+from restore_lab.adaptors.trunk.mmdit import MMDiTTrunk
+from restore_lab.adaptors.trunk.unet import trunk
 from restore_lab.methods.speed import recompute
 from restore_lab.types import Cond, Hint, Tap
 from tests.toy_methods import shake

@@ -20,7 +20,7 @@ from tests.composed import composed
 
 OPTIMISATION = {"_target_": "restore_lab.methods.training.Optimisation", "lr": 1e-4}
 SAMPLER = {"_target_": "restore_lab.samplers.loop.SchedulerSampler"}
-RSS = {"_target_": "restore_lab.samplers.fidelity.RestorationSampling"}
+RSS = {"_target_": "restore_lab.samplers.fidelity.rss.RestorationSampling"}
 BACKBONE = {"_target_": "restore_lab.backbones.loading.load.load_backbone"}
 GUIDANCE = {"_target_": "restore_lab.samplers.guidance.ClassifierFree"}
 WRONG = [

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from restore_lab.adaptors.control import ControlAdaptor
-from restore_lab.adaptors.trunk import Trunk
-from restore_lab.adaptors.zero_sft import ZeroSFT
+from restore_lab.adaptors.fusion.zero_sft import ZeroSFT
+from restore_lab.adaptors.trunk.unet import Trunk
 from restore_lab.config.build import build
 from tests.composed import composed
 from tests.toy_methods import shake

@@ -13,7 +13,9 @@ from torch import Tensor
 from restore_lab.backbones.schedule import FlowMatching, Schedule
 from restore_lab.samplers import schedulers
 from restore_lab.samplers.edm import EdmSampler
-from restore_lab.samplers.fidelity import Free, RestorationGuided, RestorationSampling
+from restore_lab.samplers.fidelity.base import Free
+from restore_lab.samplers.fidelity.restoration_guided import RestorationGuided
+from restore_lab.samplers.fidelity.rss import RestorationSampling
 from restore_lab.samplers.level import Level
 from restore_lab.samplers.tiling import Gaussian, Part, Tiles
 from tests.toy_methods import said, sampler_parts, toy_sampler

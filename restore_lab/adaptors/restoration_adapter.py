@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from restore_lab.adaptors.control import Beside
-from restore_lab.adaptors.zero import zero_conv
-from restore_lab.adaptors.zero_sft import group_norm
+from restore_lab.adaptors.fusion.zero_conv import zero_conv
+from restore_lab.adaptors.fusion.zero_sft import group_norm
 from restore_lab.types import Cond, Hint, Tap
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from restore_lab.adaptors.zero_sft import group_norm
+from restore_lab.adaptors.fusion.zero_sft import group_norm
 from restore_lab.system.xla import doubled
 from restore_lab.types import Hint
 

@@ -6,7 +6,7 @@ features E'(y) side by side (`feed=concat`). SUPIR section 3.1: the copy keeps h
 Either way the new weights are zero, so that at the start the trunk sees z_t alone. InstantIR section 3.2: the LQ's
 latent and a reference lie one above the other in one map, each through a first convolution of its own, and z_t is not
 seen (`feed=spatial`). Shapes: z (B, C, h, w), hint features (B, F, h, w); out: one map a skip, and the middle's, by tap
-name; with `spatial` both halves side by side in the channels, the reference's first. trunk_mmdit.py has the MM-DiT's.
+name; with `spatial` both halves side by side in the channels, the reference's first. trunk/mmdit.py has the MM-DiT's.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from restore_lab.adaptors.meeting import Controls, encoder_controls
-from restore_lab.adaptors.zero import zero_conv
+from restore_lab.adaptors.fusion.base import Controls, encoder_controls
+from restore_lab.adaptors.fusion.zero_conv import zero_conv
 from restore_lab.backbones.unet_loop import encode, time_embedding
 from restore_lab.types import Cond, Tap
 
 if TYPE_CHECKING:
-    from restore_lab.adaptors.trunk_mmdit import MMDiTTrunk
+    from restore_lab.adaptors.trunk.mmdit import MMDiTTrunk
     from restore_lab.backbones.base import Backbone
     from restore_lab.backbones.unet import UNetBackbone
 
@@ -62,7 +62,7 @@ def trunk(
     if feed not in ("concat", "add", "spatial"):
         raise ValueError(f"adaptor.trunk.feed={feed!r} is not known; one of concat, add, spatial")
     if backbone.family == "mmdit":
-        from restore_lab.adaptors.trunk_mmdit import MMDiTTrunk
+        from restore_lab.adaptors.trunk.mmdit import MMDiTTrunk
 
         return MMDiTTrunk(backbone, hint_channels=hint_channels, depth=depth, feed=feed, text=text)
     return Trunk(backbone, hint_channels=hint_channels, middle=middle, depth=depth, feed=feed, text=text)

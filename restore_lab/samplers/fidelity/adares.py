@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from restore_lab.config.kinds import Share
-from restore_lab.samplers.fidelity import Free, Steer
+from restore_lab.samplers.fidelity.base import Free, Steer
 
 if TYPE_CHECKING:
     from restore_lab.samplers.level import Level

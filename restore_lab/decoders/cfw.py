@@ -18,8 +18,8 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from restore_lab.adaptors.decoder import through
-from restore_lab.adaptors.zero_sft import group_norm
+from restore_lab.adaptors.fusion.zero_sft import group_norm
+from restore_lab.decoders.degradation_aware import through
 from restore_lab.storage.artefact import place_of
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ import torch
 from diffusers.models.transformers.transformer_sd3 import SD3SingleTransformerBlock
 from torch import Tensor, nn
 
-from restore_lab.adaptors.meeting import Controls
-from restore_lab.adaptors.trunk import side_by_side, stacked, widened
+from restore_lab.adaptors.fusion.base import Controls
+from restore_lab.adaptors.trunk.unet import side_by_side, stacked, widened
 from restore_lab.backbones.mmdit import add_positions, run_blocks, time_embedding
 from restore_lab.types import Cond, Tap
 
@@ -44,7 +44,7 @@ def blocks_kept(depth: str | int | Sequence[int], *, whole: int) -> int:
 
 
 class MMDiTTrunk(nn.Module):
-    """The copied blocks; arguments as `restore_lab.adaptors.trunk.trunk` has them."""
+    """The copied blocks; arguments as `restore_lab.adaptors.trunk.unet.trunk` has them."""
 
     def __init__(
         self, backbone: Backbone, *, hint_channels: int, depth: str | int | Sequence[int], feed: str, text: bool

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from restore_lab.adaptors.meeting import Controls, encoder_controls, meetings
-from restore_lab.adaptors.zero import added, zero_conv
+from restore_lab.adaptors.fusion.base import Controls, encoder_controls, meetings
+from restore_lab.adaptors.fusion.zero_conv import added, zero_conv
 
 if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from restore_lab.adaptors.meeting import Controls, Meeting, encoder_controls, meetings
-from restore_lab.adaptors.zero import zero_conv
+from restore_lab.adaptors.fusion.base import Controls, Meeting, encoder_controls, meetings
+from restore_lab.adaptors.fusion.zero_conv import zero_conv
 
 if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from restore_lab.adaptors.meeting import Controls, encoder_controls, meetings
+from restore_lab.adaptors.fusion.base import Controls, encoder_controls, meetings
 
 if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone

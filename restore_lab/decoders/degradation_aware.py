@@ -1,10 +1,10 @@
-"""What turns the restored latent into an image. `decoder=codec|degradation_aware|consistency`; cfw.py has StableSR's.
+"""Diff-Restorer's degradation-aware decoder (section III-D, Fig. 6). `decoder=degradation_aware`.
 
-Diff-Restorer's degradation-aware decoder (section III-D, Fig. 6) is a trained copy of the codec's. At the levels
-nearest the latent, a refinement block joins its features z_i with the LQ's in the codec's encoder (Eq. 5):
+It is a trained copy of the codec's. At the levels nearest the latent, a refinement block joins its features z_i with
+the LQ's in the codec's encoder (Eq. 5):
     z~ = Conv([z_i, z_i^lq]),  f = sigmoid(Linear(P_D)),  z^ = Res(z~ * f) + z_i
-The residual block's last convolution starts at zero, so that an untrained decoder is the codec's. The consistency
-decoder is OpenAI's, by diffusers. Shapes: latents (B, C, h, w), normalised -> images (B, 3, H, W), near [0, 1].
+The residual block's last convolution starts at zero, so that an untrained decoder is the codec's. Shapes: latents
+(B, C, h, w), normalised -> images (B, 3, H, W), near [0, 1].
 """
 
 from __future__ import annotations
@@ -17,29 +17,15 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from restore_lab.adaptors.zero import zero_conv
-from restore_lab.adaptors.zero_sft import group_norm
+from restore_lab.adaptors.fusion.zero_conv import zero_conv
+from restore_lab.adaptors.fusion.zero_sft import group_norm
 from restore_lab.backbones.codec.banded import decoded, levels
 from restore_lab.backbones.codec.bands import Canvas, swept
-from restore_lab.storage.artefact import place_of
-from restore_lab.storage.foreign import check_model
 
 if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
     from restore_lab.backbones.codec.codec import Codec
     from restore_lab.types import Hint
-
-
-class CodecDecoder(nn.Module):
-    """The codec's own decoder; nothing to train, nothing to store."""
-
-    stored = False
-
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-
-    def forward(self, z_BCHW: Tensor, hint: Hint, codec: Codec) -> Tensor:
-        return codec.decode(z_BCHW, clamp=False)
 
 
 class RefinementBlock(nn.Module):
@@ -181,57 +167,3 @@ def through(decoder: Any, z_BCHW: Tensor, *, at: Callable[[int, Tensor], Tensor]
         for upsampler in level.upsamplers or ():
             h = upsampler(h)
     return decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(h)))
-
-
-class ConsistencyDecoder(nn.Module):
-    """OpenAI's consistency decoder (Table V), trained for the latents of SD 1.x; frozen, the same noise for all images.
-
-    Args:
-        backbone: whose latents are decoded.
-        path: folder or hub id of a ConsistencyDecoderVAE.
-
-    Raises:
-        ValueError: if there is none, or the codec's latents are not SD 1.x's in shape.
-    """
-
-    stored = False
-
-    def __init__(self, backbone: Backbone, *, path: str) -> None:
-        super().__init__()
-        from diffusers import ConsistencyDecoderVAE
-
-        codec = backbone.codec
-        if (codec.compression, codec.channels) != (8, 4):
-            raise ValueError(
-                f"decoder=consistency decodes SD 1.x's latents (4 channels, an eighth of the side); this codec's have "
-                f"{codec.channels} channels, 1/{codec.compression} of the side; set decoder=codec"
-            )
-        place = place_of(path)
-        try:
-            source = str(place) if place.is_dir() else path
-            check_model(place)
-            self.vae = ConsistencyDecoderVAE.from_pretrained(source, use_safetensors=True)
-        except (OSError, ValueError) as error:
-            first = str(error).splitlines()[0][:200]
-            raise ValueError(f"decoder.path={path}: no consistency decoder ({first}); give its folder") from error
-        if abs(codec.scale[0] - self.vae.config.scaling_factor) > 1e-6:
-            raise ValueError(
-                f"decoder=consistency decodes latents scaled by {self.vae.config.scaling_factor}; this codec's are "
-                f"scaled by {codec.scale[0]} (SDXL's are others than SD 1.x's); set decoder=codec"
-            )
-        self.vae.requires_grad_(False)
-
-    def forward(self, z_BCHW: Tensor, hint: Hint, codec: Codec) -> Tensor:
-        height, width = (side * codec.compression for side in z_BCHW.shape[-2:])
-        if codec.pixels is not None and height * width > codec.pixels:
-            raise ValueError(
-                f"decoder=consistency decodes whole images, and {width}x{height} is larger than a tile; "
-                "set decoder=codec, or sampler/tiling=none"
-            )
-        unscaled = z_BCHW / codec.scale[0] + codec.shift[0]
-        # diffusers draws all of its noise from one generator: image by image, so that no batch changes a result.
-        images = [
-            self.vae.decode(z[None].to(self.vae.dtype), generator=torch.Generator().manual_seed(0)).sample
-            for z in unscaled
-        ]
-        return (torch.cat(images).to(z_BCHW.dtype) + 1) / 2
