@@ -23,7 +23,7 @@ from benchmarks.theirs import Diffusers
 from benchmarks.training import OurTraining, TheirTraining, our_loss
 from restore_lab.backbones.disk_cache import DiskCache
 from restore_lab.config.build import build
-from restore_lab.methods.base import RestorationModule
+from restore_lab.methods.module import RestorationModule
 from restore_lab.random import noise_like
 from restore_lab.system.memory import let_go
 from restore_lab.types import Batch

@@ -26,8 +26,8 @@ from torch import Tensor
 from restore_lab.config.build import build
 from restore_lab.data.image_io import to_tensor
 from restore_lab.degradation.fixed import Fixed
-from restore_lab.methods.base import RestorationModule
-from restore_lab.methods.references import preview
+from restore_lab.methods.module import RestorationModule
+from restore_lab.methods.reference import preview
 from restore_lab.methods.weights import weights_file
 from restore_lab.objectives.consistency import solver_step
 from restore_lab.random import mix, noise_like

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.alternating import Seconds, clock
 from benchmarks.theirs import Diffusers
-from restore_lab.methods.base import RestorationModule
+from restore_lab.methods.module import RestorationModule
 from restore_lab.types import Batch
 
 

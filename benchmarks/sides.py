@@ -21,7 +21,7 @@ from restore_lab.backbones.codec.codec import Codec
 from restore_lab.backbones.disk_cache import DiskCache
 from restore_lab.backbones.loading.load import DTYPES
 from restore_lab.config.build import build
-from restore_lab.methods.base import RestorationModule
+from restore_lab.methods.module import RestorationModule
 from restore_lab.random import generator
 from restore_lab.system.quiet import quiet
 from restore_lab.types import Batch

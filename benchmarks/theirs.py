@@ -14,7 +14,7 @@ from torch import Tensor
 
 from restore_lab.backbones.codec.codec import Codec
 from restore_lab.importing.exporting import as_controlnet
-from restore_lab.methods.base import RestorationModule
+from restore_lab.methods.module import RestorationModule
 from restore_lab.random import noise_like
 from restore_lab.system.quiet import quiet
 from restore_lab.types import Batch

@@ -26,9 +26,9 @@ from benchmarks.alternating import Seconds, clock
 from benchmarks.theirs import Diffusers
 from restore_lab.config.build import build
 from restore_lab.config.trainer import trainer_of
-from restore_lab.methods.base import RestorationModule
-from restore_lab.methods.lightning_trainer import trainer_for
-from restore_lab.methods.training import Optimisation, TrainingModule
+from restore_lab.methods.module import RestorationModule
+from restore_lab.training.module import Optimisation, TrainingModule
+from restore_lab.training.trainer import trainer_for
 from restore_lab.types import Batch
 
 PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16}

@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-import restore_lab.methods.restorer as restorer
+import restore_lab.inference.restorer as restorer
 from restore_lab.data.image_io import read_image, to_tensor
 from restore_lab.data.sources.photos import photos_folder
 from restore_lab.evaluation.seams import Seams, seams
-from restore_lab.methods.restore import restore_folder
+from restore_lab.inference.folder import restore_folder
 from restore_lab.types import Batch
 from tests.composed import composed
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from restore_lab.adaptors.control import Beside, ControlAdaptor
 from restore_lab.backbones.schedule import Schedule
-from restore_lab.methods.base import RestorationModule
-from restore_lab.methods.references import Reference
+from restore_lab.methods.module import RestorationModule
+from restore_lab.methods.reference import Reference
 from restore_lab.methods.trainable import Trainable
 from restore_lab.types import Cond, Edit, Hint, Tap, identity
 

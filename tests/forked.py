@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from tests.rounding import LAYERS
 
-IMPORTED = ("lightning.pytorch", "scipy.signal", "restore_lab.methods.base")  # once, and not in every process
+IMPORTED = ("lightning.pytorch", "scipy.signal", "restore_lab.methods.module")  # once, and not in every process
 
 
 def forked(

@@ -57,8 +57,8 @@ def rounds(folder: Path, prior: Path) -> Iterator[None]:
     """Train, restore; for ever."""
     from restore_lab import Restorer
     from restore_lab.data.sources.photos import photos_folder
-    from restore_lab.methods.fit import fit
-    from restore_lab.methods.restore import restore_folder
+    from restore_lab.inference.folder import restore_folder
+    from restore_lab.training.run import fit
     from tests.composed import composed, small
 
     words = [

@@ -24,7 +24,7 @@ MAX_LINES = 400
 RANKS = {
     "system": -2,  # what a run does with the computer: processes, memory, faults
     "storage": -1,  # what it keeps: artefacts by identity, locks
-    "config": 0,  # what it is told, before anything is built
+    "config": 0,  # what a person wrote, before anything is built
     "types": 0,
     "random": 0,
     "tracking": 0.5,
@@ -37,11 +37,17 @@ RANKS = {
     "objectives": 5,
     "samplers": 5,
     "methods": 6,
-    "importing": 7,
-    "evaluation": 7,
-    "tables": 8,
-    "demo": 8,
-    "cli": 9,
+    "inference": 7,
+    "training": 8,
+    "priors": 9,
+    "evaluation": 10,
+    "inspection": 11,
+    "prepare": 11,
+    "launch": 11,
+    "importing": 12,
+    "tables": 12,
+    "demo": 12,
+    "cli": 13,
 }
 HEAVY = frozenset(
     ("torch", "torchvision", "lightning", "diffusers", "transformers", "peft", "torchmetrics", "pyiqa", "wandb")

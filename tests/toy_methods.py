@@ -11,7 +11,7 @@ from torch import nn
 from restore_lab.adaptors.control import ControlAdaptor
 from restore_lab.adaptors.fusion.modulation import Modulation
 from restore_lab.adaptors.trunk.unet import trunk
-from restore_lab.methods.base import RestorationModule
+from restore_lab.methods.module import RestorationModule
 from restore_lab.objectives.denoising import Denoising
 from restore_lab.prompts.instruction import FromRecipe
 from restore_lab.prompts.semantic import Caption

@@ -13,7 +13,7 @@ from typing import Any
 
 def run(cfg: Any) -> None:
     """Write the table and say where it is."""
-    from restore_lab.methods.captioning import caption_folder
+    from restore_lab.inference.captioning import caption_folder
     from restore_lab.system.processes import launched, place
 
     if launched(cfg.devices):

@@ -21,8 +21,8 @@ def run(cfg: Any) -> None:
     Raises:
         ValueError: if images were left out; they were named when it happened.
     """
-    from restore_lab.methods.restore import restore_folder
-    from restore_lab.methods.restored_files import SUMMARY
+    from restore_lab.inference.files import SUMMARY
+    from restore_lab.inference.folder import restore_folder
     from restore_lab.system.processes import launched, place
 
     if launched(cfg.devices):

@@ -22,9 +22,9 @@ def run(cfg: Any) -> float | None:
     Raises:
         ValueError: for a debug run with an `optimized_metric`: it leaves no losses.
     """
-    from restore_lab.methods.fit import LOSSES, fit
     from restore_lab.storage.locks import first_rank
     from restore_lab.tables import sweep
+    from restore_lab.training.run import LOSSES, fit
 
     folder = sweep.train(cfg) if sweep.sweeping() else fit(cfg)
     if first_rank() and folder is not None:
@@ -33,7 +33,7 @@ def run(cfg: Any) -> float | None:
         return None
     if folder is None:
         raise ValueError(f"optimized_metric={cfg.optimized_metric}: a debug run leaves no losses; set it to null")
-    from restore_lab.methods.history import newest
+    from restore_lab.training.history import newest
 
     value = newest(folder / LOSSES, cfg.optimized_metric)
     print(f"{cfg.optimized_metric}: {value:.6g}")

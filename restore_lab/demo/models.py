@@ -21,7 +21,7 @@ from restore_lab.storage.artefact import Manifest, place_of
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from restore_lab.methods.restorer import Restorer
+    from restore_lab.inference.restorer import Restorer
 
 LOADED = 2
 
@@ -140,7 +140,7 @@ class Shelf:
             turned: slider to value; those that the model does not have are left out.
         """
         from restore_lab.config.build import build
-        from restore_lab.methods.restorer import Restorer
+        from restore_lab.inference.restorer import Restorer
 
         plain = self.config(name)
         known = [(knob, turned[knob.says]) for knob in self.knobs if knob.says in turned]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import Tensor
 
-    from restore_lab.methods.restoration import Restoration
+    from restore_lab.inference.result import Restoration
 
 SEEDS = 8
 BUTTONS = ["download", "fullscreen"]  # none that would send a picture elsewhere

@@ -35,10 +35,10 @@ from restore_lab.evaluation.records import (
     render,
 )
 from restore_lab.evaluation.scores import Scores, once, scores_of, settings_of
-from restore_lab.methods.captioning import caption_ahead, find_captioners
+from restore_lab.inference.captioning import caption_ahead, find_captioners
+from restore_lab.inference.restorer import load
 from restore_lab.methods.parts import pad_to_multiple
-from restore_lab.methods.restorer import load
-from restore_lab.methods.restoring import asked_about
+from restore_lab.methods.pipeline import asked_about
 from restore_lab.methods.weights import weights_file
 from restore_lab.prompts.slots import PromptSources
 from restore_lab.storage.artefact import Manifest, complete, place_of
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from restore_lab.backbones.base import Backbone
     from restore_lab.evaluation.suite import MetricSuite
-    from restore_lab.methods.base import RestorationModule
+    from restore_lab.methods.module import RestorationModule
     from restore_lab.types import Batch
 
 # What an evaluation's identity is made of; everything else in the config only trains, or only shows.

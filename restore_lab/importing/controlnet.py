@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from restore_lab.importing.layout import Layout, Piece, Source, any_with, prior_words
 from restore_lab.importing.ldm import layers_of, unet_key
-from restore_lab.methods.base import RestorationModule
+from restore_lab.methods.module import RestorationModule
 
 
 def sources(names: Iterable[str], module: RestorationModule, source: Source | None = None) -> dict[str, Piece]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import Tensor
 
-    from restore_lab.methods.base import RestorationModule
+    from restore_lab.methods.module import RestorationModule
 
 log = logging.getLogger(__name__)
 SHOWN = 3  # names of each kind of mistake in an error's line

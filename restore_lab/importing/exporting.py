@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import Tensor
 
-    from restore_lab.methods.base import RestorationModule
+    from restore_lab.methods.module import RestorationModule
 
 CONTROLNET = "controlnet"
 LORA = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable
 from torch import Tensor
 
 from restore_lab.importing.layout import Layout, Piece, Source, any_with
-from restore_lab.methods.base import RestorationModule
+from restore_lab.methods.module import RestorationModule
 
 LICENCE = "Apache-2.0, https://huggingface.co/InstantX/InstantIR"
 WORDS = ("method=instantir", "scale=full")

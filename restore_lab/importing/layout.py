@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from restore_lab.methods.base import RestorationModule
+    from restore_lab.methods.module import RestorationModule
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from restore_lab.importing.layout import Layout, Piece, Source, prior_words
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from restore_lab.methods.base import RestorationModule
+    from restore_lab.methods.module import RestorationModule
 
 PREFIX = re.compile(r"^(unet|transformer|base_model\.model)\.")
 SPELLINGS = (

@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Iterable
 
 from restore_lab.importing.layout import Layout, Piece, Source, any_with
-from restore_lab.methods.base import RestorationModule
+from restore_lab.methods.module import RestorationModule
 
 FUSION = "decoder.fusion_layer_"
 BASE = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "loss.", "quantize.", "model_ema.")

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from restore_lab.importing.layout import Layout, Piece, Source, any_with
 from restore_lab.importing.ldm import kl_encoder_piece, layers_of, unet_key
-from restore_lab.methods.base import RestorationModule
+from restore_lab.methods.module import RestorationModule
 
 CONTROL = "model.control_model."
 PROJECT = "model.diffusion_model.project_modules."

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from restore_lab.methods.parts import mixed, partway
-from restore_lab.methods.restoring import joined
+from restore_lab.methods.pipeline import joined
 from restore_lab.samplers.guidance import Branch
 from restore_lab.system.memory import let_go, out_of_memory
 
 if TYPE_CHECKING:
-    from restore_lab.methods.base import RestorationModule
+    from restore_lab.methods.module import RestorationModule
     from restore_lab.types import Cond, Hint
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from restore_lab.objectives.decoder import PatchDiscriminator, Perceptual, decei
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from restore_lab.methods.base import RestorationModule
+    from restore_lab.methods.module import RestorationModule
     from restore_lab.types import Batch
 
 

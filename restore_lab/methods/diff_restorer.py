@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from restore_lab.degradation.vocabulary import labels
-from restore_lab.methods.base import RestorationModule
+from restore_lab.methods.module import RestorationModule
 from restore_lab.methods.trainable import with_sum
 from restore_lab.types import Cond, Hint
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from restore_lab.adaptors.lq_encoder import CodecEncoder, RobustEncoder
     from restore_lab.adaptors.prompt_processor import PromptProcessor, Seen
     from restore_lab.backbones.base import Backbone
-    from restore_lab.methods.base import Decoder
-    from restore_lab.methods.references import Reference
+    from restore_lab.methods.module import Decoder
+    from restore_lab.methods.reference import Reference
     from restore_lab.objectives.denoising import Denoising
     from restore_lab.prompts.slots import PromptSources
     from restore_lab.samplers.loop import Sampler

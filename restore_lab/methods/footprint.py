@@ -26,7 +26,7 @@ from restore_lab.samplers.guidance import Branch
 from restore_lab.types import Prompt
 
 if TYPE_CHECKING:
-    from restore_lab.methods.base import RestorationModule
+    from restore_lab.methods.module import RestorationModule
 
 FLOAT32, HALF = 4, 2
 

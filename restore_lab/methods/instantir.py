@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from restore_lab.methods.branches import predictions
-from restore_lab.methods.references import preview
+from restore_lab.methods.reference import preview
 from restore_lab.methods.trainable import Trainable
 from restore_lab.samplers.guidance import Branch
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from restore_lab.methods.base import RestorationModule
+    from restore_lab.methods.module import RestorationModule
     from restore_lab.objectives.consistency import Distillation
     from restore_lab.prompts.slots import Dropout
     from restore_lab.types import Batch

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from restore_lab.adaptors.trunk.mmdit import MMDiTTrunk
 from restore_lab.adaptors.trunk.unet import Trunk
-from restore_lab.methods.base import RestorationModule
+from restore_lab.methods.module import RestorationModule
 
 if TYPE_CHECKING:
     from restore_lab.methods.trainable import Trainable

@@ -18,7 +18,7 @@ from restore_lab.methods.parts import mixed, pad_to_multiple
 from restore_lab.random import noise_like
 
 if TYPE_CHECKING:
-    from restore_lab.methods.base import RestorationModule
+    from restore_lab.methods.module import RestorationModule
     from restore_lab.types import Batch, Tap
 
 Trace = dict[str, Tensor]  # by place, in the order computed; float32 on the CPU

@@ -2,7 +2,7 @@
 
 It looks at the LQ, at what the codec makes of the LQ's latent (with lq_encoder=robust the LQ without its degradation,
 as SUPIR does), or at the HQ. The captions are made in a pass of their own before anything is restored
-(methods/captioning.py), so that captioner and prior need not be in memory together.
+(inference/captioning.py), so that captioner and prior need not be in memory together.
 """
 
 from __future__ import annotations

@@ -14,11 +14,13 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from restore_lab.data.sources.named_dataset import named
-from restore_lab.methods import captioning, fit, negatives
+from restore_lab.inference import captioning
+from restore_lab.methods import negatives
 from restore_lab.storage.named import MADE
 from restore_lab.tables.composing import composed
 from restore_lab.tables.jobs import CAPTIONS, IMAGES, Job, Plan
 from restore_lab.tables.spec import merged
+from restore_lab.training import run
 
 Around = tuple[Sequence[str], Sequence[str]]  # words before and behind a row's own: what to compose, where things lie
 READ = {"train": ("data", "first_data", "weights"), "evaluate": ("eval_data",)}  # what a verb reads of what is made
@@ -35,7 +37,7 @@ def trained(found: Plan, words: Sequence[str], around: Around) -> Job:
     more, needs = made(found, "train", words, around)
     words = merged([*words, *more])
     with composed("train", words) as cfg:
-        stages, like = fit.planned(cfg), like_of(cfg)
+        stages, like = run.planned(cfg), like_of(cfg)
     job = None
     for stage in stages:
         if stage.debug:

@@ -32,7 +32,7 @@ def train(cfg: Any) -> Path | None:
     Raises:
         JobFailed: if it fails; the others of the sweep go on.
     """
-    from restore_lab.methods.fit import fit, plan
+    from restore_lab.training.run import fit, plan
 
     stage = plan(cfg)[-1]
     if stage.debug:

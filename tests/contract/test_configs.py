@@ -26,9 +26,9 @@ from restore_lab.config.checks import check
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.config_source import SECOND_NAMES
 from restore_lab.data.sources.named_dataset import named
-from restore_lab.methods.fit import planned
-from restore_lab.methods.lightning_trainer import trainer_for
 from restore_lab.methods.weights import weights_file
+from restore_lab.training.run import planned
+from restore_lab.training.trainer import trainer_for
 from tests.composed import composed, small
 from tests.toys import toy_backbone, toy_dino, toy_unet_folder
 

@@ -37,7 +37,7 @@ def cfg(toy_folder, tmp_path_factory) -> Any:
         *(word for word in small(toy_folder) if word.startswith(("backbone", "adaptor", "sampler"))),
     ]
     Manifest(identity="0" * 16, kind="adaptor", settings={}, extra={MADE_BY: made}).write(place)
-    from restore_lab.methods.restorer import load
+    from restore_lab.inference.restorer import load
 
     load(composed("restore", *small(toy_folder), "weights=null", "input=x", "device=cpu")).export(place)
     return composed("demo", f"runs_dir={runs}", "device=cpu", "max_pixels=2000", "overrides=['trust=true']")

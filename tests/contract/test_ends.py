@@ -12,11 +12,11 @@ import torch
 from lightning.pytorch.callbacks import Timer
 from safetensors.torch import load_file
 
-from restore_lab.methods.fit import fit
-from restore_lab.methods.stages import planned
-from restore_lab.methods.training import Optimisation, TrainingModule
 from restore_lab.methods.weights import WEIGHTS
 from restore_lab.storage.artefact import Manifest, complete
+from restore_lab.training.module import Optimisation, TrainingModule
+from restore_lab.training.plan import planned
+from restore_lab.training.run import fit
 from tests.composed import composed, few_photos, small
 from tests.toys import toy_unet_folder
 

@@ -78,7 +78,7 @@ def test_the_check_refuses_in_one_line_what_it_does_not_take(verb) -> None:
 @pytest.mark.parametrize("verb", ["train", "evaluate"])
 def test_what_passes_the_check_can_be_planned(verb, tmp_path, monkeypatch) -> None:
     from restore_lab.evaluation import evaluate
-    from restore_lab.methods import fit as training
+    from restore_lab.training import run as training
 
     monkeypatch.chdir(tmp_path)
     cfg, planned = config(verb), 0

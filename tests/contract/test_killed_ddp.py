@@ -21,8 +21,8 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 
 from restore_lab.config.build import trust
-from restore_lab.methods.fit import fit
 from restore_lab.storage.artefact import complete
+from restore_lab.training.run import fit
 from tests.composed import composed, small
 from tests.contract.test_tables_killed import about, gone
 

@@ -19,10 +19,10 @@ from restore_lab.cli.evaluate import run as evaluate_verb
 from restore_lab.data.image_io import write_png
 from restore_lab.evaluation.evaluate import evaluate
 from restore_lab.evaluation.records import read_record
-from restore_lab.methods.captioning import caption_folder
+from restore_lab.inference.captioning import caption_folder
+from restore_lab.inference.folder import restore_folder
+from restore_lab.inference.restorer import load
 from restore_lab.methods.precompute import fill_cache
-from restore_lab.methods.restore import restore_folder
-from restore_lab.methods.restorer import load
 from restore_lab.system.processes import mine, place
 from tests.composed import composed, small
 from tests.contract.test_tables_killed import gone
@@ -222,7 +222,7 @@ def test_restoring_over_processes_is_that_of_one_and_goes_on(
     assert sum(len(share.bad) for share in shares) == 2
     assert there() == {path.name: path.read_bytes() for path in (tmp_path / "one").glob("*.png")}
     assert before and all(path.stat().st_mtime_ns == when for path, when in before.items())
-    monkeypatch.setattr("restore_lab.methods.restorer.load", lambda cfg: pytest.fail("nothing is left to restore"))
+    monkeypatch.setattr("restore_lab.inference.restorer.load", lambda cfg: pytest.fail("nothing is left to restore"))
     assert restore_folder(cfg).written == 0
 
 

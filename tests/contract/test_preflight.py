@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from restore_lab.methods import fit as fit_module
-from restore_lab.methods.captioning import find_captioners
-from restore_lab.methods.fit import fit
-from restore_lab.methods.preflight import check_module
-from restore_lab.methods.restorer import load
-from restore_lab.methods.stages import planned
+from restore_lab.inference.captioning import find_captioners
+from restore_lab.inference.restorer import load
+from restore_lab.training import run as fit_module
+from restore_lab.training.plan import planned
+from restore_lab.training.preflight import check_module
+from restore_lab.training.run import fit
 from tests.composed import composed, small
 from tests.toys import toy_unet_folder
 

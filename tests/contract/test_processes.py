@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from restore_lab.config.build import build
-from restore_lab.methods.clip_pretraining import ClipPretraining
-from restore_lab.methods.history import History
-from restore_lab.methods.training import Optimisation, TrainingModule
+from restore_lab.priors.clip import ClipPretraining
+from restore_lab.training.history import History
+from restore_lab.training.module import Optimisation, TrainingModule
 from tests.composed import composed, small
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks")

@@ -11,8 +11,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from restore_lab.methods.sharding import shard
-from restore_lab.methods.training import Optimisation, TrainingModule
+from restore_lab.training.module import Optimisation, TrainingModule
+from restore_lab.training.sharding import shard
 from tests.contract.test_resume import train
 from tests.toy_methods import toy_spire
 

@@ -18,8 +18,8 @@ from torch.multiprocessing.spawn import ProcessException
 from restore_lab.config.build import build
 from restore_lab.data.image_io import write_png
 from restore_lab.data.packing import pack
-from restore_lab.methods.history import History
-from restore_lab.methods.keeping import last_state
+from restore_lab.training.checkpoints import last_state
+from restore_lab.training.history import History
 from tests.composed import composed, small
 from tests.killer import KillAt, Notes
 

@@ -12,10 +12,10 @@ import torch
 
 from restore_lab.config.build import build
 from restore_lab.degradation.diff_restorer import Eight
-from restore_lab.methods.fit import fit
-from restore_lab.methods.restorer import load
+from restore_lab.inference.restorer import load
 from restore_lab.methods.weights import WEIGHTS
 from restore_lab.storage.artefact import Manifest
+from restore_lab.training.run import fit
 from restore_lab.types import Batch
 from tests.composed import composed, few_photos
 from tests.priors import read_once

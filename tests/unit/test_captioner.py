@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from restore_lab.methods.captioning import caption_ahead, caption_folder, shrunk
+from restore_lab.inference.captioning import caption_ahead, caption_folder, shrunk
 from restore_lab.prompts.captioner import Captioner, Drawn
 from restore_lab.prompts.semantic import FromFile
 from restore_lab.prompts.slots import PromptSources

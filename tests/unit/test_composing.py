@@ -11,8 +11,8 @@ from hydra.core.global_hydra import GlobalHydra
 from restore_lab.config.compose import MADE_BY, composed, following, made_by
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.config_source import hydra_at
-from restore_lab.methods.fit import fit
 from restore_lab.storage.artefact import Manifest
+from restore_lab.training.run import fit
 from tests import composed as told
 
 

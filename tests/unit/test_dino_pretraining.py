@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from restore_lab.data.image_io import to_tensor
 from restore_lab.data.sources.procedural import ProceduralSource
 from restore_lab.degradation.noise import gaussian_noise
-from restore_lab.methods.dino_pretraining import DinoPretraining, taught
-from restore_lab.methods.fit import fit
+from restore_lab.priors.dino import DinoPretraining, taught
 from restore_lab.prompts.visual import ClipVision, DinoVision
 from restore_lab.storage.artefact import place_of
+from restore_lab.training.run import fit
 from restore_lab.types import Batch
 from tests.composed import composed
 

@@ -17,7 +17,7 @@ MODULES = sorted(
 
 
 def test_there_are_examples() -> None:
-    assert "restore_lab.methods.restorer" in MODULES
+    assert "restore_lab.inference.restorer" in MODULES
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from restore_lab.methods.half import with_precision
-from restore_lab.methods.keeping import Moved
-from restore_lab.methods.training import Optimisation, TrainingModule
+from restore_lab.training.checkpoints import Moved
+from restore_lab.training.module import Optimisation, TrainingModule
+from restore_lab.training.precision import with_precision
 from tests.toy_methods import toy_batch, toy_spire
 
 

@@ -16,7 +16,7 @@ from restore_lab.adaptors.trunk.unet import trunk
 from restore_lab.adaptors.visual_stream import AdaNorm, VisualStream, text_attentions
 from restore_lab.methods.instantir import DcpTraining, PreviewerTraining
 from restore_lab.methods.lq_targets import LqTargets
-from restore_lab.methods.references import Reference
+from restore_lab.methods.reference import Reference
 from restore_lab.objectives.consistency import Distillation, boundary, consistent, solver_step
 from restore_lab.prompts.slots import Dropout, PromptSources
 from restore_lab.random import noise_like
@@ -532,7 +532,7 @@ def test_previews_of_a_large_latent_are_blended_whole_and_noised_once() -> None:
     found = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "restore_lab.methods.references.noise_like",
+            "restore_lab.methods.reference.noise_like",
             lambda like, seeds, purpose: drawn.append(tuple(like.shape)) or noise_like(like, seeds, purpose),
         )
         for count in (1, 3):

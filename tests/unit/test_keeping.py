@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from restore_lab.degradation.apply import apply_recipe
-from restore_lab.methods.finite import FILE
-from restore_lab.methods.fit import fit
-from restore_lab.methods.keeping import KEPT, last_state, states
-from restore_lab.methods.restorer import load
+from restore_lab.inference.restorer import load
+from restore_lab.training.checkpoints import KEPT, last_state, states
+from restore_lab.training.finite import FILE
+from restore_lab.training.run import fit
 from restore_lab.types import Recipe
 from tests.composed import composed, small
 
@@ -30,7 +30,7 @@ def training(toy_folder, place, *words: str):
 
 def stopped(toy_folder, place, *, at: int, of: int = 4, monkeypatch) -> None:
     """Train until the step behind `at` is asked for, and stop there as a kill would."""
-    from restore_lab.methods.training import TrainingModule
+    from restore_lab.training.module import TrainingModule
 
     plain = TrainingModule.training_step
 
@@ -91,7 +91,7 @@ def test_damaged_weights_are_not_loaded(toy_folder, tmp_path) -> None:
 
 
 def test_a_loss_that_is_no_number_stops_and_names_its_batch(toy_folder, tmp_path, monkeypatch) -> None:
-    from restore_lab.methods.training import TrainingModule
+    from restore_lab.training.module import TrainingModule
 
     plain, batches = TrainingModule.training_step, []
 
@@ -117,7 +117,7 @@ def test_a_loss_that_is_no_number_stops_and_names_its_batch(toy_folder, tmp_path
 
 def test_one_of_all_ranks_deletes_what_a_complete_run_leaves_over(tmp_path, monkeypatch) -> None:
     """Two that do so at the same time would look for files that the other has deleted."""
-    from restore_lab.methods.fit import STATE, _tidy
+    from restore_lab.training.run import STATE, _tidy
 
     (tmp_path / STATE).mkdir()
     for step in (3, 6):

@@ -10,12 +10,13 @@ from PIL import Image
 
 from restore_lab.cli import front
 from restore_lab.data.sources.folder import FolderSource
-from restore_lab.methods import captioning, fit
-from restore_lab.methods.captioning import caption_folder
+from restore_lab.inference import captioning
+from restore_lab.inference.captioning import caption_folder
 from restore_lab.storage.artefact import Manifest, complete, identity
 from restore_lab.storage.named import made_name, made_place
 from restore_lab.tables.jobs import CAPTIONS, SCORES, Plan
 from restore_lab.tables.table import plan_text
+from restore_lab.training import run
 from tests.composed import composed
 from tests.toy_captioners import toy_captioner
 from tests.unit.test_plan import NOISE, kinds, planned
@@ -114,7 +115,7 @@ def test_a_training_may_go_on_from_another(toy_folder, tmp_path) -> None:
     first = found.jobs[second.needs[0]]
     assert f"weights='made:{first.folder}'" in second.words and first.steps == 2
     words = [word for word in front.parse(second.words[1:]).overrides if not word.startswith("experiment=")]
-    assert fit.planned(composed("train", *words))[-1].identity == second.identity
+    assert run.planned(composed("train", *words))[-1].identity == second.identity
     Manifest(identity=first.identity, kind="adaptor", code="").write(first.folder)
     again = planned(tmp_path, toy_folder, top={"makes": makes}, rows=rows, conditions={"main": {}})
     assert again.jobs.keys() == found.jobs.keys()

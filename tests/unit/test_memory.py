@@ -12,7 +12,7 @@ from torch import nn
 
 from restore_lab.adaptors.lq_encoder import RobustEncoder
 from restore_lab.decoders.degradation_aware import DegradationAwareDecoder
-from restore_lab.methods.memory import Memory, Stages, quantise
+from restore_lab.inference.placement import Memory, Stages, quantise
 from restore_lab.system.memory import out_of_memory
 from tests.composed import composed
 from tests.rounding import close
@@ -127,7 +127,7 @@ def test_quantised_linear_layers_are_near_and_smaller(weights, most) -> None:
     code = f"""
 import torch
 from torch import nn
-from restore_lab.methods.memory import quantise
+from restore_lab.inference.placement import quantise
 from tests.unit.test_memory import made
 from tests.toys import toy_inputs
 with torch.no_grad():

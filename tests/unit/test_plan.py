@@ -16,12 +16,13 @@ from restore_lab.config.compose import MADE_BY, following
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.config_source import hydra_at
 from restore_lab.evaluation import evaluate
-from restore_lab.methods import fit, negatives
+from restore_lab.methods import negatives
 from restore_lab.storage.artefact import Manifest
 from restore_lab.tables.files import read
 from restore_lab.tables.jobs import DESCRIPTION, SCORES, Job, Plan
 from restore_lab.tables.plan import plan
 from restore_lab.tables.table import plan_text
+from restore_lab.training import run
 from tests.composed import composed, small
 
 NODE = {
@@ -164,7 +165,7 @@ def test_a_job_is_a_command_that_makes_what_was_planned(four) -> None:
         words = front.parse(job.words[1:]).overrides
         return composed(job.words[0], *(word for word in words if not word.startswith("experiment=")))
 
-    stage = fit.planned(typed(adaptor))[-1]
+    stage = run.planned(typed(adaptor))[-1]
     assert (stage.identity, str(stage.folder)) == (adaptor.identity, adaptor.folder)
     Manifest(identity=adaptor.identity, kind="adaptor", code="").write(adaptor.folder)
     try:

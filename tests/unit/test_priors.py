@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from restore_lab.backbones.loading.load import load_backbone
-from restore_lab.methods.clip_pretraining import instructions, learn_tokenizer, shared
-from restore_lab.methods.codec_pretraining import LOGVAR, CodecPretraining, fold_normalisation
-from restore_lab.methods.codec_start import dct_basis
-from restore_lab.methods.fit import fit
-from restore_lab.methods.prior_pretraining import shrunk
+from restore_lab.priors.clip import instructions, learn_tokenizer, shared
+from restore_lab.priors.codec import LOGVAR, CodecPretraining, fold_normalisation
+from restore_lab.priors.codec_start import dct_basis
+from restore_lab.priors.denoiser import shrunk
 from restore_lab.storage.artefact import place_of
+from restore_lab.training.run import fit
 from restore_lab.types import REMOVE_ALL
 from tests.composed import composed
 from tests.rounding import close

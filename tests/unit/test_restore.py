@@ -12,8 +12,8 @@ from PIL import Image
 
 from restore_lab.cli import errors
 from restore_lab.cli.restore import run
-from restore_lab.methods.restore import Restored, restore_folder
-from restore_lab.methods.restorer import load
+from restore_lab.inference.folder import Restored, restore_folder
+from restore_lab.inference.restorer import load
 from tests.composed import composed, small
 from tests.priors import read_once
 from tests.rounding import same_levels

@@ -19,7 +19,7 @@ from restore_lab import Restorer
 from restore_lab.cli.main import main
 from restore_lab.data.photograph import Photograph, read_photograph
 from restore_lab.data.photograph_file import write_photograph
-from restore_lab.methods.restore import Restored, restore_folder
+from restore_lab.inference.folder import Restored, restore_folder
 from tests.composed import composed, small
 from tests.priors import read_once
 from tests.rounding import same_levels

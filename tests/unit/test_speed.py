@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from restore_lab.adaptors.hint_net import HintNet
 from restore_lab.config.build import build
 from restore_lab.evaluation.evaluate import planned as planned_scores
+from restore_lab.inference.placement import Memory
 from restore_lab.methods import branches as branches_module
 from restore_lab.methods.branches import alike, repeated
-from restore_lab.methods.fit import planned
-from restore_lab.methods.memory import Memory
-from restore_lab.methods.restoring import padded, told
+from restore_lab.methods.pipeline import padded, told
 from restore_lab.methods.speed import UNITS, Speed, hosts
 from restore_lab.methods.trainable import Trainable
-from restore_lab.methods.training import Optimisation, TrainingModule, _laid_out
 from restore_lab.samplers.guidance import Branch
 from restore_lab.samplers.tiling import Gaussian
+from restore_lab.training.module import Optimisation, TrainingModule, _laid_out
+from restore_lab.training.run import planned
 from tests.composed import composed
 from tests.matrix import Priors, made
 from tests.rounding import close

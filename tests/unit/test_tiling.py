@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from restore_lab.evaluation.seams import edges, seams
-from restore_lab.methods.restoring import asked_about, told
+from restore_lab.methods.pipeline import asked_about, told
 from restore_lab.samplers.tiling import Gaussian, Part, Tiles, TilesTooLarge, starts
 from restore_lab.types import Batch, Cond, Hint
 from tests.rounding import close

@@ -13,10 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 from restore_lab.cli import errors
 from restore_lab.config import trainer as settings
 from restore_lab.config.trainer import COUNTED, DEBUG, ELSEWHERE, FREE, SETTABLE, STAGE, VALUES, check
-from restore_lab.methods import preflight
-from restore_lab.methods.ending import in_steps
-from restore_lab.methods.lightning_trainer import trainer_for
-from restore_lab.methods.stages import HARMLESS, planned
+from restore_lab.training import preflight
+from restore_lab.training.ending import in_steps
+from restore_lab.training.plan import HARMLESS, planned
+from restore_lab.training.trainer import trainer_for
 from tests.composed import composed
 from tests.killer import KillAt
 

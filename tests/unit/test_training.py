@@ -17,16 +17,16 @@ from torch.utils.data import DataLoader
 
 from restore_lab.adaptors.fusion.zero_conv import ZeroConv
 from restore_lab.cli import errors
-from restore_lab.methods import fit as fit_module
-from restore_lab.methods.ema import EMA
-from restore_lab.methods.fit import fit
-from restore_lab.methods.history import History
-from restore_lab.methods.keeping import last_state
 from restore_lab.methods.parts import pad_to_multiple
 from restore_lab.methods.trainable import Trainable
-from restore_lab.methods.training import Optimisation, TrainingModule
 from restore_lab.methods.weights import WEIGHTS, weights_file, write_weights
 from restore_lab.storage.artefact import Manifest, complete
+from restore_lab.training import run as fit_module
+from restore_lab.training.checkpoints import last_state
+from restore_lab.training.ema import EMA
+from restore_lab.training.history import History
+from restore_lab.training.module import Optimisation, TrainingModule
+from restore_lab.training.run import fit
 from tests.composed import composed
 from tests.rounding import close
 from tests.toy_methods import shake, toy_adaptor, toy_batch, toy_spire

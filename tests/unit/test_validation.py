@@ -18,7 +18,7 @@ from restore_lab.storage.free_space import require
 from restore_lab.system.faults import told
 from tests.composed import composed
 
-OPTIMISATION = {"_target_": "restore_lab.methods.training.Optimisation", "lr": 1e-4}
+OPTIMISATION = {"_target_": "restore_lab.training.module.Optimisation", "lr": 1e-4}
 SAMPLER = {"_target_": "restore_lab.samplers.loop.SchedulerSampler"}
 RSS = {"_target_": "restore_lab.samplers.fidelity.rss.RestorationSampling"}
 BACKBONE = {"_target_": "restore_lab.backbones.loading.load.load_backbone"}

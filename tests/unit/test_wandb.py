@@ -20,13 +20,13 @@ from restore_lab.evaluation.evaluate import evaluate
 from restore_lab.evaluation.protocol import Column
 from restore_lab.evaluation.records import Cell, ImageValue, Results, image_file
 from restore_lab.evaluation.shown import kept, log_record, means, per_image
-from restore_lab.methods import fit as fit_module
-from restore_lab.methods.fit import fit, planned
-from restore_lab.methods.shown import page_callbacks
 from restore_lab.methods.trainable import Trainable
-from restore_lab.methods.training import Optimisation, TrainingModule
 from restore_lab.storage.artefact import write_bytes_atomic
 from restore_lab.tracking import tracked
+from restore_lab.training import run as fit_module
+from restore_lab.training.module import Optimisation, TrainingModule
+from restore_lab.training.monitor import page_callbacks
+from restore_lab.training.run import fit, planned
 from restore_lab.types import Batch
 from tests.composed import composed, small
 from tests.wandb_file import Page, pages

@@ -10,7 +10,7 @@ from lightning.fabric.accelerators.xla import XLAAccelerator
 from safetensors.torch import load_file
 
 from restore_lab.config.build import TRUST_VARIABLE
-from restore_lab.methods.fit import fit
+from restore_lab.training.run import fit
 from tests.composed import composed, small
 from tests.toys import toy_unet_folder
 from tests.xla.counted import spent

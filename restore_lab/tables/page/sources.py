@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from restore_lab.evaluation.records import Record, method_rows, read_record
-from restore_lab.methods.fit import LOSSES
 from restore_lab.storage.artefact import Manifest, complete
 from restore_lab.storage.foreign import leads_inside
 from restore_lab.tables.grid import Grid, grid
@@ -25,6 +24,7 @@ from restore_lab.tables.measured import (
     references,
 )
 from restore_lab.tables.spec import ONLY, Column, Condition, Row, Spec, Words
+from restore_lab.training.run import LOSSES
 
 NAMED = 3  # rows that a title names
 Artefact = tuple[str, Path]  # stage and folder

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from restore_lab.methods.base import RestorationModule, StageName
+    from restore_lab.methods.module import RestorationModule, StageName
 
 Place = Literal["device", "staged", "offload"]
 Weights = Literal["int8", "fp8", "nf4"]

@@ -17,7 +17,7 @@ from restore_lab.system.memory import let_go, out_of_memory
 from restore_lab.types import Batch, Cond, Hint
 
 if TYPE_CHECKING:
-    from restore_lab.methods.base import RestorationModule
+    from restore_lab.methods.module import RestorationModule
     from restore_lab.samplers.fidelity.base import Prediction, Steer
     from restore_lab.samplers.level import Level
     from restore_lab.samplers.tiling import Tiles

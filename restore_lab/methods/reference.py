@@ -21,7 +21,7 @@ from restore_lab.random import noise_like, uniform
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from restore_lab.methods.base import RestorationModule
+    from restore_lab.methods.module import RestorationModule
     from restore_lab.samplers.tiling import Tiles
     from restore_lab.types import Cond, Hint
 

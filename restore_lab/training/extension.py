@@ -17,8 +17,8 @@ from omegaconf import DictConfig
 
 from restore_lab.config.compose import MADE_BY
 from restore_lab.config.trainer import ENDS
-from restore_lab.methods.stages import Stage, chosen_stages, folder_of, planned
 from restore_lab.storage.artefact import Manifest, complete, identity, place_of
+from restore_lab.training.plan import Stage, chosen_stages, folder_of, planned
 
 SHOWN = 3  # differences in a line
 EXTENDS = "extends"  # in the settings: the identity of the run that is trained further
@@ -30,7 +30,7 @@ def extended(cfg: DictConfig) -> list[Stage]:
     Raises:
         ValueError: if RUN is not complete, of another stage, has no state, or was made with other settings.
     """
-    from restore_lab.methods.keeping import last_state
+    from restore_lab.training.checkpoints import last_state
 
     run = place_of(str(cfg.extend))
     if not complete(run):
@@ -133,7 +133,7 @@ def _state_of(run: Path) -> int:
     Raises:
         ValueError: if it was deleted.
     """
-    from restore_lab.methods.keeping import last_state, step_of
+    from restore_lab.training.checkpoints import last_state, step_of
 
     state = last_state(run)
     if state is None:

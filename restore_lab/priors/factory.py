@@ -1,7 +1,7 @@
 """Fresh priors: untrained denoisers around finished codecs and text towers, for the shipped priors' own training.
 
 One CLIP text tower makes an SD, two an SDXL, two with a transformer an SD3 (whose T5 is absent). The folders written
-are diffusers pipelines' own. Used by methods/prior_pretraining.py.
+are diffusers pipelines' own. Used by priors/denoiser.py.
 """
 
 from __future__ import annotations

@@ -20,17 +20,17 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from restore_lab.methods.fit import STATE
 from restore_lab.storage.artefact import write_bytes_atomic
 from restore_lab.storage.free_space import require
 from restore_lab.storage.hashes import hash_of
 from restore_lab.storage.locks import first_rank
 from restore_lab.system.faults import Terminated, naming
+from restore_lab.training.run import STATE
 
 if TYPE_CHECKING:
     import lightning as L
 
-    from restore_lab.methods.training import TrainingModule
+    from restore_lab.training.module import TrainingModule
 
 log = logging.getLogger(__name__)
 KEPT = 2

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from restore_lab.methods.training import TrainingModule
+    from restore_lab.training.module import TrainingModule
     from restore_lab.types import Batch
 
 

@@ -20,7 +20,7 @@ from restore_lab.storage.artefact import write_json_atomic
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from restore_lab.methods.training import TrainingModule
+    from restore_lab.training.module import TrainingModule
     from restore_lab.types import Batch
 
 FILE = "nonfinite.json"

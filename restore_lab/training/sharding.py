@@ -23,7 +23,7 @@ from restore_lab.methods.speed import UNITS
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-    from restore_lab.methods.training import TrainingModule
+    from restore_lab.training.module import TrainingModule
 
 CALLED = ("training_step", "validation_step")
 

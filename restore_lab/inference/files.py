@@ -31,7 +31,7 @@ from restore_lab.storage.outputs import require_free, write_output
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from restore_lab.methods.restoration import Restoration
+    from restore_lab.inference.result import Restoration
 
 NOTES = ".restored"
 SUMMARY = "restored.csv"

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
-from restore_lab.methods.codec_start import start_as_dct
 from restore_lab.methods.trainable import Trainable
+from restore_lab.priors.codec_start import start_as_dct
 from restore_lab.storage.artefact import place_of
 from restore_lab.system.quiet import quiet
 

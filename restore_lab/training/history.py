@@ -13,7 +13,7 @@ from restore_lab.storage.foreign import json_lines, parse_json
 from restore_lab.system.faults import naming
 
 if TYPE_CHECKING:
-    from restore_lab.methods.training import TrainingModule
+    from restore_lab.training.module import TrainingModule
 
 
 class History(L.Callback):

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 import torch
 
-from restore_lab.methods.sharding import like, whole
+from restore_lab.training.sharding import like, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from restore_lab.methods.training import TrainingModule
+    from restore_lab.training.module import TrainingModule
 
 
 class EMA(L.Callback):

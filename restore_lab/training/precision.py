@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.plugins.precision import Precision
 
 if TYPE_CHECKING:
-    from restore_lab.methods.training import TrainingModule
+    from restore_lab.training.module import TrainingModule
 
 
 class TrueBfloat16(Precision):

@@ -44,8 +44,8 @@ def trainer_for(
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.callbacks import Checkpoint
 
-    from restore_lab.methods.half import with_precision
-    from restore_lab.methods.keeping import Moved
+    from restore_lab.training.checkpoints import Moved
+    from restore_lab.training.precision import with_precision
 
     check_trainer(settings)
     settings = {name: value for name, value in settings.items() if value is not None or name != "precision"}

@@ -1,6 +1,6 @@
 """Runs the training stages of a config and leaves one artefact folder a stage; resumes what was interrupted.
 
-All stages are planned and checked before the first begins (stages.py, preflight.py). A complete folder is used as it
+All stages are planned and checked before the first begins (plan.py, preflight.py). A complete folder is used as it
 is. Inside: `state/*.ckpt` (all that an exact resume, or `extend`, needs), `losses.jsonl`, the weights, `manifest.json`.
 A debug run (trainer.fast_dev_run, overfit_batches, limit_*_batches) works below `debug/` and leaves nothing.
 """
@@ -18,10 +18,6 @@ from omegaconf import DictConfig
 
 from restore_lab.config.build import build, build_nodes
 from restore_lab.config.compose import MADE_BY, typed
-from restore_lab.methods.ending import ENDED, ending_of, in_steps
-from restore_lab.methods.extension import extended, other_rate, require_longer
-from restore_lab.methods.preflight import check
-from restore_lab.methods.stages import Stage, planned, replaced
 from restore_lab.storage.artefact import Manifest, complete, differences, write_bytes_atomic
 from restore_lab.storage.hashes import HASHES, hashes
 from restore_lab.storage.locks import first_rank, locked
@@ -29,11 +25,15 @@ from restore_lab.storage.outputs import take_folder
 from restore_lab.system.faults import Fault, told
 from restore_lab.system.processes import starting_ranks, tied
 from restore_lab.tracking import tracked, unlogged
+from restore_lab.training.ending import ENDED, ending_of, in_steps
+from restore_lab.training.extension import extended, other_rate, require_longer
+from restore_lab.training.plan import Stage, planned, replaced
+from restore_lab.training.preflight import check
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
-    from restore_lab.methods.training import TrainingModule
+    from restore_lab.training.module import TrainingModule
 
 log = logging.getLogger(__name__)
 log.addFilter(lambda record: record.levelno > logging.INFO or first_rank())  # of all ranks one says how it goes
@@ -121,7 +121,7 @@ def _make(cfg: DictConfig, stage: Stage, earlier: Mapping[str, Path]) -> None:
 
 def _tidy(folder: Path, *, keep: bool) -> None:
     """Of a complete run's states the last is kept, or none; one of all ranks sees to it."""
-    from restore_lab.methods.keeping import prune
+    from restore_lab.training.checkpoints import prune
 
     if not first_rank():
         return
@@ -168,18 +168,18 @@ def _train(
     import lightning as L
     import torch
 
-    from restore_lab.methods.ema import EMA
-    from restore_lab.methods.finite import Finite
-    from restore_lab.methods.history import History
-    from restore_lab.methods.keeping import Checkpoints, last_state, room_for, step_of
-    from restore_lab.methods.lightning_trainer import facts_of, trainer_for, whole_fit
-    from restore_lab.methods.progress import StepBar
-    from restore_lab.methods.sharding import gather, whole
-    from restore_lab.methods.shown import page_callbacks
-    from restore_lab.methods.terminating import Terminating
     from restore_lab.methods.trainable import Trainable
-    from restore_lab.methods.training import TrainingModule
     from restore_lab.methods.weights import weights_file
+    from restore_lab.training.checkpoints import Checkpoints, last_state, room_for, step_of
+    from restore_lab.training.ema import EMA
+    from restore_lab.training.finite import Finite
+    from restore_lab.training.history import History
+    from restore_lab.training.module import TrainingModule
+    from restore_lab.training.monitor import page_callbacks
+    from restore_lab.training.progress import StepBar
+    from restore_lab.training.sharding import gather, whole
+    from restore_lab.training.termination import Terminating
+    from restore_lab.training.trainer import facts_of, trainer_for, whole_fit
 
     folder.mkdir(parents=True, exist_ok=True)
     # Deterministic mode would otherwise also write NaN into every fresh tensor, a debugging aid that costs time.
@@ -242,7 +242,7 @@ def going_on(folder: Path) -> Iterator[None]:
     Raises:
         Fault: so; a ValueError says itself what is to be done.
     """
-    from restore_lab.methods.keeping import last_state, step_of
+    from restore_lab.training.checkpoints import last_state, step_of
 
     try:
         yield

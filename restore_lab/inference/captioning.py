@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import Tensor
 
-    from restore_lab.methods.base import RestorationModule
+    from restore_lab.methods.module import RestorationModule
     from restore_lab.prompts.captioner import Captioner
     from restore_lab.prompts.slots import PromptSources
     from restore_lab.types import Batch

@@ -14,9 +14,9 @@ from typing import Any
 
 from restore_lab.config.build import build, resolve
 from restore_lab.config.checks import HUB_ID
-from restore_lab.methods.ending import in_steps
-from restore_lab.methods.stages import Stage
 from restore_lab.storage.artefact import place_of
+from restore_lab.training.ending import in_steps
+from restore_lab.training.plan import Stage
 
 EARLIER = "stage:"  # what an earlier stage makes
 
@@ -54,7 +54,7 @@ def _naming(stage: str) -> Iterator[None]:
 
 def _check_end(stage: Stage) -> None:
     """Refuse a training without an end, and a schedule that cannot know it."""
-    from restore_lab.methods.training import unknown_end
+    from restore_lab.training.module import unknown_end
 
     settings = stage.node["trainer"]
     steps = settings.get("max_steps") or settings.get("max_epochs") or stage.debug
@@ -76,7 +76,7 @@ def _check_words(node: Any) -> None:
 
 def _check_trainer(stage: Stage) -> None:
     """Refuse devices that are not there, and a batch that they cannot share."""
-    from restore_lab.methods.lightning_trainer import trainer_for
+    from restore_lab.training.trainer import trainer_for
 
     node = stage.node
     world = trainer_for(in_steps(node["trainer"], None), folder=stage.folder, average=bool(node.get("ema"))).world_size

@@ -18,8 +18,8 @@ from torch import Tensor
 from restore_lab.backbones.codec.codec import Codec
 from restore_lab.backbones.schedule import Schedule
 from restore_lab.degradation.resize import resize
-from restore_lab.methods.fresh import fresh_mmdit, fresh_unet, save_pipeline
 from restore_lab.methods.trainable import Trainable
+from restore_lab.priors.factory import fresh_mmdit, fresh_unet, save_pipeline
 from restore_lab.random import uniform
 from restore_lab.storage.artefact import place_of
 from restore_lab.system.quiet import quiet

@@ -94,7 +94,7 @@ class TrainingModule(L.LightningModule):
         """Cut the weights over the devices, where the strategy does that (trainer=fsdp)."""
         mesh = self._device_mesh
         if mesh is not None and not self.sharded:
-            from restore_lab.methods.sharding import shard
+            from restore_lab.training.sharding import shard
 
             shard(self, mesh["data_parallel"])
             self.sharded = True

@@ -22,7 +22,7 @@ from restore_lab.data.photograph import ENDINGS, Photograph, decode_photograph
 from restore_lab.data.photograph_file import encode_photograph
 from restore_lab.data.sources.folder import FolderSource
 from restore_lab.data.word_table import Words, WordTable
-from restore_lab.methods.restored_files import (
+from restore_lab.inference.files import (
     NOTES,
     Job,
     is_done,
@@ -34,7 +34,7 @@ from restore_lab.methods.restored_files import (
     targets,
     write_down,
 )
-from restore_lab.methods.restorer import Restorer, wanted
+from restore_lab.inference.restorer import Restorer, wanted
 from restore_lab.storage.artefact import identity, place_of
 from restore_lab.storage.free_space import require
 from restore_lab.storage.outputs import write_output
@@ -44,7 +44,7 @@ from restore_lab.system.processes import mine, one_at_a_time
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from restore_lab.methods.restoration import Restoration
+    from restore_lab.inference.result import Restoration
     from restore_lab.types import Batch
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def restore_folder(cfg: DictConfig) -> Restored:
     restorer = Restorer(cfg)
     done.already = len(mine(len(jobs), done=lambda index: False)) - len(todo)
     if todo and "captioner" in cfg.prompt.semantic:
-        from restore_lab.methods.captioning import caption_ahead, find_captioners
+        from restore_lab.inference.captioning import caption_ahead, find_captioners
 
         find_captioners(cfg.prompt.semantic)
         caption_ahead(restorer.module, [restorer.module.prompts], _readable(restorer, [jobs[n] for n in todo]))
@@ -195,7 +195,7 @@ def _read(job: Job) -> tuple[Photograph, str]:
 
 def _readable(restorer: Restorer, jobs: Sequence[Job]) -> Iterator[Batch]:
     """The images that can be restored, as a captioner will see them; the others are named when their turn comes."""
-    from restore_lab.methods.restoring import asked_about
+    from restore_lab.methods.pipeline import asked_about
 
     for job in jobs:
         try:

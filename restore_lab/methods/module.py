@@ -21,8 +21,8 @@ from restore_lab.backbones.loading.load import DTYPES
 from restore_lab.decoders.codec import CodecDecoder
 from restore_lab.methods.branches import predictions
 from restore_lab.methods.parts import OwnWeights, mean_psnr, pad_to_multiple
-from restore_lab.methods.references import Reference
-from restore_lab.methods.restoring import restored
+from restore_lab.methods.pipeline import restored
+from restore_lab.methods.reference import Reference
 from restore_lab.samplers.fidelity.base import Prediction, Steer
 from restore_lab.samplers.guidance import Branch
 from restore_lab.types import Batch, Cond, Hint, Prompt

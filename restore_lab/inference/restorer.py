@@ -23,7 +23,7 @@ from restore_lab.config.grammar import quote
 from restore_lab.data.image_io import MAX_PIXELS, BadImage
 from restore_lab.data.photograph import Photograph, photograph_of, read_photograph
 from restore_lab.degradation.instruction import told
-from restore_lab.methods.restoration import Restoration
+from restore_lab.inference.result import Restoration
 from restore_lab.random import mix
 from restore_lab.system.processes import device
 from restore_lab.types import Batch
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from restore_lab.methods.base import RestorationModule
+    from restore_lab.methods.module import RestorationModule
 
     Picture = str | Path | Image.Image | np.ndarray | Tensor | Photograph
 WORDS = 20_000  # characters of a caption or an instruction; encoders read 77 to 512 tokens
