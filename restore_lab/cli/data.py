@@ -22,24 +22,24 @@ def run(cfg: Any) -> None:
     if launched(cfg.devices):
         return
     if cfg.make == "photographs":
-        from restore_lab.data.photographs_free import fetch
+        from restore_lab.prepare.photographs import fetch
 
         count = fetch(cfg.output, packages=cfg.packages)
         print(f"{count['train']} tiles, {count['val']} held out, in {cfg.output}; train with data=photographs_free")
         return
     if cfg.make == "negatives":
-        from restore_lab.methods.negatives import fill
+        from restore_lab.prepare.negatives import fill
 
         print(f"{cfg.count} images in {fill(cfg)}; train with data=mixed data.sources.negatives.root={cfg.output}")
         return
     if cfg.make == "cache":
-        from restore_lab.methods.precompute import fill_cache
+        from restore_lab.prepare.encodings import fill_cache
 
         filled = fill_cache(cfg)
         share = f" (process {place()[0]} of {place()[1]})" if place()[1] > 1 else ""
         print(f"{filled.samples} samples in {filled.folder}; train with backbone.cache_dir={filled.folder}{share}")
         return
-    from restore_lab.data.packing import pack
+    from restore_lab.prepare.pack import pack
 
     done = pack(cfg)
     if done.samples is None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from restore_lab.methods.trace import Trace
+    from restore_lab.inspection.trace import Trace
 
 POSITIONAL = ("sides...",)
 FREE_TEXT = ("a", "b")
@@ -21,13 +21,13 @@ FREE_TEXT = ("a", "b")
 
 def run(cfg: Any) -> None:
     """Print every place with its difference; exit code 1 if the two part."""
-    from restore_lab.evaluation import parting
+    from restore_lab.inspection import diff
 
     if cfg.trace is not None:
         if cfg.sides or cfg.a or cfg.b:
             raise ValueError("trace= writes the features of this composition and compares nothing; leave out the sides")
-        found, shown = parting.traced(cfg)
-        parting.write(found, Path(cfg.trace), shown=shown)
+        found, shown = diff.traced(cfg)
+        diff.write(found, Path(cfg.trace), shown=shown)
         print(f"{len(found)} places of {shown}: {cfg.trace}")
         return
     sides = list(cfg.sides or ())
@@ -38,10 +38,10 @@ def run(cfg: Any) -> None:
     a, b = (_side(place, more) for place, more in zip([*sides, None, None], (cfg.a, cfg.b), strict=False))
     if a[1] != b[1]:
         raise ValueError(f"A saw {a[1]} and B saw {b[1]}: give both the same eval_data and seed")
-    differences = parting.compare(a[0], b[0])
-    say = parting.as_json if cfg.format == "json" else parting.page
+    differences = diff.compare(a[0], b[0])
+    say = diff.as_json if cfg.format == "json" else diff.page
     print(say(differences, tolerance=cfg.tolerance))
-    if parting.first_parting(differences, tolerance=cfg.tolerance):
+    if diff.first_parting(differences, tolerance=cfg.tolerance):
         raise SystemExit(1)
 
 
@@ -50,10 +50,10 @@ def _side(place: str | None, settings: str) -> tuple[Trace, str]:
     from hydra.core.hydra_config import HydraConfig
 
     from restore_lab.cli.front import parse, quote
-    from restore_lab.evaluation import parting
+    from restore_lab.inspection import diff
     from restore_lab.tables.composing import composed
 
-    found = None if place is None else parting.read(place)
+    found = None if place is None else diff.read(place)
     if found is not None:
         if settings:
             raise ValueError(f"{place} is a trace: settings ({settings}) do not change it")
@@ -64,4 +64,4 @@ def _side(place: str | None, settings: str) -> tuple[Trace, str]:
     except ValueError as error:
         raise ValueError(f"cannot read the settings {settings!r}: {error}; close every quote") from error
     with composed("diff", [*HydraConfig.get().overrides.task, *weights, *own]) as cfg:
-        return parting.traced(cfg)
+        return diff.traced(cfg)

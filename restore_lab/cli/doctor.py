@@ -30,7 +30,7 @@ def run(cfg: Any) -> None:
 
 
 def _method(cfg: Any) -> bool:
-    from restore_lab.evaluation.doctor import checkup, render
+    from restore_lab.inspection.doctor import checkup, render
 
     found = checkup(cfg)
     print(json.dumps(found) if cfg.format == "json" else render(found))

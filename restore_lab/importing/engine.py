@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from restore_lab.importing.recognise import Found
-from restore_lab.methods.describe import on_meta
+from restore_lab.inspection.describe import on_meta
 from restore_lab.methods.parts import part_of
 from restore_lab.methods.weights import stored_fingerprint, write_weights
 from restore_lab.storage.artefact import Manifest, complete, identity

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from restore_lab.config.compose import FOLLOW_NOT
 from restore_lab.evaluation import evaluate, systems
-from restore_lab.methods import describe
+from restore_lab.inspection import describe
 from restore_lab.methods.weights import weights_file
 from restore_lab.tables.composing import composed
 from restore_lab.tables.jobs import DESCRIPTION, SCORES, Job, Place, Plan

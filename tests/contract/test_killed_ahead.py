@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from restore_lab.data.image_io import write_png
 from restore_lab.inference.captioning import caption_folder
-from restore_lab.methods.precompute import fill_cache
+from restore_lab.prepare.encodings import fill_cache
 from tests.composed import composed
 from tests.toy_captioners import toy_captioner
 

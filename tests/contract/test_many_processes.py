@@ -22,7 +22,7 @@ from restore_lab.evaluation.records import read_record
 from restore_lab.inference.captioning import caption_folder
 from restore_lab.inference.folder import restore_folder
 from restore_lab.inference.restorer import load
-from restore_lab.methods.precompute import fill_cache
+from restore_lab.prepare.encodings import fill_cache
 from restore_lab.system.processes import mine, place
 from tests.composed import composed, small
 from tests.contract.test_tables_killed import gone
@@ -291,7 +291,7 @@ def test_packing_by_two_typed_processes_killed_and_finished(tmp_path) -> None:
 
     The command itself is a fork of this process; its two are typed.
     """
-    from restore_lab.data.packing import pack
+    from restore_lab.prepare.pack import pack
 
     photos = tmp_path / "many"
     photos.mkdir()

@@ -419,11 +419,11 @@ def test_a_file_is_a_file(tmp_path) -> None:
 def test_every_reader_of_json_and_yaml_is_bounded() -> None:
     """What reads by itself reads the package's own files; YAML is read from no folder but the person's configs."""
     own = {
-        "backbones/needs.py",  # hub_facts.yaml
+        "inspection/needs.py",  # hub_facts.yaml
         "cli/errors.py",  # conf/VERB.yaml
         "config/received.py",  # experiments/
         "config/unused.py",  # conf/train.yaml and those that it names
-        "data/photographs_free.py",  # photographs_free.yaml
+        "prepare/photographs.py",  # photographs.yaml
         "priors/clip.py",  # what a tokenizer just said
         "tables/files.py",  # experiments/, and the person's
         "tables/rates.py",  # rates.json

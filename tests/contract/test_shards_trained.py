@@ -17,7 +17,7 @@ from torch.multiprocessing.spawn import ProcessException
 
 from restore_lab.config.build import build
 from restore_lab.data.image_io import write_png
-from restore_lab.data.packing import pack
+from restore_lab.prepare.pack import pack
 from restore_lab.training.checkpoints import last_state
 from restore_lab.training.history import History
 from tests.composed import composed, small

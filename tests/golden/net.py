@@ -142,7 +142,7 @@ def parameters() -> Iterator[str]:
     from tests.composed import composed
 
     logging.disable(logging.WARNING)
-    from restore_lab.methods.describe import describe
+    from restore_lab.inspection.describe import describe
 
     for method in METHODS:
         for prior in PRIORS:

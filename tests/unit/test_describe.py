@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from restore_lab.methods import describe as describe_module
-from restore_lab.methods.describe import describe, render, training_flops
+from restore_lab.inspection import describe as describe_module
+from restore_lab.inspection.describe import describe, render, training_flops
 from restore_lab.samplers.guidance import Branch
 from restore_lab.types import Prompt
 from tests.composed import composed

@@ -11,9 +11,9 @@ import torch
 import yaml
 from torch import nn
 
-from restore_lab.backbones.needs import access_to, backbone_needs, hub_facts, licence_of, model_need
 from restore_lab.cli.doctor import run
-from restore_lab.methods.footprint import peak_bytes
+from restore_lab.inspection.memory import peak_bytes
+from restore_lab.inspection.needs import access_to, backbone_needs, hub_facts, licence_of, model_need
 from tests.composed import composed
 from tests.real_folders import HUB, in_hub_cache, write_repository
 

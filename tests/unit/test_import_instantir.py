@@ -17,7 +17,7 @@ from restore_lab.importing.instantir import ADAPTER, AGGREGATOR
 from restore_lab.importing.layout import Source
 from restore_lab.importing.lora import PREVIEWER, tidy
 from restore_lab.importing.recognise import Found, recognise
-from restore_lab.methods.describe import on_meta
+from restore_lab.inspection.describe import on_meta
 from restore_lab.types import Hint
 from tests.composed import composed
 from tests.importers import imported, method_with, prior_folder, stored

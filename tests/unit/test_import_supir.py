@@ -13,7 +13,7 @@ from restore_lab.importing.engine import convert
 from restore_lab.importing.layout import Source
 from restore_lab.importing.recognise import Found
 from restore_lab.importing.supir import SUPIR
-from restore_lab.methods.describe import on_meta
+from restore_lab.inspection.describe import on_meta
 from restore_lab.methods.weights import fingerprint_of
 from restore_lab.types import Hint
 from tests.composed import composed

@@ -13,7 +13,7 @@ from PIL import Image
 from restore_lab.config.build import build
 from restore_lab.data.sources.folder import FolderSource
 from restore_lab.data.sources.mixed import MixedSource
-from restore_lab.methods.negatives import fill, planned
+from restore_lab.prepare.negatives import fill, planned
 from restore_lab.samplers.init import LqNoised
 from restore_lab.samplers.loop import SchedulerSampler
 from restore_lab.samplers.schedulers import ddim, unipc

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from restore_lab.evaluation import parting
 from restore_lab.evaluation.batches import write_inputs
+from restore_lab.inspection import diff
 from restore_lab.storage.artefact import Manifest
 from restore_lab.storage.outputs import require_free, take_folder, write_output, written_by_us
 from restore_lab.storage.walk import walk
@@ -113,11 +113,11 @@ def foreign(tmp_path) -> Path:
 
 def test_every_verb_that_writes_refuses_what_is_not_ours(foreign, toy_folder, tmp_path) -> None:
     """What takes a folder as a whole, and what writes single files, by the verbs' own functions."""
-    from restore_lab.data.packing import pack
     from restore_lab.evaluation.evaluate import evaluate
     from restore_lab.importing.exporting import export
-    from restore_lab.methods.describe import describe
-    from restore_lab.methods.negatives import fill
+    from restore_lab.inspection.describe import describe
+    from restore_lab.prepare.negatives import fill
+    from restore_lab.prepare.pack import pack
     from restore_lab.tables.page.write import run as report
     from restore_lab.tables.table import run as table
     from restore_lab.training.run import fit
@@ -133,7 +133,7 @@ def test_every_verb_that_writes_refuses_what_is_not_ours(foreign, toy_folder, tm
         "negatives": lambda: fill(composed("data", f"output={foreign}", "count=1", "progress=false")),
         "export": lambda: export(composed("export", "method=spire", f"output={foreign}")),
         "report": lambda: report(composed("report", f"output={file}", "records=[x]")),
-        "trace": lambda: parting.write({}, file, shown=""),
+        "trace": lambda: diff.write({}, file, shown=""),
     }
     for verb, command in refused.items():
         with pytest.raises(ValueError, match=r"not written by restore-lab|no command of ours wrote"):

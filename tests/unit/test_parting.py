@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from restore_lab.cli.main import main
-from restore_lab.evaluation.parting import as_json, compare, first_parting, page, read, write
-from restore_lab.methods.trace import trace
+from restore_lab.inspection.diff import as_json, compare, first_parting, page, read, write
+from restore_lab.inspection.trace import trace
 from tests.toy_methods import shake, toy_batch, toy_spire
 
 

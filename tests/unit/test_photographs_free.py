@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from restore_lab.data import photographs_free as free
+from restore_lab.prepare import photographs as free
 
 
 def _photograph(**settings) -> free.Photograph:

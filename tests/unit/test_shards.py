@@ -18,12 +18,12 @@ from PIL import Image
 from restore_lab.cli import errors
 from restore_lab.data.datamodule import RestorationDataModule
 from restore_lab.data.image_io import BadImage
-from restore_lab.data.packing import pack
 from restore_lab.data.sampler import PositionSampler
 from restore_lab.data.sources import tar_index
 from restore_lab.data.sources.folder import FolderSource
 from restore_lab.data.sources.shards import ShardsSource
 from restore_lab.data.sources.tar_index import index_of, scan
+from restore_lab.prepare.pack import pack
 from restore_lab.storage import artefact
 from restore_lab.storage.artefact import fingerprint
 from restore_lab.storage.notes import note_place, read_note, stamp

@@ -12,7 +12,6 @@ from PIL import Image
 from restore_lab.data.datamodule import RestorationDataModule
 from restore_lab.data.frames import describe_frames, take_frames
 from restore_lab.data.image_io import BadImage, read_header, read_image, write_png
-from restore_lab.data.packing import write_shard
 from restore_lab.data.photograph import read_photograph
 from restore_lab.data.sources.folder import FolderSource
 from restore_lab.data.sources.labelled import Labelled
@@ -22,6 +21,7 @@ from restore_lab.data.sources.pooled import PooledSource
 from restore_lab.data.sources.shards import ShardsSource
 from restore_lab.data.survey import screen
 from restore_lab.data.test_crops import Cuts
+from restore_lab.prepare.pack import write_shard
 from restore_lab.types import Picture
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,6 +1,6 @@
 """Where two runs part: the same input through two weights, devices, precisions or versions. `restore-lab diff`.
 
-Two traces (methods/trace.py) are compared place by place, in the order computed; the first place that differs by more
+Two traces (trace.py) are compared place by place, in the order computed; the first place that differs by more
 than the tolerance is where to look. A trace that was written to a file by other code, or on another machine, compares
 as well as one made now.
 """
@@ -21,7 +21,7 @@ from restore_lab.storage.outputs import write_output
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from restore_lab.methods.trace import Trace
+    from restore_lab.inspection.trace import Trace
 
 ORDER, INPUT = "trace", "input"  # in a trace file's header: its places in order, and what went in
 
@@ -88,7 +88,7 @@ def traced(cfg: DictConfig) -> tuple[Trace, str]:
     """The trace of a composed `restore-lab diff`, and a name for what went in."""
     from restore_lab.evaluation.batches import degraded_batches
     from restore_lab.inference.restorer import load
-    from restore_lab.methods.trace import trace
+    from restore_lab.inspection.trace import trace
 
     module = load(cfg)
     _, batch = next(degraded_batches(cfg, module.run_device, [0]))

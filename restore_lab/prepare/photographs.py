@@ -1,6 +1,6 @@
 """Free photographs out of Debian packages, as captioned tiles to train on: `make photographs`.
 
-`photographs_free.yaml` lists each with its package, author, licence, hash and captions. The packages are downloaded and
+`photographs.yaml` lists each with its package, author, licence, hash and captions. The packages are downloaded and
 unpacked, never installed. A photograph is shrunk to several short sides and cut into squares of `TILE` pixels on an
 even grid; tiles without detail are left out. A tile's caption is the photograph's, or that of the part in which its
 middle lies. Tiles go to `train/`, those of the six held photographs (no author on both sides) to `val/`, with

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from restore_lab.backbones.loading.places import listed
-from restore_lab.backbones.needs import Need, access_to, backbone_needs, model_need, part_sizes
 from restore_lab.config.build import build
-from restore_lab.methods.describe import on_meta
-from restore_lab.methods.footprint import estimates
+from restore_lab.inspection.describe import on_meta
+from restore_lab.inspection.memory import estimates
+from restore_lab.inspection.needs import Need, access_to, backbone_needs, model_need, part_sizes
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
