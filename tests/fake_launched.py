@@ -13,7 +13,8 @@ import hydra
 
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.config_source import register
-from restore_lab.tables import jobs, make
+from restore_lab.launch import job
+from restore_lab.tables import make
 from tests.fake_table import six
 
 COMMAND = (sys.executable, str(Path(__file__).with_name("fake_job.py")))
@@ -21,13 +22,13 @@ COMMAND = (sys.executable, str(Path(__file__).with_name("fake_job.py")))
 
 def fake_task(cfg: Any) -> str | None:
     """A table's task, in whatever process the launcher runs it, with the fake command in the place of ours."""
-    jobs.COMMAND = COMMAND
+    job.COMMAND = COMMAND
     return make.task(cfg)
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="table")
 def main(cfg: Any) -> None:
-    jobs.own()
+    job.own()
     store = Path(cfg.runs_dir) / cfg.name
     plan = six(store)
     make.write_jobs(plan, store)

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from restore_lab.tables import jobs
-from restore_lab.tables.jobs import Job, JobFailed, Plan
+from restore_lab.launch import job
+from restore_lab.launch.job import Job, JobFailed
+from restore_lab.tables.jobs import Plan
 from restore_lab.tables.make import make
 
 SECONDS = 0.3
@@ -36,7 +37,7 @@ def made(plan: Plan, store: Path) -> dict[str, str]:
         said: list[str | None] = []
         for identity in identities:
             try:
-                jobs.run(plan.jobs[identity], store)
+                job.run(plan.jobs[identity], store)
                 said.append(None)
             except JobFailed as error:
                 said.append(str(error))
@@ -45,7 +46,7 @@ def made(plan: Plan, store: Path) -> dict[str, str]:
     return make(plan, store=store, launch=launch)
 
 
-jobs.COMMAND = (sys.executable, str(Path(__file__).with_name("fake_job.py")))
+job.COMMAND = (sys.executable, str(Path(__file__).with_name("fake_job.py")))
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -45,9 +45,9 @@ def run(cfg: Any) -> float | None:
     from restore_lab.evaluation.folders import score
     from restore_lab.evaluation.parts import forget
     from restore_lab.evaluation.records import recorded
+    from restore_lab.launch import sweep
     from restore_lab.storage.locks import first_rank
     from restore_lab.system.processes import launched, place
-    from restore_lab.tables import sweep
 
     if sweep.sweeping():
         sweep.evaluate(cfg)  # in a process group of its own; what follows reads its record

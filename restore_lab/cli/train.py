@@ -22,8 +22,8 @@ def run(cfg: Any) -> float | None:
     Raises:
         ValueError: for a debug run with an `optimized_metric`: it leaves no losses.
     """
+    from restore_lab.launch import sweep
     from restore_lab.storage.locks import first_rank
-    from restore_lab.tables import sweep
     from restore_lab.training.run import LOSSES, fit
 
     folder = sweep.train(cfg) if sweep.sweeping() else fit(cfg)

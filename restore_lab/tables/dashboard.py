@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from restore_lab.evaluation.shown import SCORE
+from restore_lab.launch.job import NOT_WEIGHTS, config_flags, config_folders
 from restore_lab.storage.outputs import write_output
 from restore_lab.tables import files
 from restore_lab.tables.grid import grid
-from restore_lab.tables.jobs import NOT_WEIGHTS, Plan, behind, config_flags, config_folders
+from restore_lab.tables.jobs import Plan, behind
 from restore_lab.tables.measured import measured
 from restore_lab.tables.plan import plan
 from restore_lab.tables.render import render

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from restore_lab.inspection.describe import DESCRIPTION
+from restore_lab.launch.job import facts_of
 from restore_lab.storage.foreign import json_of
-from restore_lab.tables.jobs import Plan, facts_of
+from restore_lab.tables.jobs import Plan
 from restore_lab.tables.spec import TOOK, Spec
 
 

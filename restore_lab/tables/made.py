@@ -15,10 +15,11 @@ from omegaconf import OmegaConf
 
 from restore_lab.data.sources.named_dataset import named
 from restore_lab.inference import captioning
+from restore_lab.launch.job import CAPTIONS, IMAGES, Job
 from restore_lab.prepare import negatives
 from restore_lab.storage.named import MADE
 from restore_lab.tables.composing import composed
-from restore_lab.tables.jobs import CAPTIONS, IMAGES, Job, Plan
+from restore_lab.tables.jobs import Plan
 from restore_lab.tables.spec import merged
 from restore_lab.training import run
 

@@ -14,9 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from restore_lab.launch.job import Job, JobFailed, run
 from restore_lab.storage.artefact import write_json_atomic
 from restore_lab.storage.foreign import json_of
-from restore_lab.tables.jobs import Job, JobFailed, Plan, run
+from restore_lab.tables.jobs import Plan
 
 log = logging.getLogger(__name__)
 Launch = Callable[[Sequence[str]], Sequence[str | None]]

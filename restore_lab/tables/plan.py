@@ -14,9 +14,10 @@ from pathlib import Path
 from restore_lab.config.compose import FOLLOW_NOT
 from restore_lab.evaluation import evaluate, systems
 from restore_lab.inspection import describe
+from restore_lab.launch.job import DESCRIPTION, SCORES, Job
 from restore_lab.methods.weights import weights_file
 from restore_lab.tables.composing import composed
-from restore_lab.tables.jobs import DESCRIPTION, SCORES, Job, Place, Plan
+from restore_lab.tables.jobs import Place, Plan
 from restore_lab.tables.made import Around, like_of, made, store, trained
 from restore_lab.tables.spec import COUNTED, Condition, Row, Spec, merged
 

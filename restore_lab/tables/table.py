@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from restore_lab.evaluation.batches import write_inputs
+from restore_lab.launch.cost import estimate, shipped
+from restore_lab.launch.job import NOT_WEIGHTS, Job, config_flags, config_folders, took
 from restore_lab.storage.outputs import require_free, write_output
 from restore_lab.tables import files
 from restore_lab.tables.composing import composed
 from restore_lab.tables.figures.drawing import draw
 from restore_lab.tables.grid import Grid, grid
-from restore_lab.tables.jobs import NOT_WEIGHTS, Job, Plan, behind, config_flags, config_folders, took
+from restore_lab.tables.jobs import Plan, behind
 from restore_lab.tables.make import make, through_hydra, write_jobs
 from restore_lab.tables.measured import Measured, measured
 from restore_lab.tables.plan import plan
 from restore_lab.tables.power import powers
-from restore_lab.tables.rates import estimate, shipped
 from restore_lab.tables.render import ENDINGS, FORMATS, render
 from restore_lab.tables.spec import Spec, merged
 

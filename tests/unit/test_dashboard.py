@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
+from restore_lab.launch.job import Job
 from restore_lab.tables import dashboard as dashboard_module
 from restore_lab.tables.dashboard import COLOURS, dashboard, pages
 from restore_lab.tables.files import read
-from restore_lab.tables.jobs import Job, Place, Plan
+from restore_lab.tables.jobs import Place, Plan
 from restore_lab.tables.spec import Spec
 
 TABLE = {

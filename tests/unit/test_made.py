@@ -12,9 +12,10 @@ from restore_lab.cli import front
 from restore_lab.data.sources.folder import FolderSource
 from restore_lab.inference import captioning
 from restore_lab.inference.captioning import caption_folder
+from restore_lab.launch.job import CAPTIONS, SCORES
 from restore_lab.storage.artefact import Manifest, complete, identity
 from restore_lab.storage.named import made_name, made_place
-from restore_lab.tables.jobs import CAPTIONS, SCORES, Plan
+from restore_lab.tables.jobs import Plan
 from restore_lab.tables.table import plan_text
 from restore_lab.training import run
 from tests.composed import composed

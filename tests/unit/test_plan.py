@@ -16,10 +16,11 @@ from restore_lab.config.compose import MADE_BY, following
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.config_source import hydra_at
 from restore_lab.evaluation import evaluate
+from restore_lab.launch.job import DESCRIPTION, SCORES, Job
 from restore_lab.prepare import negatives
 from restore_lab.storage.artefact import Manifest
 from restore_lab.tables.files import read
-from restore_lab.tables.jobs import DESCRIPTION, SCORES, Job, Plan
+from restore_lab.tables.jobs import Plan
 from restore_lab.tables.plan import plan
 from restore_lab.tables.table import plan_text
 from restore_lab.training import run

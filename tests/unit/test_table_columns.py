@@ -11,9 +11,10 @@ import yaml
 
 from restore_lab.evaluation.protocol import Column as Label
 from restore_lab.evaluation.records import Cell, ImageValue, Results, write_record
+from restore_lab.launch.job import Job
 from restore_lab.tables.described import described
 from restore_lab.tables.files import read
-from restore_lab.tables.jobs import Job, Place, Plan
+from restore_lab.tables.jobs import Place, Plan
 from restore_lab.tables.measured import measured
 from restore_lab.tables.number import Number, compare, shared_values
 from restore_lab.tables.spec import Scale, Spec

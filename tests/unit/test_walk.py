@@ -166,7 +166,7 @@ def test_keys_in_the_usual_cases() -> None:
 
 def test_nothing_else_walks_folders() -> None:
     """A reader of its own would follow other links and count nothing. The second reads a folder of ours."""
-    own = {"storage/walk.py", "tables/jobs.py"}
+    own = {"storage/walk.py", "launch/job.py"}
     package = Path(__file__).resolve().parents[2] / "restore_lab"
     walks = re.compile(r"\.rglob\(|os\.walk\(|os\.fwalk\(|recursive=True\)|\.walk\(\)|glob\(\"\*\*")
     found = {file.relative_to(package).as_posix() for file in package.rglob("*.py") if walks.search(file.read_text())}

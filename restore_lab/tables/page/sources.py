@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from restore_lab.evaluation.records import Record, method_rows, read_record
+from restore_lab.launch.job import NOT_WEIGHTS
 from restore_lab.storage.artefact import Manifest, complete
 from restore_lab.storage.foreign import leads_inside
 from restore_lab.tables.grid import Grid, grid
-from restore_lab.tables.jobs import NOT_WEIGHTS, Place, Plan, behind
+from restore_lab.tables.jobs import Place, Plan, behind
 from restore_lab.tables.measured import (
     At,
     Measured,

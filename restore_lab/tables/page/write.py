@@ -12,10 +12,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from restore_lab.launch.job import config_folders
 from restore_lab.storage.outputs import require_free, write_output
 from restore_lab.tables import files
 from restore_lab.tables.grid import Cell, Grid
-from restore_lab.tables.jobs import config_folders
 from restore_lab.tables.page.browser import Pictures, browser
 from restore_lab.tables.page.curves import charts
 from restore_lab.tables.page.sources import Source, of_records, of_table

@@ -1,10 +1,10 @@
-"""Keeps one job: runs a command in a process group of its own that leaves nothing behind.
+"""Supervises one job: runs a command in a process group of its own that leaves nothing behind.
 
-    python -m restore_lab.tables.keeper <lifeline> <facts.json> <log> <command> ...
+    python -m restore_lab.launch.supervisor <lifeline> <facts.json> <log> <command> ...
 
-The caller starts the keeper in a new session and holds the writing end of the pipe `lifeline`. When the command ends,
-the keeper writes the facts (exit status, seconds, peak memory) and kills what is left of the group. When the caller
-dies, however it dies, the pipe closes and the keeper kills the whole group, itself included. When the keeper is killed,
+The caller starts the supervisor in a new session and holds the writing end of the pipe `lifeline`. When the command ends,
+the supervisor writes the facts (exit status, seconds, peak memory) and kills what is left of the group. When the caller
+dies, however it dies, the pipe closes and the supervisor kills the whole group, itself included. When the supervisor is killed,
 the kernel kills the command (Linux), and the caller clears the group. Imports nothing of the package.
 """
 
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def _die_with() -> None:
-    """Ask Linux to kill this process when the keeper ends; elsewhere nothing does."""
+    """Ask Linux to kill this process when the supervisor ends; elsewhere nothing does."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 

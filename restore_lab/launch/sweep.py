@@ -1,7 +1,7 @@
 """One job of `restore-lab train -m` or `evaluate -m`, in a process group of its own.
 
 Lightning starts the other ranks of a run by typing its command line again; within a sweep that would repeat the whole
-sweep in every rank. So each job of a sweep is the command of that job alone, under a keeper as a table's jobs are: one
+sweep in every rank. So each job of a sweep is the command of that job alone, under a supervisor as a table's jobs are: one
 folder a job however many devices it has, and nothing left over when the sweep is killed. What is complete is not made
 again, so the same sweep resumes.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from restore_lab.tables.jobs import SCORES, Job, config_flags, run
+from restore_lab.launch.job import SCORES, Job, config_flags, run
 from restore_lab.tracking import typed
 
 

@@ -1,8 +1,8 @@
 """What jobs will take: from those that were run here, else as on the machine that made the shipped tables.
 
-    python -m restore_lab.tables.rates runs/tables
+    python -m restore_lab.launch.cost runs/tables
 
-writes `rates.json` anew, one line for each kind of job (the median of its speeds), from the facts that finished jobs
+writes `cost.json` anew, one line for each kind of job (the median of its speeds), from the facts that finished jobs
 left. What was run here is always preferred.
 """
 
@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from restore_lab.launch.job import Job, took
 from restore_lab.storage.artefact import write_bytes_atomic
-from restore_lab.tables.jobs import Job, took
 
-FILE = Path(__file__).with_name("rates.json")
+FILE = Path(__file__).with_name("cost.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ def estimate(job: Job, here: Sequence[Mapping[str, Any]], there: Sequence[Mappin
 
     Args:
         job: what is to be made.
-        here: facts of the jobs that were run here (restore_lab.tables.jobs).
+        here: facts of the jobs that were run here (restore_lab.launch.job).
         there: facts of another machine.
     """
     alike, elsewhere = ([f for f in facts if f["like"] == job.like] for facts in (here, there))
