@@ -21,7 +21,7 @@ from restore_lab.backbones.codec.codec import Codec
 from restore_lab.data.image_io import to_tensor
 from restore_lab.data.sources.photos import PhotosSource
 from restore_lab.data.sources.procedural import captions
-from restore_lab.evaluation.clip_metrics import ClipText
+from restore_lab.evaluation.metrics.clip import ClipText
 
 PHOTOS = (
     ["astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "retina", "immunohistochemistry"]

@@ -21,7 +21,7 @@ from PIL import Image
 import restore_lab.inference.restorer as restorer
 from restore_lab.data.image_io import read_image, to_tensor
 from restore_lab.data.sources.photos import photos_folder
-from restore_lab.evaluation.seams import Seams, seams
+from restore_lab.evaluation.metrics.seams import Seams, seams
 from restore_lab.inference.folder import restore_folder
 from restore_lab.types import Batch
 from tests.composed import composed

@@ -16,7 +16,7 @@ from PIL import Image
 from restore_lab.evaluation.protocol import Column as Label
 from restore_lab.evaluation.records import Cell, ImageValue, Results, image_file, write_record
 from restore_lab.launch.job import Job
-from restore_lab.tables.files import read
+from restore_lab.tables.file import read
 from restore_lab.tables.jobs import Place, Plan
 from restore_lab.tables.spec import Spec
 from restore_lab.types import Recipe, Step

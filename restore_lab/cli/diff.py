@@ -51,7 +51,7 @@ def _side(place: str | None, settings: str) -> tuple[Trace, str]:
 
     from restore_lab.cli.front import parse, quote
     from restore_lab.inspection import diff
-    from restore_lab.tables.composing import composed
+    from restore_lab.tables.compose import composed
 
     found = None if place is None else diff.read(place)
     if found is not None:

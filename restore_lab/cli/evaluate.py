@@ -37,7 +37,7 @@ def run(cfg: Any) -> float | None:
     if cfg.reference is not None and cfg.restored is None:
         raise ValueError("reference= holds the originals of restored=: give both; test images are eval_data=")
     if cfg.inputs_dir is not None:
-        from restore_lab.evaluation.batches import write_inputs
+        from restore_lab.evaluation.degraded import write_inputs
 
         print(f"{write_inputs(cfg, Path(cfg.inputs_dir))} images: {cfg.inputs_dir}")
         return None

@@ -21,7 +21,7 @@ def run(cfg: Any) -> None:
 
     from restore_lab.importing.engine import import_checkpoints, report
     from restore_lab.importing.recognise import recognise, words_of
-    from restore_lab.tables.composing import composed
+    from restore_lab.tables.compose import composed
 
     found = recognise([cfg.files] if isinstance(cfg.files, str) else list(cfg.files))
     typed = list(HydraConfig.get().overrides.task)

@@ -18,10 +18,11 @@ import torch
 from restore_lab.adaptors.lq_encoder import CodecEncoder
 from restore_lab.config.build import build
 from restore_lab.evaluation import systems
-from restore_lab.evaluation.batches import degraded_batches, score
+from restore_lab.evaluation.contact_sheet import Panel, keep_images
+from restore_lab.evaluation.degraded import degraded_batches, score
 from restore_lab.evaluation.paired import report
 from restore_lab.evaluation.parts import Parts, clear
-from restore_lab.evaluation.picture import Panel, keep_images
+from restore_lab.evaluation.plan import Scores, once, scores_of, settings_of
 from restore_lab.evaluation.protocol import resized, scaled
 from restore_lab.evaluation.records import (
     DECODED_HQ,
@@ -34,7 +35,6 @@ from restore_lab.evaluation.records import (
     method_rows,
     render,
 )
-from restore_lab.evaluation.scores import Scores, once, scores_of, settings_of
 from restore_lab.inference.captioning import caption_ahead, find_captioners
 from restore_lab.inference.restorer import load
 from restore_lab.methods.parts import pad_to_multiple

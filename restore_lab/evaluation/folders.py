@@ -19,9 +19,9 @@ from restore_lab.data.image_io import read_image, to_tensor
 from restore_lab.data.sources.captions import Captions
 from restore_lab.data.sources.folder import keys_of, list_images
 from restore_lab.data.sources.paired import Pair, without_partner
-from restore_lab.evaluation.picture import keep_images
+from restore_lab.evaluation.contact_sheet import keep_images
+from restore_lab.evaluation.plan import Scores, once, scores_of, settings_of
 from restore_lab.evaluation.records import ORIGINAL, RECORD, write_record
-from restore_lab.evaluation.scores import Scores, once, scores_of, settings_of
 from restore_lab.storage.artefact import code_version
 from restore_lab.storage.locks import first_rank
 from restore_lab.storage.walk import some

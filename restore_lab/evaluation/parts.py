@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from restore_lab.config.build import build
-from restore_lab.evaluation.batches import found
-from restore_lab.evaluation.picture import Panel, contact_sheet
+from restore_lab.evaluation.contact_sheet import Panel, contact_sheet
+from restore_lab.evaluation.degraded import found
 from restore_lab.evaluation.records import PER_IMAGE, PICTURE, RECORD, ImageValue, recorded, write_record
 from restore_lab.evaluation.suite import Measured, MetricSuite, Tally
 from restore_lab.storage.artefact import code_version, identity, write_bytes_atomic
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import Tensor
 
-    from restore_lab.evaluation.scores import Scores
+    from restore_lab.evaluation.plan import Scores
 
 log = logging.getLogger(__name__)
 PREFIX = "parts-"

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from restore_lab.evaluation.kernel_distance import BESIDE, FEW, kernel_distance
+from restore_lab.evaluation.metrics.kernel_distance import BESIDE, FEW, kernel_distance
 from restore_lab.evaluation.protocol import Column, ImageMetric, Metric, MetricUnavailable, Protocol, SetMetric
 from restore_lab.evaluation.records import Cell, ImageValue, Results
 from restore_lab.types import Recipe

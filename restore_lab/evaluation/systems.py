@@ -20,12 +20,12 @@ from restore_lab.config.build import build
 from restore_lab.data.frames import describe_frames, take_frames
 from restore_lab.data.image_io import read_image, to_tensor
 from restore_lab.data.sources.folder import list_images
-from restore_lab.evaluation.batches import degraded_batches, score
+from restore_lab.evaluation.contact_sheet import keep_images
+from restore_lab.evaluation.degraded import degraded_batches, score
 from restore_lab.evaluation.parts import Parts, clear
-from restore_lab.evaluation.picture import keep_images
+from restore_lab.evaluation.plan import Scores, scores_of, settings_of
 from restore_lab.evaluation.protocol import scaled
 from restore_lab.evaluation.records import LQ, ORIGINAL
-from restore_lab.evaluation.scores import Scores, scores_of, settings_of
 from restore_lab.storage.artefact import fingerprint
 from restore_lab.system.processes import device
 

@@ -86,7 +86,7 @@ def as_json(differences: Sequence[Difference], *, tolerance: float) -> str:
 
 def traced(cfg: DictConfig) -> tuple[Trace, str]:
     """The trace of a composed `restore-lab diff`, and a name for what went in."""
-    from restore_lab.evaluation.batches import degraded_batches
+    from restore_lab.evaluation.degraded import degraded_batches
     from restore_lab.inference.restorer import load
     from restore_lab.inspection.trace import trace
 

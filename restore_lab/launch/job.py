@@ -1,9 +1,9 @@
 """Jobs: an artefact, the command that makes it, and how that command is run.
 
-A job runs in a process group of its own under a supervisor (supervisor.py), so nothing of it outlives whoever waits for it, nor
-the command that all jobs belong to, whatever launcher is between the two. The lock on its artefact is taken by the
-command itself (restore_lab.storage.locks): two tables never make one thing twice. Of each finished job
-`<store>/jobs/<identity>.json` holds what it took, `<identity>.log` what it said.
+A job runs in a process group of its own under a supervisor (supervisor.py), so nothing of it outlives whoever waits for
+it, nor the command that all jobs belong to, whatever launcher is between the two. The lock on its artefact is taken by
+the command itself (restore_lab.storage.locks): two tables never make one thing twice. Of each finished job
+`<store>/jobs/<identity>.json` holds what it took, `<identity>.log` what it wrote.
 """
 
 from __future__ import annotations

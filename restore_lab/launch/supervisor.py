@@ -2,10 +2,11 @@
 
     python -m restore_lab.launch.supervisor <lifeline> <facts.json> <log> <command> ...
 
-The caller starts the supervisor in a new session and holds the writing end of the pipe `lifeline`. When the command ends,
-the supervisor writes the facts (exit status, seconds, peak memory) and kills what is left of the group. When the caller
-dies, however it dies, the pipe closes and the supervisor kills the whole group, itself included. When the supervisor is killed,
-the kernel kills the command (Linux), and the caller clears the group. Imports nothing of the package.
+The caller starts the supervisor in a new session and holds the writing end of the pipe `lifeline`. When the command
+ends, the supervisor writes the facts (exit status, seconds, peak memory) and kills what is left of the group. When the
+caller dies, however it dies, the pipe closes and the supervisor kills the whole group, itself included. When the
+supervisor is killed, the kernel kills the command (Linux), and the caller clears the group. Imports nothing of the
+package.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """One job of `restore-lab train -m` or `evaluate -m`, in a process group of its own.
 
 Lightning starts the other ranks of a run by typing its command line again; within a sweep that would repeat the whole
-sweep in every rank. So each job of a sweep is the command of that job alone, under a supervisor as a table's jobs are: one
-folder a job however many devices it has, and nothing left over when the sweep is killed. What is complete is not made
-again, so the same sweep resumes.
+sweep in every rank. So each job of a sweep is the command of that job only, under a supervisor as a table's jobs are:
+one folder per job however many devices it has, and nothing left over when the sweep is killed. What is complete is not
+made again, so the same sweep resumes.
 """
 
 from __future__ import annotations

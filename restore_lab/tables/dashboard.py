@@ -13,13 +13,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from restore_lab.evaluation.shown import SCORE
+from restore_lab.evaluation.page import SCORE
 from restore_lab.launch.job import NOT_WEIGHTS, config_flags, config_folders
 from restore_lab.storage.outputs import write_output
-from restore_lab.tables import files
+from restore_lab.tables import file
 from restore_lab.tables.grid import grid
 from restore_lab.tables.jobs import Plan, behind
-from restore_lab.tables.measured import measured
+from restore_lab.tables.numbers import measured
 from restore_lab.tables.plan import plan
 from restore_lab.tables.render import render
 from restore_lab.tables.spec import Spec
@@ -57,8 +57,8 @@ def run(cfg: Any) -> str:
     """
     folders = config_folders()
     if not cfg.table:
-        raise ValueError(f"name a table; there are: {', '.join(files.tables(folders))}")
-    spec = files.read(cfg.table, folders, scale=cfg.at_scale)
+        raise ValueError(f"name a table; there are: {', '.join(file.tables(folders))}")
+    spec = file.read(cfg.table, folders, scale=cfg.at_scale)
     store = Path(cfg.runs_dir) / cfg.name
     planned = plan(
         [spec],

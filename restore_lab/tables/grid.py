@@ -6,13 +6,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from restore_lab.evaluation.kernel_distance import BESIDE
+from restore_lab.evaluation.metrics.kernel_distance import BESIDE
 from restore_lab.evaluation.statistics import FEWEST_SEEDS, Difference
 from restore_lab.tables.figures.drawing import findings
 from restore_lab.tables.jobs import Plan
-from restore_lab.tables.marks import marks
-from restore_lab.tables.measured import Measured
 from restore_lab.tables.number import Number, compare
+from restore_lab.tables.numbers import Measured
+from restore_lab.tables.ranking import marks
 from restore_lab.tables.spec import TOOK, Claim, Column, Row
 
 

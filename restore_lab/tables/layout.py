@@ -1,4 +1,4 @@
-"""What a table file may say, key by key; files.py tells what it means.
+"""What a table file may say, key by key; file.py tells what it means.
 
 Whatever may stand under `tiny` and `full` for one scale may stand beside them for both.
 """

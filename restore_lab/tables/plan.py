@@ -16,9 +16,9 @@ from restore_lab.evaluation import evaluate, systems
 from restore_lab.inspection import describe
 from restore_lab.launch.job import DESCRIPTION, SCORES, Job
 from restore_lab.methods.weights import weights_file
-from restore_lab.tables.composing import composed
+from restore_lab.tables.compose import composed
 from restore_lab.tables.jobs import Place, Plan
-from restore_lab.tables.made import Around, like_of, made, store, trained
+from restore_lab.tables.prerequisites import Around, like_of, made, store, trained
 from restore_lab.tables.spec import COUNTED, Condition, Row, Spec, merged
 
 log = logging.getLogger(__name__)

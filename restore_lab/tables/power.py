@@ -13,8 +13,8 @@ import bisect
 import itertools
 
 from restore_lab.evaluation.statistics import FEWEST_SEEDS, Components, components
-from restore_lab.tables.measured import Measured
 from restore_lab.tables.number import Number, shared_values
+from restore_lab.tables.numbers import Measured
 from restore_lab.tables.spec import Claim
 
 MOST = 10_000_000  # images; a difference that needs more is not resolved by images

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from restore_lab.storage.files import spreadsheet_cell
 from restore_lab.tables.grid import Cell, Grid
-from restore_lab.tables.marks import BEST, SECOND
+from restore_lab.tables.ranking import BEST, SECOND
 from restore_lab.tables.spec import Column
 
 TEX = {sign: f"\\{sign}" for sign in "&%$#_{}"} | {

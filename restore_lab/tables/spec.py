@@ -1,4 +1,4 @@
-"""What a table is: its columns, conditions, rows and claims, as a file says them (files.py), for one scale."""
+"""What a table is: its columns, conditions, rows and claims, as a file says them (file.py), for one scale."""
 
 from __future__ import annotations
 

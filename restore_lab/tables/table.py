@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from restore_lab.evaluation.batches import write_inputs
+from restore_lab.evaluation.degraded import write_inputs
 from restore_lab.launch.cost import estimate, shipped
 from restore_lab.launch.job import NOT_WEIGHTS, Job, config_flags, config_folders, took
 from restore_lab.storage.outputs import require_free, write_output
-from restore_lab.tables import files
-from restore_lab.tables.composing import composed
+from restore_lab.tables import file
+from restore_lab.tables.compose import composed
 from restore_lab.tables.figures.drawing import draw
 from restore_lab.tables.grid import Grid, grid
 from restore_lab.tables.jobs import Plan, behind
 from restore_lab.tables.make import make, through_hydra, write_jobs
-from restore_lab.tables.measured import Measured, measured
+from restore_lab.tables.numbers import Measured, measured
 from restore_lab.tables.plan import plan
 from restore_lab.tables.power import powers
 from restore_lab.tables.render import ENDINGS, FORMATS, render
@@ -40,14 +40,14 @@ def run(cfg: Any) -> dict[str, str]:
     folders = config_folders()
     if cfg.all and cfg.table:
         raise ValueError(f"--all and {', '.join(cfg.table)}: give one of them")
-    names = list(files.tables(folders)) if cfg.all else list(cfg.table or ())
+    names = list(file.tables(folders)) if cfg.all else list(cfg.table or ())
     if not names:
-        raise ValueError(f"name a table, or --all; there are: {', '.join(files.tables(folders))}")
+        raise ValueError(f"name a table, or --all; there are: {', '.join(file.tables(folders))}")
     store = Path(cfg.runs_dir) / cfg.name
     words = list(cfg.overrides) + ([] if cfg.datasets_dir is None else [f"datasets_dir='{cfg.datasets_dir}'"])
     if cfg.output and Path(cfg.output).exists() and not Path(cfg.output).is_dir():
         raise ValueError(f"output={cfg.output}: a file is in the way; name a folder")
-    wanted = [files.read(name, folders, scale=cfg.at_scale) for name in names]
+    wanted = [file.read(name, folders, scale=cfg.at_scale) for name in names]
     if cfg.inputs_dir:
         print("\n".join(line for spec in wanted for line in inputs(spec, Path(cfg.inputs_dir), words)))
         return {}

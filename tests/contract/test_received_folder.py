@@ -34,7 +34,7 @@ from restore_lab.storage.files import shortened, spreadsheet_cell
 from restore_lab.storage.foreign import MAX_DEPTH, bytes_of, check_model, json_of
 from restore_lab.system.terminal import Formatter, visible
 from restore_lab.tables.grid import grid
-from restore_lab.tables.measured import measured
+from restore_lab.tables.numbers import measured
 from restore_lab.tables.page.sources import of_records
 from restore_lab.tables.page.write import page
 from restore_lab.tables.render import render
@@ -425,7 +425,7 @@ def test_every_reader_of_json_and_yaml_is_bounded() -> None:
         "config/unused.py",  # conf/train.yaml and those that it names
         "prepare/photographs.py",  # photographs.yaml
         "priors/clip.py",  # what a tokenizer just said
-        "tables/files.py",  # experiments/, and the person's
+        "tables/file.py",  # experiments/, and the person's
         "launch/cost.py",  # cost.json
     }
     package, found = ASSETS.parent, set()

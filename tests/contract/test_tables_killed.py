@@ -1,4 +1,4 @@
-"""A table killed at any moment, parent, supervisor or job: nothing is lost, nothing is made twice, nothing is orphaned."""
+"""A table killed at any moment, parent, supervisor or job: nothing is lost, made twice or orphaned."""
 
 from __future__ import annotations
 

@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 
 from restore_lab.cli.main import main
 from restore_lab.config.compose import MADE_BY, following
-from restore_lab.evaluation.batches import write_inputs
-from restore_lab.evaluation.clip_metrics import Clip
-from restore_lab.evaluation.paper_metrics import PaperMetric
+from restore_lab.evaluation.degraded import write_inputs
+from restore_lab.evaluation.metrics.clip import Clip
+from restore_lab.evaluation.metrics.paper import PaperMetric
 from restore_lab.evaluation.protocol import MetricUnavailable
 from restore_lab.prompts import captioner
 from restore_lab.prompts.visual import ClipVision, DinoVision

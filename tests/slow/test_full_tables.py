@@ -10,7 +10,7 @@ from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.config_source import hydra_at
 from restore_lab.data.sources.named_dataset import named
 from restore_lab.launch.job import SCORES
-from restore_lab.tables.files import read, tables
+from restore_lab.tables.file import read, tables
 from restore_lab.tables.plan import plan
 from tests.composed import composed
 from tests.unit.test_full_data import datasets  # noqa: F401 - a fixture

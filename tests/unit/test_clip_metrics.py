@@ -11,9 +11,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
-from restore_lab.evaluation import clip_metrics
-from restore_lab.evaluation.clip_metrics import ClipFrechet, ClipImage, ClipText, load_clip, prepare
-from restore_lab.evaluation.frechet import frechet_distance
+from restore_lab.evaluation.metrics.clip import ClipFrechet, ClipImage, ClipText, load_clip, prepare
+from restore_lab.evaluation.metrics.frechet import frechet_distance
 from restore_lab.evaluation.protocol import MetricUnavailable, Protocol
 from restore_lab.evaluation.suite import MetricSuite
 from tests.toys import toy_tokenizer
@@ -125,7 +124,7 @@ def test_suite_reports_clip_under_its_own_names_with_the_weights(folder: Path) -
 
 
 def test_an_absent_clip_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clip_metrics, "ASSETS", tmp_path)
+    monkeypatch.setattr("restore_lab.evaluation.metrics.clip.ASSETS", tmp_path)
     metric = ClipImage(name="tiny_clip_i", path="asset:tiny_clip")
     assert metric.missing().startswith(f"tiny_clip_i: no CLIP in {tmp_path / 'tiny_clip'}; it needs config.json")
     with pytest.raises(MetricUnavailable, match="tiny_clip_i: no CLIP in"):

@@ -13,7 +13,7 @@ import yaml
 from restore_lab.launch.job import Job
 from restore_lab.tables import dashboard as dashboard_module
 from restore_lab.tables.dashboard import COLOURS, dashboard, pages
-from restore_lab.tables.files import read
+from restore_lab.tables.file import read
 from restore_lab.tables.jobs import Place, Plan
 from restore_lab.tables.spec import Spec
 

@@ -16,8 +16,8 @@ from restore_lab.cli.evaluate import run
 from restore_lab.config.build import build
 from restore_lab.evaluation import evaluate as evaluate_module
 from restore_lab.evaluation import parts as parts_module
+from restore_lab.evaluation.contact_sheet import Panel, contact_sheet
 from restore_lab.evaluation.evaluate import Evaluation, evaluate, planned, through_codec
-from restore_lab.evaluation.picture import Panel, contact_sheet
 from restore_lab.evaluation.records import image_file, read_record
 from restore_lab.types import REMOVE_ALL
 from tests.composed import composed, small

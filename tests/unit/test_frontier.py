@@ -11,9 +11,9 @@ import yaml
 
 from restore_lab.evaluation.protocol import Column as Label
 from restore_lab.tables.figures.drawing import draw, findings
-from restore_lab.tables.files import read
+from restore_lab.tables.file import read
 from restore_lab.tables.frontier import hypervolume, pareto, resampled
-from restore_lab.tables.measured import Measured, Number
+from restore_lab.tables.numbers import Measured, Number
 from restore_lab.tables.spec import Spec
 
 

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from restore_lab.evaluation.kernel_distance import SCALE, kernel_distance
+from restore_lab.evaluation.metrics.kernel_distance import SCALE, kernel_distance
 from restore_lab.evaluation.protocol import Protocol, SetMetric
 from restore_lab.evaluation.suite import MetricSuite
 from restore_lab.random import generator

@@ -14,9 +14,9 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
 from restore_lab.config.build import build
-from restore_lab.evaluation.fidelity import MsSsim, Psnr, Ssim, psnr, ssim
-from restore_lab.evaluation.frechet import frechet_distance
-from restore_lab.evaluation.noise_level import NoiseLevel, TotalVariation
+from restore_lab.evaluation.metrics.fidelity import MsSsim, Psnr, Ssim, psnr, ssim
+from restore_lab.evaluation.metrics.frechet import frechet_distance
+from restore_lab.evaluation.metrics.noise_level import NoiseLevel, TotalVariation
 from restore_lab.evaluation.protocol import ImageMetric, MetricUnavailable, Protocol, SetMetric
 from restore_lab.evaluation.suite import MetricSuite
 from restore_lab.types import Recipe

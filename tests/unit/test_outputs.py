@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from restore_lab.evaluation.batches import write_inputs
+from restore_lab.evaluation.degraded import write_inputs
 from restore_lab.inspection import diff
 from restore_lab.storage.artefact import Manifest
 from restore_lab.storage.outputs import require_free, take_folder, write_output, written_by_us

@@ -19,7 +19,7 @@ from restore_lab.evaluation import evaluate
 from restore_lab.launch.job import DESCRIPTION, SCORES, Job
 from restore_lab.prepare import negatives
 from restore_lab.storage.artefact import Manifest
-from restore_lab.tables.files import read
+from restore_lab.tables.file import read
 from restore_lab.tables.jobs import Plan
 from restore_lab.tables.plan import plan
 from restore_lab.tables.table import plan_text

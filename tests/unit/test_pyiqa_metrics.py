@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from restore_lab.evaluation import paper_metrics, pyiqa_metrics
-from restore_lab.evaluation.fidelity import Psnr
-from restore_lab.evaluation.paper_metrics import FACTS, FILES, Fid, PaperMetric, clean_resize
+from restore_lab.evaluation.metrics import paper, pyiqa
+from restore_lab.evaluation.metrics.fidelity import Psnr
+from restore_lab.evaluation.metrics.paper import FACTS, FILES, Fid, PaperMetric, clean_resize
+from restore_lab.evaluation.metrics.pyiqa import WEIGHTLESS, PyiqaMetric
 from restore_lab.evaluation.protocol import ImageMetric, MetricUnavailable, Protocol
-from restore_lab.evaluation.pyiqa_metrics import WEIGHTLESS, PyiqaMetric
 from restore_lab.evaluation.suite import MetricSuite
 
 
@@ -110,12 +110,12 @@ def test_file_names_are_those_that_pyiqa_and_torchvision_ask_for() -> None:
             assert needed.place == "hub" if url is None else url.rsplit("/", 1)[1] == needed.name
     assert FILES["clipiqa"][0].sha256 in clip_model._MODELS["RN50"]
     assert FILES["clipiqa+_vitL14_512"][0].sha256 in clip_model._MODELS["ViT-L/14"]
-    assert inception.FID_WEIGHTS_URL.endswith(paper_metrics.INCEPTION.name)
+    assert inception.FID_WEIGHTS_URL.endswith(paper.INCEPTION.name)
 
 
 @pytest.mark.parametrize("metric", [*(PaperMetric(name=name) for name in FILES), Fid()], ids=lambda metric: metric.id)
 def test_missing_weights_are_one_line_with_file_and_place(metric: PaperMetric | Fid, tmp_path: Path) -> None:
-    needed = FILES[metric.id][0] if metric.id in FILES else paper_metrics.INCEPTION
+    needed = FILES[metric.id][0] if metric.id in FILES else paper.INCEPTION
     line = metric.missing()
     assert line.startswith(f"{metric.id}: ")
     assert "\n" not in line
@@ -154,7 +154,7 @@ def test_without_pyiqa_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch)
     def absent(name: str, package: str | None = None) -> object:
         return None if name == "pyiqa" else find(name, package)
 
-    monkeypatch.setattr(pyiqa_metrics.importlib.util, "find_spec", absent)
+    monkeypatch.setattr(pyiqa.importlib.util, "find_spec", absent)
     for metric in (PyiqaMetric(name="gmsd"), PaperMetric(name="lpips"), Fid()):
         assert (
             metric.missing()

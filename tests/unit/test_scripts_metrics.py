@@ -19,10 +19,10 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
 from restore_lab.config.build import build
-from restore_lab.evaluation.fidelity import MsSsim, Psnr, Ssim
-from restore_lab.evaluation.frechet import frechet_distance
+from restore_lab.evaluation.metrics.fidelity import MsSsim, Psnr, Ssim
+from restore_lab.evaluation.metrics.frechet import frechet_distance
+from restore_lab.evaluation.metrics.pyiqa import WEIGHTLESS, PyiqaMetric
 from restore_lab.evaluation.protocol import ImageMetric, Protocol
-from restore_lab.evaluation.pyiqa_metrics import WEIGHTLESS, PyiqaMetric
 from restore_lab.evaluation.suite import MetricSuite
 
 pyiqa = pytest.importorskip("pyiqa")
@@ -202,7 +202,7 @@ def test_a_kernel_distance_is_torchmetrics_where_images_are_no_pairs() -> None:
     """torchmetrics counts each restored image against its own original too; by hand those terms are 1 of n."""
     from torchmetrics.image.kid import poly_mmd
 
-    from restore_lab.evaluation.kernel_distance import SCALE, kernel_distance
+    from restore_lab.evaluation.metrics.kernel_distance import SCALE, kernel_distance
 
     a, b = (torch.randn(40, 6, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in (1, 2))
     own = ((a * b).sum(dim=1) / 6 + 1) ** 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from restore_lab.evaluation.seams import Seams, edges, seams
+from restore_lab.evaluation.metrics.seams import Seams, edges, seams
 from restore_lab.samplers.tiling import starts
 
 

@@ -13,10 +13,10 @@ from restore_lab.evaluation.protocol import Column as Label
 from restore_lab.evaluation.records import Cell, ImageValue, Results, write_record
 from restore_lab.launch.job import Job
 from restore_lab.tables.described import described
-from restore_lab.tables.files import read
+from restore_lab.tables.file import read
 from restore_lab.tables.jobs import Place, Plan
-from restore_lab.tables.measured import measured
 from restore_lab.tables.number import Number, compare, shared_values
+from restore_lab.tables.numbers import measured
 from restore_lab.tables.spec import Scale, Spec
 
 LABEL = Label(metric="psnr", weights="", colour="rgb", border=0, size="8x8", rounding="8bit", count=2)

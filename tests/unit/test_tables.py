@@ -21,13 +21,13 @@ from restore_lab.evaluation.records import ImageValue, Results, read_record, wri
 from restore_lab.evaluation.statistics import Components
 from restore_lab.launch.cost import estimate, rates, shipped
 from restore_lab.launch.job import Job
-from restore_lab.tables.files import read, tables
+from restore_lab.tables.file import read, tables
 from restore_lab.tables.grid import grid, uneven
 from restore_lab.tables.jobs import Place, Plan
-from restore_lab.tables.marks import marks
-from restore_lab.tables.measured import measured
 from restore_lab.tables.number import Number, compare
+from restore_lab.tables.numbers import measured
 from restore_lab.tables.power import needed, powers, resolvable
+from restore_lab.tables.ranking import marks
 from restore_lab.tables.render import FORMATS, render
 from restore_lab.tables.spec import Spec, merged
 

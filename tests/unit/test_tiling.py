@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from restore_lab.evaluation.seams import edges, seams
+from restore_lab.evaluation.metrics.seams import edges, seams
 from restore_lab.methods.pipeline import asked_about, told
 from restore_lab.samplers.tiling import Gaussian, Part, Tiles, TilesTooLarge, starts
 from restore_lab.types import Batch, Cond, Hint

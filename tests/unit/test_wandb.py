@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader
 
 from restore_lab import tracking
 from restore_lab.evaluation.evaluate import evaluate
+from restore_lab.evaluation.page import kept, log_record, means, per_image
 from restore_lab.evaluation.protocol import Column
 from restore_lab.evaluation.records import Cell, ImageValue, Results, image_file
-from restore_lab.evaluation.shown import kept, log_record, means, per_image
 from restore_lab.methods.trainable import Trainable
 from restore_lab.storage.artefact import write_bytes_atomic
 from restore_lab.tracking import tracked

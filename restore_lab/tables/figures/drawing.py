@@ -9,7 +9,7 @@ from restore_lab.tables.figures import frontier, surface
 from restore_lab.tables.figures.settings import Frontier
 
 if TYPE_CHECKING:
-    from restore_lab.tables.measured import Measured
+    from restore_lab.tables.numbers import Measured
 
 
 def findings(table: Measured) -> list[str]:

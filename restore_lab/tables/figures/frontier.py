@@ -15,7 +15,7 @@ from restore_lab.tables.number import shared_values
 
 if TYPE_CHECKING:
     from restore_lab.tables.figures.settings import Frontier
-    from restore_lab.tables.measured import Measured
+    from restore_lab.tables.numbers import Measured
     from restore_lab.tables.spec import Condition, Row
 
 MARKERS = "oDs^vP<>Xhp"

@@ -14,7 +14,7 @@ from restore_lab.tables.number import shared_values
 if TYPE_CHECKING:
     from restore_lab.tables.figures.settings import Surface
     from restore_lab.tables.frontier import Points
-    from restore_lab.tables.measured import Measured
+    from restore_lab.tables.numbers import Measured
 
 
 def means(table: Measured, figure: Surface, column: str) -> Points:

@@ -13,7 +13,7 @@ from restore_lab.storage.artefact import Manifest, complete
 from restore_lab.storage.foreign import leads_inside
 from restore_lab.tables.grid import Grid, grid
 from restore_lab.tables.jobs import Place, Plan, behind
-from restore_lab.tables.measured import (
+from restore_lab.tables.numbers import (
     At,
     Measured,
     Number,

@@ -14,7 +14,7 @@ from typing import Any
 
 from restore_lab.launch.job import config_folders
 from restore_lab.storage.outputs import require_free, write_output
-from restore_lab.tables import files
+from restore_lab.tables import file
 from restore_lab.tables.grid import Cell, Grid
 from restore_lab.tables.page.browser import Pictures, browser
 from restore_lab.tables.page.curves import charts
@@ -53,7 +53,7 @@ def _source(cfg: Any) -> Source:
     if cfg.records:
         folders = [cfg.records] if isinstance(cfg.records, str) else cfg.records
         return of_records([Path(folder).expanduser() for folder in folders])
-    spec = files.read(cfg.table, config_folders(), scale=cfg.at_scale)
+    spec = file.read(cfg.table, config_folders(), scale=cfg.at_scale)
     store = Path(cfg.runs_dir) / cfg.name
     seeds, words = int(cfg.seeds), list(cfg.overrides)
     return of_table(plan([spec], store=store, seeds=seeds, words=words, weights_dir=cfg.weights_dir), spec)

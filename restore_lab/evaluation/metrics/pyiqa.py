@@ -4,7 +4,7 @@ They see the whole RGB image in [0, 1] after the protocol's rounding (GMSD, FSIM
 Nothing is scaled up: an image below `min_size` gets no value and one line says so. All five run at 64x64 and 128x128
 (smallest measured with pyiqa 0.1.16: VIF 33, PIQE one block of 16). Where pyiqa is not installed (its licence is
 non-commercial), one line names the extra `iqa`.
-Config: metrics=offline; {_target_: restore_lab.evaluation.pyiqa_metrics.PyiqaMetric, name: gmsd}
+Config: metrics=offline; {_target_: restore_lab.evaluation.metrics.pyiqa.PyiqaMetric, name: gmsd}
 """
 
 from __future__ import annotations

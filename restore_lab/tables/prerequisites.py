@@ -18,7 +18,7 @@ from restore_lab.inference import captioning
 from restore_lab.launch.job import CAPTIONS, IMAGES, Job
 from restore_lab.prepare import negatives
 from restore_lab.storage.named import MADE
-from restore_lab.tables.composing import composed
+from restore_lab.tables.compose import composed
 from restore_lab.tables.jobs import Plan
 from restore_lab.tables.spec import merged
 from restore_lab.training import run

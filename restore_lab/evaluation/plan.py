@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
+from restore_lab.evaluation.page import log_record
 from restore_lab.evaluation.records import RECORD, read_record, recorded
-from restore_lab.evaluation.shown import log_record
 from restore_lab.storage.artefact import identity
 from restore_lab.storage.locks import first_rank, locked
 from restore_lab.storage.outputs import take_folder

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from restore_lab.evaluation.kernel_distance import BESIDE
+from restore_lab.evaluation.metrics.kernel_distance import BESIDE
 from restore_lab.evaluation.records import DECODED_HQ, DECODED_LQ, LQ, Record, method_rows, read_record
 from restore_lab.evaluation.statistics import photograph
 from restore_lab.tables.described import described

@@ -4,7 +4,7 @@ Nothing is ever downloaded: `missing()` looks for every file that pyiqa, torchvi
 first that is not there and the place where it belongs. Real CLIP-I and CLIP-T are clip_metrics with another folder.
 Names are pyiqa's: `maniqa` is KonIQ's, `maniqa-pipal` the other (field.md section 1 (ii): 0.51 against 0.62 on the same
 images). FID is clean-fid's resizing (float bicubic to 299) and the 2048 pooled features of the TensorFlow Inception.
-Config: metrics=paper; {_target_: restore_lab.evaluation.paper_metrics.PaperMetric, name: lpips}
+Config: metrics=paper; {_target_: restore_lab.evaluation.metrics.paper.PaperMetric, name: lpips}
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from restore_lab.evaluation.frechet import frechet_distance
+from restore_lab.evaluation.metrics.frechet import frechet_distance
+from restore_lab.evaluation.metrics.pyiqa import Facts, PyiqaBased, pyiqa_missing, sealed
 from restore_lab.evaluation.protocol import MetricUnavailable, SetMetric
-from restore_lab.evaluation.pyiqa_metrics import Facts, PyiqaBased, pyiqa_missing, sealed
 from restore_lab.storage.artefact import fingerprint
 
 INCEPTION_SIDE = 299

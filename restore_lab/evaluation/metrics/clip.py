@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from restore_lab.evaluation.frechet import frechet_distance
+from restore_lab.evaluation.metrics.frechet import frechet_distance
 from restore_lab.evaluation.protocol import ImageMetric, MetricUnavailable, SetMetric
 from restore_lab.storage.artefact import fingerprint
 from restore_lab.storage.foreign import check_model, json_of
 from restore_lab.system.quiet import quiet
 
-ASSETS = Path(__file__).parents[1] / "assets"
+ASSETS = Path(__file__).parents[2] / "assets"
 MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)

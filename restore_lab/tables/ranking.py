@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from restore_lab.tables.measured import Measured
 from restore_lab.tables.number import Number, compare, shared_values
+from restore_lab.tables.numbers import Measured
 
 BEST, SECOND = "best", "second"
 
