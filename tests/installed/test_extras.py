@@ -22,11 +22,11 @@ table:
   title: what a picture needs
   source: {paper: mine}
   columns: {PSNR: {metric: psnr, better: more}, SSIM: {metric: ssim, better: more}}
-  figure: {kind: frontier, x: SSIM, y: PSNR}
+  figure: {kind: frontier, fidelity: PSNR, quality: SSIM, knob: Knob, value: Value, reference: {tiny: [10, 0]}}
   evaluate: [metrics=fidelity, "eval_data.names=[camera]", eval_data.size=32, eval_data.crop=16, sampler.steps=1]
   rows:
-    one: {title: one, weights: shipped, published: [20.0, 0.5]}
-    two: {title: two, weights: shipped, published: [21.0, 0.6], evaluate: [sampler.steps=2]}
+    one: {title: SPIRE, labels: {Knob: default}, weights: shipped, published: [20.0, 0.5]}
+    two: {title: SPIRE, labels: {Knob: steps, Value: 2}, weights: shipped, evaluate: [sampler.steps=2]}
 """
 NETWORK = """
 import torch

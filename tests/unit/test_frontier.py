@@ -162,7 +162,10 @@ def test_a_picture_is_drawn(kind, tmp_path) -> None:
     [
         ({"kind": "pie"}, "kind='pie' is one of frontier, surface"),
         ({"quality": "FID"}, "no column 'FID'"),
-        ({"colour": "red"}, "kind=frontier has the settings fidelity, quality, knob, value, reference, each once"),
+        ({"colour": "red"}, "no setting 'colour' in it; there are: fidelity, quality, knob, value, reference"),
+        ({"reference": [10, 0]}, r"reference=\[10, 0\]: expected a mapping"),
+        ({"reference": {"tiny": 3}}, r"reference.tiny=3: expected a list \(2 of a number\)"),
+        ({"reference": {"full": [10, 0]}}, "reference has no tiny; give fidelity and quality"),
     ],
 )
 def test_a_mistake_in_a_figure_is_one_line(changed, says, tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""What a table's file says of its picture: the node `figure` of a table, read by spec.py.
+"""What a table's file says of its picture: the node `figure` of a table, read by file.py.
 
     {kind: frontier, fidelity: COLUMN, quality: COLUMN, knob: LABEL, value: LABEL, reference: {tiny: [f, q], full: ...}}
     {kind: surface, best: COLUMN, columns: [COLUMN, ...], instructed: {ROW: number, ...},
@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
+
+from restore_lab.config.kinds import Unfit, fit, short
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +52,28 @@ class Surface:
 
 
 Figure = Frontier | Surface
-SETTINGS = {
-    "frontier": ("fidelity", "quality", "knob", "value", "reference"),
-    "surface": ("best", "columns", "instructed", "actual"),
-}
+
+
+class FrontierEntry(TypedDict):
+    """The node of a frontier, without its kind."""
+
+    fidelity: str
+    quality: str
+    knob: str
+    value: str
+    reference: Mapping[str, tuple[float, float]]  # by scale
+
+
+class SurfaceEntry(TypedDict):
+    """The node of a surface, without its kind."""
+
+    best: str
+    columns: Sequence[str]
+    instructed: Mapping[str, float]
+    actual: Mapping[str, float]
+
+
+KINDS = {"frontier": FrontierEntry, "surface": SurfaceEntry}
 
 
 def read(
@@ -79,16 +99,18 @@ def read(
     if entry is None:
         return None
     where = f"{where}, figure"
-    if entry.get("kind") not in SETTINGS:
-        raise ValueError(f"{where}: kind={entry.get('kind')!r} is one of {', '.join(SETTINGS)}")
-    wanted = SETTINGS[entry["kind"]]
-    if set(entry) != {"kind", *wanted}:
-        raise ValueError(f"{where}: kind={entry['kind']} has the settings {', '.join(wanted)}, each once")
+    if entry.get("kind") not in KINDS:
+        raise ValueError(f"{where}: kind={entry.get('kind')!r} is one of {', '.join(KINDS)}")
+    entry = {"kind": entry["kind"], **_fitting({k: v for k, v in entry.items() if k != "kind"}, entry["kind"], where)}
     named = (entry["fidelity"], entry["quality"]) if entry["kind"] == "frontier" else (entry["best"], *entry["columns"])
     for column in named:
         if column not in columns:
             raise ValueError(f"{where}: no column {column!r}; there are {', '.join(columns)}")
     if entry["kind"] == "frontier":
+        if scale not in entry["reference"]:
+            raise ValueError(
+                f"{where}: reference has no {scale}; give fidelity and quality, reference: {{{scale}: [0, 0]}}"
+            )
         fidelity, quality = entry["reference"][scale]
         settings = {key: entry[key] for key in ("fidelity", "quality", "knob", "value")}
         return Frontier(**settings, reference=(float(fidelity), float(quality)))
@@ -98,3 +120,12 @@ def read(
             raise ValueError(f"{where}: {key} has a number for each of {', '.join(names)}")
     instructed, actual = (dict(sorted(entry[key].items(), key=lambda pair: float(pair[1]))) for key in strengths)
     return Surface(best=entry["best"], columns=tuple(entry["columns"]), instructed=instructed, actual=actual)
+
+
+def _fitting(entry: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
+    """The settings of a kind, their values as they are asked for."""
+    try:
+        return fit(entry, KINDS[kind])
+    except Unfit as error:
+        place = f"{error.place.lstrip('.')}={short(error.value)}: " if error.place else ""
+        raise ValueError(f"{where}: {place}{error}") from error
