@@ -111,17 +111,17 @@ def distillation(module: RestorationModule, batches: list[Batch], times: list[in
         for batch in batches:
             assert batch.hq_BCHW is not None and batch.lq_BCHW is not None
             size = tuple(batch.hq_BCHW.shape[-2:])
-            prompt = module.prompts(batch, training=False)
+            prompt = module.conditioner.prompts(batch, training=False)
             empty = backbone.embed(("",) * len(batch), size)
-            hint, cond = module.hint(batch.lq_BCHW, prompt), module.cond(prompt, size)
-            null = module.streamed(empty, prompt.visual_null_BLD)
+            hint, cond = module.conditioner.hint(batch.lq_BCHW, prompt), module.conditioner.cond(prompt, size)
+            null = module.conditioner.stream(empty, prompt.visual_null_BLD)
             z0_BCHW = backbone.codec.encode(batch.hq_BCHW)
             t_B = torch.full((len(batch),), t)
             z_BCHW = backbone.schedule.add_noise(z0_BCHW, noise_like(z0_BCHW, batch.seed, "noise"), t_B)
             before = backbone.schedule.to_x0(
-                backbone(z_BCHW, t_B, module.streamed(empty, prompt.visual_BLD)), z_BCHW, t_B
+                backbone(z_BCHW, t_B, module.conditioner.stream(empty, prompt.visual_BLD)), z_BCHW, t_B
             )
-            after = preview(module, z_BCHW, t_B, empty, hint)
+            after = preview(backbone, module.adaptor, z_BCHW, t_B, empty, hint)
             many = many_steps(module, z_BCHW, t, cond, null, w=w)
             images = [backbone.codec.decode(latent).clamp(0, 1) for latent in (before, after, many)]
             scale_B = many.square().flatten(1).mean(dim=1)
@@ -148,14 +148,14 @@ def sight(module: RestorationModule, batches: list[Batch], times: list[int]) -> 
         errors = []
         for batch in batches:
             assert batch.hq_BCHW is not None
-            prompt = module.prompts(batch, training=False)
+            prompt = module.conditioner.prompts(batch, training=False)
             empty = backbone.embed(("",) * len(batch), tuple(batch.hq_BCHW.shape[-2:]))
             z0_BCHW, t_B = backbone.codec.encode(batch.hq_BCHW), torch.full((len(batch),), t)
             z_BCHW = backbone.schedule.add_noise(z0_BCHW, noise_like(z0_BCHW, batch.seed, "noise"), t_B)
             assert prompt.visual_BLD is not None
             views = (prompt.visual_BLD, prompt.visual_BLD.roll(1, dims=0), prompt.visual_null_BLD)
             means = [
-                backbone.schedule.to_x0(backbone(z_BCHW, t_B, module.streamed(empty, view)), z_BCHW, t_B)
+                backbone.schedule.to_x0(backbone(z_BCHW, t_B, module.conditioner.stream(empty, view)), z_BCHW, t_B)
                 for view in views
             ]
             errors.append(torch.stack([(mean - z0_BCHW).square().flatten(1).mean(dim=1) for mean in means]))

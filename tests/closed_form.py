@@ -15,9 +15,12 @@ from torch import Tensor, nn
 
 from restore_lab.adaptors.control import Beside, ControlAdaptor
 from restore_lab.backbones.schedule import Schedule
+from restore_lab.methods.conditioning import Conditioner, Conditions
+from restore_lab.methods.denoiser import Denoiser
 from restore_lab.methods.module import RestorationModule
 from restore_lab.methods.reference import Reference
 from restore_lab.methods.trainable import Trainable
+from restore_lab.samplers.fidelity.base import Prediction
 from restore_lab.types import Cond, Edit, Hint, Tap, identity
 
 TAP = Tap(name="out", kind="middle", channels=4, stride=1)
@@ -68,14 +71,21 @@ class ClosedForm(RestorationModule):
     def __init__(self, *, prior: Prior, adaptor: Adaptor, sampler: Any, reference: Reference | None = None) -> None:
         Trainable.__init__(self)
         self.backbone, self.adaptor, self.sampler = prior, adaptor, sampler
-        self.reference = reference or Reference(kind="lq")
+        self.denoiser = Denoiser(prior, adaptor, reference=reference or Reference(kind="lq"))
+        self.conditioner = Conditioner(backbone=prior, adaptor=adaptor, prompts=None, lq_encoder=None)
+
+    def denoise(self, z_BCHW: Tensor, t_B: Tensor, conditions: Conditions, *, level: Any, **step: Any) -> Prediction:
+        """A step of sampling with the sampler's guidance and strength."""
+        chosen = {"guidance": self.sampler.guidance, "strength": self.sampler.strength(level)}
+        watched = self.sampler.fidelity.watches
+        return self.denoiser(z_BCHW, t_B, conditions, level=level, preview=watched, **chosen, **step)
 
     def sample(self, lq_latent_BCHW: Tensor, *, centre_BCHW: Tensor, cond: Cond, null: Cond, hint: Hint) -> Tensor:
         """The clean latent after the last step."""
-        seeds = list(range(len(lq_latent_BCHW)))
+        seeds, conditions = list(range(len(lq_latent_BCHW))), Conditions(cond=cond, null=null, hint=hint)
 
         def predict(z_BCHW, t_B, level, steer):
-            return self.guided(z_BCHW, t_B, level, steer, cond=cond, null=null, hint=hint, seeds=seeds)
+            return self.denoise(z_BCHW, t_B, conditions, level=level, steer=steer, seeds=seeds)
 
         return self.sampler(
             predict, lq_latent_BCHW, centre_BCHW=centre_BCHW, seeds=seeds, schedule=self.backbone.schedule

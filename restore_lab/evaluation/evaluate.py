@@ -37,8 +37,7 @@ from restore_lab.evaluation.records import (
 )
 from restore_lab.inference.captioning import caption_ahead, find_captioners
 from restore_lab.inference.restorer import load
-from restore_lab.methods.parts import pad_to_multiple
-from restore_lab.methods.pipeline import asked_about
+from restore_lab.methods.pipeline import pad_to_multiple, parts_to_caption
 from restore_lab.methods.weights import weights_file
 from restore_lab.prompts.slots import PromptSources
 from restore_lab.storage.artefact import Manifest, complete, place_of
@@ -163,9 +162,10 @@ def _run(cfg: DictConfig, scores: Scores) -> bool:
         module = load(cfg)
         suite: MetricSuite = build(cfg.metrics, protocol=build(cfg.protocol))
         words = cfg.variants or {cfg.name: None}
-        variants = {name: _with_slots(module.prompts, slots) for name, slots in words.items()}
+        variants = {name: _with_slots(module.conditioner.prompts, slots) for name, slots in words.items()}
         some = (batch for _, batch in degraded_batches(cfg, module.run_device, missing) if batch is not None)
-        caption_ahead(module, list(variants.values()), (part for batch in some for part in asked_about(module, batch)))
+        to_caption = (part for batch in some for part in parts_to_caption(module, batch))
+        caption_ahead(module, list(variants.values()), to_caption)
         for number, batch in degraded_batches(cfg, module.run_device, missing):
             panels: list[Panel] = []
             if batch is not None:
@@ -201,7 +201,7 @@ def _measure(
     if not isinstance(module.lq_encoder, CodecEncoder):
         rows[ROBUST_LQ] = (module.reconstruct(batch.lq_BCHW), wordless)
     for name, prompts in variants.items():
-        module.prompts = prompts
+        module.conditioner.prompts = prompts
         restored_BCHW = _restored(module, batch, work_size)
         module.stage("words")
         rows[name] = (restored_BCHW, prompts(batch, training=False))

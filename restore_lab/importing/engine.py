@@ -18,8 +18,7 @@ from omegaconf import OmegaConf
 
 from restore_lab.importing.recognise import Found
 from restore_lab.inspection.describe import on_meta
-from restore_lab.methods.parts import part_of
-from restore_lab.methods.weights import stored_fingerprint, write_weights
+from restore_lab.methods.weights import part_of, stored_fingerprint, write_weights
 from restore_lab.storage.artefact import Manifest, complete, identity
 from restore_lab.storage.locks import locked
 from restore_lab.storage.outputs import take_folder

@@ -18,8 +18,15 @@ from restore_lab.backbones.loading.load import DTYPES
 from restore_lab.importing.controlnet import sources
 from restore_lab.importing.engine import make
 from restore_lab.inspection.describe import on_meta
-from restore_lab.methods.parts import DECODER, part_of
-from restore_lab.methods.weights import base_of, put_weights, read_weights, weights_file, write_weights
+from restore_lab.methods.weights import (
+    DECODER,
+    base_of,
+    part_of,
+    put_weights,
+    read_weights,
+    weights_file,
+    write_weights,
+)
 from restore_lab.storage.artefact import Manifest, complete, fingerprint, identity
 from restore_lab.storage.foreign import fits
 

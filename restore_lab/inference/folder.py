@@ -86,7 +86,8 @@ def restore_folder(cfg: DictConfig) -> Restored:
         from restore_lab.inference.captioning import caption_ahead, find_captioners
 
         find_captioners(cfg.prompt.semantic)
-        caption_ahead(restorer.module, [restorer.module.prompts], _readable(restorer, [jobs[n] for n in todo]))
+        prompts = [restorer.module.conditioner.prompts]
+        caption_ahead(restorer.module, prompts, _readable(restorer, [jobs[n] for n in todo]))
     began = time.monotonic()
     for count, index in enumerate(todo):
         job = jobs[index]
@@ -195,7 +196,7 @@ def _read(job: Job) -> tuple[Photograph, str]:
 
 def _readable(restorer: Restorer, jobs: Sequence[Job]) -> Iterator[Batch]:
     """The images that can be restored, as a captioner will see them; the others are named when their turn comes."""
-    from restore_lab.methods.pipeline import asked_about
+    from restore_lab.methods.pipeline import parts_to_caption
 
     for job in jobs:
         try:
@@ -203,7 +204,7 @@ def _readable(restorer: Restorer, jobs: Sequence[Job]) -> Iterator[Batch]:
         except BadImage:
             continue
         words = {"caption": job.words.caption, "instruction": job.words.instruction}
-        yield from asked_about(restorer.module, restorer.batch(lq, **words, seed=restorer.cfg.seed, key=job.key))
+        yield from parts_to_caption(restorer.module, restorer.batch(lq, **words, seed=restorer.cfg.seed, key=job.key))
 
 
 def _write(restoration: Restoration, job: Job, output: Path, cfg: DictConfig) -> list[Path]:

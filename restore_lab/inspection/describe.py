@@ -116,23 +116,24 @@ def flops(module: RestorationModule, *, size: int) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from restore_lab.samplers.fidelity.base import Steer
+    from restore_lab.methods.conditioning import Conditions
     from restore_lab.samplers.level import Level
 
     z_BCHW, lq_BCHW, prompt = _inputs(module, size)
     with torch.device("meta"), torch.no_grad():
-        cond, null = (module.cond(prompt, (size, size)) for _ in range(2))
-        hint = module.hint(lq_BCHW, prompt, hq_BCHW=lq_BCHW)
+        cond, null = (module.conditioner.cond(prompt, (size, size)) for _ in range(2))
+        hint = module.conditioner.hint(lq_BCHW, prompt, hq_BCHW=lq_BCHW)
+        level, sampler = Level(sigma=1, following=0, share=1), module.sampler
         with FlopCounterMode(display=False) as counter:
-            module.guided(
+            module.denoiser(
                 z_BCHW,
                 torch.zeros(1, dtype=torch.long),
-                Level(sigma=1, following=0, share=1),
-                Steer(),
-                cond=cond,
-                null=null,
-                hint=hint,
+                Conditions(cond=cond, null=null, hint=hint),
                 seeds=[0],
+                guidance=sampler.guidance,
+                level=level,
+                strength=sampler.strength(level),
+                preview=sampler.fidelity.watches,
             )
     return counter.get_total_flops()
 
@@ -142,18 +143,18 @@ def training_flops(module: RestorationModule, *, size: int) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from restore_lab.samplers.guidance import Branch
+    from restore_lab.methods.conditioning import Conditions
 
     z_BCHW, lq_BCHW, prompt = _inputs(module, size)
     t_B = torch.zeros(1, dtype=torch.long, device="meta")
     with torch.device("meta"), torch.enable_grad():
-        cond = module.cond(prompt, (size, size))
+        cond = module.conditioner.cond(prompt, (size, size))
         with FlopCounterMode(display=False) as counter:
             with torch.no_grad():
                 module.backbone.codec.encode(lq_BCHW)  # the HQ's latent
-            hint = module.hint(lq_BCHW, prompt, hq_BCHW=lq_BCHW)
-            shown, _ = module.referred(z_BCHW, t_B, cond, hint, seeds=[0])
-            module.predict(z_BCHW, t_B, (Branch(weight=1.0, cond=cond, hint=shown),)).sum().backward()
+            hint = module.conditioner.hint(lq_BCHW, prompt, hq_BCHW=lq_BCHW)
+            conditions = Conditions(cond=cond, null=cond, hint=hint)
+            module.denoiser(z_BCHW, t_B, conditions, seeds=[0]).out_BCHW.sum().backward()
     return counter.get_total_flops()
 
 

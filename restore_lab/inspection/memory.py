@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from restore_lab.backbones.loading.load import DTYPES
-from restore_lab.samplers.guidance import Branch
+from restore_lab.methods.conditioning import Conditions
 from restore_lab.types import Prompt
 
 if TYPE_CHECKING:
@@ -174,9 +174,9 @@ def _step(module: RestorationModule, *, side: int) -> int:
         z_BCHW = torch.zeros(1, module.backbone.codec.channels, latent, latent)
 
         def predicted() -> torch.Tensor:
-            cond, hint = module.cond(prompt, (side, side)), module.hint(lq_BCHW, prompt, hq_BCHW=lq_BCHW)
-            t_B = torch.zeros(1, dtype=torch.long)
-            shown, _ = module.referred(z_BCHW, t_B, cond, hint, seeds=[0])
-            return module.predict(z_BCHW, t_B, (Branch(weight=1.0, cond=cond, hint=shown),))
+            cond = module.conditioner.cond(prompt, (side, side))
+            hint = module.conditioner.hint(lq_BCHW, prompt, hq_BCHW=lq_BCHW)
+            conditions, t_B = Conditions(cond=cond, null=cond, hint=hint), torch.zeros(1, dtype=torch.long)
+            return module.denoiser(z_BCHW, t_B, conditions, seeds=[0]).out_BCHW
 
         return peak_bytes(predicted)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from restore_lab.methods.parts import mixed, pad_to_multiple
+from restore_lab.methods.denoiser import autocast
+from restore_lab.methods.pipeline import pad_to_multiple
 from restore_lab.random import noise_like
 
 if TYPE_CHECKING:
@@ -40,20 +41,21 @@ def trace(module: RestorationModule, batch: Batch, *, share: float) -> Trace:
         raise ValueError("there is no LQ to restore; give eval_data with HQ images an eval_degradation, or LQ images")
     if not 0 <= share < 1:
         raise ValueError(f"share={share} is a share of the way to all noise; give a number from 0 up to 1")
-    backbone, found = module.backbone, Trace()
-    prompt = module.prompts(batch, training=False)
+    backbone, conditioner, found = module.backbone, module.conditioner, Trace()
+    prompt = conditioner.prompts(batch, training=False)
     lq_BCHW = pad_to_multiple(batch.lq_BCHW, backbone.multiple)
     hq_BCHW = None if batch.hq_BCHW is None else pad_to_multiple(batch.hq_BCHW, backbone.multiple)
-    cond = module.cond(prompt, tuple(lq_BCHW.shape[-2:]))
+    size = (lq_BCHW.shape[-2], lq_BCHW.shape[-1])
+    cond = conditioner.cond(prompt, size)
     found |= _flat("prompt", prompt)
     found |= _flat("cond", cond)
-    found |= _flat("null", module.null(prompt, tuple(lq_BCHW.shape[-2:]), cond))
-    hint = module.hint(lq_BCHW, prompt, hq_BCHW=hq_BCHW)
+    found |= _flat("null", conditioner.null(prompt, size, cond))
+    hint = conditioner.hint(lq_BCHW, prompt, hq_BCHW=hq_BCHW)
     found |= _flat("hint", hint)
     z0_BCHW = module.lq_encoder(lq_BCHW, backbone.codec)
     t_B = backbone.schedule.time(torch.full((len(batch),), share, device=z0_BCHW.device))
     z_BCHW = backbone.schedule.add_noise(z0_BCHW, noise_like(z0_BCHW, batch.seed, "trace"), t_B)
-    hint, _ = module.referred(z_BCHW, t_B, cond, hint, seeds=batch.seed)
+    hint, _ = module.denoiser.add_reference(z_BCHW, t_B, cond, hint, seeds=batch.seed)
     found |= _flat("lq_latent", z0_BCHW) | _flat("z", z_BCHW) | _flat("reference", hint.reference_BCHW)
 
     def look(tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: Any) -> tuple[Tensor, Any]:
@@ -61,7 +63,7 @@ def trace(module: RestorationModule, batch: Batch, *, share: float) -> Trace:
         found.update(_flat(f"tap.{tap.name}", h_BCHW))
         return h_BCHW, carry
 
-    with mixed(backbone):
+    with autocast(backbone):
         controls = module.adaptor.control(z_BCHW, t_B, hint, cond)
         found |= _flat("controls", controls)
         found |= _flat("prediction", backbone(z_BCHW, t_B, cond, at=look, carry=controls))

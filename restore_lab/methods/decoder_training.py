@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from restore_lab.methods.parts import mean_psnr
-from restore_lab.methods.trainable import Trainable, with_sum
+from restore_lab.methods.trainable import Trainable, mean_psnr, with_sum
 from restore_lab.objectives.decoder import PatchDiscriminator, Perceptual, deceived, judged
 
 if TYPE_CHECKING:
@@ -68,7 +67,8 @@ class DecoderTraining(Trainable):
         hq_BCHW, lq_BCHW = self.restorer.pair(batch)
         codec = self.restorer.backbone.codec
         with torch.no_grad():
-            hint = self.restorer.hint(lq_BCHW, self.restorer.prompts(batch, training=False))
+            conditioner = self.restorer.conditioner
+            hint = conditioner.hint(lq_BCHW, conditioner.prompts(batch, training=False))
             z0_BCHW = codec.remembered(hq_BCHW)
         return self.restorer.decoder(z0_BCHW, hint, codec), hq_BCHW
 

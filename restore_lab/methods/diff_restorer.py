@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from restore_lab.degradation.vocabulary import labels
+from restore_lab.methods.conditioning import Conditioner, Conditions
 from restore_lab.methods.module import RestorationModule
 from restore_lab.methods.trainable import with_sum
 from restore_lab.types import Cond, Hint
 
 if TYPE_CHECKING:
-    from restore_lab.adaptors.control import ControlAdaptor
+    from restore_lab.adaptors.control import Beside, ControlAdaptor
     from restore_lab.adaptors.injection import ControlDecoder
     from restore_lab.adaptors.lq_encoder import CodecEncoder, RobustEncoder
     from restore_lab.adaptors.prompt_processor import PromptProcessor, Seen
@@ -35,6 +36,54 @@ if TYPE_CHECKING:
     from restore_lab.types import Batch, Prompt
 
 
+class VisualPromptConditioner(Conditioner):
+    """The prior reads the semantic token in the place of the text's, the adaptor the degradation embedding.
+
+    Args:
+        processor: makes both of what CLIP sees in the LQ.
+        degradation_prompt: false gives control and decoder a P_D of zeros.
+        backbone, adaptor, prompts, lq_encoder: as for every conditioner.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        adaptor: Beside,
+        prompts: PromptSources,
+        lq_encoder: CodecEncoder | RobustEncoder,
+        processor: PromptProcessor,
+        degradation_prompt: bool,
+    ) -> None:
+        super().__init__(backbone=backbone, adaptor=adaptor, prompts=prompts, lq_encoder=lq_encoder)
+        self.processor, self.degradation_prompt = processor, degradation_prompt
+
+    def see(self, prompt: Prompt) -> Seen:
+        """What the processor sees in each LQ.
+
+        Raises:
+            ValueError: without CLIP's embedding of the LQ.
+        """
+        if prompt.visual_BLD is None:
+            raise ValueError("the prompt holds no visual embedding; set prompt/visual=clip")
+        return self.processor(prompt.visual_BLD[:, 0])
+
+    def cond(self, prompt: Prompt, size: tuple[int, int], *, seen: Seen | None = None) -> Cond:
+        """The text's condition with the semantic token in the place of its tokens."""
+        seen = self.see(prompt) if seen is None else seen
+        return replace(super().cond(prompt, size), tokens_BLD=seen.tokens_BLD)
+
+    def null(self, prompt: Prompt, size: tuple[int, int], cond: Cond) -> Cond:
+        """The condition itself: without words there is nothing to guide towards."""
+        return cond
+
+    def say(self, lq_BCHW: Tensor, prompt: Prompt, size: tuple[int, int]) -> Hint:
+        """The hint with the degradation embedding."""
+        seen_BD = self.see(prompt).degradation_BD
+        read_BD = seen_BD if self.degradation_prompt else torch.zeros_like(seen_BD)
+        return replace(super().say(lq_BCHW, prompt, size), degradation_BD=read_BD)
+
+
 class DiffRestorer(RestorationModule):
     """The base wiring with the visual prompt processor and two more losses.
 
@@ -45,7 +94,7 @@ class DiffRestorer(RestorationModule):
         control_decoder: builds the control decoder from the codec's compression.
         degradation_weight: w_deg; 0 trains no classifier (Table IV).
         reconstruction_weight: w_rec; 0 trains no control decoder (Tables III and IV).
-        degradation_prompt: false shows control and decoder a P_D of zeros (Table II, "w/o P_D": "we set it null").
+        degradation_prompt: false gives control and decoder a P_D of zeros (Table II, "w/o P_D": "we set it null").
         backbone, adaptor, prompts, objective, sampler, lq_encoder, decoder, weights_dtype, reference,
             frozen: as for every method.
     """
@@ -85,32 +134,19 @@ class DiffRestorer(RestorationModule):
             raise ValueError("Diff-Restorer looks at the LQ through CLIP; set prompt/visual=clip")
         self.processor = processor(inputs=self.visual.width, tokens=self.backbone.token_width)
         self.weights = (float(degradation_weight), float(reconstruction_weight))
-        self.degradation_prompt = degradation_prompt
+        self.conditioner = VisualPromptConditioner(
+            backbone=self.backbone,
+            adaptor=self.adaptor,
+            prompts=prompts,
+            lq_encoder=self.lq_encoder,
+            processor=self.processor,
+            degradation_prompt=degradation_prompt,
+        )
         self.control_decoder = None
         if reconstruction_weight:
             self.control_decoder = control_decoder(compression=self.backbone.codec.compression)
         if not degradation_weight:
             self.processor.classifier.requires_grad_(False)
-
-    def see(self, prompt: Prompt) -> Seen:
-        """What the processor sees in each LQ."""
-        if prompt.visual_BLD is None:
-            raise ValueError("the prompt holds no visual embedding; set prompt/visual=clip")
-        return self.processor(prompt.visual_BLD[:, 0])
-
-    def cond(self, prompt: Prompt, size: tuple[int, int]) -> Cond:
-        """The text's condition with the semantic token in the place of its tokens."""
-        return replace(super().cond(prompt, size), tokens_BLD=self.see(prompt).tokens_BLD)
-
-    def null(self, prompt: Prompt, size: tuple[int, int], cond: Cond) -> Cond:
-        """The condition itself: with what was seen in the place of words there is nothing to guide towards."""
-        return cond
-
-    def told(self, lq_BCHW: Tensor, prompt: Prompt, size: tuple[int, int]) -> Hint:
-        """The base's with the degradation embedding."""
-        seen_BD = self.see(prompt).degradation_BD
-        shown_BD = seen_BD if self.degradation_prompt else torch.zeros_like(seen_BD)
-        return replace(super().told(lq_BCHW, prompt, size), degradation_BD=shown_BD)
 
     def own_parts(self) -> dict[str, nn.Module]:
         """The processor's branches and classifier, and the control decoder if it is trained."""
@@ -124,10 +160,10 @@ class DiffRestorer(RestorationModule):
     def loss(self, batch: Batch, *, step: int) -> dict[str, Tensor]:
         """L of one batch of pairs."""
         hq_BCHW, lq_BCHW = self.pair(batch)
-        prompt = self.prompts(batch, training=True)
-        seen, hint = self.see(prompt), self.hint(lq_BCHW, prompt)
-        cond = replace(super().cond(prompt, tuple(hq_BCHW.shape[-2:])), tokens_BLD=seen.tokens_BLD)
-        losses = {"diffusion": self.denoising_loss(batch, cond, hint)}
+        prompt = self.conditioner.prompts(batch, training=True)
+        seen, hint = self.conditioner.see(prompt), self.conditioner.hint(lq_BCHW, prompt)
+        cond = self.conditioner.cond(prompt, (hq_BCHW.shape[-2], hq_BCHW.shape[-1]), seen=seen)
+        losses = {"diffusion": self.denoising_loss(batch, Conditions(cond=cond, null=cond, hint=hint))}
         degradation, reconstruction = self.weights
         if degradation:
             losses["degradation"] = degradation * kinds_loss(seen.logits_BN, batch)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from restore_lab.methods.branches import predictions
 from restore_lab.methods.reference import preview
 from restore_lab.methods.trainable import Trainable
 from restore_lab.samplers.guidance import Branch
@@ -82,14 +81,14 @@ class DcpTraining(PartTraining):
     ) -> None:
         super().__init__(restorer=restorer, trains=trains, known=known)
         if dropout is not None:
-            restorer.prompts.dropout = dropout
+            restorer.conditioner.prompts.dropout = dropout
 
     def loss(self, batch: Batch, *, step: int) -> dict[str, Tensor]:
         """The denoising loss of one batch of pairs, the aggregator left out."""
         method = self.restorer
         batch, prompt = method.training_pairs(batch)
         hq_BCHW, _ = method.pair(batch)
-        cond = method.cond(prompt, tuple(hq_BCHW.shape[-2:]))
+        cond = method.conditioner.cond(prompt, (hq_BCHW.shape[-2], hq_BCHW.shape[-1]))
         loss = method.objective(
             method.backbone.codec.remembered(hq_BCHW),
             seeds=batch.seed,
@@ -122,25 +121,25 @@ class PreviewerTraining(PartTraining):
         """The distillation loss of one batch of pairs."""
         method = self.restorer
         hq_BCHW, lq_BCHW = method.pair(batch)
-        size = tuple(hq_BCHW.shape[-2:])
-        prompt = method.prompts(batch, training=False)
+        conditioner, size = method.conditioner, (hq_BCHW.shape[-2], hq_BCHW.shape[-1])
+        prompt = conditioner.prompts(batch, training=False)
         with torch.no_grad():
             z0_BCHW = method.backbone.codec.remembered(hq_BCHW)
             empty = method.backbone.embed(("",) * len(batch), size)
-            cond, null = method.cond(prompt, size), method.streamed(empty, prompt.visual_null_BLD)
-            hint = method.hint(lq_BCHW, prompt)
+            cond, null = conditioner.cond(prompt, size), conditioner.stream(empty, prompt.visual_null_BLD)
+            hint = conditioner.hint(lq_BCHW, prompt)
 
         def teacher(z_BCHW: Tensor, s_B: Tensor, w_B: Tensor) -> Tensor:
             """cond + w (cond - null): LCM's form, in which w = 0 is no guidance."""
             branches = [Branch(weight=1.0, cond=c, hint=hint) for c in (cond, null)]
-            said, plain = predictions(method, z_BCHW, s_B, branches, strength=0.0)
+            said, plain = method.denoiser.predict(z_BCHW, s_B, branches, strength=0.0)
             return said + w_B.to(said.dtype)[:, None, None, None] * (said - plain)
 
         loss = self.objective(
             z0_BCHW,
             seeds=batch.seed,
             schedule=method.backbone.schedule,
-            student=lambda z_BCHW, t_B: preview(method, z_BCHW, t_B, empty, hint.visual_BND),
+            student=lambda z_BCHW, t_B: preview(method.backbone, method.adaptor, z_BCHW, t_B, empty, hint.visual_BND),
             teacher=teacher,
         )
         return {"loss": loss}

@@ -1,4 +1,4 @@
-"""What an adaptor with a reference is shown next to the LQ. `adaptor/reference=...` (InstantIR, section 3.2, Table 2a).
+"""What an adaptor with a reference reads next to the LQ. `adaptor/reference=...` (InstantIR, section 3.2, Table 2a).
 
 preview: the prior in one step, with LoRA on, from z_t and what the image encoder sees, without words (`preview`), with
 neither (`preview_unconditional`), or with the words too (`preview_prompt`); mean: the denoising mean of Eq. 2, LoRA
@@ -21,7 +21,8 @@ from restore_lab.random import noise_like, uniform
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from restore_lab.methods.module import RestorationModule
+    from restore_lab.adaptors.control import Beside
+    from restore_lab.backbones.base import Backbone
     from restore_lab.samplers.tiling import Tiles
     from restore_lab.types import Cond, Hint
 
@@ -72,7 +73,8 @@ class Reference:
     @torch.no_grad()
     def __call__(
         self,
-        module: RestorationModule,
+        backbone: Backbone,
+        adaptor: Beside,
         z_BCHW: Tensor,
         t_B: Tensor,
         cond: Cond,
@@ -84,60 +86,65 @@ class Reference:
         """The reference at z_t, a clean latent (or a noisy one with `fresh_noise`).
 
         Args:
-            module: the method, for its prior and adaptor.
+            backbone, adaptor: the prior and its adaptor.
             z_BCHW: noisy latents.
             t_B: timesteps.
             cond: the branch's condition.
             hint: what the adaptor may look at.
-            seeds: one an image.
+            seeds: one per image.
             tiles: of a large latent.
 
         Raises:
             ValueError: if what the kind needs is not there.
         """
         if tiles is None or self.kind in ("lq", "hq"):
-            found_BCHW = self._clean(module, z_BCHW, t_B, cond, hint)
+            found_BCHW = self._clean(backbone, adaptor, z_BCHW, t_B, cond, hint)
         else:
             found_BCHW = tiles.over(
-                lambda part: self._clean(module, part.crop(z_BCHW), part.each(t_B), part.cond(cond), part.hint(hint)),
+                lambda part: self._clean(
+                    backbone, adaptor, part.crop(z_BCHW), part.each(t_B), part.cond(cond), part.hint(hint)
+                ),
                 z_BCHW,
             )
         if not self.fresh_noise:
             return found_BCHW
         noise_BCHW = noise_like(found_BCHW, seeds, f"fresh noise at {float(t_B[0]):.3f}")
-        return module.backbone.schedule.add_noise(found_BCHW, noise_BCHW, t_B)
+        return backbone.schedule.add_noise(found_BCHW, noise_BCHW, t_B)
 
-    def _clean(self, module: RestorationModule, z_BCHW: Tensor, t_B: Tensor, cond: Cond, hint: Hint) -> Tensor:
+    def _clean(
+        self, backbone: Backbone, adaptor: Beside, z_BCHW: Tensor, t_B: Tensor, cond: Cond, hint: Hint
+    ) -> Tensor:
         if self.kind == "lq":
             return _given(hint.lq_latent_BCHW, "the LQ's latent; set adaptor.lq_latent=true")
         if self.kind == "hq":
             return _given(hint.hq_latent_BCHW, "the original, which only an evaluation has")
         if self.kind == "mean":
-            out_BCHW = module.backbone(z_BCHW, t_B, cond)
-            return module.backbone.schedule.to_x0(out_BCHW, z_BCHW, t_B)
+            out_BCHW = backbone(z_BCHW, t_B, cond)
+            return backbone.schedule.to_x0(out_BCHW, z_BCHW, t_B)
         seen_BND = hint.visual_BND if self.dcp else hint.visual_null_BND
         if self.prompt:
-            return preview(module, z_BCHW, t_B, cond, cond.visual_BND if self.dcp else seen_BND)
-        return preview(module, z_BCHW, t_B, hint.empty or cond, seen_BND)
+            return preview(backbone, adaptor, z_BCHW, t_B, cond, cond.visual_BND if self.dcp else seen_BND)
+        return preview(backbone, adaptor, z_BCHW, t_B, hint.empty or cond, seen_BND)
 
 
-def preview(module: RestorationModule, z_BCHW: Tensor, t_B: Tensor, cond: Cond, seen_BND: Tensor | None) -> Tensor:
+def preview(
+    backbone: Backbone, adaptor: Beside, z_BCHW: Tensor, t_B: Tensor, cond: Cond, seen_BND: Tensor | None
+) -> Tensor:
     """Psi(z_t, t, c_lq): one step of the prior with LoRA on, to a clean latent.
 
     Args:
-        module: the method, for its prior and adaptor.
+        backbone, adaptor: the prior and its adaptor.
         z_BCHW: noisy latents.
         t_B: timesteps.
         cond: words; the visual tokens are made here, since LoRA reaches their resampler too.
         seen_BND: what the image encoder sees.
     """
-    adaptor = module.adaptor
     with nullcontext() if adaptor.lora is None else adaptor.lora.switched(True):
         if adaptor.stream is not None:
             seen_BND = _given(seen_BND, "what an image encoder sees; set prompt/visual=dino")
             cond = replace(cond, visual_BLD=adaptor.stream(seen_BND))
-        out_BCHW = module.backbone(z_BCHW, t_B, cond)
-    return consistent(out_BCHW, z_BCHW, t_B, schedule=module.backbone.schedule)
+        out_BCHW = backbone(z_BCHW, t_B, cond)
+    return consistent(out_BCHW, z_BCHW, t_B, schedule=backbone.schedule)
 
 
 def _given(value: Tensor | None, what: str) -> Tensor:

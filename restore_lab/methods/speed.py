@@ -52,7 +52,7 @@ class Speed:
         """The module as chosen; before it is moved, sharded or quantised."""
         methods = [part for part in module.modules() if isinstance(part, RestorationModule)]
         for method in methods:
-            method.batched = self.batched
+            method.denoiser.batched = self.batched
         if self.gradient_checkpointing:
             for host in hosts(module):
                 recompute(host, partial(checkpoint, use_reentrant=False))

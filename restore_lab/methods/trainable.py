@@ -88,3 +88,9 @@ def with_sum(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The terms of a loss by name, without gradients, and their sum, "loss"."""
     terms = {name: value.detach() for name, value in losses.items()}
     return {**terms, "loss": torch.stack(list(losses.values())).sum()}
+
+
+def mean_psnr(images: Mapping[str, Tensor], hq_BCHW: Tensor) -> dict[str, Tensor]:
+    """The mean PSNR in dB of each of some images in [0, 1] by name, as "psnr_<name>"."""
+    mse = {name: (image_BCHW - hq_BCHW).square().mean(dim=(1, 2, 3)) for name, image_BCHW in images.items()}
+    return {f"psnr_{name}": (-10 * mse_B.log10()).mean() for name, mse_B in mse.items()}

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 WEIGHTS = "adaptor.safetensors"
+LQ_ENCODER = "lq_encoder."  # before the names of the LQ encoder's tensors
+DECODER = "decoder."  # and of the decoder's
 FIRST = 16  # numbers of each tensor that a fingerprint reads
 
 
@@ -174,3 +176,8 @@ def plain(name: str) -> str:
 def is_lora(name: str) -> bool:
     """Whether a tensor is one of peft's, seen from the layer that it changes."""
     return ".lora_A." in name or ".lora_B." in name
+
+
+def part_of(name: str) -> str:
+    """The part of a method that a tensor belongs to: the first word of its name."""
+    return name.partition(".")[0]

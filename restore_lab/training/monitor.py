@@ -90,7 +90,7 @@ class ValidationPanels(L.Callback):
         room = self.pictures - len(self.shown)
         if room <= 0 or not trainer.is_global_zero or not isinstance(outputs, Mapping) or "restored" not in outputs:
             return
-        prompt = pl_module.module.prompts(batch, training=False)
+        prompt = pl_module.module.conditioner.prompts(batch, training=False)
         columns = {"input": batch.lq_BCHW, "restored": outputs["restored"], "original": batch.hq_BCHW}
         self.shown += [
             Shown(

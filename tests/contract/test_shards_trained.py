@@ -20,6 +20,7 @@ from restore_lab.data.image_io import write_png
 from restore_lab.prepare.pack import pack
 from restore_lab.training.checkpoints import last_state
 from restore_lab.training.history import History
+from restore_lab.training.module import TrainingModule
 from tests.composed import composed, small
 from tests.killer import KillAt, Notes
 
@@ -81,7 +82,8 @@ def _train(toy_folder: Path, shards: Path, place: Path, *, world: int, workers: 
         enable_model_summary=False,
     )
     state = last_state(place)
-    trainer.fit(module, data, ckpt_path=state, weights_only=True)
+    training = TrainingModule(module, optimisation=build(cfg.optimisation))
+    trainer.fit(training, data, ckpt_path=state, weights_only=True)
     module.export(place)
 
 

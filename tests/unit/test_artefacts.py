@@ -103,7 +103,7 @@ def test_fingerprint_follows_names_and_bytes_but_not_dates(tmp_path: Path) -> No
 def test_values_without_an_identity_are_named() -> None:
     with pytest.raises(ValueError, match="'callback' is object"):
         identity({"callback": object()})
-    with pytest.raises(ValueError, match=r"restore_lab\.storage\.artefacts\.Nope"):
+    with pytest.raises(ValueError, match=r"restore_lab\.storage\.artefact\.Nope"):
         identity({"part": {"_target_": "restore_lab.storage.artefact.Nope"}})
 
 

@@ -118,9 +118,9 @@ def test_bits_reach_the_loader(llava, monkeypatch) -> None:
 
 def with_vlm(llava, looks_at: str):
     module = toy_spire()
-    old = module.prompts
+    old = module.conditioner.prompts
     source = Vlm(captioner=made(llava), looks_at=looks_at, side=8)
-    module.prompts = PromptSources(
+    module.conditioner.prompts = PromptSources(
         semantic=source, instruction=old.instruction, dropout=old.dropout, positive="", negative=""
     )
     return module, source
@@ -135,13 +135,13 @@ def test_the_pass_shows_the_captioner_what_was_asked_for(llava, looks_at) -> Non
     with pytest.raises(ValueError, match=r"key_0: not captioned yet; for training caption the clean images first"):
         source(pairs)
     halves = (pairs.select([0, 1]), pairs.select([2]))
-    caption_ahead(module, [module.prompts, module.prompts], halves)  # two rows with one source: looked at once
+    caption_ahead(module, [module.conditioner.prompts] * 2, halves)  # two rows with one source: looked at once
     wanted = {"lq": pairs.lq_BCHW, "hq": pairs.hq_BCHW, "reconstruction": module.reconstruct(pairs.lq_BCHW)}[looks_at]
     assert len(shown) == 3 and all(image.shape == (8, 8, 3) for image in shown)
     for image, view in zip(shown, wanted, strict=True):
         full = (view.permute(1, 2, 0) * 255).round().byte().numpy()
         np.testing.assert_array_equal(image, shrunk(full, side=8))
-    assert module.prompts(pairs, training=False).semantic == ("caption 1", "caption 2", "caption 3")
+    assert module.conditioner.prompts(pairs, training=False).semantic == ("caption 1", "caption 2", "caption 3")
     assert module.restore(pairs).shape == pairs.lq_BCHW.shape
 
 
@@ -152,10 +152,10 @@ def test_the_pass_reads_nothing_without_a_captioner_and_refuses_what_is_not_ther
         raise AssertionError("nothing should be read")
         yield
 
-    caption_ahead(module, [module.prompts], never())
+    caption_ahead(module, [module.conditioner.prompts], never())
     module, _ = with_vlm(llava, "hq")
     with pytest.raises(ValueError, match=r"looks_at=hq: these images have none"):
-        caption_ahead(module, [module.prompts], [replace(toy_batch(), hq_BCHW=None)])
+        caption_ahead(module, [module.conditioner.prompts], [replace(toy_batch(), hq_BCHW=None)])
     with pytest.raises(ValueError, match=r"looks_at='sq' is not known; one of lq, reconstruction, hq"):
         Vlm(captioner=made(llava), looks_at="sq", side=8)
 

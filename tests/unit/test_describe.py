@@ -150,14 +150,14 @@ def test_a_training_step_is_counted_with_its_backward_pass() -> None:
     lq = torch.zeros(1, 3, 32, 32, device="meta")
     prompt = Prompt(semantic=("",), negative=("",), instruction=("",))
     with torch.no_grad(), torch.device("meta"):
-        cond = module.cond(prompt, (32, 32))
+        cond = module.conditioner.cond(prompt, (32, 32))
         with FlopCounterMode(display=False) as latents:
             module.backbone.codec.encode(lq)
-        hint = module.hint(lq, prompt)
+        hint = module.conditioner.hint(lq, prompt)
         side = 32 // module.backbone.codec.compression
         z = torch.zeros(1, module.backbone.codec.channels, side, side)
         with FlopCounterMode(display=False) as forward:
-            module.predict(z, t, (Branch(weight=1.0, cond=cond, hint=hint),))
+            module.denoiser.weigh(z, t, (Branch(weight=1.0, cond=cond, hint=hint),))
     counted = training_flops(module, size=32) - latents.get_total_flops()
     assert forward.get_total_flops() < counted <= 3 * forward.get_total_flops()
 

@@ -162,11 +162,11 @@ def test_without_p_d_the_control_is_shown_zeros(clip) -> None:
     module = toy(clip)
     shake(module.adaptor, size=0.05)
     pairs = batch(2)
-    prompt = module.prompts(pairs, training=False)
-    told = module.hint(pairs.lq_BCHW, prompt).degradation_BD
+    prompt = module.conditioner.prompts(pairs, training=False)
+    told = module.conditioner.hint(pairs.lq_BCHW, prompt).degradation_BD
     with_it = module.restore(pairs)
-    module.degradation_prompt = False
-    null = module.hint(pairs.lq_BCHW, prompt).degradation_BD
+    module.conditioner.degradation_prompt = False
+    null = module.conditioner.hint(pairs.lq_BCHW, prompt).degradation_BD
     assert null.shape == told.shape and not null.any() and told.any()
     assert (module.restore(pairs) - with_it).abs().max() > 1e-5
 

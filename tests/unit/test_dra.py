@@ -172,7 +172,7 @@ def test_the_carry_survives_checkpointing_and_compiling(kind) -> None:
 def test_some_lqs_are_their_own_target() -> None:
     """A share of the images, each by its own seed; its words say what was done to it."""
     batch = replace(toy_batch(40), recipe=(recipe_of("noise"), recipe_of("jpeg", "resize")) * 20)
-    prompt = toy_spire().prompts(batch, training=True)
+    prompt = toy_spire().conditioner.prompts(batch, training=True)
     for share, least, most in ((0.0, 0, 0), (1.0, 40, 40), (0.3, 4, 22)):
         turned, words = LqTargets(share=share)(batch, prompt)
         same = [torch.equal(a, b) for a, b in zip(turned.hq_BCHW, batch.lq_BCHW, strict=True)]
@@ -183,7 +183,7 @@ def test_some_lqs_are_their_own_target() -> None:
             assert words.semantic[i] == (expected if own else batch.caption[i])
         some = turned.select([3, 5])
         alone, said = LqTargets(share=share)(
-            batch.select([3, 5]), toy_spire().prompts(batch.select([3, 5]), training=True)
+            batch.select([3, 5]), toy_spire().conditioner.prompts(batch.select([3, 5]), training=True)
         )
         assert torch.equal(alone.hq_BCHW, some.hq_BCHW) and said.semantic == (words.semantic[3], words.semantic[5])
     assert describe(None) == "low quality"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from restore_lab.backbones.schedule import Schedule
 from restore_lab.config.build import build
-from restore_lab.methods.parts import partway
+from restore_lab.methods.denoiser import scale_edit
 from restore_lab.random import noise_like
 from restore_lab.samplers.colour import adain, keep, low_band, wavelet
 from restore_lab.samplers.edm import EdmSampler
@@ -169,13 +169,13 @@ def test_the_papers_form_is_the_standard_one_at_one_more() -> None:
         build({"_target_": "restore_lab.samplers.guidance.ClassifierFree", "scale": 1.0, "form": "release"})
 
 
-def test_an_edit_gone_partway() -> None:
+def test_an_edit_gone_scale_edit() -> None:
     def add_one(tap, h, temb, carry):
         return h + 1, (*carry, tap)
 
     h = torch.randn(1, 2, 3, 3)
     for strength in (0.0, 0.25, 1.0):
-        out, carry = partway(add_one, strength)("here", h, None, ())
+        out, carry = scale_edit(add_one, strength)("here", h, None, ())
         torch.testing.assert_close(out, h + strength)
         assert carry == ("here",)
 

@@ -133,7 +133,7 @@ def test_the_whole_of_sdxls_size_is_covered() -> None:
     """On the meta device: keys and shapes as the references make them, and the release's counts in millions."""
     module = on_meta(composed("import", "method=instantir", "scale=full", "files=[none]"))
     sizes = {"inputs": 1024, "outputs": 2048, "hidden": 1280, "depth": 4, "heads": 20, "dim_head": 64, "queries": 64}
-    config = json.loads((Path(places.__file__).parent / "configs" / "sdxl" / "unet" / "config.json").read_text())
+    config = json.loads((Path(places.__file__).parents[1] / "configs" / "sdxl" / "unet" / "config.json").read_text())
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
         whole, aggregator = with_adapter(unet, Resampler(**sizes)), Aggregator(unet)

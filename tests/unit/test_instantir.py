@@ -21,6 +21,7 @@ from restore_lab.objectives.consistency import Distillation, boundary, consisten
 from restore_lab.prompts.slots import Dropout, PromptSources
 from restore_lab.random import noise_like
 from restore_lab.samplers.fidelity.adares import AdaRes
+from restore_lab.samplers.fidelity.base import Steer
 from restore_lab.samplers.guidance import Branch
 from restore_lab.samplers.tiling import Gaussian
 from restore_lab.types import Cond, Hint
@@ -64,8 +65,8 @@ def instantir(kind: str = "sd", *, reference: Reference | None = None, dropout: 
     )
     module = toy_spire(kind, adaptor=adaptor, eyes=ToyEyes(), reference=reference or Reference(kind="preview"))
     if dropout is not None:
-        own = module.prompts
-        module.prompts = PromptSources(
+        own = module.conditioner.prompts
+        module.conditioner.prompts = PromptSources(
             semantic=own.semantic,
             instruction=own.instruction,
             dropout=dropout,
@@ -86,9 +87,9 @@ def test_where_its_edits_are_off_the_trunk_needs_no_reference(kind) -> None:
     branches = [Branch(weight=3.0, cond=cond, hint=hint), Branch(weight=-2.0, cond=cond, hint=hint)]
     with torch.no_grad():
         plain = module.backbone(z, t, cond)
-        torch.testing.assert_close(module.predict(z, t, branches, strength=0.0), 3 * plain - 2 * plain)
+        torch.testing.assert_close(module.denoiser.weigh(z, t, branches, strength=0.0), 3 * plain - 2 * plain)
         with pytest.raises(ValueError, match="reads a reference beside the LQ"):
-            module.predict(z, t, branches, strength=0.5)
+            module.denoiser.weigh(z, t, branches, strength=0.5)
 
 
 @pytest.mark.parametrize("adaln_on", ["kv", "context"])
@@ -319,7 +320,8 @@ def test_the_first_stage_turns_lqs_into_targets_as_the_last_does() -> None:
     stage = DcpTraining(restorer=module, trains=["stream"], known=["stream"])
     seen, words = [], []
     module.objective = lambda z0_BCHW, **_: seen.append(z0_BCHW) or z0_BCHW.sum()
-    told, module.cond = module.cond, lambda prompt, size: words.extend(prompt.semantic) or told(prompt, size)
+    conditioner = module.conditioner
+    old, conditioner.cond = conditioner.cond, lambda prompt, size: words.extend(prompt.semantic) or old(prompt, size)
     stage.loss(batch, step=0)["loss"]
     torch.testing.assert_close(seen[0], module.backbone.codec.encode(batch.lq_BCHW))
     assert all(text.startswith("low quality") for text in words)
@@ -339,7 +341,8 @@ def test_a_connector_is_eq_6() -> None:
 def test_the_aggregator_reads_both_halves_and_no_text(kind) -> None:
     module = instantir(kind)
     z, t, cond = toy_inputs(module.backbone)
-    hint = module.hint(toy_batch(size=(32, 32)).lq_BCHW, module.prompts(toy_batch(size=(32, 32)), training=False))
+    batch = toy_batch(size=(32, 32))
+    hint = module.conditioner.hint(batch.lq_BCHW, module.conditioner.prompts(batch, training=False))
     hint = replace(hint, reference_BCHW=torch.randn_like(hint.lq_latent_BCHW))
     with torch.no_grad():
         control = module.adaptor.control(z, t, hint, cond)
@@ -361,9 +364,9 @@ def test_references(kind) -> None:
     """Table 2a's sources: each is what it says, and the prior is left as it was."""
     module = instantir(kind)
     batch = toy_batch(size=(32, 32))
-    prompt = module.prompts(batch, training=False)
+    prompt = module.conditioner.prompts(batch, training=False)
     z, t, _ = toy_inputs(module.backbone, seed=300)
-    cond, hint = module.cond(prompt, (32, 32)), None
+    cond, hint = module.conditioner.cond(prompt, (32, 32)), None
     codec, s = module.backbone.codec, module.backbone.schedule
     found = {}
     sources = {
@@ -378,9 +381,9 @@ def test_references(kind) -> None:
     with torch.no_grad():
         plain = module.backbone(z, t, cond)
         for name, source in sources.items():
-            module.reference = source
-            hint = module.hint(batch.lq_BCHW, prompt, hq_BCHW=batch.hq_BCHW)
-            found[name] = source(module, z, t, cond, hint, seeds=batch.seed)
+            module.denoiser.reference, module.conditioner.reads_hq = source, name == "hq"
+            hint = module.conditioner.hint(batch.lq_BCHW, prompt, hq_BCHW=batch.hq_BCHW)
+            found[name] = source(module.backbone, module.adaptor, z, t, cond, hint, seeds=batch.seed)
         assert torch.equal(module.backbone(z, t, cond), plain)
         assert torch.equal(found["lq"], codec.encode(batch.lq_BCHW))
         assert torch.equal(found["hq"], codec.encode(batch.hq_BCHW))
@@ -398,25 +401,26 @@ def test_references(kind) -> None:
     assert noise.std() == pytest.approx(1.0, abs=0.2) and noise.mean().abs() < 0.2
     with pytest.raises(ValueError, match=r"reference\.kind='x'"):
         Reference(kind="x")
-    module.reference = Reference(kind="hq")
+    module.denoiser.reference = Reference(kind="hq")
+    hint = module.conditioner.hint(batch.lq_BCHW, prompt)
     with pytest.raises(ValueError, match="only an evaluation has"):
-        module.reference(module, z, t, cond, module.hint(batch.lq_BCHW, prompt), seeds=batch.seed)
+        module.denoiser.reference(module.backbone, module.adaptor, z, t, cond, hint, seeds=batch.seed)
 
 
 def test_a_reference_is_blended_towards_the_lq() -> None:
     """Algorithm 1, line 5, an image at a time: z_ref = preview + delta (z_LQ - preview)."""
     module, batch = instantir("sd"), toy_batch(size=(32, 32))
-    prompt = module.prompts(batch, training=False)
+    prompt = module.conditioner.prompts(batch, training=False)
     z, t, _ = toy_inputs(module.backbone)
     with torch.no_grad():
-        cond, hint = module.cond(prompt, (32, 32)), module.hint(batch.lq_BCHW, prompt)
+        cond, hint = module.conditioner.cond(prompt, (32, 32)), module.conditioner.hint(batch.lq_BCHW, prompt)
         delta = torch.tensor([0.0, 0.25])
-        shown, preview = module.referred(z, t, cond, hint, seeds=batch.seed, blend=delta)
+        shown, preview = module.denoiser.add_reference(z, t, cond, hint, seeds=batch.seed, steer=Steer(blend=delta))
         d = delta[:, None, None, None]
         torch.testing.assert_close(
             shown.reference_BCHW, preview + d * (hint.lq_latent_BCHW - preview), atol=1e-5, rtol=1e-5
         )
-        whole, _ = module.referred(z, t, cond, hint, seeds=batch.seed, blend=1.0)
+        whole, _ = module.denoiser.add_reference(z, t, cond, hint, seeds=batch.seed, steer=Steer(blend=1.0))
         torch.testing.assert_close(whole.reference_BCHW, hint.lq_latent_BCHW, atol=1e-5, rtol=1e-4)
 
 
@@ -437,12 +441,13 @@ def test_training_may_show_blended_references() -> None:
 def test_dropped_images_are_black_and_dropped_together_with_the_words() -> None:
     both = instantir("sd", dropout=Dropout(semantic=0.0, instruction=0.0, together=1.0))
     batch = toy_batch()
-    prompt = both.prompts(batch, training=True)
+    prompt = both.conditioner.prompts(batch, training=True)
     assert prompt.semantic == ("", "") and torch.equal(prompt.visual_BLD, prompt.visual_null_BLD)
     assert not prompt.visual_BLD.any()
-    image = instantir("sd", dropout=Dropout(semantic=0.0, instruction=0.0, visual=1.0)).prompts(batch, training=True)
+    blind = instantir("sd", dropout=Dropout(semantic=0.0, instruction=0.0, visual=1.0))
+    image = blind.conditioner.prompts(batch, training=True)
     assert image.semantic == batch.caption and torch.equal(image.visual_BLD, image.visual_null_BLD)
-    test = both.prompts(batch, training=False)
+    test = both.conditioner.prompts(batch, training=False)
     assert test.semantic == batch.caption and test.visual_BLD.any()
 
 
@@ -456,9 +461,11 @@ def test_the_first_stage_may_drop_otherwise_than_the_last(monkeypatch) -> None:
             known=["stream"],
             dropout=dropout,
         )
-        told, old = [], module.cond
+        told, old = [], module.conditioner.cond
         monkeypatch.setattr(
-            module, "cond", lambda prompt, size, told=told, old=old: told.append(prompt) or old(prompt, size)
+            module.conditioner,
+            "cond",
+            lambda prompt, size, told=told, old=old: told.append(prompt) or old(prompt, size),
         )
         stage.loss(toy_batch(), step=0)["loss"]
         assert told[0].semantic == (("", "") if words else toy_batch().caption)
@@ -468,9 +475,9 @@ def test_the_first_stage_may_drop_otherwise_than_the_last(monkeypatch) -> None:
 def test_guidance_moves_away_from_a_black_image_too() -> None:
     """With a stream the other half is never the condition itself, words or not."""
     module, batch = instantir("sd"), replace(toy_batch(), caption=("", ""))
-    prompt = module.prompts(batch, training=False)
-    cond = module.cond(prompt, (16, 16))
-    null = module.null(prompt, (16, 16), cond)
+    prompt = module.conditioner.prompts(batch, training=False)
+    cond = module.conditioner.cond(prompt, (16, 16))
+    null = module.conditioner.null(prompt, (16, 16), cond)
     assert null is not cond and torch.equal(null.tokens_BLD, cond.tokens_BLD)
     assert not torch.equal(null.visual_BLD, cond.visual_BLD)
 
@@ -527,7 +534,7 @@ def test_a_stream_alone_is_an_adaptor() -> None:
 def test_previews_of_a_large_latent_are_blended_whole_and_noised_once() -> None:
     """References are those of the whole latent: neither the batch of tiles nor their order is seen in them."""
     module, batch = instantir("sd"), toy_batch(1, size=(32, 80))
-    module.reference = Reference(kind="preview", fresh_noise=True)
+    module.denoiser.reference = Reference(kind="preview", fresh_noise=True)
     drawn: list[tuple[int, ...]] = []
     found = []
     with pytest.MonkeyPatch.context() as patch:

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from restore_lab.adaptors.lq_encoder import RobustEncoder
 from restore_lab.backbones.schedule import Schedule
 from restore_lab.config.build import build
+from restore_lab.methods.conditioning import Conditions
 from restore_lab.random import generator
 from restore_lab.samplers.colour import wavelet
 from restore_lab.samplers.fidelity.base import Steer
@@ -186,7 +187,7 @@ def instantir_method(*words: str) -> tuple[ClosedForm, Cond, Cond, Hint]:
 
     def cond(half: tuple[float, float, float]) -> Cond:
         words, pooled, seen = (torch.full((2, 1, 1), value) for value in half)
-        return method.streamed(Cond(tokens_BLD=words, pooled_BD=pooled[:, :, 0]), seen)
+        return method.conditioner.stream(Cond(tokens_BLD=words, pooled_BD=pooled[:, :, 0]), seen)
 
     conds = cond(halves.positive), cond(halves.negative)
     seen, black = (c.visual_BND for c in conds)
@@ -259,7 +260,7 @@ def test_instantir_steps_as_its_release(case: str, batched: bool, monkeypatch) -
     """Each half of the guidance with its own words, pooled text, image and preview, whether in one call or in turn."""
     typed, rules = INSTANTIR[case]
     method, cond, null, hint = instantir_method(*typed)
-    method.batched = batched
+    method.denoiser.batched = batched
     init = torch.randn(2, 4, 8, 12, generator=torch.Generator().manual_seed(3))
     monkeypatch.setattr("restore_lab.samplers.init.noise_like", noises({"init": [init]}))
     lq: Any = hint.lq_latent_BCHW
@@ -279,13 +280,14 @@ def test_instantir_steps_as_its_release(case: str, batched: bool, monkeypatch) -
 def test_a_trunk_runs_once_where_it_reads_the_same_in_both_halves(typed, same, calls, batched) -> None:
     """Twice for previews of each half or pooled text of each; rows, not calls, where the halves go together."""
     method, cond, null, hint = instantir_method(*typed)
-    method.batched = batched
+    method.denoiser.batched = batched
     null = replace(cond, visual_BLD=null.visual_BLD) if same else null
     at = {"level": Level(sigma=1.0, following=0.5, share=0.1), "steer": Steer(), "seeds": [0, 1]}
     z: Any = hint.lq_latent_BCHW
     for tiles in (None, Tiles(size=(8, 12), tile=(8, 8), overlap=4, compression=1, settings=tiling())):
         method.adaptor.calls.clear()
-        method.guided(z, torch.tensor([5, 5]), **at, cond=cond, null=null, hint=hint, tiles=tiles)
+        conditions = Conditions(cond=cond, null=null, hint=hint)
+        method.denoise(z, torch.tensor([5, 5]), conditions, **at, tiles=tiles)
         rows = 2 if tiles is None else 4  # two images, in two windows
         assert method.adaptor.calls == ([rows * calls] if batched else [rows] * calls)
 

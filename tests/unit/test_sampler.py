@@ -122,7 +122,7 @@ def test_without_words_guidance_costs_nothing() -> None:
     module.backbone.unet.conv_out.register_forward_hook(lambda *args: rows.append(len(args[2])))
     described = module.restore(batch)
     assert rows == [2 * len(batch)] * module.sampler.steps
-    module.prompts.semantic = NoWords()
+    module.conditioner.prompts.semantic = NoWords()
     rows.clear()
     wordless = module.restore(batch)
     assert rows == [len(batch)] * module.sampler.steps
@@ -143,7 +143,7 @@ def test_guidance_is_null_plus_w_times_the_difference(text) -> None:
     module.adaptor.trunk.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
     with torch.no_grad():
         branches = ClassifierFree(scale=4.0).branches(cond=cond, null=null, hint=hint, level=TOP)
-        guided = module.predict(z, t, branches)
+        guided = module.denoiser.weigh(z, t, branches)
         assert rows == [2 if text == "instruction" else 4]
         with_cond, without = (
             module.backbone(z, t, c, at=module.adaptor.fuse, carry=module.adaptor.control(z, t, hint, c))
@@ -152,7 +152,7 @@ def test_guidance_is_null_plus_w_times_the_difference(text) -> None:
     torch.testing.assert_close(guided, without + 4.0 * (with_cond - without), atol=1e-5, rtol=1e-4)
     assert (with_cond - without).abs().max() > 1e-2
     with pytest.raises(ValueError, match="no branches"):
-        module.predict(z, t, ())
+        module.denoiser.weigh(z, t, ())
 
 
 def test_a_restored_image_does_not_depend_on_its_batch() -> None:

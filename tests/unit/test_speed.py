@@ -14,9 +14,9 @@ from restore_lab.adaptors.hint_net import HintNet
 from restore_lab.config.build import build
 from restore_lab.evaluation.evaluate import planned as planned_scores
 from restore_lab.inference.placement import Memory
-from restore_lab.methods import branches as branches_module
-from restore_lab.methods.branches import alike, repeated
-from restore_lab.methods.pipeline import padded, told
+from restore_lab.methods.denoiser import Denoiser, alike
+from restore_lab.methods.pipeline import pad
+from restore_lab.methods.rows import repeat
 from restore_lab.methods.speed import UNITS, Speed, hosts
 from restore_lab.methods.trainable import Trainable
 from restore_lab.samplers.guidance import Branch
@@ -79,31 +79,33 @@ def test_branches_together_are_branches_in_turn(family, trunk, fusion, prompt, p
     choice = {"family": family, "trunk": trunk, "fusion": fusion, "lq_encoder": "codec", "prompt": prompt}
     module = made(priors.config({**choice, "fidelity": "none", "scheduler": "ddim", "init": "noise"})).eval()
     shake(module.adaptor, size=0.05)
-    batch, _ = padded(module, toy_batch())
-    cond, null, hint = told(module, batch, None)
+    batch, _ = pad(module, toy_batch())
+    conditions = module.conditioner(batch)
+    cond, null, hint = conditions.cond, conditions.null, conditions.hint
     module.double()
     z, t = torch.randn(2, 4, 4, 4, dtype=torch.float64), torch.tensor([7, 500])
     cond, null, hint = wide(cond), wide(null), wide(hint)
-    hint, _ = module.referred(z, t, cond, hint, seeds=batch.seed)
+    hint, _ = module.denoiser.add_reference(z, t, cond, hint, seeds=batch.seed)
     pair = [Branch(weight=3.0, cond=cond, hint=hint), Branch(weight=-2.0, cond=null, hint=hint)]
     rows: list[int] = []
     old = module.backbone.forward
     module.backbone.forward = lambda z, *rest, **more: rows.append(len(z)) or old(z, *rest, **more)
     for strength in (1.0, 0.0, 0.5, torch.tensor([0.3, 0.9])):
         found = []
-        for module.batched in (True, False):
+        for module.denoiser.batched in (True, False):
             rows.clear()
-            found.append(module.predict(z, t, pair, strength=strength))
-            assert rows == ([4] if module.batched else [2, 2])
+            found.append(module.denoiser.weigh(z, t, pair, strength=strength))
+            assert rows == ([4] if module.denoiser.batched else [2, 2])
         torch.testing.assert_close(*found, atol=1e-10, rtol=1e-10)
-    first, second = (module.predict(z, t, [branch]) for branch in pair)
+    first, second = (module.denoiser.weigh(z, t, [branch]) for branch in pair)
     assert not torch.allclose(first / 3, second / -2)  # two branches indeed
-    torch.testing.assert_close(module.predict(z, t, pair), first + second, atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(module.denoiser.weigh(z, t, pair), first + second, atol=1e-10, rtol=1e-10)
 
 
 def test_branches_of_other_shapes_go_in_turn() -> None:
     module = built()
-    cond, null, hint = told(module, padded(module, toy_batch())[0], None)
+    conditions = module.conditioner(pad(module, toy_batch())[0])
+    cond, null, hint = conditions.cond, conditions.null, conditions.hint
     one, two = Branch(weight=2.0, cond=cond, hint=hint), Branch(weight=-1.0, cond=null, hint=hint)
     assert alike([one, two])
     assert alike([one, replace(two, hint=replace(hint))])
@@ -114,7 +116,7 @@ def test_branches_of_other_shapes_go_in_turn() -> None:
 
 def test_rows_are_repeated_wherever_they_are() -> None:
     rows, other = torch.arange(2.0), torch.arange(3.0)
-    found = repeated({"a": rows, "b": (other, [rows, None]), "c": torch.tensor(1.0)}, 2, rows=2)
+    found = repeat({"a": rows, "b": (other, [rows, None]), "c": torch.tensor(1.0)}, 2, rows=2)
     twice = torch.tensor([0.0, 1.0, 0.0, 1.0])
     assert torch.equal(found["a"], twice) and torch.equal(found["b"][1][0], twice)
     assert found["b"][0] is other and found["b"][1][1] is None and found["c"].ndim == 0
@@ -122,20 +124,20 @@ def test_rows_are_repeated_wherever_they_are() -> None:
 
 def test_where_memory_runs_out_branches_go_in_turn_from_there_on(monkeypatch, caplog) -> None:
     module, batch = built(), toy_batch()
-    module.batched = False
+    module.denoiser.batched = False
     expected = module.restore(batch)
-    module.batched, rows, old = True, [], branches_module._asked
+    module.denoiser.batched, rows, old = True, [], Denoiser._edited
 
-    def asked(module, z_BCHW, *rest):
+    def edited(denoiser, z_BCHW, *rest):
         rows.append(len(z_BCHW))
         if len(z_BCHW) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return old(module, z_BCHW, *rest)
+        return old(denoiser, z_BCHW, *rest)
 
-    monkeypatch.setattr(branches_module, "_asked", asked)
+    monkeypatch.setattr(Denoiser, "_edited", edited)
     assert torch.equal(module.restore(batch), expected)
     assert rows == [4, 2, 2, 2, 2] and caplog.text.count("guidance branches one after another") == 1
-    monkeypatch.setattr(branches_module, "_asked", lambda *_: 1 / 0)
+    monkeypatch.setattr(Denoiser, "_edited", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         module.restore(batch)
 

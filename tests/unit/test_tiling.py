@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from restore_lab.evaluation.metrics.seams import edges, seams
-from restore_lab.methods.pipeline import asked_about, told
+from restore_lab.methods.pipeline import parts_to_caption
 from restore_lab.samplers.tiling import Gaussian, Part, Tiles, TilesTooLarge, starts
 from restore_lab.types import Batch, Cond, Hint
 from tests.rounding import close
@@ -100,8 +100,8 @@ def test_neither_the_batch_of_tiles_nor_that_of_images_changes_a_result(module, 
 def test_the_prior_is_told_the_size_of_a_tile() -> None:
     found: list[tuple[int, int]] = []
     module = toy_spire("sd")
-    cond = module.cond
-    module.cond = lambda prompt, size: found.append(size) or cond(prompt, size)
+    cond = module.conditioner.cond
+    module.conditioner.cond = lambda prompt, size: found.append(size) or cond(prompt, size)
     module.sampler.tiling = gaussian(tile=32)
     module.restore(toy_batch(1, size=(10, 90)))
     assert found == [(16, 32)]  # the height is padded
@@ -110,29 +110,30 @@ def test_the_prior_is_told_the_size_of_a_tile() -> None:
 def test_a_tile_may_have_words_of_its_own(module) -> None:
     batch = toy_batch(size=(24, 60))
     seen: list[Batch] = []
-    old = module.prompts
-    module.prompts = lambda some, *, training: (
+    old = module.conditioner.prompts
+    module.conditioner.prompts = lambda some, *, training: (
         seen.append(some) or old(replace(some, caption=tuple(f"{key}" for key in some.key)), training=training)
     )
     cut = gaussian(words="tile").tiles((24, 64), module.backbone)
     padded = replace(batch, lq_BCHW=torch.rand(2, 3, 24, 64), hq_BCHW=None)
     try:
-        cond, null, hint = told(module, padded, cut)
+        conditions = module.conditioner(padded, tiles=cut)
         module.sampler.tiling = gaussian(words="tile")
         assert module.restore(batch).shape == batch.lq_BCHW.shape
     finally:
-        module.prompts = old
+        module.conditioner.prompts = old
     keys = [key for some in seen[:1] for key in some.key]
     assert keys == [f"key_{i}@{4 * left},{4 * top}" for top, left in cut.windows for i in range(2)]
     assert seen[0].lq_BCHW.shape == (6, 3, 24, 32)
+    cond, null, hint = conditions.cond, conditions.null, conditions.hint
     assert len(cond.tokens_BLD) == len(null.tokens_BLD) == len(hint.instruction_BLD) == 6
     assert torch.equal(cond.tokens_BLD[3], module.backbone.embed([keys[3]], (24, 32)).tokens_BLD[0])
     assert hint.lq_BCHW is padded.lq_BCHW
-    ahead = list(asked_about(module, batch))  # a captioner is asked about the same tiles before
+    ahead = list(parts_to_caption(module, batch))  # a captioner is asked about the same tiles before
     assert [key for some in ahead for key in some.key] == keys
     assert all(some.lq_BCHW.shape == (2, 3, 32, 32) for some in ahead)  # padded first
     module.sampler.tiling = gaussian(words="image")
-    assert list(asked_about(module, batch)) == [batch]
+    assert list(parts_to_caption(module, batch)) == [batch]
 
 
 def failing(monkeypatch, module, *, fits) -> list[tuple[int, ...]]:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from restore_lab.adaptors.fusion.zero_conv import ZeroConv
 from restore_lab.cli import errors
-from restore_lab.methods.parts import pad_to_multiple
+from restore_lab.methods.pipeline import pad_to_multiple
 from restore_lab.methods.trainable import Trainable
 from restore_lab.methods.weights import WEIGHTS, weights_file, write_weights
 from restore_lab.storage.artefact import Manifest, complete
