@@ -1,8 +1,8 @@
 """What a machine does to a run: disks that are full or gone, devices that fail, processes that are killed.
 
 `told` puts such an error into one line; anything else is none of its business. Whatever was reported as done stays
-done, and the same command goes on, so a fault ends with an exit code of its own (`CODE`): run it again once the machine
-is well. Without torch.
+done, and the same command continues, so a fault ends with an exit code of its own (`CODE`): run it again once the
+machine is well. Without torch.
 """
 
 from __future__ import annotations

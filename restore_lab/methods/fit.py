@@ -241,7 +241,7 @@ def going_on(folder: Path) -> Iterator[None]:
         if why is None:
             raise
         state = last_state(folder)
-        where = "begins again" if state is None else f"continues behind step {step_of(state)}"
+        where = "begins again" if state is None else f"continues after step {step_of(state)}"
         raise Fault(f"{why}; the same command {where}") from error
     except SystemExit as stop:  # Lightning's way to end on Ctrl-C outside of a step
         if not isinstance(stop.__context__, KeyboardInterrupt):
