@@ -2,14 +2,16 @@
 
 Of each stage: its end, its trainer (devices, precision), how its batch divides, whether its words can be had. Of each
 after the first also what is built for it: its data, and its module with its weights, on the meta device, where shapes
-are all there is. The first is built in earnest right after this.
+are all there is. Weights of an earlier stage are those that its module would write there. The first is built in earnest
+right after this.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from restore_lab.config.build import build, resolve
@@ -27,7 +29,11 @@ def check(todo: Sequence[Stage]) -> None:
     Raises:
         ValueError: with the first thing that one of them would refuse, and its name.
     """
+    from restore_lab.methods.weights import UNWRITTEN
+
+    UNWRITTEN.clear()
     seen: list[Any] = []
+    needed = {str(stage.node.get("weights")) for stage in todo}
     for stage in todo:
         with _naming(stage.name if len(todo) > 1 else ""):
             _check_end(stage)
@@ -37,8 +43,11 @@ def check(todo: Sequence[Stage]) -> None:
             if later and data not in seen and not _needs_earlier(data):
                 build(data).setup("fit")
             seen.append(data)
-            if later:
-                check_module(stage.node)
+            made = f"{EARLIER}{stage.name}"
+            module = check_module(stage.node) if later or made in needed else None
+            if module is not None and made in needed:
+                with suppress(OSError, RuntimeError):  # another's `export` may want more than shapes
+                    module.export(Path(made))
 
 
 @contextmanager
@@ -98,11 +107,12 @@ def check_module(node: Mapping[str, Any]) -> Any:
         node: the stage's.
 
     Returns:
-        The module, on the meta device; None for one that reads what an earlier stage makes, of which nothing is known.
+        The module, on the meta device; None for one of which nothing is known: it reads what an earlier stage makes, or
+        does not build there.
     """
     import torch
 
-    from restore_lab.methods.weights import weights_file
+    from restore_lab.methods.weights import UNWRITTEN, WEIGHTS, weights_file
 
     for part in _targets(node["module"]):
         path = part.get("path")
@@ -112,10 +122,17 @@ def check_module(node: Mapping[str, Any]) -> Any:
     if _needs_earlier(plain):
         return None
     with torch.device("meta"):
-        module = build(plain)
+        try:
+            module = build(plain)
+        except (RuntimeError, TypeError):  # a part of somebody's own may want numbers
+            return None
         weights = node.get("weights")
-        if weights and not str(weights).startswith(EARLIER):
-            module.load_weights(weights_file(weights), partial=False)
+        if not weights:
+            return module
+        earlier = str(weights).startswith(EARLIER)
+        file = Path(weights) / WEIGHTS if earlier else weights_file(weights)
+        if not earlier or file in UNWRITTEN:
+            module.load_weights(file, partial=earlier)
     return module
 
 

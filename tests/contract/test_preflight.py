@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from restore_lab.methods import fit as fit_module
 from restore_lab.methods.captioning import find_captioners
@@ -35,12 +36,12 @@ def fitting(priors, tmp_path, monkeypatch):
 
     monkeypatch.setattr(fit_module, "_train", began)
 
-    def run(method: str, *words: str):
+    def run(method: str, *words: str, edit=lambda cfg: None):
         prior = priors[METHODS[method]]
         sizes = ("data.size=16", "crop=16", "batch_size=2", "workers=0", "progress=false")
-        return fit(
-            composed("train", f"method={method}", f"backbone.path={prior}", f"runs_dir={tmp_path}", *sizes, *words)
-        )
+        cfg = composed("train", f"method={method}", f"backbone.path={prior}", f"runs_dir={tmp_path}", *sizes, *words)
+        edit(cfg)
+        return fit(cfg)
 
     return run
 
@@ -92,7 +93,7 @@ REFUSALS = {
     "an absent part": (
         "instantir",
         ("adaptor.lora=null",),
-        r"stage previewer: module.frozen: this adaptor has no 'lora'",
+        r"stage dcp: module.frozen: this adaptor has no 'lora'",
     ),
 }
 
@@ -104,6 +105,29 @@ def test_a_later_stage_is_refused_before_the_first(case, fitting, tmp_path) -> N
         fitting(method, *DEVICES, *words)
     assert "\n" not in str(caught.value)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(
+    ("method", "stage", "before", "at"),
+    [
+        ("instantir", "previewer", "dcp", "adaptor.stream.queries"),
+        ("diff_restorer", "decoder", "adaptor", "processor.hidden"),
+    ],
+)
+def test_weights_that_an_earlier_stage_will_write_are_compared(method, stage, before, at, fitting, tmp_path) -> None:
+    """A stage that was given a method of its own cannot take the weights of the one before."""
+
+    def narrow(cfg) -> None:
+        own = OmegaConf.create(OmegaConf.to_container(cfg.module, resolve=True))
+        OmegaConf.update(own, at, 3)
+        cfg.stages[stage].module.restorer = own
+
+    said = rf"stage {stage}: stage:{before}/adaptor\.safetensors: does not fit this adaptor: \d+ of another shape"
+    with pytest.raises(ValueError, match=said):
+        fitting(method, *DEVICES, edit=narrow)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    with pytest.raises(AssertionError, match="a stage began"):
+        fitting(method, *DEVICES)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
