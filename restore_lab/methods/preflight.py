@@ -3,7 +3,7 @@
 Of each stage: its end, its trainer (devices, precision), how its batch divides, whether its words can be had. Of each
 after the first also what is built for it: its data, and its module with its weights, on the meta device, where shapes
 are all there is. Weights of an earlier stage are those that its module would write there. The first is built in earnest
-right after this.
+right after this. What restores looks at its module (`check_module`) before it loads a prior.
 """
 
 from __future__ import annotations
@@ -114,20 +114,18 @@ def check_module(node: Mapping[str, Any]) -> Any:
 
     from restore_lab.methods.weights import UNWRITTEN, WEIGHTS, weights_file
 
-    for part in _targets(node["module"]):
-        path = part.get("path")
-        if isinstance(path, str) and not place_of(path).exists() and not HUB_ID.fullmatch(path):
-            raise ValueError(f"{part['_target_'].rpartition('.')[2]}: {path}: no such file or folder")
     plain = on_meta(node["module"])
-    if _needs_earlier(plain):
-        return None
     with torch.device("meta"):
         try:
-            module = build(plain)
+            module = None if _needs_earlier(plain) else build(plain)
         except (RuntimeError, TypeError):  # a part of somebody's own may want numbers
-            return None
+            module = None
+        for part in _targets(node["module"]):
+            path = part.get("path")
+            if isinstance(path, str) and not place_of(path).exists() and not HUB_ID.fullmatch(path):
+                raise ValueError(f"{part['_target_'].rpartition('.')[2]}: {path}: no such file or folder")
         weights = node.get("weights")
-        if not weights:
+        if module is None or not weights:
             return module
         earlier = str(weights).startswith(EARLIER)
         file = Path(weights) / WEIGHTS if earlier else weights_file(weights)

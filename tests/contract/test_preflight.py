@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
+from restore_lab.evaluation.evaluate import evaluate
 from restore_lab.methods import fit as fit_module
 from restore_lab.methods.captioning import find_captioners
 from restore_lab.methods.fit import fit
@@ -83,7 +85,7 @@ REFUSALS = {
     "an image encoder": (
         "supir",
         ("prompt/visual=clip", "prompt.visual.path=./nowhere"),
-        r"stage adaptor: ClipVision: \./nowhere: no such file or folder",
+        r"stage adaptor: prompt\.visual\.path=\./nowhere: neither an image encoder's folder nor a config that we ship",
     ),
     "a captioner": (
         "supir",
@@ -147,11 +149,37 @@ def test_every_later_stage_of_every_method_can_be_looked_at(method) -> None:
         assert all(p.is_meta for p in module.trainable().values())
 
 
-def test_restoring_with_weights_that_do_not_fit_counts_them_right(toy_folder, tmp_path) -> None:
-    cfg = composed(
-        "restore", *small(toy_folder), "weights=asset:spire_tiny_sd", "follow=false", "input=x", "device=cpu"
-    )
-    with pytest.raises(ValueError, match=r"does not fit this adaptor: \d+ of another shape than its \d+ tensors"):
+@pytest.fixture(scope="module")
+def unreadable(toy_folder, tmp_path_factory) -> Path:
+    """A prior whose weights cannot be read: whatever reads them fails for another reason than a test's."""
+    place = tmp_path_factory.mktemp("unreadable") / "prior"
+    shutil.copytree(toy_folder, place)
+    for file in place.rglob("*.safetensors"):
+        file.write_bytes(b"no weights")
+    return place
+
+
+UNFIT = {
+    "asset:spire_tiny_sd": r"does not fit this adaptor: \d+ of another shape than its \d+ tensors",
+    "empty": r"empty/adaptor\.safetensors: no such weights; train some",
+    "text.safetensors": r"text\.safetensors: no adaptor weights, or damaged",
+}
+
+
+@pytest.mark.parametrize("verb", ["restore", "evaluate"])
+@pytest.mark.parametrize("weights", UNFIT)
+def test_weights_that_cannot_be_taken_are_refused_before_a_prior_is_read(verb, weights, unreadable, tmp_path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.safetensors").write_text("no weights")
+    place = weights if weights.startswith("asset:") else tmp_path / weights
+    own = "input=x" if verb == "restore" else f"runs_dir={tmp_path}"
+    words = ("follow=false", "device=cpu", f"weights={place}", own)
+    cfg = composed(verb, *small(unreadable), *words)
+    with pytest.raises(ValueError, match=UNFIT[weights]) as caught:
+        load(cfg) if verb == "restore" else evaluate(cfg)
+    assert "\n" not in str(caught.value)
+    cfg.weights = None
+    with pytest.raises(ValueError, match="unreadable"):  # the prior
         load(cfg)
 
 
