@@ -69,8 +69,9 @@ def explained(*, verb: str, folders: Sequence[Path], overrides: Sequence[str]) -
         missing = error.missing_cfg_file or ""
         raise ValueError(_no_option(missing, folders) if missing else flat(error)) from error
     except OverrideParseException as error:
-        hint = "quote a value that holds , = [ ] { } ( ) or quotes: key=\"'a, b'\""
-        raise ValueError(f"cannot read {error.override!r}: {flat(error)}; {hint}") from error
+        word, hint = str(error.override), "quote a value that holds , = [ ] { } ( ) or quotes: key=\"'a, b'\""
+        reason = f"{flat(error)}; {hint}" if "=" in word else "expected KEY=VALUE"
+        raise ValueError(f"cannot read {word!r}: {reason}") from error
     except ConfigCompositionException as error:
         match = re.search(r"Could not override '([^']+)'", str(error))
         if match is None:

@@ -24,8 +24,8 @@ PLACES = {
     errno.EEXIST: "a file or a broken link is in the way; name another place, or delete it",
     errno.ENAMETOOLONG: "give a shorter name",
     errno.ELOOP: "links lead in a circle; name another place",
-    errno.EACCES: "let it be, or name another place",
-    errno.EPERM: "let it be, or name another place",
+    errno.EACCES: "change its permissions, or name another place",
+    errno.EPERM: "change its permissions, or name another place",
     errno.EINVAL: "name another place",
 }
 GONE = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.ENXIO, errno.ENOMEDIUM, errno.EREMOTEIO)
@@ -117,7 +117,7 @@ def _of_disk(error: OSError, where: object) -> str | None:
     if error.errno in FULL:
         return _full(place, said)
     if error.errno == errno.EROFS:
-        return f"{_at(place)}{said}; let it be written to, or choose another folder"
+        return f"{_at(place)}{said}; make it writable, or choose another folder"
     if error.errno in GONE:
         return f"{_at(place)}{said}; bring the disk back"
     if error.errno in (errno.EMFILE, errno.ENFILE):
