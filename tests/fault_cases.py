@@ -192,7 +192,7 @@ def train_interrupt(bench: Bench, place: Path) -> Row:
 def train_disk_full(bench: Bench, place: Path) -> Row:
     with disk(place / "disk") as small_disk:
         done = bench.struck(small_disk, how="fill", at=small_disk)
-        happened = ends(done, 3, "No space left on device", "the same command continues behind step 4")
+        happened = ends(done, 3, "No space left on device", "the same command continues after step 4")
         assert checkpoints(small_disk) == ["step=2.ckpt", "step=4.ckpt"]
         (small_disk / "filler").unlink()
         goes_on(bench, small_disk)
@@ -212,7 +212,7 @@ def train_no_room(bench: Bench, place: Path) -> Row:
 def train_read_only(bench: Bench, place: Path) -> Row:
     with disk(place / "disk") as small_disk:
         done = bench.struck(small_disk, how="close", at=small_disk)
-        happened = ends(done, 3, "Read-only file system", "continues behind step 4")
+        happened = ends(done, 3, "Read-only file system", "continues after step 4")
         writable(small_disk)
         goes_on(bench, small_disk)
     return Row(
@@ -227,7 +227,7 @@ def train_truncated_checkpoint(bench: Bench, place: Path) -> Row:
     done = bench.train(place).ended()
     assert done.code == 0 and "step=4.ckpt is damaged (its hash is another)" in done.said, done.said
     assert left(place) == bench.trained
-    happened = "it says that the checkpoint is damaged, and goes on from the one before"
+    happened = "it says that the checkpoint is damaged, and continues from the one before"
     return Row(
         where="training",
         fault="newest checkpoint cut in half",
@@ -265,7 +265,7 @@ def train_vanished_data(bench: Bench, place: Path) -> Row:
 
 def train_dead_worker(bench: Bench, place: Path) -> Row:
     done = bench.struck(place, how="kill_worker")
-    happened = ends(done, 3, "a process that reads data was killed", "continues behind step 4")
+    happened = ends(done, 3, "a process that reads data was killed", "continues after step 4")
     goes_on(bench, place)
     return Row(
         where="training",
@@ -276,13 +276,13 @@ def train_dead_worker(bench: Bench, place: Path) -> Row:
 
 
 def train_lost_device(bench: Bench, place: Path) -> Row:
-    happened = ends(bench.struck(place, how="lose_device"), 3, "the device failed", "continues behind step 4")
+    happened = ends(bench.struck(place, how="lose_device"), 3, "the device failed", "continues after step 4")
     goes_on(bench, place)
     return Row(where="training", fault="GPU lost in step 5", happened=happened, lost="step 5, taken again: the same")
 
 
 def train_out_of_memory(bench: Bench, place: Path) -> Row:
-    happened = ends(bench.struck(place, how="run_out_of_memory"), 3, "out of memory", "continues behind step 4")
+    happened = ends(bench.struck(place, how="run_out_of_memory"), 3, "out of memory", "continues after step 4")
     goes_on(bench, place)
     return Row(
         where="training", fault="GPU out of memory in step 5", happened=happened, lost="step 5, taken again: the same"
@@ -411,7 +411,7 @@ def cache_disk_full(bench: Bench, place: Path) -> Row:
     with disk(place / "disk", megabytes=4) as small_disk:
         mend = (small_disk / "filler").unlink
         done = _cached_after(bench, place, small_disk / "cache", lambda c: fill(small_disk), mend)
-        happened = ends(done, 3, "No space left on device", "the same command goes on")
+        happened = ends(done, 3, "No space left on device", "the same command continues")
     return Row(where="data cache", fault="disk full", happened=happened, lost="the entry at work: the same")
 
 
@@ -419,7 +419,7 @@ def cache_read_only(bench: Bench, place: Path) -> Row:
     with disk(place / "disk", megabytes=4) as small_disk:
         mend = partial(writable, small_disk)
         done = _cached_after(bench, place, small_disk / "cache", lambda c: read_only(small_disk), mend)
-        happened = ends(done, 3, "Read-only file system", "the same command goes on")
+        happened = ends(done, 3, "Read-only file system", "the same command continues")
     return Row(where="data cache", fault="output read-only", happened=happened, lost="the entry at work: the same")
 
 

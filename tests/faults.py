@@ -119,7 +119,7 @@ def page(rows: list[Row]) -> str:
         'torch\'s own error, raised in a step. "The same" means: weights, losses, pictures or entries equal those of a',
         "run that nothing was done to, byte for byte.",
         "",
-        "Exit codes: 2 bad input, 3 the machine gave way (mend it, and the same command goes on), 143 terminated.",
+        "Exit codes: 2 bad input, 3 the machine gave way (mend it, and the same command continues), 143 terminated.",
         "",
         "| where | fault | what happened | what was lost |",
         "|---|---|---|---|",

@@ -1,7 +1,7 @@
 """Errors as a person sees them: one line on stderr and an exit code, with the names that exist.
 
 Bad input is what our own code refuses with a ValueError, a file that is not there, and whatever Hydra or OmegaConf
-does not accept: exit code 2. What a machine does to a run (system/faults.py): 3; the same command goes on once it is
+does not accept: exit code 2. What a machine does to a run (system/faults.py): 3; the same command continues once it is
 well. Anything else is a bug and keeps its traceback, a ValueError from inside another library included.
 `RESTORE_LAB_TRACEBACK=1` shows the traceback of everything.
 """
@@ -41,7 +41,7 @@ def one_line() -> Iterator[None]:
         why = None if is_bad_input(error) else told(error)
         if os.environ.get("RESTORE_LAB_TRACEBACK") or not (why or is_bad_input(error)):
             raise
-        text = f"{why}; the same command goes on" if why else flat(error)
+        text = f"{why}; the same command continues" if why else flat(error)
         print(f"restore-lab: {text}{advice(text)}", file=sys.stderr)
         raise SystemExit(CODE if why or isinstance(error, Fault) else 2) from None
 
@@ -69,8 +69,9 @@ def explained(*, verb: str, folders: Sequence[Path], overrides: Sequence[str]) -
         missing = error.missing_cfg_file or ""
         raise ValueError(_no_option(missing, folders) if missing else flat(error)) from error
     except OverrideParseException as error:
-        hint = "quote a value that holds , = [ ] { } ( ) or quotes: key=\"'a, b'\""
-        raise ValueError(f"cannot read {error.override!r}: {flat(error)}; {hint}") from error
+        word, hint = str(error.override), "quote a value that holds , = [ ] { } ( ) or quotes: key=\"'a, b'\""
+        reason = f"{flat(error)}; {hint}" if "=" in word else "expected KEY=VALUE"
+        raise ValueError(f"cannot read {word!r}: {reason}") from error
     except ConfigCompositionException as error:
         match = re.search(r"Could not override '([^']+)'", str(error))
         if match is None:

@@ -42,7 +42,7 @@ Run = Callable[[Any], Any]
 def main() -> None:
     """The console script.
 
-    Exit codes: 0 done, 1 a bug (with its traceback), 2 bad input, 3 the machine gave way (the same command goes on),
+    Exit codes: 0 done, 1 a bug (with its traceback), 2 bad input, 3 the machine gave way (the same command continues),
     130 interrupted, 143 terminated.
     """
     signal.signal(signal.SIGTERM, _terminated)

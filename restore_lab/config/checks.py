@@ -154,8 +154,13 @@ def _check_setting(cfg: DictConfig, place: str, kind: Any) -> None:
     if value is _ABSENT:
         return
     fitted = _fit(value, kind, place)
-    if not isinstance(fitted, Mapping | list) and type(fitted) is not type(value):
+    if not isinstance(fitted, Mapping) and _types(fitted) != _types(value):
         OmegaConf.update(cfg, place, fitted)
+
+
+def _types(value: Any) -> Any:
+    """The type of a value, or those of the values in a list."""
+    return [type(one) for one in value] if isinstance(value, list) else type(value)
 
 
 def _check_parts(node: DictConfig | ListConfig, place: str) -> None:

@@ -151,10 +151,19 @@ def _reference(read: _Read) -> Iterator[str]:
         )
 
 
+def _offset(read: _Read) -> Iterator[str]:
+    for place in ("sampler", "sampler.scheduler"):
+        offset, spacing = read(f"{place}.steps_offset"), read(f"{place}.timestep_spacing")
+        ours = str(read(f"{place}._target_")).startswith("restore_lab.")
+        if ours and offset and spacing not in (None, "leading"):
+            yield f"{place}.steps_offset={offset} moves leading timesteps only; set {place}.timestep_spacing=leading"
+
+
 RULES: tuple[Callable[[_Read], Iterator[str]], ...] = (
     _family,
     _unet_depth,
     _visual,
     _degradation,
     _reference,
+    _offset,
 )

@@ -189,9 +189,18 @@ class Restorer:
 
 
 def load(cfg: DictConfig) -> RestorationModule:
-    """The composed method with its weights, on the chosen device, ready to restore."""
+    """The composed method with its weights, on the chosen device, ready to restore.
+
+    Raises:
+        ValueError: for weights that are not there or do not fit, before the prior is loaded.
+    """
+    from omegaconf import OmegaConf
+
+    from restore_lab.methods.meta import check_module
     from restore_lab.methods.weights import weights_file
 
+    if cfg.weights is not None:
+        check_module({"module": OmegaConf.to_container(cfg.module, resolve=True), "weights": cfg.weights})
     module: RestorationModule = build(cfg.module)
     if cfg.weights is not None:
         module.load_weights(weights_file(cfg.weights))

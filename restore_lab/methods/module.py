@@ -268,4 +268,6 @@ class RestorationModule(Trainable):
         if only is not None:
             own = {name: value for name, value in own.items() if part_of(name) in only}
         own |= self.decoder_state() if decoder or self.decoder_known else {}
-        write_weights(own, folder, dtype=self.weights_dtype, base=fingerprint_of(self.backbone.denoiser))
+        meta = next(self.backbone.denoiser.parameters()).is_meta
+        base = None if meta else fingerprint_of(self.backbone.denoiser)
+        write_weights(own, folder, dtype=self.weights_dtype, base=base)

@@ -45,7 +45,7 @@ def writable(folder: str | Path) -> Path:
         what = "a file" if place.exists() else "a broken link"
         raise ValueError(f"{place}: {what} is in the way; name another folder, or delete it")
     if not os.access(place, os.W_OK | os.X_OK):
-        raise ValueError(f"{place}: cannot be written to; let it be, or name another folder")
+        raise ValueError(f"{place}: cannot be written to; make it writable, or name another folder")
     return place
 
 

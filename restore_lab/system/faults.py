@@ -1,8 +1,8 @@
 """What a machine does to a run: disks that are full or gone, devices that fail, processes that are killed.
 
 `told` puts such an error into one line; anything else is none of its business. Whatever was reported as done stays
-done, and the same command goes on, so a fault ends with an exit code of its own (`CODE`): run it again once the machine
-is well. Without torch.
+done, and the same command continues, so a fault ends with an exit code of its own (`CODE`): run it again once the
+machine is well. Without torch.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ PLACES = {
     errno.EEXIST: "a file or a broken link is in the way; name another place, or delete it",
     errno.ENAMETOOLONG: "give a shorter name",
     errno.ELOOP: "links lead in a circle; name another place",
-    errno.EACCES: "let it be, or name another place",
-    errno.EPERM: "let it be, or name another place",
+    errno.EACCES: "change its permissions, or name another place",
+    errno.EPERM: "change its permissions, or name another place",
     errno.EINVAL: "name another place",
 }
 GONE = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.ENXIO, errno.ENOMEDIUM, errno.EREMOTEIO)
@@ -117,7 +117,7 @@ def _of_disk(error: OSError, where: object) -> str | None:
     if error.errno in FULL:
         return _full(place, said)
     if error.errno == errno.EROFS:
-        return f"{_at(place)}{said}; let it be written to, or choose another folder"
+        return f"{_at(place)}{said}; make it writable, or choose another folder"
     if error.errno in GONE:
         return f"{_at(place)}{said}; bring the disk back"
     if error.errno in (errno.EMFILE, errno.ENFILE):

@@ -3,7 +3,7 @@
 A job that splits has numbered parts, each of which leaves a file when it is done; what a part holds never depends on
 how many processes there are. A process does every world-th part that is not done; the last to finish finds all of them
 there and puts them together. Nobody waits for anybody, so a process that was killed costs its unfinished part, and the
-same command, with as many processes or fewer or more, goes on.
+same command, with as many processes or fewer or more, continues.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def launched(devices: int, *more: str, quiet: bool = False) -> bool:
     failed = [number for number, code in enumerate(codes) if code]
     if failed:
         raise ValueError(
-            f"process {failed[0]} of {devices} failed (status {codes[failed[0]]}); the same command goes on"
+            f"process {failed[0]} of {devices} failed (status {codes[failed[0]]}); the same command continues"
         )
     return True
 

@@ -134,7 +134,7 @@ def last_state(folder: Path) -> Path | None:
         wrong = damage(state)
         if wrong is None:
             return state
-        log.warning("%s is damaged (%s); going on from the one before it, or from the start", state, wrong)
+        log.warning("%s is damaged (%s); continuing from the one before it, or from the start", state, wrong)
     return None
 
 

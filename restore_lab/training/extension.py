@@ -138,7 +138,7 @@ def _state_of(run: Path) -> int:
     state = last_state(run)
     if state is None:
         raise ValueError(
-            f"extend={run}: it has no state to go on from (it was trained with keep_state=false, or by an older "
+            f"extend={run}: it has no state to continue from (it was trained with keep_state=false, or by an older "
             f"version); weights={run} starts a new training from its weights"
         )
     return step_of(state)

@@ -84,8 +84,8 @@ class Finite(L.Callback):
                 file = file.with_name(f"nonfinite-rank{trainer.global_rank}.json")
             write_json_atomic(file, {"step": one.step, "loss": str(loss), **one.batch})
             raise ValueError(
-                f"the loss is {loss} at step {one.step}; {file} says which batch it was. The same command goes on from "
-                "the last checkpoint, to the same end; lower optimisation.lr, or take precision=32-true"
+                f"the loss is {loss} at step {one.step}; {file} says which batch it was. The same command continues "
+                "from the last checkpoint, to the same end; lower optimisation.lr, or take precision=32-true"
             )
 
 

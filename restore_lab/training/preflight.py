@@ -2,23 +2,22 @@
 
 Of each stage: its end, its trainer (devices, precision), how its batch divides, whether its words can be had. Of each
 after the first also what is built for it: its data, and its module with its weights, on the meta device, where shapes
-are all there is. The first is built in earnest right after this.
+are all there is. Weights of an earlier stage are those that its module would write there. The first is built in earnest
+right after this.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from restore_lab.config.build import build, resolve
-from restore_lab.config.checks import HUB_ID
-from restore_lab.storage.artefact import place_of
+from restore_lab.methods.meta import EARLIER, check_module, needs_earlier, targets
+from restore_lab.methods.weights import UNWRITTEN
 from restore_lab.training.ending import in_steps
 from restore_lab.training.plan import Stage
-
-EARLIER = "stage:"  # what an earlier stage makes
 
 
 def check(todo: Sequence[Stage]) -> None:
@@ -27,18 +26,23 @@ def check(todo: Sequence[Stage]) -> None:
     Raises:
         ValueError: with the first thing that one of them would refuse, and its name.
     """
+    UNWRITTEN.clear()
     seen: list[Any] = []
+    needed = {str(stage.node.get("weights")) for stage in todo}
     for stage in todo:
         with _naming(stage.name if len(todo) > 1 else ""):
             _check_end(stage)
             _check_words(stage.node)
             _check_trainer(stage)
             data, later = stage.node["datamodule"], bool(seen)
-            if later and data not in seen and not _needs_earlier(data):
+            if later and data not in seen and not needs_earlier(data):
                 build(data).setup("fit")
             seen.append(data)
-            if later:
-                check_module(stage.node)
+            made = f"{EARLIER}{stage.name}"
+            module = check_module(stage.node) if later or made in needed else None
+            if module is not None and made in needed:
+                with suppress(OSError, RuntimeError):  # another's `export` may want more than shapes
+                    module.export(Path(made))
 
 
 @contextmanager
@@ -69,7 +73,7 @@ def _check_words(node: Any) -> None:
     """Refuse words that are only made when something is restored."""
     from restore_lab.prompts.vlm import INSTEAD
 
-    for part in _targets(node):
+    for part in targets(node):
         if getattr(resolve(part["_target_"]), "for_restoring", False):
             raise ValueError(f"prompt/semantic=vlm captions what is restored; {INSTEAD}")
 
@@ -89,66 +93,3 @@ def _check_trainer(stage: Stage) -> None:
     target = resolve(node["module"]["_target_"])
     if world > 1 and not getattr(target, "divides", True):
         raise ValueError(f"{target.__name__} looks at a batch as a whole; train it with trainer.devices=1")
-
-
-def check_module(node: Mapping[str, Any]) -> Any:
-    """Refuse what a stage's module would refuse when it is built and given its weights.
-
-    Args:
-        node: the stage's.
-
-    Returns:
-        The module, on the meta device; None for one that reads what an earlier stage makes, of which nothing is known.
-    """
-    import torch
-
-    from restore_lab.methods.weights import weights_file
-
-    for part in _targets(node["module"]):
-        path = part.get("path")
-        if isinstance(path, str) and not place_of(path).exists() and not HUB_ID.fullmatch(path):
-            raise ValueError(f"{part['_target_'].rpartition('.')[2]}: {path}: no such file or folder")
-    plain = on_meta(node["module"])
-    if _needs_earlier(plain):
-        return None
-    with torch.device("meta"):
-        module = build(plain)
-        weights = node.get("weights")
-        if weights and not str(weights).startswith(EARLIER):
-            module.load_weights(weights_file(weights), partial=False)
-    return module
-
-
-def on_meta(node: Any) -> Any:
-    """The node with every part that can be built without weights built so, and without what a stage makes."""
-    if isinstance(node, list):
-        return [on_meta(value) for value in node]
-    if not isinstance(node, Mapping):
-        return node
-    made = {name: on_meta(value) for name, value in node.items()}
-    if "_target_" in node and "meta" in inspect.signature(resolve(node["_target_"])).parameters:
-        made["meta"] = True
-    if str(node.get("weights")).startswith(EARLIER):
-        made["weights"] = None
-    return made
-
-
-def _needs_earlier(node: Any) -> bool:
-    """Whether a node names what an earlier stage makes."""
-    if isinstance(node, Mapping):
-        return any(_needs_earlier(value) for value in node.values())
-    if isinstance(node, list):
-        return any(_needs_earlier(value) for value in node)
-    return isinstance(node, str) and node.startswith(EARLIER)
-
-
-def _targets(node: Any) -> Iterator[Mapping[str, Any]]:
-    """All parts of a node, at any depth."""
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            yield node
-        for value in node.values():
-            yield from _targets(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _targets(value)

@@ -28,7 +28,6 @@ from restore_lab.tracking import tracked, unlogged
 from restore_lab.training.ending import ENDED, ending_of, in_steps
 from restore_lab.training.extension import extended, other_rate, require_longer
 from restore_lab.training.plan import Stage, planned, replaced
-from restore_lab.training.preflight import check
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -59,6 +58,8 @@ def fit(cfg: DictConfig) -> Path | None:
     stages = plan(cfg)
     todo = [s for s in stages if s.debug or not complete(s.folder, identity=s.identity)]
     if todo:
+        from restore_lab.training.preflight import check
+
         _hush(cfg)
         check(todo)
     made: dict[str, Path] = {}
@@ -251,7 +252,7 @@ def going_on(folder: Path) -> Iterator[None]:
         if why is None:
             raise
         state = last_state(folder)
-        where = "begins again" if state is None else f"continues behind step {step_of(state)}"
+        where = "begins again" if state is None else f"continues after step {step_of(state)}"
         raise Fault(f"{why}; the same command {where}") from error
     except SystemExit as stop:  # Lightning's way to end on Ctrl-C outside of a step
         if not isinstance(stop.__context__, KeyboardInterrupt):

@@ -322,7 +322,7 @@ def test_a_process_that_fails_is_named(tmp_path) -> None:
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "1.png").write_bytes(b"no image")
     done = forked(*packing(tmp_path / "bad", tmp_path / "out"), cwd=tmp_path, paths=(ROOT,))
-    assert "restore-lab: process 0 of 2 failed (status 2); the same command goes on" in done.stderr
+    assert "restore-lab: process 0 of 2 failed (status 2); the same command continues" in done.stderr
 
 
 def test_load_gives_each_process_of_a_machine_its_own_gpu(toy_folder, monkeypatch) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from restore_lab.evaluation.evaluate import evaluate
 from restore_lab.inference.captioning import find_captioners
 from restore_lab.inference.restorer import load
+from restore_lab.methods.meta import check_module
 from restore_lab.training import run as fit_module
 from restore_lab.training.plan import planned
-from restore_lab.training.preflight import check_module
 from restore_lab.training.run import fit
 from tests.composed import composed, small
 from tests.toys import toy_unet_folder
@@ -35,12 +38,12 @@ def fitting(priors, tmp_path, monkeypatch):
 
     monkeypatch.setattr(fit_module, "_train", began)
 
-    def run(method: str, *words: str):
+    def run(method: str, *words: str, edit=lambda cfg: None):
         prior = priors[METHODS[method]]
         sizes = ("data.size=16", "crop=16", "batch_size=2", "workers=0", "progress=false")
-        return fit(
-            composed("train", f"method={method}", f"backbone.path={prior}", f"runs_dir={tmp_path}", *sizes, *words)
-        )
+        cfg = composed("train", f"method={method}", f"backbone.path={prior}", f"runs_dir={tmp_path}", *sizes, *words)
+        edit(cfg)
+        return fit(cfg)
 
     return run
 
@@ -82,7 +85,7 @@ REFUSALS = {
     "an image encoder": (
         "supir",
         ("prompt/visual=clip", "prompt.visual.path=./nowhere"),
-        r"stage adaptor: ClipVision: \./nowhere: no such file or folder",
+        r"stage adaptor: prompt\.visual\.path=\./nowhere: neither an image encoder's folder nor a config that we ship",
     ),
     "a captioner": (
         "supir",
@@ -92,7 +95,7 @@ REFUSALS = {
     "an absent part": (
         "instantir",
         ("adaptor.lora=null",),
-        r"stage previewer: module.frozen: this adaptor has no 'lora'",
+        r"stage dcp: module.frozen: this adaptor has no 'lora'",
     ),
 }
 
@@ -104,6 +107,29 @@ def test_a_later_stage_is_refused_before_the_first(case, fitting, tmp_path) -> N
         fitting(method, *DEVICES, *words)
     assert "\n" not in str(caught.value)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(
+    ("method", "stage", "before", "at"),
+    [
+        ("instantir", "previewer", "dcp", "adaptor.stream.queries"),
+        ("diff_restorer", "decoder", "adaptor", "processor.hidden"),
+    ],
+)
+def test_weights_that_an_earlier_stage_will_write_are_compared(method, stage, before, at, fitting, tmp_path) -> None:
+    """A stage that was given a method of its own cannot take the weights of the one before."""
+
+    def narrow(cfg) -> None:
+        own = OmegaConf.create(OmegaConf.to_container(cfg.module, resolve=True))
+        OmegaConf.update(own, at, 3)
+        cfg.stages[stage].module.restorer = own
+
+    said = rf"stage {stage}: stage:{before}/adaptor\.safetensors: does not fit this adaptor: \d+ of another shape"
+    with pytest.raises(ValueError, match=said):
+        fitting(method, *DEVICES, edit=narrow)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    with pytest.raises(AssertionError, match="a stage began"):
+        fitting(method, *DEVICES)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
@@ -123,11 +149,37 @@ def test_every_later_stage_of_every_method_can_be_looked_at(method) -> None:
         assert all(p.is_meta for p in module.trainable().values())
 
 
-def test_restoring_with_weights_that_do_not_fit_counts_them_right(toy_folder, tmp_path) -> None:
-    cfg = composed(
-        "restore", *small(toy_folder), "weights=asset:spire_tiny_sd", "follow=false", "input=x", "device=cpu"
-    )
-    with pytest.raises(ValueError, match=r"does not fit this adaptor: \d+ of another shape than its \d+ tensors"):
+@pytest.fixture(scope="module")
+def unreadable(toy_folder, tmp_path_factory) -> Path:
+    """A prior whose weights cannot be read: whatever reads them fails for another reason than a test's."""
+    place = tmp_path_factory.mktemp("unreadable") / "prior"
+    shutil.copytree(toy_folder, place)
+    for file in place.rglob("*.safetensors"):
+        file.write_bytes(b"no weights")
+    return place
+
+
+UNFIT = {
+    "asset:spire_tiny_sd": r"does not fit this adaptor: \d+ of another shape than its \d+ tensors",
+    "empty": r"empty/adaptor\.safetensors: no such weights; train some",
+    "text.safetensors": r"text\.safetensors: no adaptor weights, or damaged",
+}
+
+
+@pytest.mark.parametrize("verb", ["restore", "evaluate"])
+@pytest.mark.parametrize("weights", UNFIT)
+def test_weights_that_cannot_be_taken_are_refused_before_a_prior_is_read(verb, weights, unreadable, tmp_path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.safetensors").write_text("no weights")
+    place = weights if weights.startswith("asset:") else tmp_path / weights
+    own = "input=x" if verb == "restore" else f"runs_dir={tmp_path}"
+    words = ("follow=false", "device=cpu", f"weights={place}", own)
+    cfg = composed(verb, *small(unreadable), *words)
+    with pytest.raises(ValueError, match=UNFIT[weights]) as caught:
+        load(cfg) if verb == "restore" else evaluate(cfg)
+    assert "\n" not in str(caught.value)
+    cfg.weights = None
+    with pytest.raises(ValueError, match="unreadable"):  # the prior
         load(cfg)
 
 

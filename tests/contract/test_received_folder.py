@@ -111,8 +111,9 @@ def test_trust_is_typed_and_lets_the_makers_places_in(run, tmp_path) -> None:
         "{}",
         "\x1b[2J",
         "null",
+        '{"identity": "a", "kind": "weights", "extra": [1]}',
     ],
-    ids=["deep", "open", "long", "empty", "escape", "null"],
+    ids=["deep", "open", "long", "empty", "escape", "null", "extra"],
 )
 def test_a_manifest_that_is_none_is_one_line(text, run, tmp_path) -> None:
     (tmp_path / MANIFEST).write_text(text)

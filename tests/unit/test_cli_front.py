@@ -220,6 +220,17 @@ def test_bad_input_is_one_line_that_names_what_exists(toy: Toy, words: list[str]
     assert err.startswith("restore-lab: ")
 
 
+def test_a_word_for_the_jobs_of_a_table_is_a_setting() -> None:
+    """The words of the command line are looked at before; those in `overrides` are not."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    with (
+        pytest.raises(ValueError, match=r"^cannot read 'max_steps': expected KEY=VALUE$"),
+        errors.explained(verb="table", folders=[conf_dir()], overrides=[]),
+    ):
+        OverridesParser.create().parse_overrides(["max_steps"])
+
+
 def test_a_bug_keeps_its_traceback(toy: Toy) -> None:
     code, _, err = toy("steps=14")
     assert code == 1

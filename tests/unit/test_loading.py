@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from restore_lab.backbones.loading.load import load_backbone
 from restore_lab.backbones.loading.places import BackboneError
-from tests.toys import toy_unet_folder
+from tests.toys import TEXT_LENGTH, toy_unet_folder
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "backbone" / "base"
 
@@ -145,6 +145,10 @@ def lose_tokenizer(folder: Path) -> None:
     shutil.rmtree(folder / "tokenizer")
 
 
+def quantise(folder: Path) -> None:
+    edit_config(folder / "text_encoder", quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
+
+
 def edit_config(folder: Path, **changes: object) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps({**config, **changes}), encoding="utf-8")
@@ -163,6 +167,7 @@ def edit_config(folder: Path, **changes: object) -> None:
         (flow_scheduler, "flow_prediction"),
         (become_a_transformer, "holds a transformer, not a unet"),
         (lose_tokenizer, "tokenizer: not a CLIP tokenizer"),
+        (quantise, r"text_encoder/config\.json: stored quantised; take the plain weights"),
     ],
 )
 def test_broken_folders_are_named(tmp_path, spoil, message) -> None:
@@ -171,6 +176,16 @@ def test_broken_folders_are_named(tmp_path, spoil, message) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         load_backbone(str(folder), family="unet")
     assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_without_a_length_takes_its_encoders(tmp_path) -> None:
+    folder = toy_unet_folder(tmp_path)
+    file = folder / "tokenizer" / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    assert settings.pop("model_max_length") == TEXT_LENGTH
+    file.write_text(json.dumps(settings), encoding="utf-8")
+    tokens_BLD = load_backbone(str(folder), family="unet").embed(["a " * 100], (32, 32)).tokens_BLD
+    assert tokens_BLD.shape[1] == TEXT_LENGTH
 
 
 @pytest.mark.parametrize("argument", [{"family": "flux"}, {"family": "unet", "dtype": "int8"}])

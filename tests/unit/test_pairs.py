@@ -44,6 +44,11 @@ REFUSED = [
         "adaptor/reference=preview_unconditional",
         ("adaptor/reference=preview_unconditional",),
     ),
+    *(
+        ((f"sampler={name}", f"{place}.steps_offset=1"), f"set {place}.timestep_spacing=leading", (mended,))
+        for name, place in (("ddim", "sampler.scheduler"), ("lcm", "sampler.scheduler"), ("edm", "sampler"))
+        for mended in (f"{place}.timestep_spacing=leading", f"{place}.steps_offset=0")
+    ),
     (("adaptor.trunk.feed=spatial",), "adaptor.hint_widths=null", ("adaptor.hint_widths=null",)),
 ]
 

@@ -123,9 +123,11 @@ def test_of_pairs_too_and_an_ending_of_names_may_be_empty(monkeypatch) -> None:
 
 
 def test_a_number_written_otherwise_stands_as_what_it_means() -> None:
-    cfg = OmegaConf.create({"max_steps": 1e5, "batch_size": 2.0, "precision": 16, "name": 2024, "also": "${max_steps}"})
+    typed = {"max_steps": 1e5, "batch_size": 2.0, "precision": 16, "name": 2024, "size": [32.0, 48], "overrides": [3]}
+    cfg = OmegaConf.create({**typed, "also": "${max_steps}"})
     check(cfg, verb="restore")
-    assert cfg == {"max_steps": 100_000, "batch_size": 2, "precision": "16", "name": "2024", "also": 100_000}
+    meant = {"max_steps": 100_000, "batch_size": 2, "precision": "16", "name": "2024", "size": [32, 48]}
+    assert cfg == {**meant, "overrides": ["3"], "also": 100_000}
     assert isinstance(cfg.max_steps, int) and isinstance(cfg.batch_size, int)
 
 
@@ -156,6 +158,19 @@ def test_places_that_cannot_be_written_are_refused_ahead(verb, settings, said, t
     with pytest.raises(ValueError, match=said):
         check_files(cfg, verb=verb)
     check_files(OmegaConf.create({**cfg, next(iter(settings)): "folder/new"}), verb=verb)
+
+
+@pytest.mark.parametrize(("verb", "setting"), [("train", "runs_dir"), ("restore", "output"), ("evaluate", "runs_dir")])
+def test_a_working_directory_that_is_not_to_be_written_to(verb, setting, tmp_path, monkeypatch) -> None:
+    """What root may do tells nothing, so what the system says of the folder is put in its place."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.access", lambda place, mode: str(place) != str(tmp_path))
+    cfg = OmegaConf.create({"explain": False, "restored": None, "system": None, setting: "runs"})
+    said = (
+        rf"^{setting}=runs: {re.escape(str(tmp_path))}: cannot be written to; make it writable, or name another folder$"
+    )
+    with pytest.raises(ValueError, match=said):
+        check_files(cfg, verb=verb)
 
 
 def test_files_that_a_verb_reads(tmp_path) -> None:
@@ -211,7 +226,7 @@ def _behind(error: Exception, first: Exception) -> Exception:
     ("error", "said"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "a/b"), "a/b: No space left on device; free some"),
-        (OSError(errno.EROFS, "Read-only file system"), "runs: Read-only file system; let it be written to"),
+        (OSError(errno.EROFS, "Read-only file system"), "runs: Read-only file system; make it writable"),
         (OSError(errno.EIO, "Input/output error"), "runs: Input/output error; bring the disk back"),
         (_behind(RuntimeError("unexpected pos 768 vs 662"), OSError(errno.ENOSPC, "No space")), "runs: No space; free"),
         (RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. "), "was killed (pid 12), mostly"),

@@ -1,0 +1,82 @@
+"""A method on the meta device, where tensors have shapes only: what it would refuse is known before a prior is read."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from restore_lab.config.build import build, resolve
+from restore_lab.config.checks import HUB_ID
+from restore_lab.methods.weights import UNWRITTEN, WEIGHTS, weights_file
+from restore_lab.storage.artefact import place_of
+
+EARLIER = "stage:"  # what an earlier stage makes
+
+
+def check_module(node: Mapping[str, Any]) -> Any:
+    """Refuse what a stage's module would refuse when it is built and given its weights.
+
+    Args:
+        node: the stage's.
+
+    Returns:
+        The module, on the meta device; None for one of which nothing is known: it reads what an earlier stage makes, or
+        does not build there.
+    """
+    plain = meta_node(node["module"])
+    with torch.device("meta"):
+        try:
+            module = None if needs_earlier(plain) else build(plain)
+        except (RuntimeError, TypeError):  # a part of somebody's own may want numbers
+            module = None
+        for part in targets(node["module"]):
+            path = part.get("path")
+            if isinstance(path, str) and not place_of(path).exists() and not HUB_ID.fullmatch(path):
+                raise ValueError(f"{part['_target_'].rpartition('.')[2]}: {path}: no such file or folder")
+        weights = node.get("weights")
+        if module is None or not weights:
+            return module
+        earlier = str(weights).startswith(EARLIER)
+        file = Path(weights) / WEIGHTS if earlier else weights_file(weights)
+        if not earlier or file in UNWRITTEN:
+            module.load_weights(file, partial=earlier)
+    return module
+
+
+def meta_node(node: Any) -> Any:
+    """The node with every part that can be built without weights built so, and without what a stage makes."""
+    if isinstance(node, list):
+        return [meta_node(value) for value in node]
+    if not isinstance(node, Mapping):
+        return node
+    made = {name: meta_node(value) for name, value in node.items()}
+    if "_target_" in node and "meta" in inspect.signature(resolve(node["_target_"])).parameters:
+        made["meta"] = True
+    if str(node.get("weights")).startswith(EARLIER):
+        made["weights"] = None
+    return made
+
+
+def needs_earlier(node: Any) -> bool:
+    """Whether a node names what an earlier stage makes."""
+    if isinstance(node, Mapping):
+        return any(needs_earlier(value) for value in node.values())
+    if isinstance(node, list):
+        return any(needs_earlier(value) for value in node)
+    return isinstance(node, str) and node.startswith(EARLIER)
+
+
+def targets(node: Any) -> Iterator[Mapping[str, Any]]:
+    """All parts of a node, at any depth."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield node
+        for value in node.values():
+            yield from targets(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from targets(value)
