@@ -1,9 +1,13 @@
-"""InstantIR's first two stages; its third is the base's training with the aggregator. `method=instantir stage=...`.
+"""InstantIR (Huang et al. 2024): a previewer in every step, and the training of its first two stages.
 
-dcp (section 3.2): resampler and visual stream, on the frozen prior without the aggregator, by the denoising loss.
-previewer: consistency distillation (Eq. 5) of LoRA in the prior. One step holds three readings of one prior: the
-teacher, LoRA off, guided by words and what DCP sees; the student and its target, LoRA on, without words. LoRA is
-switched in between, and gradient checkpointing sees the switch as it stood.
+3.2 DCP: adaptors/visual_stream.py, DINOv2 in prompts/visual.py, stage dcp in `DcpTraining` below. 3.2 previewer, Eq. 5:
+LoRA in adaptors/lora.py, stage previewer in `PreviewerTraining` below, objectives/consistency.py; what it previews in a
+step: methods/reference.py. 3.2 aggregator, Eq. 6: adaptors/trunk, adaptors/fusion/sft.py. 3.3 AdaRes:
+samplers/fidelity/adares.py. conf/method/instantir.yaml chooses these parts, conf/stages/instantir.yaml the stages.
+
+One step of the previewer's training holds three readings of one prior: the teacher, LoRA off, guided by words and what
+DCP sees; the student and its target, LoRA on, without words. LoRA is switched in between, and gradient checkpointing
+sees the switch as it stood.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from restore_lab.methods.module import RestorationModule
 from restore_lab.methods.reference import preview
 from restore_lab.methods.trainable import Trainable
 from restore_lab.samplers.guidance import Branch
@@ -21,10 +26,14 @@ from restore_lab.samplers.guidance import Branch
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from restore_lab.methods.module import RestorationModule
     from restore_lab.objectives.consistency import Distillation
     from restore_lab.prompts.slots import Dropout
     from restore_lab.types import Batch
+
+
+class InstantIR(RestorationModule):
+    """An aggregator that reads the LQ's latent and a preview of the result, and DCP in the prior. Its loss trains the
+    aggregator."""
 
 
 class PartTraining(Trainable):
@@ -64,7 +73,7 @@ class PartTraining(Trainable):
 
 
 class DcpTraining(PartTraining):
-    """Resampler and visual stream by the denoising loss.
+    """DCP's resampler and visual stream by the denoising loss, on the frozen prior without the aggregator. `stage=dcp`.
 
     Args:
         dropout: of words and images in this stage; null for the method's own.
@@ -99,7 +108,7 @@ class DcpTraining(PartTraining):
 
 
 class PreviewerTraining(PartTraining):
-    """LoRA by consistency distillation.
+    """LoRA in the prior by consistency distillation (Eq. 5). `stage=previewer`.
 
     Args:
         objective: Eq. 5.

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
     from restore_lab.decoders.consistency import ConsistencyDecoder
     from restore_lab.decoders.degradation_aware import DegradationAwareDecoder
-    from restore_lab.methods.lq_targets import LqTargets
+    from restore_lab.methods.dra import LqTargets
     from restore_lab.objectives.denoising import Denoising
     from restore_lab.prompts.slots import PromptSources
     from restore_lab.samplers.loop import Sampler

@@ -14,7 +14,7 @@ from restore_lab.backbones.codec.codec import Codec
 from restore_lab.decoders.codec import CodecDecoder
 from restore_lab.decoders.consistency import ConsistencyDecoder
 from restore_lab.decoders.degradation_aware import DegradationAwareDecoder, RefinementBlock
-from restore_lab.methods.decoder_training import DecoderTraining
+from restore_lab.methods.diff_restorer import DecoderTraining
 from restore_lab.methods.weights import DECODER, WEIGHTS
 from restore_lab.objectives.decoder import PatchDiscriminator, Perceptual, deceived, hinge, judged, vgg19
 from restore_lab.training.module import Optimisation, TrainingModule

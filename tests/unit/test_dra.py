@@ -12,7 +12,7 @@ from torch import Tensor
 
 from restore_lab.adaptors.lora import Lora
 from restore_lab.adaptors.restoration_adapter import RestorationAdapters, resampled
-from restore_lab.methods.lq_targets import LqTargets, describe
+from restore_lab.methods.dra import LqTargets, describe
 from restore_lab.types import Hint
 from tests.rounding import close
 from tests.toy_methods import recipe_of, shake, toy_batch, toy_spire

@@ -14,8 +14,8 @@ from restore_lab.adaptors.fusion.sft import SFT, Transform
 from restore_lab.adaptors.lora import TARGETS, Lora
 from restore_lab.adaptors.trunk.unet import trunk
 from restore_lab.adaptors.visual_stream import AdaNorm, VisualStream, text_attentions
+from restore_lab.methods.dra import LqTargets
 from restore_lab.methods.instantir import DcpTraining, PreviewerTraining
-from restore_lab.methods.lq_targets import LqTargets
 from restore_lab.methods.reference import Reference
 from restore_lab.objectives.consistency import Distillation, boundary, consistent, solver_step
 from restore_lab.prompts.slots import Dropout, PromptSources

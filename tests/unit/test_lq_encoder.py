@@ -13,7 +13,7 @@ from restore_lab.adaptors.fusion.zero_conv import ZeroConv
 from restore_lab.adaptors.lq_encoder import CodecEncoder, RobustEncoder
 from restore_lab.adaptors.trunk.unet import Trunk
 from restore_lab.backbones.codec.codec import Codec
-from restore_lab.methods.encoder_training import EncoderTraining
+from restore_lab.methods.supir import EncoderTraining
 from restore_lab.methods.weights import LQ_ENCODER, weights_file
 from restore_lab.objectives.encoder import EncoderLoss
 from tests.rounding import close

@@ -11,7 +11,7 @@ from restore_lab.config.conf_dir import conf_dir
 from restore_lab.degradation.diff_restorer import STEPS
 from restore_lab.degradation.vocabulary import LABELS, NAMES, SILENT, fault, labels
 from restore_lab.degradation.weather import WEATHER
-from restore_lab.methods.lq_targets import describe
+from restore_lab.methods.dra import describe
 from restore_lab.types import REMOVE_ALL, Recipe, Step
 from tests.composed import composed
 

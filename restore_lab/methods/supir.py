@@ -1,7 +1,9 @@
-"""Trains the degradation-robust encoder (SUPIR, section 3.1), before the adaptor. `method=supir stage=encoder`.
+"""SUPIR (Yu et al., CVPR 2024), and the training of its degradation-robust encoder, before the adaptor.
 
-Besides the loss it logs the mean of the reconstruction over the mean of the original (`train/luminance`): the printed
-loss can drift to dark images without its loss saying so.
+3.1 encoder: adaptors/lq_encoder.py, its loss in objectives/encoder.py. 3.1 adaptor and ZeroSFT: adaptors/trunk,
+adaptors/fusion/zero_sft.py. 3.2 text, negative samples and guidance: prompts/semantic.py, prepare/negatives.py,
+samplers/guidance.py. 3.3 restoration-guided sampling: samplers/edm.py, samplers/fidelity/restoration_guided.py.
+conf/method/supir.yaml chooses these parts, conf/stages/supir.yaml the encoder's stage.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from restore_lab.methods.module import RestorationModule
 from restore_lab.methods.trainable import Trainable
 
 if TYPE_CHECKING:
@@ -22,8 +25,15 @@ if TYPE_CHECKING:
     from restore_lab.types import Batch
 
 
+class SUPIR(RestorationModule):
+    """A control trunk that reads the robust encoder's latent of the LQ, joined to SDXL by ZeroSFT."""
+
+
 class EncoderTraining(Trainable):
-    """The robust encoder against the frozen codec.
+    """The robust encoder against the frozen codec. `method=supir stage=encoder` (section 3.1).
+
+    Besides the loss it logs the mean of the reconstruction over the mean of the original ("luminance"): the printed
+    loss can drift to dark images without its value showing it.
 
     Args:
         backbone: the prior, for its codec alone.

@@ -1,8 +1,12 @@
-"""DRA's robust training (section 3.3): now and then the LQ is the target, and the words say what is wrong with it.
+"""DRA (Liang et al. 2025): restoration adapters in a frozen prior, and its training on LQ targets.
+
+3.2 adapters: adaptors/restoration_adapter.py, LoRA in adaptors/lora.py. 3.3 LQ targets: `LqTargets` below. 3.3
+restoration sampling: samplers/fidelity/rss.py. On SDXL the LQ encoder is SUPIR's (methods/supir.py).
+conf/method/dra.yaml chooses these parts, conf/stages/dra.yaml the encoder's stage.
 
 "The LQ image can serve as the model's training target, while the input prompts are set to degradation descriptors such
-as 'low quality', 'low resolution' and specific applied degradations like 'compressed'". At test these words are what
-guidance moves away from. The share is not given in the paper. Config line: `module.lq_targets.share=0.1`.
+as 'low quality', 'low resolution' and specific applied degradations like 'compressed'" (section 3.3). At test these
+words are what guidance moves away from. The paper does not give the share: `module.lq_targets.share=0.1`.
 """
 
 from __future__ import annotations
@@ -13,12 +17,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from restore_lab.degradation.vocabulary import fault
+from restore_lab.methods.module import RestorationModule
 from restore_lab.random import uniform
 
 if TYPE_CHECKING:
     from restore_lab.types import Batch, Prompt, Recipe
 
 ALWAYS = "low quality"
+
+
+class DRA(RestorationModule):
+    """Adapters in the prior's blocks that read the LQ's latent, and LoRA in the prior."""
 
 
 class LqTargets:
