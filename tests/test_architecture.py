@@ -120,6 +120,21 @@ def test_imports_run_one_way(path: Path) -> None:
     assert backward_imports(part_of(path), parsed(path)) == []
 
 
+# What a restored photograph never needs; each costs seconds, and Lightning brings most of the others.
+FOR_TRAINING = ("lightning", "torchmetrics", "torchvision", "peft", "pyiqa", "wandb")
+RESTORING = [
+    path
+    for path in MODULES
+    if part_of(path) in RANKS and RANKS[part_of(path)] <= RANKS["inference"] and path.name != "datamodule.py"
+]
+
+
+@pytest.mark.parametrize("path", RESTORING, ids=name_of)
+def test_restoring_starts_without_what_only_training_needs(path: Path) -> None:
+    heavy = [(line, name) for line, name in at_start(parsed(path)) if name.split(".")[0] in FOR_TRAINING]
+    assert heavy == [], f"{name_of(path)}: import these inside a function"
+
+
 def test_the_check_itself_sees_a_backward_import_inside_a_function() -> None:
     tree = ast.parse("def f():\n    from restore_lab.cli import main\n")
     assert backward_imports("data", tree) == ["line 2: data imports restore_lab.cli.main"]

@@ -15,13 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as V
 
 from restore_lab.storage.artefact import place_of
 from restore_lab.storage.foreign import check_model, json_of
 from restore_lab.system.quiet import quiet
-
-CUBIC: dict[str, Any] = {"interpolation": V.InterpolationMode.BICUBIC, "antialias": True}
 
 
 class ClipVision(nn.Module):
@@ -130,21 +127,28 @@ class DinoVision(nn.Module):
 
 def framed(image_BCHW: Tensor, *, short: int, crop: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """The middle square of `crop` pixels of images whose short side is brought to `short`, normalised."""
+    from torchvision.transforms.v2 import functional as V
+
     if image_BCHW.device.type == "xla":  # XLA has no such resize, and would leave it to the host
         rows, columns = resizing(*image_BCHW.shape[-2:], short=short)
         resized = rows.to(image_BCHW) @ image_BCHW @ columns.to(image_BCHW)
     else:
-        resized = V.resize(image_BCHW, [short], **CUBIC)
+        resized = _resize(image_BCHW, [short])
     return V.normalize(V.center_crop(resized, [crop, crop]), list(mean), list(std))
+
+
+def _resize(image_BCHW: Tensor, size: list[int]) -> Tensor:
+    """Bicubic, antialiased."""
+    from torchvision.transforms.v2 import functional as V
+
+    return V.resize(image_BCHW, size, interpolation=V.InterpolationMode.BICUBIC, antialias=True)
 
 
 @cache
 def resizing(height: int, width: int, *, short: int) -> tuple[Tensor, Tensor]:
     """The resize as two matrices, (H', H) and (W, W'), since it is linear and takes rows and columns apart."""
-    sides = V.resize(torch.zeros(1, height, width), [short], **CUBIC).shape[-2:]
-    rows, columns = (
-        V.resize(torch.eye(n)[None], [m, n], **CUBIC)[0] for n, m in zip((height, width), sides, strict=True)
-    )
+    sides = _resize(torch.zeros(1, height, width), [short]).shape[-2:]
+    rows, columns = (_resize(torch.eye(n)[None], [m, n])[0] for n, m in zip((height, width), sides, strict=True))
     return rows, columns.T
 
 
