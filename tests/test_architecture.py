@@ -120,6 +120,53 @@ def test_imports_run_one_way(path: Path) -> None:
     assert backward_imports(part_of(path), parsed(path)) == []
 
 
+def module_of(path: Path) -> str:
+    """The dotted name of a file of the package: "restore_lab.data.dataset"."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
+    """The groups of modules that import one another, in functions and for type checkers too (Tarjan 1972)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for other in sorted(graph[node]):
+            if other not in index:
+                visit(other)
+            if other in stack:
+                low[node] = min(low[node], low[other])
+        if low[node] == index[node]:
+            group = stack[stack.index(node) :]
+            del stack[stack.index(node) :]
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for node in sorted(graph):
+        if node not in index:
+            visit(node)
+    return found
+
+
+def test_no_modules_import_one_another() -> None:
+    names = {module_of(path): path for path in MODULES if path.name != "__init__.py"}
+    graph = {
+        name: {
+            target
+            for _, other in imported(parsed(path))
+            for target in (other, other.rpartition(".")[0])
+            if target in names and target != name
+        }
+        for name, path in names.items()
+    }
+    assert circles(graph) == []
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+
+
 # What a restored photograph never needs; each costs seconds, and Lightning brings most of the others.
 FOR_TRAINING = ("lightning", "torchmetrics", "torchvision", "peft", "pyiqa", "wandb")
 RESTORING = [

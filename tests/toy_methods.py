@@ -10,7 +10,7 @@ from torch import nn
 
 from restore_lab.adaptors.control import ControlAdaptor
 from restore_lab.adaptors.fusion.modulation import Modulation
-from restore_lab.adaptors.trunk.unet import trunk
+from restore_lab.adaptors.trunk.build import trunk
 from restore_lab.methods.module import RestorationModule
 from restore_lab.objectives.denoising import Denoising
 from restore_lab.prompts.instruction import FromRecipe

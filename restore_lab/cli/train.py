@@ -24,7 +24,8 @@ def run(cfg: Any) -> float | None:
     """
     from restore_lab.launch import sweep
     from restore_lab.storage.locks import first_rank
-    from restore_lab.training.run import LOSSES, fit
+    from restore_lab.training.plan import LOSSES
+    from restore_lab.training.run import fit
 
     folder = sweep.train(cfg) if sweep.sweeping() else fit(cfg)
     if first_rank() and folder is not None:

@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
     from restore_lab.decoders.consistency import ConsistencyDecoder
     from restore_lab.decoders.degradation_aware import DegradationAwareDecoder
-    from restore_lab.methods.dra import LqTargets
     from restore_lab.objectives.denoising import Denoising
     from restore_lab.prompts.slots import PromptSources
     from restore_lab.samplers.loop import Sampler
@@ -106,7 +105,7 @@ class RestorationModule(Trainable):
         weights_dtype: str = "float32",
         reference: Reference | None = None,
         frozen: Sequence[str] = (),
-        lq_targets: LqTargets | None = None,
+        lq_targets: Callable[[Batch, Prompt], tuple[Batch, Prompt]] | None = None,
     ) -> None:
         super().__init__()
         if weights_dtype not in DTYPES:

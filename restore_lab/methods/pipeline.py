@@ -4,66 +4,83 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from restore_lab.adaptors.lq_encoder import CodecEncoder
-from restore_lab.methods.conditioning import crop_tiles
-from restore_lab.methods.denoiser import autocast
+from restore_lab.methods.conditioning import Conditioner, crop_tiles
+from restore_lab.methods.denoiser import Denoiser, autocast
 from restore_lab.samplers.colour import recolours
 from restore_lab.samplers.tiling import TilesTooLarge
 from restore_lab.system.memory import let_go, out_of_memory
 from restore_lab.types import Batch
 
 if TYPE_CHECKING:
-    from restore_lab.methods.module import RestorationModule
+    from restore_lab.adaptors.control import Beside
+    from restore_lab.adaptors.lq_encoder import RobustEncoder
+    from restore_lab.backbones.base import Backbone
     from restore_lab.samplers.fidelity.base import Prediction, Steer
     from restore_lab.samplers.level import Level
+    from restore_lab.samplers.loop import Sampler
     from restore_lab.samplers.tiling import Tiles
 
 
-def restore(module: RestorationModule, batch: Batch) -> Tensor:
+class Method(Protocol):
+    """What a restoration reads of a method."""
+
+    backbone: Backbone
+    adaptor: Beside
+    conditioner: Conditioner
+    denoiser: Denoiser
+    lq_encoder: CodecEncoder | RobustEncoder
+    decoder: Any
+    sampler: Sampler
+
+    def stage(self, name: Any) -> None: ...
+
+
+def restore(method: Method, batch: Batch) -> Tensor:
     """Restored images, the size of the LQ, in [0, 1]; smaller tiles where memory runs out.
 
     Raises:
         ValueError: without an LQ.
     """
-    tiling = module.sampler.tiling
+    tiling = method.sampler.tiling
     while tiling is not None:
-        module.backbone.codec.pixels = tiling.side(module.backbone) ** 2
+        method.backbone.codec.pixels = tiling.side(method.backbone) ** 2
         try:
-            return _restore(module, batch)
+            return _restore(method, batch)
         except (RuntimeError, MemoryError) as error:
-            if not (isinstance(error, TilesTooLarge) or out_of_memory(error)) or not tiling.halve(module.backbone):
+            if not (isinstance(error, TilesTooLarge) or out_of_memory(error)) or not tiling.halve(method.backbone):
                 raise
         let_go()
-    return _restore(module, batch)
+    return _restore(method, batch)
 
 
-def _restore(module: RestorationModule, batch: Batch) -> Tensor:
+def _restore(method: Method, batch: Batch) -> Tensor:
     if batch.lq_BCHW is None:
         raise ValueError("there is no LQ to restore")
     height, width = batch.lq_BCHW.shape[-2:]
-    batch, tiles = pad(module, batch)
+    batch, tiles = pad(method, batch)
     padded_BCHW: Any = batch.lq_BCHW
-    conditions = module.conditioner(batch, tiles=tiles, stage=module.stage)
-    codec, sampler, own = module.backbone.codec, module.sampler, isinstance(module.lq_encoder, CodecEncoder)
+    conditions = method.conditioner(batch, tiles=tiles, stage=method.stage)
+    codec, sampler, own = method.backbone.codec, method.sampler, isinstance(method.lq_encoder, CodecEncoder)
     lq_latent_BCHW = conditions.hint.lq_latent_BCHW
     if lq_latent_BCHW is None:
-        lq_latent_BCHW = module.lq_encoder(padded_BCHW, codec)
+        lq_latent_BCHW = method.lq_encoder(padded_BCHW, codec)
     preview_BCHW = padded_BCHW  # the LQ without its degradation, where one of the two below looks at it
     if not own and (sampler.fidelity.recode or recolours(sampler.colour)):
         preview_BCHW = codec.decode(lq_latent_BCHW, clamp=False)  # as SUPIR's release, which clamps only the result
     centre_BCHW = codec.encode(preview_BCHW) if sampler.fidelity.recode else lq_latent_BCHW
-    module.stage("prior")
+    method.stage("prior")
     if tiles is None:  # a tile's features are not a crop of the image's
-        with autocast(module.backbone):
-            conditions = replace(conditions, hint=module.adaptor.seen(conditions.hint))
+        with autocast(method.backbone):
+            conditions = replace(conditions, hint=method.adaptor.seen(conditions.hint))
 
     def denoise(z_BCHW: Tensor, t_B: Tensor, level: Level, steer: Steer) -> Prediction:
-        return module.denoiser(
+        return method.denoiser(
             z_BCHW,
             t_B,
             conditions,
@@ -77,16 +94,16 @@ def _restore(module: RestorationModule, batch: Batch) -> Tensor:
         )
 
     latent_BCHW = sampler(
-        denoise, lq_latent_BCHW, centre_BCHW=centre_BCHW, seeds=batch.seed, schedule=module.backbone.schedule
+        denoise, lq_latent_BCHW, centre_BCHW=centre_BCHW, seeds=batch.seed, schedule=method.backbone.schedule
     )
-    module.stage("codec")
-    restored_BCHW = sampler.colour(module.decoder(latent_BCHW, conditions.hint, codec), preview_BCHW)
+    method.stage("codec")
+    restored_BCHW = sampler.colour(method.decoder(latent_BCHW, conditions.hint, codec), preview_BCHW)
     return restored_BCHW[..., :height, :width].clamp_(0, 1)
 
 
-def pad(module: RestorationModule, batch: Batch) -> tuple[Batch, Tiles | None]:
+def pad(method: Method, batch: Batch) -> tuple[Batch, Tiles | None]:
     """The batch at sizes that the prior can take, and its tiles if one is too small."""
-    multiple, tiling = module.backbone.multiple, module.sampler.tiling
+    multiple, tiling = method.backbone.multiple, method.sampler.tiling
     batch = replace(
         batch,
         lq_BCHW=None if batch.lq_BCHW is None else pad_to_multiple(batch.lq_BCHW, multiple),
@@ -95,7 +112,7 @@ def pad(module: RestorationModule, batch: Batch) -> tuple[Batch, Tiles | None]:
     if tiling is None or batch.lq_BCHW is None:
         return batch, None
     height, width = batch.lq_BCHW.shape[-2:]
-    return batch, tiling.tiles((height, width), module.backbone)
+    return batch, tiling.tiles((height, width), method.backbone)
 
 
 def pad_to_multiple(image_BCHW: Tensor, multiple: int) -> Tensor:
@@ -107,9 +124,9 @@ def pad_to_multiple(image_BCHW: Tensor, multiple: int) -> Tensor:
     return torch.nn.functional.pad(image_BCHW, padding, mode="replicate")
 
 
-def parts_to_caption(module: RestorationModule, batch: Batch) -> Iterator[Batch]:
+def parts_to_caption(method: Method, batch: Batch) -> Iterator[Batch]:
     """What a captioner will be asked about: the batch, or its tiles where each has words of its own."""
-    whole, tiles = pad(module, batch)
+    whole, tiles = pad(method, batch)
     if tiles is None or tiles.settings.words == "image":
         yield batch
         return

@@ -25,7 +25,7 @@ from restore_lab.storage.free_space import require
 from restore_lab.storage.hashes import hash_of
 from restore_lab.storage.locks import first_rank
 from restore_lab.system.faults import Terminated, naming
-from restore_lab.training.run import STATE
+from restore_lab.training.plan import STATE
 
 if TYPE_CHECKING:
     import lightning as L

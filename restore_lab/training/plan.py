@@ -19,6 +19,8 @@ from restore_lab.config.build import resolve
 from restore_lab.config.compose import typed
 from restore_lab.storage.artefact import identity
 
+STATE = "state"  # the folder of a run's checkpoints, in its own
+LOSSES = "losses.jsonl"
 DEBUG = "debug"  # the folder of what leaves no artefact
 LIGHTNINGS = "lightning.pytorch.callbacks."
 HARMLESS = frozenset(  # of Lightning's callbacks those that change no weight and end nothing

@@ -27,7 +27,7 @@ from restore_lab.system.processes import starting_ranks, tied
 from restore_lab.tracking import tracked, unlogged
 from restore_lab.training.ending import ENDED, ending_of, in_steps
 from restore_lab.training.extension import extended, other_rate, require_longer
-from restore_lab.training.plan import Stage, planned, replaced
+from restore_lab.training.plan import LOSSES, STATE, Stage, planned, replaced
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 log.addFilter(lambda record: record.levelno > logging.INFO or first_rank())  # of all ranks one says how it goes
-STATE = "state"
-LOSSES = "losses.jsonl"
 CLAIM = "unfinished"  # the file with the identity of the run that is at work here
 TRAINER = "trainer"  # in a manifest's extra: what ran
 

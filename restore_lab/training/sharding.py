@@ -21,9 +21,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from restore_lab.methods.speed import UNITS
 
 if TYPE_CHECKING:
+    import lightning as L
     from torch.distributed.device_mesh import DeviceMesh
-
-    from restore_lab.training.module import TrainingModule
 
 CALLED = ("training_step", "validation_step")
 
@@ -70,7 +69,7 @@ class Sharded(ModelParallelStrategy):
             optimizer.load_state_dict({**state, "state": cut})
 
 
-def shard(module: TrainingModule, mesh: DeviceMesh) -> None:
+def shard(module: L.LightningModule, mesh: DeviceMesh) -> None:
     """Cut the module's weights over the devices of a mesh, unit by unit, in place.
 
     Raises:
@@ -87,9 +86,9 @@ def shard(module: TrainingModule, mesh: DeviceMesh) -> None:
         register_fsdp_forward_method(module, name)
 
 
-def gather(module: TrainingModule) -> None:
+def gather(module: L.LightningModule) -> None:
     """Bring a trained module's weights to the CPU, whole, in place; training is over then. All processes call it."""
-    if not module.sharded:
+    if not any(isinstance(p, DTensor) for p in module.parameters()):
         module.cpu()
         return
     made: dict[int, nn.Parameter] = {}

@@ -117,7 +117,8 @@ def test_a_loss_that_is_no_number_stops_and_names_its_batch(toy_folder, tmp_path
 
 def test_one_of_all_ranks_deletes_what_a_complete_run_leaves_over(tmp_path, monkeypatch) -> None:
     """Two that do so at the same time would look for files that the other has deleted."""
-    from restore_lab.training.run import STATE, _tidy
+    from restore_lab.training.plan import STATE
+    from restore_lab.training.run import _tidy
 
     (tmp_path / STATE).mkdir()
     for step in (3, 6):

@@ -20,8 +20,8 @@ from restore_lab.adaptors.fusion.modulation import Modulation
 from restore_lab.adaptors.fusion.sft import SFT
 from restore_lab.adaptors.fusion.zero_conv import ZeroConv
 from restore_lab.adaptors.fusion.zero_sft import ZeroSFT
+from restore_lab.adaptors.trunk.build import trunk
 from restore_lab.adaptors.trunk.mmdit import MMDiTTrunk
-from restore_lab.adaptors.trunk.unet import trunk
 from restore_lab.methods.speed import recompute
 from restore_lab.types import Cond, Hint, Tap
 from tests.toy_methods import shake

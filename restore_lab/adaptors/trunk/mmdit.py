@@ -44,7 +44,7 @@ def blocks_kept(depth: str | int | Sequence[int], *, whole: int) -> int:
 
 
 class MMDiTTrunk(nn.Module):
-    """The copied blocks; arguments as `restore_lab.adaptors.trunk.unet.trunk` has them."""
+    """The copied blocks; arguments as `restore_lab.adaptors.trunk.build.trunk` has them."""
 
     def __init__(
         self, backbone: Backbone, *, hint_channels: int, depth: str | int | Sequence[int], feed: str, text: bool

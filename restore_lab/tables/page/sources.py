@@ -25,7 +25,7 @@ from restore_lab.tables.numbers import (
     references,
 )
 from restore_lab.tables.spec import ONLY, Column, Condition, Row, Spec, Words
-from restore_lab.training.run import LOSSES
+from restore_lab.training.plan import LOSSES
 
 NAMED = 3  # rows that a title names
 Artefact = tuple[str, Path]  # stage and folder
