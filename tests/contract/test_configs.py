@@ -225,7 +225,7 @@ def test_the_groups_are_those_of_the_folders() -> None:
 
 def test_a_whole_small_method_builds(toy_folder) -> None:
     module = build(composed("train", *small(toy_folder)).module)
-    assert type(module).__name__ == "RestorationModule"
+    assert type(module).__name__ == "SPIRE"
 
 
 def test_a_setting_without_a_value_is_named_where_it_is_given() -> None:

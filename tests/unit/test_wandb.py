@@ -273,9 +273,13 @@ class Pull(Trainable):
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         return {"restored": torch.full((len(batch), 3, 8, 8), 0.5)}
 
-    def prompts(self, batch: Batch, *, training: bool) -> Any:
-        assert not training
-        return SimpleNamespace(semantic=[f"a {key}" for key in batch.key], instruction=("Deblur", "") * len(batch))
+    @property
+    def conditioner(self) -> Any:
+        def prompts(batch: Batch, *, training: bool) -> Any:
+            assert not training
+            return SimpleNamespace(semantic=[f"a {key}" for key in batch.key], instruction=("Deblur", "") * len(batch))
+
+        return SimpleNamespace(prompts=prompts)
 
 
 class Batches(L.LightningDataModule):
