@@ -18,7 +18,7 @@ from restore_lab.data.frames import describe_frames, take_frames
 from restore_lab.data.image_io import read_image, to_tensor
 from restore_lab.data.sources.captions import Captions
 from restore_lab.data.sources.folder import keys_of, list_images
-from restore_lab.data.sources.paired import Pair, without_partner
+from restore_lab.data.sources.paired import Pair, unmatched_names
 from restore_lab.evaluation.contact_sheet import keep_images
 from restore_lab.evaluation.plan import Scores, once, scores_of, settings_of
 from restore_lab.evaluation.records import ORIGINAL, RECORD, write_record
@@ -103,7 +103,7 @@ def _pairs(cfg: DictConfig) -> list[Pair]:
     originals = list_images(folder)
     originals.report()
     pairs = [pair for pair in build(cfg.pairing)(images.names, originals.names) if pair.hq is not None]
-    alone, idle = without_partner(pairs, images.names, originals.names, lq=restored, hq=folder)
+    alone, idle = unmatched_names(pairs, images.names, originals.names, lq=restored, hq=folder)
     found = [f"{len(alone)} of {len(images.names)} restored images without an original: {some(alone)}"] * bool(alone)
     found += [f"{len(idle)} of {len(originals.names)} originals without a restored image: {some(idle)}"] * bool(idle)
     line = f"{restored} and {folder}: {'; '.join(found)}"

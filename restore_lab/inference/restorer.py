@@ -160,7 +160,7 @@ class Restorer:
                 f"{_name(image)}: {width}x{height} pixels are more than max_pixels={self.cfg.max_pixels}; "
                 "shrink the image, or raise max_pixels if the memory is there"
             )
-        return photograph.resized(height, width)
+        return photograph.resize(height, width)
 
     def batch(
         self, lq: Photograph, *, caption: str | None, instruction: str | None, seed: int, key: str = "image"

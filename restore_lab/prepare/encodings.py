@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from restore_lab.backbones.base import Backbone
-    from restore_lab.data.dataset import Loaded
+    from restore_lab.data.dataset import WorkerResult
 
 log = logging.getLogger(__name__)
 MIXED = {"16-mixed": "float16", "bf16-mixed": "bfloat16"}
@@ -62,7 +62,7 @@ def fill_cache(cfg: DictConfig) -> Cached:
     with torch.no_grad(), around:
         backbone.text([""])
         for number in tqdm(mine(len(batches), done=lambda number: False), **bar):
-            loaded: Loaded = dataset.__getitems__(batches[number])
+            loaded: WorkerResult = dataset.__getitems__(batches[number])
             bad.note(loaded.bad, loaded.frames)
             if loaded.error:
                 raise ValueError(loaded.error)

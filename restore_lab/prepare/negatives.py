@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from restore_lab.backbones.base import Backbone
-    from restore_lab.data.dataset import Loaded
+    from restore_lab.data.dataset import WorkerResult
     from restore_lab.samplers.level import Level
     from restore_lab.samplers.loop import Sampler
     from restore_lab.types import Batch
@@ -94,7 +94,7 @@ def fill(cfg: DictConfig) -> Path:
     backbone.to(target)
     for start in tqdm(range(0, len(missing), cfg.batch_size), desc="negative samples", disable=not cfg.progress):
         numbers = missing[start : start + cfg.batch_size]
-        loaded: Loaded = dataset.__getitems__([divmod(number, len(source)) for number in numbers])
+        loaded: WorkerResult = dataset.__getitems__([divmod(number, len(source)) for number in numbers])
         bad.note(loaded.bad, loaded.frames)
         if loaded.batch is None or loaded.batch.hq_BCHW is None:
             raise ValueError(loaded.error or "negative samples are made from good images; this source gave none")
