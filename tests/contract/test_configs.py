@@ -171,9 +171,8 @@ def test_a_part_composes_and_builds(group, option, images, toy_folder, tmp_path,
         made = build(node, protocol=build(cfg.protocol))
         assert made.metrics or made.notes
         return
-    if node is not None and dataset_paths(
-        OmegaConf.to_container(node, resolve=True)
-    ):  # tests/unit/test_known.py reads copies
+    # tests/unit/test_known.py reads copies
+    if node is not None and dataset_paths(OmegaConf.to_container(node, resolve=True)):
         with pytest.raises(ValueError, match="; it comes from "):
             build(node)
         return

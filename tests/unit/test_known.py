@@ -178,9 +178,8 @@ def test_a_toy_copy_of_a_layout_is_read(name, tmp_path) -> None:
     files, keys = LAYOUTS[name]
     copy(tmp_path, files)
     known = source(name, tmp_path)
-    assert dataset_paths(
-        OmegaConf.to_container(composed("evaluate", f"eval_data={name}").eval_data, resolve=True)
-    ).keys() == {name}
+    node = OmegaConf.to_container(composed("evaluate", f"eval_data={name}").eval_data, resolve=True)
+    assert dataset_paths(node).keys() == {name}
     assert known.keys() == keys and len(known) == len(keys)
     for index in range(len(known)):
         picture = known.read(index)

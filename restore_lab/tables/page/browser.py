@@ -171,7 +171,7 @@ def _comparable(run: Run, metrics: Mapping[str, bool], labels: dict[str, Column]
             if replace(first, count=0, size="") == replace(cell.column, count=0, size=""):
                 same.append(cell.metric)
             else:
-                odd.append(f"{cell.metric}: measured as {cell.column.says()}, before it as {first.says()}; left out")
+                odd.append(f"{cell.metric}: measured as {cell.column.text()}, before it as {first.text()}; left out")
     return same, odd
 
 
