@@ -1,8 +1,8 @@
 """Traces: the intermediate activations of a method, by place, to compare two runs.
 
 The model is evaluated once, at one noise level, so that its input does not depend on the sampler; the restored image
-comes last. Places in order: prompt and text conditions, hint, LQ latent, noisy latent and reference, the prior's taps
-after fusion, the adaptor's controls, the prediction, the decoded LQ latent, the restored image.
+comes last. Places in order: prompt and text conditions, hint, LQ latent, noisy latent and reference, the adaptor's
+controls, the prior's taps after fusion, the prediction, the decoded LQ latent, the restored image.
 """
 
 from __future__ import annotations
