@@ -43,8 +43,8 @@ def run(cfg: Any) -> float | None:
         return None
     from restore_lab.evaluation.evaluate import Evaluation, evaluate, planned
     from restore_lab.evaluation.folders import score
-    from restore_lab.evaluation.parts import forget
-    from restore_lab.evaluation.records import recorded
+    from restore_lab.evaluation.parts import delete_record
+    from restore_lab.evaluation.records import has_record
     from restore_lab.launch import sweep
     from restore_lab.storage.locks import first_rank
     from restore_lab.system.processes import launched, place
@@ -57,8 +57,8 @@ def run(cfg: Any) -> float | None:
     elif cfg.restored is None and cfg.devices > 1 and place()[1] == 1:
         scores = planned(cfg)
         if cfg.again:
-            forget(scores)
-        if not recorded(scores.folder, identity=scores.identity):
+            delete_record(scores)
+        if not has_record(scores.folder, identity=scores.identity):
             launched(cfg.devices, "again=false", quiet=True)
         cfg.again = False
     if cfg.restored is None:

@@ -65,7 +65,7 @@ def caption_ahead(module: RestorationModule, prompts: Sequence[PromptSources], b
             module.to("cpu")
         module.stage("none")
         for index, source in enumerate(sources):
-            source.said = dict(zip(keys, source.captioner.captions(_read(folder, index, len(keys))), strict=True))
+            source.captions = dict(zip(keys, source.captioner.captions(_read(folder, index, len(keys))), strict=True))
             source.captioner.unload()
         if module.stages is None:
             module.to(device)

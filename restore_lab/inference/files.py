@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from restore_lab.data.photograph import ENDINGS, kind_of
-from restore_lab.data.sources.folder import distinct
+from restore_lab.data.sources.folder import unique_names
 from restore_lab.data.word_table import Words
 from restore_lab.storage.artefact import write_bytes_atomic
 from restore_lab.storage.files import inside, shortened, spreadsheet_cell
@@ -74,7 +74,7 @@ def result_names(keys: Sequence[str], cfg: DictConfig) -> list[str]:
     kinds = ENDINGS if cfg.format == "same" else (cfg.format,)
     endings = {ending for kind in kinds for ending in _endings(cfg, kind)}
     folders = {str(folder) for name in names for folder in PurePosixPath(name).parents}
-    return distinct(names, endings=sorted(endings), folders=folders)
+    return unique_names(names, endings=sorted(endings), folders=folders)
 
 
 def targets(job: Job, cfg: DictConfig, output: Path, kind: str) -> list[Path]:

@@ -55,9 +55,9 @@ class Job:
     def done(self) -> bool:
         """Whether the artefact is there and whole."""
         if self.kind == SCORES:
-            from restore_lab.evaluation.records import recorded
+            from restore_lab.evaluation.records import has_record
 
-            return recorded(self.folder, identity=self.identity)
+            return has_record(self.folder, identity=self.identity)
         return complete(self.folder, identity=self.identity)
 
 

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from restore_lab.evaluation.metrics.kernel_distance import BESIDE
-from restore_lab.evaluation.statistics import FEWEST_SEEDS, Difference
+from restore_lab.evaluation.metrics.kernel_distance import KERNEL_ID
+from restore_lab.evaluation.statistics import MIN_SEEDS, Difference
 from restore_lab.tables.figures.drawing import findings
 from restore_lab.tables.jobs import Plan
 from restore_lab.tables.number import Number, compare
@@ -104,7 +104,7 @@ def grid(plan: Plan, table: Measured) -> Grid:
 def verdict(table: Measured, claim: Claim) -> str:
     """Whether a claim holds, is reversed, or cannot be decided, in a line.
 
-    Nothing holds of a training that was not repeated: below `FEWEST_SEEDS` the word is how many there are.
+    Nothing holds of a training that was not repeated: below `MIN_SEEDS` the word is how many there are.
     """
     a, b = (table.numbers.get((name, claim.condition, claim.column)) for name in (claim.row, claim.baseline))
     column = table.spec.columns[claim.column]
@@ -127,7 +127,7 @@ def verdict(table: Measured, claim: Claim) -> str:
 def _word(found: Difference, right: str, *, trained: bool) -> str:
     if found.low is None:
         return "too few images"
-    if trained and found.seeds < FEWEST_SEEDS:
+    if trained and found.seeds < MIN_SEEDS:
         return "one seed" if found.seeds == 1 else "two seeds"
     return right if found.clear else "inconclusive"
 
@@ -138,7 +138,7 @@ def _notes(plan: Plan, table: Measured) -> list[str]:
     notes = []
     if any(column.stand_in for column in spec.columns.values()):
         notes.append("a metric in parentheses stands in for the column's own: not comparable with what was published")
-    notes += list(dict.fromkeys(number.label.says() for number in table.numbers.values() if number.label))
+    notes += list(dict.fromkeys(number.label.text() for number in table.numbers.values() if number.label))
     notes += _kernels(table)
     notes += list(spec.notes)
     notes += [f"{row.called}: {row.note}" for row in spec.rows.values() if row.note]
@@ -198,7 +198,7 @@ def _kernels(table: Measured) -> list[str]:
     for (condition, title), rows in found.items():
         metric, where = table.spec.columns[title].metric or "", table.spec.conditions[condition].title
         heading = ", ".join(part for part in (title, where) if part)
-        lines.append(f"{heading}: few images, so {BESIDE[metric]} x 1000 beside it: {'; '.join(rows)}")
+        lines.append(f"{heading}: few images, so {KERNEL_ID[metric]} x 1000 beside it: {'; '.join(rows)}")
     return lines
 
 

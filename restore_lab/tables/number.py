@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from restore_lab.evaluation.protocol import Column
-from restore_lab.evaluation.statistics import Difference, Values, by_photograph, difference, shared
+from restore_lab.evaluation.statistics import Difference, Values, by_photograph, common_grid, difference
 
 At = tuple[str, str, str]  # row, condition, column
 
@@ -47,6 +47,6 @@ def compare(a: Number, b: Number) -> Difference | None:
 
 def shared_values(numbers: Sequence[Number]) -> Values | None:
     """Values_NSI of the seeds and photographs that all numbers have; None if there are none."""
-    found = shared([number.images for number in numbers])
+    found = common_grid([number.images for number in numbers])
     names = {key: name for number in numbers for key, name in number.photographs.items()}
     return by_photograph(found.values_NSI, found.keys, names) if found.keys else None

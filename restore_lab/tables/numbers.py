@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from restore_lab.evaluation.metrics.kernel_distance import BESIDE
+from restore_lab.evaluation.metrics.kernel_distance import KERNEL_ID
 from restore_lab.evaluation.records import DECODED_HQ, DECODED_LQ, LQ, Record, method_rows, read_record
 from restore_lab.evaluation.statistics import photograph
 from restore_lab.tables.described import described
@@ -125,7 +125,7 @@ def column(rows: Sequence[Read], metric: str | None, title: str) -> tuple[dict[s
         if number.label.id == first.id:
             numbers[name] = number
         else:
-            problems.append(f"{name}, {title}: measured as {number.label.says()}, the others as {first.says()}")
+            problems.append(f"{name}, {title}: measured as {number.label.text()}, the others as {first.text()}")
     return numbers, problems
 
 
@@ -148,7 +148,7 @@ def _number(records: Mapping[int, Record], row: str | None, metric: str) -> Numb
         if cell is None:
             return None
         means.append(cell.mean)
-        beside = next((c for c in record.results.cells if c.row == name and c.metric == BESIDE.get(metric)), None)
+        beside = next((c for c in record.results.cells if c.row == name and c.metric == KERNEL_ID.get(metric)), None)
         kernels += [beside] if beside is not None else []
         label, n = cell.column, cell.n
         images |= {

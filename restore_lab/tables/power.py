@@ -12,7 +12,7 @@ from __future__ import annotations
 import bisect
 import itertools
 
-from restore_lab.evaluation.statistics import FEWEST_SEEDS, Components, components
+from restore_lab.evaluation.statistics import MIN_SEEDS, Components, components
 from restore_lab.tables.number import Number, shared_values
 from restore_lab.tables.numbers import Measured
 from restore_lab.tables.spec import Claim
@@ -70,8 +70,8 @@ def _power(table: Measured, claim: Claim, seeds: int) -> str:
     says += f"; n = {n} images, {seeds} seed{'s'[: seeds > 1]} resolve {found:.3g}"
     trained = table.spec.trains(claim.row) or table.spec.trains(claim.baseline)
     unknown = "; between trainings nothing is measured yet" if trained and parts.seeds is None else ""
-    if trained and seeds < FEWEST_SEEDS:
-        return f"{says}: NOT enough, rows that are trained need {FEWEST_SEEDS} seeds{unknown}"
+    if trained and seeds < MIN_SEEDS:
+        return f"{says}: NOT enough, rows that are trained need {MIN_SEEDS} seeds{unknown}"
     if abs(difference) >= found:
         return f"{says}: enough{unknown}"
     count = needed(parts, difference, seeds=seeds) if difference else None

@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from restore_lab.data.sources.named_dataset import named
+from restore_lab.data.sources.named_dataset import dataset_paths
 from restore_lab.inference import captioning
 from restore_lab.launch.job import CAPTIONS, IMAGES, Job
 from restore_lab.prepare import negatives
@@ -68,7 +68,7 @@ def made(found: Plan, verb: str, words: Sequence[str], around: Around) -> tuple[
         read = [key for key in READ[verb] if OmegaConf.is_config(cfg.get(key)) or makes]
         plain = {key: _plain(cfg.get(key), resolve=False) for key in read}
         table = next(word.partition("=")[2] for word in around[0] if word.startswith("experiment="))
-        found.data.setdefault(table, {}).update(named([_plain(cfg.get(key), resolve=True) for key in read]))
+        found.data.setdefault(table, {}).update(dataset_paths([_plain(cfg.get(key), resolve=True) for key in read]))
     wanted = dict(_references(plain)) if makes else {}
     places, needs = [], []
     for key, text in wanted.items():

@@ -82,7 +82,7 @@ def as_csv(table: Grid) -> str:
             n = cell.number
             found = ["", "", "", ""] if n is None else [n.mean, "" if n.spread is None else n.spread, n.n, n.seeds]
             published = "" if cell.published is None else cell.published
-            made = ["", ""] if n is None else [n.label.says() if n.label else "", " ".join(n.code)]
+            made = ["", ""] if n is None else [n.label.text() if n.label else "", " ".join(n.code)]
             row = [table.name, table.scale, line.name, condition, column.title, column.metric or "", *found]
             writer.writerow([spreadsheet_cell(entry) for entry in (*row, published, cell.mark or "", *made)])
     return sink.getvalue()
@@ -113,7 +113,7 @@ def as_json(table: Grid) -> str:
                     "spread": None if cell.number is None else cell.number.spread,
                     "n": None if cell.number is None else cell.number.n,
                     "seeds": None if cell.number is None else cell.number.seeds,
-                    "protocol": cell.number.label.says() if cell.number and cell.number.label else None,
+                    "protocol": cell.number.label.text() if cell.number and cell.number.label else None,
                     "published": cell.published,
                     "mark": cell.mark,
                 }

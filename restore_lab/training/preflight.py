@@ -71,11 +71,11 @@ def _check_end(stage: Stage) -> None:
 
 def _check_words(node: Any) -> None:
     """Refuse words that are only made when something is restored."""
-    from restore_lab.prompts.vlm import INSTEAD
+    from restore_lab.prompts.vlm import TRAINING_HINT
 
     for part in targets(node):
         if getattr(resolve(part["_target_"]), "for_restoring", False):
-            raise ValueError(f"prompt/semantic=vlm captions what is restored; {INSTEAD}")
+            raise ValueError(f"prompt/semantic=vlm captions what is restored; {TRAINING_HINT}")
 
 
 def _check_trainer(stage: Stage) -> None:

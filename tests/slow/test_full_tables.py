@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from restore_lab.config.build import build
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.config_source import hydra_at
-from restore_lab.data.sources.named_dataset import named
+from restore_lab.data.sources.named_dataset import dataset_paths
 from restore_lab.launch.job import SCORES
 from restore_lab.tables.file import read, tables
 from restore_lab.tables.plan import plan
@@ -44,7 +44,7 @@ def test_what_a_table_measures_is_read(name, datasets, tmp_path) -> None:  # noq
         words = [word for word in spec.words_of("evaluate", row, condition) if "made:" not in word]
         place = tmp_path if "eval_data=coco_val" in words else datasets
         cfg = composed("evaluate", f"experiment={name}", "scale=full", *words, f"datasets_dir={place}")
-        assert named(OmegaConf.to_container(cfg.eval_data, resolve=True))
+        assert dataset_paths(OmegaConf.to_container(cfg.eval_data, resolve=True))
         assert cfg.eval_crop is not None or cfg.eval_batch_size == 1, condition.name
         for key, small in (("eval_crop", 16), ("eval_resize", 16), ("eval_first", 1)):
             cfg[key] = None if cfg[key] is None else small

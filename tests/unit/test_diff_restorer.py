@@ -18,7 +18,7 @@ from restore_lab.degradation.diff_restorer import KINDS, Eight
 from restore_lab.methods.diff_restorer import DiffRestorer, kinds_loss
 from restore_lab.methods.weights import weights_file
 from restore_lab.objectives.denoising import Denoising
-from restore_lab.prompts.semantic import NoWords
+from restore_lab.prompts.semantic import NoText
 from restore_lab.prompts.slots import Dropout, PromptSources
 from restore_lab.prompts.visual import ClipVision
 from restore_lab.samplers.tiling import Gaussian
@@ -49,8 +49,8 @@ def toy(clip, *, degradation: float = 1.0, reconstruction: float = 1.0, embeddin
             encoder=partial(ControlEncoder, widths=WIDTHS, out=8, embedding=embedding),
         ),
         prompts=PromptSources(
-            semantic=NoWords(),
-            instruction=NoWords(),
+            semantic=NoText(),
+            instruction=NoText(),
             dropout=Dropout(semantic=0.0, instruction=0.0),
             positive="",
             negative="",

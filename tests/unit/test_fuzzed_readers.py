@@ -27,7 +27,7 @@ from restore_lab.data.photograph import decode_photograph
 from restore_lab.data.sources.captions import Captions
 from restore_lab.data.sources.tar_index import scan
 from restore_lab.data.word_table import WordTable
-from restore_lab.degradation.instruction import told
+from restore_lab.degradation.instruction import parse_instruction
 from restore_lab.evaluation.records import read_record
 from restore_lab.importing.reading import read as read_checkpoint
 from restore_lab.methods.weights import read_weights
@@ -164,7 +164,7 @@ def test_recipes() -> None:
     | st.from_regex(r"(Deblur|Upsample|Denoise|Dejpeg) (with|to) \w+ [\d.e-]{1,6}x?", fullmatch=True)
 )
 def test_instructions(text: str) -> None:
-    found = refuses_or_reads(lambda: told(text, height=16, width=20))
+    found = refuses_or_reads(lambda: parse_instruction(text, height=16, width=20))
     if found is not None:
         assert found.instruction() == "; ".join(part.strip() for part in text.split(";") if part.strip())
 

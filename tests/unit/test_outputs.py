@@ -133,7 +133,7 @@ def test_every_verb_that_writes_refuses_what_is_not_ours(foreign, toy_folder, tm
         "negatives": lambda: fill(composed("data", f"output={foreign}", "count=1", "progress=false")),
         "export": lambda: export(composed("export", "method=spire", f"output={foreign}")),
         "report": lambda: report(composed("report", f"output={file}", "records=[x]")),
-        "trace": lambda: diff.write({}, file, shown=""),
+        "trace": lambda: diff.write({}, file, keys=""),
     }
     for verb, command in refused.items():
         with pytest.raises(ValueError, match=r"not written by restore-lab|no command of ours wrote"):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from restore_lab.data.sources.folder import distinct, fold, keys_of, list_images
+from restore_lab.data.sources.folder import fold, keys_of, list_images, unique_names
 from restore_lab.data.sources.shards import list_tars
 from restore_lab.storage.artefact import fingerprint, identity
 from restore_lab.storage.walk import MOST_WAYS, describe, match, walk
@@ -151,7 +151,7 @@ def test_keys_are_all_different_on_any_file_system(names) -> None:
 def test_files_are_all_different_on_any_file_system(names, endings) -> None:
     """And none is a folder that another needs."""
     folders = {str(folder) for name in names for folder in Path(name).parents}
-    files = [f"{name}{ending}" for name in distinct(names, endings=endings, folders=folders) for ending in endings]
+    files = [f"{name}{ending}" for name in unique_names(names, endings=endings, folders=folders) for ending in endings]
     assert len({fold(file) for file in files}) == len(files)
     assert not {fold(file) for file in files} & {fold(folder) for folder in folders}
 

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as V
 
 from restore_lab.cli import main
 from restore_lab.data.datamodule import RestorationDataModule
-from restore_lab.prompts.visual import resizing
+from restore_lab.prompts.visual import resize_matrices
 from restore_lab.system.xla import at_rest, check_trainer, check_versions, cut, doubled
 from tests.composed import composed
 from tests.unit.test_datamodule import Coordinates, first, noisy, same
@@ -100,7 +100,7 @@ def test_elsewhere_nothing_is_cut_or_moved() -> None:
 @pytest.mark.parametrize(("height", "width", "short"), [(24, 40, 10), (7, 5, 16), (16, 16, 16)])
 def test_an_image_encoders_resize_is_two_matrices(height, width, short) -> None:
     image = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
-    rows, columns = resizing(height, width, short=short)
+    rows, columns = resize_matrices(height, width, short=short)
     torch.testing.assert_close(
         rows @ image @ columns,
         V.resize(image, [short], interpolation=V.InterpolationMode.BICUBIC, antialias=True),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from restore_lab.evaluation.records import DECODED_HQ, DECODED_LQ, LQ
-from restore_lab.evaluation.statistics import FEWEST_IMAGES
+from restore_lab.evaluation.statistics import MIN_IMAGES
 from restore_lab.tables.frontier import Points, hypervolume, pareto, resampled
 from restore_lab.tables.number import shared_values
 
@@ -56,7 +56,7 @@ def plane(table: Measured, figure: Frontier, condition: Condition) -> Plane | No
         rows=[table.spec.rows[name] for name in pairs],
         means_N2=np.array([[number.mean for number in pair] for pair in pairs.values()]),
         signs_2=np.array([1.0 if table.spec.columns[name].metric_higher_is_better else -1.0 for name in names]),
-        values_NSI2=values if values is not None and values.shape[2] >= FEWEST_IMAGES else None,
+        values_NSI2=values if values is not None and values.shape[2] >= MIN_IMAGES else None,
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from restore_lab.evaluation.statistics import FEWEST_IMAGES, redraw, shared
+from restore_lab.evaluation.statistics import MIN_IMAGES, common_grid, redraw
 from restore_lab.tables.number import shared_values
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def findings(table: Measured, figure: Surface) -> list[str]:
     for t, s in found.items():
         condition = list(figure.actual)[t]
         numbers = [table.numbers[row, condition, figure.best] for row in figure.instructed]
-        values_SI = sign * shared([number.images for number in numbers]).values_NSI.mean(axis=1)
+        values_SI = sign * common_grid([number.images for number in numbers]).values_NSI.mean(axis=1)
         chosen_TI.append(np.array(instructed)[values_SI.argmax(axis=0)])
         worst = means_ST[(sign * means_ST[:, t]).argmin(), t]
         sure = _share_best(shared_values(numbers), s, sign)
@@ -65,7 +65,7 @@ def _sign(table: Measured, figure: Surface) -> float:
 
 def _share_best(values_NSI: Points | None, best: int, sign: float) -> str:
     """In how many of the draws of seeds and images the best strength stays it; nothing for too few images."""
-    if values_NSI is None or values_NSI.shape[2] < FEWEST_IMAGES:
+    if values_NSI is None or values_NSI.shape[2] < MIN_IMAGES:
         return ""
     share = np.mean((sign * redraw(values_NSI)).argmax(axis=1) == best)
     return f"; best in {100 * share:.0f} % of bootstrap draws over seeds and images"

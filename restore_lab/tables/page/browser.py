@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from restore_lab.data.image_io import MAX_PIXELS, opened
+from restore_lab.data.image_io import MAX_PIXELS, open_image
 from restore_lab.evaluation.protocol import Column
 from restore_lab.evaluation.records import DECODED_HQ, DECODED_LQ, LQ, ORIGINAL, ROBUST_LQ, image_file
 from restore_lab.storage.foreign import bytes_of
@@ -44,7 +44,7 @@ class Kept:
         """
         data = bytes_of(self.file, limit=MAX_FILE, within=self.record)
         whole = data[:4] == b"RIFF" and int.from_bytes(data[4:8], "little") + 8 == len(data)
-        with opened(io.BytesIO(data), name=self.file, size=len(data), max_pixels=MAX_PIXELS) as image:
+        with open_image(io.BytesIO(data), name=self.file, size=len(data), max_pixels=MAX_PIXELS) as image:
             if not whole or image.format != "WEBP" or getattr(image, "n_frames", 1) > 1:
                 raise ValueError(f"{self.file}: not a WebP image of one frame")
         return data
@@ -171,7 +171,7 @@ def _comparable(run: Run, metrics: Mapping[str, bool], labels: dict[str, Column]
             if replace(first, count=0, size="") == replace(cell.column, count=0, size=""):
                 same.append(cell.metric)
             else:
-                odd.append(f"{cell.metric}: measured as {cell.column.says()}, before it as {first.says()}; left out")
+                odd.append(f"{cell.metric}: measured as {cell.column.text()}, before it as {first.text()}; left out")
     return same, odd
 
 
