@@ -99,9 +99,9 @@ class Denoiser:
         if tiles is None:
             out_BCHW = self.weigh(z_BCHW, t_B, branches, strength=strength)
         else:
-            out_BCHW = tiles.over(
+            out_BCHW = tiles.blend(
                 lambda part: self.weigh(
-                    part.crop(z_BCHW), part.each(t_B), part.branches(branches), strength=part.each(strength)
+                    part.crop(z_BCHW), part.per_tile(t_B), part.branches(branches), strength=part.per_tile(strength)
                 ),
                 z_BCHW,
             )

@@ -100,9 +100,9 @@ class Reference:
         if tiles is None or self.kind in ("lq", "hq"):
             found_BCHW = self._clean(backbone, adaptor, z_BCHW, t_B, cond, hint)
         else:
-            found_BCHW = tiles.over(
+            found_BCHW = tiles.blend(
                 lambda part: self._clean(
-                    backbone, adaptor, part.crop(z_BCHW), part.each(t_B), part.cond(cond), part.hint(hint)
+                    backbone, adaptor, part.crop(z_BCHW), part.per_tile(t_B), part.cond(cond), part.hint(hint)
                 ),
                 z_BCHW,
             )
