@@ -13,7 +13,7 @@ from restore_lab.samplers.tiling import TileBatch
 from restore_lab.types import Batch, Cond, Hint, Prompt
 
 if TYPE_CHECKING:
-    from restore_lab.adaptors.control import Beside
+    from restore_lab.adaptors.control import Adaptor
     from restore_lab.adaptors.lq_encoder import CodecEncoder, RobustEncoder
     from restore_lab.backbones.base import Backbone
     from restore_lab.prompts.slots import PromptSources
@@ -51,7 +51,7 @@ class Conditioner:
         self,
         *,
         backbone: Backbone,
-        adaptor: Beside,
+        adaptor: Adaptor,
         prompts: PromptSources,
         lq_encoder: CodecEncoder | RobustEncoder,
         reads_hq: bool = False,

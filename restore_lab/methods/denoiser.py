@@ -29,7 +29,7 @@ from restore_lab.system.memory import let_go, out_of_memory
 from restore_lab.types import Edit, Tap
 
 if TYPE_CHECKING:
-    from restore_lab.adaptors.control import Beside
+    from restore_lab.adaptors.control import Adaptor
     from restore_lab.backbones.base import Backbone
     from restore_lab.methods.conditioning import Conditions
     from restore_lab.methods.reference import Reference
@@ -54,7 +54,7 @@ class Denoiser:
         batched: whether the guidance branches of a step go through the prior in one call.
     """
 
-    def __init__(self, backbone: Backbone, adaptor: Beside, *, reference: Reference) -> None:
+    def __init__(self, backbone: Backbone, adaptor: Adaptor, *, reference: Reference) -> None:
         self.backbone, self.adaptor, self.reference = backbone, adaptor, reference
         self.batched = True
 

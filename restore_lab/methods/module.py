@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from restore_lab.adaptors.control import Beside
+    from restore_lab.adaptors.control import Adaptor
     from restore_lab.adaptors.lq_encoder import RobustEncoder
     from restore_lab.backbones.base import Backbone
     from restore_lab.decoders.consistency import ConsistencyDecoder
@@ -96,7 +96,7 @@ class RestorationModule(Trainable):
         self,
         *,
         backbone: Backbone,
-        adaptor: Callable[..., Beside],
+        adaptor: Callable[..., Adaptor],
         prompts: PromptSources,
         objective: Denoising,
         sampler: Sampler,

@@ -18,7 +18,7 @@ from restore_lab.system.memory import let_go, out_of_memory
 from restore_lab.types import Batch
 
 if TYPE_CHECKING:
-    from restore_lab.adaptors.control import Beside
+    from restore_lab.adaptors.control import Adaptor
     from restore_lab.adaptors.lq_encoder import RobustEncoder
     from restore_lab.backbones.base import Backbone
     from restore_lab.samplers.fidelity.base import Prediction, Steer
@@ -31,7 +31,7 @@ class Method(Protocol):
     """What a restoration reads of a method."""
 
     backbone: Backbone
-    adaptor: Beside
+    adaptor: Adaptor
     conditioner: Conditioner
     denoiser: Denoiser
     lq_encoder: CodecEncoder | RobustEncoder
@@ -77,7 +77,7 @@ def _restore(method: Method, batch: Batch) -> Tensor:
     method.stage("prior")
     if tiles is None:  # a tile's features are not a crop of the image's
         with autocast(method.backbone):
-            conditions = replace(conditions, hint=method.adaptor.seen(conditions.hint))
+            conditions = replace(conditions, hint=method.adaptor.precompute(conditions.hint))
 
     def denoise(z_BCHW: Tensor, t_B: Tensor, level: Level, steer: Steer) -> Prediction:
         return method.denoiser(

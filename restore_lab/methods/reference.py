@@ -21,7 +21,7 @@ from restore_lab.random import noise_like, uniform
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from restore_lab.adaptors.control import Beside
+    from restore_lab.adaptors.control import Adaptor
     from restore_lab.backbones.base import Backbone
     from restore_lab.samplers.tiling import Tiles
     from restore_lab.types import Cond, Hint
@@ -74,7 +74,7 @@ class Reference:
     def __call__(
         self,
         backbone: Backbone,
-        adaptor: Beside,
+        adaptor: Adaptor,
         z_BCHW: Tensor,
         t_B: Tensor,
         cond: Cond,
@@ -112,7 +112,7 @@ class Reference:
         return backbone.schedule.add_noise(found_BCHW, noise_BCHW, t_B)
 
     def _clean(
-        self, backbone: Backbone, adaptor: Beside, z_BCHW: Tensor, t_B: Tensor, cond: Cond, hint: Hint
+        self, backbone: Backbone, adaptor: Adaptor, z_BCHW: Tensor, t_B: Tensor, cond: Cond, hint: Hint
     ) -> Tensor:
         if self.kind == "lq":
             return _given(hint.lq_latent_BCHW, "the LQ's latent; set adaptor.lq_latent=true")
@@ -128,7 +128,7 @@ class Reference:
 
 
 def preview(
-    backbone: Backbone, adaptor: Beside, z_BCHW: Tensor, t_B: Tensor, cond: Cond, seen_BND: Tensor | None
+    backbone: Backbone, adaptor: Adaptor, z_BCHW: Tensor, t_B: Tensor, cond: Cond, seen_BND: Tensor | None
 ) -> Tensor:
     """Psi(z_t, t, c_lq): one step of the prior with LoRA on, to a clean latent.
 
@@ -139,7 +139,7 @@ def preview(
         cond: words; the visual tokens are made here, since LoRA reaches their resampler too.
         seen_BND: what the image encoder sees.
     """
-    with nullcontext() if adaptor.lora is None else adaptor.lora.switched(True):
+    with nullcontext() if adaptor.lora is None else adaptor.lora.switch(True):
         if adaptor.stream is not None:
             seen_BND = _given(seen_BND, "what an image encoder sees; set prompt/visual=dino")
             cond = replace(cond, visual_BLD=adaptor.stream(seen_BND))
