@@ -212,7 +212,7 @@ class DecoderTraining(Trainable):
         discriminator_betas: Sequence[float],
     ) -> None:
         super().__init__()
-        if not restorer.decoder.stored:
+        if not restorer.decoder.in_checkpoint:
             raise ValueError("this decoder has nothing to train; choose decoder=degradation_aware")
         self.restorer = restorer.requires_grad_(False)
         self.restorer.decoder.requires_grad_(True)

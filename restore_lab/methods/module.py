@@ -224,7 +224,7 @@ class RestorationModule(Trainable):
 
     def decoder_state(self) -> dict[str, Tensor]:
         """The decoder's tensors by name, if it is the method's own."""
-        return {f"{DECODER}{name}": p.data for name, p in self.decoder.named_parameters() if self.decoder.stored}
+        return {f"{DECODER}{name}": p.data for name, p in self.decoder.named_parameters() if self.decoder.in_checkpoint}
 
     def load_weights(self, file: Path, *, partial: bool = False) -> None:
         """Load the method's weights, all of them and nothing else; says so if they were trained on another prior.
