@@ -26,7 +26,7 @@ from restore_lab.degradation.vocabulary import labels
 from restore_lab.methods.conditioning import Conditioner, Conditions
 from restore_lab.methods.module import RestorationModule
 from restore_lab.methods.trainable import Trainable, mean_psnr, with_sum
-from restore_lab.objectives.decoder import PatchDiscriminator, Perceptual, deceived, judged
+from restore_lab.objectives.decoder import PatchDiscriminator, Perceptual, discriminator_loss, generator_loss
 from restore_lab.types import Cond, Hint
 
 if TYPE_CHECKING:
@@ -243,9 +243,9 @@ class DecoderTraining(Trainable):
         if self.perceptual is not None and perceptual:
             losses["perceptual"] = perceptual * self.perceptual(made_BCHW, hq_BCHW)
         if self.discriminator is not None and deceive:
-            losses["discriminator"] = judged(self.discriminator, made_BCHW, hq_BCHW)
+            losses["discriminator"] = discriminator_loss(self.discriminator, made_BCHW, hq_BCHW)
             if step >= self.adversarial_from:
-                losses["adversarial"] = deceive * deceived(self.discriminator, made_BCHW)
+                losses["adversarial"] = deceive * generator_loss(self.discriminator, made_BCHW)
         return with_sum(losses)
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from restore_lab.objectives.consistency import consistent
+from restore_lab.objectives.consistency import consistency_function
 from restore_lab.random import noise_like, uniform
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def preview(
             seen_BND = _given(seen_BND, "what an image encoder sees; set prompt/visual=dino")
             cond = replace(cond, visual_BLD=adaptor.stream(seen_BND))
         out_BCHW = backbone(z_BCHW, t_B, cond)
-    return consistent(out_BCHW, z_BCHW, t_B, schedule=backbone.schedule)
+    return consistency_function(out_BCHW, z_BCHW, t_B, schedule=backbone.schedule)
 
 
 def _given(value: Tensor | None, what: str) -> Tensor:

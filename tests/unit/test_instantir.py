@@ -17,7 +17,7 @@ from restore_lab.adaptors.visual_stream import AdaNorm, VisualStream, text_atten
 from restore_lab.methods.dra import LqTargets
 from restore_lab.methods.instantir import DcpTraining, PreviewerTraining
 from restore_lab.methods.reference import Reference
-from restore_lab.objectives.consistency import Distillation, boundary, consistent, solver_step
+from restore_lab.objectives.consistency import Distillation, boundary, consistency_function, solver_step
 from restore_lab.prompts.slots import Dropout, PromptSources
 from restore_lab.random import noise_like
 from restore_lab.samplers.fidelity.adares import AdaRes
@@ -232,9 +232,9 @@ def test_the_boundary() -> None:
     assert float(b) == pytest.approx(float(scaled) / (float(scaled) ** 2 + 0.25) ** 0.5)
     s, z, v = schedule("v_prediction", zero_snr=False), latents(), latents(seed=1)
     t = torch.tensor([0, 0, 0])
-    assert torch.equal(consistent(v, z, t, schedule=s), z)
+    assert torch.equal(consistency_function(v, z, t, schedule=s), z)
     t = torch.tensor([999, 500, 100])
-    torch.testing.assert_close(consistent(v, z, t, schedule=s), s.to_x0(v, z, t), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(consistency_function(v, z, t, schedule=s), s.to_x0(v, z, t), atol=1e-4, rtol=1e-3)
 
 
 def test_the_solver_is_ddim() -> None:
@@ -392,7 +392,7 @@ def test_references(kind) -> None:
             words = replace(
                 module.backbone.embed(("", ""), (32, 32)), visual_BLD=module.adaptor.stream(prompt.visual_BLD)
             )
-            psi = consistent(module.backbone(z, t, words), z, t, schedule=s)
+            psi = consistency_function(module.backbone(z, t, words), z, t, schedule=s)
         torch.testing.assert_close(found["dcp"], psi)
     values = list(found.values())
     assert all(not torch.equal(a, b) for i, a in enumerate(values) for b in values[i + 1 :])
