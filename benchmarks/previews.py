@@ -31,7 +31,7 @@ from restore_lab.methods.reference import preview
 from restore_lab.methods.weights import weights_file
 from restore_lab.objectives.consistency import solver_step
 from restore_lab.random import mix, noise_like
-from restore_lab.samplers.fidelity.adares import AdaRes, Seen, relative_distance
+from restore_lab.samplers.fidelity.adares import AdaRes, AdaResState, relative_distance
 from restore_lab.types import Batch, Cond
 
 # Blur in pixels, noise in [0, 1], JPEG by quality; the last is SUPIR's mixture. Fig. 4's order, the best first.
@@ -51,7 +51,7 @@ class Watched(AdaRes):
         self.watches = True
         self.rows: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def watch(self, x0_BCHW: Tensor, preview_BCHW: Tensor | None, *, state: Any) -> Seen:
+    def watch(self, x0_BCHW: Tensor, preview_BCHW: Tensor | None, *, state: Any) -> AdaResState:
         """As AdaRes'."""
         assert preview_BCHW is not None
         before_BCHW = torch.zeros_like(preview_BCHW) if state is None else state.preview_BCHW

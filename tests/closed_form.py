@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from restore_lab.adaptors.control import Beside, ControlAdaptor
+from restore_lab.adaptors.control import Adaptor as BaseAdaptor
+from restore_lab.adaptors.control import ControlAdaptor
 from restore_lab.backbones.schedule import Schedule
 from restore_lab.methods.conditioning import Conditioner, Conditions
 from restore_lab.methods.denoiser import Denoiser
@@ -52,7 +53,7 @@ class Adaptor(ControlAdaptor):
         stream: nn.Module | None = None,
         lora: Any = None,
     ) -> None:
-        Beside.__init__(self)
+        BaseAdaptor.__init__(self)
         self.say, self.text, self.reference = control, text, reference
         self.stream, self.lora = stream, lora
         self.calls: list[int] = []  # how many rows each call of the trunk had
@@ -132,12 +133,12 @@ def switch() -> Any:
     state = SimpleNamespace(on=False)
 
     @contextmanager
-    def switched(on: bool):
+    def switch(on: bool):
         before, state.on = state.on, on
         try:
             yield
         finally:
             state.on = before
 
-    state.switched = switched
+    state.switch = switch
     return state

@@ -17,7 +17,7 @@ from restore_lab.prompts.instruction import FromRecipe
 from restore_lab.prompts.semantic import Caption
 from restore_lab.prompts.slots import Dropout, PromptSources
 from restore_lab.samplers.colour import keep
-from restore_lab.samplers.fidelity.base import Free, Prediction
+from restore_lab.samplers.fidelity.base import FidelityGuidance, Prediction
 from restore_lab.samplers.guidance import ClassifierFree
 from restore_lab.samplers.init import Noise
 from restore_lab.samplers.level import Linear
@@ -54,7 +54,7 @@ def sampler_parts(*, scale: float = 1.0, init: Any = None, fidelity: Any = None)
     return {
         "init": init or Noise(),
         "guidance": ClassifierFree(scale=scale),
-        "fidelity": fidelity or Free(),
+        "fidelity": fidelity or FidelityGuidance(),
         "strength": Linear(start=1.0, end=1.0),
         "colour": keep,
         "progress": False,

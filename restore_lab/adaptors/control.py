@@ -1,8 +1,8 @@
-"""A control adaptor: hint network, trunk and fusion around a frozen backbone. `adaptor=spire|supir|instantir|...`.
+"""Control adaptors: hint network, trunk and fusion around a frozen backbone. `adaptor=spire|supir|instantir|...`.
 
-`control()` runs hint network and trunk once a step; `fuse` is the pure `Edit` that meets the backbone with the result:
-`backbone(z, t, cond, at=adaptor.fuse, carry=adaptor.control(z, t, hint, cond))`. A visual stream and LoRA may stand
-beside it, in the prior itself. No channel count is typed: all come from the backbone's taps.
+`control()` runs hint network and trunk once per step; `fuse` is the pure `Edit` that adds the result to the backbone:
+`backbone(z, t, cond, at=adaptor.fuse, carry=adaptor.control(z, t, hint, cond))`. A visual stream and LoRA can be added
+in the prior itself. All channel counts come from the backbone's taps.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 TEXTS = ("instruction", "semantic", "none", "removed")
 
 
-class Beside(nn.Module):
-    """What may stand in the prior beside any adaptor: a visual stream, and LoRA, which reaches the stream too.
+class Adaptor(nn.Module):
+    """The base class of all adaptors: an optional visual stream and LoRA in the prior, and no other edit.
 
     Attributes:
-        text: what the adaptor reads: "semantic" is each guidance branch's own.
-        lq_latent, reference: whether it reads the LQ's latent, and a reference beside it.
+        text: the text that the adaptor reads; "semantic" differs per guidance branch.
+        lq_latent, reference: whether the adaptor reads the LQ latent, and a reference latent.
     """
 
     text: str = "none"
     lq_latent: bool = False
     reference: bool = False
 
-    def put_beside(
+    def install(
         self,
         backbone: Backbone,
         *,
@@ -47,31 +47,31 @@ class Beside(nn.Module):
         lora: Callable[..., Lora] | None,
         visual: int,
     ) -> None:
-        """Build both; to be called last, when nothing copies the prior's modules any more."""
+        """Build the visual stream and LoRA in the prior; call it last, after all copies of the prior's modules."""
         self.stream = None if stream is None else stream(backbone, inputs=visual)
         self.lora = None
         if lora is not None:
             self.lora = lora(backbone) if self.stream is None else lora(backbone, others=self.stream.lora_hosts())
 
-    def seen(self, hint: Hint) -> Hint:
-        """The hint with what no step changes worked out ahead; here nothing is."""
+    def precompute(self, hint: Hint) -> Hint:
+        """The hint with the features that are the same in all steps; none by default."""
         return hint
 
     def reads(self, cond: Cond) -> tuple[Tensor | None, ...]:
-        """What `control` reads of a branch's condition: branches that agree in it share one call."""
+        """The parts of a branch's condition that `control` reads; branches with equal parts share one call."""
         return (cond.tokens_BLD, cond.pooled_BD) if self.text == "semantic" else ()
 
     def control(self, z_BCHW: Tensor, t_B: Tensor, hint: Hint, cond: Cond) -> Any:
-        """What `fuse` starts with; nothing for an adaptor that lives in the prior alone."""
+        """The initial carry of `fuse`; None for an adaptor that is only in the prior."""
         return None
 
     def fuse(self, tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: Any) -> tuple[Tensor, Any]:
-        """The pure edit; here none."""
+        """The pure edit; the identity by default."""
         return h_BCHW, carry
 
 
-class StreamAdaptor(Beside):
-    """No trunk at all: a visual stream and LoRA in the prior (InstantIR's DCP and previewer alone). `adaptor=dcp`."""
+class StreamAdaptor(Adaptor):
+    """An adaptor without a trunk: only a visual stream and LoRA in the prior (InstantIR's DCP). `adaptor=dcp`."""
 
     def __init__(
         self,
@@ -84,28 +84,28 @@ class StreamAdaptor(Beside):
         super().__init__()
         if stream is None and lora is None:
             raise ValueError("this adaptor has neither a stream nor LoRA; set adaptor/stream=dcp or adaptor/lora=...")
-        self.put_beside(backbone, stream=stream, lora=lora, visual=visual)
+        self.install(backbone, stream=stream, lora=lora, visual=visual)
 
 
-class ControlAdaptor(Beside):
+class ControlAdaptor(Adaptor):
     """SPIRE's adaptor and its variants.
 
     Args:
-        backbone: the frozen prior; the trunk starts as a copy of its encoder.
+        backbone: the frozen prior; the trunk is initialised as a copy of its encoder.
         trunk: builds the trunk from the backbone and the hint's channels.
         fusion: builds the fusion from the backbone and the trunk's controls.
-        text: what the trunk attends to: the instruction (SPIRE), the semantic text as the prior (ControlNet), none
-            (always the empty text), or removed (the attention to the text is taken out: InstantIR).
+        text: text of the trunk's cross attention: "instruction" (SPIRE), "semantic", the prior's text (ControlNet),
+            "none" (always the empty text), or "removed" (no cross attention, as in InstantIR).
         hint_widths: channels of the hint network at each resolution; null for no hint network.
-        hint_channels: channels that the hint network hands to the trunk; null takes the latent's, 0 its last width.
-        hint_signed: whether the hint network sees the LQ in [-1, 1]; diffusers' ControlNets see it in [0, 1].
-        encoder: builds a hint network of another kind from the codec's compression, in the place of E'(y): it has `out`
-            channels and reads the whole hint (Diff-Restorer's control encoder).
-        lq_latent: feed the trunk the LQ's latent, beside the hint network's features or alone (SUPIR). SPIRE's paper
-            does not; where training is short it spares the hint network from learning what the codec's encoder knows.
+        hint_channels: output channels of the hint network; null for the latent's channels, 0 for its last width.
+        hint_signed: whether the hint network reads the LQ in [-1, 1]; diffusers' ControlNets read it in [0, 1].
+        encoder: builds another hint network from the codec's compression, instead of E'(y); it has `out` channels and
+            reads the whole hint (Diff-Restorer's control encoder).
+        lq_latent: feed the trunk the LQ latent, with or without the hint network's features (SUPIR: without). SPIRE's
+            paper does not; in short training runs the hint network need not learn the codec's encoding then.
         stream: builds a visual stream in the prior; null for none.
         lora: builds LoRA in the prior; null for none.
-        visual: width of what an image encoder sees, for the stream.
+        visual: width of the image encoder's features, for the stream.
     """
 
     def __init__(
@@ -142,14 +142,14 @@ class ControlAdaptor(Beside):
         if self.reference and (self.hint is not None or not lq_latent):
             raise ValueError("adaptor.trunk.feed=spatial lays the LQ's latent above a reference; set lq_latent alone")
         self.fusion = fusion(backbone, controls=self.trunk.controls)
-        self.put_beside(backbone, stream=stream, lora=lora, visual=visual)
+        self.install(backbone, stream=stream, lora=lora, visual=visual)
 
-    def seen(self, hint: Hint) -> Hint:
+    def precompute(self, hint: Hint) -> Hint:
         """The hint with the hint network's features."""
         return hint if self.hint is None else replace(hint, features_BCHW=self.hint(hint))
 
     def reads(self, cond: Cond) -> tuple[Tensor | None, ...]:
-        """The pooled text, which a trunk's time embedding reads with or without text of its own, and its tokens."""
+        """The text tokens, for `text=semantic`, and the pooled text, which every trunk's time embedding reads."""
         return super().reads(cond) or (cond.pooled_BD,)
 
     def control(self, z_BCHW: Tensor, t_B: Tensor, hint: Hint, cond: Cond) -> dict[str, Tensor]:
@@ -157,10 +157,10 @@ class ControlAdaptor(Beside):
 
         Args:
             z_BCHW: noisy latents.
-            t_B: timesteps.
-            hint: the LQ image, its latent if `lq_latent`, a reference if the trunk reads one, and the tokens that the
-                trunk reads unless `text=semantic`.
-            cond: the branch's condition, whose pooled and size parts (SDXL) the trunk shares.
+            t_B: timesteps, (B,).
+            hint: the LQ image, its latent if `lq_latent`, a reference if the trunk reads one, and the instruction
+                tokens unless `text` is "semantic" or "removed".
+            cond: the branch's condition; the trunk shares its pooled text and size conditioning (SDXL).
         """
         tokens = hint.instruction_BLD if self.text in ("instruction", "none") else cond.tokens_BLD
         if tokens is None:
@@ -168,8 +168,8 @@ class ControlAdaptor(Beside):
         read = Cond(tokens_BLD=tokens, pooled_BD=cond.pooled_BD, size_BD=cond.size_BD)
         features: list[Tensor] = []
         if self.hint is not None:
-            seen_BCHW = self.hint(hint) if hint.features_BCHW is None else hint.features_BCHW
-            features.append(seen_BCHW.to(z_BCHW.dtype))
+            features_BCHW = self.hint(hint) if hint.features_BCHW is None else hint.features_BCHW
+            features.append(features_BCHW.to(z_BCHW.dtype))
         if self.lq_latent:
             if hint.lq_latent_BCHW is None:
                 raise ValueError("this adaptor reads the LQ's latent (adaptor.lq_latent), and the hint has none")
@@ -177,5 +177,5 @@ class ControlAdaptor(Beside):
         return self.trunk(z_BCHW, t_B, torch.cat(features, dim=1), read, hint.reference_BCHW)
 
     def fuse(self, tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: dict[str, Tensor]) -> tuple[Tensor, dict]:
-        """The pure edit: the fusion, with the controls as its carry."""
+        """The pure edit: the fusion, with the controls as carry."""
         return self.fusion(tap, h_BCHW, temb_BD, carry)

@@ -1,7 +1,7 @@
-"""E'(y): the light stack of convolutions that brings the degraded image to the latent's size (SPIRE section 3.4).
+"""E'(y): the small convolutional network that encodes the degraded image at the latent's size (SPIRE section 3.4).
 
-ControlNet's hint network (Zhang et al. 2023): a 3x3 convolution, then for each halving one convolution at the old width
-and one with stride 2 to the next, SiLU between. The number of halvings follows from the codec's compression.
+ControlNet's hint network (Zhang et al. 2023): a 3x3 convolution, then per level one convolution at the same width and
+one of stride 2 to the next width, with SiLU in between. The number of levels follows from the codec's compression.
 Shapes: y (B, 3, H, W) in [0, 1] -> (B, `out`, H / compression, W / compression).
 """
 
@@ -17,14 +17,14 @@ from restore_lab.types import Hint
 
 
 class HintNet(nn.Module):
-    """The stack of convolutions.
+    """The hint network.
 
     Args:
         compression: image size over latent size, a power of two.
         widths: channels at each resolution, finest first; the first log2(compression) + 1 are used.
-        out: channels handed to the trunk; 0 hands over the last width as it is, for a trunk whose own convolution of
-            the hint ends the stack (ControlNet).
-        signed: whether the stack sees the LQ in [-1, 1], or in [0, 1].
+        out: output channels; 0 for no output convolution, if the trunk's convolution of the hint takes its place
+            (ControlNet).
+        signed: whether the network reads the LQ in [-1, 1] or in [0, 1].
     """
 
     def __init__(self, *, compression: int, widths: Sequence[int], out: int, signed: bool = True) -> None:
@@ -42,7 +42,7 @@ class HintNet(nn.Module):
         self.conv_out = nn.Conv2d(used[-1], out, 3, padding=1) if out else nn.Identity()
 
     def forward(self, hint: Hint) -> Tensor:
-        """Features of the LQ in [0, 1]."""
+        """The features of the hint's LQ image, which is in [0, 1]."""
         h = nn.functional.silu(self.conv_in(2 * hint.lq_BCHW - 1 if self.signed else hint.lq_BCHW))
         for block in self.blocks:
             h = nn.functional.silu(block(h))

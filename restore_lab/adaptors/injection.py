@@ -2,8 +2,8 @@
 
 Four residual blocks, each modulated by the degradation embedding P_D (Eq. 3):
     F~ = Res(F),  f = sigmoid(Linear(P_D)),  F^ = Res(F~ * f)
-bring the LQ to the latent's size; the control decoder, four residual blocks the other way, rebuilds the clean image
-from the result, in training alone (Eq. 4). Widths, strides and norms are ours: the paper gives none.
+encode the LQ at the latent's size; the control decoder, four residual blocks in reverse, reconstructs the clean image
+from the features, only in training (Eq. 4). Widths, strides and norms are ours, since the paper gives none.
 Shapes: LQ (B, 3, H, W) in [0, 1], P_D (B, D) -> (B, F, H / compression, W / compression).
 """
 
@@ -22,7 +22,7 @@ from restore_lab.types import Hint
 
 
 class ResBlock(nn.Module):
-    """Norm, SiLU, convolution, twice, beside a shortcut; `stride` 2 halves the map."""
+    """Twice norm, SiLU and convolution, with a shortcut; `stride` 2 halves the map."""
 
     def __init__(self, inputs: int, outputs: int, *, stride: int = 1) -> None:
         super().__init__()
@@ -42,12 +42,12 @@ class ResBlock(nn.Module):
 
 
 class ModulationBlock(nn.Module):
-    """A residual block on either side of a channel-wise gate (Eq. 3).
+    """Two residual blocks with a channel-wise gate between them (Eq. 3).
 
     Args:
         inputs, outputs: channels.
-        embedding: width of P_D; 0 leaves the gate out (Table III, "w/o DMB").
-        stride: of the first residual block.
+        embedding: width of P_D; 0 for no gate (Table III, "w/o DMB").
+        stride: stride of the first residual block.
     """
 
     def __init__(self, inputs: int, outputs: int, *, embedding: int, stride: int) -> None:
@@ -59,18 +59,18 @@ class ModulationBlock(nn.Module):
     def forward(self, x_BCHW: Tensor, degradation_BD: Tensor | None) -> Tensor:
         h = self.before(x_BCHW)
         if self.gate is not None and degradation_BD is not None:
-            h = h * torch.sigmoid(self.gate(degradation_BD))[:, :, None, None]
+            h = h * torch.sigmoid(self.gate(degradation_BD))[:, :, None, None]  # Eq. 3
         return self.after(h)
 
 
 class ControlEncoder(nn.Module):
-    """The LQ and its degradation embedding to the trunk's hint.
+    """The trunk's hint from the LQ and its degradation embedding.
 
     Args:
-        compression: image size over latent size, a power of two: so many of the blocks halve the map.
+        compression: image size over latent size, a power of two; log2 of it is the number of blocks of stride 2.
         widths: channels of the four blocks.
-        out: channels handed to the trunk.
-        embedding: width of P_D; 0 for an encoder that does not know it.
+        out: output channels.
+        embedding: width of P_D; 0 for an encoder without modulation.
     """
 
     def __init__(self, *, compression: int, widths: Sequence[int], out: int, embedding: int) -> None:
@@ -91,7 +91,7 @@ class ControlEncoder(nn.Module):
         """The trunk's hint.
 
         Raises:
-            ValueError: if it is modulated and the hint has no degradation embedding.
+            ValueError: if `embedding` is set and the hint has no degradation embedding.
         """
         return self.conv_out(self.features(hint))
 
@@ -105,15 +105,15 @@ class ControlEncoder(nn.Module):
         return h
 
 
-class Doubling(nn.Upsample):
-    """torch's upsampling, but on XLA."""
+class Upsample(nn.Upsample):
+    """nn.Upsample, except on XLA."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         return doubled(input) if input.device.type == "xla" else super().forward(input)
 
 
 class ControlDecoder(nn.Module):
-    """The mirror of the encoder's blocks, nearest-neighbour doubling between them, to an image in [0, 1] or near it."""
+    """The encoder's blocks in reverse, with nearest-neighbour upsampling, to an image near [0, 1]."""
 
     def __init__(self, *, compression: int, widths: Sequence[int]) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class ControlDecoder(nn.Module):
         for index, (inputs, outputs) in enumerate(itertools.pairwise(narrowing)):
             layers.append(ResBlock(inputs, outputs))
             if index >= len(widths) - halvings:
-                layers.append(Doubling(scale_factor=2, mode="nearest"))
+                layers.append(Upsample(scale_factor=2, mode="nearest"))
         self.body = nn.Sequential(*layers, group_norm(widths[0]), nn.SiLU(), nn.Conv2d(widths[0], 3, 3, padding=1))
 
     def forward(self, features_BCHW: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
-"""LoRA in the prior, through peft, with a switch (Hu et al. 2021). `adaptor/lora=none|self_attention|previewer`.
+"""LoRA in the prior by peft, which can be switched on and off (Hu et al. 2021).
 
-DRA tunes the prior's self attention with it (section 3.2, "Diffusion Adapter"); InstantIR's previewer is the prior with
-LoRA nearly everywhere, and the same prior without it samples (section 4.1). `switched` turns it on and off inside one
-step; off, the prior is bit for bit what it was. Gradient checkpointing runs a block again in the backward pass, when
-the switch may stand otherwise: `checkpoint` remembers how it stood. A prior may hold several sets, each with a name and
-a switch of its own; their updates add up.
+DRA tunes the prior's self attention with LoRA (section 3.2, "Diffusion Adapter"). InstantIR's previewer is the prior
+with LoRA in nearly all layers, and sampling uses the same prior without it (section 4.1). `switch` turns LoRA on or off
+within a step; with LoRA off, the prior's output is bit for bit unchanged. Gradient checkpointing recomputes a block in
+the backward pass, when the switch may have another state: `checkpoint` restores the state of the forward pass. A prior
+can have several LoRA sets, each with a name and a switch; their updates add up.
+Selected by `adaptor/lora=none|self_attention|previewer`.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from restore_lab.config.kinds import Count, Positive
 if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
 
-# Which layers, by family: peft matches a whole name against the expression.
+# Target layers by family, as regular expressions that peft matches against the full module name.
 SELF_ATTENTION = {
     "unet": r".*attn1\.to_(q|k|v|out\.0)",
-    "mmdit": r".*(attn|attn2)\.to_(q|k|v|out\.0)",  # the image's own
+    "mmdit": r".*(attn|attn2)\.to_(q|k|v|out\.0)",  # the image stream's
 }
 PREVIEWER = {
     "unet": r".*(attn\d\.to_(q|out\.0)|attn1\.to_(k|v)|proj_in|proj_out|ff\.net\.(0\.proj|2)|conv1|conv2|conv_shortcut"
@@ -37,22 +38,22 @@ TARGETS = {"self_attention": SELF_ATTENTION, "previewer": PREVIEWER}
 
 
 class Lora(nn.Module):
-    """Low-rank updates of some of the prior's layers; switched on or off by `switched`.
+    """Low-rank updates of the prior's layers, turned on and off by `switch`.
 
-    The previewer's LoRA also reaches the visual stream's layers and the resampler, if they are given (`others`). A file
-    of weights does not hold the name.
+    The previewer's LoRA also includes the visual stream's layers and the resampler, if given in `others`. Weight files
+    do not contain the name.
 
     Args:
-        backbone: whose denoiser is changed in place.
-        targets: "self_attention" or "previewer"; or endings of layers' names (["to_q", "to_out.0"]), as peft has them.
-        rank: of the updates.
+        backbone: the prior, whose denoiser is modified in place.
+        targets: "self_attention" or "previewer"; or suffixes of layer names (["to_q", "to_out.0"]), as in peft.
+        rank: rank of the updates.
         alpha: the updates are scaled by alpha / rank.
-        on: how the switch stands at first; off for a previewer, which `switched` turns on.
-        name: of this set; a second one in the same prior needs another.
-        others: further modules to change, by name, with an expression for their layers each.
+        on: initial state of the switch; off for a previewer.
+        name: adapter name, unique in the prior.
+        others: further modules to modify by name, each with a regular expression of its target layers.
 
     Raises:
-        ValueError: for a name that is none, or that a set of this prior has already.
+        ValueError: if the name is no identifier, or the prior has a LoRA set of that name.
     """
 
     def __init__(
@@ -84,13 +85,13 @@ class Lora(nn.Module):
         for part, (host, expression) in hosts.items():
             frozen = {id(p): p.requires_grad for p in host.parameters()}
             others_on = [(layer, layer.active_adapters) for layer in _changed(host)]
-            with warnings.catch_warnings():  # that several sets are there is meant
+            with warnings.catch_warnings():  # several sets are intended
                 warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
                 config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=expression)
                 inject_adapter_in_model(config, host, adapter_name=name)
-            for layer, active in others_on:  # peft turns off whatever else is there
+            for layer, active in others_on:  # peft deactivates the other sets
                 layer._active_adapter = active
-            for p in host.parameters():  # peft freezes what it finds; what was trainable stays so
+            for p in host.parameters():  # peft freezes the host; trainable parameters stay trainable
                 p.requires_grad_(frozen.get(id(p), True))
             for place, p in host.named_parameters():
                 stem, _, ending = place.rpartition(f".{name}.")
@@ -101,12 +102,12 @@ class Lora(nn.Module):
 
     @property
     def on(self) -> bool:
-        """How the switch stands."""
+        """Whether LoRA is on."""
         return all(self._switches())
 
     @contextmanager
-    def switched(self, on: bool) -> Iterator[None]:
-        """The prior with the updates or without, inside the context."""
+    def switch(self, on: bool) -> Iterator[None]:
+        """A context in which LoRA is on or off."""
         before = self._switches()
         self._set([on] * len(self.layers))
         try:
@@ -115,9 +116,9 @@ class Lora(nn.Module):
             self._set(before)
 
     def checkpoint(self, module: nn.Module, *args: Any) -> Any:
-        """torch's checkpoint, whose second run sees the switch as the first saw it.
+        """torch's checkpoint, with the switch in the same state in the recomputation as in the forward pass.
 
-        The layers of a visual stream are not among the module's own, so all layers count.
+        All layers are restored, because a visual stream's layers are not submodules of `module`.
         """
         if torch.compiler.is_compiling():
             return torch_checkpoint(module, *args, use_reentrant=False)
@@ -143,5 +144,5 @@ class Lora(nn.Module):
 
 
 def _changed(host: nn.Module) -> list[Any]:
-    """The layers of a module that LoRA changes."""
+    """The layers of a module that have LoRA."""
     return [layer for layer in host.modules() if hasattr(layer, "lora_A")]

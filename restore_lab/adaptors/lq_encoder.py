@@ -1,7 +1,7 @@
-"""What turns the LQ into a latent: the codec's own encoder, or SUPIR's robust one. `lq_encoder=codec|robust`.
+"""Encoders of the LQ image to a latent: the codec's, or SUPIR's degradation-robust one. `lq_encoder=codec|robust`.
 
-SUPIR's degradation-robust encoder (Yu et al. 2024, section 3.1) is a copy of the codec's encoder, trained so that the
-frozen decoder shows the LQ's scene without its degradation; the codec's decoder and quantising convolution are shared.
+SUPIR's degradation-robust encoder (Yu et al. 2024, section 3.1) is a copy of the codec's encoder, fine-tuned such that
+the frozen decoder reconstructs the LQ image without its degradation. The codec's decoder and quant_conv are shared.
 Shapes: LQ (B, 3, H, W) in [0, 1] -> latents (B, C, H / compression, W / compression), normalised as the codec's.
 """
 
@@ -24,7 +24,7 @@ FILE = "encoder.safetensors"
 
 
 class CodecEncoder(nn.Module):
-    """The codec's own encoder; nothing to train, nothing to store."""
+    """The codec's encoder; no parameters."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -34,14 +34,14 @@ class CodecEncoder(nn.Module):
 
 
 class RobustEncoder(nn.Module):
-    """A copy of the codec's encoder that may be trained.
+    """A trainable copy of the codec's encoder.
 
     Args:
-        backbone: whose codec is copied.
-        weights: a finished encoder's file or folder; null starts as the codec's.
+        backbone: the prior, whose codec's encoder is copied.
+        weights: file or folder of a trained encoder; null for the codec's weights.
 
     Raises:
-        ValueError: for a codec without a KL posterior, or weights that do not fit.
+        ValueError: for a codec that is no AutoencoderKL, or weights that do not fit.
     """
 
     def __init__(self, backbone: Backbone, *, weights: str | None) -> None:
@@ -54,14 +54,14 @@ class RobustEncoder(nn.Module):
             self.load(place_of(weights))
 
     def forward(self, lq_BCHW: Tensor, codec: Codec) -> Tensor:
-        """The posterior's mode."""
+        """The mode of the posterior, normalised."""
         return codec.encode(lq_BCHW, encoder=self.encoder)
 
     def load(self, place: Path) -> None:
-        """Read the weights of a finished encoder.
+        """Load the weights of a trained encoder.
 
         Raises:
-            ValueError: if there are none, or they do not fit.
+            ValueError: if the file does not exist or its weights do not fit.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -76,7 +76,7 @@ class RobustEncoder(nn.Module):
             raise ValueError(f"{file}: does not fit this codec's encoder ({first}); train one for it") from error
 
     def save(self, folder: Path) -> None:
-        """Write the encoder's weights."""
+        """Save the encoder's weights in a folder."""
         from safetensors.torch import save_file
 
         save_file({k: v.cpu().contiguous() for k, v in self.encoder.state_dict().items()}, folder / FILE)

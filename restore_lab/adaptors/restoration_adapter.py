@@ -1,11 +1,11 @@
-"""DRA's restoration adapters (section 3.2, Figs. 2, 3): a chain behind the prior's blocks. `adaptor=dra|dra_natural`.
+"""DRA's restoration adapters (section 3.2, Figs. 2, 3): a chain after the prior's blocks. `adaptor=dra|dra_natural`.
 
-Adapter i sits behind a block whose output is X_t. The LQ stream, at first the LQ's latent, later what the adapter
-before made of it, passes a first layer; time embedding (SiLU, linear) and X_t are added; two blocks with residuals
-follow; their output is the stream for the next adapter, and through a linear layer that starts at zero it is added to
-X_t. On a UNet the adapters stand behind every block but the last, on an MM-DiT behind every fourth, with linear layers
-in the place of convolutions. The paper gives neither kernels nor norms: `dra` has the kernels that make its parameter
-counts (fitted), `dra_natural` 3x3 throughout. Shapes: LQ latent (B, C, h, w), X_t (B, c, h', w').
+Each adapter follows a block of the prior with output X_t. Its input is the LQ stream: the LQ latent for the first
+adapter, the previous adapter's output for the others. It applies a first layer, adds the time embedding (SiLU, linear)
+and X_t, and applies two residual blocks. The result is the next adapter's LQ stream and, after a zero-initialised
+linear layer, is added to X_t. In a UNet there is an adapter after every block but the last; in an MM-DiT after every
+fourth, with linear layers instead of convolutions. The paper gives neither kernel sizes nor norms: `dra` has kernel
+sizes fitted to its parameter counts, `dra_natural` 3x3 throughout. Shapes: LQ latent (B, C, h, w), X_t (B, c, h', w').
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from restore_lab.adaptors.control import Beside
+from restore_lab.adaptors.control import Adaptor
 from restore_lab.adaptors.fusion.zero_conv import zero_conv
 from restore_lab.adaptors.fusion.zero_sft import group_norm
 from restore_lab.types import Cond, Hint, Tap
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 
 class MapNorm(nn.Module):
-    """Layer norm over the channels of a map, without weights, as in a DiT's blocks."""
+    """Layer norm over the channels of a feature map, without affine parameters, as in DiT blocks."""
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return F.layer_norm(x_BCHW.movedim(1, -1), x_BCHW.shape[1:2], eps=1e-6).movedim(-1, 1)
 
 
 def adapter_block(channels: int, *, kernels: Sequence[int], transformer: bool) -> nn.Sequential:
-    """Norm, SiLU and a convolution for each kernel; on an MM-DiT norm, linear layer and SiLU."""
+    """Norm, SiLU and convolution per kernel size; for an MM-DiT norm, linear layer and SiLU."""
     if transformer:
         return nn.Sequential(MapNorm(), nn.Conv2d(channels, channels, 1), nn.SiLU())
     layers: list[nn.Module] = []
@@ -48,12 +48,12 @@ class RestorationAdapter(nn.Module):
     """One adapter.
 
     Args:
-        inputs: channels of the stream that comes in.
-        channels: of X_t.
+        inputs: channels of the incoming LQ stream.
+        channels: channels of X_t.
         temb: width of the time embedding.
-        lq_kernel: of the first layer.
-        kernels: of the layers in each of the two residual blocks.
-        transformer: the MM-DiT's form.
+        lq_kernel: kernel size of the first layer.
+        kernels: kernel sizes in each of the two residual blocks.
+        transformer: whether the prior is an MM-DiT.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class RestorationAdapter(nn.Module):
         self.out = zero_conv(channels, channels)
 
     def forward(self, x_BCHW: Tensor, stream_BCHW: Tensor, temb_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """X_t as it flows on, and the stream for the next adapter."""
+        """The edited X_t, and the LQ stream for the next adapter."""
         dtype = self.lq.weight.dtype
         if stream_BCHW.shape[-2:] != x_BCHW.shape[-2:]:
-            stream_BCHW = resampled(stream_BCHW, x_BCHW.shape[-2:])
+            stream_BCHW = resize(stream_BCHW, x_BCHW.shape[-2:])
         time_BC11 = self.time(F.silu(temb_BD.to(dtype)))[:, :, None, None]
         h = self.lq(stream_BCHW.to(dtype)) + time_BC11 + x_BCHW.to(dtype)
         for block in self.blocks:
@@ -77,23 +77,23 @@ class RestorationAdapter(nn.Module):
         return x_BCHW + self.out(h).to(x_BCHW.dtype), h
 
 
-def resampled(map_BCHW: Tensor, size: Sequence[int]) -> Tensor:
-    """A map at another size: averaged when it shrinks, bilinear when it grows."""
+def resize(map_BCHW: Tensor, size: Sequence[int]) -> Tensor:
+    """A feature map at another size: area averaging to downsample, bilinear to upsample."""
     if size[0] < map_BCHW.shape[-2]:
         return F.interpolate(map_BCHW, size=tuple(size), mode="area")
     return F.interpolate(map_BCHW, size=tuple(size), mode="bilinear", align_corners=False)
 
 
-class RestorationAdapters(Beside):
-    """The chain, and LoRA in the prior beside it; an `Edit` whose carry is the LQ stream.
+class RestorationAdapters(Adaptor):
+    """The chain of adapters, with LoRA in the prior; an `Edit` whose carry is the LQ stream.
 
     Args:
-        backbone: whose blocks are followed by adapters.
-        lq_kernel, kernels: of the adapters on a UNet.
-        every: on an MM-DiT, blocks from one adapter to the next.
+        backbone: the prior.
+        lq_kernel, kernels: kernel sizes of the adapters in a UNet.
+        every: number of MM-DiT blocks per adapter.
         stream: builds a visual stream in the prior; null for none.
         lora: builds LoRA in the prior; null for none.
-        visual: width of what an image encoder sees, for the stream.
+        visual: width of the image encoder's features, for the stream.
     """
 
     lq_latent = True
@@ -135,13 +135,13 @@ class RestorationAdapters(Beside):
                 transformer=transformer,
             )
             inputs = tap.channels
-        self.put_beside(backbone, stream=stream, lora=lora, visual=visual)
+        self.install(backbone, stream=stream, lora=lora, visual=visual)
 
     def control(self, z_BCHW: Tensor, t_B: Tensor, hint: Hint, cond: Cond) -> Tensor:
-        """The stream before the first adapter.
+        """The LQ stream for the first adapter.
 
         Raises:
-            ValueError: if the hint has no latent.
+            ValueError: if the hint has no LQ latent.
         """
         if hint.lq_latent_BCHW is None:
             raise ValueError("restoration adapters read the LQ's latent, and the hint has none")
@@ -150,7 +150,7 @@ class RestorationAdapters(Beside):
         return self.embed(hint.lq_latent_BCHW.to(self.embed.weight.dtype))
 
     def fuse(self, tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: Any) -> tuple[Tensor, Any]:
-        """The pure edit: what flows on behind a block that has an adapter, and the stream handed on."""
+        """The pure edit: the output of a block with an adapter, and the next adapter's LQ stream."""
         name = tap.name.replace(".", "_")
         if name not in self.adapters:
             return h_BCHW, carry

@@ -1,11 +1,11 @@
-"""DCP: what an image encoder sees in the LQ, as a stream beside the text's (InstantIR, section 3.2, Eqs. 3, 4).
+"""DCP: cross attention to an image encoder's features of the LQ (InstantIR, section 3.2, Eqs. 3, 4).
 
-A resampler makes tokens of the encoder's (Perceiver; diffusers' IPAdapterPlusImageProjection is InstantIR's to the
-parameter). In every attention to the text (on an MM-DiT: in every joint attention, the image's queries) a stream with
-keys and values of its own adds w CrossAttn(f, Phi(c_lq, t)). Phi is layer norm with a scale and a shift that come from
-the time embedding: on the projected keys and values (`adaln_on=kv`, the release) or once on the tokens (`context`, as
-Eq. 4 has it). The stream's output passes the attention's own output layer. `adaptor/stream=none|dcp`. Shapes: visual
-features (B, N, E) -> tokens (B, L, D); temb (B, T).
+A Perceiver resampler maps the features to tokens; diffusers' IPAdapterPlusImageProjection has exactly InstantIR's
+parameters. In every cross attention to the text (in an MM-DiT: in every joint attention, for the image's queries) the
+stream adds w CrossAttn(f, Phi(c_lq, t)) with its own keys and values. Phi is adaptive layer norm, with scale and shift
+from the time embedding: on the keys and values (`adaln_on=kv`, the release) or once on the tokens (`context`, Eq. 4).
+The stream shares the attention's output layer. `adaptor/stream=none|dcp`.
+Shapes: visual features (B, N, E) -> tokens (B, L, D); temb (B, T).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ EPS = 1e-6
 
 
 class AdaNorm(nn.Module):
-    """LayerNorm(x) (1 + scale) + shift, both from the time embedding by a linear layer that starts at zero (Eq. 4)."""
+    """LayerNorm(x) (1 + scale) + shift, both by a zero-initialised linear layer of the time embedding (Eq. 4)."""
 
     def __init__(self, *, width: int, temb: int) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class AdaNorm(nn.Module):
 
 
 class Layer(nn.Module):
-    """The stream's weights in one attention; keys and values start as the attention's own, where the widths agree."""
+    """The stream's weights in one attention, initialised from the attention's keys and values if the widths agree."""
 
     def __init__(self, attention: Attention, *, tokens: int, temb: int, on_kv: bool) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Layer(nn.Module):
         self.ln_v_ip = AdaNorm(width=width, temb=temb) if on_kv else None
 
     def forward(self, tokens_BLD: Tensor, temb_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, L, C)."""
+        """Keys and values, each (B, L, C)."""
         k_BLC, v_BLC = self.to_k_ip(tokens_BLD), self.to_v_ip(tokens_BLD)
         if self.ln_k_ip is not None and self.ln_v_ip is not None:
             k_BLC, v_BLC = self.ln_k_ip(k_BLC, temb_BD), self.ln_v_ip(v_BLC, temb_BD)
@@ -60,17 +60,17 @@ class Layer(nn.Module):
 
 
 class VisualStream(nn.Module):
-    """Resampler and streams; installs itself in the backbone's attentions.
+    """The resampler and the layers of all attentions, which it installs in the backbone.
 
     Args:
-        backbone: whose attentions get a stream.
+        backbone: the prior, whose attention processors are replaced.
         inputs: width of the image encoder's features.
-        hidden, depth, heads, dim_head, queries: of the resampler.
+        hidden, depth, heads, dim_head, queries: settings of the resampler.
         adaln_on: "kv" or "context".
-        scale: w, 0 for the prior as it is.
+        scale: w; 0 turns the stream off.
 
     Raises:
-        ValueError: for an unknown `adaln_on`, or an image encoder that is missing.
+        ValueError: for an unknown `adaln_on`, or without an image encoder (`inputs` 0).
     """
 
     def __init__(
@@ -112,27 +112,27 @@ class VisualStream(nn.Module):
             attention.set_processor(Processor(attention.processor, self, layer))
 
     def forward(self, visual_BND: Tensor) -> Tensor:
-        """The tokens that the streams read, c_lq."""
+        """The tokens c_lq, (B, L, D)."""
         return self.resampler(visual_BND.to(self.resampler.proj_in.weight.dtype))
 
     def lora_hosts(self) -> dict[str, tuple[nn.Module, str]]:
-        """What a previewer's LoRA changes besides the prior, and which layers of it (InstantIR's release)."""
+        """The modules that a previewer's LoRA modifies besides the prior, with their target layers (InstantIR)."""
         return {
             "resampler": (self.resampler, r".*(to_q|to_k|to_v|to_out\.0)|proj_in|proj_out"),
             "stream": (self.layers, r".*(to_k_ip|to_v_ip|ln_k_ip\.linear|ln_v_ip\.linear)"),
         }
 
     def keys_and_values(self, layer: Layer, tokens_BLD: Tensor, temb_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """Of one attention, Phi included."""
+        """The keys and values of one attention, each (B, L, C), with Phi."""
         if self.ln_context is not None:
             tokens_BLD = self.ln_context(tokens_BLD, temb_BD)
         return layer(tokens_BLD, temb_BD)
 
 
 class Processor:
-    """An attention processor that adds the stream to what the one before it gives.
+    """An attention processor that adds the stream to another processor's output.
 
-    A plain object: the weights belong to the adaptor, not to the prior.
+    It is no nn.Module, because the weights belong to the adaptor and not to the prior.
     """
 
     def __init__(self, inner: Any, stream: VisualStream, layer: Layer) -> None:
@@ -149,23 +149,23 @@ class Processor:
         out = self.inner(attn, hidden_states, encoder_hidden_states, attention_mask)
         if ip_hidden_states is None or self.stream.scale == 0:
             return out
-        added_BLC = self.stream.scale * self._attended(attn, hidden_states, *ip_hidden_states)
-        return (out[0] + added_BLC, *out[1:]) if isinstance(out, tuple) else out + added_BLC
+        stream_BLC = self.stream.scale * self._attend(attn, hidden_states, *ip_hidden_states)
+        return (out[0] + stream_BLC, *out[1:]) if isinstance(out, tuple) else out + stream_BLC
 
-    def _attended(self, attn: Attention, h_BLC: Tensor, tokens_BLD: Tensor, temb_BD: Tensor) -> Tensor:
-        """The image's queries over the stream, through the attention's output layer without its bias."""
+    def _attend(self, attn: Attention, h_BLC: Tensor, tokens_BLD: Tensor, temb_BD: Tensor) -> Tensor:
+        """Attention of the image's queries to the stream, with the attention's output layer but not its bias."""
         key, value = self.stream.keys_and_values(self.layer, tokens_BLD, temb_BD)
         q, k, v = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (attn.to_q(h_BLC), key, value))
         if attn.norm_q is not None:
             q = attn.norm_q(q)
         if attn.norm_k is not None:
             k = attn.norm_k(k)
-        found_BLC = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype)).transpose(1, 2).flatten(2)
+        out_BLC = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype)).transpose(1, 2).flatten(2)
         to_out = attn.to_out[0]
-        return to_out(found_BLC) - to_out.bias
+        return to_out(out_BLC) - to_out.bias
 
 
 def text_attentions(backbone: Backbone) -> dict[str, Attention]:
-    """The attentions to the text by name: cross attentions of a UNet, joint ones of an MM-DiT."""
+    """The attentions to the text by name: a UNet's cross attentions, an MM-DiT's joint attentions."""
     ending = ".attn" if backbone.family == "mmdit" else ".attn2"
     return {name: module for name, module in backbone.denoiser.named_modules() if name.endswith(ending)}

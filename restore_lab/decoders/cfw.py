@@ -1,10 +1,11 @@
-"""StableSR's controllable feature wrapping (Wang et al. 2024, section 3.3): the codec's decoder sees the LQ's features.
+"""StableSR's controllable feature wrapping (CFW; Wang et al. 2024, section 3.3). `decoder=cfw`.
 
-At every level but the latent's own and the image's, the codec's encoder features F_e of the LQ join the decoder's F_d:
+At every level but the coarsest and the finest, the codec encoder's features F_e of the LQ image are fused with the
+decoder's features F_d:
     F_m = F_d + w C([F_e, F_d])
-C is a residual block, dense blocks (two of RRDB) and a residual block. w is 1 in training; at test it trades quality
-(0, the codec's decoder) for fidelity (1). Encoder and decoder stay the codec's. `decoder=cfw`. Weights come from
-`restore-lab import`. Shapes: latents (B, C, h, w), normalised -> images (B, 3, H, W), near [0, 1].
+C is a residual block, two RRDBs and a residual block. w is 1 in training; in inference it trades quality (0, the
+codec's decoder) against fidelity (1). The codec's encoder and decoder are unchanged. Weights come from `restore-lab
+import`. Shapes: latents (B, C, h, w), normalised -> images (B, 3, H, W), near [0, 1].
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from restore_lab.adaptors.fusion.zero_sft import group_norm
-from restore_lab.decoders.degradation_aware import through
+from restore_lab.decoders.degradation_aware import run_decoder
 from restore_lab.storage.artefact import place_of
 
 if TYPE_CHECKING:
@@ -27,14 +28,14 @@ if TYPE_CHECKING:
     from restore_lab.backbones.codec.codec import Codec
     from restore_lab.types import Hint
 
-FILE = "adaptor.safetensors"  # what an import writes
-PREFIX = "decoder."  # before its tensors' names there
-GROWTH = 32  # channels that each convolution of a dense block adds
-RESIDUAL = 0.2  # Real-ESRGAN's scale of every residual
+FILE = "adaptor.safetensors"  # written by `restore-lab import`
+PREFIX = "decoder."  # of the decoder's tensors in that file
+GROWTH = 32  # output channels of each convolution in a dense block
+RESIDUAL = 0.2  # Real-ESRGAN's residual scaling
 
 
 class Dense(nn.Module):
-    """Five convolutions, each of which sees all before it (ESRGAN's dense block)."""
+    """ESRGAN's dense block of five convolutions, each with all previous outputs as input."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -42,14 +43,14 @@ class Dense(nn.Module):
         self.convs = nn.ModuleList(nn.Conv2d(width + i * GROWTH, out, 3, padding=1) for i, out in enumerate(outs))
 
     def forward(self, h_BCHW: Tensor) -> Tensor:
-        seen = [h_BCHW]
+        features = [h_BCHW]
         for conv in self.convs[:-1]:
-            seen.append(F.leaky_relu(conv(torch.cat(seen, dim=1)), 0.2))
-        return h_BCHW + RESIDUAL * self.convs[-1](torch.cat(seen, dim=1))
+            features.append(F.leaky_relu(conv(torch.cat(features, dim=1)), 0.2))
+        return h_BCHW + RESIDUAL * self.convs[-1](torch.cat(features, dim=1))
 
 
 class RRDB(nn.Module):
-    """Three dense blocks inside a residual."""
+    """ESRGAN's residual-in-residual dense block: three dense blocks with a residual."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -60,7 +61,7 @@ class RRDB(nn.Module):
 
 
 class Wrapping(nn.Module):
-    """C, at one level."""
+    """C, the fusion network of one level."""
 
     def __init__(self, width: int, *, dense: int) -> None:
         super().__init__()
@@ -76,16 +77,16 @@ class Wrapping(nn.Module):
 
 
 class WrappingDecoder(nn.Module):
-    """The codec's decoder with wrappings.
+    """The codec's decoder with CFW.
 
     Args:
-        backbone: whose codec decodes.
-        dense: RRDBs at each level.
-        w: how far the LQ's features count, 0 to 1.
-        weights: an import's folder or file; null starts untrained.
+        backbone: the prior, whose codec is used.
+        dense: number of RRDBs at each level.
+        w: weight of the LQ features, 0 to 1.
+        weights: folder or file of an import; null for untrained weights.
 
     Raises:
-        ValueError: for a codec without such a decoder, or weights that do not fit.
+        ValueError: for a codec that is no AutoencoderKL, or weights that do not fit.
     """
 
     def __init__(self, backbone: Backbone, *, dense: int, w: float, weights: str | None) -> None:
@@ -93,29 +94,29 @@ class WrappingDecoder(nn.Module):
         vae = backbone.codec.vae
         if not isinstance(vae, AutoencoderKL):
             raise ValueError(f"decoder=cfw wraps an AutoencoderKL's; this codec is {type(vae).__name__}")
-        self.w, self.stored = float(w), weights is None  # those of a file of their own are not the method's
+        self.w, self.in_checkpoint = float(w), weights is None  # imported weights are not saved again
         widths = tuple(reversed(vae.config["block_out_channels"]))[1:-1]
         self.blocks = nn.ModuleList(Wrapping(width, dense=dense) for width in widths)
         if weights is not None:
             self.load(place_of(weights))
 
     def forward(self, z_BCHW: Tensor, hint: Hint, codec: Codec) -> Tensor:
-        """Images of latents; the LQ is the hint's."""
+        """The images of latents, with the hint's LQ image."""
         levels = codec.features(hint.lq_BCHW)[::-1]
 
-        def wrapped(index: int, h_BCHW: Tensor) -> Tensor:
+        def wrap(index: int, h_BCHW: Tensor) -> Tensor:
             if not 1 <= index <= len(self.blocks):
                 return h_BCHW
-            found = self.blocks[index - 1](levels[index].float(), h_BCHW.float())
-            return h_BCHW + self.w * found.to(h_BCHW.dtype)
+            update_BCHW = self.blocks[index - 1](levels[index].float(), h_BCHW.float())
+            return h_BCHW + self.w * update_BCHW.to(h_BCHW.dtype)
 
-        return codec.decode(z_BCHW, clamp=False, decoder=lambda z: through(codec.vae.decoder, z, at=wrapped))
+        return codec.decode(z_BCHW, clamp=False, decoder=lambda z: run_decoder(codec.vae.decoder, z, at=wrap))
 
     def load(self, place: Path) -> None:
-        """Read imported weights.
+        """Load imported weights.
 
         Raises:
-            ValueError: if there are none, or they do not fit.
+            ValueError: if the file does not exist or its weights do not fit.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file

@@ -1,4 +1,4 @@
-"""The codec's own decoder. `decoder=codec`.
+"""The codec's decoder. `decoder=codec`.
 
 Shapes of all decoders: latents (B, C, h, w), normalised -> images (B, 3, H, W), near [0, 1].
 """
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class CodecDecoder(nn.Module):
-    """The codec's own decoder; nothing to train, nothing to store."""
+    """The codec's decoder; no parameters."""
 
-    stored = False
+    in_checkpoint = False
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""OpenAI's consistency decoder for the latents of SD 1.x, by diffusers. `decoder=consistency`.
+"""OpenAI's consistency decoder for SD 1.x latents, from diffusers. `decoder=consistency`.
 
 Shapes: latents (B, C, h, w), normalised -> images (B, 3, H, W), near [0, 1].
 """
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 
 class ConsistencyDecoder(nn.Module):
-    """OpenAI's consistency decoder (Table V), trained for the latents of SD 1.x; frozen, the same noise for all images.
+    """OpenAI's consistency decoder (Diff-Restorer, Table V), frozen, with the same noise for all images.
 
     Args:
-        backbone: whose latents are decoded.
+        backbone: the prior, whose codec's latents are decoded.
         path: folder or hub id of a ConsistencyDecoderVAE.
 
     Raises:
-        ValueError: if there is none, or the codec's latents are not SD 1.x's in shape.
+        ValueError: if there is no such decoder, or the codec's latents are not in SD 1.x's shape and scale.
     """
 
-    stored = False
+    in_checkpoint = False
 
     def __init__(self, backbone: Backbone, *, path: str) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class ConsistencyDecoder(nn.Module):
                 "set decoder=codec, or sampler/tiling=none"
             )
         unscaled = z_BCHW / codec.scale[0] + codec.shift[0]
-        # diffusers draws all of its noise from one generator: image by image, so that no batch changes a result.
+        # One image per call, because diffusers draws the batch's noise from one generator.
         images = [
             self.vae.decode(z[None].to(self.vae.dtype), generator=torch.Generator().manual_seed(0)).sample
             for z in unscaled

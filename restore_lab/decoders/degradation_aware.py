@@ -1,9 +1,9 @@
 """Diff-Restorer's degradation-aware decoder (section III-D, Fig. 6). `decoder=degradation_aware`.
 
-It is a trained copy of the codec's. At the levels nearest the latent, a refinement block joins its features z_i with
-the LQ's in the codec's encoder (Eq. 5):
+It is a fine-tuned copy of the codec's decoder. At the coarsest levels, a refinement block fuses its features z_i with
+the codec encoder's features z_i^lq of the LQ image (Eq. 5):
     z~ = Conv([z_i, z_i^lq]),  f = sigmoid(Linear(P_D)),  z^ = Res(z~ * f) + z_i
-The residual block's last convolution starts at zero, so that an untrained decoder is the codec's. Shapes: latents
+The residual block's last convolution is zero-initialised, so an untrained decoder equals the codec's. Shapes: latents
 (B, C, h, w), normalised -> images (B, 3, H, W), near [0, 1].
 """
 
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 
 
 class RefinementBlock(nn.Module):
-    """Eq. (5), at one level.
+    """The refinement block of one level (Eq. 5).
 
     Args:
-        channels: of the decoder's and of the encoder's features.
-        embedding: width of P_D; 0 leaves the gate out.
+        channels: channels of the decoder's and of the encoder's features.
+        embedding: width of P_D; 0 for no gate.
     """
 
     def __init__(self, channels: int, *, embedding: int) -> None:
         super().__init__()
         self.merge = nn.Conv2d(2 * channels, channels, 3, padding=1)
         self.gate = nn.Linear(embedding, channels) if embedding else None
-        # No norm comes first: it would undo the gate.
+        # No norm first: it would cancel the gate.
         self.body = nn.Sequential(
             nn.SiLU(),
             nn.Conv2d(channels, channels, 3, padding=1),
@@ -50,26 +50,26 @@ class RefinementBlock(nn.Module):
         )
 
     def forward(self, z_BCHW: Tensor, lq_BCHW: Tensor, degradation_BD: Tensor | None) -> Tensor:
-        return self.body(self._merged(z_BCHW, lq_BCHW, degradation_BD)) + z_BCHW
+        return self.body(self._merge(z_BCHW, lq_BCHW, degradation_BD)) + z_BCHW  # Eq. 5
 
     def in_bands(
         self, z: Canvas, lq: Canvas, degradation_1D: Tensor | None, *, rows: int, device: torch.device
     ) -> Canvas:
-        """The same of one image whose maps are canvases."""
+        """`forward` for one image whose feature maps are canvases."""
         activate, first, norm, _, last = self.body
         like = torch.empty(0, dtype=self.merge.weight.dtype, device=device)
         channels = self.merge.out_channels
         h = swept(
-            lambda z_band, lq_band: first(activate(self._merged(z_band, lq_band, degradation_1D))),
+            lambda z_band, lq_band: first(activate(self._merge(z_band, lq_band, degradation_1D))),
             [z, lq],
             like=like,
             channels=channels,
             rows=rows,
             halo=2,
         )
-        normed = h.normed(norm)
+        normalise = h.normed(norm)
         return swept(
-            lambda h_band, z_band: last(activate(normed(h_band))) + z_band,
+            lambda h_band, z_band: last(activate(normalise(h_band))) + z_band,
             [h, z],
             like=like,
             channels=channels,
@@ -78,7 +78,7 @@ class RefinementBlock(nn.Module):
             into=z,
         )
 
-    def _merged(self, z_BCHW: Tensor, lq_BCHW: Tensor, degradation_BD: Tensor | None) -> Tensor:
+    def _merge(self, z_BCHW: Tensor, lq_BCHW: Tensor, degradation_BD: Tensor | None) -> Tensor:
         merged = self.merge(torch.cat([z_BCHW, lq_BCHW], dim=1))
         if self.gate is not None and degradation_BD is not None:
             merged = merged * torch.sigmoid(self.gate(degradation_BD))[:, :, None, None]
@@ -86,18 +86,18 @@ class RefinementBlock(nn.Module):
 
 
 class DegradationAwareDecoder(nn.Module):
-    """A copy of the codec's decoder with refinement blocks, that may be trained.
+    """A trainable copy of the codec's decoder with refinement blocks.
 
     Args:
-        backbone: whose codec is copied.
-        blocks: refinement blocks, from the latent's level on; the paper's three, or 0 (Table V, "w/o DRB").
-        embedding: width of P_D; 0 for blocks that do not know it.
+        backbone: the prior, whose codec's decoder is copied.
+        blocks: number of refinement blocks, from the coarsest level on; 3 in the paper, 0 for Table V, "w/o DRB".
+        embedding: width of P_D; 0 for blocks without a gate.
 
     Raises:
-        ValueError: for a codec without such a decoder, or more blocks than it has levels.
+        ValueError: for a codec that is no AutoencoderKL, or more blocks than it has levels.
     """
 
-    stored = True  # its tensors are the method's, and are written with it
+    in_checkpoint = True  # saved with the method's weights
 
     def __init__(self, backbone: Backbone, *, blocks: int, embedding: int) -> None:
         super().__init__()
@@ -111,14 +111,14 @@ class DegradationAwareDecoder(nn.Module):
         if not 0 <= blocks <= len(widths):
             raise ValueError(f"decoder.blocks={blocks}: this codec has {len(widths)} levels")
         self.embedding = embedding
-        self.decoder = copy.deepcopy(vae.decoder).float().requires_grad_(True)  # trained, whatever the codec's dtype
+        self.decoder = copy.deepcopy(vae.decoder).float().requires_grad_(True)  # float32 for training
         self.blocks = nn.ModuleList(RefinementBlock(width, embedding=embedding) for width in widths[:blocks])
 
     def forward(self, z_BCHW: Tensor, hint: Hint, codec: Codec) -> Tensor:
-        """Images of latents, refined by what the hint knows of the LQ.
+        """The images of latents, refined with the hint's LQ image and degradation embedding.
 
         Raises:
-            ValueError: if the blocks are modulated and the hint has no degradation embedding.
+            ValueError: if `embedding` is set and the hint has no degradation embedding.
         """
         if self.blocks and self.embedding and hint.degradation_BD is None:
             raise ValueError(
@@ -127,37 +127,37 @@ class DegradationAwareDecoder(nn.Module):
         p_BD, rows = hint.degradation_BD, codec.rows(hint.lq_BCHW.shape[-2:])
         if rows is not None:
             return codec.decode(z_BCHW, clamp=False, decoder=lambda z: self._in_bands(z.float(), hint, codec, rows))
-        seen = codec.features(hint.lq_BCHW)[::-1] if self.blocks else []
+        lq_features = codec.features(hint.lq_BCHW)[::-1] if self.blocks else []
 
-        def refined(index: int, h_BCHW: Tensor) -> Tensor:
-            return self.blocks[index](h_BCHW, seen[index].float(), p_BD) if index < len(self.blocks) else h_BCHW
+        def refine(index: int, h_BCHW: Tensor) -> Tensor:
+            return self.blocks[index](h_BCHW, lq_features[index].float(), p_BD) if index < len(self.blocks) else h_BCHW
 
-        return codec.decode(z_BCHW, clamp=False, decoder=lambda z: through(self.decoder, z.float(), at=refined))
+        return codec.decode(z_BCHW, clamp=False, decoder=lambda z: run_decoder(self.decoder, z.float(), at=refine))
 
     def _in_bands(self, z: Tensor, hint: Hint, codec: Codec, rows: int) -> Tensor:
-        """The same for images too large for it; the LQ's features wait in canvases."""
+        """The decoder in bands of `rows` rows, for large images; the LQ features are stored in canvases."""
         p_BD = hint.degradation_BD
-        seen: list[list[Canvas]] = [[] for _ in hint.lq_BCHW]
+        features: list[list[Canvas]] = [[] for _ in hint.lq_BCHW]
         if self.blocks:
-            seen = [list(levels(codec.vae.encoder, lq[None], rows=rows))[::-1] for lq in hint.lq_BCHW]
+            features = [list(levels(codec.vae.encoder, lq[None], rows=rows))[::-1] for lq in hint.lq_BCHW]
 
         def refine(number: int, index: int, h: Canvas) -> Canvas:
             if index >= len(self.blocks):
                 return h
             block: Any = self.blocks[index]
             p_1D = None if p_BD is None else p_BD[number : number + 1]
-            return block.in_bands(h, seen[number][index], p_1D, rows=rows, device=z.device)
+            return block.in_bands(h, features[number][index], p_1D, rows=rows, device=z.device)
 
         return decoded(self.decoder, z, rows=rows, refine=refine)
 
 
-def through(decoder: Any, z_BCHW: Tensor, *, at: Callable[[int, Tensor], Tensor]) -> Tensor:
-    """diffusers' Decoder, its features shown to `at` after the residual blocks of each level, before they are doubled.
+def run_decoder(decoder: Any, z_BCHW: Tensor, *, at: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """The output of diffusers' Decoder, with `at` applied to the features of each level before upsampling.
 
     Args:
-        decoder: an AutoencoderKL's.
-        z_BCHW: latents as it takes them.
-        at: gives the features that go on; told the level, the latent's 0.
+        decoder: an AutoencoderKL's decoder.
+        z_BCHW: the decoder's input, after post_quant_conv.
+        at: a function of the level's index, 0 for the coarsest, and its features, which returns the features to use.
     """
     h = decoder.mid_block(decoder.conv_in(z_BCHW), None)
     for index, level in enumerate(decoder.up_blocks):

@@ -124,7 +124,7 @@ def flops(module: RestorationModule, *, size: int) -> int:
     with torch.device("meta"), torch.no_grad():
         cond, null = (module.conditioner.cond(prompt, (size, size)) for _ in range(2))
         hint = module.conditioner.hint(lq_BCHW, prompt, hq_BCHW=lq_BCHW)
-        level, sampler = Level(sigma=1, following=0, share=1), module.sampler
+        level, sampler = Level(sigma=1, next_sigma=0, share=1), module.sampler
         with FlopCounterMode(display=False) as counter:
             module.denoiser(
                 z_BCHW,

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from restore_lab.methods.rows import join
-from restore_lab.samplers.tiling import Part
+from restore_lab.samplers.tiling import TileBatch
 from restore_lab.types import Batch, Cond, Hint, Prompt
 
 if TYPE_CHECKING:
-    from restore_lab.adaptors.control import Beside
+    from restore_lab.adaptors.control import Adaptor
     from restore_lab.adaptors.lq_encoder import CodecEncoder, RobustEncoder
     from restore_lab.backbones.base import Backbone
     from restore_lab.prompts.slots import PromptSources
@@ -51,7 +51,7 @@ class Conditioner:
         self,
         *,
         backbone: Backbone,
-        adaptor: Beside,
+        adaptor: Adaptor,
         prompts: PromptSources,
         lq_encoder: CodecEncoder | RobustEncoder,
         reads_hq: bool = False,
@@ -166,7 +166,7 @@ class Conditioner:
 
 def crop_tiles(batch: Batch, tiles: Tiles, chosen: range) -> Batch:
     """Some tiles of a padded batch as images of their own, named after image and place."""
-    part, count, scale = Part(tiles, chosen, len(batch)), len(chosen), tiles.compression
+    part, count, scale = TileBatch(tiles, chosen, len(batch)), len(chosen), tiles.compression
     assert batch.lq_BCHW is not None
     places = [tiles.windows[number] for number in chosen]
     return Batch(

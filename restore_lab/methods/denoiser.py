@@ -29,7 +29,7 @@ from restore_lab.system.memory import let_go, out_of_memory
 from restore_lab.types import Edit, Tap
 
 if TYPE_CHECKING:
-    from restore_lab.adaptors.control import Beside
+    from restore_lab.adaptors.control import Adaptor
     from restore_lab.backbones.base import Backbone
     from restore_lab.methods.conditioning import Conditions
     from restore_lab.methods.reference import Reference
@@ -54,7 +54,7 @@ class Denoiser:
         batched: whether the guidance branches of a step go through the prior in one call.
     """
 
-    def __init__(self, backbone: Backbone, adaptor: Beside, *, reference: Reference) -> None:
+    def __init__(self, backbone: Backbone, adaptor: Adaptor, *, reference: Reference) -> None:
         self.backbone, self.adaptor, self.reference = backbone, adaptor, reference
         self.batched = True
 
@@ -99,9 +99,9 @@ class Denoiser:
         if tiles is None:
             out_BCHW = self.weigh(z_BCHW, t_B, branches, strength=strength)
         else:
-            out_BCHW = tiles.over(
+            out_BCHW = tiles.blend(
                 lambda part: self.weigh(
-                    part.crop(z_BCHW), part.each(t_B), part.branches(branches), strength=part.each(strength)
+                    part.crop(z_BCHW), part.per_tile(t_B), part.branches(branches), strength=part.per_tile(strength)
                 ),
                 z_BCHW,
             )

@@ -26,16 +26,16 @@ from restore_lab.degradation.vocabulary import labels
 from restore_lab.methods.conditioning import Conditioner, Conditions
 from restore_lab.methods.module import RestorationModule
 from restore_lab.methods.trainable import Trainable, mean_psnr, with_sum
-from restore_lab.objectives.decoder import PatchDiscriminator, Perceptual, deceived, judged
+from restore_lab.objectives.decoder import PatchDiscriminator, Perceptual, discriminator_loss, generator_loss
 from restore_lab.types import Cond, Hint
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from restore_lab.adaptors.control import Beside, ControlAdaptor
+    from restore_lab.adaptors.control import Adaptor, ControlAdaptor
     from restore_lab.adaptors.injection import ControlDecoder
     from restore_lab.adaptors.lq_encoder import CodecEncoder, RobustEncoder
-    from restore_lab.adaptors.prompt_processor import PromptProcessor, Seen
+    from restore_lab.adaptors.prompt_processor import PromptFeatures, PromptProcessor
     from restore_lab.backbones.base import Backbone
     from restore_lab.methods.module import Decoder
     from restore_lab.methods.reference import Reference
@@ -58,7 +58,7 @@ class VisualPromptConditioner(Conditioner):
         self,
         *,
         backbone: Backbone,
-        adaptor: Beside,
+        adaptor: Adaptor,
         prompts: PromptSources,
         lq_encoder: CodecEncoder | RobustEncoder,
         processor: PromptProcessor,
@@ -67,7 +67,7 @@ class VisualPromptConditioner(Conditioner):
         super().__init__(backbone=backbone, adaptor=adaptor, prompts=prompts, lq_encoder=lq_encoder)
         self.processor, self.degradation_prompt = processor, degradation_prompt
 
-    def see(self, prompt: Prompt) -> Seen:
+    def see(self, prompt: Prompt) -> PromptFeatures:
         """What the processor sees in each LQ.
 
         Raises:
@@ -77,7 +77,7 @@ class VisualPromptConditioner(Conditioner):
             raise ValueError("the prompt holds no visual embedding; set prompt/visual=clip")
         return self.processor(prompt.visual_BLD[:, 0])
 
-    def cond(self, prompt: Prompt, size: tuple[int, int], *, seen: Seen | None = None) -> Cond:
+    def cond(self, prompt: Prompt, size: tuple[int, int], *, seen: PromptFeatures | None = None) -> Cond:
         """The text's condition with the semantic token in the place of its tokens."""
         seen = self.see(prompt) if seen is None else seen
         return replace(super().cond(prompt, size), tokens_BLD=seen.tokens_BLD)
@@ -212,7 +212,7 @@ class DecoderTraining(Trainable):
         discriminator_betas: Sequence[float],
     ) -> None:
         super().__init__()
-        if not restorer.decoder.stored:
+        if not restorer.decoder.in_checkpoint:
             raise ValueError("this decoder has nothing to train; choose decoder=degradation_aware")
         self.restorer = restorer.requires_grad_(False)
         self.restorer.decoder.requires_grad_(True)
@@ -247,9 +247,9 @@ class DecoderTraining(Trainable):
         if self.perceptual is not None and perceptual:
             losses["perceptual"] = perceptual * self.perceptual(made_BCHW, hq_BCHW)
         if self.discriminator is not None and deceive:
-            losses["discriminator"] = judged(self.discriminator, made_BCHW, hq_BCHW)
+            losses["discriminator"] = discriminator_loss(self.discriminator, made_BCHW, hq_BCHW)
             if step >= self.adversarial_from:
-                losses["adversarial"] = deceive * deceived(self.discriminator, made_BCHW)
+                losses["adversarial"] = deceive * generator_loss(self.discriminator, made_BCHW)
         return with_sum(losses)
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:

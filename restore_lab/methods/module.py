@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from restore_lab.adaptors.control import Beside
+    from restore_lab.adaptors.control import Adaptor
     from restore_lab.adaptors.lq_encoder import RobustEncoder
     from restore_lab.backbones.base import Backbone
     from restore_lab.decoders.consistency import ConsistencyDecoder
@@ -96,7 +96,7 @@ class RestorationModule(Trainable):
         self,
         *,
         backbone: Backbone,
-        adaptor: Callable[..., Beside],
+        adaptor: Callable[..., Adaptor],
         prompts: PromptSources,
         objective: Denoising,
         sampler: Sampler,
@@ -224,7 +224,7 @@ class RestorationModule(Trainable):
 
     def decoder_state(self) -> dict[str, Tensor]:
         """The decoder's tensors by name, if it is the method's own."""
-        return {f"{DECODER}{name}": p.data for name, p in self.decoder.named_parameters() if self.decoder.stored}
+        return {f"{DECODER}{name}": p.data for name, p in self.decoder.named_parameters() if self.decoder.in_checkpoint}
 
     def load_weights(self, file: Path, *, partial: bool = False) -> None:
         """Load the method's weights, all of them and nothing else; logs it if they were trained on another prior.

@@ -12,13 +12,13 @@ from torch import Tensor
 from restore_lab.adaptors.lq_encoder import CodecEncoder
 from restore_lab.methods.conditioning import Conditioner, crop_tiles
 from restore_lab.methods.denoiser import Denoiser, autocast
-from restore_lab.samplers.colour import recolours
+from restore_lab.samplers.colour import uses_reference
 from restore_lab.samplers.tiling import TilesTooLarge
 from restore_lab.system.memory import let_go, out_of_memory
 from restore_lab.types import Batch
 
 if TYPE_CHECKING:
-    from restore_lab.adaptors.control import Beside
+    from restore_lab.adaptors.control import Adaptor
     from restore_lab.adaptors.lq_encoder import RobustEncoder
     from restore_lab.backbones.base import Backbone
     from restore_lab.samplers.fidelity.base import Prediction, Steer
@@ -31,7 +31,7 @@ class Method(Protocol):
     """What a restoration reads of a method."""
 
     backbone: Backbone
-    adaptor: Beside
+    adaptor: Adaptor
     conditioner: Conditioner
     denoiser: Denoiser
     lq_encoder: CodecEncoder | RobustEncoder
@@ -71,13 +71,13 @@ def _restore(method: Method, batch: Batch) -> Tensor:
     if lq_latent_BCHW is None:
         lq_latent_BCHW = method.lq_encoder(padded_BCHW, codec)
     preview_BCHW = padded_BCHW  # the LQ without its degradation, where one of the two below looks at it
-    if not own and (sampler.fidelity.recode or recolours(sampler.colour)):
+    if not own and (sampler.fidelity.recode or uses_reference(sampler.colour)):
         preview_BCHW = codec.decode(lq_latent_BCHW, clamp=False)  # as SUPIR's release, which clamps only the result
     centre_BCHW = codec.encode(preview_BCHW) if sampler.fidelity.recode else lq_latent_BCHW
     method.stage("prior")
     if tiles is None:  # a tile's features are not a crop of the image's
         with autocast(method.backbone):
-            conditions = replace(conditions, hint=method.adaptor.seen(conditions.hint))
+            conditions = replace(conditions, hint=method.adaptor.precompute(conditions.hint))
 
     def denoise(z_BCHW: Tensor, t_B: Tensor, level: Level, steer: Steer) -> Prediction:
         return method.denoiser(

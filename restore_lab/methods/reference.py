@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from restore_lab.objectives.consistency import consistent
+from restore_lab.objectives.consistency import consistency_function
 from restore_lab.random import noise_like, uniform
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from restore_lab.adaptors.control import Beside
+    from restore_lab.adaptors.control import Adaptor
     from restore_lab.backbones.base import Backbone
     from restore_lab.samplers.tiling import Tiles
     from restore_lab.types import Cond, Hint
@@ -74,7 +74,7 @@ class Reference:
     def __call__(
         self,
         backbone: Backbone,
-        adaptor: Beside,
+        adaptor: Adaptor,
         z_BCHW: Tensor,
         t_B: Tensor,
         cond: Cond,
@@ -100,9 +100,9 @@ class Reference:
         if tiles is None or self.kind in ("lq", "hq"):
             found_BCHW = self._clean(backbone, adaptor, z_BCHW, t_B, cond, hint)
         else:
-            found_BCHW = tiles.over(
+            found_BCHW = tiles.blend(
                 lambda part: self._clean(
-                    backbone, adaptor, part.crop(z_BCHW), part.each(t_B), part.cond(cond), part.hint(hint)
+                    backbone, adaptor, part.crop(z_BCHW), part.per_tile(t_B), part.cond(cond), part.hint(hint)
                 ),
                 z_BCHW,
             )
@@ -112,7 +112,7 @@ class Reference:
         return backbone.schedule.add_noise(found_BCHW, noise_BCHW, t_B)
 
     def _clean(
-        self, backbone: Backbone, adaptor: Beside, z_BCHW: Tensor, t_B: Tensor, cond: Cond, hint: Hint
+        self, backbone: Backbone, adaptor: Adaptor, z_BCHW: Tensor, t_B: Tensor, cond: Cond, hint: Hint
     ) -> Tensor:
         if self.kind == "lq":
             return _given(hint.lq_latent_BCHW, "the LQ's latent; set adaptor.lq_latent=true")
@@ -128,7 +128,7 @@ class Reference:
 
 
 def preview(
-    backbone: Backbone, adaptor: Beside, z_BCHW: Tensor, t_B: Tensor, cond: Cond, seen_BND: Tensor | None
+    backbone: Backbone, adaptor: Adaptor, z_BCHW: Tensor, t_B: Tensor, cond: Cond, seen_BND: Tensor | None
 ) -> Tensor:
     """Psi(z_t, t, c_lq): one step of the prior with LoRA on, to a clean latent.
 
@@ -139,12 +139,12 @@ def preview(
         cond: words; the visual tokens are made here, since LoRA reaches their resampler too.
         seen_BND: what the image encoder sees.
     """
-    with nullcontext() if adaptor.lora is None else adaptor.lora.switched(True):
+    with nullcontext() if adaptor.lora is None else adaptor.lora.switch(True):
         if adaptor.stream is not None:
             seen_BND = _given(seen_BND, "what an image encoder sees; set prompt/visual=dino")
             cond = replace(cond, visual_BLD=adaptor.stream(seen_BND))
         out_BCHW = backbone(z_BCHW, t_B, cond)
-    return consistent(out_BCHW, z_BCHW, t_B, schedule=backbone.schedule)
+    return consistency_function(out_BCHW, z_BCHW, t_B, schedule=backbone.schedule)
 
 
 def _given(value: Tensor | None, what: str) -> Tensor:

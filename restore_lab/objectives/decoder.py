@@ -1,9 +1,9 @@
 """The losses of Diff-Restorer's second stage (Eq. 8): L_dec = L_gen + 0.1 L_per + 0.001 L_adv.
 
-L_gen is the mean squared error; L_per compares VGG-19's features before the ReLUs; L_adv is the hinge loss of a
-discriminator of patches. The paper names VGG-19 and an adversarial loss, no layers and no form: layers and weights are
-Real-ESRGAN's (conv1_2 to conv5_4; 0.1, 0.1, 1, 1, 1; absolute differences), the discriminator is pix2pix's of three
-layers, with group norm in the place of batch norm. Images (B, 3, H, W) in [0, 1] or near it.
+L_gen is the mean squared error, L_per a perceptual loss on VGG-19 features before the ReLUs, and L_adv the hinge loss
+of a PatchGAN discriminator. The paper specifies neither the VGG-19 layers nor the adversarial loss: layers and weights
+are Real-ESRGAN's (conv1_2 to conv5_4; 0.1, 0.1, 1, 1, 1; L1 distance), the discriminator is pix2pix's with three
+layers, and with group norm instead of batch norm. Images (B, 3, H, W), near [0, 1].
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ SLOPE = 0.2
 
 
 class Perceptual(nn.Module):
-    """VGG-19's distance between images, frozen.
+    """The perceptual loss on features of a frozen VGG-19.
 
     Args:
-        features: the convolutional part of torchvision's VGG-19.
+        features: the convolutional layers of torchvision's VGG-19.
     """
 
     def __init__(self, features: nn.Sequential) -> None:
@@ -38,39 +38,39 @@ class Perceptual(nn.Module):
         self.register_buffer("mean_C", torch.tensor(MEAN)[:, None, None], persistent=False)
         self.register_buffer("std_C", torch.tensor(STD)[:, None, None], persistent=False)
 
-    def forward(self, made_BCHW: Tensor, wanted_BCHW: Tensor) -> Tensor:
-        """The weighted sum of the layers' mean absolute differences, a scalar."""
-        made, wanted = ((x - self.mean_C) / self.std_C for x in (made_BCHW.float(), wanted_BCHW.float()))
-        total = made.new_zeros(())
+    def forward(self, image_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
+        """The weighted sum of the layers' L1 distances, a scalar."""
+        x, target = ((image - self.mean_C) / self.std_C for image in (image_BCHW.float(), target_BCHW.float()))
+        total = x.new_zeros(())
         for index, layer in enumerate(self.features):
-            # torchvision's ReLUs work in place and would spoil the features that are compared.
-            made, wanted = (F.relu(x) if isinstance(layer, nn.ReLU) else layer(x) for x in (made, wanted))
+            # torchvision's ReLUs are in place and would overwrite the compared features.
+            x, target = (F.relu(h) if isinstance(layer, nn.ReLU) else layer(h) for h in (x, target))
             if index in LAYERS:
-                total = total + LAYERS[index] * F.l1_loss(made, wanted)
+                total = total + LAYERS[index] * F.l1_loss(x, target)
         return total
 
 
 def vgg19(weights: str | None) -> Perceptual | None:
-    """The perceptual loss, or None, said in one line, where its weights are not there.
+    """The perceptual loss; None, with a warning, without weights.
 
     Args:
         weights: "torchvision" for its ImageNet weights (downloaded once, 548 MB), the path of such a file, or null.
 
     Raises:
-        ValueError: for a file that is not there or no VGG-19.
+        ValueError: for a file that does not exist or is no VGG-19.
     """
     from torchvision.models import VGG19_Weights
     from torchvision.models import vgg19 as architecture
 
     left_out = "the perceptual loss is left out, the other two go on"
-    if torch.get_default_device().type == "meta":  # nothing runs: what matters is whether the file is there
+    if torch.get_default_device().type == "meta":  # a dry run: only check that the file exists
         if weights not in (None, "torchvision") and not Path(weights).is_file():
             raise ValueError(f"vgg19={weights}: no such file; give another, or null")
         return None
     if weights is None:
         log.warning("no VGG-19 weights (vgg19=null): %s", left_out)
         return None
-    with torch.device("meta"):  # without its classifier, 124 M of the 144 M parameters, and without random weights
+    with torch.device("meta"):  # no memory for the classifier, 124 M of the 144 M parameters, nor for random weights
         features = architecture(init_weights=False).features
     features.to_empty(device=torch.get_default_device())
     try:
@@ -78,21 +78,21 @@ def vgg19(weights: str | None) -> Perceptual | None:
             state: Any = VGG19_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
         else:
             state = _read(Path(weights))
-        kept = {name.removeprefix("features."): value for name, value in state.items() if "features." in name}
-        features.load_state_dict(kept)
+        layers = {name.removeprefix("features."): value for name, value in state.items() if "features." in name}
+        features.load_state_dict(layers)
     except OSError as error:
         if weights != "torchvision":
             raise ValueError(f"vgg19={weights}: cannot be read ({error}); give another file, or null") from error
         log.warning("VGG-19's weights are not there (%s): %s; give vgg19=FILE", error, left_out)
         return None
-    except Exception as error:  # a foreign or damaged file: torch and safetensors raise errors of many kinds
+    except Exception as error:  # a foreign or corrupt file: torch and safetensors raise many types of errors
         first = " ".join(str(error).split())[:120]
         raise ValueError(f"vgg19={weights}: not torchvision's VGG-19 ({first}); give another file, or null") from error
     return Perceptual(features)
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    """A state dict from safetensors or from torch's own format, whose pickle may hold tensors alone."""
+    """A state dict from safetensors, or from torch's format with `weights_only`."""
     if file.suffix == ".safetensors":
         from safetensors.torch import load_file
 
@@ -101,11 +101,11 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 
 class PatchDiscriminator(nn.Module):
-    """pix2pix's discriminator (Isola et al. 2017): one logit for each patch of 70 pixels, with three layers.
+    """pix2pix's PatchGAN discriminator (Isola et al. 2017); with three layers, one logit per 70x70 patch.
 
     Args:
-        width: channels of the first layer; doubled up to eightfold.
-        layers: convolutions of stride 2.
+        width: channels of the first layer; doubled per layer, up to eight times.
+        layers: number of convolutions of stride 2.
     """
 
     def __init__(self, *, width: int, layers: int) -> None:
@@ -120,21 +120,24 @@ class PatchDiscriminator(nn.Module):
         self.body = nn.Sequential(*steps, nn.Conv2d(channels, 1, 4, padding=1))
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        """Logits (B, 1, h, w): above 0 for what looks real."""
+        """Logits (B, 1, h, w), above 0 for patches classified as real."""
         return self.body(2 * image_BCHW - 1)
 
 
-def hinge(real: Tensor, made: Tensor) -> Tensor:
-    """The discriminator's loss: the mean of max(0, 1 - real) and max(0, 1 + made), halved."""
-    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + made).mean())
+def hinge(real: Tensor, fake: Tensor) -> Tensor:
+    """The hinge loss of logits: half of mean max(0, 1 - real) + mean max(0, 1 + fake)."""
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
-def deceived(discriminator: nn.Module, made_BCHW: Tensor) -> Tensor:
-    """The decoder's loss, -mean D(made), whose gradient reaches the images alone: both players share a step."""
+def generator_loss(discriminator: nn.Module, fake_BCHW: Tensor) -> Tensor:
+    """The decoder's adversarial loss, -mean D(fake), with gradients only to the images.
+
+    Decoder and discriminator are trained in the same step, so the discriminator must not get this loss's gradients.
+    """
     frozen = {name: p.detach() for name, p in discriminator.named_parameters()}
-    return -functional_call(discriminator, frozen, (made_BCHW,)).mean()
+    return -functional_call(discriminator, frozen, (fake_BCHW,)).mean()
 
 
-def judged(discriminator: nn.Module, made_BCHW: Tensor, real_BCHW: Tensor) -> Tensor:
-    """The discriminator's hinge loss, whose gradient reaches the discriminator alone."""
-    return hinge(discriminator(real_BCHW), discriminator(made_BCHW.detach()))
+def discriminator_loss(discriminator: nn.Module, fake_BCHW: Tensor, real_BCHW: Tensor) -> Tensor:
+    """The discriminator's hinge loss, with gradients only to the discriminator."""
+    return hinge(discriminator(real_BCHW), discriminator(fake_BCHW.detach()))

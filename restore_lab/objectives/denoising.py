@@ -1,9 +1,9 @@
 """The denoising loss (SPIRE Eq. 1) in noise, velocity, flow or x0. `objective=denoising|velocity|flow|regression`.
 
-The loss is the mean squared error between what the model says of z_t = alpha z0 + sigma noise and the target, either in
-the prior's own prediction or converted to another (flow matching in an SDXL, velocity in an SD3). Times are uniform
-over the schedule, or logit-normal (Esser et al., arXiv 2403.03206, section 3.1: u = sigmoid(N(mean, std)), shifted as
-the prior's schedule says), as a flow's prior was trained. Time and noise of an image come from its own seed.
+The loss is the mean squared error of the model's prediction at z_t = alpha z0 + sigma noise, in the prior's prediction
+type or converted to another one (flow for an SDXL prior, velocity for an SD3 prior). Timesteps are uniform over the
+schedule, or logit-normal as in the training of flow priors (Esser et al., arXiv 2403.03206, section 3.1: u =
+sigmoid(N(mean, std)), with the shift of the prior's schedule). Each image's timestep and noise come from its own seed.
 Shapes: z0 (B, C, h, w).
 """
 
@@ -29,10 +29,10 @@ class Denoising:
     """Mean squared error at random timesteps.
 
     Args:
-        t_min, t_max: the range of times as shares of the schedule, [0, 1] for all of it.
-        target: prediction type that the error is taken in; null for the prior's own.
-        density: of the times: "uniform", "logit_normal", or "auto", which is logit-normal for a flow.
-        mean, std: of the logit-normal density.
+        t_min, t_max: range of the timesteps as fractions of the schedule, 0 and 1 for the whole schedule.
+        target: prediction type of the error; null for the prior's.
+        density: density of the timesteps: "uniform", "logit_normal", or "auto", logit-normal only for a flow prior.
+        mean, std: parameters of the logit-normal density.
     """
 
     def __init__(
@@ -62,20 +62,20 @@ class Denoising:
 
         Args:
             z0_BCHW: clean latents.
-            seeds: one an image.
-            schedule: the prior's.
-            predict: the model at (z_t, t).
+            seeds: one per image, for timestep and noise.
+            schedule: the prior's noise schedule.
+            predict: the model's output at (z_t, t).
         """
         t_B = self.times(seeds, schedule).to(z0_BCHW.device)
         noise_BCHW = noise_like(z0_BCHW, seeds, "diffusion noise")
         z_BCHW = schedule.add_noise(z0_BCHW, noise_BCHW, t_B)
         kind = self.target or schedule.prediction_type
         target_BCHW = schedule.target(z0_BCHW, noise_BCHW, t_B, prediction_type=kind)
-        said_BCHW = schedule.convert(predict(z_BCHW, t_B).float(), z_BCHW, t_B, prediction_type=kind)
-        return torch.nn.functional.mse_loss(said_BCHW, target_BCHW.float())
+        output_BCHW = schedule.convert(predict(z_BCHW, t_B).float(), z_BCHW, t_B, prediction_type=kind)
+        return torch.nn.functional.mse_loss(output_BCHW, target_BCHW.float())  # SPIRE, Eq. 1
 
     def times(self, seeds: Sequence[int], schedule: Schedule) -> Tensor:
-        """A timestep an image."""
+        """The timesteps, one per image, (B,)."""
         share_B = uniform(seeds, "timestep")
         logit_normal = schedule.prediction_type == "flow" if self.density == "auto" else self.density == "logit_normal"
         if logit_normal:

@@ -1,8 +1,8 @@
 """The loss of SUPIR's degradation-robust encoder E_dr (Yu et al. 2024, section 3.1), with D the frozen decoder.
 
-Printed: |D(E_dr(x_LQ)) - D(E_dr(x_GT))|^2. An encoder that gives one latent for everything has no loss then, and people
-who retrained it got dark images. The default compares with D(E(x_GT)), E the frozen encoder; "image" with x_GT itself;
-"printed" is the paper's, its second half without gradients unless `both_halves`. Images are in [0, 1], unclamped.
+The paper prints |D(E_dr(x_LQ)) - D(E_dr(x_GT))|^2, which a constant encoder minimises; reimplementations with this loss
+report dark images. The default target is D(E(x_GT)), with E the frozen encoder; "image" is x_GT; "printed" is the
+paper's, with stop gradient on the second term unless `both_halves`. Images are in [0, 1], reconstructions unclamped.
 Selected by `stages.encoder.module.objective.target=codec|image|printed`.
 """
 
@@ -24,8 +24,8 @@ class EncoderLoss:
     """Mean squared error between decoded images.
 
     Args:
-        target: what the LQ's reconstruction is compared with.
-        both_halves: let gradients through the printed target too.
+        target: target of the LQ's reconstruction: "codec", "image" or "printed".
+        both_halves: no stop gradient on the target "printed".
     """
 
     def __init__(self, *, target: Target, both_halves: bool) -> None:
@@ -36,11 +36,11 @@ class EncoderLoss:
     def __call__(
         self, lq_BCHW: Tensor, hq_BCHW: Tensor, *, encode: Callable[[Tensor], Tensor], codec: Codec
     ) -> tuple[Tensor, Tensor]:
-        """The loss, a scalar, and the reconstruction of the LQ.
+        """The loss, a scalar, and the reconstruction of the LQ, (B, 3, H, W), detached.
 
         Args:
-            lq_BCHW, hq_BCHW: pairs.
-            encode: the encoder in training.
+            lq_BCHW, hq_BCHW: pairs of images in [0, 1].
+            encode: the trained encoder E_dr.
             codec: the frozen codec.
         """
         restored_BCHW = codec.decode(encode(lq_BCHW), clamp=False)

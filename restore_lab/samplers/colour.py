@@ -1,8 +1,9 @@
-"""Gives a restored image the colours of a reference. `sampler/colour=none|adain|wavelet`.
+"""Colour correction: a restored image with the colours of a reference. `sampler/colour=none|adain|wavelet`.
 
-AdaIN (Huang & Belongie 2017): each channel takes the reference's mean and standard deviation. Wavelet (StableSR, Wang
-et al. 2023): the image's high bands over the reference's lowest, by the a-trous kernel [1 2 1]^2 / 16 at dilations 1,
-2, 4, ...; both as SUPIR's release has them. Images (B, 3, H, W) in [0, 1]; results may leave the range.
+AdaIN (Huang & Belongie 2017) matches the mean and the standard deviation of each channel to the reference. Wavelet
+(StableSR, Wang et al. 2023) adds the image's high frequencies to the reference's low frequencies, separated by the a
+trous kernel [1 2 1]^2 / 16 at dilations 1, 2, 4, ... Both follow SUPIR's release. Images (B, 3, H, W) in [0, 1];
+results may leave the range.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 EPS = 1e-5  # added to the variances
-STRIP = 2**20  # pixels of an image that are worked on at once
+STRIP = 2**20  # pixels of an image that are processed at once
 
 
-def recolours(colour: Callable[[Tensor, Tensor], Tensor]) -> bool:
-    """Whether a colour looks at the reference."""
+def uses_reference(colour: Callable[[Tensor, Tensor], Tensor]) -> bool:
+    """Whether a colour correction reads the reference."""
     return getattr(colour, "func", colour) is not keep
 
 
 def keep(image_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
-    """The image as it is."""
+    """The image, unchanged."""
     return image_BCHW
 
 
 def adain(image_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
-    """The image with the reference's mean and deviation in every channel."""
+    """The image with the reference's mean and standard deviation in every channel."""
     mean, std = _moments(image_BCHW)
     mean_ref, std_ref = _moments(reference_BCHW)
     return _in_strips(lambda image, _: (image - mean) / std * std_ref + mean_ref, image_BCHW, reference_BCHW, halo=0)
@@ -38,17 +39,17 @@ def wavelet(image_BCHW: Tensor, reference_BCHW: Tensor, *, levels: int) -> Tenso
     """The image's high bands added to the reference's low band.
 
     Args:
-        levels: how often the low band is halved; 5 in the release, which keeps structures of up to 32 pixels.
+        levels: number of smoothing levels; 5 in the release, which keeps the image's structures of up to 32 pixels.
     """
 
-    def coloured(image: Tensor, reference: Tensor) -> Tensor:
+    def recolour(image: Tensor, reference: Tensor) -> Tensor:
         return image - low_band(image, levels=levels) + low_band(reference, levels=levels)
 
-    return _in_strips(coloured, image_BCHW, reference_BCHW, halo=2**levels - 1)  # as far as the kernels reach
+    return _in_strips(recolour, image_BCHW, reference_BCHW, halo=2**levels - 1)  # radius of the stacked kernels
 
 
 def low_band(image_BCHW: Tensor, *, levels: int) -> Tensor:
-    """What is left of an image after `levels` smoothings; the edges are repeated."""
+    """The low frequencies of an image: `levels` a trous convolutions, with replicate padding."""
     row = torch.tensor([1.0, 2.0, 1.0], dtype=image_BCHW.dtype, device=image_BCHW.device) / 4
     channels = image_BCHW.shape[1]
     kernel = torch.outer(row, row).expand(channels, 1, 3, 3)
@@ -67,14 +68,14 @@ def _moments(image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
 def _in_strips(
     recolour: Callable[[Tensor, Tensor], Tensor], image_BCHW: Tensor, reference_BCHW: Tensor, *, halo: int
 ) -> Tensor:
-    """What `recolour` makes, in strips of rows where the images are large; each depends on `halo` rows beside it."""
+    """`recolour`, in strips of rows for large images; each strip is read with `halo` rows above and below."""
     height, width = image_BCHW.shape[-2:]
     rows = max(halo, STRIP // width, 1)
     if height <= rows or image_BCHW.requires_grad:
         return recolour(image_BCHW, reference_BCHW)
-    made_BCHW = torch.empty_like(image_BCHW)
+    out_BCHW = torch.empty_like(image_BCHW)
     for top in range(0, height, rows):
         above, below = max(0, top - halo), min(height, top + rows + halo)
         strip = recolour(image_BCHW[..., above:below, :], reference_BCHW[..., above:below, :])
-        made_BCHW[..., top : top + rows, :] = strip[..., top - above : top - above + rows, :]
-    return made_BCHW
+        out_BCHW[..., top : top + rows, :] = strip[..., top - above : top - above + rows, :]
+    return out_BCHW

@@ -1,10 +1,10 @@
-"""The EDM sampler with churn, first order. `sampler=edm` (SUPIR, Algorithm 1; Karras et al. 2022, Algorithm 2).
+"""The first-order EDM sampler with churn. `sampler=edm` (SUPIR, Algorithm 1; Karras et al. 2022, Algorithm 2).
 
-In x = z / alpha a noise level is sigma = sigma_t / alpha_t. Each step raises the noise, x_hat = x + s_noise n
-sqrt(sigma_hat^2 - sigma^2) with sigma_hat = (1 + gamma) sigma, evaluates the model at sigma_hat, and takes Euler's step
-from there. diffusers' Euler scheduler evaluates at the level before raising; this one is ours for that reason.
-The prior sees z = alpha x (x / sqrt(1 + sigma^2) if it preserves variance) at its nearest timestep; a flow, whose last
-sigma is infinite, starts at 4096.
+It works on x = z / alpha, whose noise level is sigma = sigma_t / alpha_t. Each step adds noise, x_hat = x + s_noise n
+sqrt(sigma_hat^2 - sigma^2) with sigma_hat = (1 + gamma) sigma, evaluates the model at sigma_hat and takes an Euler step
+from there. diffusers' EulerDiscreteScheduler evaluates the model at sigma, before churn, and is not used for that
+reason. The prior gets z = alpha x (x / sqrt(1 + sigma^2) if variance preserving) at the nearest timestep; a flow, whose
+first sigma would be infinite, starts at 4096.
 Shapes: latents (B, C, h, w).
 """
 
@@ -36,11 +36,11 @@ class EdmSampler(Sampler):
     """Euler steps with churn.
 
     Args:
-        s_churn: noise raised in all, shared over the steps; 0 is deterministic.
-        s_noise: deviation of the noise put in.
-        s_tmin, s_tmax: sigmas between which noise is raised; null for no upper end.
-        timestep_spacing: where the steps stand: "sgm", as in SUPIR's release, "leading", "linspace" or "trailing".
-        steps_offset: added to leading timesteps.
+        s_churn: total churn, divided evenly among the steps; 0 is deterministic.
+        s_noise: standard deviation of the churn noise.
+        s_tmin, s_tmax: range of sigma with churn; null for no upper limit.
+        timestep_spacing: "sgm", as in SUPIR's release, "leading", "linspace" or "trailing" (see spacing.py).
+        steps_offset: added to the timesteps of "leading".
     """
 
     s_churn: NotNegative
@@ -51,7 +51,7 @@ class EdmSampler(Sampler):
     steps_offset: int = 0
 
     def gamma(self, sigma: float) -> float:
-        """By how much of itself the noise of a step is raised (Karras et al., Algorithm 2, line 5)."""
+        """The relative increase of a step's noise level by churn (Karras et al. 2022, Algorithm 2, line 5)."""
         inside = self.s_tmin <= sigma <= (math.inf if self.s_tmax is None else self.s_tmax)
         return min(self.s_churn / self.steps, math.sqrt(2) - 1) if inside else 0.0
 
@@ -63,8 +63,8 @@ class EdmSampler(Sampler):
         x_BCHW = self.init(lq_latent_BCHW, seeds=seeds, t=float(times[0]), schedule=schedule)
         x_BCHW, state = x_BCHW / _alpha(schedule, float(times[0])), None
         for i, level in enumerate(self.bar(levels(schedule, times))):
-            sigma, following = level.sigma, level.following
-            sigma_hat = sigma * (1 + self.gamma(sigma))
+            sigma, next_sigma = level.sigma, level.next_sigma
+            sigma_hat = sigma * (1 + self.gamma(sigma))  # SUPIR, Algorithm 1, lines 4 and 5
             if sigma_hat > sigma:
                 noise_BCHW = noise_like(x_BCHW, seeds, f"churn {i}")
                 x_BCHW = x_BCHW + self.s_noise * math.sqrt(sigma_hat**2 - sigma**2) * noise_BCHW
@@ -76,9 +76,10 @@ class EdmSampler(Sampler):
             if self.fidelity.watches:
                 state = self.fidelity.watch(x0_BCHW, preview_BCHW, state=state)
             x0_BCHW = self.fidelity.on_x0(x0_BCHW, centre_BCHW=centre_BCHW, level=level)
-            x_BCHW = x_BCHW + (following - sigma_hat) / sigma_hat * (x_BCHW - x0_BCHW)
+            # SUPIR, Algorithm 1, lines 7 and 8
+            x_BCHW = x_BCHW + (next_sigma - sigma_hat) / sigma_hat * (x_BCHW - x0_BCHW)
             if self.fidelity.edits_step:
-                alpha = 1.0 if following == 0 else _alpha(schedule, float(times[i + 1]))
+                alpha = 1.0 if next_sigma == 0 else _alpha(schedule, float(times[i + 1]))
                 z_BCHW = self.fidelity.after_step(alpha * x_BCHW, centre_BCHW=centre_BCHW, level=level)
                 x_BCHW = z_BCHW / alpha
         return x_BCHW
@@ -86,17 +87,17 @@ class EdmSampler(Sampler):
     def _denoised(
         self, predict: Predict, x_BCHW: Tensor, sigma: float, *, level: Level, steer: Steer, schedule: Schedule
     ) -> tuple[Tensor, Tensor | None]:
-        """D(x, sigma), the model asked at the timestep whose sigma is nearest, and the adaptor's preview."""
+        """D(x, sigma), with the model at the timestep of the nearest sigma, and the adaptor's preview."""
         t = schedule.time_of(sigma)
         z_BCHW = x_BCHW * _alpha(schedule, t)
         t_B = torch.full((len(x_BCHW),), t)
         t_B = (t_B.long() if isinstance(schedule, VariancePreserving) else t_B).to(x_BCHW.device)
         cut(z_BCHW)  # as in loop.py
-        said = predict(z_BCHW, t_B, level, steer)
-        cut(said.out_BCHW)
-        return schedule.to_x0(said.out_BCHW, z_BCHW, t_B), said.preview_BCHW
+        prediction = predict(z_BCHW, t_B, level, steer)
+        cut(prediction.out_BCHW)
+        return schedule.to_x0(prediction.out_BCHW, z_BCHW, t_B), prediction.preview_BCHW
 
 
 def _alpha(schedule: Schedule, t: float) -> float:
-    """alpha(t), floored where there is nothing but noise."""
+    """alpha(t), with a floor for pure noise."""
     return max(float(schedule.alpha(t).double()), ALPHA_FLOOR)

@@ -1,8 +1,8 @@
 """Classifier-free guidance as a list of weighted branches. `sampler/guidance=cfg`, `sampler.guidance.scale=...`.
 
-Each branch is (weight, condition, hint) and the guided prediction is the weighted sum of the branches'; the weights sum
-to one. Form "standard" (Ho & Salimans; SPIRE section 3.1; SUPIR's release): null + w (cond - null). Form "paper"
-(SUPIR, section 3.2, as printed): cond + w (cond - null), which is the standard form at w + 1.
+A branch is (weight, condition, hint); the prediction is the weighted sum of the branches' predictions, and the weights
+sum to one. Form "standard" is guidance as usual (Ho & Salimans; SPIRE section 3.1; SUPIR's release): null + w (cond -
+null). Form "paper" (SUPIR, section 3.2, as printed) is cond + w (cond - null), the standard form at w + 1.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Branch:
-    """One evaluation of the model within a step."""
+    """One evaluation of the model in a step."""
 
     weight: float
     cond: Cond
@@ -29,11 +29,11 @@ class Branch:
 
 
 class ClassifierFree:
-    """Guidance by the semantic text.
+    """Classifier-free guidance by the semantic text.
 
     Args:
-        scale: w, a number or a function of the level at which the model is evaluated; a form whose condition weighs 1
-            evaluates it alone.
+        scale: w, a number or a function of the noise level at which the model is evaluated; at a weight of 1 only the
+            conditional branch is evaluated.
         form: "standard" or "paper".
     """
 
@@ -43,10 +43,10 @@ class ClassifierFree:
         self.scale, self.form = scale, form
 
     def branches(self, *, cond: Cond, null: Cond, hint: Hint, level: Level) -> tuple[Branch, ...]:
-        """The branches of a step; all see the same hint."""
+        """The branches of a step, all with the same hint."""
         scale = self.scale(level.at_model()) if callable(self.scale) else float(self.scale)
         weight = scale + 1 if self.form == "paper" else scale
-        if weight == 1.0 or null is cond:  # without words there is nothing to guide towards
+        if weight == 1.0 or null is cond:  # without text both branches are the same
             return (Branch(weight=1.0, cond=cond, hint=hint),)
         return (
             Branch(weight=weight, cond=cond, hint=hint),

@@ -1,6 +1,6 @@
-"""Where sampling starts. `sampler/init=noise|lq_noised`. The noise of an image comes from its own seed.
+"""The initial latents of sampling. `sampler/init=noise|lq_noised`. Each image's noise is drawn from its own seed.
 
-Starts are latents z_t = alpha x0 + sigma noise at the first timestep t, as the prior counts it.
+Shapes: latents z_t = alpha x0 + sigma noise, (B, C, h, w), at the first timestep t of the prior's schedule.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Noise:
 
 
 class LqNoised:
-    """The LQ's latent, noised to the first timestep; a better start where the prior's last level is not pure noise."""
+    """The LQ latent with noise added, for priors without zero terminal SNR, whose last timestep is not pure noise."""
 
     def __call__(self, lq_latent_BCHW: Tensor, *, seeds: Sequence[int], t: float, schedule: Schedule) -> Tensor:
         return schedule.add_noise(lq_latent_BCHW, noise_like(lq_latent_BCHW, seeds, "init"), t)

@@ -1,7 +1,7 @@
-"""Where a step of sampling stands: its noise in units of the signal, sigma / alpha (EDM, Karras et al. 2022).
+"""The noise level of a sampling step, sigma / alpha (the sigma of EDM, Karras et al. 2022).
 
-For SD's and SDXL's schedules sigma / alpha runs from 0.03 to 14.61; with zero terminal SNR and on a flow it has no end
-and is cut at 4096, where diffusers cuts it.
+For SD's and SDXL's schedules sigma / alpha ranges from 0.03 to 14.61; with zero terminal SNR and for flows it is
+unbounded, and clamped to 4096 as in diffusers.
 """
 
 from __future__ import annotations
@@ -20,33 +20,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """One step: `sigma` is the noise now, `following` after it (0 at the end).
+    """One step.
 
-    `share` is the noise in units of its top: sigma / top, or s on a flow. `done` is the share of the steps before this
-    one (0 at the first of T, (T - 1) / T at the last), `left` the share after it. `raised` is the level at which the
-    model is evaluated, where the sampler raises the noise for it (churn); None where that is this level.
+    Attributes:
+        sigma: the noise level before the step.
+        next_sigma: the noise level after the step, 0 for the last.
+        share: sigma as a fraction of the schedule's maximum, or s for a flow; in [0, 1], larger only with churn.
+        remaining: fraction of the steps after this one, (T - 1) / T in the first of T steps and 0 in the last.
+        progress: fraction of the steps before this one, 0 in the first of T steps and (T - 1) / T in the last.
+        churn_level: the level at which the model is evaluated, with the noise that churn adds; None without churn.
     """
 
     sigma: float
-    following: float
+    next_sigma: float
     share: float
-    left: float = 0.0
-    done: float = 0.0
-    raised: Level | None = None
+    remaining: float = 0.0
+    progress: float = 0.0
+    churn_level: Level | None = None
 
     def at_model(self) -> Level:
         """The level at which the model is evaluated."""
-        return self.raised or self
+        return self.churn_level or self
 
     def raise_to(self, sigma: float, *, schedule: Schedule) -> Level:
-        """This level with the model evaluated at `sigma`, which may lie above the schedule's top."""
-        return replace(self, raised=replace(self, sigma=sigma, share=schedule.share_of(sigma)))
+        """This level with the model evaluated at `sigma`, which may be above the schedule's maximum."""
+        return replace(self, churn_level=replace(self, sigma=sigma, share=schedule.share_of(sigma)))
 
 
 class Linear:
-    """A number that moves linearly with the noise, from `start` at the schedule's top to `end` at none.
+    """A number that is linear in the noise level, from `start` at the schedule's maximum to `end` at zero noise.
 
-    Above the top, where churn takes the model, it goes on along the same line (SUPIR's release).
+    Churn can take the level above the maximum, where the number is extrapolated (SUPIR's release).
     """
 
     def __init__(self, *, start: NotNegative, end: NotNegative) -> None:
@@ -57,24 +61,24 @@ class Linear:
 
 
 class Until:
-    """1 for a share of the steps, then 0: InstantIR's creative restoration (section 3.3).
+    """1 in the first steps, then 0: InstantIR's creative restoration (section 3.3).
 
     Args:
-        share: of the steps, the first ones, in [0, 1].
+        share: fraction of the steps, in [0, 1].
     """
 
     def __init__(self, *, share: Share) -> None:
         self.share = float(share)
 
     def __call__(self, level: Level) -> float:
-        return float(1 - level.left <= self.share + 1e-9)
+        return float(1 - level.remaining <= self.share + 1e-9)
 
 
 def levels(schedule: Schedule, timesteps: Tensor) -> list[Level]:
-    """The levels of descending timesteps, which may lie between integers."""
+    """The levels of descending timesteps, which may be fractional."""
     steps = len(timesteps)
     return [
-        Level(sigma=sigma, following=after, share=share, left=(steps - 1 - i) / steps, done=i / steps)
+        Level(sigma=sigma, next_sigma=after, share=share, remaining=(steps - 1 - i) / steps, progress=i / steps)
         for i, ((sigma, after), share) in enumerate(
             zip(
                 pairwise([*schedule.ratio(timesteps).tolist(), 0.0]),

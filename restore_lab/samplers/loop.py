@@ -1,10 +1,11 @@
 """The sampling loop around a diffusers scheduler. `sampler=ddim|ddpm|unipc|dpmpp|euler_flow|lcm`.
 
-The scheduler is made from the prior's own noise schedule (schedulers.py). Each step asks the guided model, lets the
-fidelity guidance edit what it says as a clean latent, steps, and lets it edit the result; what edits nothing converts
-nothing. A solver with a corrector (UniPC) starts each step again from its own last sample, which would undo an edit of
-the result: there the edit is put into the clean latent, so that a first-order step would give the same result.
-Shapes: latents (B, C, h, w), as the prior sees them.
+The scheduler is built from the prior's noise schedule (schedulers.py). Each step evaluates the guided model, applies
+the fidelity guidance to the predicted clean latent, calls `scheduler.step` and applies the fidelity guidance to the
+result. Conversions to and from clean latents are skipped if the guidance does not edit them. A solver with a corrector
+(UniPC) recomputes each step from its own last sample and would discard an edit of the result: for these, the edit is
+made on the clean latent instead, such that a first-order step gives the same result.
+Shapes: latents (B, C, h, w), scaled as the prior's input.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from restore_lab.system.xla import cut
 
 if TYPE_CHECKING:
     from restore_lab.backbones.schedule import Schedule
-    from restore_lab.samplers.fidelity.base import Free
+    from restore_lab.samplers.fidelity.base import FidelityGuidance
     from restore_lab.samplers.guidance import ClassifierFree
     from restore_lab.samplers.tiling import Gaussian
 
@@ -37,23 +38,23 @@ T = TypeVar("T")
 
 @dataclass(kw_only=True, eq=False)
 class Sampler(ABC):
-    """From noise to a clean latent: what all samplers have.
+    """The base class of the samplers: from noise to a clean latent.
 
     Args:
-        steps: evaluations of the guided model.
-        init: where to start.
-        guidance: how the branches are weighted; read by the method, which builds them.
-        fidelity: keeps the sample near the LQ.
-        strength: how far the adaptor's edits go, a function of the step's level; read by the method.
-        colour: gives the restored image a reference's colours; called by the method.
-        progress: show a bar with the time left.
-        tiling: cuts large latents; read by the method, which asks the model; null for none.
+        steps: number of evaluations of the guided model.
+        init: the initial latents.
+        guidance: classifier-free guidance; read by the method, which evaluates the branches.
+        fidelity: fidelity guidance towards the LQ image.
+        strength: scale of the adaptor's edits, a function of the step's level; read by the method.
+        colour: colour correction of the restored image; called by the method.
+        progress: show a progress bar.
+        tiling: tiling of large latents; read by the method, which calls the model; null for none.
     """
 
     steps: Annotated[int, Range(1, 10_000, unit="sampling steps")]
     init: Callable[..., Tensor]
     guidance: ClassifierFree
-    fidelity: Free
+    fidelity: FidelityGuidance
     strength: Callable[[Level], float]
     colour: Callable[[Tensor, Tensor], Tensor]
     progress: bool
@@ -63,18 +64,18 @@ class Sampler(ABC):
     def __call__(
         self, predict: Predict, lq_latent_BCHW: Tensor, *, centre_BCHW: Tensor, seeds: Sequence[int], schedule: Schedule
     ) -> Tensor:
-        """A clean latent for each image.
+        """The clean latents, (B, C, h, w).
 
         Args:
-            predict: the guided model at (z_t, t, level, steer), t one number an image.
-            lq_latent_BCHW: the LQ's latent; gives the shape, and the start where `init` wants it.
-            centre_BCHW: where the fidelity guidance pulls.
-            seeds: one an image, for its noise.
-            schedule: the prior's.
+            predict: the guided model, a function of (z_t, t, level, steer), with t of shape (B,).
+            lq_latent_BCHW: the LQ latent; gives the shape, and the initial latent if `init` uses it.
+            centre_BCHW: the latent that the fidelity guidance pulls towards.
+            seeds: noise seeds, one per image.
+            schedule: the prior's noise schedule.
         """
 
     def bar(self, steps: Iterable[T]) -> Iterable[T]:
-        """The steps, with a bar if one is wanted."""
+        """The steps, with a progress bar if `progress`."""
         from tqdm import tqdm
 
         return tqdm(steps, desc="sampling", total=self.steps, disable=not self.progress, leave=False)
@@ -82,11 +83,12 @@ class Sampler(ABC):
 
 @dataclass(kw_only=True, eq=False)
 class SchedulerSampler(Sampler):
-    """Any diffusers scheduler's steps.
+    """Sampling with a diffusers scheduler.
 
     Args:
-        scheduler: makes a diffusers scheduler from the prior's schedule.
-        start: share of the steps that are taken, the last ones: below 1 with `init` the noised latent it is SDEdit.
+        scheduler: builds a diffusers scheduler from the prior's schedule.
+        start: fraction of the steps to take, counted from the end (the `strength` of img2img); below 1 and with
+            `sampler/init=lq_noised` this is SDEdit.
     """
 
     scheduler: Callable[[Schedule], Any]
@@ -101,7 +103,7 @@ class SchedulerSampler(Sampler):
             raise ValueError(
                 f"sampler.steps={self.steps}: the prior has {most} timesteps; give at most {most}, or sampler=edm"
             )
-        scheduler.set_timesteps(self.steps)  # times and coefficients stay on the host, which then never waits for them
+        scheduler.set_timesteps(self.steps)  # timesteps and coefficients stay on the CPU: no device synchronisation
         first = len(scheduler.timesteps) - max(1, round(self.start * len(scheduler.timesteps)))
         if first and hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(first)
@@ -110,17 +112,17 @@ class SchedulerSampler(Sampler):
         if "generator" in inspect.signature(scheduler.step).parameters:
             noise["generator"] = [generator(seed, "sampling noise") for seed in seeds]
         z_BCHW = self.init(lq_latent_BCHW, seeds=seeds, t=float(times[0]), schedule=schedule)
-        z_BCHW, state = z_BCHW * getattr(scheduler, "init_noise_sigma", 1.0), None  # a flow's has none
+        z_BCHW, state = z_BCHW * getattr(scheduler, "init_noise_sigma", 1.0), None  # flow schedulers have none
         for t, time, after, level in self.bar(
             list(zip(steps, times, [*times[1:], None], levels(schedule, times), strict=True))
         ):
             model_in = scheduler.scale_model_input(z_BCHW, t) if hasattr(scheduler, "scale_model_input") else z_BCHW
             t_B = time.expand(len(z_BCHW)).to(z_BCHW.device)
-            cut(model_in)  # a program of the model alone serves all steps, whatever the solver does between
-            said = predict(model_in, t_B, level, self.fidelity.before_model(level=level, state=state))
-            cut(said.out_BCHW)
-            out_BCHW, state = self._edited(
-                said,
+            cut(model_in)  # on XLA, one compiled program of the model serves all steps
+            prediction = predict(model_in, t_B, level, self.fidelity.before_model(level=level, state=state))
+            cut(prediction.out_BCHW)
+            out_BCHW, state = self._edit(
+                prediction,
                 model_in,
                 time,
                 after,
@@ -135,9 +137,9 @@ class SchedulerSampler(Sampler):
                 z_BCHW = self.fidelity.after_step(z_BCHW, centre_BCHW=centre_BCHW, level=level)
         return z_BCHW
 
-    def _edited(
+    def _edit(
         self,
-        said: Prediction,
+        prediction: Prediction,
         z_BCHW: Tensor,
         t: Tensor,
         after: Tensor | None,
@@ -148,19 +150,19 @@ class SchedulerSampler(Sampler):
         schedule: Schedule,
         through_x0: bool,
     ) -> tuple[Tensor, Any]:
-        """The model's output as the fidelity guidance leaves it, and what it remembers."""
+        """The model output with the fidelity guidance's edits, and the guidance's next state."""
         fidelity = self.fidelity
         through_x0 = through_x0 and fidelity.edits_step
         if not (fidelity.edits_x0 or fidelity.watches or through_x0):
-            return said.out_BCHW, state
-        x0_BCHW = schedule.to_x0(said.out_BCHW, z_BCHW, t)
+            return prediction.out_BCHW, state
+        x0_BCHW = schedule.to_x0(prediction.out_BCHW, z_BCHW, t)
         if fidelity.watches:
-            state = fidelity.watch(x0_BCHW, said.preview_BCHW, state=state)
+            state = fidelity.watch(x0_BCHW, prediction.preview_BCHW, state=state)
         if not (fidelity.edits_x0 or through_x0):
-            return said.out_BCHW, state
+            return prediction.out_BCHW, state
         x0_BCHW = fidelity.on_x0(x0_BCHW, centre_BCHW=centre_BCHW, level=level)
         if through_x0:
-            x0_BCHW = stepped_through_x0(
+            x0_BCHW = edit_through_x0(
                 x0_BCHW,
                 z_BCHW,
                 now=(schedule.alpha(t), schedule.sigma(t)),
@@ -171,13 +173,13 @@ class SchedulerSampler(Sampler):
 
 
 def _times(scheduler: Any, schedule: Schedule) -> Tensor:
-    """The times that the steps stand at, as the prior counts them: some schedulers round a flow's."""
+    """The timesteps in the prior's schedule, unrounded: some flow schedulers round theirs."""
     if isinstance(schedule, FlowMatching):
         return scheduler.sigmas[:-1] * schedule.num_train_timesteps
     return scheduler.timesteps
 
 
-def stepped_through_x0(
+def edit_through_x0(
     x0_BCHW: Tensor,
     z_BCHW: Tensor,
     *,
@@ -185,16 +187,16 @@ def stepped_through_x0(
     after: tuple[Tensor | float, Tensor | float],
     edit: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """The clean latent whose first-order step is the edited first-order step of `x0_BCHW`.
+    """The clean latent for which a first-order step gives the edited next latent.
 
-    The step is z' = alpha' x0 + sigma' (z - alpha x0) / sigma = k x0 + (sigma' / sigma) z, k = alpha' - sigma' alpha /
-    sigma; so x0 moves by (edit(z') - z') / k.
+    The step is z' = alpha' x0 + sigma' (z - alpha x0) / sigma = k x0 + (sigma' / sigma) z, with k = alpha' - sigma'
+    alpha / sigma. An edit of z' by d is therefore an edit of x0 by d / k.
 
     Args:
         x0_BCHW: the predicted clean latent.
-        z_BCHW: the latent it was predicted from.
-        now, after: (alpha, sigma) of this step's latent and of the next.
-        edit: of the next latent.
+        z_BCHW: the latent before the step.
+        now, after: (alpha, sigma) of the latent before and after the step.
+        edit: maps the latent after the step to the edited one.
     """
     (alpha, sigma), (alpha_after, sigma_after) = now, after
     k = alpha_after - sigma_after * alpha / sigma

@@ -1,10 +1,10 @@
-"""diffusers' schedulers on a prior's own noise schedule. `sampler=ddim|ddpm|unipc|dpmpp|euler_flow|lcm`.
+"""diffusers schedulers with a prior's noise schedule. `sampler=ddim|ddpm|unipc|dpmpp|euler_flow|lcm`.
 
-Betas, prediction type, zero terminal SNR and shift always come from the prior. On a flow each name stands for the same
-solver's form for flows: DDIM's step is Euler's there (both follow the line through x0 and the noise), and Euler's on a
-variance-preserving prior is DDIM's. Each factory takes a schedule and gives a scheduler. Where its steps stand is an
-option of each (spacing.py): `timestep_spacing` and `steps_offset` on a variance-preserving prior, `flow_spacing` on a
-flow, where "own" is diffusers' spacing of that scheduler.
+Betas, prediction type, zero terminal SNR and shift always come from the prior. For a flow prior each name selects the
+flow version of the solver: DDIM becomes Euler (both move along the line through x0 and the noise), and Euler becomes
+DDIM for a variance-preserving prior. Each factory takes a schedule and returns a scheduler. The spacing of the steps
+(spacing.py) is set by `timestep_spacing` and `steps_offset` for a variance-preserving prior, and by `flow_spacing` for
+a flow prior, where "own" is the scheduler's default in diffusers.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 def ddim(
     schedule: Schedule, *, timestep_spacing: Spacing, steps_offset: int = 0, flow_spacing: FlowSpacing = "own"
 ) -> Any:
-    """DDIM, deterministic (eta 0), without clipping; Euler on a flow.
+    """DDIM, deterministic (eta 0), without clipping; Euler for a flow prior.
 
     Args:
-        schedule: the prior's.
-        timestep_spacing: "trailing" starts at the last timestep, which zero terminal SNR needs; "leading" with
-            `steps_offset` 1 is Stable Diffusion's.
-        steps_offset: added to leading timesteps.
-        flow_spacing: where the steps stand on a flow.
+        schedule: the prior's noise schedule.
+        timestep_spacing: "trailing" starts at the last timestep, as zero terminal SNR requires; "leading" with
+            `steps_offset` 1 is Stable Diffusion's default.
+        steps_offset: added to the timesteps of "leading".
+        flow_spacing: spacing of the steps for a flow prior.
     """
     if isinstance(schedule, FlowMatching):
         return euler_flow(schedule, flow_spacing=flow_spacing)
@@ -44,7 +44,7 @@ def ddim(
 def ddpm(
     schedule: Schedule, *, timestep_spacing: Spacing, steps_offset: int = 0, flow_spacing: FlowSpacing = "own"
 ) -> Any:
-    """DDPM's ancestral steps, which InstantIR's release takes; on a flow, fresh noise in every step (as `lcm`)."""
+    """DDPM's ancestral sampling, as in InstantIR's release; for a flow prior `lcm`, with fresh noise in every step."""
     if isinstance(schedule, FlowMatching):
         return lcm(schedule, original_steps=schedule.num_train_timesteps, flow_spacing=flow_spacing)
     from diffusers import DDPMScheduler
@@ -56,9 +56,9 @@ def ddpm(
 def unipc(
     schedule: Schedule, *, timestep_spacing: Spacing, steps_offset: int = 0, flow_spacing: FlowSpacing = "own"
 ) -> Any:
-    """UniPC: order 2, "bh2" (Zhao et al. 2023; Diff-Restorer's).
+    """UniPC of order 2 with "bh2" (Zhao et al. 2023), as in Diff-Restorer.
 
-    It works in log SNR, which has no value at zero terminal SNR; there diffusers' floor of alpha stands in.
+    It works in log SNR, which is minus infinity at zero terminal SNR; diffusers' lower bound of alpha is used there.
     """
     from diffusers import UniPCMultistepScheduler
 
@@ -85,7 +85,7 @@ def euler_flow(
     steps_offset: int = 0,
     flow_spacing: FlowSpacing = "own",
 ) -> Any:
-    """Euler along the flow with the prior's shift; DDIM on a variance-preserving prior."""
+    """Euler along the flow, with the prior's shift; DDIM for a variance-preserving prior."""
     if not isinstance(schedule, FlowMatching):
         return ddim(schedule, timestep_spacing=timestep_spacing, steps_offset=steps_offset)
     from diffusers import FlowMatchEulerDiscreteScheduler
@@ -102,14 +102,14 @@ def lcm(
     steps_offset: int = 0,
     flow_spacing: FlowSpacing = "own",
 ) -> Any:
-    """Latent consistency sampling (Luo et al. 2023): a clean latent each step, and fresh noise for the next.
+    """Latent consistency sampling (Luo et al. 2023): each step predicts a clean latent and adds fresh noise.
 
     Args:
-        schedule: the prior's.
-        original_steps: of the solver that the model was distilled from.
-        timestep_spacing: "solver" takes some of that solver's timesteps; another may stand between them.
-        steps_offset: added to leading timesteps.
-        flow_spacing: where the steps stand on a flow.
+        schedule: the prior's noise schedule.
+        original_steps: number of steps of the solver in the distillation.
+        timestep_spacing: "solver" selects from that solver's timesteps; the others may take timesteps between them.
+        steps_offset: added to the timesteps of "leading".
+        flow_spacing: spacing of the steps for a flow prior.
     """
     if isinstance(schedule, FlowMatching):
         from diffusers import FlowMatchLCMScheduler
@@ -136,7 +136,7 @@ def lcm(
 
 
 def betas(schedule: VariancePreserving) -> list[float]:
-    """The betas that give this schedule's cumulative alphas."""
+    """The betas of the schedule's cumulative alphas."""
     import torch
 
     bar = schedule.alphas_cumprod.double()
@@ -159,7 +159,7 @@ def _spaced_betas(schedule: Schedule, timestep_spacing: Spacing, steps_offset: i
 
 
 def _multistep(schedule: Schedule, timestep_spacing: Spacing, steps_offset: int) -> dict[str, Any]:
-    """What the multistep solvers need of a prior."""
+    """The prior's settings for the multistep solvers."""
     if isinstance(schedule, FlowMatching):
         return {
             "num_train_timesteps": schedule.num_train_timesteps,
@@ -168,17 +168,17 @@ def _multistep(schedule: Schedule, timestep_spacing: Spacing, steps_offset: int)
             "flow_shift": schedule.shift,
         }
     assert isinstance(schedule, VariancePreserving)
-    zero_snr = float(schedule.alphas_cumprod[-1]) == 0.0  # the flag changes no other beta, and sets the floor
+    zero_snr = float(schedule.alphas_cumprod[-1]) == 0.0  # changes no other beta, but sets the lower bound of alpha
     return {**_spaced_betas(schedule, timestep_spacing, steps_offset), "rescale_betas_zero_snr": zero_snr}
 
 
 def _checked(scheduler: Any, schedule: Schedule) -> Any:
-    """A scheduler that refuses an offset without effect and times that the prior does not have."""
+    """The scheduler, whose `set_timesteps` raises for an unused offset and for timesteps outside the schedule."""
     own, config = scheduler.set_timesteps, scheduler.config
 
-    @functools.wraps(own)  # diffusers' pipelines read from the signature what they may ask for
-    def set_timesteps(*words: Any, **settings: Any) -> None:
-        own(*words, **settings)
+    @functools.wraps(own)  # diffusers' pipelines inspect the signature
+    def set_timesteps(*args: Any, **kwargs: Any) -> None:
+        own(*args, **kwargs)
         check(scheduler.timesteps, schedule, spacing=config.timestep_spacing, offset=config.steps_offset)
 
     scheduler.set_timesteps = set_timesteps
@@ -186,7 +186,7 @@ def _checked(scheduler: Any, schedule: Schedule) -> Any:
 
 
 def _placed(scheduler: Any, schedule: Schedule, flow_spacing: FlowSpacing) -> Any:
-    """A scheduler whose steps stand on a flow as `flow_spacing` says, shifted as the prior's are."""
+    """The scheduler; for a flow prior with the timesteps of `flow_spacing`, shifted as the prior's schedule."""
     if not isinstance(schedule, FlowMatching):
         return _checked(scheduler, schedule)
     if flow_spacing == "own":
@@ -198,7 +198,7 @@ def _placed(scheduler: Any, schedule: Schedule, flow_spacing: FlowSpacing) -> An
 
         own(num_inference_steps, device=device)
         times = timesteps(schedule, flow_spacing, steps=num_inference_steps, offset=0)
-        highest = float(scheduler.sigmas[0])  # a multistep solver's lies below 1, where log SNR has a value
+        highest = float(scheduler.sigmas[0])  # below 1 for a multistep solver, which needs a finite log SNR
         sigmas = (schedule.time(times / schedule.num_train_timesteps) / schedule.num_train_timesteps).clamp(max=highest)
         scheduler.sigmas = torch.cat([sigmas, sigmas.new_zeros(1)]).to(scheduler.sigmas)
         scheduler.timesteps = (sigmas * schedule.num_train_timesteps).to(scheduler.timesteps)

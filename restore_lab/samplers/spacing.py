@@ -1,10 +1,10 @@
-"""Where the steps of a sampler stand on a schedule. `sampler.scheduler.timestep_spacing=leading|linspace|trailing`.
+"""Timestep spacing: a sampler's steps on a schedule. `sampler.scheduler.timestep_spacing=leading|linspace|trailing`.
 
-Of T timesteps and n steps (Lin et al. 2023, Table 2): leading takes i (T // n) + offset, which Stable Diffusion and
-SDXL have with offset 1 (for 30 steps 958, 925, ..., 34, 1); linspace spreads n steps from the last timestep to the
-first; trailing takes T - i T / n - 1, which starts at the last timestep. sgm, SUPIR's release's, takes the whole part
-of (T - 1) (1 - i / n). On a flow times are real numbers from T down: trailing and sgm take T (1 - i / n), linspace
-ends at 1; leading would end at 0, where there is no noise to remove.
+For T timesteps and n steps (Lin et al. 2023, Table 2): "leading" is i (T // n) + offset, the default of Stable
+Diffusion and SDXL with offset 1 (30 steps: 958, 925, ..., 34, 1); "linspace" is n evenly spaced timesteps from the last
+to the first; "trailing" is T - i T / n - 1, from the last timestep. "sgm", of SUPIR's release, is (T - 1) (1 - i / n),
+rounded down. For a flow, timesteps are real numbers from T down: "trailing" and "sgm" are T (1 - i / n), "linspace"
+ends at 1; "leading" would end at 0, where there is no noise.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ SPACINGS = get_args(Spacing)
 
 
 def timesteps(schedule: Schedule, spacing: str, *, steps: int, offset: int = 0) -> Tensor:
-    """The times of n steps, float64, descending; whole numbers on a variance-preserving schedule.
+    """The timesteps of n steps, (n,), float64, descending; integers for a variance-preserving schedule.
 
     Args:
-        schedule: the prior's.
-        spacing: leading, linspace, trailing or sgm.
+        schedule: the prior's noise schedule.
+        spacing: "leading", "linspace", "trailing" or "sgm".
         steps: n.
-        offset: added to leading ones.
+        offset: added to the timesteps of "leading".
 
     Raises:
-        ValueError: for an unknown spacing, or times that the schedule does not have.
+        ValueError: for an unknown spacing, or timesteps outside the schedule.
     """
     total, flow = schedule.num_train_timesteps, isinstance(schedule, FlowMatching)
     i = torch.arange(steps, dtype=torch.float64)
@@ -58,10 +58,10 @@ def timesteps(schedule: Schedule, spacing: str, *, steps: int, offset: int = 0) 
 
 
 def check(times: Tensor, schedule: Schedule, *, spacing: str, offset: int) -> None:
-    """Refuse an offset without effect, and times that the schedule does not have.
+    """Check that the timesteps are in the schedule and that the offset is used.
 
     Raises:
-        ValueError: for these.
+        ValueError: for timesteps outside the schedule, or an offset with another spacing than "leading".
     """
     if offset and spacing != "leading":
         raise ValueError(f"steps_offset={offset} moves leading timesteps only; set timestep_spacing=leading with it")

@@ -1,10 +1,10 @@
-"""Sampling a large latent through tiles whose predictions are blended in every step. `sampler/tiling=none|gaussian`.
+"""Tiled sampling of large latents: the tiles' predictions are blended in every step. `sampler/tiling=none|gaussian`.
 
 MultiDiffusion (Bar-Tal et al. 2023) averages the predictions of overlapping tiles; Mixture of Diffusers (Jimenez 2023)
-weighs them by a Gaussian around each tile's middle, w(u) = exp(-u^2 / (2 sigma^2)) for u in [-1/2, 1/2] along each
-side, sigma^2 = 0.01, as SUPIR's release does. Only the prior and the adaptor see tiles: start, noise, solver, fidelity
-guidance and references are those of the whole latent, so neither the batch of tiles nor their order changes a result.
-Shapes: latents (B, C, h, w); a batch of tiles is (n B, C, th, tw), image after image within a window.
+weights them by a Gaussian at each tile's centre, w(u) = exp(-u^2 / (2 sigma^2)) for u in [-1/2, 1/2] along each side,
+with sigma^2 = 0.01, as in SUPIR's release. Only the prior and the adaptor run on tiles: initial latents, noise, solver,
+fidelity guidance and references are those of the whole latent. The result therefore does not depend on the tile batch
+size or order. Shapes: latents (B, C, h, w); a batch of n tiles is (n B, C, th, tw), all images of a window together.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
 
 log = logging.getLogger(__name__)
-MAPS = ("lq_latent_BCHW", "reference_BCHW", "hq_latent_BCHW")  # of a hint, of the latent's size
-LEAST = 512  # pixels: the side of a tile on a prior that was made at fewer
+MAPS = ("lq_latent_BCHW", "reference_BCHW", "hq_latent_BCHW")  # fields of a hint with the latent's size
+LEAST = 512  # pixels: minimum of the default tile side
 
 
 class TilesTooLarge(RuntimeError):
@@ -36,16 +36,16 @@ class TilesTooLarge(RuntimeError):
 
 
 class Gaussian:
-    """How large latents are cut, and how what was said of the tiles is blended.
+    """Tile size, overlap and Gaussian blending weights.
 
     Args:
-        tile: side in image pixels, rounded up to what the prior can see; null for the size that the prior was made at,
-            512 at least. An image no larger goes through whole.
-        overlap: of neighbouring tiles, in image pixels, at least.
-        batch: tiles that go through at once; fewer where memory runs out.
-        sigma: of the weights, as a share of the side.
-        words: "image" says the image's words to every tile; "tile" asks the prompt sources for each tile's own, image
-            encoders included.
+        tile: side in image pixels, rounded up to a multiple of the backbone's; null for the prior's training
+            resolution, at least 512. Images that fit in one tile are not tiled.
+        overlap: minimum overlap of adjacent tiles, in image pixels.
+        batch: tiles per model call; halved when memory runs out.
+        sigma: standard deviation of the blending weights, as a fraction of the side.
+        words: "image" uses the image's prompts for every tile; "tile" computes the prompts of each tile, including
+            those of image encoders and captioners.
     """
 
     def __init__(
@@ -62,16 +62,16 @@ class Gaussian:
         self.tile, self.overlap, self.batch, self.sigma, self.words = tile, overlap, batch, sigma, words
 
     def side(self, backbone: Backbone) -> int:
-        """The tile's side in image pixels: a multiple of the backbone's."""
+        """The tile's side in image pixels, a multiple of `backbone.multiple`."""
         size = self.tile
         if size is None:
-            made_at = backbone.denoiser.config.sample_size
-            made_at = max(made_at) if isinstance(made_at, list | tuple) else int(made_at or 0)
-            size = max(made_at * backbone.codec.compression, LEAST)
+            sample_size = backbone.denoiser.config.sample_size
+            sample_size = max(sample_size) if isinstance(sample_size, list | tuple) else int(sample_size or 0)
+            size = max(sample_size * backbone.codec.compression, LEAST)
         return -(-size // backbone.multiple) * backbone.multiple
 
     def tiles(self, size: tuple[int, int], backbone: Backbone) -> Tiles | None:
-        """The tiles of images of (height, width) pixels; None if one holds it all."""
+        """The tiles of images of (height, width) pixels; None if one tile covers the image."""
         side, compression = self.side(backbone), backbone.codec.compression
         if max(size) <= side:
             return None
@@ -85,7 +85,7 @@ class Gaussian:
         )
 
     def halve(self, backbone: Backbone) -> bool:
-        """Tiles of half the side from here on, if there is room for it."""
+        """Halve the tile's side for all further images; False if it would be too small."""
         side = self.side(backbone)
         half = side // 2 // backbone.multiple * backbone.multiple
         if half < 2 * backbone.multiple:
@@ -96,14 +96,14 @@ class Gaussian:
 
 
 class Tiles:
-    """The windows over one size of latent.
+    """The tile windows and blending weights for one latent size.
 
     Args:
         size: (height, width) of the latent.
-        tile: of a window.
-        overlap: of neighbouring windows, at least.
+        tile: (height, width) of a window in the latent.
+        overlap: minimum overlap of adjacent windows, in latent pixels.
         compression: image side over latent side.
-        settings: the batch, which shrinks where memory runs out, and the weights' sigma.
+        settings: the blending weights' sigma, and the batch, which is halved when memory runs out.
     """
 
     def __init__(
@@ -128,85 +128,85 @@ class Tiles:
         """(height, width) of a tile in image pixels."""
         return self.tile[0] * self.compression, self.tile[1] * self.compression
 
-    def over(self, ask: Callable[[Part], Tensor], z_BCHW: Tensor) -> Tensor:
-        """What is said of a latent: of its tiles, blended.
+    def blend(self, predict: Callable[[TileBatch], Tensor], z_BCHW: Tensor) -> Tensor:
+        """The weighted average of the tiles' predictions, (B, C, h, w).
 
         Args:
-            ask: says something of a batch of tiles, (n B, C, th, tw).
-            z_BCHW: the latent, for count, size and device.
+            predict: the prediction for a batch of n tiles, (n B, C, th, tw).
+            z_BCHW: the latent; only its batch size, spatial size and device are read.
 
         Raises:
             TilesTooLarge: if memory runs out with a single tile.
         """
         weight_HW, total_BCHW, first = self.weight_HW.to(z_BCHW.device), None, 0
         while first < len(self.windows):
-            chosen = range(first, min(first + self.settings.batch, len(self.windows)))
-            said = self._asked(ask, Part(self, chosen, len(z_BCHW)))
-            if said is None:
+            indices = range(first, min(first + self.settings.batch, len(self.windows)))
+            out_BCHW = self._predict(predict, TileBatch(self, indices, len(z_BCHW)))
+            if out_BCHW is None:
                 continue
-            cut(said)
+            cut(out_BCHW)
             if total_BCHW is None:
-                total_BCHW = said.new_zeros(len(z_BCHW), said.shape[1], *z_BCHW.shape[-2:])
-            for number, tile_BCHW in zip(chosen, said.split(len(z_BCHW)), strict=True):
-                top, left = self.windows[number]
-                place = total_BCHW[..., top : top + self.tile[0], left : left + self.tile[1]]
-                place.add_(tile_BCHW * weight_HW.to(said.dtype))
-            first = chosen.stop
+                total_BCHW = out_BCHW.new_zeros(len(z_BCHW), out_BCHW.shape[1], *z_BCHW.shape[-2:])
+            for index, tile_BCHW in zip(indices, out_BCHW.split(len(z_BCHW)), strict=True):
+                top, left = self.windows[index]
+                window = total_BCHW[..., top : top + self.tile[0], left : left + self.tile[1]]
+                window.add_(tile_BCHW * weight_HW.to(out_BCHW.dtype))
+            first = indices.stop
         assert total_BCHW is not None
         return total_BCHW.div_(self.total_HW.to(total_BCHW))
 
-    def _asked(self, ask: Callable[[Part], Tensor], part: Part) -> Tensor | None:
-        """What is said of some tiles; None if memory ran out, and they are fewer from here on."""
+    def _predict(self, predict: Callable[[TileBatch], Tensor], part: TileBatch) -> Tensor | None:
+        """The prediction for some tiles; None if memory ran out, after halving the batch."""
         try:
-            return ask(part)
+            return predict(part)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            if len(part.chosen) == 1:
+            if len(part.indices) == 1:
                 raise TilesTooLarge("a single tile does not fit in memory") from error
         let_go()
-        self.settings.batch = len(part.chosen) // 2
+        self.settings.batch = len(part.indices) // 2
         log.warning("out of memory: %d tiles at once from here on", self.settings.batch)
         return None
 
 
-class Part:
-    """Some windows, and what belongs to their tiles.
+class TileBatch:
+    """Several windows, and the model's inputs cropped or repeated for them.
 
     Args:
-        tiles: all windows.
-        chosen: numbers of those meant.
+        tiles: all windows of the latent.
+        indices: which of `tiles.windows`.
         count: images in the batch.
     """
 
-    def __init__(self, tiles: Tiles, chosen: range, count: int) -> None:
-        self.tiles, self.chosen, self.count = tiles, chosen, count
-        self.known: dict[int, tuple[Tensor, Tensor]] = {}  # what branches share they share as tiles too
+    def __init__(self, tiles: Tiles, indices: range, count: int) -> None:
+        self.tiles, self.indices, self.count = tiles, indices, count
+        self.cache: dict[int, tuple[Tensor, Tensor]] = {}  # tensors that branches share stay shared
 
     def crop(self, map_BCHW: Tensor, *, scale: int = 1) -> Tensor:
-        """The windows' pieces of a map of the latent's size, or of `scale` times that."""
+        """The windows' crops of a map of the latent's size, or of `scale` times that size."""
         height, width = (scale * length for length in self.tiles.tile)
-        places = [(scale * top, scale * left) for top, left in (self.tiles.windows[n] for n in self.chosen)]
+        places = [(scale * top, scale * left) for top, left in (self.tiles.windows[n] for n in self.indices)]
         cropped_BCHW = torch.cat([map_BCHW[..., top : top + height, left : left + width] for top, left in places])
-        cut(cropped_BCHW)  # the model's program does not know where its tiles stand
+        cut(cropped_BCHW)  # on XLA, the model's compiled program does not depend on the tiles' positions
         return cropped_BCHW
 
-    def each(self, value: Any) -> Any:
-        """A tensor with a row an image as one with a row a tile; one that has these, cut; a number as it is."""
+    def per_tile(self, value: Any) -> Any:
+        """The value with one row per tile: per-image rows are repeated, per-tile rows sliced, a number returned."""
         if not isinstance(value, Tensor):
             return value
-        if id(value) not in self.known:
-            self.known[id(value)] = value, self._rows(value)
-        return self.known[id(value)][1]
+        if id(value) not in self.cache:
+            self.cache[id(value)] = value, self._rows(value)
+        return self.cache[id(value)][1]
 
     def _rows(self, value: Tensor) -> Tensor:
         if len(value) == self.count:
-            return value.repeat(len(self.chosen), *[1] * (value.ndim - 1))
-        return value[self.chosen.start * self.count : self.chosen.stop * self.count]
+            return value.repeat(len(self.indices), *[1] * (value.ndim - 1))
+        return value[self.indices.start * self.count : self.indices.stop * self.count]
 
     def cond(self, cond: Cond) -> Cond:
         """The condition of the tiles."""
-        return Cond(**{field.name: self.each(getattr(cond, field.name)) for field in fields(cond)})
+        return Cond(**{field.name: self.per_tile(getattr(cond, field.name)) for field in fields(cond)})
 
     def hint(self, hint: Hint) -> Hint:
         """The hint of the tiles."""
@@ -218,11 +218,11 @@ class Part:
             elif isinstance(value, Cond):
                 new[field.name] = self.cond(value)
             elif isinstance(value, Tensor) and field.name not in new:
-                new[field.name] = self.each(value)
+                new[field.name] = self.per_tile(value)
         return replace(hint, **new)
 
     def branches(self, branches: Sequence[Branch]) -> tuple[Branch, ...]:
-        """The branches of the tiles; those with one hint keep one."""
+        """The branches of the tiles; branches that share a hint still share one."""
         hints = {id(branch.hint): branch.hint for branch in branches}
         cut = {key: self.hint(hint) for key, hint in hints.items()}
         return tuple(
@@ -231,7 +231,7 @@ class Part:
 
 
 def starts(whole: int, part: int, overlap: int) -> list[int]:
-    """Where parts begin that cover the whole, spread evenly from edge to edge, with at least this overlap."""
+    """The start positions of evenly spaced windows of length `part` that cover `whole` with at least this overlap."""
     if part >= whole:
         return [0]
     count = 1 + -(-(whole - part) // (part - overlap))
@@ -239,6 +239,6 @@ def starts(whole: int, part: int, overlap: int) -> list[int]:
 
 
 def _bell(length: int, sigma: float) -> Tensor:
-    """The weights along a side, in float32; none is 0."""
+    """The blending weights along a side, (length,), float32, above 0."""
     u = (torch.arange(length) + 0.5) / length - 0.5
     return torch.exp(-u.square() / (2 * sigma**2)).clamp(min=1e-12)

@@ -16,7 +16,14 @@ from restore_lab.decoders.consistency import ConsistencyDecoder
 from restore_lab.decoders.degradation_aware import DegradationAwareDecoder, RefinementBlock
 from restore_lab.methods.diff_restorer import DecoderTraining
 from restore_lab.methods.weights import DECODER, WEIGHTS
-from restore_lab.objectives.decoder import PatchDiscriminator, Perceptual, deceived, hinge, judged, vgg19
+from restore_lab.objectives.decoder import (
+    PatchDiscriminator,
+    Perceptual,
+    discriminator_loss,
+    generator_loss,
+    hinge,
+    vgg19,
+)
 from restore_lab.training.module import Optimisation, TrainingModule
 from restore_lab.types import Hint
 from tests.toy_methods import shake, toy_batch, toy_spire
@@ -134,9 +141,9 @@ def test_hinge_loss_in_numbers() -> None:
 def test_each_player_gets_its_own_gradient_alone() -> None:
     rival = PatchDiscriminator(width=4, layers=1)
     made, real = draw(2, 3, 16, 16).requires_grad_(), draw(2, 3, 16, 16, seed=1)
-    loss = deceived(rival, made)
+    loss = generator_loss(rival, made)
     assert float(loss.detach()) == pytest.approx(-float(rival(made).mean().detach()), rel=1e-5)
-    (loss + judged(rival, made, real)).backward()
+    (loss + discriminator_loss(rival, made, real)).backward()
     both = [p.grad.clone() for p in rival.parameters()]
     image = made.grad.clone()
     rival.zero_grad()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from restore_lab.adaptors.injection import ControlDecoder, ControlEncoder, ModulationBlock
-from restore_lab.adaptors.prompt_processor import PromptProcessor, branch
+from restore_lab.adaptors.prompt_processor import PromptProcessor, mlp
 from restore_lab.types import Hint
 
 
@@ -70,5 +70,5 @@ def test_the_processor_at_full_size() -> None:
 
 
 def test_norm_and_activation_behind_all_layers_but_the_last() -> None:
-    kinds = [type(layer) for layer in branch([4, 5, 6, 7])]
+    kinds = [type(layer) for layer in mlp([4, 5, 6, 7])]
     assert kinds == [nn.Linear, nn.LayerNorm, nn.LeakyReLU] * 2 + [nn.Linear]

@@ -18,7 +18,7 @@ from restore_lab.methods.denoiser import scale_edit
 from restore_lab.random import noise_like
 from restore_lab.samplers.colour import adain, keep, low_band, wavelet
 from restore_lab.samplers.edm import EdmSampler
-from restore_lab.samplers.fidelity.base import Free
+from restore_lab.samplers.fidelity.base import FidelityGuidance
 from restore_lab.samplers.fidelity.restoration_guided import RestorationGuided
 from restore_lab.samplers.guidance import ClassifierFree
 from restore_lab.samplers.init import LqNoised
@@ -57,7 +57,7 @@ def test_levels_are_those_of_the_release() -> None:
     assert timesteps(s, "sgm", steps=5).tolist() == [999, 799, 599, 399, 199]
     assert float(schedule("v_prediction", zero_snr=True).ratios[-1]) == pytest.approx(4096, rel=1e-3)
     found = levels(s, torch.tensor([999.0, 500.5, 0.0]))
-    assert [level.following for level in found] == [found[1].sigma, found[2].sigma, 0.0]
+    assert [level.next_sigma for level in found] == [found[1].sigma, found[2].sigma, 0.0]
     assert found[0].share == 1.0
     assert found[1].sigma == pytest.approx(float(table[500] + table[501]) / 2)
 
@@ -121,7 +121,7 @@ def test_tau_towards_zero_gives_the_lq_and_a_large_one_the_plain_sampler(schedul
         sampler = toy_sampler(steps=8, scheduler=scheduler, fidelity=fidelity) if scheduler else edm(fidelity=fidelity)
         return sampler(normal_prior(s), lq, centre_BCHW=lq, seeds=SEEDS, schedule=s)
 
-    plain = run(Free())
+    plain = run(FidelityGuidance())
     torch.testing.assert_close(run(RestorationGuided(tau_r=0.0, s_tmin=-1.0)), lq, atol=2e-3, rtol=1e-2)
     # The first level's share is 1 whatever tau_r: the pull of the first step stays.
     gaps = [(run(RestorationGuided(tau_r=tau, s_tmin=-1.0)) - lq).abs().mean() for tau in (0.25, 1.0, 4.0)]
@@ -141,7 +141,7 @@ def test_unipc_reaches_an_oracle_even_from_zero_snr(spacing) -> None:
 
 def test_the_pull_and_its_gate() -> None:
     x0, centre = torch.full((1, 1, 2, 2), 3.0), torch.ones(1, 1, 2, 2)
-    level = Level(sigma=7.0, following=0.05, share=0.5)
+    level = Level(sigma=7.0, next_sigma=0.05, share=0.5)
     pulled = RestorationGuided(tau_r=2.0, s_tmin=0.0).on_x0(x0, centre_BCHW=centre, level=level)
     assert torch.allclose(pulled, 3.0 - 0.25 * 2.0 * torch.ones(1))
     assert torch.equal(RestorationGuided(tau_r=2.0, s_tmin=0.05).on_x0(x0, centre_BCHW=centre, level=level), x0)
@@ -158,7 +158,7 @@ def test_the_pull_and_its_gate() -> None:
 def test_the_papers_form_is_the_standard_one_at_one_more() -> None:
     cond, null = (Cond(tokens_BLD=torch.full((1, 2, 3), value)) for value in (1.0, 0.0))
     rest = {"cond": cond, "null": null, "hint": Hint(lq_BCHW=torch.zeros(1, 3, 8, 8))}
-    level = Level(sigma=3.5, following=0.0, share=0.25)
+    level = Level(sigma=3.5, next_sigma=0.0, share=0.25)
     for w in (0.0, 7.5):
         paper = ClassifierFree(scale=w, form="paper").branches(**rest, level=level)
         standard = ClassifierFree(scale=w + 1).branches(**rest, level=level)

@@ -12,12 +12,12 @@ from torch import Tensor
 from restore_lab.backbones.schedule import FlowMatching, Schedule
 from restore_lab.samplers.edm import EdmSampler
 from restore_lab.samplers.fidelity.adares import AdaRes, relative_distance
-from restore_lab.samplers.fidelity.base import Free, Prediction, Steer
+from restore_lab.samplers.fidelity.base import FidelityGuidance, Prediction, Steer
 from restore_lab.samplers.fidelity.restoration_guided import RestorationGuided
 from restore_lab.samplers.fidelity.rss import RestorationSampling
 from restore_lab.samplers.init import LqNoised
 from restore_lab.samplers.level import Level, Until, levels
-from restore_lab.samplers.loop import SchedulerSampler, stepped_through_x0
+from restore_lab.samplers.loop import SchedulerSampler, edit_through_x0
 from restore_lab.samplers.schedulers import ddim, ddpm, dpmpp, euler_flow, lcm, unipc
 from tests.rounding import close
 from tests.toy_methods import said, sampler_parts
@@ -113,7 +113,7 @@ def test_levels_of_a_flow() -> None:
     found = levels(FlowMatching(shift=1.0), torch.tensor([1000.0, 500.0, 250.0]))
     assert [level.share for level in found] == [1.0, 0.5, 0.25]
     assert [level.sigma for level in found] == pytest.approx([4096.0, 1.0, 1 / 3])
-    assert [level.left for level in found] == pytest.approx([2 / 3, 1 / 3, 0.0])
+    assert [level.remaining for level in found] == pytest.approx([2 / 3, 1 / 3, 0.0])
 
 
 def test_until_is_one_for_a_share_of_the_steps() -> None:
@@ -128,12 +128,12 @@ def test_rss_is_its_equations() -> None:
     """Eqs. 1, 2 with T = 100, a = 0.8, w = 0.05, written out."""
     rss, z, c = RestorationSampling(weight=0.05, threshold=0.8), latents(), latents(seed=1)
     for t in (99, 90, 81, 80, 50, 0):
-        level = Level(sigma=1.0, following=0.5, share=0.5, left=t / 100)
+        level = Level(sigma=1.0, next_sigma=0.5, share=0.5, remaining=t / 100)
         g = (t / 100 - 0.8) / 0.2 if t / 100 > 0.8 else 0.0
         torch.testing.assert_close(
             rss.after_step(z, centre_BCHW=c, level=level), z + 0.05 * g * (c - z), atol=1e-6, rtol=1e-6
         )
-    assert rss.after_step(z, centre_BCHW=c, level=Level(sigma=1, following=0, share=1, left=0.8)) is z
+    assert rss.after_step(z, centre_BCHW=c, level=Level(sigma=1, next_sigma=0, share=1, remaining=0.8)) is z
 
 
 @pytest.mark.parametrize("prior", PRIORS)
@@ -165,7 +165,7 @@ def test_through_x0_a_first_order_step_is_the_edited_one() -> None:
         z, x0, c = latents(), latents(seed=1), latents(seed=2)
         edit = lambda after, c=c: after + 0.3 * (c - after)  # noqa: E731
         pair = [(s.alpha(t), s.sigma(t)) for t in (now, later)]
-        moved = stepped_through_x0(x0, z, now=pair[0], after=pair[1], edit=edit)
+        moved = edit_through_x0(x0, z, now=pair[0], after=pair[1], edit=edit)
 
         def step(x0: Tensor, s=s, z=z, now=now, later=later) -> Tensor:
             noise = (z - s.alpha(now) * x0) / s.sigma(now)
@@ -218,7 +218,7 @@ def test_adares_by_hand() -> None:
     ]
     for mode in ("reference", "residual"):
         fidelity, state = AdaRes(mode=mode), None
-        level = Level(sigma=1, following=0.5, share=0.5, left=0.5)
+        level = Level(sigma=1, next_sigma=0.5, share=0.5, remaining=0.5)
         first = fidelity.before_model(level=level, state=None)
         assert (first.blend, first.strength) == ((1.0, 1.0) if mode == "reference" else (0.0, 1.0))
         for preview, clean, deltas in zip(previews, cleans, expected, strict=True):
@@ -274,7 +274,7 @@ def test_early_steps_may_take_the_lq_as_reference() -> None:
             fidelity = AdaRes(mode=mode, preview_from=share)
             found = [fidelity.before_model(level=level, state=None).lq_reference for level in steps]
             assert found == [True] * early + [False] * (10 - early)
-    assert not AdaRes(mode="off").watches and not Free().watches
+    assert not AdaRes(mode="off").watches and not FidelityGuidance().watches
 
 
 @pytest.mark.parametrize("prior", PRIORS)

@@ -54,7 +54,7 @@ def test_the_wrapped_decoder_gives_stablesrs_image(autoencoder, prior, tmp_path,
 
     own = [*words, "decoder=cfw", f"decoder.weights={done.folder}", f"decoder.w={w}", "input=none"]
     module = build(composed("restore", *own).module).eval()
-    assert not module.decoder.stored and module.decoder_state() == {}
+    assert not module.decoder.in_checkpoint and module.decoder_state() == {}
     draw = torch.Generator().manual_seed(2)
     z, image = torch.randn(1, 4, 4, 4, generator=draw), torch.rand(1, 3, 32, 32, generator=draw)
     features: list[torch.Tensor] = []

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from restore_lab.adaptors.control import ControlAdaptor, StreamAdaptor
-from restore_lab.adaptors.fusion.sft import SFT, Transform
+from restore_lab.adaptors.fusion.sft import SFT, SFTConnector
 from restore_lab.adaptors.lora import TARGETS, Lora
 from restore_lab.adaptors.trunk.build import trunk
 from restore_lab.adaptors.visual_stream import AdaNorm, VisualStream, text_attentions
 from restore_lab.methods.dra import LqTargets
 from restore_lab.methods.instantir import DcpTraining, PreviewerTraining
 from restore_lab.methods.reference import Reference
-from restore_lab.objectives.consistency import Distillation, boundary, consistent, solver_step
+from restore_lab.objectives.consistency import Distillation, boundary, consistency_function, solver_step
 from restore_lab.prompts.slots import Dropout, PromptSources
 from restore_lab.random import noise_like
 from restore_lab.samplers.fidelity.adares import AdaRes
@@ -168,9 +168,9 @@ def test_lora_off_is_the_prior_bit_for_bit(kind, targets) -> None:
         shake(lora)
         on = backbone(z, t, cond)
         assert not torch.equal(on, plain)
-        with lora.switched(False):
+        with lora.switch(False):
             assert torch.equal(backbone(z, t, cond), plain)
-            with lora.switched(True):
+            with lora.switch(True):
                 assert torch.equal(backbone(z, t, cond), on)
             assert torch.equal(backbone(z, t, cond), plain)
         assert torch.equal(backbone(z, t, cond), on)
@@ -199,11 +199,11 @@ def test_two_lora_sets_of_one_prior_add_up_and_are_switched_apart() -> None:
         plain = toy_backbone("sd")(z, t, cond)
         for one, other in ((first, second), (second, first)):
             alone, _ = prior_with((one.name, "self_attention" if one is first else "previewer"))
-            with other.switched(False):
+            with other.switch(False):
                 assert one.on and not other.on
                 torch.testing.assert_close(backbone(z, t, cond), alone(z, t, cond), rtol=1e-5, atol=1e-5)
         both = backbone(z, t, cond)
-        with first.switched(False), second.switched(False):
+        with first.switch(False), second.switch(False):
             torch.testing.assert_close(backbone(z, t, cond), plain, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(both, plain, rtol=1e-3, atol=1e-3)
     assert all(p.requires_grad for one in (first, second) for p in one.updates.values())
@@ -232,9 +232,9 @@ def test_the_boundary() -> None:
     assert float(b) == pytest.approx(float(scaled) / (float(scaled) ** 2 + 0.25) ** 0.5)
     s, z, v = schedule("v_prediction", zero_snr=False), latents(), latents(seed=1)
     t = torch.tensor([0, 0, 0])
-    assert torch.equal(consistent(v, z, t, schedule=s), z)
+    assert torch.equal(consistency_function(v, z, t, schedule=s), z)
     t = torch.tensor([999, 500, 100])
-    torch.testing.assert_close(consistent(v, z, t, schedule=s), s.to_x0(v, z, t), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(consistency_function(v, z, t, schedule=s), s.to_x0(v, z, t), atol=1e-4, rtol=1e-3)
 
 
 def test_the_solver_is_ddim() -> None:
@@ -278,7 +278,7 @@ def distilled(kind: str, *, checkpointing: bool) -> tuple[float, dict[str, Tenso
     if checkpointing:
         module.backbone.denoiser.enable_gradient_checkpointing(module.adaptor.lora.checkpoint)
     loss = stage.loss(toy_batch(), step=0)["loss"]
-    with module.adaptor.lora.switched(False):  # the backward pass may find the switch either way
+    with module.adaptor.lora.switch(False):  # the backward pass may find the switch either way
         loss.backward()
     grads = {name: p.grad.clone() for name, p in stage.trainable().items() if p.grad is not None}
     return float(loss.detach()), grads
@@ -328,7 +328,7 @@ def test_the_first_stage_turns_lqs_into_targets_as_the_last_does() -> None:
 
 
 def test_a_connector_is_eq_6() -> None:
-    connector = Transform(channels=4, hidden=8, width=6)
+    connector = SFTConnector(channels=4, hidden=8, width=6)
     shake(connector)
     p, o = torch.randn(2, 4, 5, 5), torch.randn(2, 4, 5, 5)
     a = torch.nn.functional.silu(connector.shared[0](o))
@@ -388,11 +388,11 @@ def test_references(kind) -> None:
         assert torch.equal(found["lq"], codec.encode(batch.lq_BCHW))
         assert torch.equal(found["hq"], codec.encode(batch.hq_BCHW))
         torch.testing.assert_close(found["mean"], s.to_x0(plain, z, t))
-        with module.adaptor.lora.switched(True):
+        with module.adaptor.lora.switch(True):
             words = replace(
                 module.backbone.embed(("", ""), (32, 32)), visual_BLD=module.adaptor.stream(prompt.visual_BLD)
             )
-            psi = consistent(module.backbone(z, t, words), z, t, schedule=s)
+            psi = consistency_function(module.backbone(z, t, words), z, t, schedule=s)
         torch.testing.assert_close(found["dcp"], psi)
     values = list(found.values())
     assert all(not torch.equal(a, b) for i, a in enumerate(values) for b in values[i + 1 :])

@@ -107,7 +107,7 @@ def test_supir_steps_as_its_release(case: str, monkeypatch) -> None:
     run()
     sigmas = tensor(f"{case}/sigmas")
     assert [level.sigma for _, level in recorded.latents] == pytest.approx(sigmas[:-1].tolist(), rel=1e-4)
-    found = [z_BCHW * math.sqrt(1 + level.following**2) for z_BCHW, level in recorded.latents]
+    found = [z_BCHW * math.sqrt(1 + level.next_sigma**2) for z_BCHW, level in recorded.latents]
     for x_BCHW, expected_CHW in zip(found, tensor(f"{case}/latents"), strict=True):
         assert relative(x_BCHW[0], expected_CHW) < 1e-4
 
@@ -282,7 +282,7 @@ def test_a_trunk_runs_once_where_it_reads_the_same_in_both_halves(typed, same, c
     method, cond, null, hint = instantir_method(*typed)
     method.denoiser.batched = batched
     null = replace(cond, visual_BLD=null.visual_BLD) if same else null
-    at = {"level": Level(sigma=1.0, following=0.5, share=0.1), "steer": Steer(), "seeds": [0, 1]}
+    at = {"level": Level(sigma=1.0, next_sigma=0.5, share=0.1), "steer": Steer(), "seeds": [0, 1]}
     z: Any = hint.lq_latent_BCHW
     for tiles in (None, Tiles(size=(8, 12), tile=(8, 8), overlap=4, compression=1, settings=tiling())):
         method.adaptor.calls.clear()

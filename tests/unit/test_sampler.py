@@ -18,7 +18,7 @@ from tests.rounding import close
 from tests.toy_methods import said, shake, toy_adaptor, toy_batch, toy_sampler, toy_spire
 from tests.toys import TEXT_LENGTH, TEXT_WIDTH
 
-TOP = Level(sigma=14.6, following=10.0, share=1.0)
+TOP = Level(sigma=14.6, next_sigma=10.0, share=1.0)
 
 
 def schedule(prediction: str, *, zero_snr: bool) -> Schedule:

@@ -10,7 +10,7 @@ import torch
 
 from restore_lab.evaluation.metrics.seams import edges, seams
 from restore_lab.methods.pipeline import parts_to_caption
-from restore_lab.samplers.tiling import Gaussian, Part, Tiles, TilesTooLarge, starts
+from restore_lab.samplers.tiling import Gaussian, TileBatch, Tiles, TilesTooLarge, starts
 from restore_lab.types import Batch, Cond, Hint
 from tests.rounding import close
 from tests.toy_methods import shake, toy_batch, toy_spire
@@ -46,14 +46,14 @@ def test_windows_cover_a_side_from_end_to_end(whole, part, overlap) -> None:
 @pytest.mark.parametrize("size", [(20, 20), (9, 70), (41, 8)])
 def test_a_local_model_says_the_same_in_tiles(size) -> None:
     z = latent(*size)
-    made = tiles(size, (min(8, size[0]), 8)).over(lambda part: part.crop(z).square() + 1, z)
+    made = tiles(size, (min(8, size[0]), 8)).blend(lambda part: part.crop(z).square() + 1, z)
     torch.testing.assert_close(made, z.square() + 1, atol=1e-5, rtol=1e-5)
 
 
 def test_what_tiles_disagree_about_is_blended_by_their_weights() -> None:
     z, cut = latent(8, 14, count=1), tiles((8, 14), (8, 8), overlap=2, batch=1)
     assert cut.windows == [(0, 0), (0, 6)]
-    made = cut.over(lambda part: torch.full((1, 1, 8, 8), float(part.chosen[0])), z)[0, 0, 0]
+    made = cut.blend(lambda part: torch.full((1, 1, 8, 8), float(part.indices[0])), z)[0, 0, 0]
     u = torch.tensor([6.5, 7.5]) / 8 - 0.5
     left, right = torch.exp(-u.square() / 0.02), torch.exp(-u.flip(0).square() / 0.02)
     torch.testing.assert_close(made, torch.cat([torch.zeros(6), right / (left + right), torch.ones(6)]))
@@ -61,7 +61,7 @@ def test_what_tiles_disagree_about_is_blended_by_their_weights() -> None:
 
 def test_conditions_and_hints_are_cut_for_each_tile() -> None:
     cut, z = tiles((16, 12), (8, 8), batch=2), latent(16, 12)
-    part = Part(cut, range(1, 3), 2)
+    part = TileBatch(cut, range(1, 3), 2)
     rows = torch.arange(2.0)[:, None, None].expand(2, 3, 5)
     hint = Hint(lq_BCHW=torch.rand(2, 3, 64, 48), lq_latent_BCHW=z, instruction_BLD=rows, empty=Cond(tokens_BLD=rows))
     seen = part.hint(hint)
@@ -200,16 +200,16 @@ def test_blending_hides_the_edges_that_cutting_shows() -> None:
     ramp = torch.linspace(0, 1, 64).expand(1, 3, 64, 64) + torch.linspace(0, 1, 64)[:, None]
     lines = edges(64, tile=24, overlap=8)
 
-    def offset(part: Part) -> torch.Tensor:
-        signs = torch.tensor([(-1.0) ** n for n in part.chosen])[:, None, None, None]
+    def offset(part: TileBatch) -> torch.Tensor:
+        signs = torch.tensor([(-1.0) ** n for n in part.indices])[:, None, None, None]
         return part.crop(0.25 * ramp) + 0.05 * signs
 
-    blended = tiles(size, (24, 24), overlap=8).over(offset, z)
+    blended = tiles(size, (24, 24), overlap=8).blend(offset, z)
     uniform = tiles(size, (24, 24), overlap=8)
     uniform.weight_HW = torch.ones(24, 24)
     uniform.total_HW = torch.zeros(64, 64)
     for top, left in uniform.windows:
         uniform.total_HW[top : top + 24, left : left + 24] += 1
-    flat = uniform.over(offset, z)
+    flat = uniform.blend(offset, z)
     at = [seams(image, rows=lines, columns=lines, reach=1).item() for image in (blended, flat)]
     assert at[0] < 1.0 < 20 < at[1]

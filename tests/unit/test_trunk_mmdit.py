@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from restore_lab.adaptors.control import ControlAdaptor
-from restore_lab.adaptors.fusion.base import Controls, encoder_controls, meetings
+from restore_lab.adaptors.fusion.base import Controls, encoder_controls, fusion_points
 from restore_lab.adaptors.fusion.modulation import Modulation
 from restore_lab.adaptors.fusion.sft import SFT
 from restore_lab.adaptors.fusion.zero_conv import ZeroConv
@@ -156,7 +156,7 @@ def standing(blocks: int) -> SimpleNamespace:
 def heard(blocks: int, controls: int) -> list[int]:
     """The control that each block but the last hears."""
     channels = {f"block.{i}": WIDTH for i in range(controls)}
-    places = meetings(standing(blocks), Controls(channels=channels))
+    places = fusion_points(standing(blocks), Controls(channels=channels))
     assert [place.tap.name for place in places] == [f"block.{i}" for i in range(blocks - 1)]
     assert all(place.key == place.control.replace(".", "_") and place.width == WIDTH for place in places)
     return [int(place.control.partition(".")[2]) for place in places]

@@ -13,7 +13,7 @@ from torch import Tensor
 from restore_lab.backbones.schedule import FlowMatching, Schedule
 from restore_lab.samplers import schedulers
 from restore_lab.samplers.edm import EdmSampler
-from restore_lab.samplers.fidelity.base import Free
+from restore_lab.samplers.fidelity.base import FidelityGuidance
 from restore_lab.samplers.fidelity.restoration_guided import RestorationGuided
 from restore_lab.samplers.fidelity.rss import RestorationSampling
 from restore_lab.samplers.level import Level
@@ -35,13 +35,13 @@ FACTORIES: dict[str, Any] = {
 }
 NAMES = [*FACTORIES, "edm"]
 FIDELITIES = {
-    "none": Free(),
+    "none": FidelityGuidance(),
     "restoration_guided": RestorationGuided(tau_r=2.0, s_tmin=0.0),
     "rss": RestorationSampling(weight=0.5, threshold=0.2),
 }
 
 
-def sampler_of(name: str, fidelity: Free, steps: int) -> Any:
+def sampler_of(name: str, fidelity: FidelityGuidance, steps: int) -> Any:
     if name == "edm":
         churn = {"s_churn": 3.0, "s_noise": 1.0, "s_tmin": 0.0, "s_tmax": None}
         return EdmSampler(steps=steps, **churn, **sampler_parts(fidelity=fidelity))
@@ -89,7 +89,7 @@ def test_the_model_is_compiled_once_for_all_steps() -> None:
         return one.result
 
     lq = torch.randn(2, 4, 4, 4).to(torch_xla.device())
-    sampler_of("dpmpp", Free(), 6)(said(asked), lq, centre_BCHW=lq, seeds=(1, 2), schedule=SCHEDULES["vp"])
+    sampler_of("dpmpp", FidelityGuidance(), 6)(said(asked), lq, centre_BCHW=lq, seeds=(1, 2), schedule=SCHEDULES["vp"])
     assert compiled == [1, 0, 0, 0, 0, 0]
 
 

@@ -1,9 +1,9 @@
-"""Where a trunk's features meet the prior: what the fusions of both families share.
+"""Where a trunk's features are added to the prior; shared by the fusions of both families.
 
-On a UNet a control enters at the middle and at the joins; the middle is fed by the trunk's middle, the joins, in order,
-by its skips from the last to the first. On an MM-DiT controls enter behind the blocks, each of k controls behind its
-share of the N blocks, as in diffusers' SD3ControlNetModel: block i hears control floor(i k / N), the last block none;
-where no block would then hear the last control (k > N / 2), floor(i k / (N - 1)).
+In a UNet, controls are added at the middle block and at the joins: the middle reads the trunk's middle, the joins, in
+order, read its skips from the last to the first. In an MM-DiT, controls are added after the blocks, k controls for N
+blocks as in diffusers' SD3ControlNetModel: block i reads control floor(i k / N), and the last block none. If no block
+would read the last control (k > N / 2), block i reads floor(i k / (N - 1)) instead.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Controls:
-    """What a trunk hands over: channels by control name, in order; `halves` 2 if each is two maps side by side."""
+    """A trunk's outputs: channels by control name, in order; `halves` is 2 if each concatenates two maps."""
 
     channels: Mapping[str, int]
     halves: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Meeting:
-    """One place: the backbone's tap, the control that enters, its channels, and the name of the weights that it needs.
+class FusionPoint:
+    """One tap where a control is added: the tap, the control, the control's channels, and the key of the weights.
 
-    Several places may share one name: the blocks of an MM-DiT that hear the same control.
+    MM-DiT blocks that read the same control share one key.
     """
 
     tap: Tap
@@ -39,33 +39,33 @@ class Meeting:
 
     @property
     def width(self) -> int:
-        """Channels of what the control is for: the skip at a join, all elsewhere."""
+        """Channels that the control acts on: the skip's at a join, all elsewhere."""
         return self.tap.skip or self.tap.channels
 
 
 def encoder_controls(backbone: Backbone) -> Controls:
-    """The controls of a trunk that copies the whole encoder, or all blocks but the last, at the prior's own widths."""
+    """The controls of a trunk that copies the whole encoder, or all blocks but the last, without further layers."""
     if backbone.family == "mmdit":
         return Controls(channels={tap.name: tap.channels for tap in backbone.taps[1:-1]})
     return Controls(channels={tap.name: tap.channels for tap in backbone.taps if tap.kind in ("encoder", "middle")})
 
 
-def meetings(backbone: Backbone, controls: Controls) -> list[Meeting]:
-    """The places in the order visited, on a UNet the middle first."""
+def fusion_points(backbone: Backbone, controls: Controls) -> list[FusionPoint]:
+    """The fusion points in forward order, which starts at the middle block in a UNet."""
     if backbone.family == "mmdit":
         names, blocks = list(controls.channels), backbone.taps[1:]
-        count, heard = len(names), len(blocks) - 1
-        over = len(blocks) if (heard - 1) * count // len(blocks) == count - 1 else heard
+        count, readers = len(names), len(blocks) - 1
+        over = len(blocks) if (readers - 1) * count // len(blocks) == count - 1 else readers
         pairs = [(tap, names[i * count // over]) for i, tap in enumerate(blocks[:-1])]
-        return [_meeting(tap, name, controls, key=name) for tap, name in pairs]
+        return [_fusion_point(tap, name, controls, key=name) for tap, name in pairs]
     skips = [tap.name for tap in backbone.taps if tap.kind == "encoder"]
     joins = [tap for tap in backbone.taps if tap.kind == "join"]
     middle = [(tap, tap.name) for tap in backbone.taps if tap.kind == "middle"]
     return [
-        _meeting(tap, name, controls, key=tap.name)
+        _fusion_point(tap, name, controls, key=tap.name)
         for tap, name in [*middle, *zip(joins, reversed(skips), strict=True)]
     ]
 
 
-def _meeting(tap: Tap, name: str, controls: Controls, *, key: str) -> Meeting:
-    return Meeting(tap=tap, control=name, channels=controls.channels[name], key=key.replace(".", "_"))
+def _fusion_point(tap: Tap, name: str, controls: Controls, *, key: str) -> FusionPoint:
+    return FusionPoint(tap=tap, control=name, channels=controls.channels[name], key=key.replace(".", "_"))

@@ -1,9 +1,9 @@
 """SPIRE's modulation fusion: f_skip <- (1 + gamma) f_skip + beta, (gamma, beta) = M(f_con) (section 3.4).
 
-M is a 1x1 convolution initialised to zero, so an untrained adaptor leaves the prior as it is. The middle's output is
-modulated like a skip ("gamma and beta of the middle layer", supplement B), which makes the paper's 275 M trainable
-parameters to the digit. With `decoder=True` the decoder's own features at each join are scaled too (Table 7, "f_skip
-and f_up"); an MM-DiT has no such features. `adaptor/fusion=modulation|modulation_decoder`.
+M is a zero-initialised 1x1 convolution, so an untrained adaptor does not change the prior. The middle block's output is
+modulated like a skip ("gamma and beta of the middle layer", supplement B); this reproduces the paper's 275 M trainable
+parameters. With `decoder=True` the decoder features at each join are scaled too (Table 7, "f_skip and f_up"); an MM-DiT
+has no such features. `adaptor/fusion=modulation|modulation_decoder`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from restore_lab.adaptors.fusion.base import Controls, encoder_controls, meetings
+from restore_lab.adaptors.fusion.base import Controls, encoder_controls, fusion_points
 from restore_lab.adaptors.fusion.zero_conv import zero_conv
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ class Modulation(nn.Module):
     """Scale and shift; an `Edit` whose carry is the trunk's features by name.
 
     Args:
-        backbone: whose places are met.
-        decoder: scale the decoder half of each join as well.
-        controls: what the trunk hands over.
+        backbone: the prior.
+        decoder: scale the decoder features of each join as well.
+        controls: the trunk's outputs; None for those of a whole encoder.
 
     Raises:
         ValueError: for `decoder` on a backbone without a decoder half.
@@ -37,7 +37,9 @@ class Modulation(nn.Module):
         super().__init__()
         if decoder and backbone.family == "mmdit":
             raise ValueError("modulation of f_up needs a decoder half, which an MM-DiT has not; use fusion=modulation")
-        self.places = {place.tap.name: place for place in meetings(backbone, controls or encoder_controls(backbone))}
+        self.places = {
+            place.tap.name: place for place in fusion_points(backbone, controls or encoder_controls(backbone))
+        }
         self.gamma, self.beta, self.gamma_up = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         for place in self.places.values():
             if place.key in self.gamma:
@@ -48,7 +50,7 @@ class Modulation(nn.Module):
                 self.gamma_up[place.key] = zero_conv(place.channels, place.tap.channels - place.width)
 
     def forward(self, tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: dict[str, Tensor]) -> tuple[Tensor, dict]:
-        """The edit, shown every tap."""
+        """The edit, called at every tap."""
         place = self.places.get(tap.name)
         if place is None:
             return h_BCHW, carry
@@ -57,4 +59,4 @@ class Modulation(nn.Module):
         gamma, beta = self.gamma[key](control).to(h_BCHW.dtype), self.beta[key](control).to(h_BCHW.dtype)
         if key in self.gamma_up:
             up = (1 + self.gamma_up[key](control).to(h_BCHW.dtype)) * up
-        return torch.cat([up, (1 + gamma) * skip + beta], dim=1), carry
+        return torch.cat([up, (1 + gamma) * skip + beta], dim=1), carry  # SPIRE, section 3.4: f_skip

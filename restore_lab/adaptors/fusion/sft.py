@@ -1,10 +1,10 @@
-"""InstantIR's connector (section 3.2, Eq. 6): the preview's features scaled and shifted by the LQ's, added to the skip.
+"""InstantIR's SFT connector (section 3.2, Eq. 6): preview features modulated by the LQ features, added to the skip.
 
     h_res = (1 + alpha) h_p + beta,  (alpha, beta) = M(h_o),  h_p, h_o = Split(H)
-M is SUPIR's: a 3x3 convolution to 128 features, SiLU, and a 3x3 convolution for each of the two, none of them zero. The
-release sends h_res through a zero 1x1 convolution, which InstantIR's Eq. 6 has not and training from an unchanged prior
-needs. A trunk whose features are one map has h_p = h_o. `adaptor/fusion=sft`.
-Shapes (B, C, h, w), or (B, 2 C, h, w): [p | o].
+M is SUPIR's: a 3x3 convolution to 128 features, SiLU, and one 3x3 convolution each for alpha and beta, not
+zero-initialised. The release adds a zero 1x1 convolution after h_res, which is not in InstantIR's Eq. 6; with it,
+training starts from the unchanged prior. For a trunk with one feature map, h_p = h_o. `adaptor/fusion=sft`.
+Shapes: (B, C, h, w), or (B, 2 C, h, w) for [p | o].
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from restore_lab.adaptors.fusion.base import Controls, encoder_controls, meetings
-from restore_lab.adaptors.fusion.zero_conv import added, zero_conv
+from restore_lab.adaptors.fusion.base import Controls, encoder_controls, fusion_points
+from restore_lab.adaptors.fusion.zero_conv import add_residual, zero_conv
 
 if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
     from restore_lab.types import Tap
 
 
-class Transform(nn.Module):
+class SFTConnector(nn.Module):
     """One connector.
 
     Args:
-        channels: of each half.
-        hidden: of the features that alpha and beta read.
-        width: of what is added.
+        channels: channels of h_p and of h_o.
+        hidden: channels of the features that alpha and beta read.
+        width: channels of the output.
     """
 
     def __init__(self, *, channels: int, hidden: int, width: int) -> None:
@@ -38,37 +38,37 @@ class Transform(nn.Module):
         self.zero = zero_conv(channels, width)
 
     def forward(self, preview_BCHW: Tensor, lq_BCHW: Tensor) -> Tensor:
-        """What is added: Z((1 + alpha) h_p + beta)."""
+        """The residual: Z((1 + alpha) h_p + beta)."""
         a = self.shared(lq_BCHW)
-        return self.zero((1 + self.alpha(a)) * preview_BCHW + self.beta(a))
+        return self.zero((1 + self.alpha(a)) * preview_BCHW + self.beta(a))  # InstantIR, Eq. 6
 
 
 class SFT(nn.Module):
-    """Connectors at every place; an `Edit` whose carry is the trunk's features by name.
+    """Connectors at all fusion points; an `Edit` whose carry is the trunk's features by name.
 
     Args:
-        backbone: whose places are met.
+        backbone: the prior.
         hidden: channels of the features that alpha and beta read.
-        controls: what the trunk hands over.
+        controls: the trunk's outputs; None for those of a whole encoder.
     """
 
     def __init__(self, backbone: Backbone, *, hidden: int, controls: Controls | None = None) -> None:
         super().__init__()
         controls = controls or encoder_controls(backbone)
         self.halves = controls.halves
-        self.places = {place.tap.name: place for place in meetings(backbone, controls)}
+        self.places = {place.tap.name: place for place in fusion_points(backbone, controls)}
         self.connectors = nn.ModuleDict()
         for place in self.places.values():
             if place.key not in self.connectors:
-                self.connectors[place.key] = Transform(
+                self.connectors[place.key] = SFTConnector(
                     channels=place.channels // self.halves, hidden=hidden, width=place.width
                 )
 
     def forward(self, tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: dict[str, Tensor]) -> tuple[Tensor, dict]:
-        """The edit, shown every tap."""
+        """The edit, called at every tap."""
         place = self.places.get(tap.name)
         if place is None:
             return h_BCHW, carry
         control = carry[place.control]
         preview, lq = control.chunk(2, dim=1) if self.halves == 2 else (control, control)
-        return added(h_BCHW, self.connectors[place.key](preview, lq).to(h_BCHW.dtype)), carry
+        return add_residual(h_BCHW, self.connectors[place.key](preview, lq).to(h_BCHW.dtype)), carry

@@ -1,7 +1,7 @@
 """Zero convolutions: ControlNet's fusion f <- f + Z(f_con) (Zhang et al. 2023). `adaptor/fusion=zero_conv`.
 
-With SPIRE's trunk it makes the baseline "ControlNet-SR" (Tables 1 and 5). On a UNet f is the skip or the middle, on an
-MM-DiT what flows on behind a block.
+With SPIRE's trunk this is the baseline "ControlNet-SR" (Tables 1 and 5). In a UNet f is the skip or the middle block's
+output, in an MM-DiT a block's output.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from restore_lab.adaptors.fusion.base import Controls, encoder_controls, meetings
+from restore_lab.adaptors.fusion.base import Controls, encoder_controls, fusion_points
 
 if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
 
 class Pointwise(nn.Conv2d):
-    """A convolution of one pixel. Of a map whose channels lie together, as an MM-DiT's tokens shown as a map do, it is
-    one matrix product, which torch computes faster as such."""
+    """A 1x1 convolution; for channels-last maps, such as an MM-DiT's tokens, computed as a faster matrix product."""
 
     def forward(self, map_BCHW: Tensor) -> Tensor:
         if map_BCHW.is_contiguous() or not map_BCHW.is_contiguous(memory_format=torch.channels_last):
@@ -31,42 +30,44 @@ class Pointwise(nn.Conv2d):
 
 
 def zero_conv(inputs: int, outputs: int, *, size: int = 1, like: Tensor | None = None) -> nn.Conv2d:
-    """A convolution of size x size (odd) whose weights and bias are zero; of the dtype and device of `like`."""
-    made = {} if like is None else {"dtype": like.dtype, "device": like.device}
+    """A zero-initialised convolution of an odd kernel size, with the dtype and device of `like`."""
+    options = {} if like is None else {"dtype": like.dtype, "device": like.device}
     kind = Pointwise if size == 1 else nn.Conv2d
-    conv = kind(inputs, outputs, size, padding=size // 2, **made)
+    conv = kind(inputs, outputs, size, padding=size // 2, **options)
     nn.init.zeros_(conv.weight)
     nn.init.zeros_(conv.bias)
     return conv
 
 
 class ZeroConv(nn.Module):
-    """Controls added; an `Edit` whose carry is the trunk's features by name."""
+    """Additive controls; an `Edit` whose carry is the trunk's features by name."""
 
     def __init__(self, backbone: Backbone, *, controls: Controls | None = None) -> None:
         super().__init__()
-        self.places = {place.tap.name: place for place in meetings(backbone, controls or encoder_controls(backbone))}
+        self.places = {
+            place.tap.name: place for place in fusion_points(backbone, controls or encoder_controls(backbone))
+        }
         keys = [place.key for place in self.places.values()]
-        # Blocks of an MM-DiT that hear the same control share what its convolution makes of it.
+        # MM-DiT blocks that read the same control share its convolution's output.
         self.shared = {key for key in keys if keys.count(key) > 1}
         self.convs = nn.ModuleDict(
             {place.key: zero_conv(place.channels, place.width) for place in self.places.values()}
         )
 
     def forward(self, tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: dict[str, Tensor]) -> tuple[Tensor, dict]:
-        """The edit, shown every tap."""
+        """The edit, called at every tap."""
         place = self.places.get(tap.name)
         if place is None:
             return h_BCHW, carry
-        said = f"{place.control} said"
-        residual_BCHW = carry[said] if said in carry else self.convs[place.key](carry[place.control])
+        name = f"{place.control} residual"
+        residual_BCHW = carry[name] if name in carry else self.convs[place.key](carry[place.control])
         if place.key in self.shared:
-            carry = {**carry, said: residual_BCHW}
-        return added(h_BCHW, residual_BCHW.to(h_BCHW.dtype)), carry
+            carry = {**carry, name: residual_BCHW}
+        return add_residual(h_BCHW, residual_BCHW.to(h_BCHW.dtype)), carry
 
 
-def added(h_BCHW: Tensor, residual_BCHW: Tensor) -> Tensor:
-    """The residual added to the last channels of a map, as many as it has."""
+def add_residual(h_BCHW: Tensor, residual_BCHW: Tensor) -> Tensor:
+    """The map with the residual added to its last channels."""
     width = residual_BCHW.shape[1]
     if width == h_BCHW.shape[1]:
         return h_BCHW + residual_BCHW

@@ -2,9 +2,9 @@
 
 At a join with decoder features X_f, skip X_s and control X_c:
     X = [X_f, X_s + Z(X_c)],  X_fo = GN(X) (1 + gamma(a)) + beta(a),  a = SiLU(conv(X_c))
-with Z a zero 1x1 convolution, gamma and beta zero 3x3 convolutions of 128 features; at the middle there is no X_f. The
-group norm acts from the start, so that an untrained connector is not the identity. The release adds two attentions
-("ZeroCrossAttn", which do not start at zero) before the upsamplers: `attention: true`. Shapes (B, C, h, w).
+with Z a zero 1x1 convolution, and gamma and beta zero 3x3 convolutions of 128 features; the middle block has no X_f. An
+untrained connector is not the identity, because of the group norm. The release adds two cross attentions before the
+upsamplers ("ZeroCrossAttn", not zero-initialised): `attention: true`. Shapes: (B, C, h, w).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from restore_lab.adaptors.fusion.base import Controls, Meeting, encoder_controls, meetings
+from restore_lab.adaptors.fusion.base import Controls, FusionPoint, encoder_controls, fusion_points
 from restore_lab.adaptors.fusion.zero_conv import zero_conv
 
 if TYPE_CHECKING:
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from restore_lab.types import Tap
 
 GROUPS = 32
-BEFORE = "what flowed into the block"  # its name in the carry
+BLOCK_INPUT = "block input"  # its key in the carry
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """With 32 groups, or as many as divide the channels of a toy."""
+    """A group norm of gcd(32, channels) groups: 32, or fewer for toy models."""
     return nn.GroupNorm(math.gcd(GROUPS, channels), channels)
 
 
@@ -36,8 +36,8 @@ class Connector(nn.Module):
 
     Args:
         control: channels of X_c.
-        skip: channels of X_s, or of the middle.
-        up: channels of X_f, 0 at the middle.
+        skip: channels of X_s, or of the middle block's output.
+        up: channels of X_f, 0 at the middle block.
         hidden: channels of a.
     """
 
@@ -53,13 +53,13 @@ class Connector(nn.Module):
     def forward(self, h_BCHW: Tensor, control_BCHW: Tensor) -> Tensor:
         """X_fo from [X_f, X_s] and X_c."""
         up, skip = h_BCHW.split([h_BCHW.shape[1] - self.skip, self.skip], dim=1)
-        joined = torch.cat([up, skip + self.zero(control_BCHW).to(h_BCHW.dtype)], dim=1)
+        joined = torch.cat([up, skip + self.zero(control_BCHW).to(h_BCHW.dtype)], dim=1)  # X
         a = self.shared(control_BCHW)
-        return self.norm(joined) * (1 + self.gamma(a)) + self.beta(a)
+        return self.norm(joined) * (1 + self.gamma(a)) + self.beta(a)  # X_fo
 
 
 class ControlAttention(nn.Module):
-    """The release's attention from the decoder's features (queries) to the control's; added to what flows on."""
+    """The release's cross attention from decoder features (queries) to control features, with a residual."""
 
     def __init__(self, *, width: int, control: int) -> None:
         super().__init__()
@@ -75,21 +75,21 @@ class ControlAttention(nn.Module):
         """h + attention(norm(h), norm(control))."""
         query_BLD = self.norm(h_BCHW).flatten(2).transpose(1, 2)
         context_BLD = self.norm_control(control_BCHW).flatten(2).transpose(1, 2)
-        found_BLD = self.attention(query_BLD, encoder_hidden_states=context_BLD)
-        return h_BCHW + found_BLD.transpose(1, 2).reshape(h_BCHW.shape)
+        out_BLD = self.attention(query_BLD, encoder_hidden_states=context_BLD)
+        return h_BCHW + out_BLD.transpose(1, 2).reshape(h_BCHW.shape)
 
 
 class ZeroSFT(nn.Module):
-    """Connectors at every place; an `Edit` whose carry is the trunk's features by name.
+    """Connectors at all fusion points; an `Edit` whose carry is the trunk's features by name.
 
-    On an MM-DiT, whose blocks add to a residual stream, the connector acts on what the block added, so that the norm
-    does not cut the stream: h <- h_before + ZeroSFT(h - h_before).
+    In an MM-DiT the connector acts on a block's update of the residual stream, such that the norm does not break the
+    stream: h <- h_in + ZeroSFT(h - h_in), with h_in the block's input.
 
     Args:
-        backbone: whose joins and middle, or blocks, are met.
+        backbone: the prior.
         hidden: channels of the features that gamma and beta read.
-        attention: add the release's attentions before the upsamplers, fed like the join before each.
-        controls: what the trunk hands over.
+        attention: add the release's cross attentions before the upsamplers, each with the control of the last join.
+        controls: the trunk's outputs; None for those of a whole encoder.
 
     Raises:
         ValueError: for `attention` on a backbone without upsamplers.
@@ -100,10 +100,12 @@ class ZeroSFT(nn.Module):
         if attention and backbone.family == "mmdit":
             raise ValueError("ZeroCrossAttn sits before upsamplers, and an MM-DiT has none; use fusion=zero_sft")
         self.on_updates = backbone.family == "mmdit"
-        self.places = {place.tap.name: place for place in meetings(backbone, controls or encoder_controls(backbone))}
-        self.keys: dict[str, tuple[str, str]] = {}  # by tap: names of the weights and of the control
+        self.places = {
+            place.tap.name: place for place in fusion_points(backbone, controls or encoder_controls(backbone))
+        }
+        self.keys: dict[str, tuple[str, str]] = {}  # by tap: keys of the weights and of the control
         self.connectors = nn.ModuleDict()
-        last: Meeting | None = None
+        last: FusionPoint | None = None
         for tap in backbone.taps:
             if tap.name in self.places:
                 last = self.places[tap.name]
@@ -118,11 +120,11 @@ class ZeroSFT(nn.Module):
                 self.connectors[key] = ControlAttention(width=tap.channels, control=last.channels)
 
     def forward(self, tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: dict[str, Tensor]) -> tuple[Tensor, dict]:
-        """The edit: shown every tap, it acts at its places and, with `attention`, before upsamplers."""
-        before = carry.get(BEFORE) if self.on_updates else None
+        """The edit, called at every tap; it acts at the fusion points and, with `attention`, before upsamplers."""
+        before = carry.get(BLOCK_INPUT) if self.on_updates else None
         if tap.name in self.keys:
             key, control = self.keys[tap.name]
             update_BCHW = h_BCHW if before is None else h_BCHW - before
             edited_BCHW = self.connectors[key](update_BCHW, carry[control]).to(h_BCHW.dtype)
             h_BCHW = edited_BCHW if before is None else before + edited_BCHW
-        return h_BCHW, ({**carry, BEFORE: h_BCHW} if self.on_updates else carry)
+        return h_BCHW, ({**carry, BLOCK_INPUT: h_BCHW} if self.on_updates else carry)

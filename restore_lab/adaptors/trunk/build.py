@@ -1,4 +1,4 @@
-"""The trunk of a prior's family: a UNet's (unet.py) or an MM-DiT's (mmdit.py)."""
+"""Build the trunk for a prior's family: UNet (unet.py) or MM-DiT (mmdit.py)."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ def trunk(
     feed: Feed = "concat",
     text: bool = True,
 ) -> Trunk | MMDiTTrunk:
-    """The trunk of the backbone's family.
+    """The trunk for the backbone's family.
 
     Args:
-        backbone: whose denoiser is copied.
-        hint_channels: channels of the hint (of each half, with `spatial`).
-        middle: whether a UNet's copied middle block learns. SPIRE counts 275 M trainable parameters, which is the
-            encoder without the middle (docs/deviations.md), so its copy stays as it was.
-        depth: "whole"; "half"; on a UNet how many transformer layers each attention keeps (see `trim`), on an MM-DiT
-            how many blocks are copied.
-        feed: "concat" widens the first layer by the hint, "add" adds a layer of the hint's own behind it, "spatial"
-            puts reference and LQ into one map.
-        text: false takes the attention to the text out.
+        backbone: the prior, whose denoiser is copied.
+        hint_channels: channels of the hint; with `spatial`, of the LQ latent.
+        middle: whether a UNet's copied middle block is trainable. SPIRE reports 275 M trainable parameters, the
+            encoder's without the middle block (docs/deviations.md), so its middle block is frozen.
+        depth: "whole" or "half"; or the number of transformer layers per attention of a UNet (see `trim`), or of copied
+            blocks of an MM-DiT.
+        feed: "concat" concatenates the hint to z_t, "add" adds a convolution of the hint after the first layer,
+            "spatial" stacks LQ latent and reference in one map, without z_t.
+        text: false removes the cross attention to the text.
 
     Raises:
-        ValueError: for an option that is not known.
+        ValueError: for an unknown option.
     """
     if middle not in ("frozen", "trainable"):
         raise ValueError(f"adaptor.trunk.middle={middle!r} is not known; one of frozen, trainable")

@@ -1,9 +1,9 @@
-"""The trunk of an MM-DiT: a trainable copy of its first blocks, run by the prior's own loop.
+"""The trunk of an MM-DiT: a trainable copy of its first blocks, run by the prior's forward loop.
 
-As diffusers' SD3ControlNetModel: patch embedding, embeddings of time and text, k joint blocks, and for `feed=add` a
-patch embedding of the hint, which starts at zero. `feed=spatial` lays the LQ's latent and the reference one above the
-other. Without text the copies are blocks of the image alone, which keep the joint blocks' weights for it. Shapes: z (B,
-C, h, w), hint features (B, F, h, w); out: one map (B, D, h / patch, w / patch) a block, by tap name.
+As in diffusers' SD3ControlNetModel: patch embedding, time and text embeddings, k joint blocks and, for `feed=add`, a
+zero-initialised patch embedding of the hint. `feed=spatial` stacks the LQ latent above the reference. Without text the
+copies are image-only blocks with the joint blocks' image weights. Shapes: z (B, C, h, w), hint features (B, F, h, w);
+output: one map (B, D, h / patch, w / patch) per block, by tap name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from diffusers.models.transformers.transformer_sd3 import SD3SingleTransformerBl
 from torch import Tensor, nn
 
 from restore_lab.adaptors.fusion.base import Controls
-from restore_lab.adaptors.trunk.unet import side_by_side, stacked, widened
+from restore_lab.adaptors.trunk.unet import concat_halves, stack, widen
 from restore_lab.backbones.mmdit import add_positions, run_blocks, time_embedding
 from restore_lab.types import Cond, Tap
 
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 
 def collect(tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: tuple) -> tuple[Tensor, tuple]:
-    """The edit that changes nothing and keeps every block's output."""
+    """An edit that changes nothing and collects every block's output in the carry."""
     return h_BCHW, carry if tap.name == "patch" else (*carry, h_BCHW)
 
 
-def blocks_kept(depth: str | int | Sequence[int], *, whole: int) -> int:
-    """How many blocks a depth means; the last block of an MM-DiT, which has no text output, is never copied.
+def block_count(depth: str | int | Sequence[int], *, whole: int) -> int:
+    """The number of copied blocks; the last block of an MM-DiT has no text output and is never copied.
 
     Raises:
-        ValueError: for a depth that does not fit.
+        ValueError: for an invalid depth.
     """
     if depth in ("whole", "half"):
         return whole - 1 if depth == "whole" else whole // 2
@@ -44,30 +44,32 @@ def blocks_kept(depth: str | int | Sequence[int], *, whole: int) -> int:
 
 
 class MMDiTTrunk(nn.Module):
-    """The copied blocks; arguments as `restore_lab.adaptors.trunk.build.trunk` has them."""
+    """The copied blocks; arguments as for `restore_lab.adaptors.trunk.build.trunk`."""
 
     def __init__(
         self, backbone: Backbone, *, hint_channels: int, depth: str | int | Sequence[int], feed: str, text: bool
     ) -> None:
         super().__init__()
         model = backbone.denoiser
-        kept = blocks_kept(depth, whole=len(model.transformer_blocks))
-        self.taps, self.feed, self.patch = backbone.taps[: kept + 1], feed, model.config.patch_size
+        count = block_count(depth, whole=len(model.transformer_blocks))
+        self.taps, self.feed, self.patch = backbone.taps[: count + 1], feed, model.config.patch_size
         halves = 2 if feed == "spatial" else 1
         widths = {tap.name: halves * tap.channels for tap in self.taps[1:]}
         self.controls = Controls(channels=widths, halves=halves)
         self.pos_embed = copy.deepcopy(model.pos_embed)
         self.time_text_embed = copy.deepcopy(model.time_text_embed)
         self.context_embedder = copy.deepcopy(model.context_embedder) if text else None
-        blocks = model.transformer_blocks[:kept]
-        self.transformer_blocks = copy.deepcopy(blocks) if text else nn.ModuleList(alone(b, model) for b in blocks)
-        self.gradient_checkpointing = False  # speed.gradient_checkpointing says otherwise
+        blocks = model.transformer_blocks[:count]
+        self.transformer_blocks = (
+            copy.deepcopy(blocks) if text else nn.ModuleList(image_block(b, model) for b in blocks)
+        )
+        self.gradient_checkpointing = False  # set by speed.gradient_checkpointing
         self.requires_grad_(True)
-        for part in unread(self.transformer_blocks[-1]):
+        for part in unused_text_layers(self.transformer_blocks[-1]):
             part.requires_grad_(False)
         proj = self.pos_embed.proj
         if feed == "concat":
-            self.pos_embed.proj = widened(proj, hint_channels)
+            self.pos_embed.proj = widen(proj, hint_channels)
         elif feed == "add":
             like = {"device": proj.weight.device, "dtype": proj.weight.dtype}
             self.hint_proj = nn.Conv2d(hint_channels, proj.out_channels, self.patch, stride=self.patch, **like)
@@ -79,11 +81,11 @@ class MMDiTTrunk(nn.Module):
     def forward(
         self, z_BCHW: Tensor, t_B: Tensor, hint_BCHW: Tensor, cond: Cond, reference_BCHW: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The features for the fusion, by tap name; arguments as `Trunk.forward` has them."""
+        """The features for the fusion, by tap name; arguments as for `Trunk.forward`."""
         proj = self.pos_embed.proj
         dtype = proj.weight.dtype
         if self.feed == "spatial":
-            map_BCHW = stacked(proj(hint_BCHW.to(dtype)), self.reference_proj, reference_BCHW)
+            map_BCHW = stack(proj(hint_BCHW.to(dtype)), self.reference_proj, reference_BCHW)
         elif self.feed == "concat":
             map_BCHW = proj(torch.cat([z_BCHW, hint_BCHW], dim=1).to(dtype))
         else:
@@ -91,8 +93,8 @@ class MMDiTTrunk(nn.Module):
         h_BLD = add_positions(self.pos_embed, map_BCHW)
         if self.feed == "add":
             h_BLD = h_BLD + self.hint_proj(hint_BCHW.to(dtype)).flatten(2).transpose(1, 2)
-        found: Any = ()
-        _, found = run_blocks(
+        outputs: Any = ()
+        _, outputs = run_blocks(
             self.transformer_blocks,
             h_BLD,
             None if self.context_embedder is None else self.context_embedder(cond.tokens_BLD.to(dtype)),
@@ -104,28 +106,28 @@ class MMDiTTrunk(nn.Module):
             checkpointing=self if self.gradient_checkpointing else None,
         )
         if self.feed == "spatial":
-            found = tuple(side_by_side(f) for f in found)
-        return dict(zip(self.controls.channels, found, strict=True))
+            outputs = tuple(concat_halves(h) for h in outputs)
+        return dict(zip(self.controls.channels, outputs, strict=True))
 
 
-def unread(block: nn.Module) -> list[nn.Module]:
-    """What a last joint block makes of the text, which nobody reads: DDP would wait for its gradients."""
+def unused_text_layers(block: nn.Module) -> list[nn.Module]:
+    """The last joint block's layers whose text output is unused: frozen, because DDP would wait for their gradients."""
     parts = [getattr(block, "ff_context", None)]
     parts += [getattr(block.attn, name, None) for name in ("to_add_out", "add_q_proj", "norm_added_q")]
     return [part for part in parts if isinstance(part, nn.Module)]
 
 
-def alone(block: nn.Module, model: Any) -> SD3SingleTransformerBlock:
-    """The image's half of a joint block, with its weights; a second attention (SD3.5 medium) is left out."""
+def image_block(block: nn.Module, model: Any) -> SD3SingleTransformerBlock:
+    """The image stream of a joint block as a block with the same weights, without a second attention (SD3.5 medium)."""
     single = SD3SingleTransformerBlock(
         dim=model.inner_dim,
         num_attention_heads=model.config.num_attention_heads,
         attention_head_dim=model.config.attention_head_dim,
     )
     single.attn.norm_q, single.attn.norm_k = copy.deepcopy(block.attn.norm_q), copy.deepcopy(block.attn.norm_k)
-    wanted, found = single.state_dict(), block.state_dict()
+    target, source = single.state_dict(), block.state_dict()
     # With a second attention the first norm has nine outputs, of which the last three are that attention's.
-    single.load_state_dict({name: found[name][: len(value)] for name, value in wanted.items()}, assign=True)
-    for p in single.parameters():  # its own, not the prior's
+    single.load_state_dict({name: source[name][: len(value)] for name, value in target.items()}, assign=True)
+    for p in single.parameters():  # not shared with the prior
         p.data = p.data.clone()
     return single

@@ -1,12 +1,12 @@
-"""The trunk of a UNet: a trainable copy of the encoder half, run by the prior's own loop and stopped after the middle.
+"""The trunk of a UNet: a trainable copy of the encoder half and middle block, run by the prior's forward loop.
 
-SPIRE section 3.4: "an encoder initialized from pretrained UNet is finetuned", fed with z_t and the degraded image's
-features E'(y) side by side (`feed=concat`). SUPIR section 3.1: the copy keeps half of its transformer layers
-(`depth=half`), and the LQ's latent goes through a convolution of its own and is added behind the first (`feed=add`).
-Either way the new weights are zero, so that at the start the trunk sees z_t alone. InstantIR section 3.2: the LQ's
-latent and a reference lie one above the other in one map, each through a first convolution of its own, and z_t is not
-seen (`feed=spatial`). Shapes: z (B, C, h, w), hint features (B, F, h, w); out: one map a skip, and the middle's, by tap
-name; with `spatial` both halves side by side in the channels, the reference's first. trunk/mmdit.py has the MM-DiT's.
+SPIRE section 3.4: "an encoder initialized from pretrained UNet is finetuned", with z_t and the degraded image's
+features E'(y) concatenated as input (`feed=concat`). SUPIR section 3.1: the copy has half of its transformer layers
+(`depth=half`), and the LQ's latent, after a convolution, is added to the first convolution's output (`feed=add`). The
+new weights are zero-initialised in both cases, so an untrained trunk reads only z_t. InstantIR section 3.2: the LQ's
+latent is stacked above a reference in one map, each after its own first convolution; z_t is not read (`feed=spatial`).
+Shapes: z (B, C, h, w), hint features (B, F, h, w); output: one map per skip and the middle block's, by tap name; with
+`spatial` the two halves are concatenated in the channels, the reference's first. trunk/mmdit.py is the MM-DiT's.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ Middle = Literal["frozen", "trainable"]
 Feed = Literal["concat", "add", "spatial"]
 
 
-def widened(conv: nn.Conv2d, extra: int) -> nn.Conv2d:
-    """The convolution with `extra` more input channels, whose weights are zero."""
+def widen(conv: nn.Conv2d, extra: int) -> nn.Conv2d:
+    """A copy of the convolution with `extra` more input channels, zero-initialised."""
     wide = nn.Conv2d(
         conv.in_channels + extra,
         conv.out_channels,
@@ -49,17 +49,17 @@ def widened(conv: nn.Conv2d, extra: int) -> nn.Conv2d:
 
 
 def collect(tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: tuple) -> tuple[Tensor, tuple]:
-    """The edit that changes nothing and keeps what a fusion will want: the skips and the middle."""
+    """An edit that changes nothing and collects the skips and the middle block's output in the carry."""
     return h_BCHW, carry + (h_BCHW,) if tap.kind in ("encoder", "middle") else carry
 
 
 def trim(blocks: nn.Module, depth: str | int | Sequence[int]) -> None:
-    """Keep the first transformer layers of every attention in an encoder half, in place.
+    """Truncate every attention of an encoder half to its first transformer layers, in place.
 
     Args:
-        blocks: a trunk with its copied `down_blocks` and `mid_block`.
-        depth: "whole"; "half" of the layers of each attention, one at least; or how many for each level that has
-            attention, the middle last.
+        blocks: a trunk with `down_blocks` and `mid_block`.
+        depth: "whole"; "half" of the layers of each attention, at least one; or the number of layers for each level
+            with attention, the middle block last.
 
     Raises:
         ValueError: for a depth that does not fit the blocks.
@@ -80,8 +80,8 @@ def trim(blocks: nn.Module, depth: str | int | Sequence[int]) -> None:
             attention.transformer_blocks = attention.transformer_blocks[:k]
 
 
-def without_text(blocks: nn.Module) -> None:
-    """Take the cross attentions out of an encoder half, in place."""
+def remove_cross_attention(blocks: nn.Module) -> None:
+    """Remove the cross attentions of an encoder half, in place."""
     for block in (*blocks.down_blocks, blocks.mid_block):
         for attention in getattr(block, "attentions", None) or ():
             for layer in attention.transformer_blocks:
@@ -89,7 +89,7 @@ def without_text(blocks: nn.Module) -> None:
 
 
 class Trunk(nn.Module):
-    """The copied encoder; arguments as `trunk` has them."""
+    """The copied encoder; arguments as for `restore_lab.adaptors.trunk.build.trunk`."""
 
     def __init__(
         self,
@@ -116,10 +116,10 @@ class Trunk(nn.Module):
             self.add_embedding = copy.deepcopy(unet.add_embedding)
         trim(self, depth)
         if not text:
-            without_text(self)
+            remove_cross_attention(self)
         self.requires_grad_(True)
         self.mid_block.requires_grad_(middle == "trainable")
-        self.conv_in = widened(unet.conv_in, hint_channels if feed == "concat" else 0)
+        self.conv_in = widen(unet.conv_in, hint_channels if feed == "concat" else 0)
         if feed == "add":
             self.conv_hint = zero_conv(hint_channels, unet.conv_in.out_channels, size=3, like=unet.conv_in.weight)
         if feed == "spatial":
@@ -128,32 +128,32 @@ class Trunk(nn.Module):
     def forward(
         self, z_BCHW: Tensor, t_B: Tensor, hint_BCHW: Tensor, cond: Cond, reference_BCHW: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The features for the fusion, by the name of the tap where the backbone has their like.
+        """The features for the fusion, by the name of the backbone's corresponding tap.
 
         Args:
             z_BCHW: noisy latents, not read with `spatial`.
-            t_B: timesteps.
-            hint_BCHW: the hint; with `spatial` the LQ's latent.
-            cond: tokens, and what the time embedding reads.
-            reference_BCHW: the other half with `spatial`.
+            t_B: timesteps, (B,).
+            hint_BCHW: the hint; with `spatial` the LQ latent.
+            cond: text tokens, and pooled text and size conditioning (SDXL).
+            reference_BCHW: the reference latent, only read with `spatial`.
         """
         dtype = self.conv_in.weight.dtype
         temb_BD = time_embedding(self, t_B, cond, dtype=dtype)
         if self.feed == "add":
             h = self.conv_in(z_BCHW.to(dtype)) + self.conv_hint(hint_BCHW.to(dtype))
         elif self.feed == "spatial":
-            h = stacked(self.conv_in(hint_BCHW.to(dtype)), self.conv_reference, reference_BCHW)
+            h = stack(self.conv_in(hint_BCHW.to(dtype)), self.conv_reference, reference_BCHW)
         else:
             h = self.conv_in(torch.cat([z_BCHW, hint_BCHW], dim=1).to(dtype))
-        found: Any = ()
-        _, _, found = encode(self, h, temb_BD, cond.tokens_BLD.to(dtype), taps=self.taps, at=collect, carry=())
+        outputs: Any = ()
+        _, _, outputs = encode(self, h, temb_BD, cond.tokens_BLD.to(dtype), taps=self.taps, at=collect, carry=())
         if self.feed == "spatial":
-            found = tuple(side_by_side(f) for f in found)
-        return dict(zip(self.controls.channels, found, strict=True))
+            outputs = tuple(concat_halves(h) for h in outputs)
+        return dict(zip(self.controls.channels, outputs, strict=True))
 
 
-def stacked(lq_BCHW: Tensor, first: nn.Module, reference_BCHW: Tensor | None) -> Tensor:
-    """The LQ's features with the reference's below them.
+def stack(lq_BCHW: Tensor, first: nn.Module, reference_BCHW: Tensor | None) -> Tensor:
+    """The LQ features, stacked above the reference's features.
 
     Raises:
         ValueError: without a reference.
@@ -163,7 +163,7 @@ def stacked(lq_BCHW: Tensor, first: nn.Module, reference_BCHW: Tensor | None) ->
     return torch.cat([lq_BCHW, first(reference_BCHW.to(lq_BCHW.dtype))], dim=-2)
 
 
-def side_by_side(map_BCHW: Tensor) -> Tensor:
-    """The halves of a map of [LQ above reference] side by side in the channels, the reference's first."""
+def concat_halves(map_BCHW: Tensor) -> Tensor:
+    """A map of LQ above reference as [reference, LQ] in the channels: (B, C, 2 h, w) -> (B, 2 C, h, w)."""
     lq, reference = map_BCHW.chunk(2, dim=-2)
     return torch.cat([reference, lq], dim=1)

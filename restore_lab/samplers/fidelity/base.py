@@ -1,7 +1,7 @@
-"""Keeps a sample near the LQ while it is made. `sampler/fidelity=none|restoration_guided|rss|adares`.
+"""Fidelity guidance: keeps a sample close to the LQ image. `sampler/fidelity=none|restoration_guided|rss|adares`.
 
-A fidelity guidance has three places in a step: `before_model` says how the adaptor is steered, `on_x0` may edit the
-predicted clean latent, `after_step` the latent that the step gave. What it remembers of an image travels in `state`.
+It has three hooks in a step: `before_model` steers the adaptor, `on_x0` may edit the predicted clean latent and
+`after_step` the latent after the scheduler's step. State that depends on the image is passed through `state`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Steer:
-    """How the adaptor is steered in a step, a number or one an image.
+    """The adaptor's settings for a step, each a number or one per image, (B,).
 
-    `blend` moves an adaptor's reference towards the LQ's latent (0 leaves it, 1 is the LQ's latent); `strength` is how
-    far the adaptor's edits go; with `lq_reference` no reference is made, and the LQ's latent takes its place.
+    `blend` interpolates the adaptor's reference towards the LQ latent (0: the reference, 1: the LQ latent); `strength`
+    scales the adaptor's edits; with `lq_reference` the LQ latent is the reference and no preview is computed.
     """
 
     blend: Tensor | float = 0.0
@@ -30,18 +30,19 @@ class Steer:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What the guided model said, and the preview that its adaptor took as reference, if it takes one."""
+    """The guided model's output, and the preview that its adaptor used as reference, if any."""
 
     out_BCHW: Tensor
     preview_BCHW: Tensor | None = None
 
 
-class Free:
-    """No fidelity guidance, and the base of all: every place leaves things as they are.
+class FidelityGuidance:
+    """The base class, whose hooks change nothing: no fidelity guidance.
 
     Attributes:
-        edits_x0, edits_step, watches: which of the places do something; what does nothing costs nothing.
-        recode: pull towards E(D(z_LQ)) in the place of z_LQ.
+        edits_x0, edits_step, watches: whether `on_x0`, `after_step` and `watch` do anything; the samplers skip the
+            conversions that only an inactive hook would need.
+        recode: pull towards E(D(z_LQ)) instead of z_LQ.
     """
 
     edits_x0 = False
@@ -50,23 +51,23 @@ class Free:
     recode = False
 
     def before_model(self, *, level: Level, state: Any) -> Steer:
-        """How the adaptor is steered; `state` is None before the first step."""
+        """The adaptor's settings for the step; `state` is None before the first step."""
         return Steer()
 
     def on_x0(self, x0_BCHW: Tensor, *, centre_BCHW: Tensor, level: Level) -> Tensor:
-        """The clean latent after the step's guidance.
+        """The guided clean latent.
 
         Args:
-            x0_BCHW: what the model predicts.
-            centre_BCHW: the LQ's latent.
-            level: the step's.
+            x0_BCHW: the predicted clean latent.
+            centre_BCHW: the LQ latent that the guidance pulls towards.
+            level: the step's noise level.
         """
         return x0_BCHW
 
     def watch(self, x0_BCHW: Tensor, preview_BCHW: Tensor | None, *, state: Any) -> Any:
-        """The state for the next step, from the clean latent and the preview of this one."""
+        """The state for the next step, from this step's clean latent and preview."""
         return state
 
     def after_step(self, z_BCHW: Tensor, *, centre_BCHW: Tensor, level: Level) -> Tensor:
-        """The latent after the step's guidance, as the prior will see it."""
+        """The guided latent after the scheduler's step, scaled as the prior's input."""
         return z_BCHW

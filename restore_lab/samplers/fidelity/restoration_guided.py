@@ -1,7 +1,7 @@
 """SUPIR's restoration-guided sampling (Yu et al. 2024, section 3.3). `sampler/fidelity=restoration_guided`.
 
-Algorithm 1, lines 5 and 7: with k = (sigma_t / sigma_T)^tau_r the prediction moves by the share k towards the LQ's
-latent, x0 <- x0 - k (x0 - z_LQ).
+Algorithm 1, lines 5 and 7: with k = (sigma_t / sigma_T)^tau_r, the prediction is interpolated towards the LQ latent,
+x0 <- x0 - k (x0 - z_LQ).
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from restore_lab.config.kinds import NotNegative
-from restore_lab.samplers.fidelity.base import Free
+from restore_lab.samplers.fidelity.base import FidelityGuidance
 
 if TYPE_CHECKING:
     from restore_lab.samplers.level import Level
 
 
-class RestorationGuided(Free):
-    """SUPIR's guidance towards the LQ's latent.
+class RestorationGuided(FidelityGuidance):
+    """SUPIR's guidance towards the LQ latent.
 
     Args:
-        tau_r: exponent, 0 or more: 0 gives the LQ's latent at every step, a large number leaves the sampler alone, and
-            so does null.
-        s_tmin: steps that end at or below this sigma are left alone; 0 leaves out the last only, whose end is 0;
-            negative leaves out none (Algorithm 1 has no such gate).
-        recode: pull towards E(D(z_LQ)), as the release does, and not towards z_LQ, as the paper does.
+        tau_r: exponent, 0 or more: 0 returns the LQ latent in every step; the larger, the weaker the guidance. Null
+            turns it off.
+        s_tmin: no guidance in steps whose next sigma is at or below this; 0 skips only the last step, a negative number
+            none (Algorithm 1 has no such threshold).
+        recode: pull towards E(D(z_LQ)), as in the release, instead of z_LQ, as in the paper.
     """
 
     def __init__(self, *, tau_r: NotNegative | None, s_tmin: float, recode: bool = False) -> None:
@@ -33,6 +33,6 @@ class RestorationGuided(Free):
         self.edits_x0 = tau_r is not None
 
     def on_x0(self, x0_BCHW: Tensor, *, centre_BCHW: Tensor, level: Level) -> Tensor:
-        if self.tau_r is None or level.following <= self.s_tmin:
+        if self.tau_r is None or level.next_sigma <= self.s_tmin:
             return x0_BCHW
-        return x0_BCHW - level.share**self.tau_r * (x0_BCHW - centre_BCHW)
+        return x0_BCHW - level.share**self.tau_r * (x0_BCHW - centre_BCHW)  # Algorithm 1, line 7

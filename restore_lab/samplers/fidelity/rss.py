@@ -1,6 +1,6 @@
 """DRA's restoration sampling strategy (Eqs. 1, 2). `sampler/fidelity=rss`.
 
-z_t <- z'_t + w g(t, T) (c_lq - z'_t), g = (t/T - a) / (1 - a) above the threshold a and 0 below it.
+z_t <- z'_t + w g(t, T) (c_lq - z'_t), with g = (t/T - a) / (1 - a) above the threshold a and 0 below it.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 from restore_lab.config.kinds import NotNegative, Range
-from restore_lab.samplers.fidelity.base import Free
+from restore_lab.samplers.fidelity.base import FidelityGuidance
 
 if TYPE_CHECKING:
     from restore_lab.samplers.level import Level
 
 
-class RestorationSampling(Free):
-    """DRA's pull of the latent between steps.
+class RestorationSampling(FidelityGuidance):
+    """DRA's interpolation of the latent towards the LQ latent after each step.
 
     Args:
         weight: w.
-        threshold: a, in [0, 1): the share of the steps at whose end nothing is pulled.
-        on: "latent" as written, or "x0": the predicted clean latent is pulled by the same share instead.
+        threshold: a, in [0, 1): the fraction of the steps, at the end, without guidance.
+        on: "latent", as in the paper, or "x0": interpolate the predicted clean latent by the same weight instead.
     """
 
     def __init__(
@@ -37,8 +37,8 @@ class RestorationSampling(Free):
         self.edits_step, self.edits_x0 = on == "latent", on == "x0"
 
     def pull(self, level: Level) -> float:
-        """w g(t, T; a) for the latent that the step gives, t of whose T steps are left."""
-        above = level.left - self.threshold
+        """w g(t, T; a) for the latent after the step, with t of T steps remaining."""
+        above = level.remaining - self.threshold  # DRA, Eq. 2
         return self.weight * above / (1 - self.threshold) if above > 0 else 0.0
 
     def on_x0(self, x0_BCHW: Tensor, *, centre_BCHW: Tensor, level: Level) -> Tensor:
@@ -46,4 +46,4 @@ class RestorationSampling(Free):
 
     def after_step(self, z_BCHW: Tensor, *, centre_BCHW: Tensor, level: Level) -> Tensor:
         pull = self.pull(level)
-        return torch.lerp(z_BCHW, centre_BCHW.to(z_BCHW.dtype), pull) if pull else z_BCHW
+        return torch.lerp(z_BCHW, centre_BCHW.to(z_BCHW.dtype), pull) if pull else z_BCHW  # DRA, Eq. 1
