@@ -49,7 +49,7 @@ def run(cfg: Any) -> float | None:
     from restore_lab.storage.locks import first_rank
     from restore_lab.system.processes import launched, place
 
-    if sweep.sweeping():
+    if sweep.is_sweep():
         sweep.evaluate(cfg)  # in a process group of its own; what follows reads its record
         cfg.again = False
         if not first_rank():  # of a launcher's tasks the first ran the job

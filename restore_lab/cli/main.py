@@ -195,7 +195,7 @@ def _hydra(*, verb: str, run: Run, arguments: Sequence[str], conf: Path) -> None
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come back to us instead of being printed by Hydra
     sys.argv = [typed[0], *arguments]
-    job.own()
+    job.take_ownership()
     config_source.register()
     try:
         hydra.main(version_base="1.3", config_path=str(conf), config_name=verb)(task)()

@@ -34,7 +34,7 @@ from restore_lab.storage.files import shortened, spreadsheet_cell
 from restore_lab.storage.foreign import MAX_DEPTH, bytes_of, check_model, json_of
 from restore_lab.system.terminal import Formatter, visible
 from restore_lab.tables.grid import grid
-from restore_lab.tables.numbers import measured
+from restore_lab.tables.numbers import read_measurements
 from restore_lab.tables.page.sources import of_records
 from restore_lab.tables.page.write import page
 from restore_lab.tables.render import render
@@ -354,7 +354,7 @@ def test_what_a_table_prints_is_text_in_every_format(tmp_path) -> None:
     titles = ("=cmd|' /C calc'!A0", HOSTILE + " ^^5c \n\\write18{id} ~", "<img src=x onerror=alert(1)>\n| a | b |")
     rows = {name: replace(row, title=title) for (name, row), title in zip(spec.rows.items(), titles, strict=True)}
     spec = replace(spec, rows=rows, title="@SUM(A1)\n\\input{x}")
-    table = grid(plan, measured(plan, spec))
+    table = grid(plan, read_measurements(plan, spec))
     table = replace(table, notes=[*table.notes, "a note\n\\input{x}\r\\input{y}"])
     latex = render(table, "latex")
     assert all(line.startswith("%") for line in latex.splitlines() if "\\input" in line)

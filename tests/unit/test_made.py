@@ -47,7 +47,7 @@ def captioned(folder: Path, toy_folder: Path, *, elsewhere: bool = False, **chan
 def test_captions_are_made_once_and_trainings_wait_for_them(toy_folder, tmp_path) -> None:
     folder_of_photographs(tmp_path)
     found = captioned(tmp_path, toy_folder)
-    assert not found.refused, found.refused
+    assert not found.refusals, found.refusals
     assert kinds(found) == ["adaptor"] * 2 + [CAPTIONS] + [SCORES] * 2
     job = next(job for job in found.jobs.values() if job.kind == CAPTIONS)
     waiting = [other for other in found.jobs.values() if job.identity in other.needs]
@@ -99,7 +99,7 @@ def test_words_for_a_test_set_are_waited_for_by_what_measures_it(toy_folder, tmp
     assert kinds(found) == ["adaptor", CAPTIONS, CAPTIONS, SCORES, SCORES]  # two rows are one record
     needs = {place.row: found.jobs[identity].needs for place, identity in found.scores.items()}
     assert needs["one"] == needs["two"] != needs["short"]
-    (why,) = found.refused.values()
+    (why,) = found.refusals.values()
     assert why == "eval_data.source.captions=made:nothing: `makes` of the config has no 'nothing'; it has long, short"
     assert f"data realphoto60: MISSING {tmp_path}/RealPhoto60/LQ (restore-lab doctor data=realphoto60)" in plan_text(
         found, tmp_path
@@ -111,7 +111,7 @@ def test_a_training_may_go_on_from_another(toy_folder, tmp_path) -> None:
     makes = {"first": ["train", "method=spire", f"backbone.path={toy_folder}", "max_steps=2"]}
     rows = {"on": {"train": ["weights=made:first"]}, "alone": {}}
     found = planned(tmp_path, toy_folder, top={"makes": makes}, rows=rows, conditions={"main": {}})
-    assert kinds(found) == ["adaptor"] * 3 + [SCORES] * 2 and not found.refused
+    assert kinds(found) == ["adaptor"] * 3 + [SCORES] * 2 and not found.refusals
     second = next(job for job in found.jobs.values() if job.kind == "adaptor" and job.needs)
     first = found.jobs[second.needs[0]]
     assert f"weights='made:{first.folder}'" in second.words and first.steps == 2
