@@ -24,10 +24,10 @@ from restore_lab.config.kinds import Unfit, fit, short
 from restore_lab.config.settings import settings_of
 from restore_lab.config.suggest import offer
 from restore_lab.storage.artefact import place_of
-from restore_lab.storage.free_space import check_names, writable
-from restore_lab.storage.named import MADE
+from restore_lab.storage.free_space import check_names, writable_folder
+from restore_lab.storage.named import PREREQUISITE
 from restore_lab.storage.walk import match
-from restore_lab.system.faults import misplaced
+from restore_lab.system.faults import describe_bad_path
 
 # What each verb reads, by setting; `data` and `eval_data` stand for the folders in these nodes.
 READS: Mapping[str, Sequence[str]] = {
@@ -56,7 +56,7 @@ FILES: Mapping[str, Sequence[str]] = {
     "report": ("output",),
     "dashboard": ("output",),
 }
-MADE_BY_THE_RUN = ("stage:", MADE)  # an earlier stage's folder, what a table makes first
+MADE_BY_THE_RUN = ("stage:", PREREQUISITE)  # an earlier stage's folder, what a table makes first
 ROOTS = ("root", "lq", "hq")  # of a data source: folders, files or patterns that it reads
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -130,9 +130,9 @@ def _check_outputs(cfg: DictConfig, *, verb: str) -> None:
                 raise ValueError("it is a folder; name a file")
             folder = place.parent if is_file else place
             if not folder.is_dir():
-                writable(folder)
+                writable_folder(folder)
         except (ValueError, OSError) as error:
-            reason = misplaced(error) or str(error)
+            reason = describe_bad_path(error) or str(error)
             raise ValueError(f"{setting}={short(value)}: {reason}") from error
 
 

@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 from restore_lab.evaluation.page import log_record
 from restore_lab.evaluation.records import RECORD, read_record, recorded
 from restore_lab.storage.artefact import identity
-from restore_lab.storage.locks import first_rank, locked
+from restore_lab.storage.locks import first_rank, lock
 from restore_lab.storage.outputs import take_folder
-from restore_lab.system.processes import place, watched
+from restore_lab.system.processes import is_launched_rank, rank_and_world
 from restore_lab.tracking import tracked
 
 if TYPE_CHECKING:
@@ -65,11 +65,11 @@ def once(cfg: DictConfig, scores: Scores, make: Callable[[], bool]) -> Results |
     Raises:
         ValueError: for `again` in one of several processes that were started one by one.
     """
-    if place()[1] > 1:
+    if rank_and_world()[1] > 1:
         return _shared(cfg, scores, make)
     with tracked(cfg, identity=scores.identity, kind="scores", settings=scores.settings) as logger:
         if cfg.again or not recorded(scores.folder, identity=scores.identity):
-            with locked(scores.folder):
+            with lock(scores.folder):
                 if cfg.again or not recorded(scores.folder, identity=scores.identity):  # another run's, meanwhile
                     take_folder(scores.folder, setting="run_dir")
                     make()
@@ -90,7 +90,7 @@ def _shared(cfg: DictConfig, scores: Scores, make: Callable[[], bool]) -> Result
     there = recorded(scores.folder, identity=scores.identity)
     if not there:
         take_folder(scores.folder, setting="run_dir")
-    if not (make() if not there else first_rank()) or watched():
+    if not (make() if not there else first_rank()) or is_launched_rank():
         return None
     # This process speaks for all, whatever its rank: Lightning's loggers write for rank 0 alone.
     rank_zero_only.rank = 0

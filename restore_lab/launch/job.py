@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from restore_lab.storage.artefact import PACKAGE, complete, write_json_atomic
+from restore_lab.storage.artefact import PACKAGE, is_complete, write_json_atomic
 from restore_lab.storage.foreign import json_of
 from restore_lab.storage.locks import first_rank
 
@@ -58,7 +58,7 @@ class Job:
             from restore_lab.evaluation.records import recorded
 
             return recorded(self.folder, identity=self.identity)
-        return complete(self.folder, identity=self.identity)
+        return is_complete(self.folder, identity=self.identity)
 
 
 class JobFailed(ValueError):

@@ -14,7 +14,7 @@ from restore_lab.methods.conditioning import crop_tiles
 from restore_lab.methods.denoiser import autocast
 from restore_lab.samplers.colour import recolours
 from restore_lab.samplers.tiling import TilesTooLarge
-from restore_lab.system.memory import let_go, out_of_memory
+from restore_lab.system.memory import empty_cache, out_of_memory
 from restore_lab.types import Batch
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def restore(module: RestorationModule, batch: Batch) -> Tensor:
         except (RuntimeError, MemoryError) as error:
             if not (isinstance(error, TilesTooLarge) or out_of_memory(error)) or not tiling.halve(module.backbone):
                 raise
-        let_go()
+        empty_cache()
     return _restore(module, batch)
 
 

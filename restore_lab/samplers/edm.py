@@ -24,7 +24,7 @@ from restore_lab.random import noise_like
 from restore_lab.samplers.level import Level, levels
 from restore_lab.samplers.loop import Predict, Sampler
 from restore_lab.samplers.spacing import timesteps
-from restore_lab.system.xla import cut
+from restore_lab.system.xla import sync
 
 if TYPE_CHECKING:
     from restore_lab.backbones.schedule import Schedule
@@ -91,9 +91,9 @@ class EdmSampler(Sampler):
         z_BCHW = x_BCHW * _alpha(schedule, t)
         t_B = torch.full((len(x_BCHW),), t)
         t_B = (t_B.long() if isinstance(schedule, VariancePreserving) else t_B).to(x_BCHW.device)
-        cut(z_BCHW)  # as in loop.py
+        sync(z_BCHW)  # as in loop.py
         said = predict(z_BCHW, t_B, level, steer)
-        cut(said.out_BCHW)
+        sync(said.out_BCHW)
         return schedule.to_x0(said.out_BCHW, z_BCHW, t_B), said.preview_BCHW
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from restore_lab.config.kinds import Pixels, Positive, Range
 from restore_lab.samplers.guidance import Branch
-from restore_lab.system.memory import let_go, out_of_memory
-from restore_lab.system.xla import cut
+from restore_lab.system.memory import empty_cache, out_of_memory
+from restore_lab.system.xla import sync
 from restore_lab.types import Cond, Hint
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class Tiles:
             said = self._asked(ask, Part(self, chosen, len(z_BCHW)))
             if said is None:
                 continue
-            cut(said)
+            sync(said)
             if total_BCHW is None:
                 total_BCHW = said.new_zeros(len(z_BCHW), said.shape[1], *z_BCHW.shape[-2:])
             for number, tile_BCHW in zip(chosen, said.split(len(z_BCHW)), strict=True):
@@ -164,7 +164,7 @@ class Tiles:
                 raise
             if len(part.chosen) == 1:
                 raise TilesTooLarge("a single tile does not fit in memory") from error
-        let_go()
+        empty_cache()
         self.settings.batch = len(part.chosen) // 2
         log.warning("out of memory: %d tiles at once from here on", self.settings.batch)
         return None
@@ -188,7 +188,7 @@ class Part:
         height, width = (scale * length for length in self.tiles.tile)
         places = [(scale * top, scale * left) for top, left in (self.tiles.windows[n] for n in self.chosen)]
         cropped_BCHW = torch.cat([map_BCHW[..., top : top + height, left : left + width] for top, left in places])
-        cut(cropped_BCHW)  # the model's program does not know where its tiles stand
+        sync(cropped_BCHW)  # the model's program does not know where its tiles stand
         return cropped_BCHW
 
     def each(self, value: Any) -> Any:

@@ -17,7 +17,7 @@ from restore_lab.data.sources.named_dataset import named
 from restore_lab.inference import captioning
 from restore_lab.launch.job import CAPTIONS, IMAGES, Job
 from restore_lab.prepare import negatives
-from restore_lab.storage.named import MADE
+from restore_lab.storage.named import PREREQUISITE
 from restore_lab.tables.compose import job_config
 from restore_lab.tables.jobs import Plan
 from restore_lab.tables.spec import merge
@@ -73,11 +73,11 @@ def place_overrides(plan: Plan, verb: str, words: Sequence[str], around: Around)
     wanted = dict(_references(plain)) if makes else {}
     places, needs = [], []
     for key, text in wanted.items():
-        name = text.removeprefix(MADE)
+        name = text.removeprefix(PREREQUISITE)
         if name not in makes:
             raise ValueError(f"{key}={text}: `makes` of the config has no {name!r}; it has {', '.join(makes)}")
         job, place = _maker(plan, *makes[name], around=around)
-        places.append(f"{key}='{MADE}{place}'")
+        places.append(f"{key}='{PREREQUISITE}{place}'")
         needs.append(job.identity)
     return places, list(dict.fromkeys(needs))
 
@@ -158,5 +158,5 @@ def _references(node: Any, place: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(node, Mapping):
         for key, value in node.items():
             yield from _references(value, f"{place}.{key}" if place else str(key))
-    elif isinstance(node, str) and node.startswith(MADE):
+    elif isinstance(node, str) and node.startswith(PREREQUISITE):
         yield place, node

@@ -27,7 +27,7 @@ from restore_lab.evaluation.protocol import MetricUnavailable
 from restore_lab.prompts import captioner
 from restore_lab.prompts.visual import ClipVision, DinoVision
 from restore_lab.storage.artefact import Manifest
-from restore_lab.storage.files import inside
+from restore_lab.storage.files import path_inside
 from tests.composed import composed, few_photos
 from tests.payload import Payload, code
 from tests.toy_captioners import toy_captioner
@@ -186,8 +186,8 @@ def test_names_stay_in_their_folder(tmp_path) -> None:
     (tmp_path / "out" / "link").symlink_to(tmp_path)
     for name in ("../x.png", "/etc/x.png", "a/../../x.png", "link/x.png"):
         with pytest.raises(ValueError, match="leads out of"):
-            inside(tmp_path / "out", name)
-    assert inside(tmp_path / "out", "a/b..c/.x.png") == tmp_path / "out/a/b..c/.x.png"
+            path_inside(tmp_path / "out", name)
+    assert path_inside(tmp_path / "out", "a/b..c/.x.png") == tmp_path / "out/a/b..c/.x.png"
 
 
 def test_keys_of_a_dataset_write_nothing_elsewhere(tmp_path, monkeypatch) -> None:

@@ -13,8 +13,8 @@ from restore_lab.data.sources.folder import FolderSource
 from restore_lab.inference import captioning
 from restore_lab.inference.captioning import caption_folder
 from restore_lab.launch.job import CAPTIONS, SCORES
-from restore_lab.storage.artefact import Manifest, complete, identity
-from restore_lab.storage.named import made_name, made_place
+from restore_lab.storage.artefact import Manifest, identity, is_complete
+from restore_lab.storage.named import prerequisite_name, prerequisite_path
 from restore_lab.tables.jobs import Plan
 from restore_lab.tables.table import plan_text
 from restore_lab.training import run
@@ -69,7 +69,7 @@ def test_what_is_planned_is_what_the_commands_make(toy_folder, tmp_path) -> None
     assert captioning.planned(composed("caption", *words, f"datasets_dir={datasets}")).identity == job.identity
     cfg = composed("caption", *words, *small, f"prompt.semantic.captioner.model={model}")
     done = caption_folder(cfg)
-    assert done.written == 2 and complete(job.folder, identity=captioning.planned(cfg).identity)
+    assert done.written == 2 and is_complete(job.folder, identity=captioning.planned(cfg).identity)
     assert list(json.loads(done.output.read_text())) == ["0001000/0000001.png", "0001000/0000002.png"]
     before = done.output.stat().st_mtime_ns
     assert caption_folder(cfg).written == 2 and done.output.stat().st_mtime_ns == before
@@ -124,8 +124,8 @@ def test_a_training_may_go_on_from_another(toy_folder, tmp_path) -> None:
 
 def test_what_is_made_counts_by_its_own_name() -> None:
     one, two = "made:/a/captions-0123456789abcdef/captions.json", "made:runs/captions-0123456789abcdef/captions.json"
-    assert made_name(one) == made_name(two) == "made:captions-0123456789abcdef/captions.json"
+    assert prerequisite_name(one) == prerequisite_name(two) == "made:captions-0123456789abcdef/captions.json"
     assert identity({"captions": one}) == identity({"captions": two}) != identity({"captions": "made:captions"})
-    assert made_place(one) == one.removeprefix("made:") and made_place("photos/a") == "photos/a"
+    assert prerequisite_path(one) == one.removeprefix("made:") and prerequisite_path("photos/a") == "photos/a"
     with pytest.raises(ValueError, match="made:words: is made by restore-lab table"):
-        made_place("made:words")
+        prerequisite_path("made:words")

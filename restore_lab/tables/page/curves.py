@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from restore_lab.storage.foreign import bytes_of, fits, parse_json
+from restore_lab.storage.foreign import bytes_of, has_type, parse_json
 from restore_lab.tables.page.sources import Training
 
 log = logging.getLogger(__name__)
@@ -42,9 +42,9 @@ def read(losses: Path) -> Mapping[str, list[tuple[int, float]]]:
         with contextlib.suppress(ValueError):
             entry = parse_json(line, name=losses)
             step = entry.get("step") if isinstance(entry, dict) else None
-            if isinstance(step, int) and fits(step, int):
+            if isinstance(step, int) and has_type(step, int):
                 for loss, value in entry.items():
-                    if loss != "step" and fits(value, float):
+                    if loss != "step" and has_type(value, float):
                         found.setdefault(loss, []).append((step, value))
     return found
 

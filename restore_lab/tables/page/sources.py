@@ -9,7 +9,7 @@ from pathlib import Path
 
 from restore_lab.evaluation.records import Record, method_rows, read_record
 from restore_lab.launch.job import NOT_WEIGHTS
-from restore_lab.storage.artefact import Manifest, complete
+from restore_lab.storage.artefact import Manifest, is_complete
 from restore_lab.storage.foreign import leads_inside
 from restore_lab.tables.grid import Grid, grid
 from restore_lab.tables.jobs import Place, Plan, with_dependencies
@@ -200,7 +200,7 @@ def _beside(rows: Mapping[str, Run]) -> dict[Artefact, list[str]]:
                 continue
             seen.add(identity)
             for folder in run.folder.parent.glob(f"*-{identity}"):
-                if leads_inside(folder, run.folder.parent) and complete(folder, identity=identity):
+                if leads_inside(folder, run.folder.parent) and is_complete(folder, identity=identity):
                     manifest = Manifest.read(folder)
                     queue += manifest.parents
                     users.setdefault((manifest.kind, folder), []).append(title)
