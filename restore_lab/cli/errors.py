@@ -17,7 +17,7 @@ from pathlib import Path
 
 from restore_lab.config import bounds
 from restore_lab.config.extras import advice
-from restore_lab.config.kinds import short
+from restore_lab.config.kinds import abbreviate
 from restore_lab.config.suggest import nearest, offer
 from restore_lab.system.faults import EXIT_CODE, Fault, Termination, describe_bad_path, describe_fault
 from restore_lab.system.terminal import escape_control
@@ -150,7 +150,9 @@ def _check_choices(overrides: Sequence[str], *, verb: str, folders: Sequence[Pat
         if value is not None and not all(isinstance(name, str) for name in names):
             alike = [name for name in _names(verb, folders) if name.endswith(key) and name != key]
             meant = f"; for a number write {alike[0]}={value}" if alike else ""
-            raise ValueError(f"{key}={short(value)}: no option of that name{meant}{offer(str(value), existing[key])}")
+            raise ValueError(
+                f"{key}={abbreviate(value)}: no option of that name{meant}{offer(str(value), existing[key])}"
+            )
 
 
 def _names(verb: str, folders: Sequence[Path]) -> list[str]:

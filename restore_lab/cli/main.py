@@ -116,7 +116,7 @@ def launch(*, verb: str, module: ModuleType, words: Sequence[str], conf: Path) -
         if typed.trusted:
             build.trust(typed.trusted)
         if getattr(module, "FOLLOWS_WEIGHTS", False):
-            found = compose.followed(typed.overrides)
+            found = compose.merge_overrides(typed.overrides)
             typed = replace(typed, overrides=found.words)
             if found.line and first_rank() and not processes.is_launched_rank():
                 print(f"restore-lab: {escape_control(found.line)}", file=sys.stderr)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from restore_lab.backbones.schedule import ALPHA_FLOOR, VariancePreserving
-from restore_lab.config.kinds import NotNegative
+from restore_lab.config.kinds import NonNegative
 from restore_lab.random import noise_like
 from restore_lab.samplers.level import Level, levels
 from restore_lab.samplers.loop import Predict, Sampler
@@ -43,8 +43,8 @@ class EdmSampler(Sampler):
         steps_offset: added to leading timesteps.
     """
 
-    s_churn: NotNegative
-    s_noise: NotNegative
+    s_churn: NonNegative
+    s_noise: NonNegative
     s_tmin: float
     s_tmax: float | None
     timestep_spacing: Literal["sgm", "leading", "linspace", "trailing"] = "sgm"

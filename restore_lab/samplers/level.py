@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from restore_lab.config.kinds import NotNegative, Share
+from restore_lab.config.kinds import NonNegative, Share
 
 if TYPE_CHECKING:
     from restore_lab.backbones.schedule import Schedule
@@ -49,7 +49,7 @@ class Linear:
     Above the top, where churn takes the model, it goes on along the same line (SUPIR's release).
     """
 
-    def __init__(self, *, start: NotNegative, end: NotNegative) -> None:
+    def __init__(self, *, start: NonNegative, end: NonNegative) -> None:
         self.start, self.end = float(start), float(end)
 
     def __call__(self, level: Level) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
-from restore_lab.config.kinds import Range, Unfit, fit, short
+from restore_lab.config.kinds import Mismatch, Range, abbreviate, fit
 
 Words = Sequence[str]
 Direction = Literal["more", "less"]
@@ -109,6 +109,6 @@ def validate(node: Any, where: str) -> dict[str, Any]:
     """
     try:
         return fit(node, TableEntry)
-    except Unfit as error:
-        place = f"{error.place.lstrip('.')}={short(error.value)}: " if error.place else ""
+    except Mismatch as error:
+        place = f"{error.place.lstrip('.')}={abbreviate(error.value)}: " if error.place else ""
         raise ValueError(f"{where}: {place}{error}") from error

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from restore_lab.config.compose import FOLLOW_NOT
+from restore_lab.config.compose import NO_FOLLOW
 from restore_lab.evaluation import evaluate, systems
 from restore_lab.inspection import describe
 from restore_lab.launch.job import DESCRIPTION, SCORES, Job
@@ -164,7 +164,7 @@ def _scores(
     with job_config("evaluate", words) as cfg:
         scores = evaluate.planned(cfg, weights=job.identity if job else None)
         like, steps = like_of(cfg), int(cfg.sampler.steps)
-    own = [FOLLOW_NOT, *([f"weights='{job.folder}'"] if job else [])]  # a row's overrides are complete
+    own = [NO_FOLLOW, *([f"weights='{job.folder}'"] if job else [])]  # a row's overrides are complete
     return Job(
         identity=scores.identity,
         kind=SCORES,

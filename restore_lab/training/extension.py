@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from restore_lab.config.compose import MADE_BY
+from restore_lab.config.compose import OVERRIDES_KEY
 from restore_lab.config.trainer import ENDS
 from restore_lab.storage.artefact import Manifest, identity, is_complete, place_of
 from restore_lab.training.plan import Stage, chosen_stages, folder_of, planned
@@ -102,7 +102,7 @@ def _require_same(made: Manifest, stage: Stage, run: Path) -> None:
         return
     shown = "; ".join(f"{place}={here} here, {there} there" for place, there, here in odd[:SHOWN])
     more = f"; and {len(odd) - SHOWN} more" if len(odd) > SHOWN else ""
-    words = " ".join(str(word) for word in made.extra.get(MADE_BY, ()))
+    words = " ".join(str(word) for word in made.extra.get(OVERRIDES_KEY, ()))
     raise ValueError(f"extend={run}: other settings than it was trained with: {shown}{more}; its own words: {words}")
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from restore_lab.config.build import build, build_nodes
-from restore_lab.config.compose import MADE_BY, typed
+from restore_lab.config.compose import OVERRIDES_KEY, command_overrides
 from restore_lab.storage.artefact import Manifest, differences, is_complete, write_bytes_atomic
 from restore_lab.storage.hashes import HASHES, hashes
 from restore_lab.storage.locks import first_rank, lock
@@ -113,7 +113,7 @@ def _make(cfg: DictConfig, stage: Stage, earlier: Mapping[str, Path]) -> None:
         kind=stage.name,
         settings=stage.settings,
         parents=stage.parents,
-        extra={MADE_BY: typed(), HASHES: hashes(folder), **ran},
+        extra={OVERRIDES_KEY: command_overrides(), HASHES: hashes(folder), **ran},
     ).write(folder)
     _tidy(folder, keep=cfg.keep_state)
     (folder / CLAIM).unlink(missing_ok=True)

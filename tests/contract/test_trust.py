@@ -19,7 +19,7 @@ import yaml
 from safetensors.torch import load_file
 
 from restore_lab.cli.main import main
-from restore_lab.config.compose import MADE_BY, following
+from restore_lab.config.compose import OVERRIDES_KEY, merge_and_log
 from restore_lab.evaluation.degraded import write_inputs
 from restore_lab.evaluation.metrics.clip import Clip
 from restore_lab.evaluation.metrics.paper import PaperMetric
@@ -146,8 +146,10 @@ def test_a_config_beside_weights_builds_nothing_of_its_own(tmp_path) -> None:
         "trusted_packages=[theirs]",
         "method=dra",
     )
-    Manifest(identity="0" * 16, kind="adaptor", settings={}, parents=(), extra={MADE_BY: list(words)}).write(tmp_path)
-    assert following([f"weights={tmp_path}"]) == ("method=dra", f"weights={tmp_path}")
+    Manifest(identity="0" * 16, kind="adaptor", settings={}, parents=(), extra={OVERRIDES_KEY: list(words)}).write(
+        tmp_path
+    )
+    assert merge_and_log([f"weights={tmp_path}"]) == ("method=dra", f"weights={tmp_path}")
 
 
 @pytest.mark.parametrize("where", ["group", "table"])

@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 from restore_lab.cli import front
-from restore_lab.config.compose import MADE_BY, following
+from restore_lab.config.compose import OVERRIDES_KEY, merge_and_log
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.config_source import hydra_at
 from restore_lab.evaluation import evaluate
@@ -184,9 +184,9 @@ def test_borrowed_weights_bring_none_of_their_own_words(toy_folder, tmp_path) ->
     found = planned(tmp_path, toy_folder, rows=rows, conditions=NOISE)
     scores = next(found.jobs[found.scores[place]] for place in found.scores if place.row == "clip")
     adaptor = found.jobs[scores.needs[0]]
-    extra = {MADE_BY: list(front.parse(adaptor.words[1:]).overrides)}
+    extra = {OVERRIDES_KEY: list(front.parse(adaptor.words[1:]).overrides)}
     Manifest(identity=adaptor.identity, kind="adaptor", code="", extra=extra).write(adaptor.folder)
-    words = following(front.parse(scores.words[1:]).overrides)
+    words = merge_and_log(front.parse(scores.words[1:]).overrides)
     record = evaluate.planned(composed("evaluate", *(word for word in words if not word.startswith("experiment="))))
     assert (record.identity, str(record.folder)) == (scores.identity, scores.folder)
 
