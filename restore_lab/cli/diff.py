@@ -51,7 +51,7 @@ def _side(place: str | None, settings: str) -> tuple[Trace, str]:
 
     from restore_lab.cli.front import parse, quote
     from restore_lab.inspection import diff
-    from restore_lab.tables.compose import composed
+    from restore_lab.tables.compose import job_config
 
     found = None if place is None else diff.read(place)
     if found is not None:
@@ -63,5 +63,5 @@ def _side(place: str | None, settings: str) -> tuple[Trace, str]:
         own = parse(shlex.split(settings)).overrides
     except ValueError as error:
         raise ValueError(f"cannot read the settings {settings!r}: {error}; close every quote") from error
-    with composed("diff", [*HydraConfig.get().overrides.task, *weights, *own]) as cfg:
+    with job_config("diff", [*HydraConfig.get().overrides.task, *weights, *own]) as cfg:
         return diff.run_trace(cfg)

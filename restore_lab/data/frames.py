@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from restore_lab.storage.walk import some
+from restore_lab.storage.walk import head
 
 # The errors that Pillow's decoders raise on broken files.
 DECODER_ERRORS = (
@@ -62,7 +62,7 @@ def describe_frames(found: Mapping[str, int]) -> str:
         return ""
     what = "1 animation or multi-page file" if len(found) == 1 else f"{len(found)} animations or multi-page files"
     return (
-        f"{what}: only the first frame is used ({some([f'{name}: {count} frames' for name, count in found.items()])})"
+        f"{what}: only the first frame is used ({head([f'{name}: {count} frames' for name, count in found.items()])})"
     )
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from restore_lab.data.frames import DECODER_ERRORS, may_have_more, note_frames
 from restore_lab.storage.artefact import write_bytes_atomic
-from restore_lab.storage.foreign import NotPlain, open_plain
+from restore_lab.storage.foreign import NotRegularFile, open_regular
 
 SUFFIXES = frozenset(
     (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".dib")
@@ -69,9 +69,9 @@ def read_header(path: str | Path) -> Header:
         BadImage: the file is missing or not an image.
     """
     try:
-        with open_plain(path) as file:
+        with open_regular(path) as file:
             return decode_header(file, name=path)
-    except (OSError, NotPlain) as error:
+    except (OSError, NotRegularFile) as error:
         raise BadImage(_line(path, _reason(error))) from error
 
 
@@ -100,10 +100,10 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         BadImage: the file is missing, empty, truncated, not an image, too large, or of an unknown value range.
     """
     try:
-        with open_plain(path) as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             return _decoded(file, name=path, size=size, max_pixels=max_pixels)
-    except (OSError, NotPlain) as error:
+    except (OSError, NotRegularFile) as error:
         raise BadImage(_line(path, _reason(error))) from error
 
 

@@ -27,7 +27,7 @@ from restore_lab.data.image_io import (
     grey_values,
     open_image,
 )
-from restore_lab.storage.foreign import NotPlain, open_plain
+from restore_lab.storage.foreign import NotRegularFile, open_regular
 
 ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}  # formats that can be written
 EXIF_FOLDER, WIDTH_TAGS, HEIGHT_TAGS = 0x8769, (0x0100, 0xA002), (0x0101, 0xA003)
@@ -106,11 +106,11 @@ def read_photograph(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Photog
         BadImage: the file is missing, damaged, not an image, too large, or of an unknown value range.
     """
     try:
-        with open_plain(path) as file:
+        with open_regular(path) as file:
             data = file.read()
     except OSError as error:
         raise BadImage(f"{path}: {error.strerror or error}") from error
-    except NotPlain as error:
+    except NotRegularFile as error:
         raise BadImage(f"{path}: {error}") from error
     return decode_photograph(data, name=path, max_pixels=max_pixels)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restore_lab.config.build import build
-from restore_lab.storage.files import inside
+from restore_lab.storage.files import path_inside
 from restore_lab.storage.outputs import write_output
-from restore_lab.system.processes import place
+from restore_lab.system.processes import rank_and_world
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -40,7 +40,7 @@ def degraded_batches(
     data = build(cfg.datamodule)
     data.setup("test")
     numbers = range(data.test_count()) if numbers is None else numbers
-    bar = {"desc": "evaluating", "total": len(numbers), "disable": not cfg.progress or place()[0] > 0}
+    bar = {"desc": "evaluating", "total": len(numbers), "disable": not cfg.progress or rank_and_world()[0] > 0}
     for number, batch in tqdm(data.test_batches(numbers), leave=False, **bar):
         yield number, None if batch is None else _at_most(data.degrade(batch.to(device), stage="test"), cfg.max_lq_psnr)
     if summary := data.bad.summary():
@@ -88,7 +88,7 @@ def write_inputs(cfg: DictConfig, folder: Path) -> int:
         if batch is None or batch.lq_BCHW is None:
             continue
         for key, lq_CHW in zip(batch.key, batch.lq_BCHW, strict=True):
-            write_output(inside(folder, f"{key}.png"), encode_png(to_image(lq_CHW)))
+            write_output(path_inside(folder, f"{key}.png"), encode_png(to_image(lq_CHW)))
             count += 1
     return count
 

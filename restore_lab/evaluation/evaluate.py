@@ -40,7 +40,7 @@ from restore_lab.inference.restorer import load
 from restore_lab.methods.pipeline import pad_to_multiple, parts_to_caption
 from restore_lab.methods.weights import weights_file
 from restore_lab.prompts.slots import PromptSources
-from restore_lab.storage.artefact import Manifest, complete, place_of
+from restore_lab.storage.artefact import Manifest, is_complete, place_of
 from restore_lab.storage.foreign import leads_inside
 from restore_lab.types import Prompt
 
@@ -127,7 +127,7 @@ def planned(cfg: DictConfig, *, weights: str | None = None) -> Scores:
 
 def _is_own(place: Path, runs: Path) -> bool:
     """Whether a complete run is in `runs_dir`, so that the identity in its manifest can be trusted."""
-    return leads_inside(place, runs) and complete(place)
+    return leads_inside(place, runs) and is_complete(place)
 
 
 def evaluate(cfg: DictConfig) -> Evaluation | None:

@@ -24,7 +24,7 @@ from restore_lab.evaluation.plan import Scores, load_or_measure, scores_of, sett
 from restore_lab.evaluation.records import ORIGINAL, RECORD, write_record
 from restore_lab.storage.artefact import code_version
 from restore_lab.storage.locks import first_rank
-from restore_lab.storage.walk import some
+from restore_lab.storage.walk import head
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -104,8 +104,8 @@ def _pairs(cfg: DictConfig) -> list[Pair]:
     originals.report()
     pairs = [pair for pair in build(cfg.pairing)(images.names, originals.names) if pair.hq is not None]
     alone, idle = unmatched_names(pairs, images.names, originals.names, lq=restored, hq=folder)
-    found = [f"{len(alone)} of {len(images.names)} restored images without an original: {some(alone)}"] * bool(alone)
-    found += [f"{len(idle)} of {len(originals.names)} originals without a restored image: {some(idle)}"] * bool(idle)
+    found = [f"{len(alone)} of {len(images.names)} restored images without an original: {head(alone)}"] * bool(alone)
+    found += [f"{len(idle)} of {len(originals.names)} originals without a restored image: {head(idle)}"] * bool(idle)
     line = f"{restored} and {folder}: {'; '.join(found)}"
     if found and (cfg.unmatched == "error" or not pairs):
         raise ValueError(

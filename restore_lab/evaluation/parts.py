@@ -24,7 +24,7 @@ from restore_lab.evaluation.records import PER_IMAGE, PICTURE, RECORD, ImageValu
 from restore_lab.evaluation.suite import Measurements, MetricSuite, Tally
 from restore_lab.storage.artefact import code_version, identity, write_bytes_atomic
 from restore_lab.storage.foreign import parse_json
-from restore_lab.system.processes import mine, one_at_a_time
+from restore_lab.system.processes import merge_lock, own_parts
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -54,7 +54,7 @@ class Parts:
 
     def missing(self) -> list[int]:
         """The batches for this process to measure."""
-        return mine(self.count, done=self._done)
+        return own_parts(self.count, done=self._done)
 
     def write(self, number: int, measured: Measurements, panels: Sequence[Panel]) -> None:
         """Write the measurements of one batch.
@@ -67,7 +67,7 @@ class Parts:
 
     def close(self) -> bool:
         """Assemble the record if all parts are complete and no other process has; whether this process did."""
-        with one_at_a_time(self.scores.folder):
+        with merge_lock(self.scores.folder):
             ready = all(self._done(number) for number in range(self.count))
             if not ready or (has_record(self.scores.folder, identity=self.scores.identity) and not self.cfg.again):
                 return False

@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 from restore_lab.evaluation.page import log_record
 from restore_lab.evaluation.records import RECORD, has_record, read_record
 from restore_lab.storage.artefact import identity
-from restore_lab.storage.locks import first_rank, locked
+from restore_lab.storage.locks import first_rank, lock
 from restore_lab.storage.outputs import take_folder
-from restore_lab.system.processes import place, watched
+from restore_lab.system.processes import is_launched_rank, rank_and_world
 from restore_lab.tracking import tracked
 
 if TYPE_CHECKING:
@@ -65,11 +65,11 @@ def load_or_measure(cfg: DictConfig, scores: Scores, make: Callable[[], bool]) -
     Raises:
         ValueError: for `again` with several processes.
     """
-    if place()[1] > 1:
+    if rank_and_world()[1] > 1:
         return _shared(cfg, scores, make)
     with tracked(cfg, identity=scores.identity, kind="scores", settings=scores.settings) as logger:
         if cfg.again or not has_record(scores.folder, identity=scores.identity):
-            with locked(scores.folder):
+            with lock(scores.folder):
                 if cfg.again or not has_record(scores.folder, identity=scores.identity):  # of another run, meanwhile
                     take_folder(scores.folder, setting="run_dir")
                     make()
@@ -90,7 +90,7 @@ def _shared(cfg: DictConfig, scores: Scores, make: Callable[[], bool]) -> Result
     there = has_record(scores.folder, identity=scores.identity)
     if not there:
         take_folder(scores.folder, setting="run_dir")
-    if not (make() if not there else first_rank()) or watched():
+    if not (make() if not there else first_rank()) or is_launched_rank():
         return None
     # Lightning's loggers write in rank 0 only; this process logs, whatever its rank.
     rank_zero_only.rank = 0

@@ -23,8 +23,8 @@ from typing import Any
 from restore_lab.data import parquet
 from restore_lab.evaluation.protocol import Column
 from restore_lab.storage.artefact import NAME, write_bytes_atomic, write_json_atomic
-from restore_lab.storage.files import shortened
-from restore_lab.storage.foreign import LARGEST, bytes_of, json_of, made_of
+from restore_lab.storage.files import shorten
+from restore_lab.storage.foreign import LARGEST, bytes_of, json_of, parse_dataclass
 
 LQ, DECODED_LQ, DECODED_HQ = "LQ", "D(E(LQ))", "D(E(HQ))"
 ROBUST_LQ = "D(E_dr(LQ))"  # with a robust LQ encoder
@@ -148,11 +148,11 @@ def read_record(folder: str | Path) -> Record:
     if not os.path.lexists(place):
         raise FileNotFoundError(2, "no record here; run restore-lab evaluate first", str(place))
     try:
-        raw = json_of(place, within=place.parent, finite=True)
+        raw = json_of(place, within=place.parent, require_finite=True)
         if isinstance(raw, Mapping) and isinstance(raw.get("format"), int) and raw["format"] != FORMAT:
             raise ValueError(f"{place}: record format {raw['format']}, this version reads {FORMAT}; evaluate again")
         known = {"parents": [], **raw} if isinstance(raw, Mapping) else raw
-        head = made_of(_Head, known, name=place)
+        head = parse_dataclass(_Head, known, name=place)
         cells = tuple(_cell(entry, place) for entry in head.cells)
     except ValueError as error:
         if str(error).endswith("evaluate again"):
@@ -181,7 +181,7 @@ def image_file(folder: str | Path, row: str, key: str) -> Path:
 
 def _safe(name: str) -> str:
     """A name as a valid path component; a changed name gets its hash appended, to stay distinct."""
-    plain = shortened(re.sub(r"[^\w.-]+", "_", name).strip("."))
+    plain = shorten(re.sub(r"[^\w.-]+", "_", name).strip("."))
     if plain == name:
         return plain
     return f"{plain}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
@@ -257,9 +257,9 @@ def _number(cell: Cell | None, digits: int) -> str:
 def _cell(entry: Mapping[str, Any], place: Path) -> Cell:
     if not isinstance(entry, Mapping):
         raise ValueError(f"{place}: a cell is {type(entry).__name__}")
-    column = made_of(Column, entry.get("column"), name="a cell's column")
+    column = parse_dataclass(Column, entry.get("column"), name="a cell's column")
     fields = {key: value for key, value in entry.items() if key not in ("column", "column_id")}
-    cell = made_of(Cell, {**fields, "column": column}, name="a cell")
+    cell = parse_dataclass(Cell, {**fields, "column": column}, name="a cell")
     if cell.column.id != entry.get("column_id"):
         raise ValueError(f"record cell {cell.row}/{cell.metric}: its column was edited; evaluate again")
     return cell

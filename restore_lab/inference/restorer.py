@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from restore_lab.config.build import build
-from restore_lab.config.compose import composed, following
+from restore_lab.config.compose import compose_config, merge_and_log
 from restore_lab.config.grammar import quote
 from restore_lab.data.image_io import MAX_PIXELS, BadImage
 from restore_lab.data.photograph import Photograph, photograph_of, read_photograph
@@ -68,7 +68,7 @@ class Restorer:
         words = [*overrides, f"device={device}"]
         if weights is not None:
             words.append(f"weights={quote(str(weights))}")
-        return cls(composed("restore", [*following(words), "progress=false"]))
+        return cls(compose_config("restore", [*merge_and_log(words), "progress=false"]))
 
     @property
     def module(self) -> RestorationModule:

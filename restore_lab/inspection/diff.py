@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restore_lab.storage.artefact import place_of
-from restore_lab.storage.foreign import fits, parse_json
+from restore_lab.storage.foreign import has_type, parse_json
 from restore_lab.storage.outputs import write_output
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def read(place: str) -> tuple[Trace, str] | None:
             if ORDER not in header:
                 return None
             names = parse_json(header[ORDER], name="its order")
-            if not fits(names, tuple[str, ...]):
+            if not has_type(names, tuple[str, ...]):
                 raise ValueError("its order is no list of names")
             return {name: opened.get_tensor(name) for name in names}, header.get(INPUT, "")
     except (SafetensorError, ValueError, OSError) as error:

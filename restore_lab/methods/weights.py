@@ -16,7 +16,7 @@ from torch import Tensor
 from restore_lab.backbones.loading.places import DENOISERS, find_prior, listed
 from restore_lab.storage.artefact import place_of
 from restore_lab.storage.foreign import leads_inside
-from restore_lab.storage.hashes import as_written
+from restore_lab.storage.hashes import matches_manifest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,7 +72,7 @@ def read_weights(file: Path, *, base: str | None, meta: bool = False) -> dict[st
 
     if not file.is_file():
         raise ValueError(f"{file}: no such weights; train some with restore-lab train, then give weights=FOLDER")
-    if not meta and not as_written(file):
+    if not meta and not matches_manifest(file):
         raise ValueError(f"{file}: not what its manifest says was written; train or copy it again")
     try:
         found = shapes_of(file) if meta else load_file(file)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from restore_lab.config.build import build
-from restore_lab.system.processes import device, mine, place
+from restore_lab.system.processes import device, own_parts, rank_and_world
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -57,10 +57,10 @@ def fill_cache(cfg: DictConfig) -> CacheReport:
     dataset = RestorationDataset(source, crop=cfg.crop, flip=False, seed=cfg.seed, training=False)
     batches = list(SequentialSampler(len(source), batch_size=1))  # whole images may have any size
     backbone: Backbone = build(cfg.backbone).to(target)
-    bar = {"desc": "cache", "disable": not cfg.progress or place()[0] > 0}
+    bar = {"desc": "cache", "disable": not cfg.progress or rank_and_world()[0] > 0}
     with torch.no_grad(), around:
         backbone.text([""])
-        for number in tqdm(mine(len(batches), done=lambda number: False), **bar):
+        for number in tqdm(own_parts(len(batches), done=lambda number: False), **bar):
             result: WorkerResult = dataset.__getitems__(batches[number])
             bad.note(result.bad, result.frames)
             if result.error:

@@ -20,9 +20,9 @@ from omegaconf import OmegaConf
 
 from restore_lab.config.build import build
 from restore_lab.samplers.fidelity.base import Prediction, Steer
-from restore_lab.storage.artefact import Manifest, complete, differences, identity, write_bytes_atomic
+from restore_lab.storage.artefact import Manifest, differences, identity, is_complete, write_bytes_atomic
 from restore_lab.storage.outputs import take_folder
-from restore_lab.system.processes import device, mine
+from restore_lab.system.processes import device, own_parts
 from restore_lab.types import Hint
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def fill(cfg: DictConfig) -> Path:
     if cfg.count < 1:
         raise ValueError(f"count={cfg.count}: at least one image must be wanted")
     folder, images = Path(cfg.output), planned(cfg)
-    if complete(folder):
+    if is_complete(folder):
         why = differences(folder, {**images.settings, "count": Manifest.read(folder).settings.get("count")})
         if why:
             raise ValueError(
@@ -83,8 +83,8 @@ def fill(cfg: DictConfig) -> Path:
     def there(number: int) -> bool:
         return (folder / f"{number:06d}.png").exists()
 
-    missing = mine(cfg.count, done=there)
-    if not missing and complete(folder, identity=images.identity):
+    missing = own_parts(cfg.count, done=there)
+    if not missing and is_complete(folder, identity=images.identity):
         return folder
     source = screen(build(cfg.data), name="data", crop=cfg.crop, min_size=cfg.min_size)
     dataset = RestorationDataset(source, crop=cfg.crop, flip=False, seed=cfg.seed, min_size=cfg.min_size)

@@ -25,10 +25,10 @@ from restore_lab.config.build import build
 from restore_lab.data.frames import describe_frames, take_frames
 from restore_lab.data.image_io import BadImage
 from restore_lab.data.sources.tar_index import index_of, tar_name
-from restore_lab.storage.artefact import Manifest, complete, identity, write_json_atomic
+from restore_lab.storage.artefact import Manifest, identity, is_complete, write_json_atomic
 from restore_lab.storage.outputs import take_folder
-from restore_lab.system.faults import naming
-from restore_lab.system.processes import mine, one_at_a_time, place
+from restore_lab.system.faults import name_errors
+from restore_lab.system.processes import merge_lock, own_parts, rank_and_world
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -74,24 +74,24 @@ def pack(cfg: DictConfig) -> PackReport:
     def done(number: int) -> bool:
         return tars[number].is_file()
 
-    if not complete(folder / HIDDEN, identity=name):
+    if not is_complete(folder / HIDDEN, identity=name):
         _claim(folder, name)
-        missing = mine(count, done=done)
-        for number in tqdm(missing, desc="shards", disable=not cfg.progress or place()[0] > 0):
+        missing = own_parts(count, done=done)
+        for number in tqdm(missing, desc="shards", disable=not cfg.progress or rank_and_world()[0] > 0):
             first = number * cfg.shard_size
             pictures = _pictures(source, range(first, min(first + cfg.shard_size, total)))
             write_shard(tars[number], pictures, images=cfg.images, quality=cfg.quality)
             index_of(tars[number])
         if frames := describe_frames(take_frames()):
             log.warning("%s", frames)
-    with one_at_a_time(folder / HIDDEN):
-        if not complete(folder / HIDDEN, identity=name) and all(done(number) for number in range(count)):
+    with merge_lock(folder / HIDDEN):
+        if not is_complete(folder / HIDDEN, identity=name) and all(done(number) for number in range(count)):
             packed = sum(len(index_of(tar).keys) for tar in tars)
             extra = {"samples": packed, "left_out": total - packed}
             Manifest(identity=name, kind="shards", settings=settings, extra=extra).write(folder / HIDDEN)
             for left in (folder / HIDDEN / CLAIM, *folder.glob(".*.part")):
                 left.unlink(missing_ok=True)
-    samples = Manifest.read(folder / HIDDEN).extra["samples"] if complete(folder / HIDDEN, identity=name) else None
+    samples = Manifest.read(folder / HIDDEN).extra["samples"] if is_complete(folder / HIDDEN, identity=name) else None
     return PackReport(output=folder, shards=count, samples=samples)
 
 
@@ -104,7 +104,7 @@ def write_shard(tar: Path, pictures: Iterator[Picture], *, images: str, quality:
     tar.parent.mkdir(parents=True, exist_ok=True)
     part, count = tar.with_name(f".{tar.name}.{os.getpid()}.part"), 0
     try:
-        with naming(tar), open(part, "wb") as file:
+        with name_errors(tar), open(part, "wb") as file:
             with tarfile.open(fileobj=file, mode="w") as members:
                 for picture in pictures:
                     count += 1
@@ -157,8 +157,8 @@ def _claim(folder: Path, name: str) -> None:
         ValueError: if the folder has other shards.
     """
     claim = folder / HIDDEN / CLAIM
-    with one_at_a_time(folder / HIDDEN):
-        if complete(folder / HIDDEN, identity=name):  # by another process, meanwhile
+    with merge_lock(folder / HIDDEN):
+        if is_complete(folder / HIDDEN, identity=name):  # by another process, meanwhile
             return
         take_folder(folder, setting="output")
         own = claim.is_file() and name in claim.read_text(encoding="utf-8")

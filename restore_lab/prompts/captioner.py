@@ -25,7 +25,7 @@ from restore_lab.random import generator
 from restore_lab.storage.artefact import identity, place_of, write_json_atomic
 from restore_lab.storage.foreign import check_model, json_of
 from restore_lab.system.processes import device as chosen
-from restore_lab.system.quiet import quiet
+from restore_lab.system.quiet import silence_libraries
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -183,7 +183,7 @@ class Captioner:
             processors.append(
                 GumbelSampling([key for key, _ in images], self.settings["temperature"], self.settings["top_p"])
             )
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), silence_libraries():
             answers = model.generate(
                 **inputs.to(model.device, dtype=model.dtype),
                 max_new_tokens=self.settings["max_new_tokens"],
@@ -258,7 +258,7 @@ def load(source: str, *, bits: int | None, device: str) -> tuple[Any, Any]:
         )
         settings["device_map"] = {"": device}
     check_model(Path(source))
-    with quiet():
+    with silence_libraries():
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
         if getattr(processor, "chat_template", None) is None:
             raise ValueError("it has no chat template; LLaVA, InternVL and Qwen-VL have")

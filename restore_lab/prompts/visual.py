@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from restore_lab.storage.artefact import place_of
 from restore_lab.storage.foreign import check_model, json_of
-from restore_lab.system.quiet import quiet
+from restore_lab.system.quiet import silence_libraries
 
 
 class ClipVision(nn.Module):
@@ -43,7 +43,7 @@ class ClipVision(nn.Module):
         source = str(place) if place.is_dir() else path
         try:
             check_model(place)
-            with quiet():
+            with silence_libraries():
                 clip: Any = CLIPModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
             processor = CLIPImageProcessor.from_pretrained(source)
         except (OSError, ValueError) as error:
@@ -93,7 +93,7 @@ class DinoVision(nn.Module):
         source = str(place) if place.is_dir() else path
         try:
             check_model(place)
-            with quiet():
+            with silence_libraries():
                 self.tower = AutoModel.from_pretrained(
                     source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
                 )

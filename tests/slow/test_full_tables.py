@@ -25,7 +25,7 @@ def test_a_table_plans_at_full_size_without_a_word_from_the_user(name, tmp_path)
     """Nothing is refused; every measured row waits for weights, unless they ship; nothing typed names a path."""
     with hydra_at(conf_dir()):
         found = plan([read(name, [conf_dir()], scale="full")], store=tmp_path / "runs" / "tables", seeds=1)
-    assert not found.refused, found.refused
+    assert not found.refusals, found.refusals
     for job in found.jobs.values():
         assert not any("made:" in word and str(tmp_path) not in word for word in job.words), job.words
         kinds = [found.jobs[need].kind for need in job.needs]

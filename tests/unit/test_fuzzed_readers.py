@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from restore_lab.config.compose import made_by
+from restore_lab.config.compose import training_overrides
 from restore_lab.data.image_io import decode_image
 from restore_lab.data.photograph import decode_photograph
 from restore_lab.data.sources.captions import Captions
@@ -139,8 +139,8 @@ def test_json_of_any_shape(tmp_path) -> None:
         refuses_or_reads(lambda: Recipe.from_json(json.dumps(value)))
         (tmp_path / "manifest.json").write_text(json.dumps(value))
         refuses_or_reads(lambda: Manifest.read(tmp_path))
-        brought = refuses_or_reads(lambda: made_by(tmp_path))
-        assert brought is None or brought.taken == ()
+        brought = refuses_or_reads(lambda: training_overrides(tmp_path))
+        assert brought is None or brought.accepted == ()
 
     check = example(value=[{"\n": None}])(check)
     check()
@@ -180,8 +180,8 @@ def test_records(tmp_path) -> None:
         (tmp_path / "manifest.json").write_bytes(data)
         refuses_or_reads(lambda: Manifest.read(tmp_path))
         refuses_or_reads(lambda: read_record(tmp_path))
-        brought = refuses_or_reads(lambda: made_by(tmp_path))
-        assert brought is None or brought.taken == ()
+        brought = refuses_or_reads(lambda: training_overrides(tmp_path))
+        assert brought is None or brought.accepted == ()
 
     check()
 

@@ -17,7 +17,7 @@ from restore_lab.samplers.fidelity.base import FidelityGuidance
 from restore_lab.samplers.fidelity.restoration_guided import RestorationGuided
 from restore_lab.samplers.fidelity.rss import RestorationSampling
 from restore_lab.samplers.level import Level
-from restore_lab.samplers.tiling import Gaussian, Part, Tiles
+from restore_lab.samplers.tiling import Gaussian, TileBatch, Tiles
 from tests.toy_methods import said, sampler_parts, toy_sampler
 from tests.xla.counted import SOLVES, spent
 
@@ -100,7 +100,7 @@ def test_tiles_share_the_models_program() -> None:
     z = torch.randn(1, 4, 12, 20, generator=torch.Generator().manual_seed(0))
     compiled: list[int] = []
 
-    def ask(part: Part) -> Tensor:
+    def ask(part: TileBatch) -> Tensor:
         tile_BCHW = part.crop(z.to(torch_xla.device()))
         one = spent(lambda: torch.tanh(tile_BCHW))
         compiled.append(one.compiled)

@@ -18,7 +18,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedT
 
 from restore_lab.backbones.disk_cache import DiskCache
 from restore_lab.backbones.lru import TensorLRU
-from restore_lab.system.xla import at_rest
+from restore_lab.system.xla import to_host
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class TextEncoder(nn.Module):
             else:
                 found = self._encode([text])
             self.home = found[0].device
-            found = tuple(at_rest(tensor) for tensor in found)
+            found = tuple(to_host(tensor) for tensor in found)
         self.cache.put(text, found)
         return found
 

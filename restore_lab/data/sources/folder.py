@@ -156,7 +156,7 @@ def list_images(root: Path, *, recursive: bool = True) -> Images:
 def _images(base: Path, found: Walk, *, what: str, where: str) -> Images:
     names = [name for name in found.files if _suffix(name) in SUFFIXES]
     stems = {os.path.splitext(name)[0] for name in names} | set(names)
-    over = Counter(found.passed_over)
+    over = Counter(found.skipped)
     for name in found.files:
         stem, suffix = os.path.splitext(name)
         if suffix.lower() in PHOTOGRAPHS:

@@ -22,7 +22,7 @@ from restore_lab.data.image_io import MAX_PIXELS, Header, read_header, read_imag
 from restore_lab.data.sources.captions import Captions
 from restore_lab.data.sources.folder import keys_of, list_images
 from restore_lab.storage.foreign import bytes_of, json_lines
-from restore_lab.storage.walk import some
+from restore_lab.storage.walk import head
 from restore_lab.types import Picture
 
 log = logging.getLogger(__name__)
@@ -203,17 +203,17 @@ class PairedSource:
         alone = [pair for pair in pairs if pair.hq is None]
         wanted = [f"{pair.lq} (looked for {pair.hq_stem})" if pair.hq_stem else pair.lq for pair in alone]
         if not matched or (alone and unmatched == "error"):
-            seen = f"the HQ folder has {some(hq_names)}" if wanted else "the rule took none of the LQ names"
+            seen = f"the HQ folder has {head(hq_names)}" if wanted else "the rule took none of the LQ names"
             raise ValueError(
-                f"{self._lq}: {len(alone)} LQ without a HQ in {self._hq}: {some(wanted)}; {seen}; check the rule"
+                f"{self._lq}: {len(alone)} LQ without a HQ in {self._hq}: {head(wanted)}; {seen}; check the rule"
             )
         if alone:
             verb = "kept without" if unmatched == "keep" else "left out for want of"
-            log.warning("%s: %d of %d LQ %s a HQ: %s", self._lq, len(alone), len(pairs), verb, some(wanted))
+            log.warning("%s: %d of %d LQ %s a HQ: %s", self._lq, len(alone), len(pairs), verb, head(wanted))
         if self._hq is not None:
             _, idle = unmatched_names(matched, [], hq_names, lq=self._lq, hq=self._hq)
             if idle:
-                log.warning("%s: %d of %d HQ without an LQ: %s", self._hq, len(idle), len(hq_names), some(idle))
+                log.warning("%s: %d of %d HQ without an LQ: %s", self._hq, len(idle), len(hq_names), head(idle))
         return pairs if unmatched == "keep" else matched
 
 

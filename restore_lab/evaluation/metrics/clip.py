@@ -22,7 +22,7 @@ from restore_lab.evaluation.metrics.frechet import frechet_distance
 from restore_lab.evaluation.protocol import ImageMetric, MetricUnavailable, SetMetric
 from restore_lab.storage.artefact import fingerprint
 from restore_lab.storage.foreign import check_model, json_of
-from restore_lab.system.quiet import quiet
+from restore_lab.system.quiet import silence_libraries
 
 ASSETS = Path(__file__).parents[2] / "assets"
 MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -68,7 +68,7 @@ class Clip:
 
         try:
             check_model(folder)
-            with quiet():
+            with silence_libraries():
                 self.model: Any = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             settings = json_of(folder / "preprocessor_config.json")
