@@ -15,8 +15,9 @@ import numpy as np
 
 from restore_lab.degradation.diff_restorer import KINDS
 from restore_lab.degradation.vocabulary import labels
-from restore_lab.evaluation.paired import difference, values
+from restore_lab.evaluation.paired import values
 from restore_lab.evaluation.records import DECODED_LQ, read_record
+from restore_lab.evaluation.statistics import difference
 from restore_lab.types import Recipe
 
 
@@ -34,7 +35,11 @@ def main() -> None:
         part = replace(results, images=mine)
         means = [np.mean(list(values(part, row=row, metric=given.metric).values())) for row in rows]
         count = len(values(part, row=rows[0], metric=given.metric))
-        found = difference(part, row=rows[-1], baseline=DECODED_LQ, metric=given.metric)
+        last, baseline = (
+            {(0, key): value for key, value in values(part, row=row, metric=given.metric).items()}
+            for row in (rows[-1], DECODED_LQ)
+        )
+        found = difference(last, baseline)
         print(kind.ljust(10), f"{count:2d} ", *(f"{mean:12.2f}" for mean in means), f" {found}")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from restore_lab.config.build import build
-    from restore_lab.config.compose import compose
+    from restore_lab.config.compose import compose_config as compose
     from restore_lab.inference.restorer import Restorer
     from restore_lab.types import Batch, Cond, Hint, Recipe, Tap
 
@@ -20,7 +20,7 @@ __all__ = ["Batch", "Cond", "Hint", "Recipe", "Restorer", "Tap", "build", "compo
 PLACES = {
     "Restorer": ("inference.restorer", "Restorer"),
     "build": ("config.build", "build"),
-    "compose": ("config.compose", "compose"),
+    "compose": ("config.compose", "compose_config"),
     **{name: ("types", name) for name in ("Batch", "Cond", "Hint", "Recipe", "Tap")},
 }
 

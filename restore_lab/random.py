@@ -1,7 +1,7 @@
-"""Seeds and generators: every random decision is a function of the parts named, the same in every process.
+"""Seeds and generators: every random decision is a function of its key parts, the same in every process.
 
-`mix(seed, epoch, index)` names one sample's seed; `generator(sample_seed, "noise")` one decision of it. Nothing in the
-package draws from a global generator, so results depend neither on the batch, nor on the workers, nor on the rank.
+`mix(seed, epoch, index)` is a sample's seed; `generator(sample_seed, "noise")` draws one of its decisions. Nothing in
+the package draws from a global generator, so results do not depend on batch, workers or rank.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def mix(*parts: int | str) -> int:
-    """A stable 63-bit hash of the parts: ("a", 1) and ("a1",) differ, and Python's hash seed plays no role."""
+    """A stable 63-bit hash of the parts: ("a", 1) and ("a1",) differ; independent of Python's hash seed."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
@@ -37,7 +37,7 @@ def rng(*parts: int | str) -> np.random.Generator:
 
 
 def noise_like(like_BCHW: torch.Tensor, seeds: Sequence[int], purpose: str) -> torch.Tensor:
-    """Standard normal noise shaped like a batch, image i's from (seeds[i], purpose); drawn on the CPU in float32."""
+    """Standard normal noise in a batch's shape, image i seeded by (seeds[i], purpose); drawn on the CPU in float32."""
     import torch
 
     rows = [torch.randn(like_BCHW.shape[1:], generator=generator(seed, purpose)) for seed in seeds]
@@ -45,7 +45,7 @@ def noise_like(like_BCHW: torch.Tensor, seeds: Sequence[int], purpose: str) -> t
 
 
 def uniform(seeds: Sequence[int], purpose: str) -> torch.Tensor:
-    """One number in [0, 1) a sample, from (seed, purpose); float32 on the CPU."""
+    """One uniform number in [0, 1) per sample, seeded by (seed, purpose); float32 on the CPU."""
     import torch
 
     return torch.stack([torch.rand((), generator=generator(seed, purpose)) for seed in seeds])

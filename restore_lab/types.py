@@ -1,4 +1,4 @@
-"""The shared nouns: what one part hands to the next.
+"""The data types that parts exchange.
 
 Frozen, keyword-only dataclasses. Images are float32 in [0, 1] outside the codec. Shape suffixes: B batch,
 C channels, H height, W width, L tokens, D width of an embedding. This module imports torch for annotations only,
@@ -25,11 +25,11 @@ TapKind = Literal["encoder", "block", "middle", "join", "upsample"]
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One operation of a `Recipe`.
+    """One degradation step of a `Recipe`.
 
-    `kind` names the operation ("blur", "resize", "noise", "jpeg", ...); `params` holds every number it needs to be
-    repeated, noise seeds included; `says` is the instruction that undoes it, with its number ("Deblur with sigma
-    2.4"), `says_type` the same without ("Deblur"); both are empty for a step that has no words.
+    `kind` names the operation ("blur", "resize", "noise", "jpeg", ...); `params` holds all numbers that reproduce it,
+    noise seeds included; `says` is the instruction that reverts it, with its number ("Deblur with sigma 2.4"),
+    `says_type` the same without it ("Deblur"); both are empty for a step without an instruction.
     """
 
     kind: str
@@ -40,10 +40,10 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What was done to one image, in order, with the drawn numbers and the seed they were drawn from.
+    """The degradation of one image: its steps in order, with the sampled parameters and their seed.
 
-    A recipe replays (`restore_lab.degradation.apply.apply_recipe`), survives JSON, and speaks SPIRE's instruction.
-    `blind` recipes (Real-ESRGAN's, whose steps have no words a person would use) say `REMOVE_ALL`.
+    A recipe can be replayed (`restore_lab.degradation.apply.apply_recipe`), stored as JSON, and read as SPIRE's
+    instruction. The instruction of a `blind` recipe (Real-ESRGAN's, whose steps have none) is `REMOVE_ALL`.
     """
 
     pipeline: str
@@ -53,14 +53,14 @@ class Recipe:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of degradation present, in order, without repeats."""
+        """The unique kinds of degradation, in order."""
         return tuple(dict.fromkeys(step.kind for step in self.steps))
 
     def instruction(self, *, values: bool = True) -> str:
         """The restoration prompt c_r of SPIRE, Table 2: "Deblur with sigma 2.4; Denoise with sigma 0.06".
 
-        With `values=False` the kinds alone ("Deblur; Denoise"). The steps are named in the order in which they were
-        applied (SPIRE, Algorithm 1). Nothing done gives the empty string.
+        With `values=False` the types only ("Deblur; Denoise"). The steps are in the order in which they were applied
+        (SPIRE, Algorithm 1). Without steps it is the empty string.
         """
         if self.blind:
             return REMOVE_ALL
@@ -68,7 +68,7 @@ class Recipe:
         return "; ".join(word for word in words if word)
 
     def to_json(self) -> str:
-        """One line of JSON from which `from_json` makes an equal recipe."""
+        """The recipe as one line of JSON, which `from_json` reads."""
         steps = [
             {"kind": s.kind, "params": dict(s.params), "says": s.says, "says_type": s.says_type} for s in self.steps
         ]
@@ -76,7 +76,7 @@ class Recipe:
 
     @classmethod
     def from_json(cls, line: str) -> Recipe:
-        """Read what `to_json` wrote.
+        """The recipe of a line of `to_json`.
 
         Raises:
             ValueError: if the line is not a recipe.
@@ -91,9 +91,9 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """One image as a source reads it: uint8 RGB, height x width x 3, with its caption and a key that names it.
+    """One image as read by a source: uint8 RGB, height x width x 3, with its caption and its key.
 
-    `recipe` says what was done to the LQ of a pair, where that is known.
+    `recipe` is the degradation of a pair's LQ, if known.
     """
 
     hq_HWC: np.ndarray | None
@@ -105,11 +105,11 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Images and what is known of each.
+    """Images with their captions, keys, seeds and recipes.
 
-    `hq_BCHW` may be absent (a folder of bad photographs), `lq_BCHW` is absent only between the source and the
-    degradation. Both are float32 in [0, 1] and of one size. The tuples hold one entry an image. `seed` is a function
-    of (run seed, epoch, index) and feeds every random decision about its image: degradation, dropout, noise.
+    `hq_BCHW` may be None (a folder of LQ photographs), `lq_BCHW` is None only between source and degradation. Both are
+    float32 in [0, 1] and of one size. The tuples hold one entry per image. `seed` is a function of (run seed, epoch,
+    index) and seeds every random decision about its image: degradation, dropout, noise.
     """
 
     hq_BCHW: Tensor | None
@@ -131,7 +131,7 @@ class Batch:
         return replace(self, **moved)
 
     def select(self, indices: Sequence[int]) -> Batch | None:
-        """The batch of some of its images, None for none of them."""
+        """The batch of the images at `indices`; None if there are none."""
         if not indices:
             return None
         chosen = list(indices)
@@ -147,9 +147,9 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What the prompt slots say for a batch. Nulls are explicit: an empty string, never a missing entry.
+    """The prompts of a batch. A null prompt is an empty string, never a missing entry.
 
-    `visual_BLD` is what an image encoder sees in the LQ, `visual_null_BLD` what it sees in a black image.
+    `visual_BLD` are an image encoder's features of the LQ, `visual_null_BLD` those of a black image.
     """
 
     semantic: tuple[str, ...]
@@ -163,7 +163,7 @@ class Prompt:
 class Cond:
     """One guidance branch after the encoders: text tokens, pooled text, size conditioning, a visual stream's tokens.
 
-    `visual_BND` is what the image encoder sees for this branch, from which the stream's tokens are made.
+    `visual_BND` are the image encoder's features for this branch, the input of the visual stream.
     """
 
     tokens_BLD: Tensor
@@ -175,11 +175,11 @@ class Cond:
 
 @dataclass(frozen=True, kw_only=True)
 class Hint:
-    """What an adaptor may look at. `lq_BCHW` is in [0, 1], `lq_latent_BCHW` comes from the chosen LQ encoder.
+    """The inputs of an adaptor. `lq_BCHW` is in [0, 1], `lq_latent_BCHW` comes from the configured LQ encoder.
 
-    `reference_BCHW` is a clean latent that changes from step to step; from `visual_BND`, `visual_null_BND` (what an
-    image encoder sees in the LQ and in a black image), `empty` (the condition of no words) and `hq_latent_BCHW`
-    references are made. `features_BCHW` is what the adaptor's hint network makes of all this, where it was asked ahead.
+    `reference_BCHW` is a clean latent that changes with each step, computed from `visual_BND`, `visual_null_BND` (an
+    image encoder's features of the LQ and of a black image), `empty` (the condition of the empty prompt) and
+    `hq_latent_BCHW`. `features_BCHW` is the output of the adaptor's hint network, if precomputed.
     """
 
     lq_BCHW: Tensor
@@ -196,10 +196,10 @@ class Hint:
 
 @dataclass(frozen=True, kw_only=True)
 class Tap:
-    """One place in a backbone where an `Edit` is shown the features.
+    """One place in a backbone where an `Edit` receives the features.
 
-    `channels` counts what the edit is shown, `skip` how many of these (the last ones) are the skip connection at a
-    `join`, 0 elsewhere; `stride` is the size of the latent over the size of the map.
+    `channels` is the number of channels that the edit receives, `skip` how many of these (the last ones) are the skip
+    connection at a `join`, 0 elsewhere; `stride` is the size of the latent over the size of the map.
     """
 
     name: str
@@ -216,5 +216,5 @@ class Edit(Protocol):
 
 
 def identity(tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: Any) -> tuple[Tensor, Any]:
-    """The edit that changes nothing: the backbone then equals diffusers' own forward."""
+    """The identity edit, with which the backbone equals diffusers' own forward."""
     return h_BCHW, carry

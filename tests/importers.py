@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from safetensors.torch import save_file
 
 from restore_lab.config.build import build
-from restore_lab.importing.engine import Imported, import_checkpoints
+from restore_lab.importing.engine import ImportResult, import_checkpoints
 from restore_lab.importing.recognise import recognise, words_of
 from restore_lab.methods.weights import weights_file
 from tests.composed import composed
@@ -48,7 +48,7 @@ def stored(state: dict[str, Any], file: Path) -> Path:
     return file
 
 
-def imported(files: list[Path], *typed: str) -> Imported:
+def imported(files: list[Path], *typed: str) -> ImportResult:
     """What `restore-lab import` does after Hydra; typed overrides take the place of the layouts' own."""
     found = recognise([str(file) for file in files])
     chosen = {word.partition("=")[0] for word in typed}
@@ -59,7 +59,7 @@ def imported(files: list[Path], *typed: str) -> Imported:
         HydraConfig.instance().cfg = None
 
 
-def method_with(done: Imported, *typed: str) -> Any:
+def method_with(done: ImportResult, *typed: str) -> Any:
     """The method that `weights=` of an import makes."""
     cfg = composed("restore", *done.facts["words"], "input=none", *typed)
     module = build(cfg.module)

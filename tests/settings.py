@@ -85,7 +85,7 @@ def refusal(run: Callable[[], object]) -> str | None:
     except Exception as error:
         if not errors.is_bad_input(error):
             raise
-        text = errors.flat(error)
+        text = errors.flatten(error)
         if not text or "\n" in text or len(text) > LONGEST:
             raise AssertionError(f"not one line: {text}") from error
         return text

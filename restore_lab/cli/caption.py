@@ -1,4 +1,4 @@
-"""Caption a folder of images, so that data=folder trains on words.
+"""Caption a folder of images for training with data=folder.
 
 restore-lab caption input=photos
 restore-lab caption input=photos devices=4
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def run(cfg: Any) -> None:
-    """Write the table and say where it is."""
+    """Write the table of captions and print its path."""
     from restore_lab.inference.captioning import caption_folder
     from restore_lab.system.processes import launch_ranks, rank_and_world
 

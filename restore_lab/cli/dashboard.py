@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 POSITIONAL = ("table",)
-RENAMED = {"scale": "at_scale"}  # `scale` is a config group, of the jobs' configs
+KEY_ALIASES = {"scale": "at_scale"}  # `scale` is a config group, of the jobs' configs
 
 
 def run(cfg: Any) -> None:
-    """Print where workspace and report are, or their JSON, or the file that it went to."""
+    """Print the addresses of workspace and report, their JSON, or the path of the written file."""
     from restore_lab.tables.dashboard import run as dashboard
 
     print(dashboard(cfg))

@@ -1,5 +1,4 @@
-"""Make data ahead of training: images of negative quality (SUPIR), shards of any source, a cache of its encodings,
-or tiles of free photographs.
+"""Prepare training data: negative-quality images (SUPIR), shards of a source, a latent cache, or tiles of photographs.
 
 restore-lab data output=negatives count=1000
 restore-lab data output=negatives data=folder data.root=photos backbone=sdxl count=100000
@@ -16,7 +15,7 @@ POSITIONAL = ("make",)
 
 
 def run(cfg: Any) -> None:
-    """Make what is missing and say where it is."""
+    """Make the missing data and print its path."""
     from restore_lab.system.processes import launch_ranks, rank_and_world
 
     if launch_ranks(cfg.devices):

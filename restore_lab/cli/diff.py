@@ -1,4 +1,4 @@
-"""Name the first place where two runs part: other weights, device, precision, or version of the code.
+"""Find the first tensor at which two runs diverge: other weights, device, precision, or version of the code.
 
 restore-lab diff runs/a runs/b method=supir
 restore-lab diff method=spire b="device=cuda backbone.dtype=bfloat16" tolerance=1e-2
@@ -20,7 +20,7 @@ FREE_TEXT = ("a", "b")
 
 
 def run(cfg: Any) -> None:
-    """Print every place with its difference; exit code 1 if the two part."""
+    """Print the difference at every place of the trace; exit code 1 if the runs diverge."""
     from restore_lab.inspection import diff
 
     if cfg.trace is not None:
@@ -46,7 +46,7 @@ def run(cfg: Any) -> None:
 
 
 def _side(place: str | None, settings: str) -> tuple[Trace, str]:
-    """The trace of one side: read, or made by the composition with its own settings."""
+    """The trace of one side: read from a file, or recorded from the composition with that side's settings."""
     from hydra.core.hydra_config import HydraConfig
 
     from restore_lab.cli.front import parse, quote

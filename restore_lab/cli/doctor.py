@@ -15,7 +15,7 @@ METHODS = ("method=", "backbone=", "scale=", "metrics=", "experiment=")
 
 
 def run(cfg: Any) -> None:
-    """Print what is there and what is missing; exit code 1 if something is."""
+    """Print what exists and what is missing; exit code 1 if anything is missing."""
     from hydra.core.hydra_config import HydraConfig
 
     typed = list(HydraConfig.get().overrides.task)

@@ -1,9 +1,8 @@
-"""Errors as a person sees them: one line on stderr and an exit code, with the names that exist.
+"""User-facing errors: one line on stderr and an exit code, with the valid names.
 
-Bad input is what our own code refuses with a ValueError, a file that is not there, and whatever Hydra or OmegaConf
-does not accept: exit code 2. What a machine does to a run (system/faults.py): 3; the same command continues once it is
-well. Anything else is a bug and keeps its traceback, a ValueError from inside another library included.
-`RESTORE_LAB_TRACEBACK=1` shows the traceback of everything.
+Bad input is a ValueError of this package, a missing file, or an error of Hydra or OmegaConf: exit code 2. Machine
+faults (system/faults.py) exit with 3; the same command continues after the repair. Anything else is a bug and keeps its
+traceback, including a ValueError inside another library. `RESTORE_LAB_TRACEBACK=1` shows every traceback.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ PLUGINS = ("joblib", "optuna", "ray", "submitit")  # of Hydra's, extras of this 
 
 
 @contextlib.contextmanager
-def one_line() -> Iterator[None]:
-    """Turn errors that a person can mend into one line on stderr and exit code 2."""
+def exit_with_one_line() -> Iterator[None]:
+    """Turn errors that the user can fix into one line on stderr and exit code 2."""
     try:
         yield
     except Termination as stop:
@@ -41,17 +40,17 @@ def one_line() -> Iterator[None]:
         why = None if is_bad_input(error) else describe_fault(error)
         if os.environ.get("RESTORE_LAB_TRACEBACK") or not (why or is_bad_input(error)):
             raise
-        text = f"{why}; the same command continues" if why else flat(error)
+        text = f"{why}; the same command continues" if why else flatten(error)
         print(f"restore-lab: {text}{advice(text)}", file=sys.stderr)
         raise SystemExit(EXIT_CODE if why or isinstance(error, Fault) else 2) from None
 
 
 @contextlib.contextmanager
-def explained(*, verb: str, folders: Sequence[Path], overrides: Sequence[str]) -> Iterator[None]:
-    """Say which settings, parts or options there are when Hydra refuses an override.
+def explain(*, verb: str, folders: Sequence[Path], overrides: Sequence[str]) -> Iterator[None]:
+    """Add the existing settings, parts or options to Hydra's error about an override.
 
     Args:
-        folders: where configs are looked for: the package's, then the user's.
+        folders: config folders: the package's, then the user's.
     """
     from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
     from yaml import YAMLError
@@ -64,13 +63,13 @@ def explained(*, verb: str, folders: Sequence[Path], overrides: Sequence[str]) -
     except RecursionError as error:
         raise ValueError("a config or a setting is nested too deeply to be read; give it fewer levels") from error
     except YAMLError as error:
-        raise ValueError(f"a config is not YAML that can be read: {flat(error)}") from error
+        raise ValueError(f"a config is not YAML that can be read: {flatten(error)}") from error
     except MissingConfigException as error:
         missing = error.missing_cfg_file or ""
-        raise ValueError(_no_option(missing, folders) if missing else flat(error)) from error
+        raise ValueError(_no_option(missing, folders) if missing else flatten(error)) from error
     except OverrideParseException as error:
         word, hint = str(error.override), "quote a value that holds , = [ ] { } ( ) or quotes: key=\"'a, b'\""
-        reason = f"{flat(error)}; {hint}" if "=" in word else "expected KEY=VALUE"
+        reason = f"{flatten(error)}; {hint}" if "=" in word else "expected KEY=VALUE"
         raise ValueError(f"cannot read {word!r}: {reason}") from error
     except ConfigCompositionException as error:
         match = re.search(r"Could not override '([^']+)'", str(error))
@@ -80,23 +79,23 @@ def explained(*, verb: str, folders: Sequence[Path], overrides: Sequence[str]) -
 
 
 def is_bad_input(error: Exception) -> bool:
-    """Whether a person who ran the command, not a programmer, is to mend this."""
+    """Whether the user, not a developer, can fix this error."""
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    hydra_folder = str(Path(hydra.__file__).parent)  # Hydra refuses a bad mix of its flags with a plain ValueError
+    hydra_folder = str(Path(hydra.__file__).parent)  # Hydra raises a plain ValueError for incompatible flags
     if isinstance(error, HydraException | OmegaConfBaseException):
         return True
     if describe_bad_path(error) or isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError):
         return True
     if isinstance(error, ModuleNotFoundError):
-        return bool(advice(str(error)))  # an extra brings it
+        return bool(advice(str(error)))  # an extra installs it
     return isinstance(error, ValueError) and _raised_in(error).startswith((PACKAGE, hydra_folder))
 
 
-def flat(error: BaseException) -> str:
-    """The message in one line, without Hydra's and OmegaConf's appendices."""
+def flatten(error: BaseException) -> str:
+    """The message as one line, without the details that Hydra and OmegaConf append."""
     if isinstance(error, OSError) and error.strerror:
         return escape_control(
             describe_bad_path(error) or (f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
@@ -108,7 +107,7 @@ def flat(error: BaseException) -> str:
 def groups(folders: Iterable[Path]) -> dict[str, list[str]]:
     """Each config group and its options: {"prompt/semantic": ["caption", ...], "experiment": ["spire/table5", ...]}.
 
-    A folder inside a group is a group of its own, but inside `experiment` it only sorts.
+    A folder inside a group is a group of its own, except in `experiment`, where it is part of the option's name.
     """
     from hydra.core.object_type import ObjectType
 
@@ -129,10 +128,10 @@ def groups(folders: Iterable[Path]) -> dict[str, list[str]]:
 
 
 def _check_choices(overrides: Sequence[str], *, verb: str, folders: Sequence[Path]) -> None:
-    """Refuse what cannot choose from a group, and what takes a setting away.
+    """Refuse an override that is no valid choice of a group, or that deletes a setting.
 
     Raises:
-        ValueError: with what can be chosen, or the setting that was probably meant.
+        ValueError: with the valid choices, or the nearest setting.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -144,7 +143,7 @@ def _check_choices(overrides: Sequence[str], *, verb: str, folders: Sequence[Pat
         if key not in existing or override.is_delete() or override.is_sweep_override():
             continue
         value = override.value()
-        if override.is_force_add() and isinstance(value, dict):  # nodes that join those of the group
+        if override.is_force_add() and isinstance(value, dict):  # nodes added to those of the group
             continue
         names = value if isinstance(value, list) else [value]
         if value is not None and not all(isinstance(name, str) for name in names):
@@ -186,7 +185,7 @@ def _no_option(missing: str, folders: Sequence[Path]) -> str:
 
 
 def _plugin(parts: Sequence[str]) -> str | None:
-    """The plugin that brings one of Hydra's own groups an option, None for what no plugin brings."""
+    """The plugin that provides an option of one of Hydra's own groups; None if no plugin does."""
     named = parts[-1].partition("_")[0]
     return named if parts[0] == "hydra" and named in PLUGINS else None
 
@@ -212,7 +211,7 @@ def _no_setting(key: str, *, verb: str, folders: Sequence[Path], overrides: Sequ
 def _settings(
     *, verb: str, folders: Sequence[Path], overrides: Sequence[str], groups_: dict[str, list[str]]
 ) -> list[str]:
-    """All settings by dotted place, with the parts chosen on the command line in place."""
+    """The dotted keys of all settings, with the parts chosen on the command line."""
     from hydra import compose
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -231,7 +230,7 @@ def _settings(
 
 
 def _places(node: object, within: str = "") -> Iterator[str]:
-    """The dotted places of a config, nodes and values; what stands for another node is not looked into."""
+    """The dotted keys of a config's nodes and values; interpolated nodes are not expanded."""
     for key, value in node.items() if isinstance(node, dict) else ():
         yield f"{within}{key}"
         yield from _places(value, f"{within}{key}.")

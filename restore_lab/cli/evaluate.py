@@ -19,10 +19,10 @@ FOLLOWS_WEIGHTS = True
 
 
 def run(cfg: Any) -> float | None:
-    """Print the table, then where record and picture are; or everything as JSON; or why two records differ.
+    """Print the table and the paths of record and picture, or everything as JSON, or the difference of two records.
 
     Returns:
-        What a sweeper is told, if `optimized_metric` says what.
+        The objective for a sweeper, if `optimized_metric` names one.
     """
     if cfg.explain:
         if len(cfg.records or ()) != 2:
@@ -50,9 +50,9 @@ def run(cfg: Any) -> float | None:
     from restore_lab.system.processes import launch_ranks, rank_and_world
 
     if sweep.is_sweep():
-        sweep.evaluate(cfg)  # in a process group of its own; what follows reads its record
+        sweep.evaluate(cfg)  # in its own process group; the code below reads its record
         cfg.again = False
-        if not first_rank():  # of a launcher's tasks the first ran the job
+        if not first_rank():  # the launcher's first task ran the job
             return None
     elif cfg.restored is None and cfg.devices > 1 and rank_and_world()[1] == 1:
         scores = planned(cfg)

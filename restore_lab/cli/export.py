@@ -10,7 +10,7 @@ from typing import Any
 
 
 def run(cfg: Any) -> None:
-    """Write the folder and say what is in it."""
+    """Write the folder and print its content."""
     from restore_lab.importing.exporting import export
 
     print("\n".join(export(cfg)))

@@ -1,12 +1,11 @@
-"""The front parser: what a person types becomes what Hydra's grammar reads.
+"""The front parser: translates the command line into Hydra's flags and overrides.
 
-Three kinds of words pass here. Hydra's own flags go through (first, because argparse wants them together). Other
-flags and bare words become overrides: `--dry-run` is `dry_run=true`, `--format=json` is `format=json`, a bare word is
-the verb's next positional name (`table spire/table5` is `table=spire/table5`). A setting that has the name of a config
-group goes by the one that the verb gives it, since Hydra would look for the group. And the values of free-text and path
-keys are quoted, since Hydra would stumble over a comma, an apostrophe, a bracket or a space; quoted they also stay
-one value under `-m`. Leave a key unset with `caption=null`. A value that is one whole Hydra string already
-(`caption="'a, b'"`) is left as it is, so parsing twice changes nothing.
+Hydra's own flags pass through, moved to the front because argparse wants them together. Other flags and bare words
+become overrides: `--dry-run` is `dry_run=true`, `--format=json` is `format=json`, a bare word sets the verb's next
+positional key (`table spire/table5` is `table=spire/table5`). A setting with the name of a config group is renamed by
+the verb, since Hydra would look for the group. Values of free-text and path keys are quoted, since commas, apostrophes,
+brackets and spaces are syntax to Hydra; a quoted value also stays one value under `-m`. `caption=null` leaves a key
+unset. A value that is a complete Hydra string already (`caption="'a, b'"`) is unchanged, so parsing is idempotent.
 """
 
 from __future__ import annotations
@@ -32,20 +31,20 @@ INFO_TOPICS = frozenset(("all", "config", "defaults", "defaults-tree", "plugins"
 
 @dataclass(frozen=True, kw_only=True)
 class Words:
-    """What was typed, sorted: Hydra's flags, overrides in Hydra's grammar, packages to trust."""
+    """A parsed command line: Hydra's flags, overrides in Hydra's grammar, trusted packages."""
 
     flags: tuple[str, ...]
     overrides: tuple[str, ...]
-    trusted: tuple[str, ...] = ()
+    trusted_packages: tuple[str, ...] = ()
 
     @property
     def arguments(self) -> list[str]:
-        """Flags and overrides in the order that Hydra's argument parser takes."""
+        """Flags and overrides in the order of Hydra's argument parser."""
         return [*self.flags, *self.overrides]
 
     @property
     def config_dirs(self) -> list[Path]:
-        """The user's config folder, if one was given."""
+        """The user's config folder, if given."""
         after = [value for flag, value in pairwise(self.flags) if flag in ("-cd", "--config-dir")]
         joined = [flag.partition("=")[2] for flag in self.flags if flag.startswith("--config-dir=")]
         return [Path(value).resolve() for value in (*after, *joined)]
@@ -56,18 +55,18 @@ def parse(
     *,
     positional: Sequence[str] = (),
     free: Sequence[str] = (),
-    renamed: Mapping[str, str] | None = None,
+    aliases: Mapping[str, str] | None = None,
 ) -> Words:
-    """Sort and quote what follows the verb.
+    """Parse and quote the words after the verb.
 
     Args:
         words: the arguments after `restore-lab <verb>`.
         positional: keys that bare words set, in order; a last key ending in `...` takes all that are left, as a list.
-        free: further keys whose values are free text, the verb's own.
-        renamed: what a typed key is called in the verb's config, where a config group has its name.
+        free: the verb's own keys with free text.
+        aliases: command-line key to the verb's config key, where a config group has the same name.
 
     Raises:
-        ValueError: for a bare word too many.
+        ValueError: for more bare words than positional keys.
     """
     flags: list[str] = []
     overrides: list[str] = []
@@ -87,13 +86,13 @@ def parse(
         else:
             bare.append(word)
     overrides += _place(bare, positional)
-    for typed, key in (renamed or {}).items():
+    for typed, key in (aliases or {}).items():
         overrides = [f"{key}={word[len(typed) + 1 :]}" if word.startswith(f"{typed}=") else word for word in overrides]
-    return Words(flags=tuple(flags), overrides=tuple(overrides), trusted=trusted)
+    return Words(flags=tuple(flags), overrides=tuple(overrides), trusted_packages=trusted)
 
 
 def _flag_value(word: str, queue: list[str]) -> list[str]:
-    """The word that belongs to a Hydra flag, taken off the queue."""
+    """The value of a Hydra flag, removed from the queue."""
     if word in HYDRA_FLAGS or "=" in word or not queue:
         return []
     if word in ("-i", "--info") and queue[0] not in INFO_TOPICS:
@@ -110,7 +109,7 @@ def _flag_override(word: str, free: Sequence[str]) -> str:
 
 
 def _place(bare: Sequence[str], positional: Sequence[str]) -> list[str]:
-    """Bare words onto the positional keys."""
+    """Overrides that assign bare words to the positional keys."""
     placed: list[str] = []
     rest = list(bare)
     for key in positional:

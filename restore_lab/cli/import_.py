@@ -16,7 +16,7 @@ OWN = ("files", "output", "format", "runs_dir")  # settings of the import, not o
 
 
 def run(cfg: Any) -> None:
-    """Recognise the checkpoints, compose the network they belong to, map every key, and say where the result is."""
+    """Recognise the checkpoints, compose their network, map every key, and print the path of the result."""
     from hydra.core.hydra_config import HydraConfig
 
     from restore_lab.importing.engine import import_checkpoints, report

@@ -1,10 +1,10 @@
-"""`restore-lab <verb> [words]`: finds the verb, hands its words to Hydra, and says errors in one line.
+"""`restore-lab <verb> [words]`: finds the verb, passes its words to Hydra, and reports errors in one line.
 
 A verb is a module `restore_lab/cli/<verb>.py` (a trailing underscore where Python reserves the word: `import_.py`)
 with a `run(cfg)`, and a config `conf/<verb>.yaml`. The first line of its docstring is its help; `POSITIONAL` and
-`FREE_TEXT` (tuples of keys) and `RENAMED` (typed key to config key) tell the front parser about it; with
-`FOLLOWS_WEIGHTS` it takes up the parts with which the typed `weights` were trained. Nothing here
-imports torch; a verb imports what is heavy inside `run`.
+`FREE_TEXT` (tuples of keys) and `KEY_ALIASES` (command-line key to config key) configure the front parser; with
+`FOLLOWS_WEIGHTS` it applies the overrides that the given `weights` were trained with. Nothing here imports torch; a
+verb's heavy imports are inside `run`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Run = Callable[[Any], Any]
 def main() -> None:
     """The console script.
 
-    Exit codes: 0 done, 1 a bug (with its traceback), 2 bad input, 3 the machine gave way (the same command continues),
+    Exit codes: 0 success, 1 a bug (with its traceback), 2 bad input, 3 a machine fault (the same command continues),
     130 interrupted, 143 terminated.
     """
     signal.signal(signal.SIGTERM, _terminated)
@@ -51,7 +51,7 @@ def main() -> None:
         with contextlib.redirect_stdout(EscapedStream(sys.stdout)):
             _dispatch(sys.argv[1:])
         sys.stdout.flush()
-    except BrokenPipeError:  # `restore-lab ... | head` has read enough; Python would complain again at its exit
+    except BrokenPipeError:  # `restore-lab ... | head` closed the pipe; avoids a second error at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # > /dev/full
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -60,23 +60,23 @@ def main() -> None:
 
 
 def _open_streams() -> None:
-    """Let nothing that is opened later take the place of a stream that the caller closed (`>&-`)."""
+    """Reopen standard streams that the caller closed (`>&-`), so no other file gets their descriptors."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor
     sys.stdin, sys.stdout, sys.stderr = (
         stream or open(number, mode, closefd=False)  # noqa: SIM115
         for number, (stream, mode) in enumerate(((sys.stdin, "r"), (sys.stdout, "w"), (sys.stderr, "w")))
     )
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a caption must not break on a terminal of another encoding
+            stream.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack a caption's characters
 
 
 def _terminated(number: int, frame: object) -> None:
-    """SIGTERM ends the command as an error would: files that are half written go, processes that it started too."""
+    """End the command on SIGTERM like on an error: partial files are deleted, child processes killed."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
     raise Termination(number, "; the same command continues")
 
@@ -96,37 +96,37 @@ def _dispatch(words: Sequence[str]) -> None:
 
 
 def launch(*, verb: str, module: ModuleType, words: Sequence[str], conf: Path) -> None:
-    """Compose the verb's config from `words` and run it; errors that a person can mend end in one line and exit 2.
+    """Compose the verb's config from `words` and run it; errors that the user can fix are one line and exit code 2.
 
     Args:
         verb: the name of the config in `conf`.
-        module: has `run(cfg)`, perhaps `POSITIONAL`, `FREE_TEXT` and `RENAMED`.
+        module: has `run(cfg)`, optionally `POSITIONAL`, `FREE_TEXT` and `KEY_ALIASES`.
     """
     from restore_lab.cli import errors
 
-    with errors.one_line():
+    with errors.exit_with_one_line():
         _check_here()
         xla.check_versions()
         typed = front.parse(
             words,
             positional=getattr(module, "POSITIONAL", ()),
             free=getattr(module, "FREE_TEXT", ()),
-            renamed=getattr(module, "RENAMED", {}),
+            aliases=getattr(module, "KEY_ALIASES", {}),
         )
-        if typed.trusted:
-            build.trust(typed.trusted)
+        if typed.trusted_packages:
+            build.trust(typed.trusted_packages)
         if getattr(module, "FOLLOWS_WEIGHTS", False):
             found = compose.merge_overrides(typed.overrides)
             typed = replace(typed, overrides=found.words)
             if found.line and first_rank() and not processes.is_launched_rank():
                 print(f"restore-lab: {escape_control(found.line)}", file=sys.stderr)
         folders = [conf, *typed.config_dirs]
-        with errors.explained(verb=verb, folders=folders, overrides=typed.overrides):
+        with errors.explain(verb=verb, folders=folders, overrides=typed.overrides):
             _hydra(verb=verb, run=module.run, arguments=typed.arguments, conf=conf)
 
 
 def _check_here() -> None:
-    """See that there is a working directory, below which results go.
+    """Check that the working directory exists, since results are written below it.
 
     Raises:
         ValueError: if it was deleted.
@@ -148,7 +148,7 @@ def verbs() -> dict[str, str]:
 
 
 def help_text() -> str:
-    """What `restore-lab --help` prints."""
+    """The text of `restore-lab --help`."""
     listed = verbs()
     width = max((len(verb) for verb in listed), default=0)
     lines = [f"  {verb:<{width}}  {line}" for verb, line in listed.items()]
@@ -179,13 +179,13 @@ def _hydra(*, verb: str, run: Run, arguments: Sequence[str], conf: Path) -> None
     failed: list[Exception] = []
 
     def task(cfg: Any) -> Any:
-        # Lightning starts its other ranks by running sys.argv again: it has to find what was typed.
+        # Lightning starts its other ranks with sys.argv, which must be the original command line.
         sys.argv = typed
         try:
             checks.check(cfg, verb=verb)
             checks.check_files(cfg, verb=verb)
             processes.check_device(cfg.get("device"))
-            return run(cfg)  # a sweeper may want a number
+            return run(cfg)  # a sweeper's objective
         except Exception as error:
             # Of a single job Hydra would print a line of its own; of a sweep's jobs it should.
             if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -193,7 +193,7 @@ def _hydra(*, verb: str, run: Run, arguments: Sequence[str], conf: Path) -> None
             failed.append(error)
             return None
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come back to us instead of being printed by Hydra
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises exceptions instead of printing them
     sys.argv = [typed[0], *arguments]
     job.take_ownership()
     config_source.register()
@@ -206,7 +206,7 @@ def _hydra(*, verb: str, run: Run, arguments: Sequence[str], conf: Path) -> None
 
 
 def _complete(words: Sequence[str]) -> None:
-    """Hydra's shell completion, for a line that has a verb in it."""
+    """Hydra's shell completion, for a command line with a verb."""
     listed = verbs()
     typed = os.environ.get("COMP_LINE", "").split(" ")
     if len(words) > 1 and words[1].startswith("query=") and (len(typed) < 3 or typed[1] not in listed):

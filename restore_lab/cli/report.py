@@ -1,4 +1,4 @@
-"""Write what is there of a table as one HTML file: the table, training curves, the images under a slider.
+"""Write a table's existing results as one HTML file: the table, training curves, the images under a slider.
 
 restore-lab report spire/table6
 restore-lab report spire/table6 --seeds=3 images=200 output=table6.html
@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 POSITIONAL = ("table",)
-RENAMED = {"scale": "at_scale"}  # `scale` is a config group, of the jobs' configs
+KEY_ALIASES = {"scale": "at_scale"}  # `scale` is a config group, of the jobs' configs
 
 
 def run(cfg: Any) -> None:
-    """Write the page; nothing is made for it."""
+    """Write the page; runs no jobs."""
     from restore_lab.tables.page.write import run as write
 
     write(cfg)

@@ -16,10 +16,10 @@ FREE_TEXT = ("names",)
 
 
 def run(cfg: Any) -> None:
-    """Restore, and print how many were written where.
+    """Restore, and print the number of written images and their folder.
 
     Raises:
-        ValueError: if images were left out; they were named when it happened.
+        ValueError: if images were skipped; the log names them.
     """
     from restore_lab.inference.files import SUMMARY
     from restore_lab.inference.folder import restore_folder

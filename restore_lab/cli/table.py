@@ -1,4 +1,4 @@
-"""Make a table of a paper: plan it, run what is missing, print measured beside published.
+"""Make a paper's table: plan it, run the missing jobs, print measured and published numbers.
 
 restore-lab table spire/table6 --plan
 restore-lab table spire/table6 scale=tiny --seeds=3 --format=latex
@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 POSITIONAL = ("table...",)
-RENAMED = {"scale": "at_scale"}  # `scale` is a config group, of the jobs' configs
+KEY_ALIASES = {"scale": "at_scale"}  # `scale` is a config group, of the jobs' configs
 
 
 def run(cfg: Any) -> None:
-    """Print the plan, or make what is missing and print the tables; failures are listed and end with exit code 1."""
+    """Print the plan, or run the missing jobs and print the tables; failures are listed, with exit code 1."""
     from restore_lab.tables.table import run as make
 
     if make(cfg):

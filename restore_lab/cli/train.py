@@ -14,13 +14,13 @@ from typing import Any
 
 
 def run(cfg: Any) -> float | None:
-    """Train, and print the folder with the result; a sweep's jobs each in a process group of their own.
+    """Train, and print the folder of the result; each job of a sweep runs in its own process group.
 
     Returns:
-        What a sweeper is told, if `optimized_metric` says what.
+        The objective for a sweeper, if `optimized_metric` names one.
 
     Raises:
-        ValueError: for a debug run with an `optimized_metric`: it leaves no losses.
+        ValueError: for a debug run with `optimized_metric`, which records no losses.
     """
     from restore_lab.launch import sweep
     from restore_lab.storage.locks import first_rank

@@ -1,6 +1,6 @@
-"""The models of the page: the shipped ones and the runs below a folder, loaded when they are used, two at most.
+"""The demo's models: the shipped ones and the runs below a folder, loaded on demand, at most two at a time.
 
-A slider is a few settings of the sampler (conf/demo.yaml); to turn one costs no loading.
+A slider sets a few settings of the sampler (conf/demo.yaml); moving it reloads no weights.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
     from restore_lab.inference.restorer import Restorer
 
-LOADED = 2
+MAX_LOADED = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Knob:
-    """One slider: what it says, which settings it turns, and from where to where."""
+    """One slider: its label `says`, the settings that it sets, and its range."""
 
     says: str
     settings: tuple[str, ...]
@@ -40,7 +40,7 @@ class Knob:
     idle: float | None = None
 
     def value(self, cfg: DictConfig) -> float | None:
-        """What it stands at for a model; None if the model has no such settings."""
+        """The slider's value in a model's config; None if the model lacks its settings."""
         if self.methods and OmegaConf.select(cfg, "name") not in self.methods:
             return None
         if self.idle is not None:
@@ -51,7 +51,7 @@ class Knob:
         return float(found[0])
 
     def words(self, value: float, cfg: DictConfig) -> list[str]:
-        """The overrides for a value; none where it stands already."""
+        """The overrides for a value; empty if the config has it already."""
         if value == self.value(cfg):
             return []
         number = int(value) if float(self.step).is_integer() and float(value).is_integer() else value
@@ -60,7 +60,7 @@ class Knob:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A model that can be chosen: what it is called, and the overrides of `restore-lab restore` that choose it."""
+    """A model of the menu: its label `says`, and the overrides of `restore-lab restore` that select it."""
 
     says: str
     words: tuple[str, ...]
@@ -74,7 +74,7 @@ def knobs_of(cfg: DictConfig) -> list[Knob]:
 
 
 def models(cfg: DictConfig) -> dict[str, Model]:
-    """What can be chosen, by name: the shipped models, then the complete runs with their folders."""
+    """The models of the menu by label: the shipped ones, then the complete runs by folder."""
     found = [*_shipped(cfg.overrides), *_trained(Path(cfg.runs_dir), cfg.overrides)]
     if not found:
         raise ValueError(f"nothing to choose: no shipped models, and no trained run below {cfg.runs_dir}")
@@ -90,7 +90,7 @@ def _shipped(more: Sequence[str]) -> Iterator[Model]:
         words = (f"method={method}", *more)
         try:
             cfg = compose_config("restore", words)
-        except ValueError:  # the given overrides have no meaning for this method
+        except ValueError:  # the given overrides do not apply to this method
             continue
         if cfg.weights is not None and place_of(cfg.weights).exists():
             yield Model(says=f"{method} (shipped toy)", words=words)
@@ -107,8 +107,8 @@ def _trained(runs: Path, more: Sequence[str]) -> Iterator[Model]:
             yield Model(says=str(file.parent), words=merge_and_log((weights, *more)))
 
 
-class Shelf:
-    """Models that were used, ready to be used again.
+class ModelCache:
+    """Loaded models, the least recently used one evicted first.
 
     Args:
         cfg: the page's config.
@@ -124,7 +124,7 @@ class Shelf:
         """A model's config, with further overrides.
 
         Raises:
-            ValueError: for a name that is not on the list, or overrides that have no meaning.
+            ValueError: for an unknown name, or invalid overrides.
         """
         if name not in self.models:
             raise ValueError(f"no model {name!r}; choose one of the list")
@@ -132,22 +132,22 @@ class Shelf:
         words = [*self.models[name].words, *bounds, "progress=false", *more]
         return compose_config("restore", words)
 
-    def restorer(self, name: str, turned: Mapping[str, float]) -> Restorer:
-        """A model with its sliders turned.
+    def restorer(self, name: str, values: Mapping[str, float]) -> Restorer:
+        """A model with its sliders set.
 
         Args:
-            name: of `models`.
-            turned: slider to value; those that the model does not have are left out.
+            name: a label of `models`.
+            values: value by slider; sliders that the model lacks are ignored.
         """
         from restore_lab.config.build import build
         from restore_lab.inference.restorer import Restorer
 
         plain = self.config(name)
-        known = [(knob, turned[knob.says]) for knob in self.knobs if knob.says in turned]
-        words = [word for knob, value in known if knob.value(plain) is not None for word in knob.words(value, plain)]
+        moved = [(knob, values[knob.says]) for knob in self.knobs if knob.says in values]
+        words = [word for knob, value in moved if knob.value(plain) is not None for word in knob.words(value, plain)]
         cfg = self.config(name, list(dict.fromkeys(words))) if words else plain
         if name not in self._loaded:
-            while len(self._loaded) >= LOADED:
+            while len(self._loaded) >= MAX_LOADED:
                 self._loaded.popitem(last=False)
             self._loaded[name] = Restorer(plain)
         self._loaded.move_to_end(name)

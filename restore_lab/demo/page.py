@@ -1,7 +1,7 @@
 """The page of `restore-lab demo`, in Gradio: one photograph with all sliders, or several at once.
 
-It serves this machine alone unless told otherwise, takes files of a bounded size, gives out nothing but what it made,
-and asks nothing of the network (fonts are the system's). Errors appear as one line. One image is restored at a time.
+It listens on localhost by default, limits the size of uploads, serves only its own results, and makes no network
+requests (fonts are the system's). Errors appear as one line. One image is restored at a time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from restore_lab.data.frames import take_frames
 from restore_lab.data.sources.folder import keys_of
-from restore_lab.demo.models import Knob, Shelf
+from restore_lab.demo.models import Knob, ModelCache
 from restore_lab.demo.words import NUMBERS, instruction
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from restore_lab.inference.result import Restoration
 
 SEEDS = 8
-BUTTONS = ["download", "fullscreen"]  # none that would send a picture elsewhere
-KEPT = 3600  # seconds that an upload or a result stays on disk
+BUTTONS = ["download", "fullscreen"]  # none that uploads a picture
+RETENTION_SECONDS = 3600  # seconds that an upload or a result stays on disk
 TITLE = "restore_lab"
 ABOUT = (
     "Diffusion priors restore a photograph by drawing what it does not say. Make several seeds to see what they agree "
@@ -48,18 +48,18 @@ def serve(cfg: DictConfig) -> None:
         raise ValueError("restore-lab demo needs the extra demo; pip install 'restore-lab[demo]'") from error
     assert gradio
     try:
-        launched(cfg, wait=True, port=cfg.port)
+        launch(cfg, wait=True, port=cfg.port)
     except OSError as error:
         raise ValueError(f"port={cfg.port}: {error}; choose another, port={cfg.port + 1}") from error
 
 
-def launched(cfg: DictConfig, *, wait: bool, port: int | None) -> tuple[Any, str]:
-    """The page, served, and its address.
+def launch(cfg: DictConfig, *, wait: bool, port: int | None) -> tuple[Any, str]:
+    """Start the server; the page and its address.
 
     Args:
-        cfg: of the verb.
-        wait: until it is interrupted.
-        port: None for any that is free.
+        cfg: the verb's config.
+        wait: block until interrupted.
+        port: None for any free port.
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     import gradio
@@ -82,12 +82,12 @@ def launched(cfg: DictConfig, *, wait: bool, port: int | None) -> tuple[Any, str
 
 
 def page(cfg: DictConfig) -> Any:
-    """The page itself, ready to be launched."""
+    """The Gradio page, not yet launched."""
     import gradio as gr
 
-    shelf = Shelf(cfg)
+    shelf = ModelCache(cfg)
     first = next(iter(shelf.models))
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(KEPT, KEPT)) as blocks:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(RETENTION_SECONDS, RETENTION_SECONDS)) as blocks:
         gr.Markdown(f"# {TITLE}\n{ABOUT}")
         with gr.Row():
             model = gr.Dropdown(list(shelf.models), value=first, label="Model", scale=2)
@@ -96,26 +96,26 @@ def page(cfg: DictConfig) -> Any:
             plain = shelf.config(first)
             with gr.Row():
                 knobs = [_slider(gr, knob, knob.value(plain)) for knob in shelf.knobs]
-        with gr.Group(visible=_listens(plain)) as told:
+        with gr.Group(visible=_listens(plain)) as group:
             words = gr.Textbox(label="What to undo", value=instruction(_off()), max_length=2000)
             with gr.Row():
                 numbers = [
                     gr.Slider(min(off, end), max(off, end), off, step=step, label=says, min_width=120)
                     for says, (_, off, end, step) in NUMBERS.items()
                 ]
-        said = [model, caption, words, *knobs]
+        parts = [model, caption, words, *knobs]
         with gr.Tab("One photograph"):
-            _one(gr, cfg, shelf, said)
+            _one(gr, cfg, shelf, parts)
         with gr.Tab("Several"):
-            _several(gr, cfg, shelf, said)
+            _several(gr, cfg, shelf, parts)
 
         for number in numbers:
             number.release(lambda *values: instruction(list(values)), numbers, words, show_progress="hidden")
-        model.change(lambda name: _shown(gr, shelf, name), model, [told, *knobs], show_progress="hidden")
+        model.change(lambda name: _shown(gr, shelf, name), model, [group, *knobs], show_progress="hidden")
     return blocks
 
 
-def _one(gr: Any, cfg: DictConfig, shelf: Shelf, said: Sequence[Any]) -> None:
+def _one(gr: Any, cfg: DictConfig, shelf: ModelCache, parts: Sequence[Any]) -> None:
     """The tab for one photograph."""
     with gr.Row():
         with gr.Column(scale=2):
@@ -140,10 +140,10 @@ def _one(gr: Any, cfg: DictConfig, shelf: Shelf, said: Sequence[Any]) -> None:
             buttons=BUTTONS,
         )
 
-    def restore(picture: str | None, seed: int, seeds: int, upscale: float, *told: Any) -> tuple[Any, ...]:
+    def restore(picture: str | None, seed: int, seeds: int, upscale: float, *fields: Any) -> tuple[Any, ...]:
         if picture is None:
             raise ValueError("drop a photograph first")
-        restored = _restored(shelf, picture, told, seed=int(seed), seeds=int(seeds), upscale=float(upscale))
+        restored = _restored(shelf, picture, fields, seed=int(seed), seeds=int(seeds), upscale=float(upscale))
         name = Path(picture).stem[:60] or "photograph"
         kept = restored.save(_place(gr) / f"{name}_restored.png")
         before, several = _picture(_before(restored)), len(restored) > 1
@@ -158,10 +158,10 @@ def _one(gr: Any, cfg: DictConfig, shelf: Shelf, said: Sequence[Any]) -> None:
         )
 
     outputs = [slider, report, file, spread, every, unsure]
-    go.click(_clearly(gr, restore), [image, seed, seeds, upscale, *said], outputs, concurrency_limit=1, api_name=False)
+    go.click(_clearly(gr, restore), [image, seed, seeds, upscale, *parts], outputs, concurrency_limit=1, api_name=False)
 
 
-def _several(gr: Any, cfg: DictConfig, shelf: Shelf, said: Sequence[Any]) -> None:
+def _several(gr: Any, cfg: DictConfig, shelf: ModelCache, parts: Sequence[Any]) -> None:
     """The tab for several photographs."""
     files = gr.File(
         label=f"Up to {cfg.max_files} photographs", file_count="multiple", file_types=["image"], type="filepath"
@@ -171,7 +171,7 @@ def _several(gr: Any, cfg: DictConfig, shelf: Shelf, said: Sequence[Any]) -> Non
     gallery = gr.Gallery(label="Restored", columns=4, format="png", interactive=False, buttons=BUTTONS)
     archive = gr.DownloadButton("Download all (zip)", visible=False)
 
-    def restore(pictures: list[str] | None, *told: Any) -> tuple[Any, ...]:
+    def restore(pictures: list[str] | None, *fields: Any) -> tuple[Any, ...]:
         if not pictures:
             raise ValueError("drop some photographs first")
         if len(pictures) > cfg.max_files:
@@ -185,7 +185,7 @@ def _several(gr: Any, cfg: DictConfig, shelf: Shelf, said: Sequence[Any]) -> Non
             for picture, name in bar.tqdm(list(zip(pictures, names, strict=True)), unit="images"):
                 label = name.partition("/")[2]
                 try:
-                    restored = _restored(shelf, picture, told, seed=0, seeds=1, upscale=1.0)
+                    restored = _restored(shelf, picture, fields, seed=0, seeds=1, upscale=1.0)
                 except ValueError as error:
                     failed.append(str(error).rpartition("/")[2])
                     continue
@@ -198,16 +198,18 @@ def _several(gr: Any, cfg: DictConfig, shelf: Shelf, said: Sequence[Any]) -> Non
         found = gr.DownloadButton(value=str(folder / "restored.zip"), visible=bool(shown))
         return shown, "\n".join(lines), found
 
-    go.click(_clearly(gr, restore), [files, *said], [gallery, report, archive], concurrency_limit=1, api_name=False)
+    go.click(_clearly(gr, restore), [files, *parts], [gallery, report, archive], concurrency_limit=1, api_name=False)
 
 
-def _restored(shelf: Shelf, picture: str, told: Sequence[Any], *, seed: int, seeds: int, upscale: float) -> Restoration:
-    """Restore with what the page's fields say: model, caption, instruction, sliders.
+def _restored(
+    shelf: ModelCache, picture: str, fields: Sequence[Any], *, seed: int, seeds: int, upscale: float
+) -> Restoration:
+    """Restore with the values of the page's fields: model, caption, instruction, sliders.
 
     Raises:
-        ValueError: what is asked has no meaning.
+        ValueError: for invalid values.
     """
-    name, caption, words, *turned = told
+    name, caption, words, *turned = fields
     if not 1 <= seeds <= SEEDS:
         raise ValueError(f"{seeds} seeds; from 1 to {SEEDS}")
     values = {knob.says: value for knob, value in zip(shelf.knobs, turned, strict=True) if value is not None}
@@ -215,8 +217,8 @@ def _restored(shelf: Shelf, picture: str, told: Sequence[Any], *, seed: int, see
     return restorer(picture, caption=caption or "", instruction=words or "", seed=seed, seeds=seeds, upscale=upscale)
 
 
-def _shown(gr: Any, shelf: Shelf, name: str) -> list[Any]:
-    """Which fields a model has, and where its sliders stand."""
+def _shown(gr: Any, shelf: ModelCache, name: str) -> list[Any]:
+    """The visible fields of a model, and its sliders' values."""
     cfg = shelf.config(name)
     values = [knob.value(cfg) for knob in shelf.knobs]
     return [
@@ -226,7 +228,7 @@ def _shown(gr: Any, shelf: Shelf, name: str) -> list[Any]:
 
 
 def _slider(gr: Any, knob: Knob, value: float | None) -> Any:
-    """A slider where it stands; out of sight for a model that has nothing to turn there."""
+    """A slider at its value; hidden for a model that lacks its settings."""
     shown = {"step": knob.step, "label": knob.says, "visible": value is not None, "min_width": 360}
     return gr.Slider(knob.low, knob.high, knob.low if value is None else value, **shown)
 
@@ -241,17 +243,17 @@ def _off() -> list[float]:
 
 
 def _place(gr: Any) -> Path:
-    """A new folder for results, where Gradio keeps uploads; old ones go."""
+    """A new folder for results in Gradio's upload folder; old ones are deleted."""
     root = Path(gr.utils.get_upload_folder()) / "restored"
     root.mkdir(parents=True, exist_ok=True)
     for old in root.iterdir():
-        if time.time() - old.stat().st_mtime > KEPT:
+        if time.time() - old.stat().st_mtime > RETENTION_SECONDS:
             shutil.rmtree(old, ignore_errors=True)
     return Path(tempfile.mkdtemp(dir=root))
 
 
 def _says(restored: Restoration) -> str:
-    """What is known of a restoration, in one paragraph."""
+    """A restoration's details as one paragraph."""
     height, width = restored.tensor.shape[-2:]
     db, against = restored.consistency()
     known = f"{width} x {height} pixels, {restored.seconds:.1f} s. "
@@ -269,7 +271,7 @@ def _before(restored: Restoration) -> Tensor:
 
 
 def _picture(image_CHW: Tensor) -> Any:
-    """In 8 bits, as the browser shows it."""
+    """The image in 8 bits, for the browser."""
     from PIL import Image
 
     from restore_lab.data.image_io import to_image
@@ -278,7 +280,7 @@ def _picture(image_CHW: Tensor) -> Any:
 
 
 def _clearly(gr: Any, work: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with its errors as one line on the page; others are named, and told in full in the terminal."""
+    """The function with user errors shown as one line on the page; other errors by name, with a logged traceback."""
 
     def shown(*args: Any) -> Any:
         began = time.monotonic()

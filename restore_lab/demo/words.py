@@ -1,10 +1,10 @@
-"""SPIRE's numbers as sliders: what four of them say together, as an instruction."""
+"""SPIRE's degradation parameters as sliders, and the instruction that they compose."""
 
 from __future__ import annotations
 
 from restore_lab.types import REMOVE_ALL
 
-# What a slider says, from where to where; the first value is "off".
+# Phrase and range of each slider; the range starts at "off".
 NUMBERS = {
     "Deblur: sigma in pixels": ("Deblur with sigma {:.1f}", 0.0, 3.0, 0.1),
     "Upsample: factor": ("Upsample to {:.1f}x", 1.0, 7.0, 0.1),
@@ -14,7 +14,7 @@ NUMBERS = {
 
 
 def instruction(values: list[float]) -> str:
-    """The instruction of the sliders' values, in their order; all off removes whatever is there.
+    """The instruction for the sliders' values, in order; with all off, the blind instruction.
 
     >>> instruction([2.4, 1.0, 0.06, 100])
     'Deblur with sigma 2.4; Denoise with sigma 0.06'

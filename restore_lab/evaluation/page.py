@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from restore_lab.evaluation.records import LQ, ORIGINAL, Results, image_file, method_rows
-from restore_lab.tracking import Shown, log_shown
+from restore_lab.tracking import ImagePanel, log_panels
 
 SCORE = "score"  # alias of the method's row, so that runs of different names share charts: score/psnr
 WORDS = ("caption", "instruction", "recipe")
@@ -26,7 +26,7 @@ def log_record(logger: Any, folder: str | Path, results: Results, *, pictures: i
     if hasattr(logger, "log_table"):
         columns, lines = per_image(results)
         logger.log_table("per_image", columns=columns, data=lines, step=0)
-    log_shown(logger, "images", read_images(folder, results, limit=pictures), step=0)
+    log_panels(logger, "images", read_images(folder, results, limit=pictures), step=0)
 
 
 def means(results: Results) -> dict[str, float]:
@@ -56,18 +56,18 @@ def per_image(results: Results) -> tuple[list[str], list[list[Any]]]:
     return columns, lines
 
 
-def read_images(folder: str | Path, results: Results, *, limit: int) -> list[Shown]:
+def read_images(folder: str | Path, results: Results, *, limit: int) -> list[ImagePanel]:
     """The first `limit` saved images of a record: input, the method's rows, original."""
     from PIL import Image
 
     own = method_rows(results)
     words = {image.key: image for image in results.images if image.row in own[:1]}
-    shown: list[Shown] = []
+    shown: list[ImagePanel] = []
     for key, image in words.items():
         if len(shown) == limit:
             break
         files = {row: image_file(folder, row, key) for row in (LQ, *own, ORIGINAL)}
         images = {row: Image.open(file).convert("RGB") for row, file in files.items() if file.is_file()}
         if images:
-            shown.append(Shown(key=key, images=images, caption=image.caption, instruction=image.instruction))
+            shown.append(ImagePanel(key=key, images=images, caption=image.caption, instruction=image.instruction))
     return shown

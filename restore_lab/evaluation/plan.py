@@ -16,7 +16,7 @@ from restore_lab.storage.artefact import identity
 from restore_lab.storage.locks import first_rank, lock
 from restore_lab.storage.outputs import take_folder
 from restore_lab.system.processes import is_launched_rank, rank_and_world
-from restore_lab.tracking import tracked
+from restore_lab.tracking import track
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -67,7 +67,7 @@ def load_or_measure(cfg: DictConfig, scores: Scores, make: Callable[[], bool]) -
     """
     if rank_and_world()[1] > 1:
         return _shared(cfg, scores, make)
-    with tracked(cfg, identity=scores.identity, kind="scores", settings=scores.settings) as logger:
+    with track(cfg, identity=scores.identity, kind="scores", settings=scores.settings) as logger:
         if cfg.again or not has_record(scores.folder, identity=scores.identity):
             with lock(scores.folder):
                 if cfg.again or not has_record(scores.folder, identity=scores.identity):  # of another run, meanwhile
@@ -95,7 +95,7 @@ def _shared(cfg: DictConfig, scores: Scores, make: Callable[[], bool]) -> Result
     # Lightning's loggers write in rank 0 only; this process logs, whatever its rank.
     rank_zero_only.rank = 0
     results = read_record(scores.folder).results
-    with tracked(cfg, identity=scores.identity, kind="scores", settings=scores.settings) as logger:
+    with track(cfg, identity=scores.identity, kind="scores", settings=scores.settings) as logger:
         if logger is not None:
             log_record(logger, scores.folder, results, pictures=cfg.pictures)
     return results

@@ -1,9 +1,9 @@
 """ControlNets: diffusers' ControlNetModel, and DiffBIR's IRControlNet (Lin et al. 2024) in LDM's layout.
 
-diffusers: a trunk under its own names, `controlnet_cond_embedding` the hint network, `controlnet_down_blocks.i` and
-`controlnet_mid_block` the zero convolutions, counted with the skips. DiffBIR: a flat dictionary of LDM's keys, the
-cleaned LQ's latent beside z in the first convolution, `zero_convs.i.0` and `middle_block_out.0`. The SwinIR that cleans
-the LQ first is a pixel model of its own and not imported.
+diffusers: the trunk has its own names, `controlnet_cond_embedding` is the hint network, `controlnet_down_blocks.i` and
+`controlnet_mid_block` are the zero convolutions, numbered by skip. DiffBIR: a flat dictionary of LDM's keys; the first
+convolution reads z concatenated with the latent of the cleaned LQ; zero convolutions are `zero_convs.i.0` and
+`middle_block_out.0`. The SwinIR that cleans the LQ is a separate pixel model and is not imported.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 
-from restore_lab.importing.layout import Layout, Piece, Source, any_with, prior_words
+from restore_lab.importing.layout import Layout, Piece, Source, has_prefixes, prior_words
 from restore_lab.importing.ldm import layers_of, unet_key
 from restore_lab.methods.module import RestorationModule
 
@@ -24,11 +24,11 @@ def sources(names: Iterable[str], module: RestorationModule, source: Source | No
 
 
 def diffusers_key(name: str, *, joins: int) -> str | None:
-    """ControlNetModel's name of a tensor of `adaptor=controlnet`; None if it has none.
+    """ControlNetModel's key of a tensor of `adaptor=controlnet`; None if it has none.
 
     Args:
-        name: ours.
-        joins: how many skips there are; the zero convolution at join n serves the skip that is used there.
+        name: this package's name.
+        joins: number of skips; the zero convolution at join n belongs to the skip that is consumed there.
     """
     part, _, rest = name.partition(".")
     if part == "hint":
@@ -57,27 +57,27 @@ def diffbir_sources(names: Iterable[str], module: RestorationModule, source: Sou
 
 
 def _zero_conv(name: str, *, joins: int) -> tuple[int | None, str] | None:
-    """Skip (None for the middle) and ending of a zero convolution's tensor."""
+    """Skip index (None for the middle block) and suffix of a zero convolution's tensor."""
     match = re.fullmatch(r"convs\.(?:mid|join_(\d+))\.(weight|bias)", name)
     if match is None:
         return None
     return (joins - 1 - int(match[1]) if match[1] else None), match[2]
 
 
-def recognises(keys: Collection[str]) -> bool:
-    """Whether the keys are those of a ControlNet as diffusers saves it."""
-    return any_with(keys, "controlnet_cond_embedding.conv_in.", "controlnet_down_blocks.", "controlnet_mid_block.")
+def is_controlnet(keys: Collection[str]) -> bool:
+    """Whether the keys are a ControlNet in diffusers' layout."""
+    return has_prefixes(keys, "controlnet_cond_embedding.conv_in.", "controlnet_down_blocks.", "controlnet_mid_block.")
 
 
 def is_diffbir(keys: Collection[str]) -> bool:
     """LDM's ControlNet without a hint network: the hint is a latent."""
-    return any_with(keys, "input_blocks.0.", "zero_convs.0.", "middle_block_out.") and not any_with(
+    return has_prefixes(keys, "input_blocks.0.", "zero_convs.0.", "middle_block_out.") and not has_prefixes(
         keys, "input_hint_block."
     )
 
 
 def text_width(tensors: Mapping[str, object]) -> int | None:
-    """Of the tokens that a network in either layout reads."""
+    """Width of the text tokens that a network in either layout reads; None if it reads none."""
     found = [value for key, value in tensors.items() if key.endswith("attn2.to_k.weight")]
     return int(found[0].shape[1]) if found else None  # type: ignore[attr-defined]
 
@@ -88,7 +88,7 @@ CONTROLNET = Layout(
     licence="not known from the keys; see where it was published",
     words=("method=controlnet", "scale=full", "adaptor=controlnet_diffusers"),
     parts=("hint", "trunk", "fusion"),
-    recognises=recognises,
+    matches=is_controlnet,
     sources=sources,
     more_words=lambda source: prior_words(text_width(source.tensors)),
 )
@@ -98,7 +98,7 @@ DIFFBIR = Layout(
     licence="Apache-2.0, https://github.com/XPixelGroup/DiffBIR",
     words=("method=controlnet", "scale=full", "adaptor=diffbir"),
     parts=("trunk", "fusion"),
-    recognises=is_diffbir,
+    matches=is_diffbir,
     sources=diffbir_sources,
     tidy=lambda key: key.removeprefix("control_model."),
     more_words=lambda source: prior_words(text_width(source.tensors)),

@@ -1,8 +1,8 @@
-"""Imports checkpoints of others into an artefact that `weights=` takes: every tensor mapped, or refused by name.
+"""Imports public checkpoints as artefacts for `weights=`; every tensor must map, or the import fails with its key.
 
-The network is composed on the meta device, so SUPIR's import needs no more memory than its file. Each tensor that the
-network trains must be in the file, in its shape; each key of the file must be used, or belong to the prior. What is
-written is a folder with safetensors and a manifest: where it came from, its hash, the prior, the licence, the coverage.
+The network is composed on the meta device, so importing SUPIR needs no more memory than its file. Each trainable tensor
+of the network must be in the file with its shape; each key of the file must be used or belong to the prior. The output
+is a folder with safetensors and a manifest: source, hash, prior, licence, coverage.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from restore_lab.importing.recognise import Found
+from restore_lab.importing.recognise import RecognisedCheckpoint
 from restore_lab.inspection.describe import on_meta
 from restore_lab.methods.weights import part_of, stored_fingerprint, write_weights
 from restore_lab.storage.artefact import Manifest, identity, is_complete
@@ -30,27 +30,27 @@ if TYPE_CHECKING:
     from restore_lab.methods.module import RestorationModule
 
 log = logging.getLogger(__name__)
-SHOWN = 3  # names of each kind of mistake in an error's line
+MAX_NAMES = 3  # per kind of mismatch in an error message
 
 
 @dataclass(frozen=True, kw_only=True)
-class Imported:
-    """An import that was written: its folder, and what its manifest says."""
+class ImportResult:
+    """A finished import: its folder, and its manifest's facts."""
 
     folder: Path
     facts: Mapping[str, Any]
 
 
-def import_checkpoints(cfg: DictConfig, found: Sequence[Found], *, words: Sequence[str]) -> Imported:
+def import_checkpoints(cfg: DictConfig, found: Sequence[RecognisedCheckpoint], *, words: Sequence[str]) -> ImportResult:
     """Map the checkpoints onto the composed network and write the artefact.
 
     Args:
         cfg: the composed config of `restore-lab import`, with the network that the checkpoints belong to.
         found: the checkpoints with their layouts.
-        words: what was typed to compose it, for the report.
+        words: the overrides that composed it, for the report.
 
     Raises:
-        ValueError: naming each key that is missing, left over or of another shape.
+        ValueError: with the missing keys, the unused keys and the keys of the wrong shape.
     """
     module = on_meta(cfg)
     converted: dict[str, Tensor] = {}
@@ -75,15 +75,15 @@ def import_checkpoints(cfg: DictConfig, found: Sequence[Found], *, words: Sequen
         "setting": found[0].layout.setting,
     }
     manifest = Manifest(identity=name, kind="imported", settings=settings, extra=facts)
-    make(folder, manifest, lambda: write_weights(converted, folder, dtype=None, base=prior))
-    return Imported(folder=folder, facts=facts)
+    write_artefact(folder, manifest, lambda: write_weights(converted, folder, dtype=None, base=prior))
+    return ImportResult(folder=folder, facts=facts)
 
 
-def make(folder: Path, manifest: Manifest, write: Callable[[], None]) -> None:
-    """Write an artefact and then its manifest, unless it is there.
+def write_artefact(folder: Path, manifest: Manifest, write: Callable[[], None]) -> None:
+    """Write an artefact and then its manifest, unless it exists.
 
     Raises:
-        ValueError: if the folder holds another.
+        ValueError: if the folder holds another artefact.
     """
     with lock(folder):
         if is_complete(folder, identity=manifest.identity):
@@ -95,11 +95,11 @@ def make(folder: Path, manifest: Manifest, write: Callable[[], None]) -> None:
         manifest.write(folder)
 
 
-def convert(one: Found, module: RestorationModule) -> tuple[dict[str, Tensor], int]:
-    """One checkpoint's tensors under our names, and how many of its keys are the prior's.
+def convert(one: RecognisedCheckpoint, module: RestorationModule) -> tuple[dict[str, Tensor], int]:
+    """One checkpoint's tensors under this package's names, and the number of its keys that belong to the prior.
 
     Raises:
-        ValueError: naming what does not fit.
+        ValueError: with the keys that do not fit.
     """
     layout, tensors = one.layout, one.source.tensors
     whole = module.adaptor_state() | module.decoder_state()
@@ -126,7 +126,7 @@ def convert(one: Found, module: RestorationModule) -> tuple[dict[str, Tensor], i
     base = [key for key in others if layout.base(key)]
     left_over = [key for key in others if not layout.base(key)]
     problems = [
-        f"{len(names)} {what}: {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
+        f"{len(names)} {what}: {', '.join(names[:MAX_NAMES])}{', ...' if len(names) > MAX_NAMES else ''}"
         for what, names in (("missing", missing), ("left over", left_over), ("of another shape", misshapen))
         if names
     ]
@@ -135,7 +135,7 @@ def convert(one: Found, module: RestorationModule) -> tuple[dict[str, Tensor], i
     return taken, len(base)
 
 
-def _described(one: Found, *, taken: int, base: int) -> dict[str, Any]:
+def _described(one: RecognisedCheckpoint, *, taken: int, base: int) -> dict[str, Any]:
     with open(one.source.file, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     settings = sum(one.layout.settings(key) for key in one.source.tensors)
@@ -153,8 +153,8 @@ def _described(one: Found, *, taken: int, base: int) -> dict[str, Any]:
     }
 
 
-def _others(module: RestorationModule, found: Sequence[Found]) -> list[str]:
-    """Parts of the method that no checkpoint holds and restoring with `weights=` needs."""
+def _others(module: RestorationModule, found: Sequence[RecognisedCheckpoint]) -> list[str]:
+    """Parts of the method that restoring with `weights=` needs and no checkpoint holds."""
     if any(one.layout.setting != "weights" for one in found):
         return []
     return sorted({part_of(name) for name in module.adaptor_state()} - {p for one in found for p in one.layout.parts})
@@ -164,8 +164,8 @@ def _plain(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
-def report(done: Imported) -> str:
-    """What was imported, as a page of text."""
+def report(done: ImportResult) -> str:
+    """The import's report as text."""
     lines: list[str] = []
     for source in done.facts["sources"]:
         lines.append(f"{source['file']}: {source['title']}, recognised by its keys")

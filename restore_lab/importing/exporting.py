@@ -1,8 +1,8 @@
-"""Writes an adaptor for others: safetensors with its own tensors, and diffusers' own format where there is one.
+"""Exports an adaptor: safetensors with its tensors, and diffusers' own format where one exists.
 
-A ControlNet (`adaptor=controlnet|controlnet_diffusers`) becomes a folder that ControlNetModel.from_pretrained reads;
-LoRA in the prior a file that a pipeline's load_lora_weights reads, its alpha folded into B. The rest has no format of
-diffusers' and stays in the safetensors. Composed on the meta device: no prior is loaded.
+A ControlNet (`adaptor=controlnet|controlnet_diffusers`) becomes a folder for ControlNetModel.from_pretrained; LoRA in
+the prior becomes a file for a pipeline's load_lora_weights, with alpha folded into B. Other parts have no diffusers
+format and are in the safetensors only. The method is composed on the meta device: no prior is loaded.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from restore_lab.adaptors.hint_net import HintNet
 from restore_lab.backbones.loading.load import DTYPES
 from restore_lab.importing.controlnet import sources
-from restore_lab.importing.engine import make
+from restore_lab.importing.engine import write_artefact
 from restore_lab.inspection.describe import on_meta
 from restore_lab.methods.weights import (
     DECODER,
@@ -38,19 +38,19 @@ if TYPE_CHECKING:
     from restore_lab.methods.module import RestorationModule
 
 CONTROLNET = "controlnet"
-LORA = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
+LORA = "pytorch_lora_weights.safetensors"  # diffusers' default file name
 UPDATES = "lora.updates."
-ROOTS = {"unet": "unet", "mmdit": "transformer"}  # what pipelines call the denoiser
+ROOTS = {"unet": "unet", "mmdit": "transformer"}  # the denoiser's attribute in diffusers' pipelines
 
 
 def export(cfg: DictConfig) -> list[str]:
-    """Write the folder; gives one line for each thing in it.
+    """Write the folder and return one line per item in it.
 
     Args:
-        cfg: the composed config of `restore-lab export`: the method that the weights were trained with.
+        cfg: the composed config of `restore-lab export`, with the method of the weights.
 
     Raises:
-        ValueError: for weights that do not fit it, or a folder that holds something else.
+        ValueError: for weights that do not fit the method, or a folder with other content.
     """
     if cfg.dtype is not None and cfg.dtype not in DTYPES:
         raise ValueError(f"dtype={cfg.dtype!r} is not known; one of {', '.join(DTYPES)}, or null for the weights' own")
@@ -58,7 +58,7 @@ def export(cfg: DictConfig) -> list[str]:
     found = read_weights(file, base=None)
     wanted = module.adaptor_state()
     wanted |= module.decoder_state() if any(name.startswith(DECODER) for name in found) else {}
-    put_weights(found, wanted, file=file)  # on the meta device it only compares
+    put_weights(found, wanted, file=file)  # on the meta device: compares names and shapes only
     if cfg.dtype is not None:
         found = {name: value.to(DTYPES[cfg.dtype]) for name, value in found.items()}
     settings = {"adaptor": OmegaConf.to_container(cfg.adaptor, resolve=True), "dtype": cfg.dtype}
@@ -78,12 +78,12 @@ def export(cfg: DictConfig) -> list[str]:
         write_weights(found, folder, dtype=None, base=base_of(file))
         _write_others(folder, controlnet, lora)
 
-    make(folder, Manifest(identity=name, kind="exported", settings=settings, extra=facts), write)
+    write_artefact(folder, Manifest(identity=name, kind="exported", settings=settings, extra=facts), write)
     return lines
 
 
 def as_controlnet(module: RestorationModule, found: Mapping[str, Tensor]) -> ControlNetModel | None:
-    """The adaptor as diffusers' ControlNet; None if it is none: other tensors, or other words than the prior's."""
+    """The adaptor as diffusers' ControlNet; None if its tensors or its text encoder differ from a ControlNet's."""
     import torch
     from diffusers import ControlNetModel
 
@@ -106,7 +106,7 @@ def as_controlnet(module: RestorationModule, found: Mapping[str, Tensor]) -> Con
 
 
 def as_lora(module: RestorationModule, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The updates of the prior's layers in diffusers' names, scaled so that alpha is the rank; empty without LoRA."""
+    """The LoRA updates under diffusers' names, scaled so that alpha equals the rank; empty without LoRA."""
     root, made = ROOTS[module.backbone.family], {}
     for name, value in found.items():
         if name.startswith(f"{UPDATES}prior/"):
@@ -135,12 +135,12 @@ def _told(name: str, controlnet: bool) -> bool:
 
 
 def _host(name: str) -> str:
-    """What a tensor belongs to, for a person."""
+    """The part that a tensor belongs to, for messages."""
     return f"lora of the {name.removeprefix(UPDATES).partition('/')[0]}" if name.startswith(UPDATES) else part_of(name)
 
 
 def _licences(file: Path) -> list[Any]:
-    """Those that an import wrote beside the weights."""
+    """The licences that an import wrote next to the weights."""
     if not is_complete(file.parent):
         return []
     sources = Manifest.read(file.parent).extra.get("sources", ())

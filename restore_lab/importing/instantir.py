@@ -1,9 +1,9 @@
 """InstantIR's files (Huang et al. 2024): adapter (DCP), aggregator, previewer LoRA.
 
-adapter.pt: `image_proj.*` is the resampler, whose keys and values are one layer (here two), and `ip_adapter.n.*` the
-streams, where n counts diffusers' attention processors, self attentions included. aggregator.pt: diffusers' names, with
-`ref_conv_in` and a connector in each `controlnet_down_blocks.i` ([SFT, zero convolution]), counted with the skips. The
-previewer is a LoRA in diffusers' form (lora.py) that reaches the resampler and the streams.
+adapter.pt: `image_proj.*` is the resampler, with one layer for keys and values (here two), and `ip_adapter.n.*` are the
+streams, where n counts diffusers' attention processors, self attentions included. aggregator.pt: diffusers' names, plus
+`ref_conv_in` and a connector in each `controlnet_down_blocks.i` ([SFT, zero convolution]), numbered by skip. The
+previewer is a LoRA in diffusers' format (lora.py) that also covers the resampler and the streams.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable
 
 from torch import Tensor
 
-from restore_lab.importing.layout import Layout, Piece, Source, any_with
+from restore_lab.importing.layout import Layout, Piece, Source, has_prefixes
 from restore_lab.methods.module import RestorationModule
 
 LICENCE = "Apache-2.0, https://huggingface.co/InstantX/InstantIR"
@@ -31,22 +31,22 @@ CONNECTOR = {"shared.0": "0.mlp_shared.0", "alpha": "0.mul", "beta": "0.add", "z
 
 
 def half(index: int, value: Tensor) -> Tensor:
-    """The keys' (0) or the values' (1) half of a layer that makes both."""
+    """The half of a joint key-value projection for keys (0) or values (1)."""
     return value.chunk(2, dim=0)[index]
 
 
 def keys_half(value: Tensor) -> Tensor:
-    """The first half of a layer that makes keys and values."""
+    """The key half of a joint key-value projection."""
     return half(0, value)
 
 
 def values_half(value: Tensor) -> Tensor:
-    """The second half of a layer that makes keys and values."""
+    """The value half of a joint key-value projection."""
     return half(1, value)
 
 
 def resampler_piece(name: str) -> Piece | None:
-    """Where a tensor of diffusers' resampler comes from in IP-Adapter's."""
+    """The source in IP-Adapter's resampler of a tensor of diffusers' resampler."""
     if name in ("latents", "proj_in.weight", "proj_in.bias", "proj_out.weight", "proj_out.bias"):
         return Piece(key=name)
     if name.startswith("norm_out."):
@@ -76,7 +76,7 @@ def adapter_sources(names: Iterable[str], module: RestorationModule, source: Sou
 
 
 def aggregator_sources(names: Iterable[str], module: RestorationModule, source: Source) -> dict[str, Piece]:
-    """Trunk and connectors: the one at join n serves the skip that is used there, the last first."""
+    """Trunk and connectors; the connector at join n belongs to the skip that is consumed there, the last first."""
     joins = sum(tap.kind == "join" for tap in module.backbone.taps)
     found: dict[str, Piece] = {}
     for name in names:
@@ -91,18 +91,18 @@ def aggregator_sources(names: Iterable[str], module: RestorationModule, source: 
 
 
 def tidy_adapter(key: str) -> str:
-    """The training's spelling to the release's."""
+    """A key of a training checkpoint in the release's spelling."""
     return re.sub(r"^adapter_modules\.", "ip_adapter.", re.sub(r"^image_proj_model\.", "image_proj.", key))
 
 
 def is_adapter(keys: Collection[str]) -> bool:
-    """Whether the keys are the adapter's: a resampler, and attention with layer norms that know the time."""
-    return any_with(keys, "image_proj.latents", "ip_adapter.") and any(".ln_k_ip." in key for key in keys)
+    """Whether the keys are the adapter's: a resampler, and attention with time-conditioned layer norms."""
+    return has_prefixes(keys, "image_proj.latents", "ip_adapter.") and any(".ln_k_ip." in key for key in keys)
 
 
 def is_aggregator(keys: Collection[str]) -> bool:
     """Whether the keys are the aggregator's: a trunk that reads a reference."""
-    return any_with(keys, "ref_conv_in.", "controlnet_mid_block.")
+    return has_prefixes(keys, "ref_conv_in.", "controlnet_mid_block.")
 
 
 ADAPTER = Layout(
@@ -111,7 +111,7 @@ ADAPTER = Layout(
     licence=LICENCE,
     words=WORDS,
     parts=("stream",),
-    recognises=is_adapter,
+    matches=is_adapter,
     sources=adapter_sources,
     tidy=tidy_adapter,
 )
@@ -121,6 +121,6 @@ AGGREGATOR = Layout(
     licence=LICENCE,
     words=WORDS,
     parts=("trunk", "fusion"),
-    recognises=is_aggregator,
+    matches=is_aggregator,
     sources=aggregator_sources,
 )

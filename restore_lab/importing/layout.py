@@ -1,7 +1,7 @@
-"""What an importer says of a public checkpoint: its keys, which of them each of our tensors comes from, its licence.
+"""The layout of a public checkpoint: its keys, the source key of each tensor of this package, its licence.
 
-A layout goes from our names to its keys, so that a tensor without a source is found before anything is read, and a
-missing key is named as the checkpoint's makers name it. One file per family of layouts; recognise.py lists them.
+A layout maps this package's names to the checkpoint's keys, so a tensor without a source is detected before reading,
+and errors use the checkpoint's own key names. One file per family of layouts; recognise.py lists them.
 """
 
 from __future__ import annotations
@@ -19,38 +19,38 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One checkpoint as it was read: tensors by key, and settings that stood beside them (a LoRA's alpha)."""
+    """One checkpoint as read: tensors by key, and settings stored with them (a LoRA's alpha)."""
 
     file: Path
     tensors: Mapping[str, Tensor]
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def as_it_is(value: Tensor) -> Tensor:
-    """Most tensors are taken as they are."""
+def unchanged(value: Tensor) -> Tensor:
+    """The tensor itself."""
     return value
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Where one tensor of ours comes from: a key, and what is done with its value."""
+    """The source of one tensor of this package: a key, and a transform of its value."""
 
     key: str
-    take: Callable[[Tensor], Tensor] = as_it_is
+    take: Callable[[Tensor], Tensor] = unchanged
 
 
-def nothing(key: str) -> bool:
-    """No key at all."""
+def no_keys(key: str) -> bool:
+    """Matches no key."""
     return False
 
 
 def no_words(source: Source) -> list[str]:
-    """Nothing besides."""
+    """No further overrides."""
     return []
 
 
 def same_key(key: str) -> str:
-    """The key as it stands."""
+    """The key itself."""
     return key
 
 
@@ -60,17 +60,17 @@ class Layout:
 
     Attributes:
         name: short, for folders and manifests.
-        title: what a person calls it.
-        licence: of the published weights, told at import and kept in the manifest.
-        words: overrides that compose the network that it fits; what a person types counts more.
-        parts: first words of our tensors' names that it covers, all of each.
-        recognises: whether a checkpoint with these (tidied) keys is one.
-        sources: for each of our names its piece; a name that it leaves out has no counterpart.
-        tidy: spellings of a key to the one that `sources` speaks of.
-        base: keys of the prior or of others besides, which are counted and not imported.
+        title: name for messages.
+        licence: licence of the published weights, printed at import and stored in the manifest.
+        words: overrides that compose its network; those of the command line win.
+        parts: prefixes of this package's tensor names that it covers completely.
+        matches: whether a checkpoint with these (normalised) keys has this layout.
+        sources: the piece of each of this package's names; a missing name has no counterpart.
+        tidy: normalises a key to the spelling of `sources`.
+        base: keys of the prior or other models, which are counted but not imported.
         settings: keys that hold a setting, not a weight.
-        more_words: further overrides, read off the checkpoint.
-        setting: what takes the imported folder.
+        more_words: further overrides, inferred from the checkpoint.
+        setting: the setting that takes the imported folder.
     """
 
     name: str
@@ -78,22 +78,22 @@ class Layout:
     licence: str
     words: tuple[str, ...]
     parts: tuple[str, ...]
-    recognises: Callable[[Collection[str]], bool]
+    matches: Callable[[Collection[str]], bool]
     sources: Callable[[Iterable[str], RestorationModule, Source], Mapping[str, Piece]]
     tidy: Callable[[str], str] = same_key
-    base: Callable[[str], bool] = nothing
-    settings: Callable[[str], bool] = nothing
+    base: Callable[[str], bool] = no_keys
+    settings: Callable[[str], bool] = no_keys
     more_words: Callable[[Source], list[str]] = no_words
     setting: str = "weights"
 
 
-def any_with(keys: Iterable[str], *prefixes: str) -> bool:
-    """Whether every prefix begins some key."""
+def has_prefixes(keys: Iterable[str], *prefixes: str) -> bool:
+    """Whether every prefix matches at least one key."""
     listed = list(keys)
     return all(any(key.startswith(prefix) for key in listed) for prefix in prefixes)
 
 
 def prior_words(text_width: int | None) -> list[str]:
-    """Which prior a network was trained on, by the width of the text tokens that it reads."""
+    """The override of the prior that a network was trained on, from the width of its text tokens."""
     known = {768: "sd15", 1024: "sd21", 2048: "sdxl"}
     return [f"backbone={known[text_width]}"] if text_width in known else []

@@ -1,8 +1,8 @@
-"""diffusers' names to those of the original latent diffusion code (LDM, sgm), for what several checkpoints share.
+"""Maps diffusers' names to the original latent diffusion code's (LDM, sgm), for parts that several checkpoints share.
 
-Encoder half of the UNet: `input_blocks.n` counts the first convolution, then level by level each residual block (its
-attention beside it) and the downsampler; `middle_block.0|1|2`. The KL encoder: `down.i.block.j`, `mid.block_1`,
-`mid.attn_1`, whose queries, keys and values are 1x1 convolutions there and linear layers here.
+Encoder half of the UNet: `input_blocks.n` counts the first convolution, then per level each residual block (with its
+attention) and the downsampler; `middle_block.0|1|2`. KL encoder: `down.i.block.j`, `mid.block_1`, and `mid.attn_1`,
+whose queries, keys and values are 1x1 convolutions in LDM and linear layers in diffusers.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ KL_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to
 
 
 def layers_of(blocks: Any) -> list[int]:
-    """Residual blocks of each level of an encoder half."""
+    """The number of residual blocks of each level of an encoder half."""
     return [len(block.resnets) for block in blocks.down_blocks]
 
 
@@ -44,7 +44,7 @@ def unet_key(name: str, *, layers: Sequence[int]) -> str | None:
 
     Args:
         name: diffusers' name, such as "down_blocks.1.resnets.0.conv1.weight".
-        layers: residual blocks of each level.
+        layers: number of residual blocks of each level.
     """
     firsts = [1 + sum(layers[:i]) + i for i in range(len(layers))]
     stem, _, ending = name.rpartition(".")
@@ -67,7 +67,7 @@ def _inside(place: str, index: int, kind: str, inner: str, ending: str) -> str |
 
 
 def kl_encoder_piece(name: str) -> Piece | None:
-    """Where a tensor of diffusers' KL encoder comes from in LDM's; None if it has no counterpart."""
+    """The source in LDM's KL encoder of a tensor of diffusers'; None if it has no counterpart."""
     stem, _, ending = name.rpartition(".")
     renamed: Mapping[str, str] = {"conv_in": "conv_in", "conv_out": "conv_out", "conv_norm_out": "norm_out"}
     if stem in renamed:
@@ -89,5 +89,5 @@ def _shortcut(inner: str) -> str:
 
 
 def linear(value: Tensor) -> Tensor:
-    """A 1x1 convolution's weight as a linear layer's; what is one already, and a bias, as it is."""
+    """A 1x1 convolution's weight as a linear layer's; linear weights and biases unchanged."""
     return value[:, :, 0, 0] if value.ndim == 4 and value.shape[2:] == (1, 1) else value

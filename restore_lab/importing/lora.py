@@ -1,8 +1,8 @@
-"""LoRA of the prior in diffusers' or peft's form, and InstantIR's previewer, which is one.
+"""LoRA of the prior in diffusers' or PEFT's format, including InstantIR's previewer.
 
 Spellings of one tensor: `unet.X.lora_A.weight`, `unet.X.lora.down.weight`, `X.processor.to_q_lora.down.weight`,
-`base_model.model.X.lora_A.default.weight`. An update is scaled by alpha / rank; alpha stands in `X.alpha`, in the
-header of the file, or in peft's adapter_config.json. What is composed may have another: the difference goes into B.
+`base_model.model.X.lora_A.default.weight`. An update is scaled by alpha / rank; alpha is in `X.alpha`, in the file's
+header, or in PEFT's adapter_config.json. If the composed network has another scale, B absorbs the ratio.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SPELLINGS = (
 
 
 def tidy(key: str) -> str:
-    """peft's spelling without prefix: X.lora_A.weight."""
+    """The key in PEFT's spelling without prefix: X.lora_A.weight."""
     key = PREFIX.sub("", key)
     for spelling, ours in SPELLINGS:
         key = re.sub(spelling, ours, key)
@@ -40,19 +40,19 @@ def tidy(key: str) -> str:
 
 
 def is_setting(key: str) -> bool:
-    """A layer's alpha."""
+    """Whether a key is a layer's alpha."""
     return key.endswith(".alpha")
 
 
 def is_lora(keys: Collection[str]) -> bool:
-    """Low-rank updates and their alphas, nothing else of the network."""
+    """Whether the keys are only low-rank updates and their alphas."""
     return any(".lora_A." in key for key in keys) and all(
         ".lora_A." in key or ".lora_B." in key or is_setting(key) for key in keys
     )
 
 
 def is_previewer(keys: Collection[str]) -> bool:
-    """A LoRA that reaches InstantIR's resampler or streams."""
+    """Whether the keys are a LoRA that covers InstantIR's resampler or streams."""
     return is_lora(keys) and any(key.startswith("encoder_hid_proj.") or "_ip." in key for key in keys)
 
 
@@ -62,7 +62,7 @@ def sources(names: Iterable[str], module: RestorationModule, source: Source) -> 
 
 
 def previewer_sources(names: Iterable[str], module: RestorationModule, source: Source) -> dict[str, Piece]:
-    """Updates of prior, resampler and streams; a file without alpha has 1, as the release reads it."""
+    """Updates of prior, resampler and streams; alpha is 1 where the file has none, as in the release."""
     return _pieces(names, module, source, alpha=1.0)
 
 
@@ -84,7 +84,7 @@ def _pieces(
             if renamed is None:
                 continue
             stem = renamed.key.removesuffix(".weight")
-            # A fused layer's A serves keys and values: two tensors here, and safetensors store no shared memory.
+            # Keys and values share a fused layer's A: copied here, since safetensors cannot store shared memory.
             take = renamed.take if "lora_B" in ending else clone
             piece = Piece(key=f"encoder_hid_proj.{stem}", take=take)
         elif host == "stream":
@@ -98,10 +98,10 @@ def _pieces(
 
 
 def _scale(source: Source, layer: str, *, alpha: float | None) -> float:
-    """alpha / rank of a layer of the file; alpha is the rank where nobody says one."""
+    """alpha / rank of a layer in the file; alpha is the rank where none is given."""
     down = source.tensors.get(f"{layer}.lora_A.weight")
     if down is None:
-        return 1.0  # the missing tensor is told by whoever looks for it
+        return 1.0  # the caller reports the missing tensor
     own = source.tensors.get(f"{layer}.alpha")
     told = float(own) if own is not None else _setting(source, "lora_alpha")
     rank = float(down.shape[0])
@@ -110,23 +110,23 @@ def _scale(source: Source, layer: str, *, alpha: float | None) -> float:
 
 
 def _setting(source: Source, name: str) -> float | None:
-    """A number of peft's settings, with the network's name before it or without."""
+    """A number of PEFT's settings, with or without the network's name as prefix."""
     given = [source.settings.get(key) for key in (f"unet.{name}", f"transformer.{name}", name)]
     return next((float(value) for value in given if value is not None), None)
 
 
 def clone(value: Tensor) -> Tensor:
-    """A copy of its own."""
+    """A copy with its own memory."""
     return value.clone()
 
 
 def _scaled(take: Callable[[Tensor], Tensor], factor: float) -> Callable[[Tensor], Tensor]:
-    """The value times a factor in float32: half precision would lose small ones."""
+    """A transform that scales in float32, since half precision loses small values."""
     return take if factor == 1.0 else lambda value: factor * take(value).float()
 
 
 def more_words(source: Source) -> list[str]:
-    """Prior by the width of its text, rank, and the layers that are changed, by their names' endings."""
+    """Overrides of the prior (from its text width), of the rank, and of the target modules (name suffixes)."""
     layers = [key.removesuffix(".lora_A.weight") for key in source.tensors if key.endswith(".lora_A.weight")]
     rank = source.tensors[f"{layers[0]}.lora_A.weight"].shape[0]
     endings = sorted({re.search(r"[^.]+(\.\d+)*$", layer)[0] for layer in layers})  # type: ignore[index]
@@ -141,7 +141,7 @@ PREVIEWER = Layout(
     licence=LICENCE,
     words=WORDS,
     parts=("lora",),
-    recognises=is_previewer,
+    matches=is_previewer,
     sources=previewer_sources,
     tidy=tidy,
     settings=is_setting,
@@ -152,7 +152,7 @@ LORA = Layout(
     licence="not known from the keys; see where it was published",
     words=("method=controlnet", "scale=full", "adaptor=prior_lora"),
     parts=("lora",),
-    recognises=lambda keys: is_lora(keys) and not is_previewer(keys),
+    matches=lambda keys: is_lora(keys) and not is_previewer(keys),
     sources=sources,
     tidy=tidy,
     settings=is_setting,

@@ -1,8 +1,8 @@
-"""Reads checkpoints of others without running them: safetensors, or torch's pickles with `weights_only`.
+"""Reads untrusted checkpoints without executing code: safetensors, or torch pickles with `weights_only`.
 
-A pickle may hold tensors, numbers and their containers; one that names anything else (a class, a function to call) is
-refused before that is touched. Wrappers are taken off: {"state_dict": ...}, "module." before every key, dictionaries in
-dictionaries ({"image_proj": {...}} becomes "image_proj....").
+A pickle may hold tensors, numbers and their containers; one with any other class or function is refused before loading
+it. Wrappers are removed: {"state_dict": ...}, a "module." prefix of every key, and nested dictionaries
+({"image_proj": {...}} becomes "image_proj....").
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ LORA_HEADER = "lora_adapter_metadata"  # diffusers' name in a safetensors header
 def files_of(place: Path) -> list[Path]:
     """The checkpoints at a place: the file itself, or those in a folder.
 
-    In a folder safetensors count more than pickles, and full precision more than `.fp16.` beside it.
+    In a folder safetensors take precedence over pickles, and full precision over `.fp16.`.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is no checkpoint.
     """
     if place.is_file():
         return [place]
@@ -43,10 +43,10 @@ def files_of(place: Path) -> list[Path]:
 
 
 def read(file: Path) -> Source:
-    """A checkpoint's tensors, on the CPU, mapped from the file where that is possible.
+    """A checkpoint's tensors on the CPU, memory-mapped where possible.
 
     Raises:
-        ValueError: for a file that is none, is damaged, or holds more than tensors.
+        ValueError: for a file that is no checkpoint, is damaged, or holds other objects than tensors.
     """
     if file.suffix == ".safetensors":
         raw, settings = _safetensors(file)
@@ -84,19 +84,19 @@ def _pickled(file: Path) -> Any:
     try:
         try:
             return load(mmap=True)
-        except RuntimeError:  # torch's old format cannot be mapped; a damaged file fails again
+        except RuntimeError:  # torch's legacy format cannot be memory-mapped; a damaged file fails again
             return load(mmap=False)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{file}: refused: this pickle holds more than tensors, and nothing in it was run ({_reason(error)}); "
             "get it as safetensors from those who made it"
         ) from error
-    except Exception as error:  # damaged bytes make torch's reader raise anything at all
+    except Exception as error:  # torch may raise any exception on damaged bytes
         raise ValueError(f"{file}: damaged or no checkpoint ({_first(error)}); download it again") from error
 
 
 def _beside(file: Path) -> dict[str, Any]:
-    """peft's settings of a LoRA, in a file beside it."""
+    """PEFT's settings of a LoRA, from the file next to it."""
     config = file.parent / "adapter_config.json"
     if not file.name.startswith("adapter_model.") or not config.is_file():
         return {}
@@ -113,7 +113,7 @@ def _settings(found: Any) -> dict[str, Any]:
 
 
 def _flat(node: Any, *, file: Path, place: str = "") -> list[tuple[str, Tensor]]:
-    """Tensors by dotted key; numbers count as tensors."""
+    """Tensors by dotted key; numbers become tensors."""
     import torch
 
     if isinstance(node, torch.Tensor):
@@ -131,7 +131,7 @@ def _flat(node: Any, *, file: Path, place: str = "") -> list[tuple[str, Tensor]]
 
 
 def _reason(error: Exception) -> str:
-    """What torch found in the pickle, without its advice to load it all the same."""
+    """Torch's reason for refusing the pickle, without its advice to load it anyway."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = next((line for line in lines if "Unsupported" in line or "GLOBAL" in line), lines[0] if lines else "")
     return told.partition(" was not an allowed")[0][:200]

@@ -1,4 +1,4 @@
-"""Which layout a checkpoint has, by its keys alone: never by its file's name."""
+"""Recognises a checkpoint's layout by its keys, never by its file name."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ LAYOUTS = (SUPIR, ADAPTER, AGGREGATOR, PREVIEWER, DIFFBIR, CFW, CONTROLNET, LORA
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """A checkpoint with its layout, whose keys are spelled as the layout speaks of them."""
+class RecognisedCheckpoint:
+    """A checkpoint with its layout, its keys in the layout's spelling."""
 
     layout: Layout
     source: Source
 
 
-def recognise(places: Sequence[str]) -> list[Found]:
-    """The checkpoints at some places.
+def recognise(places: Sequence[str]) -> list[RecognisedCheckpoint]:
+    """The checkpoints at some paths.
 
     Raises:
-        ValueError: for a checkpoint of no known layout, or two of one that need a network each.
+        ValueError: for an unknown layout, or for checkpoints of different networks.
     """
     found = [_recognised(read(file)) for place in places for file in files_of(Path(place).expanduser())]
     words = {one.layout.words for one in found}
@@ -40,17 +40,17 @@ def recognise(places: Sequence[str]) -> list[Found]:
     return found
 
 
-def words_of(found: Sequence[Found]) -> list[str]:
-    """What composes the network that the checkpoints belong to."""
+def words_of(found: Sequence[RecognisedCheckpoint]) -> list[str]:
+    """The overrides that compose the checkpoints' network."""
     return list(
         dict.fromkeys(word for one in found for word in (*one.layout.words, *one.layout.more_words(one.source)))
     )
 
 
-def _recognised(source: Source) -> Found:
+def _recognised(source: Source) -> RecognisedCheckpoint:
     for layout in LAYOUTS:
         keys = {layout.tidy(key): key for key in source.tensors}
-        if layout.recognises(keys):
+        if layout.matches(keys):
             tidied = {key: source.tensors[raw] for key, raw in keys.items()}
             if len(tidied) != len(source.tensors):
                 key, raw = next((layout.tidy(key), key) for key in source.tensors if keys[layout.tidy(key)] != key)
@@ -58,7 +58,9 @@ def _recognised(source: Source) -> Found:
                     f"{source.file}: two of its keys name one tensor of {layout.title}, {raw} and {keys[key]}; import "
                     "a file of one set"
                 )
-            return Found(layout=layout, source=Source(file=source.file, tensors=tidied, settings=source.settings))
+            return RecognisedCheckpoint(
+                layout=layout, source=Source(file=source.file, tensors=tidied, settings=source.settings)
+            )
     first = ", ".join(list(source.tensors)[:3])
     known = ", ".join(layout.title for layout in LAYOUTS)
     raise ValueError(

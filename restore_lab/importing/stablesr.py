@@ -1,6 +1,7 @@
 """StableSR's controllable feature wrapping (Wang et al. 2024): `decoder.fusion_layer_i.*` of its autoencoder.
 
-A layer is numbered by its level, the image's 0. Autoencoder, losses and discriminator beside it are not imported.
+A layer is numbered by its level, 0 at full resolution. The file's autoencoder, losses and discriminator are not
+imported.
 """
 
 from __future__ import annotations
@@ -8,20 +9,20 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 
-from restore_lab.importing.layout import Layout, Piece, Source, any_with
+from restore_lab.importing.layout import Layout, Piece, Source, has_prefixes
 from restore_lab.methods.module import RestorationModule
 
 FUSION = "decoder.fusion_layer_"
 BASE = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "loss.", "quantize.", "model_ema.")
 
 
-def recognises(keys: Collection[str]) -> bool:
+def is_cfw(keys: Collection[str]) -> bool:
     """Whether the keys hold CFW's fusion layers."""
-    return any_with(keys, FUSION)
+    return has_prefixes(keys, FUSION)
 
 
 def sources(names: Iterable[str], module: RestorationModule, source: Source) -> dict[str, Piece]:
-    """The wrappings, ours counted from the latent's side."""
+    """The fusion layers; this package numbers them from the latent's side."""
     levels = len(module.decoder.blocks)
     found: dict[str, Piece] = {}
     for name in names:
@@ -47,7 +48,7 @@ CFW = Layout(
     licence="S-Lab License 1.0: non-commercial use only, https://github.com/IceClear/StableSR",
     words=("scale=full", "backbone=sd21", "decoder=cfw"),
     parts=("decoder",),
-    recognises=recognises,
+    matches=is_cfw,
     sources=sources,
     tidy=lambda key: key.removeprefix("first_stage_model."),
     base=lambda key: key.startswith(BASE) and not key.startswith(FUSION),

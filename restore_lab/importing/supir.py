@@ -1,15 +1,15 @@
-"""SUPIR's v0Q and v0F (Yu et al. 2024): sgm's layout, whole files with SDXL in them or the pruned ones without.
+"""SUPIR's v0Q and v0F (Yu et al. 2024): sgm's layout, full files with SDXL or pruned files without it.
 
-`model.control_model.*` is the trunk, `model.diffusion_model.project_modules.n` the connectors, counted from the last
-place to the first (the middle has the highest number, the attentions before the upsamplers stand among them), and
-`first_stage_model.denoise_encoder.*` the robust encoder. Everything else is the prior's.
+`model.control_model.*` is the trunk, `model.diffusion_model.project_modules.n` are the connectors, numbered from the
+last to the first (the middle block has the highest number; the attentions before the upsamplers are included), and
+`first_stage_model.denoise_encoder.*` is the robust encoder. All other keys belong to the prior.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-from restore_lab.importing.layout import Layout, Piece, Source, any_with
+from restore_lab.importing.layout import Layout, Piece, Source, has_prefixes
 from restore_lab.importing.ldm import kl_encoder_piece, layers_of, unet_key
 from restore_lab.methods.module import RestorationModule
 
@@ -27,9 +27,9 @@ CONNECTOR = {  # ours to theirs: of ZeroSFT, then of ZeroCrossAttn
 ATTENTION = {"norm": "norm1", "norm_control": "norm2"}
 
 
-def recognises(keys: Collection[str]) -> bool:
-    """A trunk with its hint block, and connectors."""
-    return any_with(keys, f"{CONTROL}input_hint_block.", PROJECT)
+def is_supir(keys: Collection[str]) -> bool:
+    """Whether the keys have a trunk with its hint block, and connectors."""
+    return has_prefixes(keys, f"{CONTROL}input_hint_block.", PROJECT)
 
 
 def sources(names: Iterable[str], module: RestorationModule, source: Source) -> dict[str, Piece]:
@@ -72,7 +72,7 @@ SUPIR = Layout(
     licence="SUPIR's own: non-commercial use only, https://github.com/Fanghua-Yu/SUPIR",
     words=("method=supir", "scale=full", "adaptor=supir_release"),
     parts=("trunk", "fusion", "lq_encoder"),
-    recognises=recognises,
+    matches=is_supir,
     sources=sources,
     base=lambda key: key.startswith(BASE) and not key.startswith((PROJECT, ENCODER)),
 )

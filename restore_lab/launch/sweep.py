@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from restore_lab.launch.job import SCORES, Job, config_flags, run
-from restore_lab.tracking import typed
+from restore_lab.tracking import artefact_overrides
 
 
 def is_sweep() -> bool:
@@ -73,6 +73,6 @@ def _words(verb: str, cfg: Any) -> tuple[str, ...]:
     """This job's command line without the sweep; the logger's group names the settings that vary."""
     from hydra.core.hydra_config import HydraConfig
 
-    varied = ", ".join(word.partition("=")[0].lstrip("+") for word in typed())
+    varied = ", ".join(word.partition("=")[0].lstrip("+") for word in artefact_overrides())
     group = f"run.group='{cfg.name}: {varied}'"  # the same for every job and for a resumed sweep
     return (verb, *config_flags(), group, *HydraConfig.get().overrides.task, "progress=false")

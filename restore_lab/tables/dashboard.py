@@ -23,7 +23,7 @@ from restore_lab.tables.numbers import read_measurements
 from restore_lab.tables.plan import plan
 from restore_lab.tables.render import render
 from restore_lab.tables.spec import Spec
-from restore_lab.tracking import signed_in
+from restore_lab.tracking import has_wandb_account
 
 CURVES = ("train/loss", "val/psnr_restored", "train/images_per_second", "train/grad_norm")
 STEP = "trainer/global_step"
@@ -160,7 +160,7 @@ def dashboard(plan: Plan, spec: Spec, markdown: str, *, entity: str, project: st
 
 def _send(cfg: Any, plan: Plan, spec: Spec, markdown: str) -> str:
     """Save workspace and report to the account."""
-    if not signed_in():
+    if not has_wandb_account():
         raise ValueError("dashboard: nobody is logged in to wandb here; run `wandb login`, or give output=FILE")
     import wandb
 

@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor
 
-from restore_lab.tracking import Shown, log_shown
+from restore_lab.tracking import ImagePanel, log_panels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -76,7 +76,7 @@ class ValidationPanels(L.Callback):
 
     def __init__(self, *, pictures: int) -> None:
         self.pictures = pictures
-        self.shown: list[Shown] = []
+        self.shown: list[ImagePanel] = []
 
     def on_validation_batch_end(
         self,
@@ -93,7 +93,7 @@ class ValidationPanels(L.Callback):
         prompt = pl_module.module.conditioner.prompts(batch, training=False)
         columns = {"input": batch.lq_BCHW, "restored": outputs["restored"], "original": batch.hq_BCHW}
         self.shown += [
-            Shown(
+            ImagePanel(
                 key=batch.key[i],
                 images={title: _image(image_BCHW[i]) for title, image_BCHW in columns.items()},
                 caption=prompt.semantic[i],
@@ -104,7 +104,7 @@ class ValidationPanels(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
         for logger in () if trainer.sanity_checking else trainer.loggers:
-            log_shown(logger, "validation", self.shown, step=trainer.global_step - 1)
+            log_panels(logger, "validation", self.shown, step=trainer.global_step - 1)
         self.shown = []
 
 

@@ -24,7 +24,7 @@ from restore_lab.storage.locks import first_rank, lock
 from restore_lab.storage.outputs import take_folder
 from restore_lab.system.faults import Fault, describe_fault
 from restore_lab.system.processes import end_with_first_rank, first_rank_id
-from restore_lab.tracking import tracked, unlogged
+from restore_lab.tracking import logger_note, track
 from restore_lab.training.ending import ENDED, ending_of, in_steps
 from restore_lab.training.extension import extended, other_rate, require_longer
 from restore_lab.training.plan import LOSSES, STATE, Stage, planned, replaced
@@ -63,7 +63,7 @@ def fit(cfg: DictConfig) -> Path | None:
     made: dict[str, Path] = {}
     for stage in stages:
         if stage not in todo:
-            log.info("stage %s is complete: %s%s", stage.name, stage.folder, unlogged(cfg))
+            log.info("stage %s is complete: %s%s", stage.name, stage.folder, logger_note(cfg))
         else:
             with lock(stage.folder):  # what another run makes meanwhile is found complete
                 _make(cfg, stage, made)
@@ -102,7 +102,7 @@ def _make(cfg: DictConfig, stage: Stage, earlier: Mapping[str, Path]) -> None:
     node = replaced(stage.node, {k: str(v) for k, v in earlier.items()})
     node["partial"] = str(stage.node.get("weights")).startswith("stage:")  # an earlier stage knows fewer parts
     page = f"debug-{stage.identity}" if stage.debug else stage.identity
-    with tracked(cfg, identity=page, kind=stage.name, settings=stage.settings) as logger:
+    with track(cfg, identity=page, kind=stage.name, settings=stage.settings) as logger:
         ran = _train(cfg, node, folder, logger, extends=stage.extends, debug=bool(stage.debug))
     if stage.debug:
         return

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from restore_lab.config.compose import OVERRIDES_KEY
-from restore_lab.demo.models import Shelf
+from restore_lab.demo.models import ModelCache
 from restore_lab.demo.words import NUMBERS, instruction
 from restore_lab.storage.artefact import Manifest
 from tests.composed import composed, small
@@ -44,8 +44,8 @@ def cfg(toy_folder, tmp_path_factory) -> Any:
 
 
 @pytest.fixture(scope="module")
-def shelf(cfg) -> Shelf:
-    return Shelf(cfg)
+def shelf(cfg) -> ModelCache:
+    return ModelCache(cfg)
 
 
 def test_shipped_models_and_runs_can_be_chosen(shelf, cfg) -> None:
@@ -97,9 +97,9 @@ def test_numbers_become_an_instruction() -> None:
 def served(cfg) -> Iterator[str]:
     """The page's address."""
     pytest.importorskip("gradio", reason="no gradio; pip install restore-lab[demo]")
-    from restore_lab.demo.page import launched
+    from restore_lab.demo.page import launch
 
-    blocks, address = launched(cfg, wait=False, port=None)
+    blocks, address = launch(cfg, wait=False, port=None)
     yield address.rstrip("/")
     blocks.close()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from restore_lab.cli.errors import flat
+from restore_lab.cli.errors import flatten
 from restore_lab.cli.restore import run
 from restore_lab.data.photograph import read_photograph
 from restore_lab.inference.files import NOTES as RESTORED
@@ -28,7 +28,7 @@ def tried(toy_folder, tmp_path_factory) -> tuple[Path, Path, str, object]:
     cfg = composed("restore", *small(toy_folder), *told, "sampler.steps=1", "max_pixels=80000")
     with pytest.raises(ValueError, match="left out") as caught:
         run(cfg)
-    return root / "in", root / "out", flat(caught.value), cfg
+    return root / "in", root / "out", flatten(caught.value), cfg
 
 
 def rows(out: Path) -> dict[str, dict[str, str]]:
@@ -75,7 +75,7 @@ def test_a_second_run_does_nothing_but_name_the_bad_ones(tried, capsys) -> None:
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
     with pytest.raises(ValueError, match="left out") as caught:
         run(cfg)
-    assert flat(caught.value) == line
+    assert flatten(caught.value) == line
     assert capsys.readouterr().out == f"0 restored into {out}, {len(hostile.GOOD) + len(DEEP)} had been\n"
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.png")} == before
     assert source.is_dir()

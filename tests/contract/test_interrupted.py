@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from restore_lab.cli.errors import is_bad_input, one_line
+from restore_lab.cli.errors import exit_with_one_line, is_bad_input
 from restore_lab.system.faults import Termination
 from tests.fault_cases import Bench, checkpoints, goes_on
 from tests.faults import Ended
@@ -83,7 +83,7 @@ def test_an_interruption_is_one_line_with_what_is_known(capsys) -> None:
         (Termination(2, " at step 3 of 8; x"), 130, "interrupted at step 3 of 8; x"),
         (Termination(15, "; x"), 143, "terminated; x"),
     ):
-        with pytest.raises(SystemExit) as caught, one_line():
+        with pytest.raises(SystemExit) as caught, exit_with_one_line():
             raise stop
         assert caught.value.code == code
         assert capsys.readouterr().err == f"restore-lab: {said}\n"

@@ -153,12 +153,12 @@ def test_flags_positional_names_and_trust() -> None:
         *("plan=true", "steps=1,2", "format=json", "dry_run=true"),
         *("table=spire/table5", "files=['second file.png','3']"),
     )
-    assert typed.trusted == ("my_lab", "other")
+    assert typed.trusted_packages == ("my_lab", "other")
     assert typed.config_dirs == [Path("my conf").resolve()]
 
 
 def test_a_setting_with_a_groups_name_goes_by_another() -> None:
-    typed = front.parse(["scale=full", "scaled=1", "sampler.scale=2"], renamed={"scale": "at_scale"})
+    typed = front.parse(["scale=full", "scaled=1", "sampler.scale=2"], aliases={"scale": "at_scale"})
     assert typed.overrides == ("at_scale=full", "scaled=1", "sampler.scale=2")
 
 
@@ -226,7 +226,7 @@ def test_a_word_for_the_jobs_of_a_table_is_a_setting() -> None:
 
     with (
         pytest.raises(ValueError, match=r"^cannot read 'max_steps': expected KEY=VALUE$"),
-        errors.explained(verb="table", folders=[conf_dir()], overrides=[]),
+        errors.explain(verb="table", folders=[conf_dir()], overrides=[]),
     ):
         OverridesParser.create().parse_overrides(["max_steps"])
 

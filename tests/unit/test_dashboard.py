@@ -95,7 +95,7 @@ def ids(filters: dict[str, Any]) -> list[str]:
 
 
 def test_without_its_package_or_an_account_one_line(planned, monkeypatch) -> None:
-    monkeypatch.setattr(dashboard_module, "signed_in", lambda: False)
+    monkeypatch.setattr(dashboard_module, "has_wandb_account", lambda: False)
     with pytest.raises(ValueError, match="nobody is logged in to wandb here; run `wandb login`, or give output=FILE"):
         dashboard_module._send(SimpleNamespace(), *planned, "")
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)

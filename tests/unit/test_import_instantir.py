@@ -16,7 +16,7 @@ from restore_lab.importing.engine import convert
 from restore_lab.importing.instantir import ADAPTER, AGGREGATOR
 from restore_lab.importing.layout import Source
 from restore_lab.importing.lora import PREVIEWER, tidy
-from restore_lab.importing.recognise import Found, recognise
+from restore_lab.importing.recognise import RecognisedCheckpoint, recognise
 from restore_lab.inspection.describe import on_meta
 from restore_lab.types import Hint
 from tests.composed import composed
@@ -142,7 +142,9 @@ def test_the_whole_of_sdxls_size_is_covered() -> None:
     files = ((ADAPTER, adapter, 849.8), (AGGREGATOR, aggregator.state_dict(), 1004.8), (PREVIEWER, lora, 232.2))
     covered: set[str] = set()
     for layout, tensors, million in files:
-        taken, base = convert(Found(layout=layout, source=Source(file=Path("none"), tensors=tensors)), module)
+        taken, base = convert(
+            RecognisedCheckpoint(layout=layout, source=Source(file=Path("none"), tensors=tensors)), module
+        )
         assert base == 0 and round(sum(value.numel() for value in tensors.values()) / 1e6, 1) == million, layout.name
         covered |= taken.keys()
     assert covered == module.adaptor_state().keys()

@@ -131,8 +131,8 @@ def test_bad_files_are_named_counted_and_left_out(restored, tmp_path, caplog) ->
 
 def one_line(caught: pytest.ExceptionInfo) -> str:
     assert errors.is_bad_input(caught.value)
-    assert "\n" not in errors.flat(caught.value)
-    return errors.flat(caught.value)
+    assert "\n" not in errors.flatten(caught.value)
+    return errors.flatten(caught.value)
 
 
 def test_no_good_image_is_one_line_and_loads_no_prior(restored, tmp_path) -> None:

@@ -324,7 +324,7 @@ def test_hostile_members_are_refused_by_name(edit, says, tmp_path) -> None:
     tar = tar_of(tmp_path / "t.tar", ("0.png", encoded(0)), edit=edit)
     with pytest.raises(ValueError, match=says) as caught:
         ShardsSource(tar)
-    assert "\n" not in errors.flat(caught.value) and str(tar) in str(caught.value)
+    assert "\n" not in errors.flatten(caught.value) and str(tar) in str(caught.value)
     assert not note_place(tar).exists()
 
 

@@ -22,7 +22,7 @@ from restore_lab.evaluation.protocol import Column
 from restore_lab.evaluation.records import Cell, ImageValue, Results, image_file
 from restore_lab.methods.trainable import Trainable
 from restore_lab.storage.artefact import write_bytes_atomic
-from restore_lab.tracking import tracked
+from restore_lab.tracking import track
 from restore_lab.training import run as fit_module
 from restore_lab.training.module import Optimisation, TrainingModule
 from restore_lab.training.monitor import page_callbacks
@@ -120,7 +120,7 @@ def test_wandbs_pages_are_the_artefacts(offline) -> None:
     cfg = composed("train", "logger=wandb", f"runs_dir={offline}", "name=mine", "optimisation.lr=2e-3", "workers=3")
 
     def sitting(identity: str, step: int, error: BaseException | None = None) -> None:
-        with tracked(cfg, identity=identity, kind="adaptor", settings=SETTINGS) as logger:
+        with track(cfg, identity=identity, kind="adaptor", settings=SETTINGS) as logger:
             assert logger is not None
             logger.log_metrics({"train/loss": 1.0}, step=step)
             if identity == "b" * 16:
@@ -166,7 +166,7 @@ def test_without_an_account_one_line_and_no_question(offline, monkeypatch) -> No
     cfg = composed("train", "logger=wandb", f"runs_dir={offline}")
     with (
         pytest.raises(ValueError, match="nobody is logged in to wandb here; run `wandb login`, or set WANDB_MODE=off"),
-        tracked(cfg, identity="c" * 16, kind="adaptor", settings=SETTINGS),
+        track(cfg, identity="c" * 16, kind="adaptor", settings=SETTINGS),
     ):
         pass
     assert pages(offline) == []
