@@ -25,7 +25,7 @@ from restore_lab.backbones.disk_cache import DiskCache
 from restore_lab.config.build import build
 from restore_lab.methods.module import RestorationModule
 from restore_lab.random import noise_like
-from restore_lab.system.memory import let_go
+from restore_lab.system.memory import empty_cache
 from restore_lab.types import Batch
 
 GUIDANCE = 5.0
@@ -89,7 +89,7 @@ def compared(size: str, plan: Plan) -> dict[str, Any]:
     """
     found: dict[str, Any] = {"agreement": {}, "rows": {}}
     restorings(size, plan, found)
-    let_go()
+    empty_cache()
     trainings(size, plan, found)
     return found
 

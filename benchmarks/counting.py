@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.alternating import clock
-from restore_lab.inspection.memory import Alive
+from restore_lab.inspection.memory import LiveStorages
 
 SIDE = {"cuda": 8192, "cpu": 1024}  # of the matrices of the peak
 MATMULS = 20
@@ -32,7 +32,7 @@ def peak(compute: Callable[[], Any], device: torch.device) -> int:
         compute()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with Alive() as alive:
+    with LiveStorages() as alive:
         compute()
     return alive.peak
 

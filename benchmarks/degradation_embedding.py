@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from restore_lab.config.build import build
 from restore_lab.data.image_io import to_tensor
-from restore_lab.degradation.diff_restorer import KINDS, Eight
+from restore_lab.degradation.diff_restorer import KINDS, RandomKinds
 from restore_lab.methods.weights import weights_file
 from restore_lab.random import mix
 
@@ -33,7 +33,7 @@ def looked_at(cfg: DictConfig, *, weights: str) -> tuple[np.ndarray, np.ndarray,
     hq_BCHW = torch.stack([to_tensor(picture.hq_HWC) for picture in pictures])
     clip, embedded, predicted, kinds, photos = [], [], [], [], []
     for number, kind in enumerate(KINDS):
-        degrade = Eight(name=kind, kinds=[kind])
+        degrade = RandomKinds(name=kind, kinds=[kind])
         lq_BCHW, _ = degrade(hq_BCHW, [mix("embedding", kind, picture.key) for picture in pictures])
         with torch.no_grad():
             seen_BLD = module.visual(lq_BCHW)

@@ -55,18 +55,21 @@ class Restoring:
 
 def our_restoring(module: RestorationModule, batch: Batch, *, device: torch.device) -> Restoring:
     """`module.restore`; a step is told as the sampler asks for its prediction."""
-    guided = module.guided
+    denoiser = module.denoiser
     seen: list[Tensor] = []
     module.decoder.register_forward_pre_hook(lambda part, given: seen.append(given[0]))
 
     def run(stamps: Stamps) -> tuple[Tensor, Tensor]:
         def told(*args: Any, **named: Any) -> Any:
             stamps()
-            return guided(*args, **named)
+            return denoiser(*args, **named)
 
-        module.guided = told  # type: ignore[method-assign]
+        module.denoiser = told  # type: ignore[assignment]
         seen.clear()
-        image_BCHW = module.restore(batch)
+        try:
+            image_BCHW = module.restore(batch)
+        finally:
+            module.denoiser = denoiser
         return seen[0], image_BCHW
 
     return Restoring(run, steps=module.sampler.steps, device=device)

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from restore_lab.data.image_io import to_tensor
 from restore_lab.data.sources.procedural import COLOURS, KINDS, ProceduralSource
 from restore_lab.degradation.apply import Pipeline
-from restore_lab.degradation.diff_restorer import Eight
+from restore_lab.degradation.diff_restorer import RandomKinds
 from restore_lab.degradation.fixed import Fixed
 from restore_lab.prompts.visual import ClipVision, DinoVision
 from restore_lab.random import mix
@@ -52,7 +52,7 @@ BATCH = 64
 def degradations() -> dict[str, Pipeline]:
     """The columns."""
     fixed: dict[str, Pipeline] = {name: Fixed(name=name, stages=stages) for name, stages in STAGES.items()}
-    return fixed | {f"{name} (unseen)": Eight(name=name, kinds=[kind]) for name, kind in UNSEEN.items()}
+    return fixed | {f"{name} (unseen)": RandomKinds(name=name, kinds=[kind]) for name, kind in UNSEEN.items()}
 
 
 def scenes(*, seed: int, each: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -23,7 +23,7 @@ from restore_lab.backbones.loading.load import DTYPES
 from restore_lab.config.build import build
 from restore_lab.methods.module import RestorationModule
 from restore_lab.random import generator
-from restore_lab.system.quiet import quiet
+from restore_lab.system.quiet import silence_libraries
 from restore_lab.types import Batch
 
 TOYS = {"sd15": "tiny_sd", "sdxl": "tiny_sdxl", "sd3": "tiny_sd3"}  # the shipped toy in each shape
@@ -81,7 +81,7 @@ def random_prior(settings: Any, device: torch.device) -> Backbone:
     """A prior of the config's shape and types whose weights were never trained, and whose texts are random too."""
     shape = build(settings, meta=True)
     made = {}
-    with quiet(), device:
+    with silence_libraries(), device:
         for name, part in (("denoiser", shape.denoiser), ("vae", shape.codec.vae)):
             made[name] = type(part).from_config(part.config)
     dtype = DTYPES[settings.dtype]

@@ -30,7 +30,7 @@ from benchmarks.page import page
 from benchmarks.sides import PIXELS, TOYS
 from benchmarks.waterfall import RESTORING, TRAINING, fall, restoring, training
 from restore_lab.storage.artefact import code_version, write_bytes_atomic, write_json_atomic
-from restore_lab.system.quiet import quiet
+from restore_lab.system.quiet import silence_libraries
 
 TOY_PIXELS = 64
 # Images of a restoration and of a training step, steps of sampling, turns, turns before.
@@ -119,7 +119,7 @@ def main(words: Sequence[str] | None = None) -> None:
     found["machine"]["matrix peak"] = f"{peak / 1e12:.3g} TFLOP/s, measured"
     found["sizes"] = {}
     for size in given.sizes:
-        with quiet():
+        with silence_libraries():
             found["sizes"][size] = measured(given, size)
         write_json_atomic(given.output / "speed.json", found)  # after each size, so that a long run leaves what it has
         write_bytes_atomic(given.output / "speed.md", page(found).encode())

@@ -16,7 +16,7 @@ from restore_lab.backbones.codec.codec import Codec
 from restore_lab.importing.exporting import as_controlnet
 from restore_lab.methods.module import RestorationModule
 from restore_lab.random import noise_like
-from restore_lab.system.quiet import quiet
+from restore_lab.system.quiet import silence_libraries
 from restore_lab.types import Batch
 
 
@@ -41,7 +41,7 @@ def sd3_controlnet(module: RestorationModule) -> Any:
     settings = dict(module.backbone.denoiser.config)
     settings |= {"num_layers": len(module.adaptor.trunk.transformer_blocks), "extra_conditioning_channels": 0}
     settings |= {"force_zeros_for_pooled_projection": False}  # it reads the text's vector, as ours does
-    with quiet(), torch.device("meta"):
+    with silence_libraries(), torch.device("meta"):
         made = SD3ControlNetModel.from_config(settings)
     state: dict[str, Tensor] = {}
     for name, value in module.adaptor.state_dict().items():
@@ -93,7 +93,7 @@ class Diffusers:
             cls = diffusers.StableDiffusionControlNetPipeline
             absent |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
         denoiser = {"transformer" if self.family == "mmdit" else "unet": self.denoiser}
-        with quiet():
+        with silence_libraries():
             made = cls(vae=self.vae, controlnet=self.controlnet, scheduler=self.scheduler, **denoiser, **absent)
         made.set_progress_bar_config(disable=True)
         return made

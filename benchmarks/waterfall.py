@@ -19,7 +19,7 @@ from benchmarks.counting import held
 from benchmarks.restoring import our_restoring
 from benchmarks.sides import method, settle
 from benchmarks.training import OurTraining, our_loss
-from restore_lab.system.memory import let_go
+from restore_lab.system.memory import empty_cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ def fall(rungs: Sequence[Rung], start: Callable[..., Running], size: str, plan: 
             if this is not plain:
                 this.close()
             del this
-            let_go()
+            empty_cache()
         plain.close()
     return rows
 

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from restore_lab.config.build import build
-from restore_lab.storage.artefact import IGNORED, code_version
+from restore_lab.storage.artefact import IGNORED_KEYS, code_version
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 # Typed words that say where and how something is made, not what.
-PLUMBING = IGNORED | {"name", "stage", "experiment", "run", "weights", "trainer", "callbacks", "again"}
+PLUMBING = IGNORED_KEYS | {"name", "stage", "experiment", "run", "weights", "trainer", "callbacks", "again"}
 PLUMBING |= {"log_every", "checkpoint_every", "pictures", "keep_images"}
 FAILED, INTERRUPTED = 1, 255  # exit codes as wandb reads them
 LONGEST_NAME = 128  # letters, of wandb's names

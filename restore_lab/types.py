@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from restore_lab.storage.foreign import made_of, parse_json
+from restore_lab.storage.foreign import parse_dataclass, parse_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,8 +83,8 @@ class Recipe:
         """
         try:
             raw = parse_json(line, name="recipe")
-            known = {**raw, "steps": [made_of(Step, step, name="a step") for step in raw["steps"]]}
-            return made_of(cls, known, name="recipe")
+            known = {**raw, "steps": [parse_dataclass(Step, step, name="a step") for step in raw["steps"]]}
+            return parse_dataclass(cls, known, name="recipe")
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a recipe: {line[:80]!r} ({error}); expected what Recipe.to_json() writes") from error
 

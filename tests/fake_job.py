@@ -12,8 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-from restore_lab.storage.artefact import Manifest, complete
-from restore_lab.storage.locks import locked
+from restore_lab.storage.artefact import Manifest, is_complete
+from restore_lab.storage.locks import lock
 
 
 def note(folder: Path, text: str) -> None:
@@ -23,8 +23,8 @@ def note(folder: Path, text: str) -> None:
 
 def main() -> None:
     folder, name, seconds = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
-    with locked(folder):
-        if complete(folder, identity=name):
+    with lock(folder):
+        if is_complete(folder, identity=name):
             return
         note(folder, "begun")
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)", str(folder)])

@@ -28,11 +28,11 @@ def fake_task(cfg: Any) -> str | None:
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="table")
 def main(cfg: Any) -> None:
-    job.own()
+    job.take_ownership()
     store = Path(cfg.runs_dir) / cfg.name
     plan = six(store)
     make.write_jobs(plan, store)
-    failed = make.make(plan, store=store, launch=make.through_hydra(cfg, function=fake_task))
+    failed = make.make(plan, store=store, launch=make.hydra_launcher(cfg, function=fake_task))
     if failed:
         raise SystemExit("\n".join(failed.values()))
 

@@ -42,7 +42,7 @@ def config(verb: str) -> DictConfig:
 def settings(node: DictConfig, place: str = "") -> Iterator[tuple[str, Any]]:
     """Each setting below a node, leaves and nodes, with its constructor's annotation; None where it is no argument."""
     target = node.get("_target_")
-    takes = signatures.of_source(target) if isinstance(target, str) else None
+    takes = signatures.source_signature(target) if isinstance(target, str) else None
     for key in node:
         inner = f"{place}.{key}".lstrip(".")
         yield inner, takes.kinds.get(str(key), takes.others) if takes and key not in signatures.SPECIAL else None

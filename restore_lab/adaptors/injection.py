@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from restore_lab.adaptors.fusion.zero_sft import group_norm
-from restore_lab.system.xla import doubled
+from restore_lab.system.xla import upsample_nearest_2x
 from restore_lab.types import Hint
 
 
@@ -109,7 +109,7 @@ class Upsample(nn.Upsample):
     """nn.Upsample, except on XLA."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        return doubled(input) if input.device.type == "xla" else super().forward(input)
+        return upsample_nearest_2x(input) if input.device.type == "xla" else super().forward(input)
 
 
 class ControlDecoder(nn.Module):

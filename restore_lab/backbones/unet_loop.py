@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from restore_lab.backbones.base import extra_stream
-from restore_lab.system.xla import doubled
+from restore_lab.system.xla import upsample_nearest_2x
 from restore_lab.types import Cond, Edit, Tap, identity
 
 
@@ -146,9 +146,9 @@ def _middle(block: nn.Module, h_BCHW: Tensor, temb_BD: Tensor, ctx_BLD: Tensor, 
 
 
 def _upsampled(sampler: Any, h_BCHW: Tensor, size: tuple[int, int] | None) -> Tensor:
-    """The upsampler's output; on XLA with `doubled` for the interpolation."""
+    """The upsampler's output; on XLA with `upsample_nearest_2x`."""
     on_xla = h_BCHW.device.type == "xla" and size is None
-    return sampler.conv(doubled(h_BCHW)) if on_xla else sampler(h_BCHW, size)
+    return sampler.conv(upsample_nearest_2x(h_BCHW)) if on_xla else sampler(h_BCHW, size)
 
 
 def _upsample_size(h_BCHW: Tensor, left: Sequence[Tensor]) -> tuple[int, int] | None:

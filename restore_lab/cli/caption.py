@@ -14,12 +14,12 @@ from typing import Any
 def run(cfg: Any) -> None:
     """Write the table and say where it is."""
     from restore_lab.inference.captioning import caption_folder
-    from restore_lab.system.processes import launched, place
+    from restore_lab.system.processes import launch_ranks, rank_and_world
 
-    if launched(cfg.devices):
+    if launch_ranks(cfg.devices):
         return
     done = caption_folder(cfg)
     if done.written is None:
-        print(f"process {place()[0]} of {place()[1]} has done its share")
+        print(f"process {rank_and_world()[0]} of {rank_and_world()[1]} has done its share")
         return
     print(f"{done.written} captions in {done.output}" + (f", {len(done.bad)} images left out" if done.bad else ""))

@@ -17,9 +17,9 @@ POSITIONAL = ("make",)
 
 def run(cfg: Any) -> None:
     """Make what is missing and say where it is."""
-    from restore_lab.system.processes import launched, place
+    from restore_lab.system.processes import launch_ranks, rank_and_world
 
-    if launched(cfg.devices):
+    if launch_ranks(cfg.devices):
         return
     if cfg.make == "photographs":
         from restore_lab.prepare.photographs import fetch
@@ -36,13 +36,13 @@ def run(cfg: Any) -> None:
         from restore_lab.prepare.encodings import fill_cache
 
         filled = fill_cache(cfg)
-        share = f" (process {place()[0]} of {place()[1]})" if place()[1] > 1 else ""
+        share = f" (process {rank_and_world()[0]} of {rank_and_world()[1]})" if rank_and_world()[1] > 1 else ""
         print(f"{filled.samples} samples in {filled.folder}; train with backbone.cache_dir={filled.folder}{share}")
         return
     from restore_lab.prepare.pack import pack
 
     done = pack(cfg)
     if done.samples is None:
-        print(f"process {place()[0]} of {place()[1]} has done its share of {done.shards} shards")
+        print(f"process {rank_and_world()[0]} of {rank_and_world()[1]} has done its share of {done.shards} shards")
     else:
         print(f"{done.samples} samples in {done.shards} shards; train with data=shards data.root={done.output}")

@@ -26,8 +26,8 @@ def run(cfg: Any) -> None:
     if cfg.trace is not None:
         if cfg.sides or cfg.a or cfg.b:
             raise ValueError("trace= writes the features of this composition and compares nothing; leave out the sides")
-        found, shown = diff.traced(cfg)
-        diff.write(found, Path(cfg.trace), shown=shown)
+        found, shown = diff.run_trace(cfg)
+        diff.write(found, Path(cfg.trace), keys=shown)
         print(f"{len(found)} places of {shown}: {cfg.trace}")
         return
     sides = list(cfg.sides or ())
@@ -41,7 +41,7 @@ def run(cfg: Any) -> None:
     differences = diff.compare(a[0], b[0])
     say = diff.as_json if cfg.format == "json" else diff.page
     print(say(differences, tolerance=cfg.tolerance))
-    if diff.first_parting(differences, tolerance=cfg.tolerance):
+    if diff.first_difference(differences, tolerance=cfg.tolerance):
         raise SystemExit(1)
 
 
@@ -51,7 +51,7 @@ def _side(place: str | None, settings: str) -> tuple[Trace, str]:
 
     from restore_lab.cli.front import parse, quote
     from restore_lab.inspection import diff
-    from restore_lab.tables.compose import composed
+    from restore_lab.tables.compose import job_config
 
     found = None if place is None else diff.read(place)
     if found is not None:
@@ -63,5 +63,5 @@ def _side(place: str | None, settings: str) -> tuple[Trace, str]:
         own = parse(shlex.split(settings)).overrides
     except ValueError as error:
         raise ValueError(f"cannot read the settings {settings!r}: {error}; close every quote") from error
-    with composed("diff", [*HydraConfig.get().overrides.task, *weights, *own]) as cfg:
-        return diff.traced(cfg)
+    with job_config("diff", [*HydraConfig.get().overrides.task, *weights, *own]) as cfg:
+        return diff.run_trace(cfg)

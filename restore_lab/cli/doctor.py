@@ -49,5 +49,5 @@ def _dataset(cfg: Any) -> bool:
         facts = [{**asdict(one), "whole": one.whole} for one in found]
         print(json.dumps(facts if len(facts) > 1 else facts[0]))
     else:
-        print("\n".join(line for one in found for line in one.says()))
+        print("\n".join(line for one in found for line in one.lines()))
     return all(one.whole for one in found)

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from restore_lab.config import bounds
 from restore_lab.config.extras import advice
-from restore_lab.config.kinds import short
+from restore_lab.config.kinds import abbreviate
 from restore_lab.config.suggest import nearest, offer
-from restore_lab.system.faults import CODE, Fault, Terminated, misplaced, told
-from restore_lab.system.terminal import visible
+from restore_lab.system.faults import EXIT_CODE, Fault, Termination, describe_bad_path, describe_fault
+from restore_lab.system.terminal import escape_control
 
 PACKAGE = str(Path(__file__).resolve().parents[1])
 PLUGINS = ("joblib", "optuna", "ray", "submitit")  # of Hydra's, extras of this package
@@ -31,19 +31,19 @@ def one_line() -> Iterator[None]:
     """Turn errors that a person can mend into one line on stderr and exit code 2."""
     try:
         yield
-    except Terminated as stop:
+    except Termination as stop:
         print(f"restore-lab: {stop.text}", file=sys.stderr)
         raise
     except KeyboardInterrupt as stop:
         print(f"restore-lab: interrupted{f' {stop}' if str(stop) else ''}", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
-        why = None if is_bad_input(error) else told(error)
+        why = None if is_bad_input(error) else describe_fault(error)
         if os.environ.get("RESTORE_LAB_TRACEBACK") or not (why or is_bad_input(error)):
             raise
         text = f"{why}; the same command continues" if why else flat(error)
         print(f"restore-lab: {text}{advice(text)}", file=sys.stderr)
-        raise SystemExit(CODE if why or isinstance(error, Fault) else 2) from None
+        raise SystemExit(EXIT_CODE if why or isinstance(error, Fault) else 2) from None
 
 
 @contextlib.contextmanager
@@ -88,7 +88,7 @@ def is_bad_input(error: Exception) -> bool:
     hydra_folder = str(Path(hydra.__file__).parent)  # Hydra refuses a bad mix of its flags with a plain ValueError
     if isinstance(error, HydraException | OmegaConfBaseException):
         return True
-    if misplaced(error) or isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError):
+    if describe_bad_path(error) or isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError):
         return True
     if isinstance(error, ModuleNotFoundError):
         return bool(advice(str(error)))  # an extra brings it
@@ -98,11 +98,11 @@ def is_bad_input(error: Exception) -> bool:
 def flat(error: BaseException) -> str:
     """The message in one line, without Hydra's and OmegaConf's appendices."""
     if isinstance(error, OSError) and error.strerror:
-        return visible(
-            misplaced(error) or (f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
+        return escape_control(
+            describe_bad_path(error) or (f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
         )
     text = re.split(r"\n\s*(?:full_key:|object_type=|See https?://|Config search path:)", str(error))[0]
-    return visible(" ".join(text.split()))
+    return escape_control(" ".join(text.split()))
 
 
 def groups(folders: Iterable[Path]) -> dict[str, list[str]]:
@@ -150,7 +150,9 @@ def _check_choices(overrides: Sequence[str], *, verb: str, folders: Sequence[Pat
         if value is not None and not all(isinstance(name, str) for name in names):
             alike = [name for name in _names(verb, folders) if name.endswith(key) and name != key]
             meant = f"; for a number write {alike[0]}={value}" if alike else ""
-            raise ValueError(f"{key}={short(value)}: no option of that name{meant}{offer(str(value), existing[key])}")
+            raise ValueError(
+                f"{key}={abbreviate(value)}: no option of that name{meant}{offer(str(value), existing[key])}"
+            )
 
 
 def _names(verb: str, folders: Sequence[Path]) -> list[str]:

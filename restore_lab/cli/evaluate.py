@@ -43,23 +43,23 @@ def run(cfg: Any) -> float | None:
         return None
     from restore_lab.evaluation.evaluate import Evaluation, evaluate, planned
     from restore_lab.evaluation.folders import score
-    from restore_lab.evaluation.parts import forget
-    from restore_lab.evaluation.records import recorded
+    from restore_lab.evaluation.parts import delete_record
+    from restore_lab.evaluation.records import has_record
     from restore_lab.launch import sweep
     from restore_lab.storage.locks import first_rank
-    from restore_lab.system.processes import launched, place
+    from restore_lab.system.processes import launch_ranks, rank_and_world
 
-    if sweep.sweeping():
+    if sweep.is_sweep():
         sweep.evaluate(cfg)  # in a process group of its own; what follows reads its record
         cfg.again = False
         if not first_rank():  # of a launcher's tasks the first ran the job
             return None
-    elif cfg.restored is None and cfg.devices > 1 and place()[1] == 1:
+    elif cfg.restored is None and cfg.devices > 1 and rank_and_world()[1] == 1:
         scores = planned(cfg)
         if cfg.again:
-            forget(scores)
-        if not recorded(scores.folder, identity=scores.identity):
-            launched(cfg.devices, "again=false", quiet=True)
+            delete_record(scores)
+        if not has_record(scores.folder, identity=scores.identity):
+            launch_ranks(cfg.devices, "again=false", quiet=True)
         cfg.again = False
     if cfg.restored is None:
         done = evaluate(cfg)
@@ -67,7 +67,9 @@ def run(cfg: Any) -> float | None:
         folder, results = score(cfg)
         done = None if results is None else Evaluation(folder=folder, results=results, picture=None)
     if done is None:
-        print(f"process {place()[0]} of {place()[1]} has done its share; the last one prints the table")
+        print(
+            f"process {rank_and_world()[0]} of {rank_and_world()[1]} has done its share; the last one prints the table"
+        )
         return None
     places = ["", f"record:  {done.folder}", *([f"picture: {done.picture}"] if done.picture else [])]
     print(done.as_json() if cfg.format == "json" else "\n".join([done.page(), *places]))

@@ -21,7 +21,7 @@ def run(cfg: Any) -> None:
 
     from restore_lab.importing.engine import import_checkpoints, report
     from restore_lab.importing.recognise import recognise, words_of
-    from restore_lab.tables.compose import composed
+    from restore_lab.tables.compose import job_config
 
     found = recognise([cfg.files] if isinstance(cfg.files, str) else list(cfg.files))
     typed = list(HydraConfig.get().overrides.task)
@@ -29,6 +29,6 @@ def run(cfg: Any) -> None:
     words = [word for word in words_of(found) if word.partition("=")[0] not in chosen]
     words += [word for word in typed if word.partition("=")[0] not in OWN]
     own = [word for word in typed if word.partition("=")[0] in OWN]
-    with composed("import", [*words, *own]) as network:
+    with job_config("import", [*words, *own]) as network:
         done = import_checkpoints(network, found, words=words)
     print(json.dumps({"folder": str(done.folder), **done.facts}) if cfg.format == "json" else report(done))

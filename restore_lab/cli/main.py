@@ -31,8 +31,8 @@ from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.suggest import offer
 from restore_lab.storage.locks import first_rank
 from restore_lab.system import processes, xla
-from restore_lab.system.faults import CODE, Terminated
-from restore_lab.system.terminal import Visible, visible
+from restore_lab.system.faults import EXIT_CODE, Termination
+from restore_lab.system.terminal import EscapedStream, escape_control
 
 COMPLETES = re.compile(r"[^\x00-\x1f\x7f$`\\\"'()<>|&;*?{}!#]*")
 NOT_VERBS = frozenset(("__init__", "main", "front", "errors"))
@@ -48,7 +48,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminated)
     _open_streams()
     try:
-        with contextlib.redirect_stdout(Visible(sys.stdout)):
+        with contextlib.redirect_stdout(EscapedStream(sys.stdout)):
             _dispatch(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:  # `restore-lab ... | head` has read enough; Python would complain again at its exit
@@ -56,7 +56,7 @@ def main() -> None:
     except OSError as error:  # > /dev/full
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print(f"restore-lab: what was asked for cannot be printed: {error.strerror or error}", file=sys.stderr)
-        raise SystemExit(CODE) from None
+        raise SystemExit(EXIT_CODE) from None
 
 
 def _open_streams() -> None:
@@ -78,7 +78,7 @@ def _open_streams() -> None:
 def _terminated(number: int, frame: object) -> None:
     """SIGTERM ends the command as an error would: files that are half written go, processes that it started too."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
-    raise Terminated(number, "; the same command continues")
+    raise Termination(number, "; the same command continues")
 
 
 def _dispatch(words: Sequence[str]) -> None:
@@ -116,10 +116,10 @@ def launch(*, verb: str, module: ModuleType, words: Sequence[str], conf: Path) -
         if typed.trusted:
             build.trust(typed.trusted)
         if getattr(module, "FOLLOWS_WEIGHTS", False):
-            found = compose.followed(typed.overrides)
+            found = compose.merge_overrides(typed.overrides)
             typed = replace(typed, overrides=found.words)
-            if found.line and first_rank() and not processes.watched():
-                print(f"restore-lab: {visible(found.line)}", file=sys.stderr)
+            if found.line and first_rank() and not processes.is_launched_rank():
+                print(f"restore-lab: {escape_control(found.line)}", file=sys.stderr)
         folders = [conf, *typed.config_dirs]
         with errors.explained(verb=verb, folders=folders, overrides=typed.overrides):
             _hydra(verb=verb, run=module.run, arguments=typed.arguments, conf=conf)
@@ -195,7 +195,7 @@ def _hydra(*, verb: str, run: Run, arguments: Sequence[str], conf: Path) -> None
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come back to us instead of being printed by Hydra
     sys.argv = [typed[0], *arguments]
-    job.own()
+    job.take_ownership()
     config_source.register()
     try:
         hydra.main(version_base="1.3", config_path=str(conf), config_name=verb)(task)()

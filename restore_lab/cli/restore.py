@@ -23,12 +23,12 @@ def run(cfg: Any) -> None:
     """
     from restore_lab.inference.files import SUMMARY
     from restore_lab.inference.folder import restore_folder
-    from restore_lab.system.processes import launched, place
+    from restore_lab.system.processes import launch_ranks, rank_and_world
 
-    if launched(cfg.devices):
+    if launch_ranks(cfg.devices):
         return
     done = restore_folder(cfg)
-    share = f" (process {place()[0]} of {place()[1]})" if place()[1] > 1 else ""
+    share = f" (process {rank_and_world()[0]} of {rank_and_world()[1]})" if rank_and_world()[1] > 1 else ""
     already = f", {done.already} had been" if done.already else ""
     print(f"{done.written} restored into {done.output}{already}{share}")
     if done.bad:

@@ -1,7 +1,7 @@
-"""How large a config of somebody's own may be, looked at before Hydra reads it.
+"""Size limits of user configs, checked before Hydra reads them.
 
-A few hundred bytes of YAML with an anchor in each line stand for billions of values, and so does a list that holds
-itself. Package configs are not looked at.
+A few hundred bytes of YAML with nested anchors expand to billions of values, and a list that contains itself never
+ends. The package's own configs are not checked.
 """
 
 from __future__ import annotations
@@ -10,40 +10,42 @@ from pathlib import Path
 
 from restore_lab.storage.walk import walk
 
-VALUES = 100_000  # with every alias written out
-BYTES = 2**20  # of a file
-FILES = 10_000  # in a folder
+MAX_VALUES = 100_000  # with all aliases expanded
+MAX_BYTES = 2**20  # of a file
+MAX_FILES = 10_000  # in a folder
 
 
 def check(folder: Path) -> None:
-    """Look at every YAML file in a folder of configs; what is no YAML is left for whoever reads it to say.
+    """Check every YAML file in a folder of configs; invalid YAML is left to Hydra.
 
     Raises:
-        ValueError: for a file that stands for too much, or a folder of too many.
+        ValueError: for a file with too many values or bytes, or a folder with too many files.
     """
-    if not folder.is_dir():  # for Hydra to say
+    if not folder.is_dir():  # Hydra reports it
         return
     files = [folder / name for name in walk(folder, hidden=True).files if name.endswith(".yaml")]
-    if len(files) > FILES:
-        raise ValueError(f"{folder}: holds {len(files)} configs, more than {FILES}; name the folder that holds yours")
+    if len(files) > MAX_FILES:
+        raise ValueError(
+            f"{folder}: holds {len(files)} configs, more than {MAX_FILES}; name the folder that holds yours"
+        )
     for file in files:
-        if file.stat().st_size > BYTES:
-            raise ValueError(f"{file}: larger than {BYTES >> 20} MiB; a config holds settings, not data")
-        if values(file.read_bytes()) > VALUES:
+        if file.stat().st_size > MAX_BYTES:
+            raise ValueError(f"{file}: larger than {MAX_BYTES >> 20} MiB; a config holds settings, not data")
+        if count_values(file.read_bytes()) > MAX_VALUES:
             raise ValueError(
-                f"{file}: its aliases (*name) stand for more than {VALUES} values; write out what is needed"
+                f"{file}: its aliases (*name) stand for more than {MAX_VALUES} values; write out what is needed"
             )
 
 
-def values(text: bytes) -> int:
-    """How many values YAML stands for, aliases written out; more than `VALUES` for one that holds itself."""
+def count_values(text: bytes) -> int:
+    """The number of values in YAML with all aliases expanded; above `MAX_VALUES` for a recursive alias."""
     import yaml
 
     counts: dict[int, int] = {}
 
     def count(node: yaml.Node | None) -> int:
         if id(node) not in counts:
-            counts[id(node)] = VALUES + 1  # what it counts for inside itself
+            counts[id(node)] = MAX_VALUES + 1  # its count inside itself
             inner: list[yaml.Node] = []
             if isinstance(node, yaml.MappingNode):
                 inner = [part for pair in node.value for part in pair]
@@ -53,8 +55,8 @@ def values(text: bytes) -> int:
         return counts[id(node)]
 
     try:
-        return count(yaml.compose(text, Loader=yaml.SafeLoader))  # the C loader does not survive deep nesting
+        return count(yaml.compose(text, Loader=yaml.SafeLoader))  # the C loader crashes on deep nesting
     except (yaml.YAMLError, UnicodeDecodeError):
         return 0
     except RecursionError:
-        return VALUES + 1
+        return MAX_VALUES + 1

@@ -1,13 +1,12 @@
-"""The one place that turns a config into objects.
+"""Builds objects from configs; the package's counterpart of `hydra.utils.instantiate`.
 
-A node with `_target_` names a class or function; its other keys are the arguments, nested nodes are built first.
-Hydra's `_args_`, `_partial_` and `_recursive_` mean what they mean to Hydra. Two things differ from
-`hydra.utils.instantiate`: constructors see plain Python values (a `${` in a caption stays a `${`), and the whole tree
-is checked before anything in it is built: targets outside the allowlist, unknown arguments, missing arguments, and
-values that the constructor's annotations do not take (kinds.py).
+A node with `_target_` names a class or function; its other keys are the arguments, and nested nodes are built first.
+`_args_`, `_partial_` and `_recursive_` work as in Hydra. Two things differ: constructors get plain Python values (a
+`${` in a caption stays a `${`), and the whole tree is validated before anything is built: targets outside the
+allowlist, unknown or missing arguments, and values that do not fit the constructor's annotations (kinds.py).
 
-Packages of your own join with `trusted_packages=[my_lab]` on the command line, which reaches this module (and every
-process it starts) through the environment; a stored config cannot say it.
+`trusted_packages=[my_lab]` on the command line adds your own packages to the allowlist. It reaches this module, and
+every process it starts, through the environment; a stored config cannot set it.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from restore_lab.config import signatures
-from restore_lab.config.kinds import Unfit, fit, short
+from restore_lab.config.kinds import Mismatch, abbreviate, fit
 from restore_lab.config.signatures import SPECIAL
 from restore_lab.config.suggest import offer
 
@@ -39,26 +38,25 @@ ALLOWED = (
     "lightning.pytorch.strategies.",
     "lightning.pytorch.trainer.",
 )
-# Tools of the package, not parts: a stored config must not reach them.
-REFUSED = ("restore_lab.cli.", "restore_lab.config.", "restore_lab.system.", "restore_lab.storage.")
+# Not parts of a model or a run: a stored config must not call them.
+FORBIDDEN = ("restore_lab.cli.", "restore_lab.config.", "restore_lab.system.", "restore_lab.storage.")
 
 
-class BadTarget(ValueError):
-    """A `_target_` that may not be built, or is not there."""
+class InvalidTarget(ValueError):
+    """A `_target_` that is not allowed or does not exist."""
 
 
 def build(config: Any, **overrides: Any) -> Any:
-    """Build what a config describes.
+    """Build the objects of a config.
 
     Args:
         config: a DictConfig, ListConfig, dict or list; None gives None. Interpolations are resolved first.
-        overrides: arguments for the outermost target, in place of the config's (which are then not built). They may
-            be live objects.
+        overrides: arguments for the outermost target, instead of the config's (which are then not built). They may be
+            live objects.
 
     Raises:
-        BadTarget: a `_target_` outside the allowlist, or one that does not exist.
-        ValueError: a missing value, an argument that the target does not take, or one that it lacks, or a value that
-            its annotation does not take.
+        InvalidTarget: for a `_target_` outside the allowlist, or one that does not exist.
+        ValueError: for a missing value, an unknown or a missing argument, or a value that does not fit its annotation.
     """
     node = _plain(config)
     if not (node is None or isinstance(node, dict | list)):
@@ -71,19 +69,19 @@ def build(config: Any, **overrides: Any) -> Any:
 
 
 def build_nodes(config: Any, *, where: str) -> list[Any]:
-    """Build each node of a setting that holds several (`nodes_of`)."""
+    """Build each node of a setting with several nodes (`nodes_of`)."""
     return [build(node) for node in nodes_of(config, where=where)]
 
 
 def nodes_of(config: Any, *, where: str) -> list[dict[str, Any]]:
-    """The nodes of a setting that holds several: by name, where null drops one, or in a list; or a single one.
+    """The nodes of a setting: a mapping by name, in which null drops one, a list, or a single node.
 
     Args:
         config: the nodes.
         where: the setting, for errors.
 
     Raises:
-        ValueError: for an entry that is no node.
+        ValueError: for an entry without `_target_`.
     """
     node = _plain(config)
     listed = isinstance(node, list)
@@ -97,25 +95,25 @@ def nodes_of(config: Any, *, where: str) -> list[dict[str, Any]]:
 
 
 def resolve(target: Any, *, where: str = "") -> Callable[..., Any]:
-    """The class or function that a dotted `_target_` names, if it may be built.
+    """The class or function of a dotted `_target_`, if it is allowed.
 
-    The object's own module has to be allowed too: `restore_lab.config.build.os.remove` is `os.remove`.
+    The module that defines it must be allowed too: `restore_lab.config.build.os.remove` is `os.remove`.
     """
     place = f"{where}: " if where else ""
     if not isinstance(target, str) or not _allowed(target):
-        raise BadTarget(
+        raise InvalidTarget(
             f"{place}_target_ {target!r} is not allowed; targets start with {', '.join(ALLOWED)} or with a package "
             "named on the command line: trusted_packages=[my_lab]"
         )
     found = _locate(target, place)
     home = f"{getattr(found, '__module__', None)}.{getattr(found, '__qualname__', '')}"
     if not callable(found) or not _allowed(home):
-        raise BadTarget(f"{place}_target_ {target!r} is {home}, not a class or function of an allowed package")
+        raise InvalidTarget(f"{place}_target_ {target!r} is {home}, not a class or function of an allowed package")
     return found
 
 
 def trust(packages: Sequence[str]) -> None:
-    """Allow these packages' targets in this process and in those that it starts. For the command line only."""
+    """Allow targets of these packages in this process and its children; for the command line only."""
     for name in packages:
         if not all(part.isidentifier() for part in name.split(".")):
             raise ValueError(f"trusted_packages: {name!r} is not the name of a Python package")
@@ -128,7 +126,7 @@ def trusted_packages() -> tuple[str, ...]:
 
 
 def _allowed(name: str) -> bool:
-    if any(part.startswith("_") for part in name.split(".")[:1]) or name.startswith(REFUSED):
+    if any(part.startswith("_") for part in name.split(".")[:1]) or name.startswith(FORBIDDEN):
         return False
     return name.startswith((*ALLOWED, *(f"{package}." for package in trusted_packages())))
 
@@ -142,22 +140,22 @@ def _locate(target: str, place: str) -> Any:
         except ModuleNotFoundError as error:
             if error.name and (name == error.name or name.startswith(f"{error.name}.")):
                 continue
-            raise BadTarget(f"{place}_target_ {target!r} needs the module {error.name!r}: not installed") from error
+            raise InvalidTarget(f"{place}_target_ {target!r} needs the module {error.name!r}: not installed") from error
         return _walk(module, parts[length:], f"{place}_target_ {target!r}")
-    raise BadTarget(f"{place}_target_ {target!r} does not exist: no module {parts[0]!r}")
+    raise InvalidTarget(f"{place}_target_ {target!r} does not exist: no module {parts[0]!r}")
 
 
 def _walk(found: Any, names: Sequence[str], what: str) -> Any:
     for name in names:
         if not hasattr(found, name):
             public = [other for other in vars(found) if not other.startswith("_")] if hasattr(found, "__dict__") else []
-            raise BadTarget(f"{what} does not exist: {_label(found)} has no {name!r}{offer(name, public)}")
+            raise InvalidTarget(f"{what} does not exist: {_label(found)} has no {name!r}{offer(name, public)}")
         found = getattr(found, name)
     return found
 
 
 def _plain(config: Any) -> Any:
-    """Interpolations resolved, OmegaConf's containers turned into dicts and lists."""
+    """A config with interpolations resolved and OmegaConf's containers converted to dicts and lists."""
     if isinstance(config, DictConfig | ListConfig):
         try:
             return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -169,10 +167,10 @@ def _plain(config: Any) -> Any:
 
 
 def _checked(node: Any, *, where: str, given: Sequence[str] = ()) -> Any:
-    """The tree with every value as its annotation asks for it, before anything is built.
+    """The validated tree, each value converted to its annotation.
 
     Raises:
-        BadTarget: for a target that may not be built.
+        InvalidTarget: for a target that is not allowed.
         ValueError: for an argument or a value that does not fit.
     """
     if isinstance(node, list | tuple):
@@ -183,16 +181,16 @@ def _checked(node: Any, *, where: str, given: Sequence[str] = ()) -> Any:
     if "_target_" in node:
         target = resolve(node["_target_"], where=where)
         _check_arguments(target, node, where=where, given=given)
-        takes = signatures.of_source(node["_target_"]) or signatures.of_object(target)
+        takes = signatures.source_signature(node["_target_"]) or signatures.object_signature(target)
         kinds = {} if takes is None else takes.kinds
     found = {}
     for key, value in node.items():
         place = f"{where}.{key}" if where else str(key)
         try:
             fitted = fit(value, kinds[str(key)]) if key in kinds else value
-        except Unfit as error:
+        except Mismatch as error:
             wrong = error.value if error.place else value
-            raise ValueError(f"{place}{error.place}={short(wrong)}: {error}") from error
+            raise ValueError(f"{place}{error.place}={abbreviate(wrong)}: {error}") from error
         found[key] = _checked(fitted, where=place)
     return found
 

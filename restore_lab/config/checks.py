@@ -1,8 +1,8 @@
-"""Looks at a composed config before anything is loaded: every value, pairs of parts, and files that must be there.
+"""Validates a composed config before anything is loaded: values, combinations of parts, and required files.
 
-One line for whatever is wrong first, with the value, what is expected, and the nearest name, in a moment and without
-torch. What a setting of a verb may be stands in settings.py, what an argument of a part may be in its constructor's
-annotations. A setting that a config does not have is passed over, and so is one that waits for a value.
+The first error is one line with the value, the expected kind and the nearest name; no torch is imported. settings.py
+has the kinds of a verb's settings, constructors' annotations those of parts' arguments. Absent settings and missing
+values (`???`) are skipped.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from omegaconf.errors import OmegaConfBaseException
 from restore_lab.config import build, compatibility, signatures, unused
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.grammar import names_path
-from restore_lab.config.kinds import Unfit, fit, short
+from restore_lab.config.kinds import Mismatch, abbreviate, fit
 from restore_lab.config.settings import settings_of
 from restore_lab.config.suggest import offer
 from restore_lab.storage.artefact import place_of
-from restore_lab.storage.free_space import check_names, writable
-from restore_lab.storage.named import MADE
+from restore_lab.storage.free_space import check_names, writable_folder
+from restore_lab.storage.named import PREREQUISITE
 from restore_lab.storage.walk import match
-from restore_lab.system.faults import misplaced
+from restore_lab.system.faults import describe_bad_path
 
-# What each verb reads, by setting; `data` and `eval_data` stand for the folders in these nodes.
+# The settings with inputs of each verb; `data` and `eval_data` stand for the folders in these nodes.
 READS: Mapping[str, Sequence[str]] = {
     "train": ("weights", "extend", "backbone", "data", "eval_data"),
     "restore": ("input", "words", "weights", "backbone"),
@@ -38,7 +38,7 @@ READS: Mapping[str, Sequence[str]] = {
     "data": ("backbone", "data"),
     "export": ("weights", "backbone"),
 }
-# What each verb writes: folders, and files (whose folder is looked at).
+# The settings with outputs of each verb: folders, and files (whose folder is checked).
 FOLDERS: Mapping[str, Sequence[str]] = {
     "train": ("run_dir", "runs_dir"),
     "restore": ("output",),
@@ -56,18 +56,18 @@ FILES: Mapping[str, Sequence[str]] = {
     "report": ("output",),
     "dashboard": ("output",),
 }
-MADE_BY_THE_RUN = ("stage:", MADE)  # an earlier stage's folder, what a table makes first
-ROOTS = ("root", "lq", "hq")  # of a data source: folders, files or patterns that it reads
+RUN_OUTPUTS = ("stage:", PREREQUISITE)  # an earlier stage's folder, a prerequisite of a table's job
+ROOTS = ("root", "lq", "hq")  # a data source's input folders, files or patterns
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def check(cfg: DictConfig, *, verb: str) -> None:
-    """Look at every setting and every argument of a part in a verb's config, and at pairs of parts.
+    """Check every setting and every part's argument in a verb's config, and combinations of parts.
 
-    A number that was written otherwise (1e5 for a whole one) stands in the config afterwards as what it means.
+    Numbers in another notation (1e5 for an integer) are converted in place.
 
     Raises:
-        ValueError: with the first thing that is wrong.
+        ValueError: with the first error.
     """
     _check_paths(cfg, "")
     kinds = settings_of(verb)
@@ -85,24 +85,24 @@ def check(cfg: DictConfig, *, verb: str) -> None:
     if not HydraConfig.initialized():
         return
     choices = HydraConfig.get().runtime.choices
-    mixed = compatibility.mixture(cfg, choices)
+    mixed = compatibility.scale_mismatch(cfg, choices)
     if mixed is not None:
-        compatibility.say(mixed)
+        compatibility.log_once(mixed)
     if verb == "train":
         build.nodes_of(cfg.callbacks, where="callbacks")
         unused.check(cfg, words=HydraConfig.get().overrides.task, groups={str(group) for group in choices})
 
 
 def check_files(cfg: DictConfig, *, verb: str) -> None:
-    """Look whether what the verb will read is there, and whether what it will write can be.
+    """Check that the verb's inputs exist and that its outputs can be written.
 
     Raises:
-        ValueError: with the first that is not, and the setting that names it.
+        ValueError: with the first path that fails, and its setting.
     """
     _check_outputs(cfg, verb=verb)
-    if verb == "evaluate" and (cfg.explain or cfg.restored is not None):  # reads nothing but these folders
+    if verb == "evaluate" and (cfg.explain or cfg.restored is not None):  # reads these folders only
         return
-    systems = verb == "evaluate" and cfg.system is not None  # somebody else's, in the place of the weights
+    systems = verb == "evaluate" and cfg.system is not None  # external, instead of the weights
     for setting in READS.get(verb, ()):
         if setting == "backbone":
             _check_backbone(_value(cfg, "backbone.path"))
@@ -117,7 +117,7 @@ def check_files(cfg: DictConfig, *, verb: str) -> None:
 
 
 def _check_outputs(cfg: DictConfig, *, verb: str) -> None:
-    """Look at the places that the verb writes to; a folder that is there already may be complete and only be read."""
+    """Check the verb's output paths; an existing folder may be complete and then is only read."""
     for setting in (*FOLDERS.get(verb, ()), *FILES.get(verb, ())):
         value = _value(cfg, setting)
         if not isinstance(value, str) or not value:
@@ -130,14 +130,14 @@ def _check_outputs(cfg: DictConfig, *, verb: str) -> None:
                 raise ValueError("it is a folder; name a file")
             folder = place.parent if is_file else place
             if not folder.is_dir():
-                writable(folder)
+                writable_folder(folder)
         except (ValueError, OSError) as error:
-            reason = misplaced(error) or str(error)
-            raise ValueError(f"{setting}={short(value)}: {reason}") from error
+            reason = describe_bad_path(error) or str(error)
+            raise ValueError(f"{setting}={abbreviate(value)}: {reason}") from error
 
 
 def _instead(cfg: DictConfig, setting: str, value: str) -> str:
-    """What to do about weights that are not there."""
+    """The advice for missing weights."""
     if setting != "weights":
         return ""
     none = "; none ship for this method at this scale" if value == _value(cfg, "shipped") else ""
@@ -145,7 +145,7 @@ def _instead(cfg: DictConfig, setting: str, value: str) -> str:
 
 
 def _check_setting(cfg: DictConfig, place: str, kind: Any) -> None:
-    """Hold one setting against its annotation.
+    """Check one setting against its annotation.
 
     Raises:
         ValueError: if it does not fit.
@@ -159,19 +159,18 @@ def _check_setting(cfg: DictConfig, place: str, kind: Any) -> None:
 
 
 def _types(value: Any) -> Any:
-    """The type of a value, or those of the values in a list."""
+    """The type of a value, or the types of a list's values."""
     return [type(one) for one in value] if isinstance(value, list) else type(value)
 
 
 def _check_parts(node: DictConfig | ListConfig, place: str) -> None:
-    """Hold the arguments of every part below a node against its constructor; what stands for another node is looked
-    into at that node's own place.
+    """Check the arguments of every part below a node; a reference to another node is checked at that node.
 
     Raises:
-        ValueError: for the first argument that does not fit, or that a constructor does not take.
+        ValueError: for the first argument that does not fit, or that a constructor lacks.
     """
     target = None if isinstance(node, ListConfig) else _value(node, "_target_")
-    takes = signatures.of_source(target) if isinstance(target, str) else None
+    takes = signatures.source_signature(target) if isinstance(target, str) else None
     for key in range(len(node)) if isinstance(node, ListConfig) else list(node):
         if OmegaConf.is_missing(node, key) or (not place and key == "hydra"):
             continue
@@ -188,13 +187,13 @@ def _check_parts(node: DictConfig | ListConfig, place: str) -> None:
 
 
 def _fit(value: Any, kind: Any, place: str) -> Any:
-    """`kinds.fit`, whose message says what stands where, and how a part is chosen there."""
+    """`kinds.fit`, with the place and value in its message, and how to choose a part there."""
     try:
         return fit(value, kind)
-    except Unfit as error:
+    except Mismatch as error:
         group = f"{place}{error.place}".replace(".", "/")
         choose = f"; choose one with {group}=NAME" if (conf_dir() / group).is_dir() else ""
-        shown = short(error.value if error.place else value)
+        shown = abbreviate(error.value if error.place else value)
         raise ValueError(f"{place}{error.place}={shown}: {error}{choose}") from error
 
 
@@ -202,7 +201,7 @@ _ABSENT = object()
 
 
 def _value(cfg: DictConfig, place: str) -> Any:
-    """What stands at a place, resolved; _ABSENT for nothing, or for a value that is still to be given."""
+    """The resolved value at a dotted key; _ABSENT if there is none, or it is missing (`???`)."""
     node: Any = cfg
     for key in place.split("."):
         if not isinstance(node, DictConfig) or key not in node or OmegaConf.is_missing(node, key):
@@ -215,7 +214,7 @@ def _at(node: DictConfig | ListConfig, key: Any, place: str) -> Any:
     """An entry of a node.
 
     Raises:
-        ValueError: if it stands for something that is not there.
+        ValueError: if its interpolation cannot be resolved.
     """
     try:
         return node[key]
@@ -225,7 +224,7 @@ def _at(node: DictConfig | ListConfig, key: Any, place: str) -> Any:
 
 
 def _plain(value: Any, place: str) -> Any:
-    """A node as lists and dicts, down to the parts in it, which stay nodes; what waits for a value is left out."""
+    """A node as lists and dicts; parts stay nodes, and missing values are left out."""
     if isinstance(value, ListConfig):
         return [_plain(_at(value, n, place), place) for n in range(len(value)) if not OmegaConf.is_missing(value, n)]
     if isinstance(value, DictConfig) and "_target_" not in value:
@@ -235,21 +234,21 @@ def _plain(value: Any, place: str) -> Any:
 
 
 def _there(text: str) -> bool:
-    """Whether a file or folder is there, or a file that fits a pattern; what the run makes itself counts as there."""
-    if text.startswith(MADE_BY_THE_RUN):
+    """Whether a file or folder exists, or a file matches a pattern; the run's own outputs count as existing."""
+    if text.startswith(RUN_OUTPUTS):
         return True
     return place_of(text).exists() or (glob.has_magic(text) and bool(match(place_of(text))[1].files))
 
 
 def _check_paths(node: DictConfig, within: str) -> None:
-    """Refuse an empty path: Python takes it for the working directory, a person hardly ever means it."""
+    """Refuse an empty path, which Python takes as the working directory."""
     for key in node:
-        is_path = names_path(str(key)) or (key in ROOTS and "rule" in node)  # a pair's; a rule's are endings of names
+        is_path = names_path(str(key)) or (key in ROOTS and "rule" in node)  # of a pair; a rule's are suffixes
         if OmegaConf.is_interpolation(node, key) and not is_path:
             continue
         try:
             value = None if OmegaConf.is_missing(node, key) else node[key]
-        except OmegaConfBaseException:  # an interpolation that leads nowhere is refused where it is read
+        except OmegaConfBaseException:  # refused where it is read
             continue
         if isinstance(value, DictConfig) and not OmegaConf.is_interpolation(node, key):
             _check_paths(value, f"{within}{key}.")
@@ -259,7 +258,7 @@ def _check_paths(node: DictConfig, within: str) -> None:
 
 
 def _check_backbone(path: Any) -> None:
-    """Refuse places that are all on this machine and not there; the hub's are looked for when they are read."""
+    """Refuse local paths of which none exists; hub ids are resolved when they are read."""
     places = [path] if isinstance(path, str) else list(path) if isinstance(path, ListConfig) else []
     local = [
         str(place) for place in places if not HUB_ID.fullmatch(str(place)) and not str(place).startswith("config:")
@@ -272,7 +271,7 @@ def _check_backbone(path: Any) -> None:
 
 
 def _roots(node: Any, place: str, *, origin: str) -> Iterator[tuple[str, str, str]]:
-    """Where a data node reads: setting, path, and for a public dataset where that comes from."""
+    """The inputs of a data node: setting, path, and the origin of a public dataset."""
     if not isinstance(node, DictConfig):
         return
     if "origin" in node and "data" in node:

@@ -1,7 +1,7 @@
-"""Refuses compositions that have no meaning, before anything is built: what a config says is enough to know.
+"""Refuses incompatible combinations of parts, from the config only, before anything is built.
 
-Each rule looks at the composed config and, where it applies, gives the reason and what would work, in one line. Without
-torch; called by the command line for every job of a verb that has a method.
+Each rule reads the composed config and yields one line with the reason and a working alternative if it applies. Without
+torch; the command line runs the rules for every job of a verb that has a method.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 log = logging.getLogger(__name__)
 
 
-class NoMeaning(ValueError):
-    """A pair of parts that cannot mean anything together."""
+class IncompatibleParts(ValueError):
+    """A combination of parts that cannot work together."""
 
 
 def check(cfg: DictConfig) -> None:
-    """Look at every rule.
+    """Apply every rule.
 
     Raises:
-        NoMeaning: with the first rule's reason.
+        IncompatibleParts: with the first rule's reason.
     """
     if "module" not in cfg or "backbone" not in cfg:
         return
     for rule in RULES:
         for reason in rule(_Read(cfg)):
-            raise NoMeaning(reason)
+            raise IncompatibleParts(reason)
 
 
-def mixture(cfg: DictConfig, choices: Mapping[str, Any]) -> str | None:
-    """One line for a toy prior with a paper's numbers, or a full prior with the toy's; None where they agree.
+def scale_mismatch(cfg: DictConfig, choices: Mapping[str, Any]) -> str | None:
+    """A warning for a toy prior with a paper's settings, or a full prior with toy settings; None where they agree.
 
-    A prior that is named brings its scale (conf/backbone), so the two differ only where both were given, or where a
-    prior of the user's own says none. Whether it is a toy follows from its name and path; nothing is opened.
+    A named prior sets its scale (conf/backbone), so the two differ only where both were given, or where a user's own
+    prior sets none. Whether a prior is a toy follows from its name and path; no file is read.
 
     Args:
         cfg: the composed config.
-        choices: the option chosen of each config group.
+        choices: the chosen option of each config group.
     """
     scale, name, path = choices.get("scale"), choices.get("backbone"), OmegaConf.select(cfg, "backbone.path")
     if scale not in ("tiny", "full") or name is None or path is None:
@@ -60,13 +60,13 @@ def mixture(cfg: DictConfig, choices: Mapping[str, Any]) -> str | None:
 
 
 @functools.cache
-def say(line: str) -> None:
-    """Log a line, once in a process."""
+def log_once(line: str) -> None:
+    """Log a warning once per process."""
     log.warning("%s", line)
 
 
 class _Read:
-    """Values of a config by place; None for what is not there."""
+    """A config's values by dotted key; None for an absent one."""
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg

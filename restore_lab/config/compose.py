@@ -1,7 +1,7 @@
-"""A verb's config from Python, as the command line composes it; and the words with which a run was made.
+"""Composes a verb's config from Python, as the command line does; and merges the overrides stored with weights.
 
-What made a run stands in its manifest as overrides. A manifest may have come with weights from elsewhere, so another
-verb takes up only what received.py lists.
+A run's manifest has the overrides that it was made with. Manifests come with weights from others, so another verb
+applies only the overrides that received.py allows.
 """
 
 from __future__ import annotations
@@ -16,21 +16,20 @@ from typing import Any
 from restore_lab.config import checks
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.grammar import quote_override
-from restore_lab.config.received import Received, said_of, sorted_words
+from restore_lab.config.received import ManifestOverrides, filter_overrides, summary
 from restore_lab.storage.artefact import Manifest, place_of
 
 log = logging.getLogger(__name__)
-MADE_BY = "made_by"  # a manifest's extra: the overrides of the command
-FOLLOW_NOT = "follow=false"  # typed: the weights' own words do not count
-TRUST = "trust=true"  # typed: whatever its maker typed for a part counts
+OVERRIDES_KEY = "made_by"  # a manifest's extra: the overrides of the command
+NO_FOLLOW = "follow=false"  # ignores the weights' stored overrides
+TRUST = "trust=true"  # accepts the manifest's overrides of every part
 
 
-def composed(verb: str, overrides: Sequence[str] = ()) -> Any:
-    """What `restore-lab VERB OVERRIDES` would run, with every interpolation resolved; a Hydra that runs is not touched.
+def compose_config(verb: str, overrides: Sequence[str] = ()) -> Any:
+    """The config of `restore-lab VERB OVERRIDES`, all interpolations resolved; a running Hydra is not affected.
 
     Raises:
-        ValueError: for a setting or part that is not there, a value that it cannot have, or parts that have no meaning
-            together.
+        ValueError: for an unknown setting or part, an invalid value, or incompatible parts.
     """
     from hydra import compose
     from hydra.core.global_hydra import GlobalHydra
@@ -59,56 +58,58 @@ def composed(verb: str, overrides: Sequence[str] = ()) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Followed:
-    """Typed overrides after those of the weights that they name, and the line that says which these are."""
+class MergedOverrides:
+    """The given overrides after those stored with the weights, and a line that lists the stored ones."""
 
     words: tuple[str, ...]
     line: str = ""
 
 
-def made_by(weights: str | Path | None, *, trust: bool = False) -> Received:
-    """What counts of the words with which a run's weights were made; nothing where no manifest says it.
+def training_overrides(weights: str | Path | None, *, trust: bool = False) -> ManifestOverrides:
+    """The overrides that a run's weights were trained with, filtered by received.py; empty without a manifest.
 
     Raises:
-        ValueError: for a manifest that is none.
+        ValueError: for an invalid manifest.
     """
     if weights is None:
-        return Received()
+        return ManifestOverrides()
     place = place_of(str(weights))
     try:
-        found = Manifest.read(place if place.is_dir() else place.parent).extra.get(MADE_BY, [])
+        found = Manifest.read(place if place.is_dir() else place.parent).extra.get(OVERRIDES_KEY, [])
     except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return Received()
-    return sorted_words(found, trust=trust)
+        return ManifestOverrides()
+    return filter_overrides(found, trust=trust)
 
 
-def followed(overrides: Sequence[str]) -> Followed:
-    """Typed overrides after those that made the run that `weights=` names, of whatever was not typed anew; with
-    `follow=false` only what is typed."""
+def merge_overrides(overrides: Sequence[str]) -> MergedOverrides:
+    """The given overrides after those stored with the weights that `weights=` names; a given key replaces a stored one.
+
+    With `follow=false` the given overrides only.
+    """
     lowered = {word.lower() for word in overrides}
     named = [word.partition("=")[2] for word in overrides if word.startswith("weights=")]
-    if FOLLOW_NOT in lowered or not named:
-        return Followed(words=tuple(overrides))
+    if NO_FOLLOW in lowered or not named:
+        return MergedOverrides(words=tuple(overrides))
     trust = TRUST in lowered
-    said = {_key(word) for word in overrides}
-    found = made_by(_plain(named[-1]), trust=trust)
-    anew = Received(
-        taken=tuple(word for word in found.taken if _key(word) not in said),
-        left=tuple(word for word in found.left if _key(word) not in said),
+    given = {_key(word) for word in overrides}
+    found = training_overrides(_plain(named[-1]), trust=trust)
+    anew = ManifestOverrides(
+        accepted=tuple(word for word in found.accepted if _key(word) not in given),
+        rejected=tuple(word for word in found.rejected if _key(word) not in given),
     )
-    return Followed(words=(*anew.taken, *overrides), line=said_of(anew, trust=trust))
+    return MergedOverrides(words=(*anew.accepted, *overrides), line=summary(anew, trust=trust))
 
 
-def following(overrides: Sequence[str]) -> tuple[str, ...]:
-    """The words of `followed`; its line goes to the log, for whoever composes from Python."""
-    found = followed(overrides)
+def merge_and_log(overrides: Sequence[str]) -> tuple[str, ...]:
+    """The overrides of `merge_overrides`, with its line logged, for callers that compose from Python."""
+    found = merge_overrides(overrides)
     if found.line:
         log.info("%s", found.line)
     return found.words
 
 
-def typed() -> list[str]:
-    """The overrides of the running command; empty outside of one."""
+def command_overrides() -> list[str]:
+    """The overrides of the running command; empty outside of Hydra."""
     from hydra.core.hydra_config import HydraConfig
 
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []

@@ -1,4 +1,4 @@
-"""Where the configs are: in the package in an installed wheel (restore_lab/conf), beside it in a checkout (conf/)."""
+"""The config folder: inside the package in a wheel (restore_lab/conf), next to it in a checkout (conf/)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def conf_dir() -> Path:
-    """The absolute folder of the shipped configs, whatever the working directory.
+    """The absolute path of the shipped configs, for any working directory.
 
     Raises:
         FileNotFoundError: if the installation lacks it.
@@ -19,5 +19,5 @@ def conf_dir() -> Path:
 
 
 def experiments_dir(folder: Path) -> Path:
-    """Where a config folder has the options of `experiment`: beside the shipped configs, inside any other folder."""
+    """The folder of the `experiment` options: next to the shipped configs, inside any other config folder."""
     return folder.parent / "experiments" if folder == conf_dir() else folder / "experiment"

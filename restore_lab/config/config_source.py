@@ -1,12 +1,11 @@
-"""How Hydra reads a config folder, the package's or a person's: `eval_data` and `eval_degradation` are second names.
+"""Hydra's config source for a folder, with the group aliases `eval_data` and `eval_degradation`.
 
-The images that a verb measures come from the group `data` under the name `eval_data`, and `degradation` is
-`eval_degradation` likewise: an option of either has both names, with nothing on disk for the second. A folder with an
-`eval_data/` of its own is read there first. Where the group `experiment` lies, conf_dir.py says.
+`eval_data` takes the options of the group `data`, and `eval_degradation` those of `degradation`, without files of their
+own; a folder with an `eval_data/` of its own is searched there first. conf_dir.py locates the group `experiment`.
 
-Hydra composes a command's config twice (the first time to find `hydra.mode`) and a table's once per row. So a file's
-parsed config stays in memory until the file changes, and the map of all choices, which Hydra makes at every node of its
-tree of defaults, is made only where a default names a choice (`optional stages: ${method}`).
+Hydra composes a command's config twice (first to find `hydra.mode`) and a table's once per row. So parsed files are
+cached until they change, and the map of all choices, which Hydra builds at every node of its defaults tree, is built
+only where a default uses a choice (`optional stages: ${method}`).
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ SECOND_NAMES = {"eval_data": "data", "eval_degradation": "degradation"}
 class FileConfigSource(file_config_source.FileConfigSource):
     """A folder as Hydra's config source.
 
-    It has the name of Hydra's own: a launcher's worker gets this registry and then registers Hydra's sources again, and
-    of two classes for one scheme Hydra leaves the first only if they have one name.
+    It has the class name of Hydra's own: a launcher's worker gets this registry and then registers Hydra's sources
+    again, and Hydra keeps the first of two classes for one scheme only if their names are equal.
     """
 
     parsed: ClassVar[
@@ -49,14 +48,14 @@ class FileConfigSource(file_config_source.FileConfigSource):
         try:
             file = Path(self.path, self._normalize_file_name(place)).stat()
         except OSError:
-            return super().load_config(place)  # says that it is not there
+            return super().load_config(place)  # raises for a missing file
         key = (self.path, self.provider, place, file.st_ino, file.st_mtime_ns, file.st_size)
         if key not in self.parsed:
             self.parsed[key] = pickle.dumps(super().load_config(place))
-        return pickle.loads(self.parsed[key])  # each a copy, since Hydra changes what it gets
+        return pickle.loads(self.parsed[key])  # a copy, since Hydra modifies it
 
     def is_group(self, config_path: str) -> bool:
-        """Whether there are options; an empty folder takes no setting's name."""
+        """Whether the folder has options; an empty folder does not shadow a setting."""
         groups = (place for place in self._places(config_path) if super(FileConfigSource, self).is_group(place))
         return any(not place or _has_options(Path(self.path, place)) for place in groups)
 
@@ -71,12 +70,12 @@ class FileConfigSource(file_config_source.FileConfigSource):
         return sorted(found)
 
     def _place(self, config_path: str) -> str:
-        """Where an option lies."""
+        """The path of an option."""
         options = (place for place in self._places(config_path) if super(FileConfigSource, self).is_config(place))
         return next(options, config_path)
 
     def _places(self, config_path: str) -> tuple[str, ...]:
-        """Where a group or an option may lie, from the folder."""
+        """The candidate paths of a group or an option, relative to the folder."""
         first, slash, rest = config_path.partition("/")
         if first == "experiment":
             folder = os.path.relpath(experiments_dir(Path(self.path)), self.path)
@@ -89,19 +88,19 @@ def _has_options(folder: Path) -> bool:
 
 
 def _map_choices(overrides: Any, defaults: Sequence[Any], self_added: bool) -> DictConfig:
-    """Hydra's map of all choices where a default names one, else an empty one."""
+    """Hydra's map of all choices where a default uses one, else an empty map."""
     named = any(default.is_interpolation() for default in defaults)
     return MAP(overrides, defaults, self_added) if named else DictConfig({})
 
 
 def register() -> None:
-    """Let Hydra read every config folder as above, in this process and the ones that its launchers start."""
+    """Register this source with Hydra, in this process and those that its launchers start."""
     defaults_list._create_interpolation_map = _map_choices
-    Plugins.instance()  # finds Hydra's own sources, the one that reads folders among them
+    Plugins.instance()  # loads Hydra's own sources first
     SourcesRegistry.instance().types[FileConfigSource.scheme()] = FileConfigSource
 
 
 def hydra_at(folder: Path) -> initialize_config_dir:
-    """Hydra's compose API over a config folder, for a `with`."""
+    """Context manager of Hydra's compose API over a config folder."""
     register()
     return initialize_config_dir(config_dir=str(folder), version_base="1.3")

@@ -1,4 +1,4 @@
-"""Which extra of this package brings an optional library (pyproject.toml, optional-dependencies)."""
+"""The package's extras that install optional libraries (pyproject.toml, optional-dependencies)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _REQUIREMENT = re.compile(r"(?P<library>[\w.-]+).*\bextra\s*==\s*['\"](?P<extra>
 
 
 def extras() -> dict[str, str]:
-    """Each library that is no dependency, and the first extra that has it; empty where this is not installed."""
+    """Each optional library and its first extra; empty if this package is not installed."""
     try:
         listed = metadata.requires(PACKAGE) or []
     except metadata.PackageNotFoundError:
@@ -23,7 +23,7 @@ def extras() -> dict[str, str]:
 
 
 def advice(text: str) -> str:
-    """The end of an error that says what to install, where its own words name neither the extra nor a lock."""
+    """The install hint to append to an error, unless it names an extra or a lock file itself."""
     if f"{PACKAGE}[" in text or ".lock" in text or not re.search(r"pip install|not installed|No module named", text):
         return ""
     for library, extra in extras().items():

@@ -1,7 +1,7 @@
-"""Hydra's override grammar: free text and paths quoted, so that a comma or an apostrophe in them means itself.
+"""Quoting for Hydra's override grammar: free text and paths, so commas and apostrophes in them are literal.
 
-Quoted, a value also stays one value under `-m`. A value that is one whole Hydra string already is left as it is, so
-quoting twice changes nothing.
+A quoted value also stays one value under `-m`. A value that is a complete Hydra string already is unchanged, so quoting
+is idempotent.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ PATHS = frozenset(
     )
 )
 PATH_ENDINGS = ("_path", "_root", "_folder", "_dir", "_file")
-# Settings that hold nodes by name and are groups too: Hydra would take a list for one of options.
+# Settings with nodes by name that are groups too: Hydra would read a list as a list of options.
 NODES = frozenset(("callbacks",))
 ASSIGNMENT = re.compile(r"(?P<key>(\+\+|\+|~)?[A-Za-z_][\w./@:-]*)=(?P<value>.*)", re.DOTALL)
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 
 
 def quote_override(word: str, *, free: Sequence[str] = ()) -> str:
-    """Quote the value of a `key=value` whose key holds free text or a path; give most other words back unchanged.
+    """Quote the value of a `key=value` whose key holds free text or a path; most other words are unchanged.
 
     A key with a slash chooses from a config group (`prompt/instruction=blind`) and is never quoted. A list of nodes
-    gets names (`callbacks=[{...}]`).
+    (`callbacks=[{...}]`) becomes a mapping by name.
     """
     match = ASSIGNMENT.fullmatch(word)
     if match is None:
@@ -57,7 +57,7 @@ def quote_override(word: str, *, free: Sequence[str] = ()) -> str:
     key, value = match["key"], match["value"]
     if key in NODES:
         nodes = _by_name(key, value)
-        return f"{'++' * nodes.startswith('{')}{key}={nodes}"  # to those that are there
+        return f"{'++' * nodes.startswith('{')}{key}={nodes}"  # adds to the existing nodes
     name = key.lstrip("+~").rpartition(".")[2]
     is_text = name in FREE_TEXT or key.lstrip("+~") in free
     if "/" in key or key.startswith("hydra.") or not (is_text or names_path(name)):
@@ -69,15 +69,15 @@ def quote_override(word: str, *, free: Sequence[str] = ()) -> str:
 
 
 def names_path(key: str) -> bool:
-    """Whether a setting of this name holds a path (or several)."""
+    """Whether a setting of this name holds one or more paths."""
     return key in PATHS or key.endswith(PATH_ENDINGS)
 
 
 def _by_name(key: str, value: str) -> str:
-    """A list of nodes as nodes by name; any other value as it is.
+    """A list of nodes as a mapping by name; any other value unchanged.
 
     Raises:
-        ValueError: for null, which would leave what an experiment sets.
+        ValueError: for null, which would keep an experiment's nodes.
     """
     if value == "null":
         raise ValueError(f"{key}=null: no set is {key}=none, and {key}.NAME=null drops one")
@@ -96,9 +96,9 @@ def _by_name(key: str, value: str) -> str:
 
 
 def quote(text: str) -> str:
-    """Any text as one string of Hydra's override grammar, with OmegaConf's `${` made literal.
+    """Any text as one string of Hydra's override grammar, with OmegaConf's `${` escaped.
 
-    Backslashes count only in front of a quote (Hydra) or of `${` (OmegaConf): there each is doubled.
+    Backslashes are special only before a quote (Hydra) or `${` (OmegaConf), and are doubled there.
     """
     text = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
     body = re.sub(r"(\\*)'", lambda match: match[1] * 2 + r"\'", text)

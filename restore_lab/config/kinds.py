@@ -1,8 +1,8 @@
-"""What a value may be, said once: as an annotation. `fit` holds a value of a config against it, without torch.
+"""Validation of config values by type annotations; `fit` checks and converts a value, without torch.
 
-`Annotated[int, Range(1, 100)]` is a whole number, `Literal["a", "b"]` a choice, `Sequence[float]` a list, a TypedDict a
-mapping of these keys. A class, a Callable or a Tensor stands for a part: a config node with a `_target_`. A number that
-a person writes otherwise (1e5 for a whole number, 16 for the name "16") comes back as what is asked for.
+`Annotated[int, Range(1, 100)]` is an integer, `Literal["a", "b"]` a choice, `Sequence[float]` a list, a TypedDict a
+mapping with these keys. A class, a Callable or a Tensor stands for a part: a config node with a `_target_`. A value in
+another notation (1e5 for an integer, 16 for the name "16") is converted.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from typing import Annotated, Any, Literal, NotRequired, Union, get_args, get_or
 from restore_lab.config.suggest import nearest
 
 INT64 = 2**63
-SHORT = 60  # characters of a value that a message repeats
+MAX_SHOWN = 60  # characters of a value in a message
 LISTS = (list, tuple, set, frozenset, collections.abc.Sequence, collections.abc.Collection, collections.abc.Iterable)
 MAPPINGS = (dict, collections.abc.Mapping)
 NULL = type(None)
 
 
-class Unfit(ValueError):
-    """A value that is not what is asked for; the text says what is.
+class Mismatch(ValueError):
+    """A value that does not fit its annotation; the message names the expected kind.
 
     Attributes:
-        place: where in the value the fault lies, such as "[0].low"; empty for the whole.
-        value: what stands there.
+        place: path of the error inside the value, such as "[0].low"; empty for the whole value.
+        value: the value at that path.
     """
 
     def __init__(self, text: str, *, place: str = "", value: Any = None) -> None:
@@ -40,15 +40,15 @@ class Unfit(ValueError):
 
 
 class Part:
-    """The annotation of whatever is built from a node with a `_target_`."""
+    """The annotation of an object that is built from a node with a `_target_`."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`; `above` and `below` leave the bound itself out.
+    """Numbers from `low` to `high`; `above` and `below` exclude the bounds.
 
     Attributes:
-        unit: what they count.
+        unit: the numbers' unit, for messages.
     """
 
     low: float = -math.inf
@@ -58,7 +58,7 @@ class Range:
     unit: str = ""
 
     def holds(self, value: float) -> bool:
-        """Whether a number lies inside."""
+        """Whether a number is in the range."""
         return (value > self.low if self.above else value >= self.low) and (
             value < self.high if self.below else value <= self.high
         )
@@ -77,13 +77,13 @@ class Range:
 
 @dataclass(frozen=True)
 class Pattern:
-    """Text of one form; `says` names it for people."""
+    """Text that matches a regular expression; `says` describes it in messages."""
 
     text: str
     says: str
 
     def holds(self, value: str) -> bool:
-        """Whether text has the form."""
+        """Whether text matches."""
         return re.fullmatch(self.text, value) is not None
 
     def __str__(self) -> str:
@@ -91,13 +91,13 @@ class Pattern:
 
 
 @dataclass(frozen=True)
-class Most:
-    """A list of at most so many."""
+class MaxLength:
+    """A list of at most `count` entries."""
 
     count: int
 
     def holds(self, value: Sequence[Any]) -> bool:
-        """Whether a list is no longer."""
+        """Whether a list is short enough."""
         return len(value) <= self.count
 
     def __str__(self) -> str:
@@ -107,21 +107,21 @@ class Most:
 Count = Annotated[int, Range(1, 10**9)]
 Share = Annotated[float, Range(0, 1)]
 Positive = Annotated[float, Range(0, above=True)]
-NotNegative = Annotated[float, Range(0)]
+NonNegative = Annotated[float, Range(0)]
 Steps = Annotated[int, Range(1, 10**9, unit="optimiser steps")]
 Pixels = Annotated[int, Range(1, 2**16, unit="pixels")]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 
 
 def fit(value: Any, kind: Any) -> Any:
-    """The value as what an annotation asks for.
+    """The value, converted to an annotation.
 
     Args:
-        value: plain: null, a number, text, a list or a mapping; anything else passes for a part.
+        value: None, a number, text, a list or a mapping; anything else counts as a part.
         kind: an annotation.
 
     Raises:
-        Unfit: with what is asked for in its place.
+        Mismatch: with the expected kind.
     """
     if kind is Any or kind is object:
         return value
@@ -141,7 +141,7 @@ def fit(value: Any, kind: Any) -> Any:
     if is_typeddict(kind):
         return _fit_keys(value, kind)
     if isinstance(value, Mapping) and "_target_" in value and (origin or kind) in (*LISTS, *MAPPINGS):
-        return value  # a part, which builds one
+        return value  # a node of a part
     if (origin or kind) in LISTS:
         return _fit_list(value, kind, arguments)
     if (origin or kind) in MAPPINGS:
@@ -151,20 +151,20 @@ def fit(value: Any, kind: Any) -> Any:
     return _or_unfit(value, kind, not plain and (not isinstance(value, Mapping) or "_target_" in value))
 
 
-def says(kind: Any) -> str:
-    """An annotation for people: "a whole number of at least 1, or null"."""
+def describe(kind: Any) -> str:
+    """An annotation as text: "a whole number of at least 1, or null"."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return _says_any(arguments)
     if origin is Annotated:
         base, *more = arguments
-        return str(more[0]) if isinstance(more[0], Pattern) else " ".join([says(base), *map(str, more)])
+        return str(more[0]) if isinstance(more[0], Pattern) else " ".join([describe(base), *map(str, more)])
     if origin is Literal:
         return " | ".join("null" if one is None else str(one) for one in arguments)
     if is_typeddict(kind):
         return f"a mapping with {', '.join(kind.__annotations__)}"
     if (origin or kind) in LISTS:
-        inner = list(dict.fromkeys(says(one) for one in arguments if one is not ...))
+        inner = list(dict.fromkeys(describe(one) for one in arguments if one is not ...))
         count = f"{len(arguments)} of " if origin is tuple and arguments[-1] is not ... else ""
         return f"a list ({count}{', '.join(inner)})" if inner else "a list"
     if (origin or kind) in MAPPINGS:
@@ -176,49 +176,49 @@ def says(kind: Any) -> str:
 
 
 def _says_any(kinds: Sequence[Any]) -> str:
-    named = list(dict.fromkeys(says(one) for one in sorted(kinds, key=lambda one: one is NULL)))
+    named = list(dict.fromkeys(describe(one) for one in sorted(kinds, key=lambda one: one is NULL)))
     return ", or ".join(filter(None, [", ".join(named[:-1]), named[-1]]))
 
 
-def short(value: Any) -> str:
-    """A value in a message: null for None, and never more than a line of it."""
+def abbreviate(value: Any) -> str:
+    """A value for a message: null for None, and at most one line."""
     text = "null" if value is None else str(value)
     text = str(value).lower() if isinstance(value, bool) else " ".join(text.split())
-    return text if len(text) <= SHORT else f"{text[:SHORT]}..."
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _or_unfit(value: Any, kind: Any, fits: bool) -> Any:
     if not fits:
-        raise Unfit(f"expected {says(kind)}")
+        raise Mismatch(f"expected {describe(kind)}")
     return value
 
 
 def _fit_any(value: Any, kinds: Sequence[Any]) -> Any:
-    """As the first of several that takes the value unchanged, else the first that takes it."""
+    """The value as the first kind that takes it unchanged, else the first that takes it."""
     found, wrong = [], []
     for kind in kinds:
         try:
             found.append(fit(value, kind))
-        except Unfit as error:
+        except Mismatch as error:
             wrong.append((kind, error))
     if found:
         return next((one for one in found if one is value or type(one) is type(value)), found[0])
-    for kind, error in wrong:  # of a list or a mapping it is said what in it is wrong, of a single kind all it says
+    for kind, error in wrong:  # the error inside a list or a mapping, or of a single kind, is more specific
         if error.place:
             raise error
         if len(wrong) == 1 + any(one is NULL for one, _ in wrong) and kind is not NULL:
-            raise Unfit(f"{error}{', or null' if len(wrong) > 1 else ''}")
-    raise Unfit(f"expected {_says_any(kinds)}")
+            raise Mismatch(f"{error}{', or null' if len(wrong) > 1 else ''}")
+    raise Mismatch(f"expected {_says_any(kinds)}")
 
 
 def _fit_annotated(value: Any, arguments: Sequence[Any]) -> Any:
     base, *more = arguments
     try:
         fitted = fit(value, base)
-    except Unfit as error:
-        raise Unfit(f"expected {says(Annotated[base, *more])}") from error
+    except Mismatch as error:
+        raise Mismatch(f"expected {describe(Annotated[base, *more])}") from error
     if not all(one.holds(fitted) for one in more):
-        raise Unfit(f"expected {says(Annotated[base, *more])}")
+        raise Mismatch(f"expected {describe(Annotated[base, *more])}")
     return fitted
 
 
@@ -232,8 +232,8 @@ def _fit_choice(value: Any, names: Sequence[Any]) -> Any:
             return word
         close = nearest(word, [name for name in names if isinstance(name, str)])
         listed = ", ".join("null" if name is None else str(name) for name in names)
-        raise Unfit(f"{f'did you mean {close}? ' if close else ''}there are: {listed}")
-    raise Unfit(f"expected one of {', '.join(map(str, names))}")
+        raise Mismatch(f"{f'did you mean {close}? ' if close else ''}there are: {listed}")
+    raise Mismatch(f"expected one of {', '.join(map(str, names))}")
 
 
 def _fit_number(value: Any, kind: type) -> Any:
@@ -249,7 +249,7 @@ def _fit_text(value: Any, kind: Any) -> str:
         return str(value).lower()
     _or_unfit(value, kind, isinstance(value, str | int | float | PurePath))
     if isinstance(value, str) and "\0" in value:
-        raise Unfit("expected text without a null character")
+        raise Mismatch("expected text without a null character")
     return str(value)
 
 
@@ -259,7 +259,7 @@ def _fit_list(value: Any, kind: Any, arguments: Sequence[Any]) -> Any:
         return value
     if get_origin(kind) is tuple and arguments[-1] is not ...:
         if len(value) != len(arguments):
-            raise Unfit(f"expected {says(kind)}")
+            raise Mismatch(f"expected {describe(kind)}")
         return [_inside(one, inner, f"[{n}]") for n, (one, inner) in enumerate(zip(value, arguments, strict=True))]
     return [_inside(one, arguments[0], f"[{number}]") for number, one in enumerate(value)]
 
@@ -271,15 +271,15 @@ def _fit_keys(value: Any, kind: Any) -> Any:
     kinds = {**hints, **optional}
     for key in value:
         if key not in kinds:
-            raise Unfit(f"no setting {key!r} in it; there are: {', '.join(kinds)}")
+            raise Mismatch(f"no setting {key!r} in it; there are: {', '.join(kinds)}")
     if missing := [key for key in kinds if key not in value and key not in optional]:
-        raise Unfit(f"expected {missing[0]!r} in it")
+        raise Mismatch(f"expected {missing[0]!r} in it")
     return {key: _inside(entry, kinds[key], f".{key}") for key, entry in value.items()}
 
 
 def _inside(value: Any, kind: Any, place: str) -> Any:
-    """`fit` for what lies in a list or a mapping; the error says where."""
+    """`fit` for an entry of a list or a mapping; the error has its place."""
     try:
         return fit(value, kind)
-    except Unfit as error:
-        raise Unfit(str(error), place=place + error.place, value=error.value if error.place else value) from error
+    except Mismatch as error:
+        raise Mismatch(str(error), place=place + error.place, value=error.value if error.place else value) from error

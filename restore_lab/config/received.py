@@ -1,9 +1,10 @@
-"""What a folder that somebody sends may set: exact keys with their values, options of groups that the package has.
+"""Filters the overrides in an untrusted manifest: an allowlist of keys with their kinds, and of group options.
 
-Weights bring along the overrides with which they were trained (compose.py), and a manifest may say anything. Of it
-count the settings and groups of received_schema.py: what the weights need to fit, and how their maker sampled. No path,
-hub id, cache, captioner, output, `_target_` or interpolation is among them. With `trust=true`, which only the person
-can type, every setting of a part counts; outputs, Hydra's settings, `_target_` and interpolations do not even then.
+Weights come with the overrides of their training (compose.py), and a manifest may contain anything. Only the settings
+and groups of received_schema.py are accepted: those that the weights' network needs, and its author's sampling
+settings. Paths, hub ids, caches, captioners, outputs, `_target_` and interpolations are not among them. With
+`trust=true`, which only the command line can set, every setting of a part is accepted; outputs, Hydra's settings,
+`_target_` and interpolations never are.
 """
 
 from __future__ import annotations
@@ -15,36 +16,44 @@ from typing import Any
 
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.grammar import quote
-from restore_lab.config.kinds import Unfit, fit
-from restore_lab.config.received_schema import ABSENT_AT_TIMES, GROUPS, NOT_TAKEN, PARTS, SETTINGS, WRITES, Text
+from restore_lab.config.kinds import Mismatch, fit
+from restore_lab.config.received_schema import (
+    EXCLUDED_OPTIONS,
+    GROUPS,
+    OPTIONAL_SETTINGS,
+    OUTPUT_SETTINGS,
+    PARTS,
+    SETTINGS,
+    Text,
+)
 
-MAX_WORDS, MAX_LETTERS = 200, 2500  # of a manifest, and of each
+MAX_WORDS, MAX_LETTERS = 200, 2500  # overrides per manifest, and characters of each
 WORD = re.compile(r"(?P<add>\+{0,2})(?P<key>[A-Za-z_][\w./]*)=(?P<value>.*)", re.DOTALL)
-LONG_NUMBER = re.compile(r"\d{19}")  # none that a float holds
+LONG_NUMBER = re.compile(r"\d{19}")  # more digits than a float holds
 OPTION = re.compile(r"\w+(/\w+)*", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Received:
-    """The words of a manifest, sorted.
+class ManifestOverrides:
+    """The overrides of a manifest, filtered.
 
     Attributes:
-        taken: overrides that count, written anew.
-        left: those of parts that do not count, as far as they can be shown.
-        others: what else was typed: of the training, the data, the machine.
+        accepted: accepted overrides, in normal form.
+        rejected: rejected overrides of parts.
+        others: number of all other overrides: of training, data and machine.
     """
 
-    taken: tuple[str, ...] = ()
-    left: tuple[str, ...] = ()
+    accepted: tuple[str, ...] = ()
+    rejected: tuple[str, ...] = ()
     others: int = 0
 
 
-def sorted_words(words: Any, *, trust: bool = False) -> Received:
-    """Sort what a manifest says its maker typed.
+def filter_overrides(words: Any, *, trust: bool = False) -> ManifestOverrides:
+    """Filter the overrides of a manifest.
 
     Args:
-        words: as it was read, anything at all.
-        trust: whether the person typed `trust=true`.
+        words: the manifest's entry, of any type.
+        trust: whether the command line has `trust=true`.
     """
     found = list(words[:MAX_WORDS]) if isinstance(words, list) else []
     plain = [word for word in found if isinstance(word, str) and len(word) <= MAX_LETTERS]
@@ -57,11 +66,11 @@ def sorted_words(words: Any, *, trust: bool = False) -> Received:
             left.append(word)
         else:
             others += 1
-    return Received(taken=tuple(taken), left=tuple(left), others=others)
+    return ManifestOverrides(accepted=tuple(taken), rejected=tuple(left), others=others)
 
 
 def _counted(word: str) -> str | None:
-    """An override, written anew, if its key is one of the schema and its value of the key's kind."""
+    """An override in normal form if the schema has its key and its value fits; else None."""
     match = WORD.fullmatch(word)
     if match is None or "${" in word:
         return None
@@ -76,14 +85,14 @@ def _counted(word: str) -> str | None:
         return None
     try:
         value = fit(value, fact)
-    except Unfit:
+    except Mismatch:
         return None
-    add = "++" if key.partition(".")[0] in ABSENT_AT_TIMES else ""
+    add = "++" if key.partition(".")[0] in OPTIONAL_SETTINGS else ""
     return f"{add}{key}={_written(value)}"
 
 
 def _trusted(word: str) -> str | None:
-    """Any setting of a part, of which the person trusts the maker."""
+    """An override of any part's setting, for a trusted manifest; else None."""
     match = WORD.fullmatch(word)
     if match is None or "${" in word or "_target_" in word:
         return None
@@ -98,7 +107,7 @@ def _is_option(group: str, name: str) -> bool:
     """Whether the package has an option that a manifest may choose."""
     import yaml
 
-    if not OPTION.fullmatch(name) or (group, name) in NOT_TAKEN:
+    if not OPTION.fullmatch(name) or (group, name) in EXCLUDED_OPTIONS:
         return False
     folder = conf_dir().parent / "experiments" if group == "experiment" else conf_dir() / group
     file = folder / f"{name}.yaml"
@@ -106,15 +115,15 @@ def _is_option(group: str, name: str) -> bool:
         return False
     if group != "experiment":
         return True
-    return not set(yaml.safe_load(file.read_text(encoding="utf-8")) or {}) & set(WRITES)
+    return not set(yaml.safe_load(file.read_text(encoding="utf-8")) or {}) & set(OUTPUT_SETTINGS)
 
 
 class _Unread:
-    """No value: the text is none of Hydra's grammar, or a sweep."""
+    """Text that is no value in Hydra's grammar, or is a sweep."""
 
 
 def _value(text: str) -> Any:
-    """The value of an override, as Hydra reads it."""
+    """The value of an override, parsed by Hydra's grammar."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -136,12 +145,12 @@ def _written(value: Any) -> str:
     return repr(value)
 
 
-def said_of(received: Received, *, trust: bool) -> str:
-    """One line: what the weights bring along, and what of their manifest does not count and why; empty for neither."""
+def summary(received: ManifestOverrides, *, trust: bool) -> str:
+    """One line with the accepted and the rejected overrides and the reason; "" if there are none."""
     why = "never taken from a manifest" if trust else "type it again, or trust=true if you trust who made them"
-    said = [f"bring along {_listed(received.taken)} (follow=false: without)"] if received.taken else []
-    said += [f"leave out {_listed(received.left)} ({why})"] if received.left else []
-    return f"the weights {'; '.join(said)}" if said else ""
+    parts = [f"bring along {_listed(received.accepted)} (follow=false: without)"] if received.accepted else []
+    parts += [f"leave out {_listed(received.rejected)} ({why})"] if received.rejected else []
+    return f"the weights {'; '.join(parts)}" if parts else ""
 
 
 def _listed(words: Iterable[str], most: int = 12) -> str:

@@ -1,8 +1,7 @@
-"""The schema of what a received folder may set (received.py): each key with its kind, each group, what never counts.
+"""The allowlist of overrides in an untrusted manifest (received.py): keys with their kinds, groups, and exclusions.
 
-A setting that weights need in order to fit, or with which their maker sampled, is added here; a path, a hub id, a
-cache, a class or an output never is (tests/unit/test_received.py). Numbers have an upper bound, so that no manifest
-asks for memory or hours without end.
+Settings that the weights' network needs, and its author's sampling settings, are added here; paths, hub ids, caches,
+classes and outputs never are (tests/unit/test_received.py). Numbers have an upper bound, which bounds memory and time.
 """
 
 from __future__ import annotations
@@ -11,101 +10,101 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from restore_lab.config.kinds import Most, Range, Share
+from restore_lab.config.kinds import MaxLength, Range, Share
 
 
 @dataclass(frozen=True)
 class Line:
-    """Text in one line, without control characters."""
+    """Single-line text without control characters."""
 
     def holds(self, value: str) -> bool:
-        """Whether all of it can be shown."""
+        """Whether all characters are printable."""
         return value.isprintable()
 
     def __str__(self) -> str:
         return "in one line"
 
 
-def whole(low: int, high: int) -> Any:
-    """A whole number between bounds."""
+def integer(low: int, high: int) -> Any:
+    """An integer between bounds."""
     return Annotated[int, Range(low, high)]
 
 
-Text = Annotated[str, Line()]  # words for a text encoder
-Channels = whole(0, 8192) | None
-Few = whole(0, 256)
-Amount = Annotated[float, Range(-1, 1000)] | None
-Widths = Annotated[Sequence[whole(1, 8192)], Most(16)] | None  # pyright: ignore[reportInvalidTypeForm]
-Several = Annotated[Sequence[whole(0, 256)], Most(32)]  # pyright: ignore[reportInvalidTypeForm]
-Side = whole(0, 16384) | None
+Text = Annotated[str, Line()]  # for a text encoder
+Channels = integer(0, 8192) | None
+SmallCount = integer(0, 256)
+Strength = Annotated[float, Range(-1, 1000)] | None
+Widths = Annotated[Sequence[integer(1, 8192)], MaxLength(16)] | None  # pyright: ignore[reportInvalidTypeForm]
+SmallCounts = Annotated[Sequence[integer(0, 256)], MaxLength(32)]  # pyright: ignore[reportInvalidTypeForm]
+Side = integer(0, 16384) | None
 DType = Literal["float32", "float16", "bfloat16"] | None
 Mode = Literal["reference", "residual", "off"]
-Frozen = Literal["stream", "lora", "hint", "trunk", "fusion", "encoder"]
+FreezablePart = Literal["stream", "lora", "hint", "trunk", "fusion", "encoder"]
 Encoders = Literal["text_encoder", "text_encoder_2", "text_encoder_3"]
 
 SETTINGS: Mapping[str, Any] = {
-    # the network that the weights have to fit
+    # the weights' network
     "adaptor.text": Literal["instruction", "semantic", "none", "removed"],
     "adaptor.hint_widths": Widths,
     "adaptor.hint_channels": Channels,
     "adaptor.hint_signed": bool,
     "adaptor.lq_latent": bool,
-    "adaptor.every": whole(1, 256),
-    "adaptor.lq_kernel": Few,
-    "adaptor.kernels": Several,
+    "adaptor.every": integer(1, 256),
+    "adaptor.lq_kernel": SmallCount,
+    "adaptor.kernels": SmallCounts,
     "adaptor.encoder.widths": Widths,
     "adaptor.encoder.out": Channels,
     "adaptor.encoder.embedding": Channels,
     "adaptor.fusion.hidden": Channels,
     "adaptor.fusion.attention": bool,
     "adaptor.fusion.decoder": bool,
-    "adaptor.lora.rank": whole(1, 1024),
-    "adaptor.lora.alpha": Amount,
+    "adaptor.lora.rank": integer(1, 1024),
+    "adaptor.lora.alpha": Strength,
     "adaptor.lora.on": bool,
     "adaptor.lora.targets": Literal["self_attention", "previewer"],
     "adaptor.stream.hidden": Channels,
-    "adaptor.stream.depth": Few,
-    "adaptor.stream.heads": Few,
-    "adaptor.stream.dim_head": Few,
-    "adaptor.stream.queries": whole(1, 1024),
+    "adaptor.stream.depth": SmallCount,
+    "adaptor.stream.heads": SmallCount,
+    "adaptor.stream.dim_head": SmallCount,
+    "adaptor.stream.queries": integer(1, 1024),
     "adaptor.stream.adaln_on": Literal["kv", "context"],
-    "adaptor.stream.scale": Amount,
-    "adaptor.trunk.depth": Literal["whole", "half"] | Few | Several,
+    "adaptor.stream.scale": Strength,
+    "adaptor.trunk.depth": Literal["whole", "half"] | SmallCount | SmallCounts,
     "adaptor.trunk.middle": Literal["frozen", "trainable"],
     "adaptor.trunk.feed": Literal["concat", "add", "spatial"],
     "adaptor_reference.kind": Literal["lq", "hq", "mean", "preview"],
     **dict.fromkeys(("adaptor_reference.dcp", "adaptor_reference.prompt", "adaptor_reference.fresh_noise"), bool),
     "adaptor_reference.blended": Share,
-    "decoder.blocks": Few,
+    "decoder.blocks": SmallCount,
     "decoder.embedding": Channels,
-    "decoder.dense": Few,
+    "decoder.dense": SmallCount,
     "decoder.w": Share,
-    "module.frozen": Annotated[Sequence[Frozen], Most(6)],
+    "module.frozen": Annotated[Sequence[FreezablePart], MaxLength(6)],
     "module.weights_dtype": DType,
     "module.degradation_prompt": bool,
-    **dict.fromkeys(("module.degradation_weight", "module.reconstruction_weight"), Amount),
+    **dict.fromkeys(("module.degradation_weight", "module.reconstruction_weight"), Strength),
     **dict.fromkeys(("module.processor.hidden", "module.processor.degradation", "module.processor.kinds"), Channels),
     "module.processor.semantic": bool,
     "module.control_decoder.widths": Widths,
     "module.lq_targets.share": Share,
     **dict.fromkeys(("backbone.dtype", "backbone.text_dtype", "backbone.codec_dtype"), DType),
     "backbone.cache_text": bool,
-    "backbone.t5_length": whole(0, 512),
-    "backbone.without": Annotated[Sequence[Encoders], Most(3)],
-    # the numbers of which these are made, where a size names them
+    "backbone.t5_length": integer(0, 512),
+    "backbone.without": Annotated[Sequence[Encoders], MaxLength(3)],
+    # size settings that these interpolate
     "hint_widths": Widths,
     "hint_channels": Channels,
     "hint_lq_latent": bool,
-    "adapter_every": whole(1, 256),
-    "lora_rank": whole(1, 1024),
-    "lora_alpha": Amount,
+    "adapter_every": integer(1, 256),
+    "lora_rank": integer(1, 1024),
+    "lora_alpha": Strength,
     "control_encoder.widths": Widths,
     "control_encoder.out": Channels,
     "resampler.hidden": Channels,
-    **dict.fromkeys(("resampler.depth", "resampler.heads", "resampler.dim_head"), Few),
-    "resampler.queries": whole(1, 1024),
+    **dict.fromkeys(("resampler.depth", "resampler.heads", "resampler.dim_head"), SmallCount),
+    "resampler.queries": integer(1, 1024),
     "reference_blended": Share,
-    # what it was trained to say, and with which words
+    # prompts and prediction type of its training
     "objective.target": Literal["epsilon", "v_prediction", "sample", "flow", "codec", "image", "printed"] | None,
     "objective.density": Literal["auto", "uniform", "logit_normal"],
     **dict.fromkeys(("objective.t_min", "objective.t_max"), Share),
@@ -116,33 +115,33 @@ SETTINGS: Mapping[str, Any] = {
     "prompt.instruction.text": Text,
     "prompt.instruction.unknown": Text,
     "prompt.instruction.values": Share,
-    # how its maker sampled
-    "sampler.steps": whole(1, 1000),
+    # its author's sampling settings
+    "sampler.steps": integer(1, 1000),
     "sampler.start": Annotated[float, Range(0, 1, above=True)],
-    **dict.fromkeys(("sampler.s_churn", "sampler.s_noise", "sampler.s_tmin", "sampler.s_tmax"), Amount),
+    **dict.fromkeys(("sampler.s_churn", "sampler.s_noise", "sampler.s_tmin", "sampler.s_tmax"), Strength),
     "sampler.timestep_spacing": Literal["sgm", "leading", "linspace", "trailing"],
     "sampler.scheduler.timestep_spacing": Literal["solver", "leading", "linspace", "trailing"],
     "sampler.scheduler.flow_spacing": Literal["own", "linspace", "trailing"],
-    **dict.fromkeys(("sampler.steps_offset", "sampler.scheduler.steps_offset"), Few),
-    "sampler.scheduler.original_steps": whole(1, 1000),
+    **dict.fromkeys(("sampler.steps_offset", "sampler.scheduler.steps_offset"), SmallCount),
+    "sampler.scheduler.original_steps": integer(1, 1000),
     "sampler.guidance.form": Literal["standard", "paper"],
-    **dict.fromkeys(("sampler.guidance.scale", "sampler.guidance.scale.start", "sampler.guidance.scale.end"), Amount),
-    **dict.fromkeys(("sampler.strength.start", "sampler.strength.end"), Amount),
+    **dict.fromkeys(("sampler.guidance.scale", "sampler.guidance.scale.start", "sampler.guidance.scale.end"), Strength),
+    **dict.fromkeys(("sampler.strength.start", "sampler.strength.end"), Strength),
     "sampler.strength.share": Share,
-    **dict.fromkeys(("sampler.fidelity.tau_r", "sampler.fidelity.s_tmin", "sampler.fidelity.weight"), Amount),
+    **dict.fromkeys(("sampler.fidelity.tau_r", "sampler.fidelity.s_tmin", "sampler.fidelity.weight"), Strength),
     "sampler.fidelity.recode": bool,
     "sampler.fidelity.mode": Mode,
     "sampler.fidelity.on": Literal["latent", "x0"],
     "sampler.fidelity.threshold": Annotated[float, Range(0, 1, below=True)],
     "sampler.fidelity.preview_from": Share,
     "adares_mode": Mode,
-    "sampler.colour.levels": whole(1, 16),
+    "sampler.colour.levels": integer(1, 16),
     **dict.fromkeys(("sampler.tiling.tile", "sampler.tiling.overlap"), Side),
-    "sampler.tiling.batch": whole(1, 64),
+    "sampler.tiling.batch": integer(1, 64),
     "sampler.tiling.sigma": Share,
     "sampler.tiling.words": Literal["image", "tile"],
 }
-ABSENT_AT_TIMES = frozenset(key for key in SETTINGS if "." not in key) | {"resampler", "control_encoder"}
+OPTIONAL_SETTINGS = frozenset(key for key in SETTINGS if "." not in key) | {"resampler", "control_encoder"}
 GROUPS = frozenset(
     ("method", "scale", "variant", "experiment", "backbone", "objective", "lq_encoder", "decoder")
     + ("adaptor", "adaptor/fusion", "adaptor/lora", "adaptor/stream", "adaptor/reference")
@@ -150,8 +149,8 @@ GROUPS = frozenset(
     + ("sampler", "sampler/init", "sampler/guidance", "sampler/fidelity", "sampler/strength", "sampler/colour")
     + ("sampler/tiling",)
 )
-# Options that read a file or start a captioner; a decoder that is fetched, which no weights need in order to fit.
-NOT_TAKEN = frozenset((("prompt/semantic", "vlm"), ("prompt/semantic", "file"), ("decoder", "consistency")))
-# An experiment that says where to write is an evaluation's, not what trained weights.
-WRITES = ("run_dir", "output", "output_dir", "inputs_dir", "runs_dir", "hydra", "table")
+# Options that read a file or start a captioner; a decoder that is downloaded and that no weights depend on.
+EXCLUDED_OPTIONS = frozenset((("prompt/semantic", "vlm"), ("prompt/semantic", "file"), ("decoder", "consistency")))
+# An experiment with an output path belongs to an evaluation, not to a training.
+OUTPUT_SETTINGS = ("run_dir", "output", "output_dir", "inputs_dir", "runs_dir", "hydra", "table")
 PARTS = frozenset(group.partition("/")[0] for group in GROUPS) | {"adaptor_reference", "module"}

@@ -1,6 +1,6 @@
-"""What every setting may be that no constructor annotates: the verbs' own, and the numbers that parts share.
+"""The kinds of all settings without a constructor: the verbs' own, and values that parts share.
 
-By place; `OF_VERB` has what one verb means by a name. Settings of parts say it in their constructors.
+By dotted key; `OF_VERB` has the exceptions of one verb. Parts' arguments have their kinds in constructor annotations.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from restore_lab.config.kinds import (
     Count,
-    NotNegative,
+    NonNegative,
     Part,
     Pattern,
     Pixels,
@@ -24,9 +24,9 @@ from restore_lab.config.kinds import (
 Words = Sequence[str]
 Batch = Annotated[int, Range(1, 2**16, unit="images")]
 Processes = Annotated[int, Range(1, 1024, unit="processes")]
-Seeds = Annotated[int, Range(1, 1000)]  # images of each
+Seeds = Annotated[int, Range(1, 1000)]  # restorations per image
 TableSeeds = Annotated[int, Range(1, 100, unit="runs of everything")]
-Some = Annotated[int, Range(0, 10**6)]
+CountOrZero = Annotated[int, Range(0, 10**6)]
 Enlarge = Annotated[float, Range(0, 64, above=True)]
 DType = Literal["float32", "float16", "bfloat16"]
 Device = Annotated[str, Pattern(r"auto|cpu|mps|cuda(:\d{1,3})?", "auto, cpu, cuda, cuda:1 or mps")]
@@ -52,7 +52,7 @@ class Stage(TypedDict):
 
 
 class Run(TypedDict):
-    """What a logger is told of the run, `run`."""
+    """The run's metadata for a logger, `run`."""
 
     id: str | None
     kind: str | None
@@ -75,10 +75,10 @@ class Knob(TypedDict):
 
 
 class Bounds(TypedDict):
-    """Two ends of a range that is drawn from."""
+    """The bounds of a sampled range."""
 
-    min: NotNegative
-    max: NotNegative
+    min: NonNegative
+    max: NonNegative
 
 
 TRAINING: Mapping[str, Any] = {
@@ -87,7 +87,7 @@ TRAINING: Mapping[str, Any] = {
     **dict.fromkeys(("batch_size", "eval_batch_size", "first_batch_size", "decoder_batch_size"), Batch),
     **dict.fromkeys(("checkpoint_every", "log_every"), Steps),
     "stage": str,
-    "stages": Mapping[str, Mapping[str, Any] | None],  # another verb than train has what an experiment sets of them
+    "stages": Mapping[str, Mapping[str, Any] | None],  # other verbs have only an experiment's settings of them
     "run": Run,
     "trainer": Part,
     "logger": Part | Mapping[str, Part | None],
@@ -110,11 +110,11 @@ IMAGES: Mapping[str, Any] = {
     "pairing": Part,
     **dict.fromkeys(("crop", "eval_crop", "min_size", "eval_resize", "photos_size", "work_size"), Pixels | None),
     **dict.fromkeys(("eval_crops", "eval_first", "samples"), Count | None),
-    "photos_crops": Some,
+    "photos_crops": CountOrZero,
     **dict.fromkeys(("count", "shard_size", "max_pixels"), Count),
     "max_lq_psnr": float | None,
     "esrgan_scale": Annotated[float, Range(1, 64)],
-    "pictures": Some,
+    "pictures": CountOrZero,
     "upscale": Enlarge,
     "quality": Annotated[int, Range(1, 100)],
     **dict.fromkeys(("flip", "recursive", "compare", "keep_images"), bool),
@@ -160,7 +160,7 @@ TABLES: Mapping[str, Any] = {
     "overrides": Words,
     **dict.fromkeys(("plan", "all", "dry_run"), bool),
     **dict.fromkeys(("project", "entity", "job"), str | None),
-    "worst": Some,
+    "worst": CountOrZero,
 }
 SETTINGS: Mapping[str, Any] = {**TRAINING, **IMAGES, **PARTS, **PLACES, **MACHINE, **TABLES}
 
@@ -185,7 +185,7 @@ OF_VERB: Mapping[str, Mapping[str, Any]] = {
         "sides": Words | None,
         **dict.fromkeys(("a", "b"), str),
         "share": Share,
-        "tolerance": NotNegative,
+        "tolerance": NonNegative,
     },
     "doctor": {"size": Pixels, "metrics": Part | None},
     "evaluate": {"records": Words | None, "unmatched": Literal["error", "skip"]},
@@ -217,5 +217,5 @@ OF_VERB: Mapping[str, Mapping[str, Any]] = {
 
 
 def settings_of(verb: str) -> Mapping[str, Any]:
-    """The annotation of each setting of a verb; none for a verb of somebody else's."""
+    """The annotation of each setting of a verb; empty for a verb of another package."""
     return {**SETTINGS, **OF_VERB[verb]} if verb in OF_VERB else {}

@@ -1,7 +1,7 @@
-"""What the constructor of a `_target_` takes, by its annotations: read from the package's source, without importing it.
+"""The annotated arguments of a `_target_`'s constructor, read from the package's source without importing it.
 
-So a config is held against the constructors before torch is there. Of another package's target the annotations are read
-once it has been imported; what they do not say is Any.
+So configs are checked against constructors without torch. Another package's target is inspected after its import;
+arguments without annotation are Any.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PLAIN: Mapping[str, Any] = {
 }
 
 
-# Of any node with a `_target_`, for Hydra.
+# Hydra's own keys of a node with a `_target_`.
 SPECIAL: Mapping[Any, Any] = {
     "_target_": str,
     "_args_": list,
@@ -46,15 +46,15 @@ SPECIAL: Mapping[Any, Any] = {
 
 @dataclass(frozen=True)
 class Signature:
-    """Annotations by argument; `others`, of further arguments, is None where the target takes no others."""
+    """Annotations by argument; `others` is the annotation of `**kwargs`, None without them."""
 
     kinds: Mapping[str, Any]
     others: Any = None
 
 
 @functools.cache
-def of_source(target: str) -> Signature | None:
-    """Of a target of this package; None for another's, and for one that is not there."""
+def source_signature(target: str) -> Signature | None:
+    """The signature of this package's target; None for other packages and for a missing one."""
     parts = target.split(".")
     for length in range(len(parts) - 1, 0, -1):
         if parts[0] == PACKAGE.name and (module := _module(".".join(parts[:length]))):
@@ -62,8 +62,8 @@ def of_source(target: str) -> Signature | None:
     return None
 
 
-def of_object(target: Callable[..., Any]) -> Signature | None:
-    """Of a target that has been imported; None if it does not say what it takes."""
+def object_signature(target: Callable[..., Any]) -> Signature | None:
+    """The signature of an imported target; None if it cannot be inspected."""
     try:
         parameters = inspect.signature(target).parameters.values()
     except (ValueError, TypeError):
@@ -75,7 +75,7 @@ def of_object(target: Callable[..., Any]) -> Signature | None:
 
 
 def _says_something(kind: Any) -> bool:
-    """Whether another package's annotation names a plain kind; what makes one of its classes is not known here."""
+    """Whether another package's annotation is a plain kind; its own classes cannot be checked here."""
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return any(one is not type(None) and _says_something(one) for one in typing.get_args(kind))
     if typing.get_origin(kind) is Annotated:
@@ -86,7 +86,7 @@ def _says_something(kind: Any) -> bool:
 def _hints(function: Any) -> Mapping[str, Any]:
     try:
         return typing.get_type_hints(function, include_extras=True)
-    except Exception:  # another package's annotations may name what is not installed
+    except Exception:  # another package's annotations may name missing modules
         return {}
 
 
@@ -113,10 +113,10 @@ class _Module:
                 self.named[node.targets[0].id] = node.value
 
     def signature(self, name: str) -> Signature | None:
-        """Of a class or function here, or imported from another module of the package."""
+        """The signature of a class or function defined here or imported from this package."""
         node = self.named.get(name)
         if node is None and name in self.imported:
-            return of_source(".".join(self.imported[name]))
+            return source_signature(".".join(self.imported[name]))
         if isinstance(node, ast.FunctionDef):
             return self._of_function(node, skip=0)
         if not isinstance(node, ast.ClassDef):
@@ -140,7 +140,7 @@ class _Module:
         return Signature(kinds, Any if node.args.kwarg else None)
 
     def kind(self, node: ast.expr) -> Any:
-        """The annotation that an expression stands for; Part for whatever is no plain value."""
+        """The annotation of an expression; Part for anything but a plain value."""
         if isinstance(node, ast.Constant):
             return self.kind(ast.parse(node.value, mode="eval").body) if isinstance(node.value, str) else node.value
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
@@ -162,7 +162,7 @@ class _Module:
         return outer[tuple(... if ast.unparse(one) == "..." else self.kind(one) for one in inside)]
 
     def _named(self, name: str) -> Any:
-        """What a name stands for: plain, an alias here or in another module of ours, else a part."""
+        """The annotation of a name: plain, an alias in this package, else a part."""
         node = self.named.get(name)
         if isinstance(node, ast.expr):
             return self.kind(node)
@@ -174,7 +174,7 @@ class _Module:
         return Part if node is not None else PLAIN.get(name, Part)
 
     def _value(self, node: ast.expr) -> Any:
-        """What stands beside a kind in Annotated: a Range(...) or Pattern(...) of numbers and text."""
+        """The metadata in Annotated: a Range(...) or Pattern(...) of numbers and text."""
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             make = self._named(node.func.id)
             return make(

@@ -1,8 +1,9 @@
-"""What each argument of Lightning's Trainer is to a training, and which value a stage gets.
+"""The arguments of Lightning's Trainer by role, and the trainer node of a stage.
 
-`trainer` in the config speaks for all stages, `stages.NAME.trainer` for one. `COUNTED` can change the weights and is
-part of an artefact's identity; `FREE` cannot; `DEBUG` runs a part of a training, which leaves no artefact; `ELSEWHERE`
-has a setting of its own. tests/unit/test_trainer.py compares the four with Lightning's signature. Without torch.
+`trainer` in the config applies to all stages, `stages.NAME.trainer` to one. `IDENTITY_ARGUMENTS` can change the weights
+and enter an artefact's identity; `RUNTIME_ARGUMENTS` cannot; `DEBUG` runs part of a training, which leaves no artefact;
+`OTHER_SETTINGS` have a setting of their own. tests/unit/test_trainer.py compares the four with Lightning's signature.
+Without torch.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from restore_lab.config.kinds import NotNegative, Part, Pattern, Range, Unfit, fit, short
+from restore_lab.config.kinds import Mismatch, NonNegative, Part, Pattern, Range, abbreviate, fit
 from restore_lab.config.settings import Precision
 from restore_lab.config.suggest import offer
 
-STAGE = "stage"  # a value in `trainer`: each stage's own
-COUNTED: Mapping[str, Any] = {  # with Lightning's defaults
+STAGE = "stage"  # a value in `trainer`: each stage uses its own
+IDENTITY_ARGUMENTS: Mapping[str, Any] = {  # with Lightning's defaults
     "max_steps": -1,
     "max_epochs": None,
     "max_time": None,
@@ -28,21 +29,21 @@ COUNTED: Mapping[str, Any] = {  # with Lightning's defaults
     "sync_batchnorm": False,
     "reload_dataloaders_every_n_epochs": 0,
 }
-BY_STAGE = ("max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val")  # what every stage says itself
+BY_STAGE = ("max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val")  # set by every stage
 ENDS = ("max_steps", "max_epochs", "max_time", "min_steps", "min_epochs")
-VALIDATION = ("val_check_interval", "check_val_every_n_epoch")  # counts where a callback may act on what it finds
-FREE = (
+VALIDATION = ("val_check_interval", "check_val_every_n_epoch")  # in the identity if a callback may act on the result
+RUNTIME_ARGUMENTS = (
     *("accelerator", "devices", "num_nodes", "strategy", "benchmark", "deterministic", "inference_mode"),
     *("detect_anomaly", "profiler", "num_sanity_val_steps", "log_every_n_steps", *VALIDATION),
     *("enable_progress_bar", "enable_model_summary", "enable_autolog_hparams"),
 )
-DEBUG: Mapping[str, Any] = {  # with the values that switch them off
+DEBUG: Mapping[str, Any] = {  # with the values that disable them
     "fast_dev_run": False,
     "overfit_batches": 0,
     "limit_train_batches": None,
     "limit_val_batches": None,
 }
-ELSEWHERE = {
+OTHER_SETTINGS = {
     "barebones": "a training without checkpoints is none; trainer.fast_dev_run=true tries one step",
     "callbacks": "set callbacks=[...]",
     "default_root_dir": "set runs_dir or run_dir",
@@ -54,12 +55,12 @@ ELSEWHERE = {
     "plugins": "set trainer.precision or trainer.strategy",
     "use_distributed_sampler": "the data module shares each batch among the devices",
 }
-SETTABLE = (*COUNTED, *FREE, *DEBUG)
+SETTABLE = (*IDENTITY_ARGUMENTS, *RUNTIME_ARGUMENTS, *DEBUG)
 
 MaxSteps = Annotated[int, Range(1, 10**9, unit="optimiser steps")] | None
 Epochs = Annotated[int, Range(1, 10**9, unit="passes over the training images")] | None
 Batches = Annotated[int, Range(0, 10**9, unit="batches")]
-VALUES: Mapping[str, Any] = {  # what an argument may be; a strategy is Lightning's to judge
+VALUES: Mapping[str, Any] = {  # kinds of the arguments; Lightning checks a strategy
     "max_steps": MaxSteps | Literal["stage"],
     "min_steps": MaxSteps,
     **dict.fromkeys(("max_epochs", "min_epochs", "check_val_every_n_epoch"), Epochs),
@@ -67,7 +68,7 @@ VALUES: Mapping[str, Any] = {  # what an argument may be; a strategy is Lightnin
     | None,
     "precision": Precision | Literal["stage"] | None,
     "accumulate_grad_batches": Annotated[int, Range(1, 2**16, unit="batches in a step")] | Literal["stage"],
-    "gradient_clip_val": NotNegative | Literal["stage"] | None,
+    "gradient_clip_val": NonNegative | Literal["stage"] | None,
     "gradient_clip_algorithm": Literal["norm", "value"] | None,
     **dict.fromkeys(("reload_dataloaders_every_n_epochs", "log_every_n_steps"), Annotated[int, Range(0, 10**9)]),
     "fast_dev_run": bool | Batches,
@@ -90,39 +91,39 @@ VALUES: Mapping[str, Any] = {  # what an argument may be; a strategy is Lightnin
 
 
 def check(place: str, node: Mapping[str, Any]) -> None:
-    """Refuse what a training has no use for.
+    """Refuse unknown, invalid and unsupported arguments.
 
     Args:
         place: "trainer", or "stages.NAME.trainer".
-        node: what it holds, resolved.
+        node: its resolved content.
 
     Raises:
-        ValueError: with the setting, and its values, the nearest name, or where the same is set.
+        ValueError: with the setting and its valid values, the nearest name, or the setting to use instead.
     """
     for name, value in node.items():
-        if name in ELSEWHERE:
-            raise ValueError(f"{place}.{name} cannot be set here: {ELSEWHERE[name]}")
+        if name in OTHER_SETTINGS:
+            raise ValueError(f"{place}.{name} cannot be set here: {OTHER_SETTINGS[name]}")
         if name not in SETTABLE and name != "_target_":
             raise ValueError(f"no setting {name!r} in {place}{offer(str(name), SETTABLE)}")
         try:
             fit(value, VALUES.get(name, Any))
-        except Unfit as error:
-            raise ValueError(f"{place}.{name}={short(value)}: {error}") from error
+        except Mismatch as error:
+            raise ValueError(f"{place}.{name}={abbreviate(value)}: {error}") from error
 
 
 def trainer_of(
     stage: str, own: Mapping[str, Any], common: Mapping[str, Any], *, words: Sequence[str]
 ) -> dict[str, Any]:
-    """The one trainer node of a stage.
+    """The merged trainer node of a stage.
 
-    A word typed for the stage wins, then what `trainer` says for all, then what the stage says itself. What `trainer`
-    leaves to the stages ("stage") and no stage says is Lightning's own default.
+    An override of the stage's node wins, then `trainer`, then the stage's own config. A value that `trainer` leaves to
+    the stages ("stage") and the stage does not set is Lightning's default.
 
     Args:
         stage: its name.
-        own: its trainer settings.
-        common: the `trainer` of all.
-        words: the typed overrides.
+        own: the stage's trainer settings.
+        common: the `trainer` node of all stages.
+        words: the overrides of the command line.
     """
     keys = [word.lstrip("+~").partition("=")[0] for word in words]
     chosen = dict(common)
@@ -132,30 +133,34 @@ def trainer_of(
         for_all = f"trainer.{name}" in keys or _says(common, name)
         if name not in common or by_stage or not for_all:
             chosen[name] = value
-    for name in ("fast_dev_run", "overfit_batches"):  # 1.0 would be all batches to Lightning
+    for name in ("fast_dev_run", "overfit_batches"):  # Lightning reads 1.0 as all batches
         if isinstance(chosen.get(name), float):
             chosen[name] = int(chosen[name])
     return {name: value for name, value in chosen.items() if value != STAGE}
 
 
-def counted(chosen: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a stage's trainer node enters its identity: what can change the weights, defaults left out.
+def identity_arguments(chosen: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a stage's trainer node that enter its identity, without defaults.
 
     Args:
         chosen: the stage's trainer node.
-        own: what the stage says itself, defaults included.
+        own: the stage's own settings, defaults included.
     """
-    return {name: chosen[name] for name in COUNTED if name in chosen and (name in own or chosen[name] != COUNTED[name])}
+    return {
+        name: chosen[name]
+        for name in IDENTITY_ARGUMENTS
+        if name in chosen and (name in own or chosen[name] != IDENTITY_ARGUMENTS[name])
+    }
 
 
 def debug_of(chosen: Mapping[str, Any]) -> str:
-    """The debug settings of a trainer node as words, "trainer.fast_dev_run=True"; empty for a whole training."""
+    """The debug settings of a trainer node as text, "trainer.fast_dev_run=True"; "" for a full training."""
     on = {name: chosen[name] for name, off in DEBUG.items() if chosen.get(name, off) not in (off, None)}
     return ", ".join(f"trainer.{name}={str(value).lower()}" for name, value in on.items())
 
 
 def _says(common: Mapping[str, Any], name: str) -> bool:
-    """Whether `trainer` itself says something of a counted argument."""
+    """Whether `trainer` itself sets an argument."""
     if name in BY_STAGE:
         return common.get(name, STAGE) != STAGE
-    return name in COUNTED and common.get(name, COUNTED[name]) != COUNTED[name]
+    return name in IDENTITY_ARGUMENTS and common.get(name, IDENTITY_ARGUMENTS[name]) != IDENTITY_ARGUMENTS[name]

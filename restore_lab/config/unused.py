@@ -1,7 +1,7 @@
-"""Refuses a number that is typed for a training in which nothing reads it: `lora_rank=8` with an adaptor without LoRA.
+"""Refuses an override that a training does not read: `lora_rank=8` with an adaptor without LoRA.
 
-Such numbers stand at the top of the config (conf/sizes, conf/method, or added by `+`) and reach parts by interpolation
-alone. What every training has (conf/train.yaml, conf/parts.yaml) is not looked at: a table gives it to all its jobs.
+Such settings are top-level keys (conf/sizes, conf/method, or added with `+`) that reach parts by interpolation only.
+The settings of every training (conf/train.yaml, conf/parts.yaml) are not checked: a table sets them for all its jobs.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ OWN = ("train", "parts", "tracking")
 
 
 def check(cfg: DictConfig, *, words: Sequence[str], groups: Collection[str]) -> None:
-    """Look at the words of a training.
+    """Check the overrides of a training.
 
     Args:
-        cfg: the composed config, with its interpolations.
-        words: what was typed.
-        groups: the config groups, whose options are words too.
+        cfg: the composed config, interpolations unresolved.
+        words: the overrides of the command line.
+        groups: the config groups, which overrides may name too.
 
     Raises:
-        ValueError: for the first word that nothing reads.
+        ValueError: for the first override that no part reads.
     """
     known = _known(conf_dir())
     read: set[str] | None = None
@@ -62,11 +62,11 @@ def _names(node: dict[str, Any]) -> Iterator[str]:
 
 
 def _references(cfg: Any) -> set[str]:
-    """The first names of all interpolations."""
+    """The top-level keys of all interpolations."""
     return set(re.findall(r"\$\{(?:oc\.select:)?([A-Za-z_]\w*)", OmegaConf.to_yaml(cfg)))
 
 
 def _is_part(cfg: DictConfig, root: str) -> bool:
-    """Whether a node was put there by a group of its own."""
+    """Whether a config group of its own set a node."""
     node = cfg.get(root)
     return isinstance(node, DictConfig) and "_target_" in node

@@ -1,10 +1,9 @@
-"""The one data module: sources in, batches out, for train, validation, test and predict.
+"""The LightningDataModule of all data: batches from sources, for train, validation, test and predict.
 
-Training is an endless stream that starts where the trainer's step says, so a resumed run reads on as an unbroken one
-would. The degradation runs on whole batches after their transfer, hence on the GPU where there is one, and only where
-the LQ is absent; for an XLA device, which would compile every recipe anew, in the workers. Training images that are too
-small are left out beforehand (survey.py); bad files are named once and counted at the end. In prediction nothing is
-degraded: an image is its own LQ.
+Training data is an endless stream that starts at the trainer's global step, so that a resumed run reads the samples of
+an uninterrupted one. Batches without an LQ are degraded after the transfer to the device; for an XLA device, which
+would compile a program per recipe, in the workers. Training images that are too small are excluded in `setup`
+(survey.py); bad files are logged once each and counted at the end. Predict degrades nothing: an image is its own LQ.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from restore_lab.data.dataset import Ordered, RestorationDataset, Source, as_loaded, stays
+from restore_lab.data.dataset import Ordered, RestorationDataset, Source, identity_collate, ignore_signals
 from restore_lab.data.image_io import BadImage
 from restore_lab.data.sampler import PositionSampler, SequentialSampler
 from restore_lab.data.survey import BadFiles, report_enlarged, screen
@@ -38,13 +37,13 @@ Sampler = PositionSampler | SequentialSampler | list[list[tuple[int, int]]]
 
 
 class Degradation(Protocol):
-    """HQ (BCHW in [0, 1]) and one seed an image to LQ of the same size and the recipes that made it."""
+    """Maps HQ (BCHW in [0, 1]) and one seed per image to the LQ, of the same size, and its recipes."""
 
     def __call__(self, hq_BCHW: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Sequence[Recipe]]: ...
 
 
-def degraded(batch: Batch, degradation: Degradation) -> Batch:
-    """The batch with its LQ and recipes; one without HQ, or with an LQ, comes back as it is."""
+def apply_degradation(batch: Batch, degradation: Degradation) -> Batch:
+    """The batch with LQ and recipes; unchanged if it has no HQ, or an LQ already."""
     if batch.lq_BCHW is not None or batch.hq_BCHW is None:
         return batch
     with torch.no_grad():
@@ -53,52 +52,52 @@ def degraded(batch: Batch, degradation: Degradation) -> Batch:
 
 
 class Stream:
-    """Batches of one dataset, read ahead by worker processes; what was bad is noted on the way."""
+    """Batches of one dataset, prefetched by worker processes; bad files are recorded in `bad`."""
 
     def __init__(
         self, dataset: RestorationDataset, *, sampler: Callable[[], Sampler], workers: int, bad: BadFiles
     ) -> None:
-        """`sampler` is called whenever an iteration starts, and so sees the trainer's step of that moment."""
+        """`sampler` is called at the start of each iteration, and reads the trainer's global step then."""
         self._dataset = dataset
         self._sampler = sampler
         self._workers = workers
         self._bad = bad
 
     def __len__(self) -> int:
-        """Batches, if the stream is finite (fewer come if all files of one are bad); TypeError if not."""
+        """Number of batches of a finite stream (fewer are yielded if all files of one are bad); else a TypeError."""
         sampler = self._sampler()
         if isinstance(sampler, PositionSampler):
             raise TypeError("the training stream has no end")
         return len(sampler)
 
-    def only(self, numbers: Sequence[int]) -> Stream:
-        """The stream of some batches of a finite one."""
+    def select(self, numbers: Sequence[int]) -> Stream:
+        """The stream of the batches with these indices, of a finite stream."""
         batches = list(self._sampler())
         chosen = [batches[number] for number in numbers]
         return Stream(self._dataset, sampler=lambda: chosen, workers=self._workers, bad=self._bad)
 
     def __iter__(self) -> Iterator[Batch]:
-        return (batch for batch in self.each() if batch is not None)
+        return (batch for batch in self.batches() if batch is not None)
 
-    def each(self) -> Iterator[Batch | None]:
-        """The batches, None for one of which all files are bad."""
+    def batches(self) -> Iterator[Batch | None]:
+        """The batches; None for a batch whose files are all bad."""
         loader = DataLoader(
             self._dataset,
             batch_sampler=self._sampler(),
             num_workers=self._workers,
-            collate_fn=as_loaded,
+            collate_fn=identity_collate,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=stays,
+            worker_init_fn=ignore_signals,
         )
-        for loaded in loader:
-            self._bad.note(loaded.bad, loaded.frames)
-            if loaded.error:
-                raise ValueError(loaded.error)
-            yield loaded.batch
+        for result in loader:
+            self._bad.note(result.bad, result.frames)
+            if result.error:
+                raise ValueError(result.error)
+            yield result.batch
 
 
 class RestorationDataModule(LightningDataModule):
-    """See the head of this file."""
+    """Sources and degradations of a run as dataloaders."""
 
     def __init__(
         self,
@@ -119,20 +118,20 @@ class RestorationDataModule(LightningDataModule):
         workers: int = 0,
         seed: int = 0,
     ) -> None:
-        """Put the sources together.
+        """Set sources, degradations, crops and batch sizes.
 
         Args:
-            train: source of training pictures; likewise val, test, predict.
-            degradation: makes the LQ of training batches that have none; None leaves it absent (priors need none).
-            eval_degradation: the same for val and test, with seeds that depend on `seed` and the key alone.
+            train, val, test, predict: sources of images; None for none.
+            degradation: of training batches without an LQ; None leaves them without (training of priors).
+            eval_degradation: the same for val and test, with seeds from `seed` and the key only.
             crop: side of the random training crops in pixels; None for whole images.
             eval_crop: side of the central crops of val, test and predict; None for whole images.
-            min_size: shorter side, in pixels, below which training images are left out; None enlarges all to the crop.
-            flip: whether half of the training samples are mirrored.
-            min_scale: least share of its sides to which a training image is shrunk before it is cut, in (0, 1].
-            batch_size: training samples in a batch, of all processes together.
-            eval_batch_size: for val, test and predict; of one process.
-            workers: processes that read ahead; they change nothing but the speed.
+            min_size: minimum shorter side of training images, in pixels; None upsamples all to the crop.
+            flip: whether training samples are flipped horizontally with probability 0.5.
+            min_scale: minimum of the random scale of a training image before the crop, in (0, 1].
+            batch_size: global batch size in training, summed over processes.
+            eval_batch_size: per process, for val, test and predict.
+            workers: worker processes; samples do not depend on them.
             seed: of the run.
         """
         super().__init__()
@@ -149,34 +148,34 @@ class RestorationDataModule(LightningDataModule):
         self.bad = BadFiles()
 
     def setup(self, stage: str) -> None:
-        """Say how large the images are, and stop at once if a source of this stage has none that can be used.
+        """Log the image sizes, and check that each source of this stage has a usable image.
 
         Raises:
-            ValueError: so, or the training pictures have no HQ.
+            ValueError: if one has none, or the training images have no HQ.
         """
         for name in STAGES[stage]:
             source = self._sources[name]
             if source is not None:
-                source = self._look_at(source, name=name)
-                hq_known = self._first_good(source, name=name)
-                if name == "train" and not hq_known:
+                source = self._screen(source, name=name)
+                has_hq = self._has_hq(source, name=name)
+                if name == "train" and not has_hq:
                     raise ValueError("train: the pictures have no HQ to learn from; give a source with HQ (role=hq)")
 
     def teardown(self, stage: str) -> None:
-        """Report how many files were bad."""
+        """Log how many files were bad."""
         if summary := self.bad.summary():
             log.warning("%s", summary)
 
     def train_dataloader(self) -> Stream:
-        """The endless stream from the trainer's present step on."""
+        """The endless stream, from the trainer's global step on."""
         return self._stream("train")
 
     def train_batches(self, epochs: int) -> int:
-        """Batches of all processes together in so many passes over the training images."""
+        """Number of global batches in `epochs` passes over the training images."""
         return -(-epochs * len(self._sources["train"] or ()) // self._batch_size)
 
     def val_dataloader(self) -> Stream | list[Stream]:
-        """All of `val`, or nothing where there is none."""
+        """All of `val`; an empty list without a source."""
         return self._stream("val") if self._sources["val"] is not None else []
 
     def test_dataloader(self) -> Stream:
@@ -184,25 +183,25 @@ class RestorationDataModule(LightningDataModule):
         return self._stream("test")
 
     def test_count(self) -> int:
-        """Batches of all of `test`."""
+        """Number of batches in `test`."""
         return len(self.test_dataloader())
 
     def test_batches(self, numbers: Sequence[int]) -> Iterator[tuple[int, Batch | None]]:
-        """Some batches of `test` by their numbers, None for one of which all files are bad."""
-        yield from zip(numbers, self._stream("test").only(numbers).each(), strict=True)
+        """Index and batch of some batches of `test`; None for a batch whose files are all bad."""
+        yield from zip(numbers, self._stream("test").select(numbers).batches(), strict=True)
 
     def predict_dataloader(self) -> Stream:
         """All of `predict`."""
         return self._stream("predict")
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Degrade what has no LQ, on the device where it now is."""
+        """Degrade images without an LQ, on the batch's device."""
         if self.trainer is None or self.trainer.predicting:
             return self.degrade(batch, stage="predict")
         return self.degrade(batch, stage="train" if self.trainer.training else "val")
 
     def degrade(self, batch: Batch, *, stage: Stage) -> Batch:
-        """The batch with its LQ and recipes; an image that has an LQ keeps it (some of a batch: collate)."""
+        """The batch with LQ and recipes; images that have an LQ keep it (see `dataset.collate`)."""
         if batch.hq_BCHW is None:
             return batch
         if batch.lq_BCHW is not None:
@@ -210,11 +209,11 @@ class RestorationDataModule(LightningDataModule):
             rest = batch.select(blank)
             if rest is None:
                 return batch
-            return _joined(batch, self.degrade(replace(rest, lq_BCHW=None), stage=stage), blank)
+            return _merge(batch, self.degrade(replace(rest, lq_BCHW=None), stage=stage), blank)
         if stage == "predict":
             return replace(batch, hq_BCHW=None, lq_BCHW=batch.hq_BCHW)
         degradation = self._degradation if stage == "train" else self._eval_degradation
-        return batch if degradation is None else degraded(batch, degradation)
+        return batch if degradation is None else apply_degradation(batch, degradation)
 
     def _stream(self, stage: Stage) -> Stream:
         source = self._sources[stage]
@@ -229,23 +228,23 @@ class RestorationDataModule(LightningDataModule):
             seed=self._seed,
             training=training,
             min_size=self._min_size if training else None,
-            finish=self._early(stage),
+            finish=self._worker_degradation(stage),
         )
         make = self._train_sampler if training else self._eval_sampler
         return Stream(dataset, sampler=lambda: make(source), workers=self._workers, bad=self.bad)
 
-    def _early(self, stage: Stage) -> Callable[[Batch], Batch] | None:
-        """What the workers do to a batch: degrade it where an XLA device waits for it."""
+    def _worker_degradation(self, stage: Stage) -> Callable[[Batch], Batch] | None:
+        """The degradation to run in the workers: for an XLA device only."""
         degradation = self._degradation if stage == "train" else self._eval_degradation
         if self.trainer is None or stage == "predict" or degradation is None:
             return None
         xla = self.trainer.strategy.root_device.type == "xla"
-        return partial(degraded, degradation=degradation) if xla else None
+        return partial(apply_degradation, degradation=degradation) if xla else None
 
     def _train_sampler(self, source: Source) -> PositionSampler:
         trainer, (rank, world) = self.trainer, self._place()
-        moves = trainer is not None and not trainer.overfit_batches  # else the first batches come in every epoch
-        batches = trainer.global_step * trainer.accumulate_grad_batches if trainer and moves else 0
+        advances = trainer is not None and not trainer.overfit_batches  # which repeats the first batches every epoch
+        batches = trainer.global_step * trainer.accumulate_grad_batches if trainer and advances else 0
         return PositionSampler(
             len(source),
             batch_size=self._batch_size,
@@ -259,7 +258,7 @@ class RestorationDataModule(LightningDataModule):
     def _eval_sampler(self, source: Source) -> SequentialSampler:
         rank, world = self._place()
         lockstep = self.trainer is not None and getattr(self.trainer.strategy, "lockstep", False)
-        if len(source) < world or lockstep:  # a process without a share could not join the others: each takes all
+        if len(source) < world or lockstep:  # a process without samples could not join a collective: each reads all
             rank, world = 0, 1
         return SequentialSampler(len(source), batch_size=self._eval_batch_size, rank=rank, world=world)
 
@@ -267,8 +266,8 @@ class RestorationDataModule(LightningDataModule):
         trainer = self.trainer
         return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
 
-    def _look_at(self, source: Source, *, name: Stage) -> Source:
-        """The source, of training images without those that are too small; once, however often Lightning sets up."""
+    def _screen(self, source: Source, *, name: Stage) -> Source:
+        """The source, for training without images that are too small; screened once, at the first setup."""
         if name == "train" and not self._screened:
             screened = screen(source, name="train", crop=self._crops[True], min_size=self._min_size)
             self._sources["train"], self._screened = screened, True
@@ -277,8 +276,8 @@ class RestorationDataModule(LightningDataModule):
             report_enlarged(source, name=name, crop=self._crops[False])
         return source
 
-    def _first_good(self, source: Source, *, name: str) -> bool:
-        """Whether the first readable picture has a HQ."""
+    def _has_hq(self, source: Source, *, name: str) -> bool:
+        """Whether the first readable image has an HQ."""
         bad: list[str] = []
         for index in range(len(source)):
             try:
@@ -292,11 +291,11 @@ class RestorationDataModule(LightningDataModule):
         raise ValueError(f"{name}: none of the {len(source)} images can be read{first}")
 
 
-def _joined(batch: Batch, made: Batch, places: Sequence[int]) -> Batch:
-    """The batch with the LQ and recipes of those that have just been degraded."""
-    assert batch.lq_BCHW is not None and made.lq_BCHW is not None
+def _merge(batch: Batch, degraded: Batch, indices: Sequence[int]) -> Batch:
+    """The batch with LQ and recipes of `degraded` at the given indices."""
+    assert batch.lq_BCHW is not None and degraded.lq_BCHW is not None
     lq_BCHW, recipe = batch.lq_BCHW.clone(), list(batch.recipe)
-    lq_BCHW[list(places)] = made.lq_BCHW
-    for place, own in zip(places, made.recipe, strict=True):
-        recipe[place] = own
+    lq_BCHW[list(indices)] = degraded.lq_BCHW
+    for index, own in zip(indices, degraded.recipe, strict=True):
+        recipe[index] = own
     return replace(batch, lq_BCHW=lq_BCHW, recipe=tuple(recipe))

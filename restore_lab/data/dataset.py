@@ -1,9 +1,9 @@
-"""From a source's pictures to tensors of one size, and from these to a `Batch`.
+"""Samples of a source as tensors, and their collation to a `Batch`.
 
-A source reads pictures by index; the dataset is asked for positions (epoch, index) and decides crop and mirroring from
-(seed, epoch, index) alone, so that workers, ranks and batches change nothing. In training a bad file gives way to the
-next good index; in evaluation crops are central, seeds come from the key, and bad files are left out. What was bad
-travels with the loaded batch to the main process, which names it once. Shapes: CHW float32 in [0, 1].
+A source reads images by index. The dataset maps a position (epoch, index) to a sample whose crop and flip depend only
+on (seed, epoch, index), not on workers, ranks or batches. In training a bad file is replaced by the next good index; in
+evaluation crops are central, seeds come from the key, and bad files are skipped. Bad files are reported to the main
+process with the batch, which logs each once. Shapes: CHW float32 in [0, 1].
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from restore_lab.types import Batch, Picture, Recipe
 
 
 class Source(Protocol):
-    """Pictures by index; `read` raises `BadImage` for a file that cannot be read."""
+    """Images by index; `read` raises `BadImage` for a file that cannot be read."""
 
     def __len__(self) -> int: ...
 
@@ -36,14 +36,14 @@ class Source(Protocol):
 
 @runtime_checkable
 class Ordered(Protocol):
-    """A source that has a say in the order of an epoch (each index once)."""
+    """A source that defines the order of its samples in an epoch (a permutation of the indices)."""
 
     def order(self, *, seed: int, epoch: int) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One picture as tensors; `bad` says which files were passed over to get it."""
+    """One image or pair as tensors; `bad` has the errors of the files that it replaces."""
 
     hq_CHW: Tensor | None
     lq_CHW: Tensor | None
@@ -55,16 +55,16 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded:
-    """What a worker hands over: a batch (None if all its files were bad), bad files, frames (frames.py), an error."""
+class WorkerResult:
+    """What a worker returns: a batch (None if all its files are bad), bad files, frames (frames.py), an error."""
 
     batch: Batch | None
     bad: tuple[str, ...] = ()
     frames: Mapping[str, int] = field(default_factory=dict)
     error: str = ""
 
-    def pin_memory(self) -> Loaded:
-        """Called by torch's loader before a copy to a GPU."""
+    def pin_memory(self) -> WorkerResult:
+        """The same in pinned memory; called by the DataLoader."""
         if self.batch is None:
             return self
         hq, lq = self.batch.hq_BCHW, self.batch.lq_BCHW
@@ -78,7 +78,7 @@ class Loaded:
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """How an image is cut: resized to height x width, cut to a square of `side` at (top, left), then mirrored."""
+    """A crop: resize to height x width, crop a square of `side` at (top, left), then flip if `mirrored`."""
 
     height: int
     width: int
@@ -103,19 +103,18 @@ class RestorationDataset(Dataset[Sample]):
         min_size: int | None = None,
         finish: Callable[[Batch], Batch] | None = None,
     ) -> None:
-        """Wrap a source.
+        """Set the source and its crops.
 
         Args:
-            source: where pictures come from.
-            crop: the side of the square cut from each, in pixels; smaller images are enlarged first; None for whole
-                images.
-            flip: whether half of the training samples are mirrored left to right.
+            source: of images.
+            crop: side of the square crop in pixels; smaller images are upsampled first; None for whole images.
+            flip: whether training samples are flipped horizontally with probability 0.5.
             seed: of the run.
-            min_scale: a training image is first shrunk to a share of its sides between this and 1 (uniform in the
-                logarithm), as far as the crop still fits; 1 for its own size.
-            training: random crops and replaced bad files, or central crops and bad files left out.
-            min_size: shorter side, in pixels, below which a picture counts as a bad file; None for no limit.
-            finish: done to each batch by the process that reads it; None for nothing.
+            min_scale: minimum of the random scale of a training image before the crop (log-uniform up to 1, at least
+                the scale at which the crop fits); 1 for no scaling.
+            training: random crops, bad files replaced; else central crops, bad files skipped.
+            min_size: an image with a shorter side below this, in pixels, counts as a bad file; None for no limit.
+            finish: transform of each batch, run in the worker; None for none.
         """
         self._source, self._finish, self._min_size = source, finish, min_size
         self._crop = crop
@@ -129,11 +128,11 @@ class RestorationDataset(Dataset[Sample]):
         return len(self._source)
 
     def __getitem__(self, position: tuple[int, int]) -> Sample:
-        """The sample at (epoch, index), in training perhaps of a later index if that one is bad.
+        """The sample at (epoch, index); in training of the next good index if that one is bad.
 
         Raises:
             BadImage: the file is bad (evaluation), or all are (training).
-            ValueError: a source gave LQ and HQ of different size.
+            ValueError: the source's LQ and HQ differ in size.
         """
         epoch, index = position
         if not self._training:
@@ -143,8 +142,8 @@ class RestorationDataset(Dataset[Sample]):
         draw = rng(self._seed, epoch, index)
         return self._sample(picture, draw=draw, seed=mix(self._seed, epoch, index), bad=bad)
 
-    def __getitems__(self, positions: Sequence[tuple[int, int]]) -> Loaded:
-        """One batch; torch's loader calls this in its workers, from which an error must travel as a value."""
+    def __getitems__(self, positions: Sequence[tuple[int, int]]) -> WorkerResult:
+        """One batch; called by the DataLoader in a worker, which returns errors as values."""
         samples: list[Sample] = []
         bad: list[str] = []
         try:
@@ -158,14 +157,14 @@ class RestorationDataset(Dataset[Sample]):
                     bad.append(str(error))
             batch = collate(samples) if samples else None
             batch = batch if batch is None or self._finish is None else self._finish(batch)
-            return Loaded(batch=batch, bad=tuple(bad), frames=take_frames())
-        except BadImage as error:  # in training: nothing at all can be read any more
+            return WorkerResult(batch=batch, bad=tuple(bad), frames=take_frames())
+        except BadImage as error:  # in training: no file can be read any more
             more = "; bring them back: the same command continues from its last checkpoint"
-            return Loaded(batch=None, bad=tuple(bad), error=f"{error}{more}")
+            return WorkerResult(batch=None, bad=tuple(bad), error=f"{error}{more}")
         except ValueError as error:
-            return Loaded(batch=None, bad=tuple(bad), error=str(error))
+            return WorkerResult(batch=None, bad=tuple(bad), error=str(error))
         except OSError as error:
-            return Loaded(batch=None, bad=tuple(bad), error=f"{error.filename}: {error.strerror or error}")
+            return WorkerResult(batch=None, bad=tuple(bad), error=f"{error.filename}: {error.strerror or error}")
 
     def _read(self, index: int, epoch: int) -> Picture:
         if index in self._known_bad:
@@ -200,8 +199,8 @@ class RestorationDataset(Dataset[Sample]):
             *images[0].shape[:2], crop=self._crop, flip=self._flip, min_scale=self._min_scale, draw=draw
         )
         return Sample(
-            hq_CHW=None if picture.hq_HWC is None else to_tensor(cut(picture.hq_HWC, window)),
-            lq_CHW=None if picture.lq_HWC is None else to_tensor(cut(picture.lq_HWC, window)),
+            hq_CHW=None if picture.hq_HWC is None else to_tensor(apply_window(picture.hq_HWC, window)),
+            lq_CHW=None if picture.lq_HWC is None else to_tensor(apply_window(picture.lq_HWC, window)),
             caption=picture.caption,
             key=picture.key,
             seed=seed,
@@ -211,32 +210,32 @@ class RestorationDataset(Dataset[Sample]):
 
 
 def header_of(source: Source, index: int) -> Header | None:
-    """The size of a source's picture, without decoding it; None where the source does not say (it has no `header`).
+    """The size of a source's image, without decoding it; None if the source has no `header`.
 
     Raises:
         BadImage: the file cannot be read.
     """
-    # Not a Protocol's isinstance, which takes 20 microseconds: this is asked for every picture of a source.
+    # Not isinstance with a Protocol, which takes 20 microseconds: this runs for every image of a source.
     header: Callable[[int], Header | None] | None = getattr(source, "header", None)
     return None if header is None else header(index)
 
 
-def stays(worker: int) -> None:
-    """In a process that reads: let Ctrl-C and one SIGTERM pass, which reach all processes of a job at once.
+def ignore_signals(worker: int) -> None:
+    """Make a worker ignore SIGINT and the first SIGTERM, which a job's scheduler sends to all its processes.
 
-    The run needs its batch to end after a step; then it ends this process too, if need be with a second SIGTERM.
+    The main process still needs a batch to finish its step; then it ends the workers, if need be by a second SIGTERM.
     """
 
-    def passed(number: int, frame: object) -> None:
+    def ignore_first(number: int, frame: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    signal.signal(signal.SIGTERM, passed)
+    signal.signal(signal.SIGTERM, ignore_first)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def as_loaded(loaded: Loaded) -> Loaded:
-    """The dataset has collated already; torch's loader wants a function, and a named one pickles."""
-    return loaded
+def identity_collate(result: WorkerResult) -> WorkerResult:
+    """The identity: `__getitems__` collates. A module-level function, since the DataLoader pickles it."""
+    return result
 
 
 def choose_window(
@@ -248,11 +247,11 @@ def choose_window(
     draw: np.random.Generator | None,
     min_scale: float = 1.0,
 ) -> Window:
-    """A random window from `draw`, or the central one, never mirrored nor shrunk, if `draw` is None."""
+    """A random window from the generator `draw`; if it is None the central one, without scaling or flip."""
     mirrored = bool(draw.random() < 0.5) if flip and draw is not None else False
     if crop is None:
         return Window(height=height, width=width, mirrored=mirrored)
-    fit = crop / min(height, width)  # the scale at which the short side is the crop's
+    fit = crop / min(height, width)  # the scale at which the short side equals the crop
     ratio = max(1.0, fit)
     if draw is not None and min_scale < 1.0 and fit < 1.0:
         ratio = max(min_scale, fit) ** draw.random()
@@ -264,8 +263,8 @@ def choose_window(
     return Window(height=height, width=width, top=top, left=left, side=crop, mirrored=mirrored)
 
 
-def cut(image_HWC: np.ndarray, window: Window) -> np.ndarray:
-    """Apply a window to an image (uint8 HWC)."""
+def apply_window(image_HWC: np.ndarray, window: Window) -> np.ndarray:
+    """Resize, crop and flip an image (uint8 HWC) by a window."""
     image_HWC = resize_image(image_HWC, height=window.height, width=window.width)
     if window.side is not None:
         image_HWC = image_HWC[window.top : window.top + window.side, window.left : window.left + window.side]
@@ -275,10 +274,10 @@ def cut(image_HWC: np.ndarray, window: Window) -> np.ndarray:
 def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples into a batch; only labelled pairs have recipes.
 
-    Beside labelled pairs an image may lack its LQ: its row is not-a-number until the data module degrades it.
+    In a batch with labelled pairs other images may lack an LQ: theirs is NaN until the data module degrades them.
 
     Raises:
-        ValueError: they differ in size, or only some have a HQ (or a LQ).
+        ValueError: they differ in size, or only some have an HQ (or an LQ).
     """
     if all((sample.lq_CHW is None) == (sample.recipe is None) for sample in samples):
         shaped = next((sample.lq_CHW for sample in samples if sample.lq_CHW is not None), None)

@@ -1,7 +1,7 @@
-"""Animations and multi-page files: every reader takes the first frame, and notes here that there are others.
+"""Animations and multi-page files: every reader uses the first frame and records here that there are more.
 
-Notes are of a process: one that reads for another hands them on (`Loaded.frames`). An MPO's further frames are
-previews, a PSD's are layers, an ICO's are sizes, and a TIFF may hold smaller copies of a page: none of these count.
+Records are per process; a worker returns them to the main process (`WorkerResult.frames`). Not counted are an MPO's
+previews, a PSD's layers, an ICO's sizes, and reduced copies of a page in a TIFF.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from restore_lab.storage.walk import some
+from restore_lab.storage.walk import head
 
-# What Pillow's decoders are seen to raise on broken files.
+# The errors that Pillow's decoders raise on broken files.
 DECODER_ERRORS = (
     OSError,
     SyntaxError,
@@ -30,19 +30,19 @@ DECODER_ERRORS = (
     struct.error,
     zlib.error,
 )
-ANIMATED = ("PNG", "WEBP", "AVIF")  # these say when they are opened whether there is more
-PAGED = ("GIF", "TIFF")  # these are counted through
-SUBFILE, REDUCED = 254, 1  # the tag of a TIFF's page, and its bit for a smaller copy of another page
+ANIMATED = ("PNG", "WEBP", "AVIF")  # these have a flag in the header
+PAGED = ("GIF", "TIFF")  # these have to be scanned
+SUBFILE, REDUCED = 254, 1  # TIFF tag NewSubfileType, and its bit for a reduced copy of another page
 _found: dict[str, int] = {}
 
 
 def may_have_more(image: Image.Image) -> bool:
-    """Whether an opened file can have frames beyond its first."""
+    """Whether an opened file may have more than one frame."""
     return image.format in PAGED or (image.format in ANIMATED and bool(getattr(image, "is_animated", False)))
 
 
 def note_frames(image: Image.Image, name: str | Path) -> int:
-    """The frames of a file just opened; more than one are noted under its name."""
+    """The number of frames of an opened file; recorded under its name if there are several."""
     count = _count(image) if may_have_more(image) else 1
     if count > 1:
         _found[str(name)] = count
@@ -50,24 +50,24 @@ def note_frames(image: Image.Image, name: str | Path) -> int:
 
 
 def take_frames() -> dict[str, int]:
-    """The files with several frames that this process has read since it was last asked, and how many they have."""
+    """Files with several frames, and their number, that this process has read since the last call."""
     found = dict(_found)
     _found.clear()
     return found
 
 
 def describe_frames(found: Mapping[str, int]) -> str:
-    """What is left of such files, in one line; empty for none."""
+    """A line for the log that only first frames are used; empty for no such files."""
     if not found:
         return ""
     what = "1 animation or multi-page file" if len(found) == 1 else f"{len(found)} animations or multi-page files"
     return (
-        f"{what}: only the first frame is used ({some([f'{name}: {count} frames' for name, count in found.items()])})"
+        f"{what}: only the first frame is used ({head([f'{name}: {count} frames' for name, count in found.items()])})"
     )
 
 
 def _count(image: Image.Image) -> int:
-    """1 where they cannot be counted: what is broken after the first frame is no concern of its reader."""
+    """The number of frames; 1 if it cannot be determined, since only the first is read."""
     try:
         count: int = getattr(image, "n_frames", 1)
         if image.format != "TIFF" or count == 1:

@@ -1,9 +1,9 @@
-"""Image files in and out: whatever a file holds becomes uint8 RGB, height x width x 3, or a `BadImage`.
+"""Reading and writing image files: any file becomes uint8 RGB, height x width x 3, or raises `BadImage`.
 
-16-bit grey is scaled by 1/257 (16-bit colour keeps its high byte: at most one level away), palettes are looked up,
-transparency is laid on white, CMYK is converted without its profile, and EXIF's rotation is applied. Of animations and
-multi-page files the first frame counts, and frames.py notes which they were. Colour profiles are not applied. Shapes:
-HWC uint8 outside tensors, CHW float32 in [0, 1] as tensors.
+16-bit grey is scaled by 1/257 (16-bit colour is truncated to its high byte, an error of at most one level), palettes
+are resolved, transparency is composited on white, CMYK is converted without its profile, and the EXIF orientation is
+applied. Of animations and multi-page files the first frame is read (frames.py). Colour profiles are not applied.
+Shapes: arrays are HWC uint8, tensors CHW float32 in [0, 1].
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from torch import Tensor
 
 from restore_lab.data.frames import DECODER_ERRORS, may_have_more, note_frames
 from restore_lab.storage.artefact import write_bytes_atomic
-from restore_lab.storage.foreign import NotPlain, open_plain
+from restore_lab.storage.foreign import NotRegularFile, open_regular
 
 SUFFIXES = frozenset(
     (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".dib")
     + (".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".jpx", ".tga", ".qoi", ".pcx", ".psd", ".ico")
     + (".icns", ".dds", ".sgi", ".ras", ".xbm", ".xpm")
 )
-# Formats that Pillow decodes by itself; others (EPS, WMF) would start an outside program on a stranger's file.
+# Formats that Pillow decodes itself; others (EPS, WMF) run an external program on an untrusted file.
 FORMATS = (
     ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "TGA", "QOI", "PCX", "PSD", "ICO")
     + ("ICNS", "DDS", "SGI", "SUN", "XBM", "XPM")
@@ -50,12 +50,12 @@ TRANSPOSES = {
 
 
 class BadImage(ValueError):
-    """A file that cannot be read as an image; its text is one line, "path: reason"."""
+    """A file that cannot be read as an image; the message is one line, "path: reason"."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a file says of its image before it is decoded: its size in pixels as stored, and its frames."""
+    """An image's metadata without decoding: its size in pixels as stored, and its number of frames."""
 
     height: int
     width: int
@@ -66,17 +66,17 @@ def read_header(path: str | Path) -> Header:
     """Read a file's size and count its frames, without decoding it.
 
     Raises:
-        BadImage: the file is missing or no image.
+        BadImage: the file is missing or not an image.
     """
     try:
-        with open_plain(path) as file:
+        with open_regular(path) as file:
             return decode_header(file, name=path)
-    except (OSError, NotPlain) as error:
+    except (OSError, NotRegularFile) as error:
         raise BadImage(_line(path, _reason(error))) from error
 
 
 def decode_header(file: BinaryIO, *, name: str | Path) -> Header:
-    """The same of an open file; `name` is what it is called where it is refused."""
+    """The header of an open file; `name` is its name in errors."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -97,33 +97,33 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         uint8, height x width x 3, upright.
 
     Raises:
-        BadImage: the file is missing, empty, truncated, no image, too large, or of an unknown value range.
+        BadImage: the file is missing, empty, truncated, not an image, too large, or of an unknown value range.
     """
     try:
-        with open_plain(path) as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             return _decoded(file, name=path, size=size, max_pixels=max_pixels)
-    except (OSError, NotPlain) as error:
+    except (OSError, NotRegularFile) as error:
         raise BadImage(_line(path, _reason(error))) from error
 
 
 def decode_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """The same of a file's bytes; `name` is what the file is called where it is refused."""
+    """Decode a file's bytes as `read_image` does; `name` is its name in errors."""
     return _decoded(io.BytesIO(data), name=name, size=len(data), max_pixels=max_pixels)
 
 
 @contextlib.contextmanager
-def opened(file: BinaryIO, *, name: str | Path, size: int, max_pixels: int) -> Iterator[Image.Image]:
-    """A decoded image, as Pillow has it, of an open file; what fails on it inside the block is a `BadImage` too.
+def open_image(file: BinaryIO, *, name: str | Path, size: int, max_pixels: int) -> Iterator[Image.Image]:
+    """A decoded Pillow image of an open file; decoder errors inside the block are raised as `BadImage` too.
 
     Args:
-        file: the bytes.
-        name: what they are called where they are refused.
-        size: how many they are.
+        file: open for reading.
+        name: its name in errors.
+        size: its bytes.
         max_pixels: the largest width x height that is decoded.
 
     Raises:
-        BadImage: empty, truncated, no image, too large, or of an unknown value range.
+        BadImage: the file is empty, truncated, not an image, too large, or of an unknown value range.
     """
     try:
         if size == 0:
@@ -147,12 +147,12 @@ def opened(file: BinaryIO, *, name: str | Path, size: int, max_pixels: int) -> I
 
 
 def _decoded(file: BinaryIO, *, name: str | Path, size: int, max_pixels: int) -> np.ndarray:
-    with opened(file, name=name, size=size, max_pixels=max_pixels) as image:
+    with open_image(file, name=name, size=size, max_pixels=max_pixels) as image:
         return np.array(_upright(_to_rgb(image), image))
 
 
 def write_png(path: str | Path, image_HWC: np.ndarray) -> None:
-    """Write uint8 RGB (HWC) or grey (HW) as PNG; a reader never sees half a file.
+    """Write uint8 RGB (HWC) or grey (HW) as PNG, atomically.
 
     Raises:
         ValueError: the array is not uint8 of one of these shapes.
@@ -161,7 +161,7 @@ def write_png(path: str | Path, image_HWC: np.ndarray) -> None:
 
 
 def encode_png(image_HWC: np.ndarray) -> bytes:
-    """The bytes of such a file.
+    """Encode uint8 RGB (HWC) or grey (HW) as PNG.
 
     Raises:
         ValueError: the array is not uint8 of one of these shapes.
@@ -175,26 +175,26 @@ def encode_png(image_HWC: np.ndarray) -> bytes:
 
 
 def resize_image(image_HWC: np.ndarray, *, height: int, width: int) -> np.ndarray:
-    """Bicubic with antialiasing (Pillow); uint8 in and out. The same size returns the image itself."""
+    """Bicubic resize with antialiasing (Pillow), uint8; an image of that size is returned unchanged."""
     if image_HWC.shape[:2] == (height, width):
         return image_HWC
     return np.array(Image.fromarray(image_HWC).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def to_tensor(image_HWC: np.ndarray) -> Tensor:
-    """uint8 HWC to float32 CHW in [0, 1]."""
+    """uint8 HWC as float32 CHW in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(image_HWC.transpose(2, 0, 1))).float().div_(255)
 
 
 def to_image(image_CHW: Tensor) -> np.ndarray:
-    """Float CHW in [0, 1] (clamped) to uint8 HWC, rounded to the nearest level; inverts `to_tensor`."""
-    # Channel by channel: an image of 8K is 400 MB of float32, of which there should not be two.
+    """Float CHW in [0, 1] (clamped) as uint8 HWC, rounded to the nearest level; the inverse of `to_tensor`."""
+    # Channel by channel: an 8K image is 400 MB of float32, and a second copy is avoided.
     levels = [channel_HW.float().clamp(0, 1).mul_(255).round_().to(torch.uint8) for channel_HW in image_CHW.detach()]
     return torch.stack(levels, dim=-1).cpu().numpy()
 
 
 def _count(file: BinaryIO, name: str | Path) -> None:
-    """Note a file with more than one frame, by a second look: the decoded image stays at its first."""
+    """Record a file with several frames by opening it again, so that `image` stays at its first."""
     place = file.tell()
     with contextlib.suppress(BadImage):
         file.seek(0)
@@ -212,7 +212,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _deep_grey(image: Image.Image) -> np.ndarray:
-    """16-bit, 32-bit and float grey to uint8 HW."""
+    """16-bit, 32-bit and float grey as uint8 HW."""
     return np.rint(grey_values(image) * 255).astype(np.uint8)
 
 
@@ -220,7 +220,7 @@ def grey_values(image: Image.Image) -> np.ndarray:
     """16-bit, 32-bit and float grey as float64 HW in [0, 1].
 
     Raises:
-        ValueError: a range that the mode does not tell is refused, never guessed.
+        ValueError: values outside the range of the mode.
     """
     values_HW = np.asarray(image).astype(np.float64)
     low, high = float(values_HW.min()), float(values_HW.max())
@@ -231,13 +231,13 @@ def grey_values(image: Image.Image) -> np.ndarray:
 
 
 def _upright(rgb: Image.Image, source: Image.Image) -> Image.Image:
-    """Apply the EXIF rotation of `source`; broken EXIF counts as none, since the pixels are sound."""
-    turn = turn_of(source)
-    return rgb if turn is None else rgb.transpose(turn)
+    """Apply the EXIF orientation of `source`."""
+    transpose = exif_transpose(source)
+    return rgb if transpose is None else rgb.transpose(transpose)
 
 
-def turn_of(image: Image.Image) -> Image.Transpose | None:
-    """What makes an image upright by its EXIF; None if it is, or says nothing that can be read."""
+def exif_transpose(image: Image.Image) -> Image.Transpose | None:
+    """The transpose of an image's EXIF orientation; None if it is upright, or its EXIF is missing or broken."""
     try:
         return TRANSPOSES.get(image.getexif().get(ORIENTATION, 1))
     except DECODER_ERRORS:

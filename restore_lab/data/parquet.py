@@ -1,7 +1,7 @@
-"""Tables in parquet, read without threads.
+"""Parquet tables, read in a single thread.
 
-pyarrow's own reader leaves work to a pool of threads that may still hold Python's objects when the interpreter ends,
-which then aborts (exit status 134) although all was done; small tables gain nothing by threads.
+The threads of pyarrow's reader may still hold Python objects when the interpreter exits, which then aborts (exit status
+134); small tables gain nothing from threads.
 """
 
 from __future__ import annotations
@@ -10,22 +10,23 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-MAX_BYTES = 4 * 2**30  # of all lines: a small file may say one word a billion times
-LINES = 1024  # at once
-EACH = 200  # bytes of a line as Python keeps it, at least
+MAX_BYTES = 4 * 2**30  # of all rows: a small file may repeat one value a billion times
+BATCH_ROWS = 1024
+ROW_BYTES = 200  # minimum size of a row as Python objects
 
 
 def rows(
     source: Path | bytes, *, columns: Collection[str] | None = None, name: Path | None = None
 ) -> list[dict[str, Any]]:
-    """The lines of a table, from a file or from its content.
+    """The rows of a table.
 
     Args:
-        columns: which to read; those that it lacks are left out. None reads all.
-        name: what a content is called where it is refused.
+        source: the file, or its bytes.
+        columns: which to read, if the table has them; None for all.
+        name: the file's name in errors, if `source` is its bytes.
 
     Raises:
-        ValueError: if it is no parquet, or unpacks to more than 4 GiB.
+        ValueError: if it is not parquet, or decompresses to more than 4 GiB.
         OSError: if it cannot be read.
     """
     import pyarrow as pa
@@ -37,8 +38,8 @@ def rows(
     try:
         with pq.ParquetFile(place, pre_buffer=False) as file:
             wanted = None if columns is None else [name for name in file.schema_arrow.names if name in columns]
-            for batch in file.iter_batches(batch_size=LINES, columns=wanted, use_threads=False):
-                room -= batch.nbytes + batch.num_rows * EACH
+            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=wanted, use_threads=False):
+                room -= batch.nbytes + batch.num_rows * ROW_BYTES
                 if room < 0:
                     raise ValueError(f"unpacks to more than {MAX_BYTES >> 30} GiB")
                 found += batch.to_pylist()

@@ -1,9 +1,9 @@
-"""A photograph as its owner keeps it: colours in 8 or 16 bits, transparency, greyness, EXIF and colour profile.
+"""A photograph with all that a restored file should keep: 8 or 16 bits, transparency, grey, EXIF, colour profile.
 
-Where `image_io.read_image` makes 8-bit RGB for training, this keeps what a restored file should still have. 16-bit
-colour comes from PNG and from TIFF (uncompressed or deflated; other TIFFs give 8 bits). The numbers are never converted
-by the profile: it goes along, and says what they mean. CMYK alone is turned into sRGB, by its profile if it has one.
-Orientation is applied and its tag dropped. HWC, uint8 or uint16.
+`image_io.read_image` reads 8-bit RGB for training; this reads a file without loss. 16-bit colour is read from PNG and
+TIFF (uncompressed or deflated; other TIFFs give 8 bits). Pixel values are not converted by the colour profile, which is
+kept with them; only CMYK is converted to sRGB, by its profile if it has one. The EXIF orientation is applied and its
+tag removed. HWC, uint8 or uint16.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from restore_lab.data.image_io import (
     MAX_PIXELS,
     ORIENTATION,
     BadImage,
+    exif_transpose,
     grey_values,
-    opened,
-    turn_of,
+    open_image,
 )
-from restore_lab.storage.foreign import NotPlain, open_plain
+from restore_lab.storage.foreign import NotRegularFile, open_regular
 
-ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}  # what can be written
+ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}  # formats that can be written
 EXIF_FOLDER, WIDTH_TAGS, HEIGHT_TAGS = 0x8769, (0x0100, 0xA002), (0x0101, 0xA003)
-# What a TIFF's directory says of the picture; the rest says how its bytes lie in the file.
+# The tags of a TIFF that describe the image; the others describe the layout of the file.
 TIFF_TAGS = frozenset((270, 271, 272, 282, 283, 296, 305, 306, 315, 33432, 34665, 34853))
 BITS_PER_SAMPLE = 258
 PNG_MODES = frozenset(("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"))
@@ -39,15 +39,15 @@ PNG_MODES = frozenset(("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"))
 
 @dataclass(frozen=True, kw_only=True)
 class Photograph:
-    """What a file held.
+    """Pixels and metadata of an image file.
 
     Attributes:
-        rgb_HWC: colours, uint8 or uint16; a grey picture has three equal ones.
-        alpha_HW: opacity in the same type; None for an opaque picture.
-        grey: whether the file had no colours.
-        exif: as EXIF bytes, without orientation; empty for none.
-        profile: ICC bytes; empty for none (sRGB).
-        format: the one of "png", "jpeg", "webp", "tiff" that the file was, else "png".
+        rgb_HWC: RGB, uint8 or uint16; the channels of a grey image are equal.
+        alpha_HW: alpha channel of the same dtype; None for an opaque image.
+        grey: whether the file is greyscale.
+        exif: EXIF bytes without orientation; empty for none.
+        profile: ICC profile; empty for none (sRGB).
+        format: of the file, "png", "jpeg", "webp" or "tiff"; "png" for any other.
     """
 
     rgb_HWC: np.ndarray
@@ -59,20 +59,20 @@ class Photograph:
 
     @property
     def levels(self) -> int:
-        """The largest value of a channel."""
+        """The maximum of the dtype, 255 or 65535."""
         return int(np.iinfo(self.rgb_HWC.dtype).max)
 
     def floats(self) -> np.ndarray:
-        """The colours as float32 in [0, 1]."""
+        """RGB as float32 HWC in [0, 1]."""
         return self.rgb_HWC.astype(np.float32) / self.levels
 
     def planes(self) -> Iterator[np.ndarray]:
-        """The same, channel by channel (HW), of which no more than one need be there."""
+        """The channels of `floats` one by one (HW), so that only one need be in memory."""
         for channel in range(3):
             yield self.rgb_HWC[..., channel].astype(np.float32) / self.levels
 
-    def resized(self, height: int, width: int) -> Photograph:
-        """Bicubic with antialiasing; the same size returns the photograph itself."""
+    def resize(self, height: int, width: int) -> Photograph:
+        """Bicubic resize with antialiasing; a photograph of that size is returned unchanged."""
         if self.rgb_HWC.shape[:2] == (height, width):
             return self
         planes = list(np.moveaxis(self.rgb_HWC, 2, 0)) + ([] if self.alpha_HW is None else [self.alpha_HW])
@@ -84,13 +84,13 @@ class Photograph:
         alpha = None if self.alpha_HW is None else done[3]
         return replace(self, rgb_HWC=np.stack(done[:3], axis=2), alpha_HW=alpha)
 
-    def repainted(self, image_HWC: np.ndarray) -> Photograph:
-        """The same photograph with other colours: floats in [0, 1] (clipped), rounded to this one's levels."""
+    def with_rgb(self, image_HWC: np.ndarray) -> Photograph:
+        """The photograph with other RGB values: floats in [0, 1] (clipped), rounded to this one's levels."""
         if self.grey:
             grey_HW = image_HWC.clip(0, 1) @ np.array([0.299, 0.587, 0.114], image_HWC.dtype)
             image_HWC = np.broadcast_to(grey_HW[..., None], image_HWC.shape)
         painted_HWC = np.empty(image_HWC.shape, self.rgb_HWC.dtype)
-        for channel in range(3):  # one after the other: large images should not be there in floats twice
+        for channel in range(3):  # one by one, to avoid a second float copy of a large image
             painted_HWC[..., channel] = np.rint(image_HWC[..., channel].clip(0, 1) * self.levels)
         return replace(self, rgb_HWC=painted_HWC)
 
@@ -103,33 +103,33 @@ def read_photograph(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Photog
         max_pixels: the largest width x height that is decoded.
 
     Raises:
-        BadImage: the file is missing, damaged, no image, too large, or of an unknown value range.
+        BadImage: the file is missing, damaged, not an image, too large, or of an unknown value range.
     """
     try:
-        with open_plain(path) as file:
+        with open_regular(path) as file:
             data = file.read()
     except OSError as error:
         raise BadImage(f"{path}: {error.strerror or error}") from error
-    except NotPlain as error:
+    except NotRegularFile as error:
         raise BadImage(f"{path}: {error}") from error
     return decode_photograph(data, name=path, max_pixels=max_pixels)
 
 
 def decode_photograph(data: bytes, *, name: str | Path, max_pixels: int = MAX_PIXELS) -> Photograph:
-    """The same of a file's bytes; `name` is what the file is called where it is refused."""
-    with opened(io.BytesIO(data), name=name, size=len(data), max_pixels=max_pixels) as image:
-        profile, turn = image.info.get("icc_profile") or b"", turn_of(image)
-        exif = _exif(image)  # it takes tags out of the image's own, orientation too
+    """Decode a file's bytes as `read_photograph` does; `name` is its name in errors."""
+    with open_image(io.BytesIO(data), name=name, size=len(data), max_pixels=max_pixels) as image:
+        profile, transpose = image.info.get("icc_profile") or b"", exif_transpose(image)
+        exif = _exif(image)  # this removes tags, the orientation too, from the image's EXIF
         if image.mode == "CMYK":
             pixels, profile = Pixels(rgb_HWC=_from_cmyk(image, profile)), b""
         else:
             pixels = _pixels(image, data)
         rgb_HWC, alpha_HW = pixels.rgb_HWC, pixels.alpha_HW
-        if turn is not None:
-            rgb_HWC = np.stack([_turned(plane, turn) for plane in np.moveaxis(rgb_HWC, 2, 0)], axis=2)
-            alpha_HW = None if alpha_HW is None else _turned(alpha_HW, turn)
+        if transpose is not None:
+            rgb_HWC = np.stack([_transpose(plane, transpose) for plane in np.moveaxis(rgb_HWC, 2, 0)], axis=2)
+            alpha_HW = None if alpha_HW is None else _transpose(alpha_HW, transpose)
         return Photograph(
-            rgb_HWC=np.require(rgb_HWC, requirements=["C", "W"]),  # as torch wants it
+            rgb_HWC=np.require(rgb_HWC, requirements=["C", "W"]),  # as torch requires
             alpha_HW=alpha_HW,
             grey=pixels.grey,
             exif=exif,
@@ -139,7 +139,7 @@ def decode_photograph(data: bytes, *, name: str | Path, max_pixels: int = MAX_PI
 
 
 def kind_of(image: Image.Image) -> str:
-    """The one of "png", "jpeg", "webp", "tiff" that an opened file is, else "png"."""
+    """The format of an opened file: "png", "jpeg", "webp" or "tiff"; "png" for any other."""
     kind = {"MPO": "jpeg"}.get(image.format or "", (image.format or "").lower())
     return kind if kind in ENDINGS else "png"
 
@@ -148,11 +148,11 @@ def photograph_of(image: Any) -> Photograph:
     """A PIL image or a NumPy array (HW, HW1, HW3, HW4; uint8, uint16, or floats in [0, 1]) as a photograph.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: for any other shape, dtype or range.
     """
     if isinstance(image, Image.Image):
         file = io.BytesIO()
-        image.save(file, format="PNG" if image.mode in PNG_MODES else "TIFF", **_kept_info(image))
+        image.save(file, format="PNG" if image.mode in PNG_MODES else "TIFF", **_metadata(image))
         return decode_photograph(file.getvalue(), name="a PIL image")
     array = np.asarray(image)
     planes = array[..., None] if array.ndim == 2 else array
@@ -171,7 +171,7 @@ def photograph_of(image: Any) -> Photograph:
 
 @dataclass(frozen=True, kw_only=True)
 class Pixels:
-    """Colours, opacity, and whether the picture is grey."""
+    """RGB, alpha, and whether the image is greyscale."""
 
     rgb_HWC: np.ndarray
     alpha_HW: np.ndarray | None = None
@@ -194,7 +194,7 @@ def _pixels(image: Image.Image, data: bytes) -> Pixels:
 
 
 def _deep_colours(image: Image.Image, data: bytes) -> np.ndarray | None:
-    """HWC uint16 of a 16-bit colour (or grey with opacity) PNG or TIFF, of which Pillow gives 8 bits."""
+    """HWC uint16 of a 16-bit colour (or grey with alpha) PNG or TIFF, which Pillow reads as 8 bits."""
     if image.mode not in ("RGB", "RGBA", "LA"):
         return None
     if image.format == "PNG" and data[24:25] == b"\x10":
@@ -208,7 +208,7 @@ def _deep_colours(image: Image.Image, data: bytes) -> np.ndarray | None:
 
         try:
             found = tifffile.imread(io.BytesIO(data), key=0)
-        except Exception:  # a compression that tifffile alone cannot undo: Pillow's 8 bits
+        except Exception:  # a compression that tifffile cannot decode: fall back to Pillow's 8 bits
             return None
         plain = found.dtype == np.uint16 and found.ndim == 3 and found.shape[2] in (3, 4)
         return found if plain and found.shape[:2] == (image.height, image.width) else None
@@ -216,7 +216,7 @@ def _deep_colours(image: Image.Image, data: bytes) -> np.ndarray | None:
 
 
 def _from_cmyk(image: Image.Image, profile: bytes) -> np.ndarray:
-    """sRGB of inks: by their profile where it can be read, else by the plain formula."""
+    """sRGB of a CMYK image: by its profile if that is readable, else by Pillow's formula."""
     try:
         inks = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         srgb = ImageCms.createProfile("sRGB")
@@ -227,12 +227,12 @@ def _from_cmyk(image: Image.Image, profile: bytes) -> np.ndarray:
 
 
 def _fits(profile: bytes, *, grey: bool) -> bool:
-    """Whether a profile speaks of the channels that will be written (its header names them at byte 16)."""
+    """Whether a profile's colour space (byte 16 of its header) is that of the written channels."""
     return profile[16:20] == (b"GRAY" if grey else b"RGB ")
 
 
 def _exif(image: Image.Image) -> bytes:
-    """EXIF without orientation and sizes (they are the restored file's own); broken EXIF counts as none."""
+    """EXIF without orientation and sizes, which may differ in the restored file; empty if it is broken."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -248,14 +248,14 @@ def _exif(image: Image.Image) -> bytes:
         return b""
 
 
-def _kept_info(image: Image.Image) -> dict[str, Any]:
-    """What a PIL image in memory knows besides its pixels, for saving."""
-    known: Sequence[str] = ("icc_profile", "exif")
-    return {name: image.info[name] for name in known if image.info.get(name)}
+def _metadata(image: Image.Image) -> dict[str, Any]:
+    """ICC profile and EXIF of a PIL image, as arguments of `save`."""
+    names: Sequence[str] = ("icc_profile", "exif")
+    return {name: image.info[name] for name in names if image.info.get(name)}
 
 
-def _turned(plane_HW: np.ndarray, how: Image.Transpose) -> np.ndarray:
-    """What Pillow's transpose does, in any type of number."""
+def _transpose(plane_HW: np.ndarray, how: Image.Transpose) -> np.ndarray:
+    """Pillow's transpose for any dtype."""
     turn = Image.Transpose
     if how in (turn.TRANSPOSE, turn.TRANSVERSE):
         plane_HW = plane_HW.T if how == turn.TRANSPOSE else plane_HW[::-1, ::-1].T

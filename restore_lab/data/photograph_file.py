@@ -1,6 +1,6 @@
-"""A photograph as a file, with profile and EXIF, whole or not at all: 8 bits by Pillow, 16 by pypng and tifffile.
+"""Writing photographs atomically, with profile and EXIF: 8 bits by Pillow, 16 bits by pypng and tifffile.
 
-JPEG has neither transparency (laid on white) nor 16 bits, WebP no 16 bits; a 16-bit TIFF keeps the profile, not EXIF.
+JPEG has no transparency (it is composited on white) and, like WebP, no 16 bits; a 16-bit TIFF has no EXIF.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
 def write_photograph(path: str | Path, photograph: Photograph, *, quality: int = 95) -> None:
-    """Write as the suffix says (.png, .jpg, .webp, .tif), with profile and EXIF; a reader never sees half a file.
+    """Write in the format of the suffix (.png, .jpg, .webp, .tif), with profile and EXIF, atomically.
 
     Args:
-        path: where.
-        photograph: what.
+        path: of the file.
+        photograph: to write.
         quality: of JPEG and WebP, 1 to 100.
 
     Raises:
@@ -36,7 +36,7 @@ def write_photograph(path: str | Path, photograph: Photograph, *, quality: int =
 
 
 def encode_photograph(photograph: Photograph, path: Path, *, quality: int = 95) -> bytes:
-    """The bytes of such a file.
+    """Encode in the format of the path's suffix.
 
     Raises:
         ValueError: for another suffix.
@@ -51,7 +51,7 @@ def encode_photograph(photograph: Photograph, path: Path, *, quality: int = 95) 
 
 
 def _shallow(photograph: Photograph, kind: str, quality: int) -> bytes:
-    """8 bits a channel, by Pillow."""
+    """8 bits per channel, by Pillow."""
     planes = _channels(photograph)
     if photograph.levels > 255:
         planes = np.rint(planes / 257).astype(np.uint8)
@@ -67,14 +67,14 @@ def _shallow(photograph: Photograph, kind: str, quality: int) -> bytes:
         kept["quality"] = quality
     if kind == "jpeg":
         kept["subsampling"] = 0
-    if kind == "tiff" and not photograph.exif:  # Pillow's compressed TIFF has no place for EXIF's folder
+    if kind == "tiff" and not photograph.exif:  # Pillow cannot write EXIF to a compressed TIFF
         kept["compression"] = "tiff_adobe_deflate"
     image.save(file, format=kind.upper(), icc_profile=photograph.profile or None, **kept)
     return file.getvalue()
 
 
 def _deep_png(photograph: Photograph) -> bytes:
-    """16 bits a channel, by pypng, with the two chunks that it does not write itself."""
+    """16 bits per channel, by pypng, with the ICC and EXIF chunks, which it does not write."""
     import png
 
     planes = _channels(photograph)
@@ -94,7 +94,7 @@ def _deep_png(photograph: Photograph) -> bytes:
 
 
 def _deep_tiff(photograph: Photograph) -> bytes:
-    """16 bits a channel, by tifffile."""
+    """16 bits per channel, by tifffile."""
     import tifffile
 
     planes = _channels(photograph)
@@ -113,6 +113,6 @@ def _deep_tiff(photograph: Photograph) -> bytes:
 
 
 def _channels(photograph: Photograph) -> np.ndarray:
-    """All channels that a file of it has: grey or RGB, with or without opacity."""
+    """The channels of the file: grey or RGB, with or without alpha."""
     colours = photograph.rgb_HWC[..., :1] if photograph.grey else photograph.rgb_HWC
     return colours if photograph.alpha_HW is None else np.concatenate([colours, photograph.alpha_HW[..., None]], axis=2)

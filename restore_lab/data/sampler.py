@@ -1,9 +1,9 @@
-"""Which pictures come when: a function of the position in the stream alone.
+"""Batch samplers whose samples depend only on the position in the stream.
 
-Position p of the training stream is epoch p // N and index order(seed, epoch)[p % N]. To resume exactly, only the
-number of samples consumed is needed. A batch is `batch_size` positions in a row however many processes train: each of
-them takes every `world`-th of these, so the number of processes changes nothing but the speed. Both samplers yield
-lists of (epoch, index), one list a batch of this process.
+Position p of the training stream is epoch p // N and index order(seed, epoch)[p % N], so that the number of samples
+consumed is all that an exact resume needs. A global batch is `batch_size` consecutive positions; each rank takes every
+`world`-th of them, so that batches do not depend on the number of processes. Both samplers yield lists of
+(epoch, index), one list per batch of this process.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from restore_lab.random import rng
 
 
 class Order(Protocol):
-    """The indices of an epoch in the order in which they come, each once."""
+    """A permutation of the indices for an epoch."""
 
     def __call__(self, *, seed: int, epoch: int) -> np.ndarray: ...
 
 
-def shuffled(length: int, *, seed: int, epoch: int) -> np.ndarray:
-    """0 to length - 1, all permuted."""
+def permutation(length: int, *, seed: int, epoch: int) -> np.ndarray:
+    """A random permutation of 0 to length - 1."""
     return rng(seed, "order", epoch).permutation(length)
 
 
@@ -42,16 +42,16 @@ class PositionSampler:
         world: int = 1,
         order: Order | None = None,
     ) -> None:
-        """Describe one rank's part of the stream.
+        """Set one rank's part of the stream.
 
         Args:
-            length: N, pictures in the source.
-            batch_size: samples in a batch, of all ranks together.
+            length: N, the source's length.
+            batch_size: global batch size, summed over ranks.
             seed: of the order.
-            start: samples that all ranks together have consumed before.
+            start: samples already consumed, summed over ranks.
             rank: of this process, below `world`.
             world: number of processes.
-            order: of an epoch; None permutes all.
+            order: of an epoch; None for a random permutation.
 
         Raises:
             ValueError: a number is out of range, or a batch does not divide among the ranks.
@@ -72,7 +72,7 @@ class PositionSampler:
         self._world = world
         self._epoch = -1
         self._order = np.empty(0, dtype=np.int64)
-        self._make = order or partial(shuffled, length)
+        self._make = order or partial(permutation, length)
 
     def at(self, position: int) -> tuple[int, int]:
         """(epoch, index) at a position of the stream."""
@@ -90,10 +90,10 @@ class PositionSampler:
 
 
 class SequentialSampler:
-    """Every picture once, in order, for validation, test and prediction; no rank repeats another's."""
+    """Every image once, in order, for validation, test and prediction; ranks have disjoint samples."""
 
     def __init__(self, length: int, *, batch_size: int, rank: int = 0, world: int = 1) -> None:
-        """See `PositionSampler` for the arguments, but `batch_size` counts this rank's samples alone.
+        """Arguments as in `PositionSampler`, except that `batch_size` is per rank.
 
         Raises:
             ValueError: a number is out of range.

@@ -1,8 +1,8 @@
-"""What a person should hear of a source: how large its images are, which are too small, and what could not be read.
+"""Checks of a source's images before a run: their sizes, those that are too small, and files that cannot be read.
 
-In training an image below `min_size` (its shorter side, in pixels) is left out: enlarged to the crop it would be learnt
-from as if its blur were detail. Sizes are read from the files' headers before the first step. Images from `min_size` to
-the crop are enlarged, and counted. Selected by `min_size` of `restore-lab train`; its default is the crop itself.
+Training images with a shorter side below `min_size` pixels are excluded: upsampled to the crop, they would teach blur
+as detail. Sizes are read from the file headers before the first step. Images between `min_size` and the crop are
+upsampled, and their number is logged. Selected by `min_size` of `restore-lab train`, by default the crop itself.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from restore_lab.data.image_io import BadImage, Header
 from restore_lab.types import Picture
 
 log = logging.getLogger(__name__)
-MOST = 200_000  # headers that are read; of a larger source as many, spread evenly
+MAX_HEADERS = 200_000  # of a larger source this many are read, evenly spaced
 
 
 class BadFiles:
-    """The files that could not be read, each logged once, and those of which only the first frame is used."""
+    """Files that cannot be read, each logged once, and files of which only the first frame is used."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.frames: dict[str, int] = {}
 
     def note(self, lines: Sequence[str], frames: Mapping[str, int] | None = None) -> None:
-        """Log and keep those not seen before."""
+        """Record errors and frames; log new errors."""
         for line in dict.fromkeys(lines):
             if line not in self.lines:
                 self.lines.append(line)
@@ -38,13 +38,13 @@ class BadFiles:
         self.frames |= frames or {}
 
     def summary(self) -> str:
-        """Empty if all was well."""
+        """A line for the end of a run; empty if there is nothing to report."""
         bad = f"bad image files left out: {len(self.lines)}" if self.lines else ""
         return "; ".join(part for part in (bad, describe_frames(self.frames)) if part)
 
 
-class Chosen:
-    """Some of a source's pictures."""
+class Subset:
+    """A subset of a source."""
 
     def __init__(self, source: Source, indices: np.ndarray) -> None:
         self._source, self._indices = source, indices
@@ -53,12 +53,12 @@ class Chosen:
         return len(self._indices)
 
     def keys(self) -> list[str]:
-        """The source's."""
+        """Keys of the subset."""
         keys = self._source.keys()
         return [keys[index] for index in self._indices]
 
     def read(self, index: int, *, epoch: int = 0) -> Picture:
-        """The source's.
+        """Decode one image.
 
         Raises:
             BadImage: the file cannot be read.
@@ -66,15 +66,15 @@ class Chosen:
         return self._source.read(int(self._indices[index]), epoch=epoch)
 
     def header(self, index: int) -> Header | None:
-        """The source's."""
+        """An image's size, without decoding it."""
         return header_of(self._source, int(self._indices[index]))
 
 
-class ChosenInOrder(Chosen):
-    """Some of the pictures of a source that has a say in their order."""
+class OrderedSubset(Subset):
+    """A subset of a source that defines the order of its samples."""
 
     def order(self, *, seed: int, epoch: int) -> np.ndarray:
-        """The source's, without the others."""
+        """The source's order, restricted to the subset."""
         assert isinstance(self._source, Ordered)
         place = np.full(len(self._source), -1, np.int64)
         place[self._indices] = np.arange(len(self._indices))
@@ -84,7 +84,7 @@ class ChosenInOrder(Chosen):
 
 @runtime_checkable
 class Composite(Protocol):
-    """A source whose pictures come from others by chance, so that its indices say nothing of sizes."""
+    """A source that draws its images at random from others, so that an index has no fixed size."""
 
     def parts(self) -> Mapping[str, Source]: ...
 
@@ -92,13 +92,13 @@ class Composite(Protocol):
 
 
 def screen(source: Source, *, name: str, crop: int | None, min_size: int | None) -> Source:
-    """Say how large the images are, and leave out those that are too small.
+    """Log the image sizes, and exclude images that are too small.
 
     Args:
-        source: of the images; one that cannot say their sizes comes back as it is.
-        name: what it is for, for people.
-        crop: the side of what is cut from them, in pixels; None for whole images.
-        min_size: the shorter side below which they are left out, in pixels; None to leave none out.
+        source: of the images; one without known sizes is returned unchanged.
+        name: of the source in the log.
+        crop: side of the crop in pixels; None for whole images.
+        min_size: images with a shorter side below this, in pixels, are excluded; None for no limit.
 
     Raises:
         ValueError: all are too small.
@@ -118,16 +118,14 @@ def screen(source: Source, *, name: str, crop: int | None, min_size: int | None)
             f"{_largest(sizes)}); min_size=1 enlarges them to the crop, but blur is then learnt as detail"
         )
     log.info("%s", _summary(sizes, small=small, name=name, total=total, crop=crop, min_size=min_size))
-    if not small or len(sizes) + MOST < total:  # of a larger source the dataset leaves them out as they come
+    if not small or len(sizes) + MAX_HEADERS < total:  # of a larger source the dataset excludes them when they are read
         return source
-    kept = np.delete(np.arange(total), small)
-    return ChosenInOrder(source, kept) if isinstance(source, Ordered) else Chosen(source, kept)
+    indices = np.delete(np.arange(total), small)
+    return OrderedSubset(source, indices) if isinstance(source, Ordered) else Subset(source, indices)
 
 
 def report_enlarged(source: Source, *, name: str, crop: int | None) -> None:
-    """Say how many test images are smaller than what is cut from them: enlarged, they are the truth that is measured
-    against.
-    """
+    """Log how many test images are smaller than the crop: upsampled, they are the reference of the metrics."""
     sizes = _sizes(source) if crop is not None else {}
     enlarged = [index for index, size in sizes.items() if min(size) < (crop or 0)]
     if enlarged:
@@ -135,12 +133,12 @@ def report_enlarged(source: Source, *, name: str, crop: int | None) -> None:
 
 
 def _sizes(source: Source) -> dict[int, tuple[int, int]]:
-    """Width and height by index, of those images that say them."""
+    """Width and height by index, of images with a known size."""
     sizes: dict[int, tuple[int, int]] = {}
-    for index in range(0, len(source), -(-len(source) // MOST)):
+    for index in range(0, len(source), -(-len(source) // MAX_HEADERS)):
         try:
             header = header_of(source, index)
-        except BadImage:  # named when its turn comes
+        except BadImage:  # reported when it is read
             continue
         if header is not None:
             sizes[index] = (header.width, header.height)

@@ -1,9 +1,9 @@
-"""Which part of a test set is measured, and which part of each image: the first so many, scaled, at random places.
+"""Test crops: the first images of a test set, resized, with random crops per image.
 
-`eval_resize` brings the shorter side to so many pixels (SUPIR and DRA: 1024), then squares of `eval_crop` are cut:
-in the middle (`eval_crops=null`, done by the data module), or at `eval_crops` random places an image, drawn from its
-key alone (DRA's random crops, InstantIR's 2,000 samples of 350 images); `eval_first` takes so many of what comes.
-Selected by these settings of `restore-lab evaluate`; whichever is set is part of the record's identity.
+`eval_resize` resizes to a shorter side in pixels (SUPIR and DRA: 1024), then squares of `eval_crop` pixels are cropped:
+at the centre (`eval_crops=null`, by the data module), or at `eval_crops` random positions per image, drawn from its key
+(DRA's random crops, InstantIR's 2,000 samples of 350 images). `eval_first` is the number of images or crops used.
+Selected by these settings of `restore-lab evaluate`; those that are set are part of the record's identity.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from restore_lab.data.dataset import Source, Window, choose_window, cut, header_of
+from restore_lab.data.dataset import Source, Window, apply_window, choose_window, header_of
 from restore_lab.data.image_io import Header
 from restore_lab.random import rng
 from restore_lab.types import Picture
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-class Cuts:
-    """The pictures of a source, cut as a paper says. LQ and HQ of a pair are cut alike.
+class EvalCrops:
+    """A test set with the resize and crops of a paper; LQ and HQ of a pair have the same window.
 
     Args:
-        source: whose.
-        first: so many pictures, in the source's order; null for all.
-        resize: shorter side in pixels that images are scaled to, up or down; null for their own.
-        crop: side in pixels of the random squares.
-        crops: random squares an image; null to leave images whole.
+        source: of the images.
+        first: number of images or crops, in the source's order; null for all.
+        resize: shorter side in pixels to resize to, up or down; null for no resize.
+        crop: side of the random crops in pixels.
+        crops: random crops per image; null for whole images.
 
     Raises:
-        ValueError: for numbers below 1, or random squares without a side.
+        ValueError: for numbers below 1, or random crops without a side.
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class Cuts:
         return self._count
 
     def keys(self) -> list[str]:
-        """The source's, with the number of the square behind it where an image has several."""
+        """The source's keys, with the number of the crop appended if there are several per image."""
         keys = self._source.keys()
         return [self._key(keys[index // (self._crops or 1)], index) for index in range(self._count)]
 
     def header(self, index: int) -> Header | None:
-        """A picture's size once it is scaled, before a square is cut from it.
+        """An image's size after the resize, before the crop.
 
         Raises:
             BadImage: the file cannot be read.
@@ -69,7 +69,7 @@ class Cuts:
         return replace(header, height=height, width=width)
 
     def read(self, index: int, *, epoch: int = 0) -> Picture:
-        """One picture or square.
+        """One image or crop.
 
         Raises:
             BadImage: the file cannot be read.
@@ -99,4 +99,4 @@ class Cuts:
 
 
 def _cut(image_HWC: np.ndarray | None, window: Window) -> np.ndarray | None:
-    return None if image_HWC is None else cut(image_HWC, window)
+    return None if image_HWC is None else apply_window(image_HWC, window)

@@ -1,8 +1,8 @@
-"""A person's table of words, one row an image: what it shows and what to undo.
+"""A user's table of prompts, one row per image: a caption and a restoration instruction.
 
-CSV with a header, JSON (a list of records, or {name: record}), JSONL or parquet. A row names its image under one of
-captions.py's name fields (`file`, `image`, `name`, ...), by its path below the folder or its file name, with or
-without suffix; `caption` and `instruction` are taken, and either may be empty.
+CSV with a header, JSON (a list of records, or {name: record}), JSONL or parquet. A row identifies its image by one of
+the name fields of captions.py (`file`, `image`, `name`, ...), as a path below the folder or a file name, with or
+without suffix; `caption` and `instruction` may be empty.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ MAX_BYTES = 256 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Words:
-    """What is said of one image; None where the table says nothing."""
+    """The prompts for one image; None for an empty or missing field."""
 
     caption: str | None = None
     instruction: str | None = None
 
 
 class WordTable:
-    """The words of a table, by image."""
+    """Prompts by image."""
 
     def __init__(self, path: str | Path) -> None:
         """Read the table.
@@ -56,7 +56,7 @@ class WordTable:
         self._short = {form: names.pop() for form, names in short.items() if len(names) == 1}
 
     def of(self, name: str) -> Words:
-        """The words for an image at a path below the folder; without any if the table does not name it."""
+        """The prompts for the image at a path below the folder; all None if it is not in the table."""
         path = PurePosixPath(name)
         for form in (name, str(path.with_suffix("")), path.name, path.stem):
             found = self._exact.get(form) or self._exact.get(self._short.get(form, ""))
@@ -65,10 +65,10 @@ class WordTable:
         return Words()
 
     def require_any(self, names: Iterable[str]) -> None:
-        """Refuse a table that says nothing of any image.
+        """Check that the table has prompts for at least one of the images.
 
         Raises:
-            ValueError: so; it shows what the table has.
+            ValueError: if it has none.
         """
         if not any(self.of(name) != Words() for name in names):
             raise ValueError(f"{self.path}: says nothing of these images; it names {', '.join(list(self._exact)[:3])}")
@@ -99,7 +99,7 @@ def _rows(path: Path) -> Iterable[Any]:
 
 
 def _text(row: Mapping[str, Any], keys: Iterable[str]) -> str | None:
-    """The first of the fields that says something, in one line."""
+    """The first field that is not empty, on one line."""
     for key in keys:
         text = " ".join(str(row[key]).split()) if row.get(key) else ""
         if text:

@@ -1,9 +1,9 @@
-"""Recipes become images: a pipeline only draws a `Recipe`, and the functions here apply it, so replay is application.
+"""Apply degradation recipes: a pipeline draws a `Recipe`, the functions here run its steps, and rerunning replays it.
 
-Each image goes through its own steps, in float64 and on its own thread: the result is bit-identical on a CPU whatever
-the batch and the number of threads; on a GPU only sums differ, in the last bits of float64. Random fields come from
-the steps' recorded seeds, on the CPU. CHW or BCHW, float32 in [0, 1]; the LQ has the HQ's size when the recipe ends
-with the recorded resize back, as all of conf/degradation/ does.
+Each image is processed by its own steps, in float64 and on its own thread: on a CPU the result is bit-identical for any
+batch and any number of threads; on a GPU only sums differ, in the last bits of float64. Random fields are drawn on the
+CPU from the seeds in the steps. CHW or BCHW, float32 in [0, 1]; the LQ has the HQ's size if the recipe ends with a
+resize back, as all of conf/degradation/ do.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from restore_lab.types import Recipe, Step
 
 
 class Pipeline(ABC):
-    """A degradation: `draw` decides, without looking at pixels; calling it degrades a batch."""
+    """A degradation pipeline: `draw` samples a recipe without reading pixels; calling the pipeline degrades a batch."""
 
     @abstractmethod
     def draw(self, seed: int, height: int, width: int) -> Recipe:
-        """The recipe for an image of height x width pixels; a pure function of the arguments."""
+        """The recipe for one image of height x width pixels; a pure function of the arguments."""
 
     def __call__(self, hq_BCHW: Tensor, seeds: Sequence[int]) -> tuple[Tensor, tuple[Recipe, ...]]:
-        """Degrade each image by its own seed; the LQ has the size, device and range of the HQ.
+        """Degrade each image with its own seed; the LQ has the size, device and range of the HQ.
 
         Raises:
-            ValueError: if there is not one seed an image.
+            ValueError: if there is not one seed per image.
         """
         if len(seeds) != len(hq_BCHW):
             raise ValueError(f"{len(seeds)} seeds for {len(hq_BCHW)} images; give one an image")
@@ -45,7 +45,7 @@ class Pipeline(ABC):
 
 
 def apply_step(step: Step, x_CHW: Tensor) -> Tensor:
-    """Do one recorded operation to a float64 image.
+    """Apply one recorded operation to a float64 image, CHW in [0, 1].
 
     Raises:
         ValueError: if the step's kind is unknown.
@@ -73,16 +73,16 @@ def apply_step(step: Step, x_CHW: Tensor) -> Tensor:
 
 @torch.no_grad()
 def apply_recipe(recipe: Recipe, hq_CHW: Tensor) -> Tensor:
-    """Degrade one image as recorded; float32 in [0, 1] out."""
+    """Degrade one image by its recipe; float32 in [0, 1]."""
     return apply_recipes((recipe,), hq_CHW[None])[0]
 
 
 @torch.no_grad()
 def apply_recipes(recipes: Sequence[Recipe], hq_BCHW: Tensor) -> Tensor:
-    """Degrade each image of a batch as its recipe says; float32 in [0, 1] out.
+    """Degrade each image of a batch by its own recipe; float32 in [0, 1].
 
     Raises:
-        ValueError: if there is not one recipe an image, or the results differ in size.
+        ValueError: if there is not one recipe per image, or the results differ in size.
     """
     if len(recipes) != len(hq_BCHW):
         raise ValueError(f"{len(recipes)} recipes for {len(hq_BCHW)} images; give one an image")
@@ -95,7 +95,7 @@ def apply_recipes(recipes: Sequence[Recipe], hq_BCHW: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sharpened_targets(recipes: Sequence[Recipe], hq_BCHW: Tensor) -> Tensor:
-    """The HQ with each recipe's unsharp masking alone: Real-ESRGAN's L1 target; the HQ itself where there is none."""
+    """The HQ after each recipe's unsharp masking only (Real-ESRGAN's L1 target), unchanged for a recipe without it."""
     steps = [tuple(step for step in recipe.steps if step.kind == "usm") for recipe in recipes]
     return torch.stack(_each(lambda index: _run(steps[index], hq_BCHW[index]), len(steps), hq_BCHW.device))
 
@@ -108,10 +108,10 @@ def _run(steps: Sequence[Step], hq_CHW: Tensor) -> Tensor:
 
 
 def _each(work: Callable[[int], Tensor], count: int, device: torch.device) -> list[Tensor]:
-    """`work(0..count-1)`, spread over as many threads as torch may use; each thread computes on one core.
+    """`work(0..count-1)` in a pool of as many threads as torch may use; each thread computes on one core.
 
-    One core an image keeps results independent of the thread count, and runs the codec and the random generators,
-    which do not split, side by side. On a GPU the threads share the caller's stream.
+    One core per image keeps results independent of the thread count, and runs the codec and the random generators,
+    which are single-threaded, in parallel. On a GPU the threads share the caller's stream.
     """
     threads = torch.get_num_threads()
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
@@ -125,5 +125,5 @@ def _each(work: Callable[[int], Tensor], count: int, device: torch.device) -> li
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return list(pool.map(task, range(count)))
     finally:
-        # The workers' setting is their own, but torch also remembers it for threads that start later.
+        # Each worker sets its own thread count, but torch also applies the last setting to threads that start later.
         torch.set_num_threads(threads)

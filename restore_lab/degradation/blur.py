@@ -1,11 +1,11 @@
-"""Blur kernels and the filter: Real-ESRGAN's six kernel families and its sinc (Wang et al. 2021, Sec. 3.1-3.3).
+"""Blur kernels and filtering: Real-ESRGAN's six kernel families and its sinc filter (Wang et al. 2021, Sec. 3.1-3.3).
 
 With r2 = x^T S^-1 x (S from sigma_x, sigma_y and a rotation) and the kernel scaled to sum 1:
 gaussian exp(-r2 / 2), generalized exp(-r2^beta / 2), plateau 1 / (1 + r2^beta), sinc w J1(w r) / (2 pi r).
-Kernels are k x k float64, images CHW float64. Isotropic is sigma_x = sigma_y. The filter correlates under reflect
-padding by FFT, so that its cost hardly depends on the kernel; in float64, so that CPU and GPU agree far below the
-half level at which an 8-bit rounding would tip.
-Selected by any conf/degradation/*.yaml that blurs.
+Kernels are k x k float64, images CHW float64. A kernel is isotropic if sigma_x = sigma_y. Images are filtered by FFT
+with reflect padding, at a cost nearly independent of the kernel size, and in float64, so that CPU and GPU differ by far
+less than the half level that would change an 8-bit rounding.
+Selected by the blur stages in conf/degradation/*.yaml.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def gaussian_kernel(size: int, sigma_x: float, sigma_y: float | None = None, *, 
 def generalized_kernel(
     size: int, sigma_x: float, sigma_y: float | None = None, *, rotation: float = 0.0, beta: float
 ) -> Tensor:
-    """Generalized Gaussian kernel: beta 1 is the Gaussian, below it is peaked, above it flat."""
+    """Generalized Gaussian kernel: the Gaussian at beta 1, more peaked below 1, flatter above."""
     kernel = torch.exp(-0.5 * _mahalanobis(size, sigma_x, sigma_y or sigma_x, rotation) ** beta)
     return kernel / kernel.sum()
 
@@ -59,7 +59,7 @@ def plateau_kernel(
 
 
 def sinc_kernel(size: int, *, cutoff: float) -> Tensor:
-    """Circular low-pass kernel with `cutoff` in radians a pixel (pi keeps all): the cause of ringing, Sec. 3.3."""
+    """Circular low-pass (sinc) kernel, `cutoff` in radians per pixel (pi passes all): it causes ringing, Sec. 3.3."""
     y, x = _grid(size)
     r = torch.sqrt(x**2 + y**2)
     centre = r == 0
@@ -69,7 +69,7 @@ def sinc_kernel(size: int, *, cutoff: float) -> Tensor:
 
 
 def kernel_from(params: Mapping[str, Any]) -> Tensor:
-    """The kernel that a recorded "blur" step names.
+    """The kernel of a recorded "blur" step, from its parameters.
 
     Raises:
         ValueError: if the family is unknown.
@@ -89,7 +89,7 @@ def kernel_from(params: Mapping[str, Any]) -> Tensor:
 
 
 def _pad_reflect(x_CHW: Tensor, pad: int) -> Tensor:
-    """Pad rows and columns by reflection; unlike torch's own, also by more than the image has."""
+    """Reflect padding of rows and columns; unlike torch's, `pad` may exceed the image."""
     if pad < min(x_CHW.shape[1:]):
         return F.pad(x_CHW[None], (pad, pad, pad, pad), mode="reflect")[0]
     rows, columns = (_reflected(length, pad, x_CHW.device) for length in x_CHW.shape[1:])
@@ -97,7 +97,7 @@ def _pad_reflect(x_CHW: Tensor, pad: int) -> Tensor:
 
 
 def _reflected(length: int, pad: int, device: torch.device) -> Tensor:
-    """Indices that pad an axis by reflection without repeating the edge, however short the axis is."""
+    """Indices that pad an axis of any length by reflection without repeating the edge."""
     index = torch.arange(-pad, length + pad, device=device)
     if length == 1:
         return torch.zeros_like(index)
@@ -106,7 +106,7 @@ def _reflected(length: int, pad: int, device: torch.device) -> Tensor:
 
 
 def _fft_length(length: int) -> int:
-    """The next even length whose only prime factors are 2, 3 and 5."""
+    """The next even length with no prime factors but 2, 3 and 5."""
     length += length % 2
     while True:
         rest = length
@@ -119,17 +119,17 @@ def _fft_length(length: int) -> int:
 
 
 def filter_image(x_CHW: Tensor, kernel: Tensor) -> Tensor:
-    """Correlate each channel with the kernel under reflect padding; same size out, float64."""
+    """Cross-correlation of each channel with the kernel, reflect padding; CHW float64 of the same size."""
     _, height, width = x_CHW.shape
     pad = kernel.shape[-1] // 2
     shape = (_fft_length(height + 2 * pad), _fft_length(width + 2 * pad))
-    rows = torch.fft.rfft(kernel.to(x_CHW.device, torch.float64), n=shape[1])  # of the kernel alone, not of its padding
+    rows = torch.fft.rfft(kernel.to(x_CHW.device, torch.float64), n=shape[1])  # the kernel's rows only, not the padding
     response = torch.fft.fft(rows, n=shape[0], dim=0).conj().resolve_conj()
     spectrum = torch.empty_like(response)
     filtered_CHW = torch.empty_like(x_CHW, dtype=torch.float64)
-    for channel, x_HW in zip(filtered_CHW, x_CHW.double(), strict=True):  # one at a time stays in the cache
+    for channel, x_HW in zip(filtered_CHW, x_CHW.double(), strict=True):  # one channel at a time fits the cache
         torch.fft.rfft2(_pad_reflect(x_HW[None], pad)[0], s=shape, out=spectrum)
         spectrum *= response
-        # Wrapping spoils only the last `2 * pad` rows and columns, which the crop drops.
+        # Wrap-around affects only the last `2 * pad` rows and columns, which the crop removes.
         channel.copy_(torch.fft.irfft2(spectrum, s=shape)[:height, :width])
     return filtered_CHW

@@ -1,8 +1,8 @@
-"""Diff-Restorer's eight degradations, one or several on an image (section IV-A; orders and ranges are ours).
+"""Diff-Restorer's eight degradations, one or several per image (section IV-A; orders and ranges are ours).
 
 Noise of sigma 50 (8-bit levels) and JPEG of quality 10 as in the paper; the others are synthesised (weather.py), where
-the paper takes Low-Light LOL, RESIDE, Rain1400, Qian's raindrops, Snow100K and GoPro; real pairs come by data=paired.
-Several are applied in the order of light and camera: low light, haze, rain, snow, raindrop, blur, noise, JPEG.
+the paper uses LOL, RESIDE, Rain1400, Qian's raindrops, Snow100K and GoPro; data=paired reads such real pairs.
+Several are applied in the order of image formation: low light, haze, rain, snow, raindrop, blur, noise, JPEG.
 Selected by degradation=diff_restorer, haze, rain, raindrop, snow, low_light, motion_blur.
 """
 
@@ -19,14 +19,14 @@ from restore_lab.degradation.vocabulary import LABELS
 from restore_lab.random import mix, rng
 from restore_lab.types import Recipe, Step
 
-KINDS = LABELS  # in the paper's order; that of application comes next
-ORDER = ("low_light", "haze", "rain", "snow", "raindrop", "blur", "noise", "jpeg")
-STEPS = {kind: "motion_blur" if kind == "blur" else kind for kind in KINDS}  # what a recipe calls them
-SAYS = {"low_light": "Brighten", "haze": "Dehaze", "rain": "Derain", "raindrop": "Remove raindrops", "snow": "Desnow"}
+KINDS = LABELS  # in the paper's order
+ORDER = ("low_light", "haze", "rain", "snow", "raindrop", "blur", "noise", "jpeg")  # in which they are applied
+STEPS = {kind: "motion_blur" if kind == "blur" else kind for kind in KINDS}  # kinds of the recipe's steps
+VERBS = {"low_light": "Brighten", "haze": "Dehaze", "rain": "Derain", "raindrop": "Remove raindrops", "snow": "Desnow"}
 
 
 def step_of(kind: str, *, seed: int, noise: float, quality: int) -> Step:
-    """One degradation with numbers drawn from the seed.
+    """One degradation with parameters drawn from the seed.
 
     Raises:
         ValueError: for a kind that is not one of `KINDS`.
@@ -60,18 +60,18 @@ def step_of(kind: str, *, seed: int, noise: float, quality: int) -> Step:
             params |= {"sigma": r.uniform(0.01, 0.04), "seed": field}
         case _:
             raise ValueError(f"degradation {kind!r} is not one of {', '.join(KINDS)}")
-    return Step(kind=kind, params=params, says=SAYS[kind], says_type=SAYS[kind])
+    return Step(kind=kind, params=params, says=VERBS[kind], says_type=VERBS[kind])
 
 
-class Eight(Pipeline):
-    """Draws some of the eight degradations for an image.
+class RandomKinds(Pipeline):
+    """A random subset of the eight degradations per image.
 
     Args:
-        name: what recipes call this pipeline.
-        kinds: those to draw from.
-        counts: how many on one image, each number equally likely; [1] is the paper's training.
+        name: the pipeline's name in recipes.
+        kinds: kinds to draw from.
+        counts: numbers of kinds per image, equally likely; [1] is the paper's training.
         noise: sigma of the noise, in the [0, 1] range.
-        quality: of the JPEG, 1..100.
+        quality: JPEG quality, 1..100.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Eight(Pipeline):
         self.noise, self.quality = noise, quality
 
     def draw(self, seed: int, height: int, width: int) -> Recipe:
-        """One image's recipe."""
+        """The recipe for one image."""
         r = rng(seed, "eight")
         count = self.counts[int(r.integers(len(self.counts)))]
         chosen = {self.kinds[int(i)] for i in r.permutation(np.arange(len(self.kinds)))[:count]}

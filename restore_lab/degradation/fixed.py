@@ -1,9 +1,9 @@
-"""Fixed degradations: every image gets the same stages with the same numbers; only the noise field is drawn.
+"""Fixed degradations: the same stages and parameters for every image; only the noise field is random.
 
 SUPIR, Table 1: x4; x8; blur 2 + x4; x4 + noise 40; blur 2 + x4 + noise 20 + JPEG 50 (noise in 8-bit levels).
-Stages run in the order written, on the image as the stage before left it, so noise after a downsample is noise on the
+Stages run in the order of the config, each on the output of the one before: noise after a downsample is noise on the
 small image. Units as in parameterized.py: blur sigma in pixels, noise sigma in the [0, 1] range.
-Selected by degradation=sr4, sr8, blur2_sr4, sr4_noise40, mixture, blur, noise, jpeg, none; change a number with
+Selected by degradation=sr4, sr8, blur2_sr4, sr4_noise40, mixture, blur, noise, jpeg, none; override a parameter by
 degradation.stages.noise=0.1.
 """
 
@@ -18,17 +18,17 @@ from restore_lab.types import Recipe, Step
 
 
 class Fixed(Pipeline):
-    """Stages with given numbers.
+    """Stages with fixed parameters.
 
     Args:
-        name: what recipes call this pipeline.
-        stages: kind ("blur", "downsample", "noise", "jpeg") -> its number, in the order in which to apply them.
+        name: the pipeline's name in recipes.
+        stages: kind ("blur", "downsample", "noise", "jpeg") -> its parameter, in order of application.
         kernel_size: size of the blur kernel, odd.
         down: resize mode of the downsampling.
         back: resize mode back to the HQ size.
 
     Raises:
-        ValueError: for an unknown stage or a number outside its range.
+        ValueError: for an unknown stage or a parameter out of range.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Fixed(Pipeline):
         self.down, self.back = down, back
 
     def draw(self, seed: int, height: int, width: int) -> Recipe:
-        """The recipe; the seed enters only the noise field."""
+        """The recipe; only the noise field depends on the seed."""
         steps = [self._stage(kind, number, seed, height, width) for kind, number in self.stages.items()]
         finished = finish(steps, height=height, width=width, back=self.back)
         return Recipe(pipeline=self.name, seed=seed, steps=finished)

@@ -1,8 +1,8 @@
-"""What an instruction says was done to an image, as a recipe: the way back from words, for photographs.
+"""Parse a restoration instruction into a degradation recipe, and measure how consistent a result is with its LQ.
 
-"Deblur with sigma 2.4; Upsample to 4.0x; Denoise with sigma 0.06; Dejpeg with quality 60" has everything that is needed
-to do it again (SPIRE, Table 2). With that, a restored image can be held against the LQ: what was recovered, and not
-invented over it, degrades into the LQ again. Words without numbers, and others, are kept as they are and do nothing.
+"Deblur with sigma 2.4; Upsample to 4.0x; Denoise with sigma 0.06; Dejpeg with quality 60" has all parameters of the
+degradation (SPIRE, Table 2). Applied to the restored image, it reproduces the LQ as far as detail was recovered rather
+than hallucinated. Parts without a number, and any other text, become steps that keep their text and change no pixels.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ KERNEL = 21
 BLOCK = 8
 
 
-def told(instruction: str, *, height: int, width: int) -> Recipe:
-    """The recipe of an instruction, for an image of height x width pixels; it says the very same words.
+def parse_instruction(instruction: str, *, height: int, width: int) -> Recipe:
+    """The recipe of an instruction, for an image of height x width pixels; its own instruction is the same text.
 
     Raises:
-        ValueError: for a number that no degradation has.
+        ValueError: for a number outside its degradation's range.
     """
     parts = [part.strip() for part in instruction.split(";") if part.strip()]
     steps = [_step(part, height=height, width=width) for part in parts]
@@ -38,7 +38,7 @@ def told(instruction: str, *, height: int, width: int) -> Recipe:
 
 
 def _step(words: str, *, height: int, width: int) -> Step:
-    """One part of an instruction."""
+    """The step of one part of an instruction."""
     forms = {
         rf"deblur with sigma {NUMBER}": lambda v: blur_stage(v, size=KERNEL),
         rf"upsample to {NUMBER}x": lambda v: downsample_stage(v, height=height, width=width, mode="area"),
@@ -64,16 +64,16 @@ def _in_range(words: str, value: float) -> None:
 
 
 def consistency(restored_CHW: Tensor, lq_CHW: Tensor, recipe: Recipe | None) -> tuple[float, str]:
-    """How well the restored image, degraded again, explains the LQ: PSNR in dB, and against what it was taken.
+    """PSNR in dB of the degraded restored image against the LQ, and a description of what was compared.
 
-    If the recipe has blur, downsampling or JPEG with numbers, these are done again (noise is not: it cannot be the
-    same); otherwise nobody knows what was done, and the means of 8 x 8 pixels are compared, which blur, noise and JPEG
-    leave nearly alone.
+    Blur, downsampling and JPEG with parameters are applied to the restored image (noise is not: its field is unknown).
+    Without any of these the degradation is unknown, and the means of 8 x 8 pixels are compared, which blur, noise and
+    JPEG hardly change.
 
     Args:
         restored_CHW: in [0, 1].
-        lq_CHW: of the same size, in [0, 1] or in whole levels of its type.
-        recipe: what `told` made of the instruction; None for none.
+        lq_CHW: of the same size, floats in [0, 1] or integer levels.
+        recipe: the result of `parse_instruction`; None if there is no instruction.
     """
     steps = () if recipe is None else recipe.steps
     again = [step for step in steps if step.kind not in ("told", "noise")]
@@ -90,10 +90,10 @@ def _means(channel_HW: Tensor) -> Tensor:
 
 
 def _floats(x: Tensor) -> Tensor:
-    """In [0, 1], on the CPU."""
+    """As float32 in [0, 1], on the CPU."""
     return x.float().cpu() if x.is_floating_point() else x.cpu().float() / torch.iinfo(x.dtype).max
 
 
 def _psnr(a: Tensor, b: Tensor) -> float:
-    """In dB for a range of 1, at most 100."""
+    """PSNR in dB for a range of 1, at most 100."""
     return float(-10 * (a - b).square().mean().clamp_min(1e-10).log10())

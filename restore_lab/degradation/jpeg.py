@@ -1,7 +1,7 @@
-"""JPEG by the real codec (libjpeg through torchvision, 4:2:0 chroma, Pillow's very bytes), and rounding to 8 bit.
+"""JPEG by the real codec (libjpeg through torchvision, 4:2:0 chroma, byte-identical to Pillow's), and 8-bit rounding.
 
-The reference pipeline approximates JPEG by differentiable arithmetic; nothing here needs its gradient, so that the
-LQ is what a file would hold. CHW float in [0, 1]; a GPU image goes through the CPU.
+Real-ESRGAN approximates JPEG by differentiable arithmetic; no gradient is needed here, so the LQ is what a JPEG file
+decodes to. CHW float in [0, 1]; a GPU image is copied to the CPU and back.
 Selected by the `jpeg` stages in conf/degradation/*.yaml.
 """
 
@@ -19,12 +19,12 @@ def to_8bit(x_CHW: Tensor) -> Tensor:
 
 
 def round_8bit(x_CHW: Tensor) -> Tensor:
-    """Clip to [0, 1] and keep the 256 levels of an 8-bit file; the dtype stays."""
+    """Clip to [0, 1] and round to the 256 levels of an 8-bit file, in the input's dtype."""
     return x_CHW.clamp(0, 1).mul_(255).round_().div_(255)
 
 
 def jpeg(x_CHW: Tensor, *, quality: int) -> Tensor:
-    """Compress and decompress an RGB image at `quality` 1..100, libjpeg's scale.
+    """Compress and decompress an RGB image, `quality` in 1..100 on libjpeg's scale.
 
     Raises:
         ValueError: if the quality is outside 1..100 or the image is not RGB.
@@ -33,7 +33,7 @@ def jpeg(x_CHW: Tensor, *, quality: int) -> Tensor:
         raise ValueError(f"JPEG quality {quality} is outside 1..100")
     if x_CHW.shape[0] != 3:
         raise ValueError(f"JPEG needs an RGB image, got {x_CHW.shape[0]} channels")
-    from torchvision.io import decode_jpeg, encode_jpeg  # which imports torch's compiler
+    from torchvision.io import decode_jpeg, encode_jpeg  # it imports torch's compiler
 
     file = encode_jpeg(to_8bit(x_CHW).cpu(), quality=quality)
     decoded_CHW = cast(Tensor, decode_jpeg(file))  # a list only for a list of files

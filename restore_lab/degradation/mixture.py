@@ -1,7 +1,7 @@
-"""A mixture of degradations: each image draws one pipeline by weight, then that pipeline draws its recipe.
+"""A mixture of degradation pipelines: one is drawn per image by its weight, and draws the recipe.
 
-SPIRE, Algorithm 1: type <- RANDCHOICE(Real-ESRGAN, Param), half and half. The recipe carries the name of the pipeline
-that was chosen, so that a log can tell them apart.
+SPIRE, Algorithm 1: type <- RANDCHOICE(Real-ESRGAN, Param), with equal probability. The recipe has the name of the
+chosen pipeline.
 Selected by degradation=spire. (degradation=mixture is SUPIR's fixed test degradation, see fixed.py.)
 """
 
@@ -17,10 +17,10 @@ from restore_lab.types import Recipe
 
 
 class Mixture(Pipeline):
-    """Named pipelines with weights that need not sum to 1.
+    """Pipelines by name, with unnormalised weights.
 
     Raises:
-        ValueError: if the names of pipelines and weights differ, or the weights cannot be probabilities.
+        ValueError: if the names of pipelines and weights differ, a weight is negative, or all are 0.
     """
 
     def __init__(self, *, pipelines: Mapping[str, Pipeline], weights: Mapping[str, float]) -> None:
@@ -33,7 +33,8 @@ class Mixture(Pipeline):
         self.bounds = np.cumsum([weights[name] for name in self.names])
 
     def draw(self, seed: int, height: int, width: int) -> Recipe:
-        """The recipe of the pipeline chosen; its seed is derived, so that the choice and the draws are independent."""
+        """The recipe of the chosen pipeline; its seed is derived, so that choice and recipe are independent."""
+        # SPIRE, Algorithm 1: type <- RANDCHOICE(Real-ESRGAN, Param)
         place = rng(seed, "mixture").random() * self.bounds[-1]
         name = self.names[int(np.searchsorted(self.bounds, place, side="right"))]
         return self.pipelines[name].draw(mix(seed, name), height, width)

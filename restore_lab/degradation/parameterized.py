@@ -1,10 +1,10 @@
-"""SPIRE's parameterized degradation: Table 2 (left half) and Algorithm 1, four stages that say how to undo them.
+"""SPIRE's parameterized degradation: Table 2 (left half) and Algorithm 1, four stages with their restoration prompts.
 
-blur -> downsample -> noise -> JPEG, each kept with probability `keep`, then 8 bit and bicubic back to the HQ size.
-Numbers are drawn, then rounded to what the instruction says, then applied, so that the instruction is true:
-"Deblur with sigma 2.4; Upsample to 6.0x; Denoise with sigma 0.06; Dejpeg with quality 60".
-Blur sigma in pixels, noise sigma in the [0, 1] range, downsample as the factor that upsampling undoes.
-The paper gives neither kernel nor resize: an isotropic 21 x 21 Gaussian, area or antialiased bicubic down, by choice.
+blur -> downsample -> noise -> JPEG, each applied with probability `keep`, then 8-bit rounding and bicubic back to the
+HQ size. Parameters are drawn, rounded to the decimals of the instruction, then applied, so that the instruction is
+exact: "Deblur with sigma 2.4; Upsample to 6.0x; Denoise with sigma 0.06; Dejpeg with quality 60".
+Blur sigma in pixels, noise sigma in the [0, 1] range, downsampling as the factor of the upsampling that undoes it.
+The paper gives neither kernel nor resize mode; ours are an isotropic 21 x 21 Gaussian, and area or antialiased bicubic.
 Selected by degradation=parameterized, parameterized_strong, and half of degradation=spire.
 """
 
@@ -20,7 +20,7 @@ DECIMALS = {"blur": 1, "downsample": 1, "noise": 2, "jpeg": 0}
 
 
 def blur_stage(sigma: float, *, size: int) -> Step:
-    """Isotropic Gaussian blur, sigma in pixels; sigma 0 blurs nothing."""
+    """Isotropic Gaussian blur, sigma in pixels; sigma 0 is the identity."""
     params = {"family": "gaussian", "size": size, "sigma_x": max(sigma, 1e-3), "sigma_y": max(sigma, 1e-3)}
     return Step(
         kind="blur", params=params | {"rotation": 0.0}, says=f"Deblur with sigma {sigma:.1f}", says_type="Deblur"
@@ -28,7 +28,7 @@ def blur_stage(sigma: float, *, size: int) -> Step:
 
 
 def downsample_stage(factor: float, *, height: int, width: int, mode: str) -> Step:
-    """Shrink a height x width image by `factor` (1 or more)."""
+    """Downsampling of a height x width image by `factor` (1 or more)."""
     params = {"height": max(1, round(height / factor)), "width": max(1, round(width / factor)), "mode": mode}
     return Step(
         kind="downsample", params=params | {"factor": factor}, says=f"Upsample to {factor:.1f}x", says_type="Upsample"
@@ -42,12 +42,12 @@ def noise_stage(sigma: float, *, seed: int) -> Step:
 
 
 def jpeg_stage(quality: int) -> Step:
-    """JPEG at a quality of 1..100."""
+    """JPEG compression, quality 1..100."""
     return Step(kind="jpeg", params={"quality": quality}, says=f"Dejpeg with quality {quality}", says_type="Dejpeg")
 
 
 def finish(steps: Sequence[Step], *, height: int, width: int, back: str) -> tuple[Step, ...]:
-    """The stages followed by 8-bit rounding and, after a downsample, the resize back; nothing after nothing."""
+    """The stages, 8-bit rounding and, after a downsample, the resize back; empty if there are no stages."""
     if not steps:
         return ()
     last = [Step(kind="round")]
@@ -57,19 +57,19 @@ def finish(steps: Sequence[Step], *, height: int, width: int, back: str) -> tupl
 
 
 class Parameterized(Pipeline):
-    """Draws SPIRE's parameterized degradation for one image.
+    """SPIRE's parameterized degradation.
 
     Args:
-        name: what recipes call this pipeline.
-        keep: probability that a stage is kept, each on its own.
+        name: the pipeline's name in recipes.
+        keep: probability of each stage, independently.
         blur: range of the blur's sigma, in pixels.
         upsample: range of the downsampling factor.
-        noise: range of the noise's sigma, in the [0, 1] range.
+        noise: range of the noise's sigma, in units of the [0, 1] range.
         quality: range of the JPEG quality.
         kernel_size: size of the blur kernel, odd.
         down: resize modes for the downsampling, drawn uniformly.
         back: resize mode back to the HQ size.
-        at_least_one: draw again which stages are kept while none is.
+        at_least_one: redraw the stages until at least one is applied.
     """
 
     def __init__(
@@ -93,12 +93,12 @@ class Parameterized(Pipeline):
         self.down, self.back = tuple(down), back
 
     def draw(self, seed: int, height: int, width: int) -> Recipe:
-        """One image's recipe; its instruction names the kept stages in the order applied."""
+        """The recipe for one image; its instruction names the applied stages in order."""
         r = rng(seed, "parameterized")
         kept = r.random(4) < self.keep
         while self.at_least_one and not kept.any():
             kept = r.random(4) < self.keep
-        # All numbers are drawn whatever is kept, so that dropping a stage leaves the others as they were.
+        # All parameters are drawn even for omitted stages, so that omitting one does not change the others.
         unit = dict(zip(DECIMALS, r.random(4).tolist(), strict=True))
         drawn = {
             kind: round(low + (high - low) * unit[kind], DECIMALS[kind]) for kind, (low, high) in self.ranges.items()

@@ -1,7 +1,7 @@
 """Resizing, with the modes of Real-ESRGAN (area, bilinear, bicubic) and an antialiased bicubic.
 
-"bicubic" samples without a low-pass, as the reference degradations do; "bicubic_antialias" widens the kernel when it
-shrinks, as MATLAB and Pillow do, and is what a test protocol's "x4" means. CHW in, CHW out, values not clamped.
+"bicubic" samples without a low-pass filter, as Real-ESRGAN does; "bicubic_antialias" widens the kernel when
+downsampling, as MATLAB and Pillow do, and is the "x4" of test protocols. CHW, not clamped.
 Selected by the `modes`, `down` and `up` arguments in conf/degradation/*.yaml.
 """
 
@@ -14,7 +14,7 @@ MODES = ("area", "bilinear", "bicubic", "bicubic_antialias")
 
 
 def resize(x_CHW: Tensor, *, height: int, width: int, mode: str) -> Tensor:
-    """Resize to height x width pixels; the same size returns the image unchanged.
+    """Resize to height x width pixels; an image of that size is returned unchanged.
 
     Raises:
         ValueError: for an unknown mode.

@@ -1,9 +1,9 @@
 """Real-ESRGAN's second-order degradation (Wang et al. 2021, Sec. 3; options/train_realesrnet_x4plus.yml).
 
 [USM] -> blur -> resize -> noise -> JPEG -> blur -> resize -> noise -> {resize, sinc, JPEG | JPEG, resize, sinc} ->
-8 bit -> bicubic back to the HQ size. Every image decides for itself; the reference decides once a batch.
-Sigmas of blur in pixels, of noise in 8-bit levels (1..30), cutoffs in radians a pixel. The recipe is `blind`.
-JPEG qualities are drawn as whole numbers, since a real codec takes no others.
+8 bit -> bicubic back to the HQ size. Choices are made per image; Real-ESRGAN's code makes them per batch.
+Blur sigmas in pixels, noise sigmas in 8-bit levels (1..30), cutoffs in radians per pixel. The recipe is `blind`.
+JPEG qualities are drawn as integers, which is all that the codec accepts.
 Selected by degradation=real_esrgan (strong: Real-ESRGAN, SUPIR, InstantIR, DiffBIR) or degradation=real_esrgan_light
 (StableSR).
 """
@@ -25,7 +25,7 @@ Range = Sequence[float]
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """The numbers of one of the two orders; the order of the fields is that of the operations."""
+    """The settings of one of the two degradation passes; fields are in the order of the operations."""
 
     blur_prob: float
     kernels: Mapping[str, float]  # family_iso or family_aniso -> probability
@@ -44,17 +44,17 @@ class Stage:
 
 
 class SecondOrder(Pipeline):
-    """Draws Real-ESRGAN's degradation for one image.
+    """Real-ESRGAN's second-order degradation.
 
     Args:
-        name: what recipes call this pipeline.
-        first, second: the settings of the two orders.
-        scale: the LQ is HQ size / scale before it is resized back.
+        name: the pipeline's name in recipes.
+        first, second: settings of the two passes.
+        scale: HQ size / LQ size, before the resize back.
         modes: resize modes, drawn uniformly.
-        final_sinc_prob: probability of the last sinc filter.
-        usm: sharpen the HQ first, by `usm_weight` where it differs from its blur by more than `usm_threshold` levels.
+        final_sinc_prob: probability of the final sinc filter.
+        usm: sharpen the HQ first (usm.py), with `usm_threshold` in 8-bit levels.
         clean_prob: probability that the LQ is the HQ itself (StableSR's no_degradation_prob).
-        round_8bit: round the LQ to 8 bit before it is resized back.
+        round_8bit: round the LQ to 8 bit before the resize back.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class SecondOrder(Pipeline):
         self.usm, self.clean_prob, self.round_8bit = usm, clean_prob, round_8bit
 
     def draw(self, seed: int, height: int, width: int) -> Recipe:
-        """One image's recipe; the LQ before the resize back has height // scale x width // scale pixels."""
+        """The recipe for one image; before the resize back the LQ has height // scale x width // scale pixels."""
         r = rng(seed, "second_order")
         if r.random() < self.clean_prob:
             return Recipe(pipeline=self.name, seed=seed, blind=True)
@@ -91,7 +91,7 @@ class SecondOrder(Pipeline):
         small = (max(1, height // self.scale), max(1, width // self.scale))
         steps += [*_blur(r, self.first), *self._resize(r, self.first, (height, width), (height, width))]
         steps += [_noise(r, self.first, mix(seed, "first")), _jpeg(r, self.first)]
-        # The second resize is relative to the LQ's size, not to what the first one left.
+        # The second resize is relative to the LQ's size, not to the result of the first.
         now = _size_after(steps, (height, width))
         steps += [*_blur(r, self.second), *self._resize(r, self.second, small, now)]
         steps += [_noise(r, self.second, mix(seed, "second"))]

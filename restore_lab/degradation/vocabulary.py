@@ -1,7 +1,7 @@
-"""What the steps of a recipe are called outside it: DRA's words for a bad image, and Diff-Restorer's eight labels.
+"""Names of degradation steps in text prompts and as class labels: DRA's words, and Diff-Restorer's eight labels.
 
-One table over every kind of step that a pipeline draws. SPIRE's instructions stand in the steps themselves, with their
-numbers (`Step.says`).
+One table for every kind of step that a pipeline draws. SPIRE's instructions are in the steps themselves, with their
+parameters (`Step.says`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 # Diff-Restorer's labels, in its paper's order (section III-B).
 LABELS = ("noise", "low_light", "haze", "rain", "raindrop", "snow", "blur", "jpeg")
-SILENT = ("usm", "round")  # sharpening of the HQ, and rounding to 8 bit: nothing is wrong with an image for these
-# Kind of step: what is wrong with the image, and the label. The eight have none for a low resolution, which loses fine
-# detail as blur does.
+UNNAMED = ("usm", "round")  # sharpening of the HQ and rounding to 8 bit are no visible degradations
+# Kind of step -> word in a text prompt, label. No label is for low resolution; it counts as blur, which loses the same
+# detail.
 NAMES = {
     "blur": ("blurry", "blur"),
     "motion_blur": ("motion blur", "blur"),
@@ -31,14 +31,14 @@ NAMES = {
 }
 
 
-def fault(step: Step) -> str:
-    """What the step made wrong with an image; empty for one that leaves nothing to see, or that is not known here."""
+def degradation_word(step: Step) -> str:
+    """The word for a step in a text prompt; empty for one without visible effect, or of an unknown kind."""
     if step.kind == "blur" and step.params.get("family") == "sinc":
         return "ringing"
     return NAMES.get(step.kind, ("", ""))[0]
 
 
 def labels(recipe: Recipe) -> tuple[bool, ...]:
-    """Which of the eight degradations a recipe holds, in the order of `LABELS`."""
+    """Multi-hot labels: which of the eight degradations a recipe has, in the order of `LABELS`."""
     found = {NAMES[kind][1] for kind in recipe.kinds if kind in NAMES}
     return tuple(label in found for label in LABELS)

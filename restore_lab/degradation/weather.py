@@ -1,10 +1,10 @@
-"""Haze, rain, raindrops, snow, low light and motion blur, synthesised: Diff-Restorer's degradations without its data.
+"""Synthetic haze, rain, raindrops, snow, low light and motion blur, in place of Diff-Restorer's paired datasets.
 
-Models, J the clean image in [0, 1]: haze I = J t + A (1 - t), t = exp(-beta d) (the law behind RESIDE); rain and snow
-I = J + m (1 - J) with a mask m of streaks or flakes; raindrops show the scene upside down, blurred and brightened,
-behind a soft mask; low light I = beta (alpha J)^gamma plus noise (MBLLEN's law); motion blur averages light along a
-path, in linear light (gamma 2.2, as GoPro's frames were averaged). Lengths are shares of the image's short side, so
-that a toy and a photograph look alike. Random fields come from the step's seed, drawn on the CPU. CHW float64.
+Models, with J the clean image in [0, 1]: haze I = J t + A (1 - t), t = exp(-beta d) (as in RESIDE); rain and snow
+I = J + m (1 - J) with a mask m of streaks or flakes; raindrops show the scene upside down, blurred and brighter,
+blended by a soft mask; low light I = beta (alpha J)^gamma plus noise (as in MBLLEN); motion blur averages along a path
+in linear light (gamma 2.2, as GoPro averages frames). Lengths are fractions of the image's short side, so that the
+effect does not depend on resolution. Random fields are drawn on the CPU from the step's seed. CHW float64.
 Selected by degradation=haze|rain|raindrop|snow|low_light|motion_blur|diff_restorer.
 """
 
@@ -23,7 +23,7 @@ DISPLAY_GAMMA = 2.2
 
 
 def smooth_field(height: int, width: int, *, cells: int, seed: int, name: str) -> Tensor:
-    """A smooth random field (1, height, width) that runs from 0 to 1, about `cells` bumps across."""
+    """A smooth random field (1, height, width) from 0 to 1, with about `cells` bumps along each side."""
     coarse = torch.rand(1, 1, cells + 2, cells + 2, generator=generator(seed, name), dtype=torch.float64)
     field = F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=True)[0]
     low, high = field.amin(), field.amax()
@@ -31,13 +31,13 @@ def smooth_field(height: int, width: int, *, cells: int, seed: int, name: str) -
 
 
 def haze(x_CHW: Tensor, *, beta: float, airlight: float, seed: int) -> Tensor:
-    """Scattering over a depth that grows towards the upper edge, with a smooth random part.
+    """Atmospheric scattering; depth grows towards the upper edge, with a smooth random part.
 
     Args:
         x_CHW: the clean image.
-        beta: scattering over the deepest place; RESIDE's indoor set has 0.6 to 1.8.
-        airlight: A, the haze's brightness in [0, 1].
-        seed: of the depth.
+        beta: scattering coefficient at a maximal depth of 1; RESIDE's indoor set has 0.6 to 1.8.
+        airlight: A, the airlight in [0, 1].
+        seed: of the depth map.
     """
     _, height, width = x_CHW.shape
     ramp = torch.linspace(1, 0, height, dtype=torch.float64).view(1, height, 1)
@@ -49,16 +49,16 @@ def haze(x_CHW: Tensor, *, beta: float, airlight: float, seed: int) -> Tensor:
 def rain(
     x_CHW: Tensor, *, density: float, length: float, angle: float, opacity: float, veil: float, seed: int
 ) -> Tensor:
-    """Bright streaks in one direction, and the veil of the far ones.
+    """Bright streaks in one direction, and a veil of distant rain.
 
     Args:
         x_CHW: the clean image.
-        density: share of the pixels where a streak begins.
-        length: of a streak, as a share of the short side.
+        density: fraction of pixels where a streak begins.
+        length: of a streak, as a fraction of the short side.
         angle: from the vertical, in radians.
-        opacity: of a streak at its brightest, in [0, 1].
-        veil: share of grey light everywhere, in [0, 1].
-        seed: of the places.
+        opacity: maximum over a streak, in [0, 1].
+        veil: opacity of the uniform grey veil, in [0, 1].
+        seed: of the positions.
     """
     _, height, width = x_CHW.shape
     starts = torch.rand(1, height, width, generator=generator(seed, "streaks"), dtype=torch.float64) < density
@@ -70,14 +70,14 @@ def rain(
 
 
 def snow(x_CHW: Tensor, *, density: float, size: float, opacity: float, seed: int) -> Tensor:
-    """White flakes of three sizes: many far ones, few near ones.
+    """White flakes of three sizes: many distant ones, few near ones.
 
     Args:
         x_CHW: the clean image.
-        density: share of the pixels that carry the smallest flakes; the larger ones are 6 and 36 times rarer.
-        size: deviation of the largest flakes, as a share of the short side.
-        opacity: of a flake in its middle, in [0, 1].
-        seed: of the places.
+        density: fraction of pixels with a flake of the smallest size; the larger sizes are 6 and 36 times rarer.
+        size: standard deviation of the largest flakes, as a fraction of the short side.
+        opacity: at the centre of a flake, in [0, 1].
+        seed: of the positions.
     """
     _, height, width = x_CHW.shape
     mask = torch.zeros(1, height, width, dtype=torch.float64)
@@ -92,14 +92,14 @@ def snow(x_CHW: Tensor, *, density: float, size: float, opacity: float, seed: in
 
 
 def raindrop(x_CHW: Tensor, *, count: int, radius: float, blur: float, seed: int) -> Tensor:
-    """Drops on the lens: each shows the scene around it upside down, small, blurred and a little brighter.
+    """Drops on the lens: each shows the scene upside down, smaller, blurred and slightly brighter.
 
     Args:
         x_CHW: the clean image.
-        count: drops.
-        radius: of the largest, as a share of the short side; the smallest have a third of it.
-        blur: deviation inside the drops, as a share of the short side.
-        seed: of places, sizes and shapes.
+        count: number of drops.
+        radius: of the largest drop, as a fraction of the short side; the smallest have a third of it.
+        blur: sigma of the blur inside the drops, as a fraction of the short side.
+        seed: of positions, sizes and shapes.
     """
     _, height, width = x_CHW.shape
     short = min(height, width)
@@ -117,7 +117,7 @@ def raindrop(x_CHW: Tensor, *, count: int, radius: float, blur: float, seed: int
         reach = ((u / r) ** 2 + (v / (r * (1 + 0.5 * flat))) ** 2).sqrt()
         drop = ((1.15 - reach) / 0.3).clamp(0, 1)
         inside = reach < 1.15
-        # A drop is a lens: what lies k times as far on the other side is seen, more of it towards the rim.
+        # A drop is a lens: it shows the point k times as far on the opposite side; k grows towards the rim.
         lens = 2.0 + 2.0 * reach
         from_y = torch.where(inside, centre_y - lens * (y - centre_y), from_y)
         from_x = torch.where(inside, centre_x - lens * (x - centre_x), from_x)
@@ -132,13 +132,13 @@ def raindrop(x_CHW: Tensor, *, count: int, radius: float, blur: float, seed: int
 
 
 def low_light(x_CHW: Tensor, *, alpha: float, beta: float, gamma: float, sigma: float, seed: int) -> Tensor:
-    """beta (alpha J)^gamma and the noise of a short exposure.
+    """Low light, beta (alpha J)^gamma, and the noise of a short exposure.
 
     Args:
         x_CHW: the clean image.
-        alpha, beta: linear darkening before and after, in (0, 1].
+        alpha, beta: gains before and after the gamma curve, in (0, 1].
         gamma: 2 to 5; higher is darker.
-        sigma: of the noise, in the [0, 1] range.
+        sigma: of the noise, in units of the [0, 1] range.
         seed: of the noise.
     """
     dark = beta * (alpha * x_CHW.clamp(0, 1)) ** gamma
@@ -147,13 +147,13 @@ def low_light(x_CHW: Tensor, *, alpha: float, beta: float, gamma: float, sigma: 
 
 
 def motion_blur(x_CHW: Tensor, *, length: float, angle: float, bend: float) -> Tensor:
-    """Light averaged along a path, in linear light.
+    """Average along a curved path, in linear light.
 
     Args:
         x_CHW: the clean image.
-        length: of the path, as a share of the short side.
-        angle: where the path sets out, in radians from the horizontal.
-        bend: by how much it turns until its end, in radians.
+        length: of the path, as a fraction of the short side.
+        angle: of the path at its midpoint, in radians from the horizontal.
+        bend: change of direction from start to end, in radians.
     """
     taps = max(3, round(length * min(x_CHW.shape[1:])))
     linear = x_CHW.clamp(0, 1) ** DISPLAY_GAMMA
@@ -161,7 +161,7 @@ def motion_blur(x_CHW: Tensor, *, length: float, angle: float, bend: float) -> T
 
 
 def line_kernel(length: int, *, angle: float, bend: float = 0.0) -> Tensor:
-    """A path of `length` pixels through the middle of an odd square, sum 1; `bend` radians of turn from end to end."""
+    """A motion kernel: a path of `length` pixels centred in an odd square, sum 1, turning by `bend` radians."""
     size = length + (length + 1) % 2
     steps = 8 * length
     heading = angle + bend * (torch.arange(steps, dtype=torch.float64) / steps - 0.5)

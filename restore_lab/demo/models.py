@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from restore_lab.config.compose import MADE_BY, composed, following
+from restore_lab.config.compose import OVERRIDES_KEY, compose_config, merge_and_log
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.grammar import quote
 from restore_lab.storage.artefact import Manifest, place_of
@@ -82,14 +82,14 @@ def models(cfg: DictConfig) -> dict[str, Model]:
 
 
 def _shipped(more: Sequence[str]) -> Iterator[Model]:
-    usual = composed("restore").name
+    usual = compose_config("restore").name
     methods = sorted(
         (file.stem for file in (conf_dir() / "method").glob("*.yaml")), key=lambda name: (name != usual, name)
     )
     for method in methods:
         words = (f"method={method}", *more)
         try:
-            cfg = composed("restore", words)
+            cfg = compose_config("restore", words)
         except ValueError:  # the given overrides have no meaning for this method
             continue
         if cfg.weights is not None and place_of(cfg.weights).exists():
@@ -102,9 +102,9 @@ def _trained(runs: Path, more: Sequence[str]) -> Iterator[Model]:
             manifest = Manifest.read(file.parent)
         except (FileNotFoundError, ValueError):
             continue
-        if manifest.kind == "adaptor" and MADE_BY in manifest.extra:
+        if manifest.kind == "adaptor" and OVERRIDES_KEY in manifest.extra:
             weights = f"weights={quote(str(file.parent))}"
-            yield Model(says=str(file.parent), words=following((weights, *more)))
+            yield Model(says=str(file.parent), words=merge_and_log((weights, *more)))
 
 
 class Shelf:
@@ -130,7 +130,7 @@ class Shelf:
             raise ValueError(f"no model {name!r}; choose one of the list")
         bounds = (f"device={self.cfg.device}", f"max_pixels={self.cfg.max_pixels}")
         words = [*self.models[name].words, *bounds, "progress=false", *more]
-        return composed("restore", words)
+        return compose_config("restore", words)
 
     def restorer(self, name: str, turned: Mapping[str, float]) -> Restorer:
         """A model with its sliders turned.

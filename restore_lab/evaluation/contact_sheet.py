@@ -1,5 +1,5 @@
-"""What of an evaluation can be looked at: a contact sheet (one line an image, input | restored | original, with its
-words underneath), and every image as a file beside the record."""
+"""The images of an evaluation: a contact sheet (one row per image, input | restored | original, with its prompts
+below), and every image as a file next to the record."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 MARGIN, GAP, LINE = 16, 8, 15
 WIDTH_IN_LETTERS = 6.2
-SHOWN = 192
-QUALITY = 90  # of the files: to look at, not to measure
+TILE_SIDE = 192
+QUALITY = 90  # of the WebP files, which are not measured
 
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One line of the picture: images CHW in [0, 1] of one size, a title each, and the words of the restoration."""
+    """One row of the contact sheet: images CHW in [0, 1] of one size, their titles, and the prompts."""
 
     images: tuple[Tensor, ...]
     titles: tuple[str, ...]
@@ -34,7 +34,7 @@ class Panel:
 
 
 def contact_sheet(panels: Sequence[Panel], path: Path, *, columns: int = 2) -> Path:
-    """Draw the panels `columns` to a line, write them as PNG, and return the path."""
+    """Draw the panels in a grid of `columns`, write it as PNG, and return the path."""
     from PIL import Image
 
     drawn = [_panel(panel) for panel in panels]
@@ -52,7 +52,7 @@ def contact_sheet(panels: Sequence[Panel], path: Path, *, columns: int = 2) -> P
 
 
 def keep_images(folder: Path, rows: Mapping[str, Tensor], keys: Sequence[str]) -> None:
-    """Write the images_BCHW in [0, 1] of some rows beside a record, one WebP file an image (`records.image_file`)."""
+    """Write images_BCHW in [0, 1] by row next to a record, one WebP file per image (`records.image_file`)."""
     for row, image_BCHW in rows.items():
         for key, image_CHW in zip(keys, image_BCHW.cpu(), strict=True):
             buffer = io.BytesIO()
@@ -61,7 +61,7 @@ def keep_images(folder: Path, rows: Mapping[str, Tensor], keys: Sequence[str]) -
 
 
 def _panel(panel: Panel) -> Image:
-    """The images side by side with titles above and words below."""
+    """The images side by side, with titles above and prompts below."""
     from PIL import Image, ImageDraw, ImageFont
 
     tiles = [_tile(image) for image in panel.images]
@@ -81,11 +81,11 @@ def _panel(panel: Panel) -> Image:
 
 
 def _tile(image_CHW: Tensor) -> Image:
-    """An image enlarged by a whole factor to about `SHOWN` pixels, so that its pixels are seen as they are."""
+    """An image upsampled by an integer factor (nearest) to about `TILE_SIDE` pixels."""
     from PIL import Image
 
     tile = _image(image_CHW)
-    factor = max(1, round(SHOWN / max(tile.size)))
+    factor = max(1, round(TILE_SIDE / max(tile.size)))
     return tile.resize((tile.width * factor, tile.height * factor), Image.Resampling.NEAREST)
 
 

@@ -1,4 +1,4 @@
-"""The degraded test images of an evaluation, whoever restores them."""
+"""The degraded test images of an evaluation, for the method or another system."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restore_lab.config.build import build
-from restore_lab.storage.files import inside
+from restore_lab.storage.files import path_inside
 from restore_lab.storage.outputs import write_output
-from restore_lab.system.processes import place
+from restore_lab.system.processes import rank_and_world
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -26,19 +26,21 @@ log = logging.getLogger(__name__)
 def degraded_batches(
     cfg: DictConfig, device: Any, numbers: Sequence[int] | None = None
 ) -> Iterator[tuple[int, Batch | None]]:
-    """The degraded test batches with their numbers, on a device, with a bar; images that are too good are left out.
+    """Index and degraded batch of the test set, on a device, with a progress bar.
+
+    Images whose LQ exceeds `max_lq_psnr` are excluded; a batch without any left is None.
 
     Args:
         cfg: of the evaluation.
         device: for the batches.
-        numbers: of the batches wanted; None for all. A batch of which nothing is left is None.
+        numbers: indices of the batches; None for all.
     """
     from tqdm import tqdm
 
     data = build(cfg.datamodule)
     data.setup("test")
     numbers = range(data.test_count()) if numbers is None else numbers
-    bar = {"desc": "evaluating", "total": len(numbers), "disable": not cfg.progress or place()[0] > 0}
+    bar = {"desc": "evaluating", "total": len(numbers), "disable": not cfg.progress or rank_and_world()[0] > 0}
     for number, batch in tqdm(data.test_batches(numbers), leave=False, **bar):
         yield number, None if batch is None else _at_most(data.degrade(batch.to(device), stage="test"), cfg.max_lq_psnr)
     if summary := data.bad.summary():
@@ -48,7 +50,7 @@ def degraded_batches(
 def score(
     suite: MetricSuite, row: str, image_BCHW: Tensor, batch: Batch, *, instructions: Sequence[str] | None = None
 ) -> None:
-    """Measure what a row made of a batch against its originals, where there are any."""
+    """Measure a row's restored images of a batch, against the originals if there are any."""
     suite.update(
         row,
         image_BCHW,
@@ -60,11 +62,11 @@ def score(
     )
 
 
-def found(suite: MetricSuite, cfg: DictConfig) -> Results:
-    """What a suite measured of them.
+def compute_results(suite: MetricSuite, cfg: DictConfig) -> Results:
+    """The results of a suite.
 
     Raises:
-        ValueError: if no image was left to measure.
+        ValueError: if no image was measured.
     """
     results = suite.compute()
     if not results.images:
@@ -74,10 +76,10 @@ def found(suite: MetricSuite, cfg: DictConfig) -> Results:
 
 
 def write_inputs(cfg: DictConfig, folder: Path) -> int:
-    """Write the degraded images as `<folder>/<key>.png`, for systems that are run elsewhere.
+    """Write the degraded images as `<folder>/<key>.png`, for systems that run elsewhere.
 
     Returns:
-        How many.
+        The number of images.
     """
     from restore_lab.data.image_io import encode_png, to_image
 
@@ -86,13 +88,13 @@ def write_inputs(cfg: DictConfig, folder: Path) -> int:
         if batch is None or batch.lq_BCHW is None:
             continue
         for key, lq_CHW in zip(batch.key, batch.lq_BCHW, strict=True):
-            write_output(inside(folder, f"{key}.png"), encode_png(to_image(lq_CHW)))
+            write_output(path_inside(folder, f"{key}.png"), encode_png(to_image(lq_CHW)))
             count += 1
     return count
 
 
 def _at_most(batch: Batch, limit: float | None) -> Batch | None:
-    """The images whose LQ has at most this PSNR in dB; all of them without a limit, None if none is left."""
+    """The images whose LQ has at most this PSNR in dB (None: no limit); None if there are none."""
     if limit is None or batch.hq_BCHW is None or batch.lq_BCHW is None:
         return batch
     psnr_B = -10 * (batch.lq_BCHW - batch.hq_BCHW).square().mean(dim=(1, 2, 3)).log10()

@@ -1,8 +1,8 @@
-"""Restores degraded test images and measures them: LQ, D(E(LQ)), D(E(HQ)) and one row for each variant of the words.
+"""Restore and measure degraded test images: rows LQ, D(E(LQ)), D(E(HQ)), and one per variant of the prompts.
 
-A codec alone removes noise and caps every latent method, so its two rows always stand beside the method's. A variant
-replaces some prompt slots (`variants: {wrong: {instruction: {...}}}`): right and wrong instructions, or captions and
-shuffled ones, are rows of one record, measured on the same images from the same starting noise.
+The codec itself removes noise and bounds every latent method, so its two rows are always measured with the method's. A
+variant replaces some prompt slots (`variants: {wrong: {instruction: {...}}}`): right and wrong instructions, or true
+and shuffled captions, are rows of one record, measured on the same images from the same initial noise.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from restore_lab.evaluation.contact_sheet import Panel, keep_images
 from restore_lab.evaluation.degraded import degraded_batches, score
 from restore_lab.evaluation.paired import report
 from restore_lab.evaluation.parts import Parts, clear
-from restore_lab.evaluation.plan import Scores, once, scores_of, settings_of
-from restore_lab.evaluation.protocol import resized, scaled
+from restore_lab.evaluation.plan import Scores, load_or_measure, scores_of, settings_of
+from restore_lab.evaluation.protocol import resize, resize_shorter_side
 from restore_lab.evaluation.records import (
     DECODED_HQ,
     DECODED_LQ,
@@ -40,7 +40,7 @@ from restore_lab.inference.restorer import load
 from restore_lab.methods.pipeline import pad_to_multiple, parts_to_caption
 from restore_lab.methods.weights import weights_file
 from restore_lab.prompts.slots import PromptSources
-from restore_lab.storage.artefact import Manifest, complete, place_of
+from restore_lab.storage.artefact import Manifest, is_complete, place_of
 from restore_lab.storage.foreign import leads_inside
 from restore_lab.types import Prompt
 
@@ -53,8 +53,8 @@ if TYPE_CHECKING:
     from restore_lab.methods.module import RestorationModule
     from restore_lab.types import Batch
 
-# What an evaluation's identity is made of; everything else in the config only trains, or only shows.
-MEASURED = (
+# The keys of the config in a record's identity; the others affect training or presentation only.
+IDENTITY_KEYS = (
     "module",
     "eval_data",
     "eval_degradation",
@@ -65,12 +65,12 @@ MEASURED = (
     "eval_crop",
     "seed",
 )
-UNLESS_NULL = ("work_size", *systems.CUTS)  # of its identity only where they are set
+OPTIONAL_KEYS = ("work_size", *systems.CROP_KEYS)  # in the identity only if they are set
 
 
 @dataclass(kw_only=True)
 class Evaluation:
-    """What was found, and where it is."""
+    """The results of an evaluation and its record's folder."""
 
     folder: Path
     results: Results
@@ -78,11 +78,11 @@ class Evaluation:
     comparisons: list[str] = field(default_factory=list)
 
     def page(self) -> str:
-        """The table as text, and the comparisons of the variants under it."""
+        """The table as text, followed by the comparisons of the variants."""
         return "\n".join([render(self.results), *([""] if self.comparisons else []), *self.comparisons])
 
     def mean(self, metric: str) -> float:
-        """A metric's mean over the images of the method's row, the first where there are variants.
+        """A metric's mean over the images of the method's row (of the first variant).
 
         Raises:
             ValueError: if it was not measured.
@@ -94,54 +94,54 @@ class Evaluation:
         return means[metric]
 
     def as_json(self) -> str:
-        """Mean, n and protocol by row and metric, with the comparisons and the notes."""
+        """JSON of mean, std, n and protocol by row and metric, the comparisons and the notes."""
         rows: dict[str, dict[str, Any]] = {}
         for cell in self.results.cells:
-            numbers = {"mean": cell.mean, "std": cell.std, "n": cell.n, "protocol": cell.column.says()}
+            numbers = {"mean": cell.mean, "std": cell.std, "n": cell.n, "protocol": cell.column.text()}
             rows.setdefault(cell.row, {})[cell.metric] = {**numbers, "column": cell.column.id}
         whole = {"record": str(self.folder), "rows": rows, "comparisons": self.comparisons}
         return json.dumps({**whole, "notes": list(self.results.notes)}, indent=1, allow_nan=False)
 
 
 def planned(cfg: DictConfig, *, weights: str | None = None) -> Scores:
-    """The record that `evaluate` will write; nothing is built or run.
+    """Identity and folder of the record that `evaluate` will write, without building or running anything.
 
     Args:
         cfg: the composed config of `restore-lab evaluate`.
-        weights: identity of weights that are not made yet, in the place of `cfg.weights`.
+        weights: identity of weights that are yet to be trained, instead of `cfg.weights`.
     """
     if cfg.system is not None:
         return systems.planned(cfg)
-    settings = settings_of(cfg, [*MEASURED, *(key for key in UNLESS_NULL if cfg[key] is not None)])
-    if cfg.memory.weights is not None:  # where weights lie changes nothing, what they are does
+    settings = settings_of(cfg, [*IDENTITY_KEYS, *(key for key in OPTIONAL_KEYS if cfg[key] is not None)])
+    if cfg.memory.weights is not None:  # offloading does not change results, quantised weights do
         settings["memory"] = {"weights": cfg.memory.weights}
     parents: tuple[str, ...] = ()
     if weights is not None:
         parents = (weights,)
     elif cfg.weights is not None and _is_own(place_of(cfg.weights), Path(cfg.runs_dir)):
         parents = (Manifest.read(place_of(cfg.weights)).identity,)
-    else:  # also for a folder from elsewhere, whose manifest may claim the identity of other weights
+    else:  # also for a folder outside runs_dir, whose manifest is not trusted
         settings["weights"] = None if cfg.weights is None else str(weights_file(cfg.weights))
     return scores_of(cfg, settings, parents)
 
 
 def _is_own(place: Path, runs: Path) -> bool:
-    """Whether a run lies where the person's own are; then the identity that its manifest claims is believed."""
-    return leads_inside(place, runs) and complete(place)
+    """Whether a complete run is in `runs_dir`, so that the identity in its manifest can be trusted."""
+    return leads_inside(place, runs) and is_complete(place)
 
 
 def evaluate(cfg: DictConfig) -> Evaluation | None:
-    """Run `restore-lab evaluate`; what was measured before is read again.
+    """Run `restore-lab evaluate`, or read an existing record.
 
     Returns:
-        None in a process of several (system/processes.py) that is not the last to finish.
+        With several processes (system/processes.py) None in all but the last to finish.
 
     Raises:
-        ValueError: if no image is left to measure.
+        ValueError: if no image can be measured.
     """
     scores = planned(cfg)
     run = _run if cfg.system is None else systems.run
-    results = once(cfg, scores, lambda: run(cfg, scores))
+    results = load_or_measure(cfg, scores, lambda: run(cfg, scores))
     if results is None:
         return None
     picture = scores.folder / PICTURE
@@ -153,7 +153,7 @@ def evaluate(cfg: DictConfig) -> Evaluation | None:
 
 
 def _run(cfg: DictConfig, scores: Scores) -> bool:
-    """Measure the batches of this process, and put record and picture together if it is the last."""
+    """Measure the batches of this process; the last process assembles the record and the contact sheet."""
     parts = Parts(cfg, scores)
     if cfg.again:
         clear(scores.folder)
@@ -172,7 +172,7 @@ def _run(cfg: DictConfig, scores: Scores) -> bool:
                 rows, panels = _measure(module, suite, batch, variants, cfg.work_size)
                 if cfg.keep_images:
                     keep_images(scores.folder, rows, batch.key)
-            parts.write(number, suite.taken(), panels)
+            parts.write(number, suite.take(), panels)
     return parts.close()
 
 
@@ -183,10 +183,10 @@ def _measure(
     variants: Mapping[str, PromptSources],
     work_size: int | None,
 ) -> tuple[dict[str, Tensor], list[Panel]]:
-    """Every row of one batch; without originals only metrics that need none have values.
+    """Measure every row of one batch; without originals only no-reference metrics have values.
 
     Returns:
-        The images_BCHW that are worth keeping by row (input, what the method made of it, original), and the picture's.
+        The images_BCHW to save by row (LQ, the variants, original), and the panels of the contact sheet.
     """
     if batch.lq_BCHW is None:
         raise ValueError("there is nothing to restore; give eval_data with HQ images an eval_degradation, or LQ images")
@@ -223,13 +223,13 @@ def _measure(
 
 
 def _restored(module: RestorationModule, batch: Batch, work_size: int | None) -> Tensor:
-    """The batch restored with a shorter side of `work_size` pixels, at its own size again."""
+    """The batch restored at a shorter side of `work_size` pixels and resized back."""
     if work_size is None or batch.lq_BCHW is None:
         return module.restore(batch)
     height, width = batch.lq_BCHW.shape[-2:]
-    original_BCHW = None if batch.hq_BCHW is None else resized(batch.hq_BCHW, work_size)
-    larger = replace(batch, lq_BCHW=resized(batch.lq_BCHW, work_size), hq_BCHW=original_BCHW)
-    return scaled(module.restore(larger), height=height, width=width)
+    original_BCHW = None if batch.hq_BCHW is None else resize_shorter_side(batch.hq_BCHW, work_size)
+    larger = replace(batch, lq_BCHW=resize_shorter_side(batch.lq_BCHW, work_size), hq_BCHW=original_BCHW)
+    return resize(module.restore(larger), height=height, width=width)
 
 
 def _with_slots(own: PromptSources, slots: Any) -> PromptSources:
@@ -244,7 +244,7 @@ def _with_slots(own: PromptSources, slots: Any) -> PromptSources:
 
 @torch.no_grad()
 def through_codec(backbone: Backbone, image_BCHW: Tensor) -> Tensor:
-    """D(E(x)): what the codec alone makes of images in [0, 1]."""
+    """D(E(x)): the codec's reconstruction of images in [0, 1]."""
     height, width = image_BCHW.shape[-2:]
     padded_BCHW = pad_to_multiple(image_BCHW, backbone.multiple)
     return backbone.codec.decode(backbone.codec.encode(padded_BCHW))[..., :height, :width]

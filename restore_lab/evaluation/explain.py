@@ -9,17 +9,17 @@ from typing import Any
 
 from restore_lab.evaluation.records import RECORD, Record, read_record
 
-SHOWN = 5
+MAX_KEYS = 5  # per line
 
 
 def explain(a: str | Path, b: str | Path) -> list[str]:
-    """A line for every kind of difference between two records, the likeliest causes of other numbers first.
+    """One line per kind of difference between two records, the likeliest causes of different numbers first.
 
     Args:
-        a, b: records' folders, or their record.json.
+        a, b: folders of records, or their record.json.
 
     Raises:
-        FileNotFoundError: if one is not there.
+        FileNotFoundError: if one does not exist.
     """
     first, second = (read_record(_folder(place)) for place in (a, b))
     found = [
@@ -38,7 +38,7 @@ def _folder(place: str | Path) -> Path:
 
 
 def _protocols(a: Record, b: Record) -> Iterator[str]:
-    """Columns of one metric that may not stand together, field by field."""
+    """Differing columns of a metric, field by field, and metrics of only one record."""
     columns = [{cell.metric: cell.column for cell in record.results.cells} for record in (a, b)]
     for metric in columns[0]:
         if metric not in columns[1] or columns[0][metric].id == columns[1][metric].id:
@@ -53,9 +53,9 @@ def _protocols(a: Record, b: Record) -> Iterator[str]:
 
 
 def _weights(a: Record, b: Record) -> Iterator[str]:
-    behind = [record.parents or (record.settings.get("weights"),) for record in (a, b)]
-    if behind[0] != behind[1]:
-        shown = ["none" if not any(entry) else ", ".join(str(e) for e in entry if e) for entry in behind]
+    sources = [record.parents or (record.settings.get("weights"),) for record in (a, b)]
+    if sources[0] != sources[1]:
+        shown = ["none" if not any(entry) else ", ".join(str(e) for e in entry if e) for entry in sources]
         yield f"weights: {shown[0]} against {shown[1]}"
 
 
@@ -63,8 +63,8 @@ def _images(a: Record, b: Record) -> Iterator[str]:
     keys = [{image.key for image in record.results.images} for record in (a, b)]
     for here, there, which in ((keys[0], keys[1], "first"), (keys[1], keys[0], "second")):
         if only := sorted(here - there):
-            more = f", ... ({len(only)} in all)" if len(only) > SHOWN else ""
-            yield f"images in the {which} alone: {', '.join(only[:SHOWN])}{more}"
+            more = f", ... ({len(only)} in all)" if len(only) > MAX_KEYS else ""
+            yield f"images in the {which} alone: {', '.join(only[:MAX_KEYS])}{more}"
 
 
 def _settings(a: Record, b: Record) -> Iterator[str]:
@@ -76,7 +76,7 @@ def _settings(a: Record, b: Record) -> Iterator[str]:
 
 
 def _flat(node: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """Leaves by dotted name."""
+    """Leaves of nested plain values by dotted name."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             yield from _flat(value, f"{place}.{key}" if place else str(key))

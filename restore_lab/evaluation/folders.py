@@ -1,9 +1,9 @@
-"""Scores a folder of restored images, whoever made them: `restore-lab evaluate restored=DIR reference=DIR`.
+"""Measure a folder of restored images from any system: `restore-lab evaluate restored=DIR reference=DIR`.
 
-Images pair with their originals by stem; without `reference` only metrics that need none have values. An image without
-its original, or an original without its image, is an error too, since a mean over other images is another number;
-`unmatched=skip` leaves such images out and says so. Nothing is resized: a pair of two sizes is an error, since every
-project resizes differently and calls the result PSNR.
+Images pair with their originals by stem; without `reference` only no-reference metrics have values. An image without
+original, or an original without image, is an error, since means over different images are not comparable;
+`unmatched=skip` skips such images and logs them. Nothing is resized: a pair of different sizes is an error, since the
+value of PSNR would depend on the resize.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from restore_lab.data.frames import describe_frames, take_frames
 from restore_lab.data.image_io import read_image, to_tensor
 from restore_lab.data.sources.captions import Captions
 from restore_lab.data.sources.folder import keys_of, list_images
-from restore_lab.data.sources.paired import Pair, without_partner
+from restore_lab.data.sources.paired import Pair, unmatched_names
 from restore_lab.evaluation.contact_sheet import keep_images
-from restore_lab.evaluation.plan import Scores, once, scores_of, settings_of
+from restore_lab.evaluation.plan import Scores, load_or_measure, scores_of, settings_of
 from restore_lab.evaluation.records import ORIGINAL, RECORD, write_record
 from restore_lab.storage.artefact import code_version
 from restore_lab.storage.locks import first_rank
-from restore_lab.storage.walk import some
+from restore_lab.storage.walk import head
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from restore_lab.evaluation.records import Results
 
 log = logging.getLogger(__name__)
-SCORED = ("restored", "reference", "pairing", "protocol", "metrics")
+IDENTITY_KEYS = ("restored", "reference", "pairing", "protocol", "metrics")
 
 
 def planned(cfg: DictConfig) -> Scores:
-    """The record of a folder: of what its images and their originals are, the protocol and the metrics."""
-    settings = settings_of(cfg, SCORED)
+    """Identity and folder of the record of a folder: of its images and originals, the protocol and the metrics."""
+    settings = settings_of(cfg, IDENTITY_KEYS)
     for key in ("restored", "reference"):
         if settings[key] is not None:
             settings[f"{key}_folder"] = str(_folder(settings.pop(key), key))
@@ -46,20 +46,20 @@ def planned(cfg: DictConfig) -> Scores:
 
 
 def score(cfg: DictConfig) -> tuple[Path, Results | None]:
-    """Measure a folder of images; what was measured before is read again.
+    """Measure a folder of images, or read an existing record.
 
     Returns:
-        The record's folder and what stands in it: one row, named as the folder.
+        The record's folder and its results: one row, named after the folder of images.
 
     Raises:
-        ValueError: if the folders do not pair, or a pair has two sizes.
+        ValueError: if images are unmatched, or a pair differs in size.
     """
-    scores, pairs = planned(cfg), _pairs(cfg)  # a record that is there says nothing of files left out
-    return scores.folder, once(cfg, scores, lambda: _run(cfg, scores, pairs))
+    scores, pairs = planned(cfg), _pairs(cfg)  # pairs first: an existing record does not log unmatched files
+    return scores.folder, load_or_measure(cfg, scores, lambda: _run(cfg, scores, pairs))
 
 
 def _run(cfg: DictConfig, scores: Scores, pairs: Sequence[Pair]) -> bool:
-    """Measure all, and write the record; it does not split over processes: the first does it."""
+    """Measure all images and write the record, in the first process only."""
     if not first_rank():
         return False
     suite = build(cfg.metrics, protocol=build(cfg.protocol))
@@ -92,7 +92,7 @@ def _pairs(cfg: DictConfig) -> list[Pair]:
     """The images with their originals (`lq` and `hq` of a pair).
 
     Raises:
-        ValueError: on either side some have no partner, and are not to be left out.
+        ValueError: some are unmatched on either side, without `unmatched=skip`.
     """
     restored = _folder(cfg.restored, "restored")
     images = list_images(restored)
@@ -103,9 +103,9 @@ def _pairs(cfg: DictConfig) -> list[Pair]:
     originals = list_images(folder)
     originals.report()
     pairs = [pair for pair in build(cfg.pairing)(images.names, originals.names) if pair.hq is not None]
-    alone, idle = without_partner(pairs, images.names, originals.names, lq=restored, hq=folder)
-    found = [f"{len(alone)} of {len(images.names)} restored images without an original: {some(alone)}"] * bool(alone)
-    found += [f"{len(idle)} of {len(originals.names)} originals without a restored image: {some(idle)}"] * bool(idle)
+    alone, idle = unmatched_names(pairs, images.names, originals.names, lq=restored, hq=folder)
+    found = [f"{len(alone)} of {len(images.names)} restored images without an original: {head(alone)}"] * bool(alone)
+    found += [f"{len(idle)} of {len(originals.names)} originals without a restored image: {head(idle)}"] * bool(idle)
     line = f"{restored} and {folder}: {'; '.join(found)}"
     if found and (cfg.unmatched == "error" or not pairs):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What a record shows on its logger's page: the means, every image's values as a table, the images with their words."""
+"""Log a record: means, a table of the values per image, and images with their prompts."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from typing import Any
 from restore_lab.evaluation.records import LQ, ORIGINAL, Results, image_file, method_rows
 from restore_lab.tracking import Shown, log_shown
 
-SCORE = "score"  # what a record is about, whatever its row is called, so that pages compare: score/psnr
+SCORE = "score"  # alias of the method's row, so that runs of different names share charts: score/psnr
 WORDS = ("caption", "instruction", "recipe")
 
 
 def log_record(logger: Any, folder: str | Path, results: Results, *, pictures: int) -> None:
-    """Show a record.
+    """Log a record.
 
     Args:
-        logger: one of Lightning's; the table and the images go to those that can show them.
-        folder: the record's, where its images lie if they were kept.
-        results: what the record says.
-        pictures: images to show; 0 for none.
+        logger: a Lightning logger; table and images are logged if it supports them.
+        folder: of the record, with its saved images if there are any.
+        results: of the record.
+        pictures: number of images to log.
     """
     logger.log_metrics(means(results), step=0)
     if hasattr(logger, "log_table"):
         columns, lines = per_image(results)
         logger.log_table("per_image", columns=columns, data=lines, step=0)
-    log_shown(logger, "images", kept(folder, results, limit=pictures), step=0)
+    log_shown(logger, "images", read_images(folder, results, limit=pictures), step=0)
 
 
 def means(results: Results) -> dict[str, float]:
-    """`row/metric` to mean, and `score/metric` of the method's first row.
+    """Means by `row/metric`, and by `score/metric` for the method's first row.
 
-    A metric that was measured in several columns (sizes, counts) names its column too.
+    The column is part of the name if a metric has several (of different size or count).
     """
     times = Counter((cell.row, cell.metric) for cell in results.cells)
     first = method_rows(results)[:1]
@@ -45,7 +45,7 @@ def means(results: Results) -> dict[str, float]:
 
 
 def per_image(results: Results) -> tuple[list[str], list[list[Any]]]:
-    """One line for each row and image: key, row, the metrics' values (None where there is none), words and recipe."""
+    """Column names, and one line per row and image: key, row, metric values (None for none), prompts and recipe."""
     metrics = list(dict.fromkeys(image.metric for image in results.images))
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for image in results.images:
@@ -56,8 +56,8 @@ def per_image(results: Results) -> tuple[list[str], list[list[Any]]]:
     return columns, lines
 
 
-def kept(folder: str | Path, results: Results, *, limit: int) -> list[Shown]:
-    """The first images that lie beside the record: input, what each row of the method made of it, original."""
+def read_images(folder: str | Path, results: Results, *, limit: int) -> list[Shown]:
+    """The first `limit` saved images of a record: input, the method's rows, original."""
     from PIL import Image
 
     own = method_rows(results)

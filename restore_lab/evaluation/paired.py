@@ -1,8 +1,8 @@
-"""What differs between rows of one record, compared image by image.
+"""Paired comparisons of rows of one record, image by image.
 
-Rows of a record are measured on the same images from the same starting noise, so their differences vary far less than
-their means. Intervals are those of statistics.py; order is judged by Spearman's rank correlation, image by image and
-for the means.
+Rows of a record are measured on the same images from the same initial noise, so their differences vary far less than
+their means. Intervals are those of statistics.py; order is measured by Spearman's rank correlation, per image and for
+the means.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 def values(results: Results, *, row: str, metric: str) -> dict[str, float]:
-    """The value of each image, by key."""
+    """A metric's values of one row, by image key."""
     return {i.key: i.value for i in results.images if i.row == row and i.metric == metric and i.value is not None}
 
 
 def rank_correlation(results: Results, *, rows: Sequence[str], metric: str) -> tuple[float, float]:
     """Spearman's rank correlation of a metric with the order of the rows: of the means, and the mean over images.
 
-    Images whose values are all equal have no order and do not count.
+    Images whose values are all equal are ignored.
 
     Raises:
         ValueError: if fewer than three rows are given, or no image has them all.
@@ -49,19 +49,18 @@ def rank_correlation(results: Results, *, rows: Sequence[str], metric: str) -> t
 def report(
     results: Results, *, variants: Sequence[str], ordered: Sequence[str], settings: Mapping[str, Any]
 ) -> list[str]:
-    """Lines that compare the first variant with D(E(LQ)), each other with the first, and ranks along `ordered`.
+    """Lines that compare the first variant with D(E(LQ)), each other variant with the first, and ranks along `ordered`.
 
-    A robust encoder's reconstruction stands between: it is compared with D(E(LQ)), and the first variant with it.
-
-    A "*" marks an interval that does not contain zero; a last line says what the intervals speak of.
+    With a robust encoder its reconstruction is compared with D(E(LQ)), and the first variant with the reconstruction.
+    A "*" marks an interval that does not contain zero; the last line explains the intervals.
 
     Args:
         results: of one record.
-        variants: the method's rows.
-        ordered: rows whose order means something.
-        settings: the record's, which say whether images were cut from one photograph.
+        variants: rows of the method.
+        ordered: rows in an order to compare the metrics with, such as increasing strength.
+        settings: of the record, which tell whether images are crops of one photograph.
     """
-    if not variants:  # no metric could measure them
+    if not variants:  # no metric had values for them
         return []
     metrics = list(dict.fromkeys(image.metric for image in results.images))
     robust = any(image.row == ROBUST_LQ for image in results.images)

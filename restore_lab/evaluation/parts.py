@@ -1,10 +1,10 @@
-"""An evaluation in parts, a batch each: split over processes, resumable, and the same numbers however it was done.
+"""An evaluation in parts, one per batch: distributed over processes and resumable, with bit-identical results.
 
-What a batch holds depends on `eval_batch_size` alone, and parts are put together in the order of the batches: the
-record of many processes, or of a run that was killed and went on, is that of one, bit for bit. A part is a file
-`<record>/parts-<key>/<number>.safetensors` (values and words as JSON, features and panels as tensors); the key names
-the record, the code and how it was cut, so that parts of something else are never taken. Parts go when the record is
-there.
+Batches depend on `eval_batch_size` only, and parts are assembled in the order of the batches, so that the record of
+several processes, or of a run that was killed and resumed, is that of a single run. A part is a file
+`<record>/parts-<key>/<number>.safetensors` (values and prompts as JSON, features and panels as tensors); the key hashes
+the record's identity, the code and the batching, so that parts of another evaluation are never used. Parts are deleted
+when the record is complete.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 
 from restore_lab.config.build import build
 from restore_lab.evaluation.contact_sheet import Panel, contact_sheet
-from restore_lab.evaluation.degraded import found
-from restore_lab.evaluation.records import PER_IMAGE, PICTURE, RECORD, ImageValue, recorded, write_record
-from restore_lab.evaluation.suite import Measured, MetricSuite, Tally
+from restore_lab.evaluation.degraded import compute_results
+from restore_lab.evaluation.records import PER_IMAGE, PICTURE, RECORD, ImageValue, has_record, write_record
+from restore_lab.evaluation.suite import Measurements, MetricSuite, Tally
 from restore_lab.storage.artefact import code_version, identity, write_bytes_atomic
 from restore_lab.storage.foreign import parse_json
-from restore_lab.system.processes import mine, one_at_a_time
+from restore_lab.system.processes import merge_lock, own_parts
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -53,23 +53,23 @@ class Parts:
         self._panels = 0
 
     def missing(self) -> list[int]:
-        """The batches that this process has to measure."""
-        return mine(self.count, done=self._done)
+        """The batches for this process to measure."""
+        return own_parts(self.count, done=self._done)
 
-    def write(self, number: int, measured: Measured, panels: Sequence[Panel]) -> None:
-        """Leave what was measured of one batch.
+    def write(self, number: int, measured: Measurements, panels: Sequence[Panel]) -> None:
+        """Write the measurements of one batch.
 
-        The picture is of the first images of all; none of them is behind the first so many of its process.
+        The contact sheet has the first images of all batches, which are among the first panels of each process.
         """
         panels = panels[: max(0, self.cfg.pictures - self._panels)]
         self._panels += len(panels)
         write_bytes_atomic(self._file(number), to_bytes(measured, panels))
 
     def close(self) -> bool:
-        """Put the parts together into the record, if all are there and nobody has; gives whether this process did."""
-        with one_at_a_time(self.scores.folder):
+        """Assemble the record if all parts are complete and no other process has; whether this process did."""
+        with merge_lock(self.scores.folder):
             ready = all(self._done(number) for number in range(self.count))
-            if not ready or (recorded(self.scores.folder, identity=self.scores.identity) and not self.cfg.again):
+            if not ready or (has_record(self.scores.folder, identity=self.scores.identity) and not self.cfg.again):
                 return False
             suite: MetricSuite = build(self.cfg.metrics, protocol=build(self.cfg.protocol))
             panels: list[Panel] = []
@@ -77,7 +77,7 @@ class Parts:
                 measured, more = self._read(number)
                 suite.add(measured)
                 panels += more
-            results = found(suite, self.cfg)
+            results = compute_results(suite, self.cfg)
             if panels and self.cfg.pictures:
                 contact_sheet(panels[: self.cfg.pictures], self.scores.folder / PICTURE)
             write_record(
@@ -92,11 +92,11 @@ class Parts:
             clear(self.scores.folder)
             return True
 
-    def _read(self, number: int) -> tuple[Measured, list[Panel]]:
-        """A part, which is taken away if it is damaged.
+    def _read(self, number: int) -> tuple[Measurements, list[Panel]]:
+        """Read a part; a damaged one is deleted.
 
         Raises:
-            ValueError: so.
+            ValueError: if it is damaged.
         """
         from safetensors import SafetensorError
 
@@ -120,14 +120,14 @@ def clear(folder: Path) -> None:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def forget(scores: Scores) -> None:
-    """Take a record away, and what there is of it, so that it is measured again."""
+def delete_record(scores: Scores) -> None:
+    """Delete a record and its parts, so that it is measured again."""
     clear(scores.folder)
     for name in (RECORD, PER_IMAGE):
         (scores.folder / name).unlink(missing_ok=True)
 
 
-def to_bytes(measured: Measured, panels: Sequence[Panel]) -> bytes:
+def to_bytes(measured: Measurements, panels: Sequence[Panel]) -> bytes:
     """A part as a safetensors file."""
     from safetensors.torch import save
 
@@ -148,7 +148,7 @@ def to_bytes(measured: Measured, panels: Sequence[Panel]) -> bytes:
         }
         for index, ((row, metric), tally) in enumerate(measured.tallies.items())
     ]
-    shown = [
+    sheet = [
         {
             "images": named(f"panel.{index}", [(i.clamp(0, 1) * 255).round().byte() for i in panel.images]),
             "titles": list(panel.titles),
@@ -156,24 +156,24 @@ def to_bytes(measured: Measured, panels: Sequence[Panel]) -> bytes:
         }
         for index, panel in enumerate(panels)
     ]
-    said = {
+    header = {
         "keys": measured.keys,
         "images": [list(asdict(image).values()) for image in measured.images],
         "notes": measured.notes,
         "weights": measured.weights,
         "tallies": tallies,
-        "panels": shown,
+        "panels": sheet,
     }
-    return save(tensors, metadata={"part": json.dumps(said, allow_nan=False)})
+    return save(tensors, metadata={"part": json.dumps(header, allow_nan=False)})
 
 
-def from_bytes(data: bytes) -> tuple[Measured, list[Panel]]:
-    """What `to_bytes` was given; panels rounded to 8 bits."""
+def from_bytes(data: bytes) -> tuple[Measurements, list[Panel]]:
+    """Measurements and panels of a part; panels are rounded to 8 bits."""
     from safetensors.torch import load
 
     tensors = load(data)
-    header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")], name="part")
-    said = parse_json(header["__metadata__"]["part"], name="part")
+    metadata = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")], name="part")
+    header = parse_json(metadata["__metadata__"]["part"], name="part")
 
     def named(name: str, count: int) -> list[Tensor]:
         return [tensors[f"{name}.{index}"] for index in range(count)]
@@ -185,10 +185,10 @@ def from_bytes(data: bytes) -> tuple[Measured, list[Panel]]:
             restored=named(f"restored.{index}", one["restored"]),
             reference=named(f"reference.{index}", one["reference"]),
         )
-        for index, one in enumerate(said["tallies"])
+        for index, one in enumerate(header["tallies"])
     }
     names = list(ImageValue.__dataclass_fields__)
-    images = [ImageValue(**dict(zip(names, values, strict=True))) for values in said["images"]]
+    images = [ImageValue(**dict(zip(names, values, strict=True))) for values in header["images"]]
     panels = [
         Panel(
             images=tuple(image.float() / 255 for image in named(f"panel.{index}", one["images"])),
@@ -196,8 +196,8 @@ def from_bytes(data: bytes) -> tuple[Measured, list[Panel]]:
             caption=one["words"][0],
             instruction=one["words"][1],
         )
-        for index, one in enumerate(said["panels"])
+        for index, one in enumerate(header["panels"])
     ]
-    return Measured(
-        keys=said["keys"], images=images, notes=said["notes"], weights=said["weights"], tallies=tallies
+    return Measurements(
+        keys=header["keys"], images=images, notes=header["notes"], weights=header["weights"], tallies=tallies
     ), panels

@@ -1,4 +1,4 @@
-"""A record before it is made: its identity, its folder, and that it is made once."""
+"""The plan of a record: identity and folder; an existing record is read instead of measured again."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from restore_lab.evaluation.page import log_record
-from restore_lab.evaluation.records import RECORD, read_record, recorded
+from restore_lab.evaluation.records import RECORD, has_record, read_record
 from restore_lab.storage.artefact import identity
-from restore_lab.storage.locks import first_rank, locked
+from restore_lab.storage.locks import first_rank, lock
 from restore_lab.storage.outputs import take_folder
-from restore_lab.system.processes import place, watched
+from restore_lab.system.processes import is_launched_rank, rank_and_world
 from restore_lab.tracking import tracked
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What a record's identity is made of, and where it is or will be."""
+    """A record's identity, the settings and parents that it hashes, and its folder, existing or not."""
 
     identity: str
     folder: Path
@@ -37,7 +37,7 @@ class Scores:
 
 
 def settings_of(cfg: DictConfig, keys: Sequence[str]) -> dict[str, Any]:
-    """Parts of a config as plain values, node by node and in place: interpolations reach other parts of it."""
+    """Some nodes of a config as plain values, resolved in place, since they interpolate other nodes."""
     return {
         key: OmegaConf.to_container(cfg[key], resolve=True) if OmegaConf.is_config(cfg[key]) else cfg[key]
         for key in keys
@@ -45,32 +45,32 @@ def settings_of(cfg: DictConfig, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def scores_of(cfg: DictConfig, settings: Mapping[str, Any], parents: tuple[str, ...] = ()) -> Scores:
-    """The record of these settings: in `cfg.run_dir`, else `<runs_dir>/<name>/scores-<identity>`."""
+    """The plan of a record with these settings, in `cfg.run_dir` or `<runs_dir>/<name>/scores-<identity>`."""
     identity_ = identity(settings, parents)
     folder = Path(cfg.run_dir) if cfg.run_dir else Path(cfg.runs_dir) / cfg.name / f"scores-{identity_}"
     return Scores(identity=identity_, folder=folder, settings=settings, parents=parents)
 
 
-def once(cfg: DictConfig, scores: Scores, make: Callable[[], bool]) -> Results | None:
-    """What the record says, made first if it is not there, or if it is wanted `again`; a logger is shown it.
+def load_or_measure(cfg: DictConfig, scores: Scores, make: Callable[[], bool]) -> Results | None:
+    """The results of a record, which is made if it does not exist, or with `cfg.again`; they are logged too.
 
     Args:
         cfg: of the evaluation.
         scores: the record.
-        make: makes it, and gives whether this process was the one that finished it.
+        make: measures and writes the record; returns whether this process completed it.
 
     Returns:
-        None in a process of several whose share is done, but not the record, or to whom it does not belong.
+        With several processes None in all but the one that completed the record.
 
     Raises:
-        ValueError: for `again` in one of several processes that were started one by one.
+        ValueError: for `again` with several processes.
     """
-    if place()[1] > 1:
+    if rank_and_world()[1] > 1:
         return _shared(cfg, scores, make)
     with tracked(cfg, identity=scores.identity, kind="scores", settings=scores.settings) as logger:
-        if cfg.again or not recorded(scores.folder, identity=scores.identity):
-            with locked(scores.folder):
-                if cfg.again or not recorded(scores.folder, identity=scores.identity):  # another run's, meanwhile
+        if cfg.again or not has_record(scores.folder, identity=scores.identity):
+            with lock(scores.folder):
+                if cfg.again or not has_record(scores.folder, identity=scores.identity):  # of another run, meanwhile
                     take_folder(scores.folder, setting="run_dir")
                     make()
         else:
@@ -82,17 +82,17 @@ def once(cfg: DictConfig, scores: Scores, make: Callable[[], bool]) -> Results |
 
 
 def _shared(cfg: DictConfig, scores: Scores, make: Callable[[], bool]) -> Results | None:
-    """`once` in one process of several: the one that puts the record together shows it."""
+    """`load_or_measure` in one of several processes: the one that assembles the record logs it."""
     from lightning.pytorch.utilities import rank_zero_only
 
     if cfg.again:
         raise ValueError(f"again=true: of several processes each would begin anew; delete {scores.folder / RECORD}")
-    there = recorded(scores.folder, identity=scores.identity)
+    there = has_record(scores.folder, identity=scores.identity)
     if not there:
         take_folder(scores.folder, setting="run_dir")
-    if not (make() if not there else first_rank()) or watched():
+    if not (make() if not there else first_rank()) or is_launched_rank():
         return None
-    # This process speaks for all, whatever its rank: Lightning's loggers write for rank 0 alone.
+    # Lightning's loggers write in rank 0 only; this process logs, whatever its rank.
     rank_zero_only.rank = 0
     results = read_record(scores.folder).results
     with tracked(cfg, identity=scores.identity, kind="scores", settings=scores.settings) as logger:

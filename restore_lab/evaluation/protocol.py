@@ -1,11 +1,11 @@
-"""What a number travels with: how images are prepared, what measured them, and over how many.
+"""Evaluation protocols: image preparation, the label of a number, and the interfaces of metrics.
 
-`Protocol` prepares an image_BCHW in [0, 1] (size, crop, 8-bit rounding, border, RGB or luma); `Column` is the label of
-one number, and two numbers share a column of a table only if their `Column.id` is the same. `ImageMetric` and
-`SetMetric` are what a metric is to the rest of the package.
+`Protocol` prepares an image_BCHW in [0, 1] (size, crop, 8-bit rounding, border, RGB or luma). `Column` is the label of
+a number; two numbers share a column of a table only if their `Column.id` is equal. `ImageMetric` and `SetMetric` are
+the interfaces of metrics.
 
-Luma is BT.601: `y` in studio range, 16-235, as MATLAB's rgb2ycbcr and BasicSR have it, `yiq` in full range, 0-255, as
-pyiqa has it where a script names no colour space; neither is rounded again (as BasicSR).
+Luma is BT.601: `y` in studio range, 16-235, as in MATLAB's rgb2ycbcr and BasicSR; `yiq` in full range, 0-255, pyiqa's
+default colour space. Neither is rounded again (as in BasicSR).
 Config: protocol=rgb | y | rgb_border4 | y_border4 | y_border8, a paper's (spire ...) or another project's (osediff ...)
 """
 
@@ -26,17 +26,16 @@ Rounding = Literal["8bit", "none"]
 
 
 class MetricUnavailable(ValueError):
-    """A metric that cannot be had here; its text is one line that says what is missing and what to do."""
+    """A metric that cannot run; the message is one line with what is missing and how to get it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """How images are prepared before a metric sees them.
+    """The preparation of images for metrics.
 
-    Every metric gets size, crop and rounding, in this order: `resize` is the shorter side in pixels (bicubic, with
-    antialiasing), `crop` the side of a square cut from the middle; null leaves images as they are. Colour and border
-    belong to the pixel metrics (PSNR, SSIM, MS-SSIM); the others always see the whole RGB image, and their columns say
-    so.
+    For every metric: resize, crop and rounding, in this order. `resize` is the shorter side in pixels (bicubic, with
+    antialiasing), `crop` the side of a centre crop; null for neither. Colour and border apply to pixel metrics only
+    (PSNR, SSIM, MS-SSIM); the columns of other metrics have RGB and no border.
     """
 
     colour: Colour = "rgb"
@@ -58,14 +57,14 @@ class Protocol:
                 raise ValueError(f"protocol {name} {side} is no size; give pixels, or null to leave images as they are")
 
     def prepare(self, image_BCHW: Tensor) -> Tensor:
-        """Size, crop and rounding: what every metric gets.
+        """Resize, crop and round, as for every metric.
 
         Raises:
             ValueError: if the crop is larger than the image.
         """
         image_BCHW = image_BCHW.float()
         if self.resize is not None:
-            image_BCHW = resized(image_BCHW, self.resize)
+            image_BCHW = resize_shorter_side(image_BCHW, self.resize)
         if self.crop is not None:
             height, width = image_BCHW.shape[-2:]
             if min(height, width) < self.crop:
@@ -75,12 +74,12 @@ class Protocol:
         return self.round(image_BCHW)
 
     def round(self, image_BCHW: Tensor) -> Tensor:
-        """Clamp to [0, 1] and round as a saved 8-bit file would."""
+        """Clamp to [0, 1] and round to 8-bit levels, if the protocol does."""
         clamped = image_BCHW.float().clamp(0.0, 1.0)
         return (clamped * 255.0).round() / 255.0 if self.rounding == "8bit" else clamped
 
     def pixels(self, image_BCHW: Tensor) -> Tensor:
-        """Cut the border and take the colour: what a pixel metric compares, 3 channels or 1, in [0, 1].
+        """Crop the border and convert the colour for a pixel metric: 3 channels or 1, in [0, 1].
 
         Raises:
             ValueError: if the border leaves nothing.
@@ -93,14 +92,14 @@ class Protocol:
         return inner if self.colour == "rgb" else luma(inner, full_range=self.colour == "yiq")
 
 
-def resized(image_BCHW: Tensor, side: int) -> Tensor:
-    """Images in [0, 1] whose shorter side has `side` pixels, the aspect ratio kept."""
+def resize_shorter_side(image_BCHW: Tensor, side: int) -> Tensor:
+    """Resize images in [0, 1] to a shorter side of `side` pixels."""
     height, width = (round(length * side / min(image_BCHW.shape[-2:])) for length in image_BCHW.shape[-2:])
-    return scaled(image_BCHW, height=height, width=width)
+    return resize(image_BCHW, height=height, width=width)
 
 
-def scaled(image_BCHW: Tensor, *, height: int, width: int) -> Tensor:
-    """Images in [0, 1] at another size: bicubic with antialiasing."""
+def resize(image_BCHW: Tensor, *, height: int, width: int) -> Tensor:
+    """Resize images in [0, 1]: bicubic with antialiasing."""
     if image_BCHW.shape[-2:] == (height, width):
         return image_BCHW
     resampled = torch.nn.functional.interpolate(image_BCHW, size=(height, width), mode="bicubic", antialias=True)
@@ -108,8 +107,8 @@ def scaled(image_BCHW: Tensor, *, height: int, width: int) -> Tensor:
 
 
 def luma(image_BCHW: Tensor, *, full_range: bool = False) -> Tensor:
-    """Y of ITU-R BT.601, B1HW from RGB in [0, 1]: 16/255 for black and 235/255 for white, or 0 and 1."""
-    if full_range:  # a matrix product in the image's precision: of 8-bit images 1 in 1000 lies between two levels
+    """Y of ITU-R BT.601, B1HW from RGB in [0, 1]: from 16/255 to 235/255, or 0 to 1 for `full_range`."""
+    if full_range:  # a matrix product in the image's precision, as in pyiqa
         return (image_BCHW.movedim(1, -1) @ image_BCHW.new_tensor([[0.299], [0.587], [0.114]])).movedim(-1, 1)
     weights = torch.tensor([65.481, 128.553, 24.966], dtype=torch.float64, device=image_BCHW.device) / 255.0
     weighted = image_BCHW.double() * weights.view(1, 3, 1, 1)
@@ -118,8 +117,8 @@ def luma(image_BCHW: Tensor, *, full_range: bool = False) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """The label of a number. `weights` names the code and the weights that measured, `size` is "WxH" or "mixed" and
-    that of the images as they were measured."""
+    """The label of a number. `weights` identifies the metric's code and weights; `size` is "WxH" of the measured
+    images, or "mixed"."""
 
     metric: str
     weights: str
@@ -133,15 +132,15 @@ class Column:
 
     @property
     def id(self) -> str:
-        """12 hex characters; equal for numbers that may stand in one column."""
+        """12 hex characters, equal for numbers of one column."""
         return hashlib.sha256(json.dumps(self.fields(), sort_keys=True).encode()).hexdigest()[:12]
 
     def fields(self) -> dict[str, str | int]:
-        """What is said of the number; what was not done to its images is not said."""
+        """The fields that are not None."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
-    def says(self) -> str:
-        """The label in words, for the foot of a table."""
+    def text(self) -> str:
+        """The label as text, for the foot of a table."""
         border = f", border {self.border}" if self.border else ""
         by = f", {self.weights}" if self.weights else ""
         rounding = "8-bit" if self.rounding == "8bit" else "not rounded"
@@ -152,11 +151,11 @@ class Column:
 
 
 class Metric:
-    """What every metric declares.
+    """The properties of a metric.
 
-    `id` heads its column, `weights` says what measured (code version, weight files with hashes) and is final once the
-    metric has run, `min_size` is the shortest side in pixels it can look at, `pixel` says that the protocol's colour
-    and border apply to it.
+    `id` is the head of its column; `weights` identifies code version and weight files with hashes, final after the
+    first call; `min_size` is the minimum image side in pixels; `pixel` is whether the protocol's colour and border
+    apply.
     """
 
     id: str = ""
@@ -169,24 +168,24 @@ class Metric:
     min_size: int = 1
 
     def missing(self) -> str:
-        """One line saying what this metric lacks here and where to put it; empty when it can run. Cheap."""
+        """One line with what this metric lacks and where to put it; empty if it can run. Cheap."""
         return ""
 
 
 class ImageMetric(Metric):
-    """A metric with one value an image."""
+    """A metric with one value per image."""
 
     def __call__(self, restored_BCHW: Tensor, reference_BCHW: Tensor | None, captions: Sequence[str] | None) -> Tensor:
-        """Values_B; not-a-number where an image has none (no caption).
+        """Values_B; NaN for an image without value (no caption).
 
         Raises:
-            MetricUnavailable: if it turns out that it cannot run.
+            MetricUnavailable: if it cannot run.
         """
         raise NotImplementedError
 
 
 class SetMetric(Metric):
-    """A metric of two sets of images, through features of each image."""
+    """A metric of two sets of images, on features of each image."""
 
     def features(self, image_BCHW: Tensor) -> Tensor:
         """Features_BD, float64 on the CPU."""

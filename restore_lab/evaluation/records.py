@@ -1,11 +1,11 @@
-"""Records: what an evaluation found, as files. Records are the only source of tables.
+"""Records: the results of an evaluation as files, and the only source of tables.
 
 A record is a folder of two files: `per_image.parquet` (one line per row, image and metric: row, key, metric, value,
 caption, instruction, recipe as JSON) and `record.json` (mean, std, n and the full column label of each row and metric,
 with settings, identity, code version and notes). Both are written atomically, `record.json` last and with the hash of
-the other, so that a record is whole or not there. Rows are free names; LQ, D(E(LQ)) and D(E(HQ)) come first. Beside
-them may lie `images/<row>/<key>.webp`: LQ, original and what the method made of it, to be looked at. A record may come
-from somebody else: its fields have their types, or it is refused, and no link in it leads out of it.
+the other, so that a record is complete or absent. Rows have free names; LQ, D(E(LQ)) and D(E(HQ)) come first. Images
+may be saved for inspection as `images/<row>/<key>.webp`: LQ, the method's rows and original. Records are untrusted:
+fields of a wrong type and links out of the folder are errors.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from typing import Any
 from restore_lab.data import parquet
 from restore_lab.evaluation.protocol import Column
 from restore_lab.storage.artefact import NAME, write_bytes_atomic, write_json_atomic
-from restore_lab.storage.files import shortened
-from restore_lab.storage.foreign import LARGEST, bytes_of, json_of, made_of
+from restore_lab.storage.files import shorten
+from restore_lab.storage.foreign import LARGEST, bytes_of, json_of, parse_dataclass
 
 LQ, DECODED_LQ, DECODED_HQ = "LQ", "D(E(LQ))", "D(E(HQ))"
-ROBUST_LQ = "D(E_dr(LQ))"  # where the LQ's encoder is not the codec's own
+ROBUST_LQ = "D(E_dr(LQ))"  # with a robust LQ encoder
 ORIGINAL = "original"
 RECORD, PER_IMAGE, IMAGES, PICTURE = "record.json", "per_image.parquet", "images", "pictures.png"
 FORMAT = 1
@@ -37,7 +37,7 @@ COLUMNS = [*TEXT, "value"]
 
 @dataclass(frozen=True, kw_only=True)
 class ImageValue:
-    """One value of one image. `value` is None where the image has none."""
+    """One metric value of one image; None if it has none."""
 
     row: str
     key: str
@@ -50,8 +50,8 @@ class ImageValue:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One number of a table. `std` is the sample's over images (n - 1), None for set metrics and single images;
-    `interval` the bootstrap's 95 percent, of set metrics that have one."""
+    """One number of a table. `std` is the sample deviation over images (n - 1), None for set metrics and single images;
+    `interval` the 95 percent bootstrap interval of a set metric, if it has one."""
 
     row: str
     metric: str
@@ -65,7 +65,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What a suite computed: cells, values of every image, and one line for everything that could not be had."""
+    """The results of a suite: cells, values per image, and one line for every metric or value that is missing."""
 
     cells: tuple[Cell, ...]
     images: tuple[ImageValue, ...]
@@ -74,7 +74,7 @@ class Results:
 
 @dataclass(frozen=True, kw_only=True)
 class _Head:
-    """What `record.json` holds."""
+    """The content of `record.json`."""
 
     format: int
     identity: str
@@ -88,7 +88,7 @@ class _Head:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """Results with what they were made from."""
+    """Results with their settings and provenance."""
 
     results: Results
     identity: str
@@ -109,12 +109,12 @@ def write_record(
     """Write both files and return the path of `record.json`.
 
     Args:
-        folder: is made if it is not there.
-        results: what was found.
-        settings: what it was found with, plain values.
-        identity: of settings and parents.
+        folder: created if it does not exist.
+        results: of the evaluation.
+        settings: of the evaluation, plain values.
+        identity: hash of settings and parents.
         code: version of the code.
-        parents: identities of the artefacts behind it.
+        parents: identities of the artefacts measured, such as weights.
     """
     place = Path(folder)
     table = _parquet(results.images)
@@ -138,21 +138,21 @@ def write_record(
 
 
 def read_record(folder: str | Path) -> Record:
-    """Read what `write_record` wrote.
+    """Read a record.
 
     Raises:
         FileNotFoundError: if there is no record.
-        ValueError: if it is not one, is of another format, or its two files are not of one writing.
+        ValueError: if it is malformed or of another format, or its two files do not match.
     """
     place = Path(folder) / RECORD
     if not os.path.lexists(place):
         raise FileNotFoundError(2, "no record here; run restore-lab evaluate first", str(place))
     try:
-        raw = json_of(place, within=place.parent, finite=True)
+        raw = json_of(place, within=place.parent, require_finite=True)
         if isinstance(raw, Mapping) and isinstance(raw.get("format"), int) and raw["format"] != FORMAT:
             raise ValueError(f"{place}: record format {raw['format']}, this version reads {FORMAT}; evaluate again")
         known = {"parents": [], **raw} if isinstance(raw, Mapping) else raw
-        head = made_of(_Head, known, name=place)
+        head = parse_dataclass(_Head, known, name=place)
         cells = tuple(_cell(entry, place) for entry in head.cells)
     except ValueError as error:
         if str(error).endswith("evaluate again"):
@@ -166,8 +166,8 @@ def read_record(folder: str | Path) -> Record:
     return Record(results=results, identity=head.identity, code=head.code, settings=head.settings, parents=head.parents)
 
 
-def recorded(folder: str | Path, *, identity: str) -> bool:
-    """Whether the record of this identity is there and whole."""
+def has_record(folder: str | Path, *, identity: str) -> bool:
+    """Whether the folder has a complete record of this identity."""
     try:
         return read_record(folder).identity == identity
     except (OSError, ValueError):
@@ -175,51 +175,51 @@ def recorded(folder: str | Path, *, identity: str) -> bool:
 
 
 def image_file(folder: str | Path, row: str, key: str) -> Path:
-    """Where a record keeps an image; names that a file system could not hold are made safe, and stay distinct."""
+    """The path of a record's saved image; invalid file names are replaced by valid, distinct ones."""
     return Path(folder) / IMAGES / _safe(row) / f"{_safe(key)}.webp"
 
 
 def _safe(name: str) -> str:
-    """A name as a part of a path; one that is changed carries its hash, so that names stay distinct."""
-    plain = shortened(re.sub(r"[^\w.-]+", "_", name).strip("."))
+    """A name as a valid path component; a changed name gets its hash appended, to stay distinct."""
+    plain = shorten(re.sub(r"[^\w.-]+", "_", name).strip("."))
     if plain == name:
         return plain
     return f"{plain}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
 def render(results: Results) -> str:
-    """A Markdown table, rows by columns, with every column's protocol at its foot.
+    """A Markdown table, rows by columns, with the protocol of every column at its foot.
 
-    "+" marks a metric of which more is better, "-" one of which less is; a cell is mean and (std). Numbers whose
-    columns differ (other size, other count) stand in columns of their own, marked with a letter.
+    "+" marks a metric where higher is better, "-" one where lower is; a cell is mean and (std). Numbers of one metric
+    with different labels (size, count) have numbered columns of their own.
     """
     columns = {cell.column.id: cell for cell in results.cells}
     titles = _titles(list(columns.values()))
-    rows = ordered_rows([cell.row for cell in results.cells])
+    rows = sort_rows([cell.row for cell in results.cells])
     cells = {(cell.row, cell.column.id): cell for cell in results.cells}
     means = {key: [abs(cell.mean) for cell in results.cells if cell.column.id == key] for key in titles}
     digits = {key: 2 if max(values) >= 10 else 4 for key, values in means.items()}
     lines = [["", *titles.values()]]
     for row in rows:
         lines.append([row, *(_number(cells.get((row, key)), digits[key]) for key in titles)])
-    labels = [f"{titles[key]}  {cell.column.says()}" for key, cell in columns.items()]
+    labels = [f"{titles[key]}  {cell.column.text()}" for key, cell in columns.items()]
     return "\n".join([*_markdown(lines), "", *labels, *(f"note: {note}" for note in results.notes)])
 
 
-def ordered_rows(rows: Sequence[str]) -> list[str]:
-    """Distinct rows: the three that always come by themselves first, the others as they came."""
+def sort_rows(rows: Sequence[str]) -> list[str]:
+    """Distinct rows: LQ and codec rows first, the others in their order."""
     fixed = [row for row in (LQ, DECODED_LQ, ROBUST_LQ, DECODED_HQ) if row in rows]
     return fixed + [row for row in dict.fromkeys(rows) if row not in fixed]
 
 
 def method_rows(results: Results) -> list[str]:
-    """The rows besides those that always come by themselves, in their order."""
+    """The rows other than LQ and codec rows, in their order."""
     fixed = (LQ, DECODED_LQ, ROBUST_LQ, DECODED_HQ)
     return [row for row in dict.fromkeys(cell.row for cell in results.cells) if row not in fixed]
 
 
 def _titles(cells: Sequence[Cell]) -> dict[str, str]:
-    """Column id to heading; metrics with several columns get letters."""
+    """Headings by column id; numbered for metrics with several columns."""
     together: dict[str, list[Cell]] = {}
     for cell in cells:
         together.setdefault(cell.metric, []).append(cell)
@@ -257,9 +257,9 @@ def _number(cell: Cell | None, digits: int) -> str:
 def _cell(entry: Mapping[str, Any], place: Path) -> Cell:
     if not isinstance(entry, Mapping):
         raise ValueError(f"{place}: a cell is {type(entry).__name__}")
-    column = made_of(Column, entry.get("column"), name="a cell's column")
+    column = parse_dataclass(Column, entry.get("column"), name="a cell's column")
     fields = {key: value for key, value in entry.items() if key not in ("column", "column_id")}
-    cell = made_of(Cell, {**fields, "column": column}, name="a cell")
+    cell = parse_dataclass(Cell, {**fields, "column": column}, name="a cell")
     if cell.column.id != entry.get("column_id"):
         raise ValueError(f"record cell {cell.row}/{cell.metric}: its column was edited; evaluate again")
     return cell

@@ -1,7 +1,7 @@
-"""A suite of metrics under one protocol: images go in row by row, cells and per-image values come out.
+"""A suite of metrics with one protocol: it is updated with images per row, and computes cells and per-image values.
 
-Metrics that cannot run (weights or packages missing, images too small, no reference, no caption) say so in one line
-and the rest go on. The suite rounds and crops as the protocol says, so a metric only ever sees what its column states.
+A metric that cannot run (missing weights or packages, images too small, no reference, no caption) is dropped with one
+line in the log. The suite prepares images by the protocol, so that they agree with the label of the column.
 Config: metrics=fidelity | offline | paper (conf/metrics), built with the protocol:
 `build(cfg.metrics, protocol=build(cfg.protocol))`.
 """
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from restore_lab.evaluation.metrics.kernel_distance import BESIDE, FEW, kernel_distance
+from restore_lab.evaluation.metrics.kernel_distance import FEW_IMAGES, KERNEL_ID, kernel_distance
 from restore_lab.evaluation.protocol import Column, ImageMetric, Metric, MetricUnavailable, Protocol, SetMetric
 from restore_lab.evaluation.records import Cell, ImageValue, Results
 from restore_lab.types import Recipe
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Tally:
-    """What one metric has seen of one row."""
+    """The values, sizes and features of one metric and row."""
 
     values: list[float | None] = field(default_factory=list)
     sizes: set[str] = field(default_factory=set)
@@ -36,22 +36,22 @@ class Tally:
 
 
 @dataclass
-class Measured:
-    """What a suite has seen of some images; the parts of an evaluation are put together from such."""
+class Measurements:
+    """The measurements of some images; those of all parts of an evaluation are merged."""
 
     keys: dict[str, list[str]] = field(default_factory=dict)  # by row
     images: list[ImageValue] = field(default_factory=list)
     tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    weights: dict[str, str] = field(default_factory=dict)  # of the metrics that ran: what measured
+    weights: dict[str, str] = field(default_factory=dict)  # by metric
 
 
 class MetricSuite:
-    """Metrics by name, measured under one protocol.
+    """Metrics with one protocol.
 
     Args (constructor):
-        metrics: name (for overrides such as `~metrics.metrics.vif`) to metric.
-        protocol: how images are prepared.
+        metrics: by name, for overrides such as `~metrics.metrics.vif`.
+        protocol: preparation of the images.
 
     Raises:
         ValueError: two metrics with one id.
@@ -60,7 +60,7 @@ class MetricSuite:
     def __init__(self, *, metrics: Mapping[str, ImageMetric | SetMetric], protocol: Protocol) -> None:
         self.protocol = protocol
         self._metrics: dict[str, ImageMetric | SetMetric] = {}
-        self._found = Measured()
+        self._found = Measurements()
         self._seen: set[tuple[str, str]] = set()
         for metric in metrics.values():
             if metric.id in self._metrics:
@@ -72,12 +72,12 @@ class MetricSuite:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The ids of the metrics that run."""
+        """The ids of the available metrics."""
         return tuple(self._metrics)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """One line for everything that could not be had so far."""
+        """One line for every metric or value missing so far."""
         return tuple(self._found.notes)
 
     def update(
@@ -91,10 +91,10 @@ class MetricSuite:
         instructions: Sequence[str] | None = None,
         recipes: Sequence[Recipe | None] | None = None,
     ) -> None:
-        """Measure a batch of images in [0, 1] for one row of the table; one entry an image in every sequence.
+        """Measure a batch of images in [0, 1] for one row of the table; sequences have one entry per image.
 
         Raises:
-            ValueError: lengths or sizes that do not match, or an image that this row has already.
+            ValueError: if lengths or sizes do not match, or the row has an image already.
         """
         self._check(row, restored_BCHW, reference_BCHW, keys, (captions, instructions, recipes))
         restored = self.protocol.prepare(restored_BCHW)
@@ -124,17 +124,17 @@ class MetricSuite:
                     )
                 )
 
-    def taken(self) -> Measured:
-        """What was measured since it was last taken; the suite goes on without it."""
+    def take(self) -> Measurements:
+        """Remove and return the measurements since the last call."""
         found = replace(self._found, weights={name: metric.weights for name, metric in self._metrics.items()})
-        self._found = Measured(notes=list(found.notes))
+        self._found = Measurements(notes=list(found.notes))
         return found
 
-    def add(self, part: Measured) -> None:
-        """Put what was taken, here or in another process, behind what is there.
+    def add(self, part: Measurements) -> None:
+        """Append measurements, of this or another process.
 
         Raises:
-            ValueError: for an image that its row has already.
+            ValueError: if a row has an image already.
         """
         for row, keys in part.keys.items():
             self._see(row, keys)
@@ -169,7 +169,7 @@ class MetricSuite:
         reference: Tensor | None,
         captions: Sequence[str] | None,
     ) -> list[float | None]:
-        """One value an image; none for a set metric, whose features are kept for `compute`."""
+        """One value per image; empty for a set metric, whose features are stored for `compute`."""
         if isinstance(metric, SetMetric):
             if reference is None:
                 raise ValueError(f"{metric.id} compares with references and got none")
@@ -190,7 +190,7 @@ class MetricSuite:
         return values
 
     def _cells(self, row: str, metric: ImageMetric | SetMetric, tally: Tally) -> list[Cell]:
-        """The number of a row and metric, or none (and a note) where there is none."""
+        """The cell of a row and metric; empty, with a note, without values."""
         if isinstance(metric, SetMetric):
             return self._of_sets(row, metric, tally)
         values = [value for value in tally.values if value is not None]
@@ -203,7 +203,7 @@ class MetricSuite:
         return [self._cell(row, metric, self._column(metric, tally, count), statistics.fmean(values), std)]
 
     def _of_sets(self, row: str, metric: SetMetric, tally: Tally) -> list[Cell]:
-        """A distance of sets, and beside it the kernel distance where there are few images."""
+        """The cell of a set metric, and of its kernel distance if there are few images."""
         count = sum(len(features) for features in tally.restored)
         if count < 2:
             self._note(f"{metric.id}: {row} has {count} image; a distance of sets needs at least 2")
@@ -211,9 +211,9 @@ class MetricSuite:
         sets = torch.cat(tally.restored), torch.cat(tally.reference)
         column = self._column(metric, tally, count)
         found = [self._cell(row, metric, column, metric.distance(*sets), None)]
-        if metric.id in BESIDE and count < FEW:
+        if metric.id in KERNEL_ID and count < FEW_IMAGES:
             kernel = kernel_distance(*sets)
-            column = replace(column, metric=BESIDE[metric.id])
+            column = replace(column, metric=KERNEL_ID[metric.id])
             found.append(replace(self._cell(row, metric, column, kernel.value, None), interval=kernel.interval))
         return found
 
@@ -246,7 +246,7 @@ class MetricSuite:
         return self.protocol if metric.colour is None else replace(self.protocol, colour=metric.colour)
 
     def _fits(self, metric: Metric, height: int, width: int, *, has_reference: bool, has_captions: bool) -> bool:
-        """Whether the metric can look at these images; a note if not."""
+        """Whether the metric applies to these images; adds a note if not."""
         side = min(height, width) - (2 * self.protocol.border if metric.pixel else 0)
         if metric.needs_reference and not has_reference:
             self._note(f"{metric.id}: needs a reference; images without one get no value")

@@ -1,9 +1,9 @@
-"""Other people's systems in the place of a method: `restore-lab evaluate system=PATH`.
+"""External systems in place of a method: `restore-lab evaluate system=PATH`.
 
-A folder holds their outputs for the degraded images of this evaluation, named by key (`restore-lab evaluate
-inputs_dir=DIR` writes those images). A file holds the weights of a pixel model (Real-ESRGAN, SwinIR, ...), whose
-architecture spandrel tells from its keys; a model that enlarges gets the images at the size that it expects. Such a
-record has the rows LQ and the system's; no prior is built.
+A folder has a system's outputs for the degraded images of this evaluation, named by key (`restore-lab evaluate
+inputs_dir=DIR` writes those images). A file has the weights of a pixel-space model (Real-ESRGAN, SwinIR, ...), whose
+architecture spandrel infers from its keys; images are downsampled for a super-resolution model. The record has the rows
+LQ and the system's; no prior is built.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from restore_lab.evaluation.contact_sheet import keep_images
 from restore_lab.evaluation.degraded import degraded_batches, score
 from restore_lab.evaluation.parts import Parts, clear
 from restore_lab.evaluation.plan import Scores, scores_of, settings_of
-from restore_lab.evaluation.protocol import scaled
+from restore_lab.evaluation.protocol import resize
 from restore_lab.evaluation.records import LQ, ORIGINAL
 from restore_lab.storage.artefact import fingerprint
 from restore_lab.system.processes import device
@@ -37,19 +37,19 @@ if TYPE_CHECKING:
     from restore_lab.types import Batch
 
 log = logging.getLogger(__name__)
-MEASURED = ("eval_data", "eval_degradation", "protocol", "metrics", "max_lq_psnr", "eval_crop", "seed")
-CUTS = ("eval_resize", "eval_crops", "eval_first")  # of its identity only where they are set
+IDENTITY_KEYS = ("eval_data", "eval_degradation", "protocol", "metrics", "max_lq_psnr", "eval_crop", "seed")
+CROP_KEYS = ("eval_resize", "eval_crops", "eval_first")  # in the identity only if they are set
 Restore = Callable[["Batch"], "Tensor"]
 
 
 def planned(cfg: DictConfig) -> Scores:
-    """The record of a system: of what its images are, the protocol, the metrics, and the outputs or the weights."""
-    place, keys = _place(cfg.system), [*MEASURED, *(key for key in CUTS if cfg[key] is not None)]
+    """Identity and folder of a system's record: of its images, protocol, metrics, and outputs or weights."""
+    place, keys = _place(cfg.system), [*IDENTITY_KEYS, *(key for key in CROP_KEYS if cfg[key] is not None)]
     return scores_of(cfg, {**settings_of(cfg, keys), "system": place.name, "system_hash": _hash(place)})
 
 
 def run(cfg: DictConfig, scores: Scores) -> bool:
-    """Measure the batches of this process, and put the record together if it is the last."""
+    """Measure the batches of this process; the last process assembles the record."""
     place, parts, target = _place(cfg.system), Parts(cfg, scores), device(cfg.device)
     if cfg.again:
         clear(scores.folder)
@@ -59,7 +59,7 @@ def run(cfg: DictConfig, scores: Scores) -> bool:
         for number, batch in degraded_batches(cfg, target, missing):
             if batch is not None:
                 _measure(cfg, scores, suite, batch, restore)
-            parts.write(number, suite.taken(), ())
+            parts.write(number, suite.take(), ())
         if frames := describe_frames(take_frames()):
             log.warning("%s", frames)
     return parts.close()
@@ -77,9 +77,9 @@ def _measure(cfg: DictConfig, scores: Scores, suite: MetricSuite, batch: Batch, 
 
 
 def place_in(folder: str | Path | None, system: str, condition: str, *, conditions: Sequence[str]) -> Path | None:
-    """Where a folder of systems has one for a condition of a table: `<folder>/<system>/<condition>/`, else
-    `<folder>/<system>/` if that has no folder for any other condition, else `<folder>/<system>.safetensors` (.pth, .pt,
-    .ckpt); None where it has nothing.
+    """The path of a system for a condition of a table: `<folder>/<system>/<condition>/`, else `<folder>/<system>/` if
+    that has no folder for any other condition, else `<folder>/<system>.safetensors` (.pth, .pt, .ckpt); None if none of
+    these exists.
 
     Raises:
         ValueError: if there is no such folder.
@@ -103,22 +103,22 @@ def _place(text: str) -> Path:
 
 
 def _hash(place: Path) -> str:
-    """Of a file's bytes; of a folder's names, sizes and times."""
+    """The hash of a file's bytes, or of the names, sizes and times in a folder."""
     if place.is_file():
         return fingerprint(place)
     files = [place / name for name in list_images(place).names]
-    said = [f"{file.relative_to(place)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
-    return hashlib.sha256("\n".join(said).encode()).hexdigest()
+    entries = [f"{file.relative_to(place)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+    return hashlib.sha256("\n".join(entries).encode()).hexdigest()
 
 
 def _outputs(folder: Path) -> Restore:
-    """Reads what is there for each image."""
+    """A function that reads the output for each image."""
     import torch
 
     found = list_images(folder)
     found.report()
     stems = Counter(os.path.splitext(name)[0] for name in found.names)
-    files = {name: name for name in found.names}  # outputs that are called as the inputs are
+    files = {name: name for name in found.names}  # outputs named exactly as the inputs
     files |= {os.path.splitext(name)[0]: name for name in found.names if stems[os.path.splitext(name)[0]] == 1}
 
     def restore(batch: Batch) -> Tensor:
@@ -138,7 +138,7 @@ def _outputs(folder: Path) -> Restore:
 
 
 def _pixel_model(file: Path, device: Any) -> Restore:
-    """A network by spandrel; weights are read as tensors alone, whatever the file is."""
+    """A network by spandrel; weights are loaded with `weights_only` from any file."""
     import torch
 
     try:
@@ -166,7 +166,7 @@ def _pixel_model(file: Path, device: Any) -> Restore:
         lq_BCHW = batch.lq_BCHW
         assert lq_BCHW is not None
         height, width = lq_BCHW.shape[-2:]
-        smaller = scaled(lq_BCHW, height=round(height / model.scale), width=round(width / model.scale))
-        return scaled(model(smaller), height=height, width=width).clamp(0.0, 1.0)
+        smaller = resize(lq_BCHW, height=round(height / model.scale), width=round(width / model.scale))
+        return resize(model(smaller), height=height, width=width).clamp(0.0, 1.0)
 
     return restore

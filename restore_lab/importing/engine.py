@@ -19,8 +19,8 @@ from omegaconf import OmegaConf
 from restore_lab.importing.recognise import Found
 from restore_lab.inspection.describe import on_meta
 from restore_lab.methods.weights import part_of, stored_fingerprint, write_weights
-from restore_lab.storage.artefact import Manifest, complete, identity
-from restore_lab.storage.locks import locked
+from restore_lab.storage.artefact import Manifest, identity, is_complete
+from restore_lab.storage.locks import lock
 from restore_lab.storage.outputs import take_folder
 
 if TYPE_CHECKING:
@@ -85,10 +85,10 @@ def make(folder: Path, manifest: Manifest, write: Callable[[], None]) -> None:
     Raises:
         ValueError: if the folder holds another.
     """
-    with locked(folder):
-        if complete(folder, identity=manifest.identity):
+    with lock(folder):
+        if is_complete(folder, identity=manifest.identity):
             return
-        if complete(folder):
+        if is_complete(folder):
             raise ValueError(f"{folder} holds another artefact; choose another output, or delete it")
         take_folder(folder, setting="output")
         write()

@@ -27,8 +27,8 @@ from restore_lab.methods.weights import (
     weights_file,
     write_weights,
 )
-from restore_lab.storage.artefact import Manifest, complete, fingerprint, identity
-from restore_lab.storage.foreign import fits
+from restore_lab.storage.artefact import Manifest, fingerprint, identity, is_complete
+from restore_lab.storage.foreign import has_type
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel
@@ -141,7 +141,7 @@ def _host(name: str) -> str:
 
 def _licences(file: Path) -> list[Any]:
     """Those that an import wrote beside the weights."""
-    if not complete(file.parent):
+    if not is_complete(file.parent):
         return []
     sources = Manifest.read(file.parent).extra.get("sources", ())
-    return [one["licence"] for one in sources if "licence" in one] if fits(sources, tuple[Mapping, ...]) else []
+    return [one["licence"] for one in sources if "licence" in one] if has_type(sources, tuple[Mapping, ...]) else []

@@ -22,9 +22,9 @@ from restore_lab.data.image_io import BadImage, read_image, resize_image, to_ima
 from restore_lab.data.sources.captions import read_table
 from restore_lab.data.sources.folder import list_images
 from restore_lab.prompts.vlm import Vlm
-from restore_lab.storage.artefact import Manifest, complete, identity, json_bytes, write_json_atomic
+from restore_lab.storage.artefact import Manifest, identity, is_complete, json_bytes, write_json_atomic
 from restore_lab.storage.outputs import require_free, take_folder, write_output
-from restore_lab.system.processes import mine, one_at_a_time, place
+from restore_lab.system.processes import merge_lock, own_parts, rank_and_world
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,7 +65,7 @@ def caption_ahead(module: RestorationModule, prompts: Sequence[PromptSources], b
             module.to("cpu")
         module.stage("none")
         for index, source in enumerate(sources):
-            source.said = dict(zip(keys, source.captioner.captions(_read(folder, index, len(keys))), strict=True))
+            source.captions = dict(zip(keys, source.captioner.captions(_read(folder, index, len(keys))), strict=True))
             source.captioner.unload()
         if module.stages is None:
             module.to(device)
@@ -157,7 +157,7 @@ def caption_folder(cfg: DictConfig) -> Captioned:
     output = base / TABLE if cfg.output is None else Path(cfg.output)
     if cfg.run_dir is not None:
         output = Path(cfg.run_dir) / TABLE
-        if complete(cfg.run_dir, identity=planned(cfg).identity):
+        if is_complete(cfg.run_dir, identity=planned(cfg).identity):
             return Captioned(output=output, written=len(read_table(output)), bad=[])
         take_folder(cfg.run_dir, setting="run_dir")
     images.report()
@@ -174,8 +174,8 @@ def caption_folder(cfg: DictConfig) -> Captioned:
     def done(number: int) -> bool:
         return file(number).is_file()
 
-    bar = {"desc": "captions", "disable": not cfg.progress or place()[0] > 0}
-    for number in tqdm(mine(count, done=done), **bar):
+    bar = {"desc": "captions", "disable": not cfg.progress or rank_and_world()[0] > 0}
+    for number in tqdm(own_parts(count, done=done), **bar):
         seen: dict[str, np.ndarray] = {}
         for name in names[number * size : (number + 1) * size]:
             try:
@@ -187,7 +187,7 @@ def caption_folder(cfg: DictConfig) -> Captioned:
         write_json_atomic(file(number), dict(zip(seen, captions, strict=True)))
     if frames := describe_frames(take_frames()):
         log.warning("%s", frames)
-    with one_at_a_time(folder):
+    with merge_lock(folder):
         if not count or not all(done(number) for number in range(count)):
             return Captioned(output=output, written=None, bad=bad)
         parts = [read_table(file(number)) for number in range(count)]

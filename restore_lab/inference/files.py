@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from restore_lab.data.photograph import ENDINGS, kind_of
-from restore_lab.data.sources.folder import distinct
+from restore_lab.data.sources.folder import unique_names
 from restore_lab.data.word_table import Words
 from restore_lab.storage.artefact import write_bytes_atomic
-from restore_lab.storage.files import inside, shortened, spreadsheet_cell
+from restore_lab.storage.files import path_inside, shorten, spreadsheet_cell
 from restore_lab.storage.foreign import json_of
 from restore_lab.storage.outputs import require_free, write_output
 
@@ -68,19 +68,19 @@ def result_names(keys: Sequence[str], cfg: DictConfig) -> list[str]:
     for key in keys:
         last, folder = PurePosixPath(key).name, str(PurePosixPath(key).parent)
         name = cfg.names.replace("{key}", key).replace("{name}", last).replace("{folder}", folder)
-        names.append(shortened(name))
+        names.append(shorten(name))
     if "{key}" not in cfg.names:  # alike because they are named so: that is refused, not mended
         return names
     kinds = ENDINGS if cfg.format == "same" else (cfg.format,)
     endings = {ending for kind in kinds for ending in _endings(cfg, kind)}
     folders = {str(folder) for name in names for folder in PurePosixPath(name).parents}
-    return distinct(names, endings=sorted(endings), folders=folders)
+    return unique_names(names, endings=sorted(endings), folders=folders)
 
 
 def targets(job: Job, cfg: DictConfig, output: Path, kind: str) -> list[Path]:
     """The files of an image: one a seed, then what is written beside them."""
     try:
-        return [inside(output, f"{job.name}{ending}") for ending in _endings(cfg, kind)]
+        return [path_inside(output, f"{job.name}{ending}") for ending in _endings(cfg, kind)]
     except ValueError as error:
         raise ValueError(f"names={cfg.names!r}: {error}") from error
 

@@ -38,8 +38,8 @@ from restore_lab.inference.restorer import Restorer, wanted
 from restore_lab.storage.artefact import identity, place_of
 from restore_lab.storage.free_space import require
 from restore_lab.storage.outputs import write_output
-from restore_lab.system.faults import Fault, told
-from restore_lab.system.processes import mine, one_at_a_time
+from restore_lab.system.faults import Fault, describe_fault
+from restore_lab.system.processes import merge_lock, own_parts
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -77,11 +77,11 @@ def restore_folder(cfg: DictConfig) -> Restored:
     jobs = _jobs(cfg, done.output)
     refuse_clashes(jobs, cfg, done.output)
     settings = _settings(cfg)
-    todo = mine(len(jobs), done=lambda index: not cfg.again and is_done(jobs[index], settings, cfg, done.output))
+    todo = own_parts(len(jobs), done=lambda index: not cfg.again and is_done(jobs[index], settings, cfg, done.output))
     refuse_foreign([jobs[n] for n in todo], cfg, done.output)
     require(done.output, needed=_bytes(cfg, [jobs[n].file for n in todo]), what=f"{len(todo)} results")
     restorer = Restorer(cfg)
-    done.already = len(mine(len(jobs), done=lambda index: False)) - len(todo)
+    done.already = len(own_parts(len(jobs), done=lambda index: False)) - len(todo)
     if todo and "captioner" in cfg.prompt.semantic:
         from restore_lab.inference.captioning import caption_ahead, find_captioners
 
@@ -103,7 +103,7 @@ def restore_folder(cfg: DictConfig) -> Restored:
             log.info("%d of %d: %s%s", index + 1, len(jobs), job.key, f" ({_span(left)} left)" if left >= 1 else "")
     if frames := describe_frames(done.frames):
         log.warning("%s", frames)
-    with one_at_a_time(done.output / NOTES):
+    with merge_lock(done.output / NOTES):
         sum_up(jobs, done.output)
     if len(done.bad) == len(jobs):
         raise ValueError(f"{cfg.input}: none of {len(jobs)} images could be restored; the first: {done.bad[0]}")
@@ -160,7 +160,7 @@ def _restore(restorer: Restorer, job: Job, settings: str, done: Restored, cfg: D
         outputs = _write(restoration, job, done.output, cfg)
         write_down(job.note, note_of(restoration, job, settings, source, outputs, done.output, frames=frames))
     except OSError as error:
-        why = told(error, where=done.output)
+        why = describe_fault(error, where=done.output)
         if why is None:  # a name that cannot be, a folder that may not be written to: the same command would fail again
             raise
         raise Fault(f"{why}; the same command continues from {job.key}") from error

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from restore_lab.config.build import build
-from restore_lab.config.compose import composed, following
+from restore_lab.config.compose import compose_config, merge_and_log
 from restore_lab.config.grammar import quote
 from restore_lab.data.image_io import MAX_PIXELS, BadImage
 from restore_lab.data.photograph import Photograph, photograph_of, read_photograph
-from restore_lab.degradation.instruction import told
+from restore_lab.degradation.instruction import parse_instruction
 from restore_lab.inference.result import Restoration
 from restore_lab.random import mix
 from restore_lab.system.processes import device
@@ -68,7 +68,7 @@ class Restorer:
         words = [*overrides, f"device={device}"]
         if weights is not None:
             words.append(f"weights={quote(str(weights))}")
-        return cls(composed("restore", [*following(words), "progress=false"]))
+        return cls(compose_config("restore", [*merge_and_log(words), "progress=false"]))
 
     @property
     def module(self) -> RestorationModule:
@@ -160,7 +160,7 @@ class Restorer:
                 f"{_name(image)}: {width}x{height} pixels are more than max_pixels={self.cfg.max_pixels}; "
                 "shrink the image, or raise max_pixels if the memory is there"
             )
-        return photograph.resized(height, width)
+        return photograph.resize(height, width)
 
     def batch(
         self, lq: Photograph, *, caption: str | None, instruction: str | None, seed: int, key: str = "image"
@@ -184,7 +184,7 @@ class Restorer:
             caption=(caption,),
             key=(key,),
             seed=(mix(seed, "restore", hashlib.sha256(np.ascontiguousarray(lq.rgb_HWC).data).hexdigest()),),
-            recipe=(None if instruction is None else told(instruction, height=height, width=width),),
+            recipe=(None if instruction is None else parse_instruction(instruction, height=height, width=width),),
         )
 
 

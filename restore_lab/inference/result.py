@@ -68,7 +68,7 @@ class Restoration:
 
     def photograph(self, variant: int = 0) -> Photograph:
         """The image of one seed with everything else that the file held."""
-        return self.lq.repainted(self.images_NCHW[variant].permute(1, 2, 0).numpy())
+        return self.lq.with_rgb(self.images_NCHW[variant].permute(1, 2, 0).numpy())
 
     def save(self, path: str | Path, *, variant: int = 0, quality: int = 95) -> Path:
         """Write the image of one seed, whole or not at all, as the suffix says: .png, .jpg, .webp, .tif.

@@ -1,9 +1,10 @@
-"""What a composition is made of, without loading a weight: taps, parameters, FLOPs of one sampling step.
+"""Model summary of a method without loading weights: taps, parameters, FLOPs per step.
 
-Everything is built on torch's meta device, so SDXL is described on a laptop. Parameters count the denoiser and the
-adaptor, as the papers do; codec and text encoders are listed beside. FLOPs are twice the multiply-accumulates on one
-image of the given size, from torch's own counter: of one guided step (all branches), and of one training step (latents,
-prediction, backward pass; without text encoders, which remember texts).
+Everything is built on torch's meta device, so that SDXL can be described on a laptop. The parameter count includes the
+denoiser and the adaptor, as in the papers; codec and text encoders are listed separately. FLOPs are twice the
+multiply-accumulates for one image of the given size, by torch's FlopCounterMode: of one guided sampling step (all
+branches), and of one training step (latents, prediction, backward pass; without text encoders, whose outputs are
+cached).
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ DESCRIPTION = "description.json"
 
 
 def planned(cfg: DictConfig) -> str:
-    """The identity of a description."""
+    """The identity of a description, without building the method."""
     module: Any = OmegaConf.to_container(cfg.module, resolve=True)
     return identity({"module": module, "size": cfg.size})
 
 
 def describe(cfg: DictConfig) -> dict[str, Any]:
-    """The numbers of `restore-lab describe`; written to `cfg.run_dir` too, if one is given."""
+    """The summary of `restore-lab describe`; also written to `cfg.run_dir` if it is set."""
     name, folder = planned(cfg), cfg.run_dir
     if folder:
         take_folder(folder, setting="run_dir")
@@ -49,7 +50,7 @@ def describe(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _facts(cfg: DictConfig) -> dict[str, Any]:
-    """What there is to say; `module` and `size` (height and width of the image in pixels) of the config are read."""
+    """The summary, from `module` and `size` (image side in pixels) of the config."""
     module = on_meta(cfg)
     backbone, adaptor = module.backbone, module.adaptor
     parts = {
@@ -63,21 +64,21 @@ def _facts(cfg: DictConfig) -> dict[str, Any]:
         **{name: parameters(part) for name, part in module.own_parts().items()},
     }
     others = _others(module)
-    theirs = {id(p) for part in others.values() for p in part.parameters()}
+    other_ids = {id(p) for part in others.values() for p in part.parameters()}
     return {
         "name": cfg.name,
         "total_parameters": parts["denoiser"] + sum(parts[name] for name in parts if name.startswith("adaptor.")),
-        "trainable_parameters": sum(p.numel() for p in module.trainable().values() if id(p) not in theirs),
+        "trainable_parameters": sum(p.numel() for p in module.trainable().values() if id(p) not in other_ids),
         "parameters": parts | {name: parameters(part) for name, part in others.items()},
         "others": {name: sum(p.numel() for p in part.parameters() if p.requires_grad) for name, part in others.items()},
-        **(_work(module, size=cfg.size) if cfg.flops else {}),
+        **(_flop_counts(module, size=cfg.size) if cfg.flops else {}),
         "size": cfg.size,
         "taps": [asdict(tap) for tap in backbone.taps],
     }
 
 
 def _others(module: RestorationModule) -> dict[str, nn.Module]:
-    """What trains beside the method and is no part of it, such as a discriminator, by name."""
+    """Modules that are trained with the method but are not part of it, such as a discriminator, by name."""
     own = {name.partition(".")[0] for name in module.own_parts()}
     own |= {"backbone", "adaptor", "lq_encoder", "decoder", "visual"}
     return {
@@ -85,7 +86,7 @@ def _others(module: RestorationModule) -> dict[str, nn.Module]:
     }
 
 
-def _work(module: RestorationModule, *, size: int) -> dict[str, int]:
+def _flop_counts(module: RestorationModule, *, size: int) -> dict[str, int]:
     return {
         "flops_per_step": flops(module, size=size),
         "flops_per_training_step": training_flops(module, size=size),
@@ -93,7 +94,7 @@ def _work(module: RestorationModule, *, size: int) -> dict[str, int]:
 
 
 def on_meta(cfg: DictConfig) -> RestorationModule:
-    """The composed method on the meta device, without a weight; edits the config so that none is loaded."""
+    """The composed method on the meta device; modifies the config so that no weights are loaded."""
     import torch
 
     cfg.backbone.meta = True
@@ -107,7 +108,7 @@ def on_meta(cfg: DictConfig) -> RestorationModule:
 
 
 def parameters(module: nn.Module) -> int:
-    """How many numbers a module holds as parameters, LoRA in its layers not counted: it is a part of its own."""
+    """The number of parameters of a module, without LoRA in its layers, which is a part of its own."""
     return sum(p.numel() for name, p in module.named_parameters() if not is_lora(name))
 
 
@@ -159,7 +160,7 @@ def training_flops(module: RestorationModule, *, size: int) -> int:
 
 
 def _inputs(module: RestorationModule, size: int) -> tuple[Tensor, Tensor, Prompt]:
-    """A noisy latent, an image and a prompt without words, on the meta device."""
+    """A noisy latent, an image and an empty prompt, on the meta device."""
     import torch
 
     from restore_lab.types import Prompt
@@ -167,14 +168,14 @@ def _inputs(module: RestorationModule, size: int) -> tuple[Tensor, Tensor, Promp
     side = size // module.backbone.codec.compression
     with torch.device("meta"), torch.no_grad():
         lq_BCHW = torch.zeros(1, 3, size, size)
-        seen_BLD = None if module.visual is None else module.visual(lq_BCHW)
+        visual_BLD = None if module.visual is None else module.visual(lq_BCHW)
         z_BCHW = torch.zeros(1, module.backbone.codec.channels, side, side)
-    words = {"semantic": ("",), "negative": ("",), "instruction": ("",)}
-    return z_BCHW, lq_BCHW, Prompt(**words, visual_BLD=seen_BLD, visual_null_BLD=seen_BLD)
+    texts = {"semantic": ("",), "negative": ("",), "instruction": ("",)}
+    return z_BCHW, lq_BCHW, Prompt(**texts, visual_BLD=visual_BLD, visual_null_BLD=visual_BLD)
 
 
 def render(facts: dict[str, Any]) -> str:
-    """The same as a page of text."""
+    """The summary as text."""
     million = {name: f"{count / 1e6:.2f} M" for name, count in facts["parameters"].items()}
     width = max(len(name) for name in million)
     lines = [

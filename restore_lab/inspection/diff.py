@@ -1,8 +1,7 @@
-"""Where two runs part: the same input through two weights, devices, precisions or versions. `restore-lab diff`.
+"""Compare the activations of two runs on one input: two weights, devices, precisions or versions. `restore-lab diff`.
 
-Two traces (trace.py) are compared place by place, in the order computed; the first place that differs by more
-than the tolerance is where to look. A trace that was written to a file by other code, or on another machine, compares
-as well as one made now.
+Two traces (trace.py) are compared place by place in order of computation; the first difference above the tolerance
+locates the cause. A trace may also be read from a file, written by another version or on another machine.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restore_lab.storage.artefact import place_of
-from restore_lab.storage.foreign import fits, parse_json
+from restore_lab.storage.foreign import has_type, parse_json
 from restore_lab.storage.outputs import write_output
 
 if TYPE_CHECKING:
@@ -23,12 +22,12 @@ if TYPE_CHECKING:
 
     from restore_lab.inspection.trace import Trace
 
-ORDER, INPUT = "trace", "input"  # in a trace file's header: its places in order, and what went in
+ORDER, INPUT = "trace", "input"  # metadata of a trace file: its places in order, and the keys of the input
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One place of two traces: max |a - b| and |a - b| / |a| (Euclidean); infinite where only one has it."""
+    """One place of two traces: max |a - b| and |a - b| / |a| (Euclidean norms); infinite if one trace lacks it."""
 
     place: str
     largest: float
@@ -37,12 +36,12 @@ class Difference:
 
 
 def compare(a: Trace, b: Trace) -> list[Difference]:
-    """Every place of either trace, in the order of `a`; those that `b` alone has come last."""
+    """The difference at every place of either trace, in the order of `a`, then those of `b` only."""
     return [_difference(place, a, b) for place in [*a, *(place for place in b if place not in a)]]
 
 
-def first_parting(differences: Sequence[Difference], *, tolerance: float) -> Difference | None:
-    """The first place whose relative difference is above the tolerance, or not a number."""
+def first_difference(differences: Sequence[Difference], *, tolerance: float) -> Difference | None:
+    """The first place whose relative difference is above the tolerance, or NaN."""
     return next((found for found in differences if not found.relative <= tolerance), None)
 
 
@@ -61,8 +60,8 @@ def _difference(place: str, a: Trace, b: Trace) -> Difference:
 
 
 def page(differences: Sequence[Difference], *, tolerance: float) -> str:
-    """The table and where the two part, as text."""
-    first = first_parting(differences, tolerance=tolerance)
+    """The table of differences and the first one above the tolerance, as text."""
+    first = first_difference(differences, tolerance=tolerance)
     width = max(len("place"), *(len(found.place) for found in differences))
     lines = [f"{'place':<{width}}  max |a-b|  |a-b|/|a|"]
     for found in differences:
@@ -70,13 +69,13 @@ def page(differences: Sequence[Difference], *, tolerance: float) -> str:
         lines.append(f"{found.place:<{width}}  {found.largest:>9.3g}  {found.relative:>9.3g}{mark}".rstrip())
     if first is None:
         return "\n".join([*lines, "", f"they agree at all {len(differences)} places, within {tolerance:g}"])
-    said = first.note or f"by {first.relative:.3g} of its size, more than the tolerance of {tolerance:g}"
-    return "\n".join([*lines, "", f"they part at {first.place}: {said}"])
+    why = first.note or f"by {first.relative:.3g} of its size, more than the tolerance of {tolerance:g}"
+    return "\n".join([*lines, "", f"they part at {first.place}: {why}"])
 
 
 def as_json(differences: Sequence[Difference], *, tolerance: float) -> str:
-    """The same as JSON; what has no finite value is null."""
-    first = first_parting(differences, tolerance=tolerance)
+    """The differences as JSON; values that are not finite are null."""
+    first = first_difference(differences, tolerance=tolerance)
     rows = [
         {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in asdict(found).items()}
         for found in differences
@@ -84,8 +83,8 @@ def as_json(differences: Sequence[Difference], *, tolerance: float) -> str:
     return json.dumps({"parts_at": None if first is None else first.place, "tolerance": tolerance, "places": rows})
 
 
-def traced(cfg: DictConfig) -> tuple[Trace, str]:
-    """The trace of a composed `restore-lab diff`, and a name for what went in."""
+def run_trace(cfg: DictConfig) -> tuple[Trace, str]:
+    """The trace of a composed `restore-lab diff`, and the keys of its input."""
     from restore_lab.evaluation.degraded import degraded_batches
     from restore_lab.inference.restorer import load
     from restore_lab.inspection.trace import trace
@@ -97,16 +96,16 @@ def traced(cfg: DictConfig) -> tuple[Trace, str]:
     return trace(module, batch, share=cfg.share), ", ".join(batch.key)
 
 
-def write(found: Trace, file: Path, *, shown: str) -> None:
-    """A trace as a safetensors file, whole or not at all."""
+def write(found: Trace, file: Path, *, keys: str) -> None:
+    """Write a trace as a safetensors file, atomically, with the keys of its input."""
     from safetensors.torch import save
 
     tensors = {name: value.contiguous().clone() for name, value in found.items()}
-    write_output(file, save(tensors, metadata={ORDER: json.dumps(list(found)), INPUT: shown}))
+    write_output(file, save(tensors, metadata={ORDER: json.dumps(list(found)), INPUT: keys}))
 
 
 def read(place: str) -> tuple[Trace, str] | None:
-    """The trace at a place and what went in; None if the place holds something else, such as weights."""
+    """A trace file and the keys of its input; None if `place` is something else, such as weights."""
     from safetensors import SafetensorError, safe_open
 
     file = place_of(place)
@@ -118,7 +117,7 @@ def read(place: str) -> tuple[Trace, str] | None:
             if ORDER not in header:
                 return None
             names = parse_json(header[ORDER], name="its order")
-            if not fits(names, tuple[str, ...]):
+            if not has_type(names, tuple[str, ...]):
                 raise ValueError("its order is no list of names")
             return {name: opened.get_tensor(name) for name in names}, header.get(INPUT, "")
     except (SafetensorError, ValueError, OSError) as error:

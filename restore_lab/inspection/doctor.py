@@ -1,7 +1,8 @@
-"""Is everything there that a composed method needs? `restore-lab doctor method=supir backbone=sdxl metrics=paper`.
+"""Check the requirements of a method: `restore-lab doctor method=supir backbone=sdxl metrics=paper`.
 
-Looks at disks and devices, asks no network, loads no weight: which parts are needed, where they are or how to get them,
-their licences; the metrics' weights; memory and disk that restoring and training take, against what is there.
+Without network access and without loading weights it lists the parts that a method needs, their paths or how to get
+them, and their licences; the metrics' weights; and the memory and disk space for restoring and training, required and
+available.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ MODELS = ("path", "model", "weights")  # keys of a part's config that name a mod
 
 
 def checkup(cfg: DictConfig) -> dict[str, Any]:
-    """What `restore-lab doctor` says of a method.
+    """The report of `restore-lab doctor` on a method, as plain values.
 
     Args:
         cfg: the composed config: `module`, `backbone`, `metrics`, `weights`, `crop`, `batch_size`, `size`, `device`.
@@ -37,7 +38,7 @@ def checkup(cfg: DictConfig) -> dict[str, Any]:
 
     settings: Any = OmegaConf.to_container(cfg.backbone, resolve=True)
     elsewhere = _models(OmegaConf.to_container(cfg.module, resolve=True), where="")
-    # Shapes come from wherever they are known, should the weights be nowhere.
+    # Without weights the shapes come from a shipped config.
     shapes = [settings["config_path"]] if settings.get("config_path") else []
     cfg.backbone.path = [*as_list(settings["path"]), *shapes]
     module = on_meta(cfg)
@@ -71,7 +72,7 @@ def checkup(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _models(node: Any, *, where: str) -> dict[str, str]:
-    """The models that parts other than the backbone name, by dotted place."""
+    """The models of parts other than the backbone, by dotted key."""
     found: dict[str, str] = {}
     for key, value in node.items() if isinstance(node, Mapping) else ():
         place = f"{where}.{key}" if where else str(key)
@@ -83,7 +84,7 @@ def _models(node: Any, *, where: str) -> dict[str, str]:
 
 
 def _own_weights(cfg: DictConfig) -> list[Need]:
-    """The method's own weights, without which it is trained first."""
+    """The method's own weights; without them it has to be trained."""
     from restore_lab.methods.weights import weights_file
 
     if cfg.weights is None:
@@ -99,7 +100,7 @@ def _own_weights(cfg: DictConfig) -> list[Need]:
 
 
 def _metric_needs(cfg: DictConfig) -> list[Need]:
-    """The weights that the chosen metrics read."""
+    """The weights of the selected metrics."""
     if cfg.get("metrics") is None:
         return []
     found = []
@@ -125,7 +126,7 @@ def _device(word: str) -> tuple[str, int]:
 
 
 def _disk(needed: int) -> dict[str, Any]:
-    """Bytes to be fetched, and free where the hub's cache is."""
+    """Bytes to download, and bytes free on the disk of the hub's cache."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     place = Path(HF_HUB_CACHE)
@@ -135,7 +136,7 @@ def _disk(needed: int) -> dict[str, Any]:
 
 
 def render(found: Mapping[str, Any]) -> str:
-    """The same as a page of text."""
+    """The report as text."""
     needs = found["needs"]
     width = max(len(need["what"]) for need in needs)
     lines = [f"{found['name']}: {_verdict(found)}", ""]

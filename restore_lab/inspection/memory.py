@@ -1,11 +1,11 @@
-"""How much memory a method takes, estimated without a weight: on the meta device, where tensors have sizes alone.
+"""Memory estimates of a method without loading weights, on the meta device, where tensors have no data.
 
-Weights, gradients, the optimiser's two moments and the average are counted exactly, and the 16-bit copies that autocast
-makes of the method's float32 weights, all alive while it computes. Activations are what is alive at once while the
-method computes one step for one image: the sizes of all storages that torch makes, added when they are made and
-subtracted when they are dropped; in training that includes what the backward pass will read. They are estimates,
-counted in float32 and halved where the computation runs in 16 bits; attention is counted as torch's fused kernels have
-it. An allocator's fragments and the libraries (0.7 GiB of a host's memory) are not counted.
+Counted exactly are weights, gradients, the optimiser's two moments, the weight average, and the 16-bit copies that
+autocast makes of the method's float32 weights, all alive during a step. Activations are the peak of live storages in
+one step for one image: sizes are added when torch allocates a storage and subtracted when it is freed; in training
+tensors saved for the backward pass are included. They are estimates, counted in float32 and halved for computation in
+16 bits, with attention counted as torch's fused kernels. Allocator fragmentation and libraries (0.7 GiB of host memory)
+are not counted.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FLOAT32, HALF = 4, 2
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes on the device, by what takes them."""
+    """Bytes on the device, by use."""
 
     prior: int
     method: int
@@ -45,12 +45,12 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum."""
         return sum(asdict(self).values())
 
 
-class Alive(TorchDispatchMode):
-    """Counts the bytes of the storages made under it that are alive, and their peak."""
+class LiveStorages(TorchDispatchMode):
+    """Counts the bytes, and their peak, of live storages allocated in this context."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,31 +59,31 @@ class Alive(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for leaf in tree_leaves((args, kwargs)):
-            self._seen(leaf, made=False)  # a weight, which was there before, may come back as a view of itself
+            self._track(leaf, allocated=False)  # existing storages, such as weights, may be returned as views
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
-            self._seen(leaf, made=True)
+            self._track(leaf, allocated=True)
         return out
 
-    def _seen(self, leaf: Any, *, made: bool) -> None:
+    def _track(self, leaf: Any, *, allocated: bool) -> None:
         if not isinstance(leaf, torch.Tensor):
             return
         storage = leaf.untyped_storage()
-        key, size = storage._cdata, storage.nbytes() if made else 0
+        key, size = storage._cdata, storage.nbytes() if allocated else 0
         if key in self._known:
             return
         self._known.add(key)
         self.now += size
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._gone, key, size)
+        weakref.finalize(storage, self._free, key, size)
 
-    def _gone(self, key: int, size: int) -> None:
+    def _free(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.now -= size
 
 
 class _Fused(torch.autograd.Function):
-    """What a fused attention kernel makes and keeps: its output, and its inputs for the backward pass."""
+    """The memory of a fused attention kernel: its output, and inputs and output saved for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -93,21 +93,21 @@ class _Fused(torch.autograd.Function):
 
 
 class FusedAttention(TorchFunctionMode):
-    """Attention without the matrix of all pairs, which the meta device would otherwise make."""
+    """Replaces attention by a fused kernel's memory: the meta device would allocate the attention matrix."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:
-            given = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
-            return _Fused.apply(given["query"], given["key"], given["value"])
+            inputs = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
+            return _Fused.apply(inputs["query"], inputs["key"], inputs["value"])
         return func(*args, **(kwargs or {}))
 
 
 def peak_bytes(compute: Callable[[], Any]) -> int:
-    """The most bytes alive at once of what `compute` makes; its result counts."""
-    with FusedAttention(), Alive() as alive:
-        kept = compute()
-    del kept
-    return alive.peak
+    """The peak of live bytes allocated by `compute`, with its result."""
+    with FusedAttention(), LiveStorages() as live:
+        result = compute()
+    del result
+    return live.peak
 
 
 def estimates(
@@ -117,12 +117,12 @@ def estimates(
 
     Args:
         module: a method on the meta device.
-        settings: of `load_backbone`, for the types of the prior's parts.
+        settings: of `load_backbone`, for the dtypes of the prior's parts.
         size: side of the image to restore in pixels.
         crop: side of the training images.
-        batch: images of a training step on one device.
-        ema: whether an average of the weights is kept.
-        precision: Lightning's word; "bf16-mixed" and its like compute in 16 bits, "bf16-true" trains weights of 16.
+        batch: training batch size per device.
+        ema: whether there is an average of the weights.
+        precision: Lightning's; "bf16-mixed" and "16-mixed" compute in 16 bits, "bf16-true" has 16-bit weights.
     """
     prior = _prior_bytes(module, settings)
     backbone = {id(p) for p in module.backbone.parameters()}
@@ -150,33 +150,33 @@ def estimates(
 
 
 def _prior_bytes(module: RestorationModule, settings: Any) -> int:
-    """The prior's weights in the types of its parts; LoRA in its layers is the method's."""
+    """Bytes of the prior's weights in the dtypes of its parts, without LoRA, which is the method's."""
     backbone, trained = module.backbone, {id(p) for p in module.trainable().values()}
-    words = {"denoiser": "dtype", "text": "text_dtype", "codec": "codec_dtype"}
+    keys = {"denoiser": "dtype", "text": "text_dtype", "codec": "codec_dtype"}
     total = 0
-    for part, word in words.items():
-        itemsize = DTYPES[settings.get(word) or settings["dtype"]].itemsize
+    for part, key in keys.items():
+        itemsize = DTYPES[settings.get(key) or settings["dtype"]].itemsize
         total += itemsize * sum(p.numel() for p in getattr(backbone, part).parameters() if id(p) not in trained)
     return total
 
 
 def _step(module: RestorationModule, *, side: int) -> int:
-    """Bytes alive at once in one prediction for one image of `side` pixels."""
+    """Peak of live bytes in one prediction for one image of `side` pixels."""
     side = -(-side // module.backbone.multiple) * module.backbone.multiple
     latent = side // module.backbone.codec.compression
     with torch.device("meta"):
         lq_BCHW = torch.zeros(1, 3, side, side)
         with torch.no_grad():
-            seen_BLD = None if module.visual is None else module.visual(lq_BCHW)
+            visual_BLD = None if module.visual is None else module.visual(lq_BCHW)
             prompt = Prompt(
-                semantic=("",), negative=("",), instruction=("",), visual_BLD=seen_BLD, visual_null_BLD=seen_BLD
+                semantic=("",), negative=("",), instruction=("",), visual_BLD=visual_BLD, visual_null_BLD=visual_BLD
             )
         z_BCHW = torch.zeros(1, module.backbone.codec.channels, latent, latent)
 
-        def predicted() -> torch.Tensor:
+        def predict() -> torch.Tensor:
             cond = module.conditioner.cond(prompt, (side, side))
             hint = module.conditioner.hint(lq_BCHW, prompt, hq_BCHW=lq_BCHW)
             conditions, t_B = Conditions(cond=cond, null=cond, hint=hint), torch.zeros(1, dtype=torch.long)
             return module.denoiser(z_BCHW, t_B, conditions, seeds=[0]).out_BCHW
 
-        return peak_bytes(predicted)
+        return peak_bytes(predict)

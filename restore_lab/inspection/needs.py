@@ -1,7 +1,7 @@
-"""What a backbone needs on disk and what of it is there: for `restore-lab doctor`, which asks no network.
+"""The files that a backbone needs, present or missing, for `restore-lab doctor`, without network access.
 
-Sizes of what is missing come from the parameters on the meta device and the type that its repository stores; licences
-and gates from hub_facts.yaml.
+Sizes of missing files are computed from the parameters on the meta device and the repository's dtype; licences and
+gating are from hub_facts.yaml.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ HUB = "https://huggingface.co"
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """One thing that a run needs.
+    """A requirement of a run.
 
     Attributes:
         what: its name.
-        at: where it is; None if it is missing.
-        size: its bytes on disk, expected ones if it is missing; None if nobody knows.
-        gap: what is wrong, or empty.
-        licence: as the hub names it, with a mark if that was not read there.
-        access: how to get it, or empty.
-        optional: a run goes without it.
+        at: its path; None if it is missing.
+        size: bytes on disk, estimated if it is missing; None if unknown.
+        gap: the problem; empty for none.
+        licence: the hub's name of it, marked if it is not verified.
+        access: how to get it; empty if it is present.
+        optional: whether a run works without it.
     """
 
     what: str
@@ -49,18 +49,18 @@ class Need:
 
 
 def hub_facts(place: str) -> dict[str, Any]:
-    """What is known of a repository; empty for one that nobody described, or no hub id."""
+    """The entry of a repository in hub_facts.yaml; empty for none."""
     return yaml.safe_load(FACTS.read_text(encoding="utf-8")).get(place, {}) if is_hub_id(place) else {}
 
 
 def licence_of(place: str) -> str:
-    """A repository's licence, marked where it was not read on the hub."""
+    """A repository's licence, marked if it is not verified."""
     facts = hub_facts(place)
     return facts["licence"] + ("" if facts["seen"] else " (not verified)") if facts else "unknown"
 
 
 def access_to(places: Sequence[str]) -> str:
-    """How to get the first of the places that can still be had."""
+    """How to get the first of the repositories that still exists."""
     ids = [place for place in places if is_hub_id(place)]
     open_ids = [place for place in ids if "taken down" not in str(hub_facts(place).get("note", ""))]
     if not open_ids:
@@ -73,7 +73,7 @@ def access_to(places: Sequence[str]) -> str:
 
 
 def part_sizes(backbone: Backbone) -> dict[str, int]:
-    """Parameters by the folder that they are stored in."""
+    """Number of parameters by folder of a diffusers repository."""
     encoders = [*backbone.text.encoders, *([t5] if (t5 := getattr(backbone.text, "t5", None)) is not None else [])]
     modules = {DENOISERS[backbone.family]: backbone.denoiser, "vae": backbone.codec}
     present = getattr(backbone.text, "present", [True] * len(encoders))
@@ -83,11 +83,11 @@ def part_sizes(backbone: Backbone) -> dict[str, int]:
 
 
 def backbone_needs(settings: Mapping[str, Any], sizes: Mapping[str, int]) -> list[Need]:
-    """The parts of a backbone.
+    """The required parts of a backbone.
 
     Args:
         settings: of `load_backbone`.
-        sizes: parameters by part, from `part_sizes`.
+        sizes: number of parameters by part, from `part_sizes`.
     """
     places, reasons = as_list(settings["path"]), []
     options: dict[str, Any] = {"family": settings["family"], "config_path": settings.get("config_path")}
@@ -106,10 +106,10 @@ def backbone_needs(settings: Mapping[str, Any], sizes: Mapping[str, int]) -> lis
 
 
 def _present(prior: Folder, place: str, settings: Mapping[str, Any], sizes: Mapping[str, int]) -> list[Need]:
-    """The parts of a prior that was found."""
+    """The parts of an existing prior."""
     own = settings.get("codec_path")
     found = [_part(prior, part, place) for part in sizes if not (part == "vae" and own)]
-    first = {need.at: need for need in reversed(found)}  # the parts of a single file have its size once
+    first = {need.at: need for need in reversed(found)}  # count a single file's size once
     found = [need if need is first[need.at] else replace(need, size=None) for need in found]
     found += [_codec(own, sizes["vae"])] if own else []
     return found + [_tokenizer(prior, part) for part in sizes if part in ENCODERS]
@@ -145,7 +145,7 @@ def _tokenizer(prior: Folder, part: str) -> Need:
 
 
 def model_need(what: str, place: str) -> Need:
-    """A model beside the backbone (an image encoder, a captioner), by folder, asset or hub id."""
+    """A model other than the backbone (an image encoder, a captioner), by folder, asset or hub id."""
     from restore_lab.storage.artefact import place_of
 
     folder = place_of(place)

@@ -1,8 +1,8 @@
-"""What a method computes on the way from a bad image to a good one, place by place, for comparing two of them.
+"""Traces: the intermediate activations of a method, by place, to compare two runs.
 
-The model is looked at once, at one noise level, so that its features meet at the same input whatever the sampler does;
-the restored image comes last. Places in order: the input, what the prompts and encoders make of it, the adaptor's
-controls, every tap of the prior behind its edit, the prediction, the decoder, the restored image.
+The model is evaluated once, at one noise level, so that its input does not depend on the sampler; the restored image
+comes last. Places in order: prompt and text conditions, hint, LQ latent, noisy latent and reference, the adaptor's
+controls, the prior's taps after fusion, the prediction, the decoded LQ latent, the restored image.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ Trace = dict[str, Tensor]  # by place, in the order computed; float32 on the CPU
 
 @torch.no_grad()
 def trace(module: RestorationModule, batch: Batch, *, share: float) -> Trace:
-    """The features of one evaluation of the model, and the restored image.
+    """The activations of one evaluation of the model, and the restored image.
 
     Args:
         module: a method, on its device.
-        batch: images with their LQ.
-        share: which timestep, as a share in [0, 1) of the way from none to all noise.
+        batch: images with an LQ.
+        share: timestep as a fraction in [0, 1), from no noise to pure noise.
 
     Raises:
-        ValueError: if there is no LQ, or the share is outside its range.
+        ValueError: if there is no LQ, or `share` is out of range.
     """
     if batch.lq_BCHW is None:
         raise ValueError("there is no LQ to restore; give eval_data with HQ images an eval_degradation, or LQ images")
@@ -58,7 +58,7 @@ def trace(module: RestorationModule, batch: Batch, *, share: float) -> Trace:
     hint, _ = module.denoiser.add_reference(z_BCHW, t_B, cond, hint, seeds=batch.seed)
     found |= _flat("lq_latent", z0_BCHW) | _flat("z", z_BCHW) | _flat("reference", hint.reference_BCHW)
 
-    def look(tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: Any) -> tuple[Tensor, Any]:
+    def record(tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: Any) -> tuple[Tensor, Any]:
         h_BCHW, carry = module.adaptor.fuse(tap, h_BCHW, temb_BD, carry)
         found.update(_flat(f"tap.{tap.name}", h_BCHW))
         return h_BCHW, carry
@@ -66,7 +66,7 @@ def trace(module: RestorationModule, batch: Batch, *, share: float) -> Trace:
     with autocast(backbone):
         controls = module.adaptor.control(z_BCHW, t_B, hint, cond)
         found |= _flat("controls", controls)
-        found |= _flat("prediction", backbone(z_BCHW, t_B, cond, at=look, carry=controls))
+        found |= _flat("prediction", backbone(z_BCHW, t_B, cond, at=record, carry=controls))
     found |= _flat("decoded", module.decoder(z0_BCHW, hint, backbone.codec))
     return found | _flat("restored", module.restore(batch))
 

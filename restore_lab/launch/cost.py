@@ -1,9 +1,9 @@
-"""What jobs will take: from those that were run here, else as on the machine that made the shipped tables.
+"""Estimates of a job's time, memory and disk: from jobs that ran here, else from the machine of the shipped tables.
 
     python -m restore_lab.launch.cost runs/tables
 
-writes `cost.json` anew, one line for each kind of job (the median of its speeds), from the facts that finished jobs
-left. What was run here is always preferred.
+rewrites `cost.json`, one line per kind of job (its median speed), from the facts that finished jobs wrote. Facts of
+this machine always come first.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from restore_lab.launch.job import Job, took
+from restore_lab.launch.job import Job, finished_facts
 from restore_lab.storage.artefact import write_bytes_atomic
 
 FILE = Path(__file__).with_name("cost.json")
@@ -24,21 +24,21 @@ FILE = Path(__file__).with_name("cost.json")
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a job will take; None where nothing like it was ever run. `elsewhere`: as another machine ran it."""
+    """Estimated cost of a job; None where no similar job has run. `other_machine`: measured on another machine."""
 
     seconds: float | None
     peak_bytes: int | None
     disk_bytes: int | None
-    elsewhere: bool = False
+    other_machine: bool = False
 
 
 def estimate(job: Job, here: Sequence[Mapping[str, Any]], there: Sequence[Mapping[str, Any]] = ()) -> Estimate:
-    """From finished jobs like it, here or else elsewhere; else from all of its kind that ran here. By the step.
+    """The cost of a job, per step: from similar jobs of this machine, else of another, else from all of its kind here.
 
     Args:
-        job: what is to be made.
-        here: facts of the jobs that were run here (restore_lab.launch.job).
-        there: facts of another machine.
+        job: the job to estimate.
+        here: facts of the jobs that ran on this machine (restore_lab.launch.job).
+        there: facts from another machine.
     """
     alike, elsewhere = ([f for f in facts if f["like"] == job.like] for facts in (here, there))
     same = alike or elsewhere or [f for f in here if f["kind"] == job.kind]
@@ -49,17 +49,17 @@ def estimate(job: Job, here: Sequence[Mapping[str, Any]], there: Sequence[Mappin
         seconds=statistics.median(rates) * max(job.steps, 1),
         peak_bytes=max(facts["peak_bytes"] for facts in same),
         disk_bytes=int(statistics.median(facts["bytes"] for facts in same)),
-        elsewhere=not alike and bool(elsewhere),
+        other_machine=not alike and bool(elsewhere),
     )
 
 
-def shipped() -> list[Mapping[str, Any]]:
-    """Facts of jobs as `took` has them, one for each kind of job."""
+def shipped_facts() -> list[Mapping[str, Any]]:
+    """The facts that ship with the package, in the form of `finished_facts`, one entry per kind of job."""
     return json.loads(FILE.read_text(encoding="utf-8"))
 
 
 def rates(facts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The facts of one job in the place of all that are alike: median speed, largest memory, median disk."""
+    """Facts merged over similar jobs: median speed, peak memory, median disk."""
     alike: dict[str, list[Mapping[str, Any]]] = {}
     for fact in facts:
         alike.setdefault(fact["like"], []).append(fact)
@@ -81,5 +81,5 @@ def rates(facts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    lines = ",\n".join(json.dumps(rate) for rate in rates(took(Path(sys.argv[1]))))
+    lines = ",\n".join(json.dumps(rate) for rate in rates(finished_facts(Path(sys.argv[1]))))
     write_bytes_atomic(FILE, f"[\n{lines}\n]\n".encode())

@@ -1,9 +1,9 @@
-"""Jobs: an artefact, the command that makes it, and how that command is run.
+"""Jobs: an artefact, the command that makes it, and how that command runs.
 
-A job runs in a process group of its own under a supervisor (supervisor.py), so nothing of it outlives whoever waits for
-it, nor the command that all jobs belong to, whatever launcher is between the two. The lock on its artefact is taken by
-the command itself (restore_lab.storage.locks): two tables never make one thing twice. Of each finished job
-`<store>/jobs/<identity>.json` holds what it took, `<identity>.log` what it wrote.
+A job runs in its own process group under a supervisor (supervisor.py), so none of its processes outlives the process
+that waits for it, nor the command that owns all jobs, whatever launcher is in between. The command itself locks its
+artefact (restore_lab.storage.locks), so two tables never make one artefact twice. For each finished job
+`<store>/jobs/<identity>.json` holds time, memory and disk, `<identity>.log` its output.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from restore_lab.storage.artefact import PACKAGE, complete, write_json_atomic
+from restore_lab.storage.artefact import PACKAGE, is_complete, write_json_atomic
 from restore_lab.storage.foreign import json_of
 from restore_lab.storage.locks import first_rank
 
 COMMAND = (sys.executable, "-m", "restore_lab.cli.main")
 SCORES, DESCRIPTION, IMAGES, CAPTIONS = "scores", "description", "images", "captions"
 NOT_WEIGHTS = (SCORES, DESCRIPTION, IMAGES, CAPTIONS)  # any other kind is a stage of training
-OWNER_VARIABLE = "RESTORE_LAB_OWNER"  # host and process of the command that all jobs belong to; workers inherit it
+OWNER_VARIABLE = "RESTORE_LAB_OWNER"  # host and process id of the command that owns all jobs; workers inherit it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What makes one artefact.
+    """A command that makes one artefact.
 
     Attributes:
         identity: of the artefact.
         kind: the stage's name, or one of `NOT_WEIGHTS`.
-        folder: where it is, or will be.
-        words: of the command, behind `restore-lab`.
-        needs: identities of the artefacts that have to be there first.
-        like: what jobs of about this speed have in common, for estimates.
-        steps: how much there is to do: optimiser steps, or sampling steps an image.
+        folder: the artefact's folder, which need not exist yet.
+        words: the command line after `restore-lab`.
+        needs: identities of the artefacts that it depends on.
+        like: key of jobs with about the same cost per step, for estimates.
+        steps: optimiser steps, or sampling steps per image.
     """
 
     identity: str
@@ -53,33 +53,33 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether the artefact is there and whole."""
+        """Whether the artefact exists and is complete."""
         if self.kind == SCORES:
-            from restore_lab.evaluation.records import recorded
+            from restore_lab.evaluation.records import has_record
 
-            return recorded(self.folder, identity=self.identity)
-        return complete(self.folder, identity=self.identity)
+            return has_record(self.folder, identity=self.identity)
+        return is_complete(self.folder, identity=self.identity)
 
 
 class JobFailed(ValueError):
-    """A job whose command failed; the text is its last line and where its log is."""
+    """A job's command failed; the message has the last line of its output and the path of its log."""
 
 
-def own() -> None:
-    """Say that the jobs which this process or a launcher's workers start from now on belong to this process."""
+def take_ownership() -> None:
+    """Make this process the owner of all jobs that it or a launcher's workers start from now on."""
     os.environ[OWNER_VARIABLE] = f"{socket.gethostname()} {os.getpid()}"
 
 
 def run(job: Job, store: Path, *, again: bool = False) -> None:
-    """Make the artefact, if it is not there, and wait for it; the job ends when its owner does.
+    """Make the artefact unless it exists, and wait for it; the job ends when its owner does.
 
-    Where a launcher starts several tasks for a job, one a rank (SLURM), a training's command runs in each of them, that
-    of anything else in the first; the first says what became of it.
+    Where a launcher starts several tasks per job, one per rank (SLURM), a training runs in each of them and any other
+    command in the first only; the first reports the result.
 
     Args:
-        job: what to make.
-        store: where logs and facts are kept.
-        again: whether to run the command although the artefact is there.
+        job: the job.
+        store: folder of logs and facts.
+        again: run the command even if the artefact exists.
 
     Raises:
         JobFailed: if the command fails.
@@ -102,11 +102,11 @@ def run(job: Job, store: Path, *, again: bool = False) -> None:
                 process.wait(timeout=0.5)
                 break
     finally:
-        with contextlib.suppress(ProcessLookupError):  # the supervisor itself was killed, or we are interrupted
+        with contextlib.suppress(ProcessLookupError):  # the supervisor is dead already
             os.killpg(process.pid, signal.SIGKILL)
         os.close(write_end)
     if not _owned():
-        os._exit(1)  # nobody waits for an answer any more, and a launcher's worker would wait for the next job
+        os._exit(1)  # the owner is gone, and a launcher's worker would wait for the next job
     found = _facts(facts)
     if found is not None:
         write_json_atomic(facts, {**asdict(job), **found, "bytes": _size(Path(job.folder))})
@@ -116,14 +116,14 @@ def run(job: Job, store: Path, *, again: bool = False) -> None:
         raise JobFailed(f"{job.kind} {job.identity}: {_last_line(log)} ({status}; {log})")
 
 
-def took(store: Path) -> list[Mapping[str, Any]]:
+def finished_facts(store: Path) -> list[Mapping[str, Any]]:
     """The facts of every finished job that succeeded."""
     found = [_facts(file) for file in sorted((store / "jobs").glob("*.json"))]
     return [facts for facts in found if facts is not None and facts.get("rc") == 0 and "like" in facts]
 
 
 def facts_of(job: Job) -> Mapping[str, Any] | None:
-    """The facts of one finished job, kept beside its artefact; None if it was not made as a table's job."""
+    """The facts of one finished job, stored next to its artefact; None if no table's job made it."""
     return _facts(Path(job.folder).parent / "jobs" / f"{job.identity}.json")
 
 
@@ -136,12 +136,12 @@ def config_folders() -> list[Path]:
 
 
 def config_flags() -> list[str]:
-    """What brings the user's config folder to another command."""
+    """The flags that pass the user's config folder on to another command."""
     return [f"--config-dir={folder.resolve()}" for folder in config_folders()[1:]]
 
 
 def _environment() -> dict[str, str]:
-    """This process's, without what ranks are told, and with this package in reach."""
+    """This process's environment without the variables of ranks, with this package on PYTHONPATH."""
     ranks = {"LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "RANK", "SLURM_STEP_NUM_TASKS"}
     kept = {name: value for name, value in os.environ.items() if name not in ranks}
     paths = [str(PACKAGE.parent), *kept.get("PYTHONPATH", "").split(os.pathsep)]
@@ -149,7 +149,7 @@ def _environment() -> dict[str, str]:
 
 
 def _owned() -> bool:
-    """Whether the owner is still there, as far as this machine can tell."""
+    """Whether the owner is alive; an owner on another host counts as alive."""
     host, _, pid = os.environ.get(OWNER_VARIABLE, "").partition(" ")
     if host != socket.gethostname():
         return True
@@ -157,7 +157,7 @@ def _owned() -> bool:
         os.kill(int(pid), 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # somebody else's now
+    except PermissionError:  # another user's process has this id now
         return False
     return True
 
@@ -172,8 +172,8 @@ def _facts(file: Path) -> dict[str, Any] | None:
 
 def _last_line(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
-    said = [line.strip() for line in lines if line.strip()]
-    return said[-1][:300] if said else "it said nothing"
+    output = [line.strip() for line in lines if line.strip()]
+    return output[-1][:300] if output else "it said nothing"
 
 
 def _size(folder: Path) -> int:

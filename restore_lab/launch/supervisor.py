@@ -1,11 +1,11 @@
-"""Supervises one job: runs a command in a process group of its own that leaves nothing behind.
+"""Supervises one job: runs a command in its own process group and leaves no process behind.
 
     python -m restore_lab.launch.supervisor <lifeline> <facts.json> <log> <command> ...
 
-The caller starts the supervisor in a new session and holds the writing end of the pipe `lifeline`. When the command
-ends, the supervisor writes the facts (exit status, seconds, peak memory) and kills what is left of the group. When the
-caller dies, however it dies, the pipe closes and the supervisor kills the whole group, itself included. When the
-supervisor is killed, the kernel kills the command (Linux), and the caller clears the group. Imports nothing of the
+The caller starts the supervisor in a new session and holds the write end of the pipe `lifeline`. When the command ends,
+the supervisor writes the facts (exit status, seconds, peak memory) and kills the rest of the group. When the caller
+dies for any reason, the pipe closes and the supervisor kills the whole group, itself included. When the supervisor is
+killed, the kernel kills the command (Linux) and the caller kills the group. This module imports nothing from the
 package.
 """
 
@@ -24,14 +24,14 @@ import time
 
 
 def main() -> None:
-    """See the module."""
+    """Run the command line above."""
     lifeline, facts, log, *command = sys.argv[1:]
     started = time.time()
     with open(log, "ab") as file:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, preexec_fn=_die_with)
     while child.poll() is None:
         readable, _, _ = select.select([int(lifeline)], [], [], 0.05)
-        if readable:  # nobody ever writes: the other end is closed
+        if readable:  # the pipe is never written to: the other end has closed
             os.killpg(0, signal.SIGKILL)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     found = {"rc": child.returncode, "seconds": time.time() - started, "started": started}
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def _die_with() -> None:
-    """Ask Linux to kill this process when the supervisor ends; elsewhere nothing does."""
+    """Let the kernel kill this process when the supervisor ends (Linux only)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 

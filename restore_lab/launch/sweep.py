@@ -1,9 +1,9 @@
-"""One job of `restore-lab train -m` or `evaluate -m`, in a process group of its own.
+"""One job of `restore-lab train -m` or `evaluate -m`, in its own process group.
 
-Lightning starts the other ranks of a run by typing its command line again; within a sweep that would repeat the whole
-sweep in every rank. So each job of a sweep is the command of that job only, under a supervisor as a table's jobs are:
-one folder per job however many devices it has, and nothing left over when the sweep is killed. What is complete is not
-made again, so the same sweep resumes.
+Lightning starts the other ranks of a run by rerunning its command line, which would repeat the whole sweep in every
+rank. So each job of a sweep runs as a command of its own, under a supervisor like a table's jobs: one folder per job
+for any number of devices, and no process left when the sweep is killed. Complete artefacts are not made again, so the
+same sweep resumes.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from restore_lab.launch.job import SCORES, Job, config_flags, run
 from restore_lab.tracking import typed
 
 
-def sweeping() -> bool:
-    """Whether Hydra runs several jobs."""
+def is_sweep() -> bool:
+    """Whether Hydra runs in multirun mode."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -30,7 +30,7 @@ def train(cfg: Any) -> Path | None:
         The artefact folder of the last stage; None for a debug run, which runs in this process.
 
     Raises:
-        JobFailed: if it fails; the others of the sweep go on.
+        JobFailed: if it fails; the sweep's other jobs continue.
     """
     from restore_lab.training.run import fit, plan
 
@@ -53,7 +53,7 @@ def evaluate(cfg: Any) -> None:
     """Make this job's record, as `train` makes weights.
 
     Raises:
-        JobFailed: if it fails; the others of the sweep go on.
+        JobFailed: if it fails; the sweep's other jobs continue.
     """
     from restore_lab.evaluation import evaluate, folders
 
@@ -70,9 +70,9 @@ def evaluate(cfg: Any) -> None:
 
 
 def _words(verb: str, cfg: Any) -> tuple[str, ...]:
-    """This job's command, without the sweep around it; a logger groups the jobs by what varies."""
+    """This job's command line without the sweep; the logger's group names the settings that vary."""
     from hydra.core.hydra_config import HydraConfig
 
     varied = ", ".join(word.partition("=")[0].lstrip("+") for word in typed())
-    group = f"run.group='{cfg.name}: {varied}'"  # the same for each job, and for a sweep that goes on
+    group = f"run.group='{cfg.name}: {varied}'"  # the same for every job and for a resumed sweep
     return (verb, *config_flags(), group, *HydraConfig.get().overrides.task, "progress=false")

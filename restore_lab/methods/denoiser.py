@@ -25,7 +25,7 @@ from torch import Tensor
 from restore_lab.methods.rows import join, repeat, shapes
 from restore_lab.samplers.fidelity.base import Prediction, Steer
 from restore_lab.samplers.guidance import Branch
-from restore_lab.system.memory import let_go, out_of_memory
+from restore_lab.system.memory import empty_cache, out_of_memory
 from restore_lab.types import Edit, Tap
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class Denoiser:
                 except (RuntimeError, MemoryError) as error:
                     if not out_of_memory(error):
                         raise
-                let_go()
+                empty_cache()
                 self.batched = False
                 log.warning("out of memory: guidance branches one after another from here on")
             return self._predict_in_turn(z_BCHW, t_B, branches, strength=strength)

@@ -14,7 +14,7 @@ guidance at test.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -225,6 +225,10 @@ class DecoderTraining(Trainable):
         """The finished method's."""
         self.restorer.load_weights(file, partial=partial)
 
+    def take(self, found: Mapping[str, Tensor], *, file: Path, partial: bool = False) -> None:
+        """The finished method's."""
+        self.restorer.take(found, file=file, partial=partial)
+
     def decode(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What the decoder makes of the clean images' latents, and the clean images."""
         hq_BCHW, lq_BCHW = self.restorer.pair(batch)
@@ -263,7 +267,7 @@ class DecoderTraining(Trainable):
         return groups
 
     def export(self, folder: Path) -> None:
-        """The method's weights, the decoder's among them."""
+        """The method's weights, with the decoder's."""
         self.restorer.export(folder, decoder=True)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from restore_lab.degradation.vocabulary import fault
+from restore_lab.degradation.vocabulary import degradation_word
 from restore_lab.methods.module import RestorationModule
 from restore_lab.random import uniform
 
@@ -59,4 +59,4 @@ class LqTargets:
 def describe(recipe: Recipe | None) -> str:
     """What is wrong with an image, in words: "low quality, low resolution, compressed"."""
     steps = () if recipe is None else recipe.steps
-    return ", ".join(dict.fromkeys([ALWAYS, *filter(None, map(fault, steps))]))
+    return ", ".join(dict.fromkeys([ALWAYS, *filter(None, map(degradation_word, steps))]))

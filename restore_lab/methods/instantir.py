@@ -12,7 +12,7 @@ sees the switch as it stood.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -66,6 +66,14 @@ class PartTraining(Trainable):
     def load_weights(self, file: Path, *, partial: bool = False) -> None:
         """An earlier stage's."""
         self.restorer.load_weights(file, partial=True)
+
+    def take(self, found: Mapping[str, Tensor], *, file: Path, partial: bool = False) -> None:
+        """An earlier stage's."""
+        self.restorer.take(found, file=file, partial=True)
+
+    def exported(self) -> dict[str, Tensor]:
+        """The parts that are known now."""
+        return self.restorer.exported(only=self.known)
 
     def export(self, folder: Path) -> None:
         """The parts that are known now."""

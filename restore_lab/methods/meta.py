@@ -8,20 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from restore_lab.config.build import build, resolve
 from restore_lab.config.checks import HUB_ID
-from restore_lab.methods.weights import UNWRITTEN, WEIGHTS, weights_file
+from restore_lab.methods.weights import WEIGHTS, weights_file
 from restore_lab.storage.artefact import place_of
 
 EARLIER = "stage:"  # what an earlier stage makes
+NONE: Mapping[str, Mapping[str, Tensor]] = {}
 
 
-def check_module(node: Mapping[str, Any]) -> Any:
+def check_module(node: Mapping[str, Any], *, earlier: Mapping[str, Mapping[str, Tensor]] = NONE) -> Any:
     """Refuse what a stage's module would refuse when it is built and given its weights.
 
     Args:
         node: the stage's.
+        earlier: the tensors that earlier stages will write, by stage, where they are known.
 
     Returns:
         The module, on the meta device; None for one of which nothing is known: it reads what an earlier stage makes, or
@@ -40,10 +43,10 @@ def check_module(node: Mapping[str, Any]) -> Any:
         weights = node.get("weights")
         if module is None or not weights:
             return module
-        earlier = str(weights).startswith(EARLIER)
-        file = Path(weights) / WEIGHTS if earlier else weights_file(weights)
-        if not earlier or file in UNWRITTEN:
-            module.load_weights(file, partial=earlier)
+        if not str(weights).startswith(EARLIER):
+            module.load_weights(weights_file(weights))
+        elif (stage := str(weights).removeprefix(EARLIER)) in earlier:
+            module.take(earlier[stage], file=Path(weights) / WEIGHTS, partial=True)
     return module
 
 

@@ -12,7 +12,7 @@ more parts than earlier ones, so a training may start from a file that lacks som
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
@@ -227,10 +227,9 @@ class RestorationModule(Trainable):
         return {f"{DECODER}{name}": p.data for name, p in self.decoder.named_parameters() if self.decoder.in_checkpoint}
 
     def load_weights(self, file: Path, *, partial: bool = False) -> None:
-        """Load the method's weights, all of them and nothing else; says so if they were trained on another prior.
+        """Load the method's weights, all of them and nothing else; logs it if they were trained on another prior.
 
-        A decoder is the last stage's: without one in the file it stays the codec's, and one that is not asked for is
-        left alone.
+        On the meta device names and shapes are compared, and nothing is read.
 
         Args:
             file: what `export` wrote.
@@ -239,8 +238,24 @@ class RestorationModule(Trainable):
         Raises:
             ValueError: if the file is missing or does not fit.
         """
-        meta = next(self.backbone.denoiser.parameters()).is_meta  # then it only compares
+        meta = next(self.backbone.denoiser.parameters()).is_meta
         found = read_weights(file, base=None if meta else fingerprint_of(self.backbone.denoiser), meta=meta)
+        self.take(found, file=file, partial=partial)
+
+    def take(self, found: Mapping[str, Tensor], *, file: Path, partial: bool = False) -> None:
+        """Copy a file's tensors into the method's.
+
+        A decoder is the last stage's: without one in the file it stays the codec's, and one that this method lacks is
+        left alone.
+
+        Args:
+            found: tensors by name.
+            file, partial: as in `load_weights`.
+
+        Raises:
+            ValueError: if they do not fit.
+        """
+        meta = next(self.backbone.denoiser.parameters()).is_meta
         wanted, decoder = self.adaptor_state(), self.decoder_state()
         held = {name for name in found if name.startswith(DECODER)}
         if decoder and held:
@@ -255,18 +270,24 @@ class RestorationModule(Trainable):
             wanted = {name: value for name, value in wanted.items() if part_of(name) in parts}
         put_weights(found, wanted, file=file)
 
-    def export(self, folder: Path, *, decoder: bool = False, only: Sequence[str] | None = None) -> None:
-        """The method's weights as safetensors, with the prior's fingerprint in the header.
+    def exported(self, *, decoder: bool = False, only: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """The tensors that `export` writes, by name.
 
         Args:
-            folder: where to.
             decoder: with the decoder's; a trained one that was loaded is written in any case.
             only: parts of the adaptor that are written; None for all.
         """
         own = self.adaptor_state()
         if only is not None:
             own = {name: value for name, value in own.items() if part_of(name) in only}
-        own |= self.decoder_state() if decoder or self.decoder_known else {}
-        meta = next(self.backbone.denoiser.parameters()).is_meta
-        base = None if meta else fingerprint_of(self.backbone.denoiser)
-        write_weights(own, folder, dtype=self.weights_dtype, base=base)
+        return own | (self.decoder_state() if decoder or self.decoder_known else {})
+
+    def export(self, folder: Path, *, decoder: bool = False, only: Sequence[str] | None = None) -> None:
+        """Write the weights as safetensors into an existing folder, with the prior's fingerprint in the header.
+
+        Args:
+            folder: where to.
+            decoder, only: as in `exported`.
+        """
+        base = fingerprint_of(self.backbone.denoiser)
+        write_weights(self.exported(decoder=decoder, only=only), folder, dtype=self.weights_dtype, base=base)

@@ -14,7 +14,7 @@ from restore_lab.methods.conditioning import Conditioner, crop_tiles
 from restore_lab.methods.denoiser import Denoiser, autocast
 from restore_lab.samplers.colour import uses_reference
 from restore_lab.samplers.tiling import TilesTooLarge
-from restore_lab.system.memory import let_go, out_of_memory
+from restore_lab.system.memory import empty_cache, out_of_memory
 from restore_lab.types import Batch
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def restore(method: Method, batch: Batch) -> Tensor:
         except (RuntimeError, MemoryError) as error:
             if not (isinstance(error, TilesTooLarge) or out_of_memory(error)) or not tiling.halve(method.backbone):
                 raise
-        let_go()
+        empty_cache()
     return _restore(method, batch)
 
 

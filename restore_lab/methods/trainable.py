@@ -79,6 +79,14 @@ class Trainable(nn.Module):
         """
         raise ValueError(f"{type(self).__name__} starts from no weights; set weights=null")
 
+    def take(self, found: Mapping[str, Tensor], *, file: Path, partial: bool = False) -> None:
+        """Start from tensors by name; `file`, in which they are or will be, is for errors."""
+        raise ValueError(f"{type(self).__name__} starts from no weights; set weights=null")
+
+    def exported(self) -> dict[str, Tensor] | None:
+        """The tensors that `export` writes, by name; None where its result is of another form."""
+        return None
+
     def export(self, folder: Path) -> None:
         """Write the finished artefact (weights and whatever is needed to load them) into an existing folder."""
         raise NotImplementedError(f"{type(self).__name__} does not say how its result is written")

@@ -16,7 +16,7 @@ from torch import Tensor
 from restore_lab.backbones.loading.places import DENOISERS, as_list, find_prior
 from restore_lab.storage.artefact import place_of
 from restore_lab.storage.foreign import leads_inside
-from restore_lab.storage.hashes import as_written
+from restore_lab.storage.hashes import matches_manifest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,7 +26,6 @@ WEIGHTS = "adaptor.safetensors"
 LQ_ENCODER = "lq_encoder."  # before the names of the LQ encoder's tensors
 DECODER = "decoder."  # and of the decoder's
 FIRST = 16  # numbers of each tensor that a fingerprint reads
-UNWRITTEN: dict[Path, dict[str, Tensor]] = {}  # by file: what a method on the meta device would write
 
 
 def weights_file(place: str) -> Path:
@@ -44,15 +43,9 @@ def weights_file(place: str) -> Path:
 
 
 def write_weights(state: Mapping[str, Tensor], folder: Path, *, dtype: torch.dtype | None, base: str | None) -> None:
-    """Write tensors by name into an existing folder, with the prior's fingerprint if it is known; None keeps dtypes.
-
-    Those on the meta device are set aside for `read_weights` in place of a file.
-    """
+    """Write tensors by name into an existing folder, with the prior's fingerprint if it is known; None keeps dtypes."""
     from safetensors.torch import save_file
 
-    if any(value.is_meta for value in state.values()):
-        UNWRITTEN[folder / WEIGHTS] = dict(state)
-        return
     own = {k: v.cpu().to(dtype or v.dtype).contiguous() for k, v in state.items()}
     part = folder / f".{WEIGHTS}.part"
     try:
@@ -77,11 +70,9 @@ def read_weights(file: Path, *, base: str | None, meta: bool = False) -> dict[st
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if meta and file in UNWRITTEN:
-        return UNWRITTEN[file]
     if not file.is_file():
         raise ValueError(f"{file}: no such weights; train some with restore-lab train, then give weights=FOLDER")
-    if not meta and not as_written(file):
+    if not meta and not matches_manifest(file):
         raise ValueError(f"{file}: not what its manifest says was written; train or copy it again")
     try:
         found = shapes_of(file) if meta else load_file(file)

@@ -1,9 +1,9 @@
-"""Fills a folder with images of negative quality: SUPIR's negative samples (Yu et al. 2024, section 3.2, Fig. 19).
+"""Fill a folder with images of negative quality: SUPIR's negative samples (Yu et al. 2024, section 3.2, Fig. 19).
 
-Each is an image of the data source, noised to a share of the schedule and denoised by the plain prior under the
-negative prompt (SDEdit; the paper: strength 0.5, 100,000 images). Beside each lies its caption, the prompt, so that
-data=mixed takes the folder as it is. Killed and started again it goes on, to a larger count too; several processes
-share the images; an image depends on the seed and its number.
+Each is an image of the data source, noised to a fraction of the schedule and denoised by the prior without adaptor with
+the negative prompt (SDEdit; in the paper strength 0.5, 100,000 images). Its caption, the prompt, is written next to it,
+so that data=mixed can read the folder. A command can be resumed, also with a larger count; images are distributed over
+processes; an image depends on the seed and its number only.
 Selected by `restore-lab data output=FOLDER`.
 """
 
@@ -20,9 +20,9 @@ from omegaconf import OmegaConf
 
 from restore_lab.config.build import build
 from restore_lab.samplers.fidelity.base import Prediction, Steer
-from restore_lab.storage.artefact import Manifest, complete, differences, identity, write_bytes_atomic
+from restore_lab.storage.artefact import Manifest, differences, identity, is_complete, write_bytes_atomic
 from restore_lab.storage.outputs import take_folder
-from restore_lab.system.processes import device, mine
+from restore_lab.system.processes import device, own_parts
 from restore_lab.types import Hint
 
 if TYPE_CHECKING:
@@ -30,37 +30,37 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from restore_lab.backbones.base import Backbone
-    from restore_lab.data.dataset import Loaded
+    from restore_lab.data.dataset import WorkerResult
     from restore_lab.samplers.level import Level
     from restore_lab.samplers.loop import Sampler
     from restore_lab.types import Batch
 
 log = logging.getLogger(__name__)
-MADE_OF = ("data", "backbone", "sampler", "crop", "min_size", "seed", "negative", "count")
+IDENTITY_KEYS = ("data", "backbone", "sampler", "crop", "min_size", "seed", "negative", "count")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """A folder of images before it is filled: its identity, and what that is made of."""
+    """The plan of a folder of images: its identity, and the settings that it hashes."""
 
     identity: str
     settings: Mapping[str, Any]
 
 
 def planned(cfg: DictConfig) -> Images:
-    """What `fill` will make; nothing is built or run."""
+    """The identity of the images of `fill`, without building or running anything."""
     settings = {
         key: OmegaConf.to_container(cfg[key], resolve=True) if OmegaConf.is_config(cfg[key]) else cfg[key]
-        for key in MADE_OF
+        for key in IDENTITY_KEYS
     }
     return Images(identity=identity(settings), settings=settings)
 
 
 def fill(cfg: DictConfig) -> Path:
-    """Make what is missing of `cfg.count` images in `cfg.output`.
+    """Generate the missing ones of `cfg.count` images in `cfg.output`.
 
     Raises:
-        ValueError: for a count below 1, a source without good images, or a folder of images that were made otherwise.
+        ValueError: for a count below 1, a source without HQ images, or a folder of images with other settings.
     """
     from tqdm import tqdm
 
@@ -71,7 +71,7 @@ def fill(cfg: DictConfig) -> Path:
     if cfg.count < 1:
         raise ValueError(f"count={cfg.count}: at least one image must be wanted")
     folder, images = Path(cfg.output), planned(cfg)
-    if complete(folder):
+    if is_complete(folder):
         why = differences(folder, {**images.settings, "count": Manifest.read(folder).settings.get("count")})
         if why:
             raise ValueError(
@@ -83,8 +83,8 @@ def fill(cfg: DictConfig) -> Path:
     def there(number: int) -> bool:
         return (folder / f"{number:06d}.png").exists()
 
-    missing = mine(cfg.count, done=there)
-    if not missing and complete(folder, identity=images.identity):
+    missing = own_parts(cfg.count, done=there)
+    if not missing and is_complete(folder, identity=images.identity):
         return folder
     source = screen(build(cfg.data), name="data", crop=cfg.crop, min_size=cfg.min_size)
     dataset = RestorationDataset(source, crop=cfg.crop, flip=False, seed=cfg.seed, min_size=cfg.min_size)
@@ -94,13 +94,13 @@ def fill(cfg: DictConfig) -> Path:
     backbone.to(target)
     for start in tqdm(range(0, len(missing), cfg.batch_size), desc="negative samples", disable=not cfg.progress):
         numbers = missing[start : start + cfg.batch_size]
-        loaded: Loaded = dataset.__getitems__([divmod(number, len(source)) for number in numbers])
-        bad.note(loaded.bad, loaded.frames)
-        if loaded.batch is None or loaded.batch.hq_BCHW is None:
-            raise ValueError(loaded.error or "negative samples are made from good images; this source gave none")
-        made_BCHW = worsened(loaded.batch.to(target), backbone, sampler, prompt=cfg.negative)
+        result: WorkerResult = dataset.__getitems__([divmod(number, len(source)) for number in numbers])
+        bad.note(result.bad, result.frames)
+        if result.batch is None or result.batch.hq_BCHW is None:
+            raise ValueError(result.error or "negative samples are made from good images; this source gave none")
+        made_BCHW = generate_negatives(result.batch.to(target), backbone, sampler, prompt=cfg.negative)
         for number, image_CHW in zip(numbers, made_BCHW.cpu(), strict=True):
-            # The caption first: an image without its caption would count as done.
+            # The caption first, since an image counts as done.
             write_bytes_atomic(folder / f"{number:06d}.txt", cfg.negative.encode())
             write_png(folder / f"{number:06d}.png", to_image(image_CHW))
     if summary := bad.summary():
@@ -111,8 +111,8 @@ def fill(cfg: DictConfig) -> Path:
 
 
 @torch.no_grad()
-def worsened(batch: Batch, backbone: Backbone, sampler: Sampler, *, prompt: str) -> Tensor:
-    """The images of a batch, redrawn by the prior as the prompt has it, in [0, 1]."""
+def generate_negatives(batch: Batch, backbone: Backbone, sampler: Sampler, *, prompt: str) -> Tensor:
+    """SDEdit of the images of a batch by the prior with a prompt; BCHW in [0, 1]."""
     hq_BCHW: Any = batch.hq_BCHW
     size, count = tuple(hq_BCHW.shape[-2:]), len(batch)
     cond, null = backbone.embed((prompt,) * count, size), backbone.embed(("",) * count, size)

@@ -1,9 +1,9 @@
-"""Writes any data source as WebDataset tars: `restore-lab data pack data=folder data.root=photos output=shards`.
+"""Write a data source as WebDataset shards: `restore-lab data pack data=folder data.root=photos output=shards`.
 
-Shard n holds the samples n * shard_size and on, in the source's order: `key.png` (pairs `key.hq.png`, `key.lq.png`),
-`key.txt` (the caption, if there is one) and `key.json` (key, height, width). Images that cannot be read are named and
-left out. The same source makes the same bytes. Shards are split over processes (system/processes.py); each appears
-whole, so that a command that was killed goes on with the shards that are missing.
+Shard n has the samples from n * shard_size on, in the source's order: `key.png` (for pairs `key.hq.png`, `key.lq.png`),
+`key.txt` (the caption, if there is one) and `key.json` (key, height, width). Images that cannot be read are logged and
+skipped. The bytes are deterministic. Shards are distributed over processes (system/processes.py) and written
+atomically, so that a command can be resumed.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from restore_lab.config.build import build
 from restore_lab.data.frames import describe_frames, take_frames
 from restore_lab.data.image_io import BadImage
 from restore_lab.data.sources.tar_index import index_of, tar_name
-from restore_lab.storage.artefact import Manifest, complete, identity, write_json_atomic
+from restore_lab.storage.artefact import Manifest, identity, is_complete, write_json_atomic
 from restore_lab.storage.outputs import take_folder
-from restore_lab.system.faults import naming
-from restore_lab.system.processes import mine, one_at_a_time, place
+from restore_lab.system.faults import name_errors
+from restore_lab.system.processes import merge_lock, own_parts, rank_and_world
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -37,33 +37,33 @@ if TYPE_CHECKING:
     from restore_lab.types import Picture
 
 log = logging.getLogger(__name__)
-MADE_OF = ("data", "shard_size", "images", "quality", "samples")
-HIDDEN = ".index"  # beside the tars, whose content alone is the data's identity
+IDENTITY_KEYS = ("data", "shard_size", "images", "quality", "samples")
+HIDDEN = ".index"  # next to the tars, whose content only is the data's identity
 CLAIM = "unfinished.json"
-FORMATS = ("png", "webp", "jpg")  # the first two keep every pixel
+FORMATS = ("png", "webp", "jpg")  # png and webp are lossless
 
 
 @dataclass(frozen=True, kw_only=True)
-class Packed:
-    """A folder of shards; `samples` is None while other processes are at work on it."""
+class PackReport:
+    """A folder of shards; `samples` is None while other processes are writing to it."""
 
     output: Path
     shards: int
     samples: int | None
 
 
-def pack(cfg: DictConfig) -> Packed:
-    """Write what is missing of the shards of `cfg.data` in `cfg.output`.
+def pack(cfg: DictConfig) -> PackReport:
+    """Write the missing shards of `cfg.data` to `cfg.output`.
 
     Raises:
-        ValueError: for settings out of range, or a folder with shards of something else.
+        ValueError: for settings out of range, or a folder with shards of other data.
     """
     from omegaconf import OmegaConf
     from tqdm import tqdm
 
     if cfg.shard_size < 1 or cfg.images not in FORMATS or (cfg.samples is not None and cfg.samples < 1):
         raise ValueError(f"shard_size and samples are 1 or more, images one of {', '.join(FORMATS)}")
-    settings: dict[str, Any] = {key: cfg[key] for key in MADE_OF if key != "data"}
+    settings: dict[str, Any] = {key: cfg[key] for key in IDENTITY_KEYS if key != "data"}
     settings["data"] = OmegaConf.to_container(cfg.data, resolve=True)
     folder, name = Path(cfg.output), identity(settings)
     source: Source = build(cfg.data)
@@ -74,37 +74,37 @@ def pack(cfg: DictConfig) -> Packed:
     def done(number: int) -> bool:
         return tars[number].is_file()
 
-    if not complete(folder / HIDDEN, identity=name):
+    if not is_complete(folder / HIDDEN, identity=name):
         _claim(folder, name)
-        missing = mine(count, done=done)
-        for number in tqdm(missing, desc="shards", disable=not cfg.progress or place()[0] > 0):
+        missing = own_parts(count, done=done)
+        for number in tqdm(missing, desc="shards", disable=not cfg.progress or rank_and_world()[0] > 0):
             first = number * cfg.shard_size
             pictures = _pictures(source, range(first, min(first + cfg.shard_size, total)))
             write_shard(tars[number], pictures, images=cfg.images, quality=cfg.quality)
             index_of(tars[number])
         if frames := describe_frames(take_frames()):
             log.warning("%s", frames)
-    with one_at_a_time(folder / HIDDEN):
-        if not complete(folder / HIDDEN, identity=name) and all(done(number) for number in range(count)):
+    with merge_lock(folder / HIDDEN):
+        if not is_complete(folder / HIDDEN, identity=name) and all(done(number) for number in range(count)):
             packed = sum(len(index_of(tar).keys) for tar in tars)
             extra = {"samples": packed, "left_out": total - packed}
             Manifest(identity=name, kind="shards", settings=settings, extra=extra).write(folder / HIDDEN)
             for left in (folder / HIDDEN / CLAIM, *folder.glob(".*.part")):
                 left.unlink(missing_ok=True)
-    samples = Manifest.read(folder / HIDDEN).extra["samples"] if complete(folder / HIDDEN, identity=name) else None
-    return Packed(output=folder, shards=count, samples=samples)
+    samples = Manifest.read(folder / HIDDEN).extra["samples"] if is_complete(folder / HIDDEN, identity=name) else None
+    return PackReport(output=folder, shards=count, samples=samples)
 
 
 def write_shard(tar: Path, pictures: Iterator[Picture], *, images: str, quality: int) -> None:
-    """Write one tar; it appears whole, or not at all.
+    """Write one tar atomically.
 
     Raises:
-        ValueError: if there is no picture for it.
+        ValueError: if there are no images for it.
     """
     tar.parent.mkdir(parents=True, exist_ok=True)
     part, count = tar.with_name(f".{tar.name}.{os.getpid()}.part"), 0
     try:
-        with naming(tar), open(part, "wb") as file:
+        with name_errors(tar), open(part, "wb") as file:
             with tarfile.open(fileobj=file, mode="w") as members:
                 for picture in pictures:
                     count += 1
@@ -142,7 +142,7 @@ def _encoded(image_HWC: np.ndarray, images: str, quality: int) -> bytes:
 
 
 def _pictures(source: Source, indices: range) -> Iterator[Picture]:
-    """The readable pictures; the others are named."""
+    """The readable images; errors of the others are logged."""
     for index in indices:
         try:
             yield source.read(index, epoch=0)
@@ -151,14 +151,14 @@ def _pictures(source: Source, indices: range) -> Iterator[Picture]:
 
 
 def _claim(folder: Path, name: str) -> None:
-    """Say whose shards these are, so that those of another source are never taken for them.
+    """Mark the folder with the identity of its shards, so that shards of different sources are never mixed.
 
     Raises:
-        ValueError: if the folder holds others.
+        ValueError: if the folder has other shards.
     """
     claim = folder / HIDDEN / CLAIM
-    with one_at_a_time(folder / HIDDEN):
-        if complete(folder / HIDDEN, identity=name):  # by another process, meanwhile
+    with merge_lock(folder / HIDDEN):
+        if is_complete(folder / HIDDEN, identity=name):  # by another process, meanwhile
             return
         take_folder(folder, setting="output")
         own = claim.is_file() and name in claim.read_text(encoding="utf-8")

@@ -1,10 +1,10 @@
-"""Free photographs out of Debian packages, as captioned tiles to train on: `make photographs`.
+"""Freely licensed photographs from Debian packages, as captioned training tiles: `make photographs`.
 
 `photographs.yaml` lists each with its package, author, licence, hash and captions. The packages are downloaded and
-unpacked, never installed. A photograph is shrunk to several short sides and cut into squares of `TILE` pixels on an
-even grid; tiles without detail are left out. A tile's caption is the photograph's, or that of the part in which its
-middle lies. Tiles go to `train/`, those of the six held photographs (no author on both sides) to `val/`, with
-`captions.jsonl` and CREDITS.md beside them. Selected by `data=photographs_free`.
+unpacked, never installed. A photograph is downsampled to several short sides and cropped to squares of `TILE` pixels
+on an even grid; tiles without detail are excluded. A tile has the caption of the photograph, or of the part at the
+tile's centre. Tiles are written to `train/`, those of the six held-out photographs (authors are in one split only) to
+`val/`, with `captions.jsonl` and CREDITS.md. Selected by `data=photographs_free`.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from restore_lab.storage.hashes import hash_of
 log = logging.getLogger(__name__)
 MANIFEST = Path(__file__).with_suffix(".yaml")
 TILE = 256  # pixels
-SHORT_SIDES = (288, 448, 704, 1088, 1600)  # pixels that a photograph is shrunk to, where that is at least `SHRINK`
-SHRINK = 0.75  # a photograph is a JPEG, or soft: its own pixels are no truth
-DETAIL = 3.0  # least mean absolute difference between neighbours, of 255
-WHOLE = 0.5  # a tile of at least this share of the area shows the photograph, not a part of it
+SHORT_SIDES = (288, 448, 704, 1088, 1600)  # in pixels, for scales of at most `SHRINK`
+SHRINK = 0.75  # photographs are compressed or soft at full resolution
+DETAIL = 3.0  # minimum mean absolute difference between neighbours, of 255
+WHOLE = 0.5  # a tile of at least this fraction of the area has the caption of the whole photograph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +43,11 @@ class Photograph:
     Attributes:
         package: the Debian package.
         file: its path in the package.
-        author, licence: as the package says.
+        author, licence: from the package.
         sha256: of the file.
-        caption: of the whole.
-        parts: (left, top, right, bottom) in shares of width and height, and what is seen there.
-        held: for validation.
+        caption: of the whole photograph.
+        parts: (left, top, right, bottom) as fractions of width and height, and a caption.
+        held: out of training, for validation.
     """
 
     package: str
@@ -61,13 +61,13 @@ class Photograph:
 
     @property
     def key(self) -> str:
-        """Its path in the package in one word; file names repeat between folders."""
+        """The path in the package with dashes, since file names repeat between folders."""
         return Path(self.file.removeprefix("usr/share/")).with_suffix("").as_posix().replace("/", "-")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """One square of a photograph; `caption` says what is on it."""
+    """One captioned tile of a photograph."""
 
     image_HWC: np.ndarray
     caption: str
@@ -76,13 +76,13 @@ class Tile:
 
 @cache
 def photographs() -> tuple[Photograph, ...]:
-    """The manifest."""
+    """The photographs of the manifest."""
     listed = yaml.safe_load(MANIFEST.read_text(encoding="utf-8"))["photographs"]
     return tuple(_photograph(entry) for entry in listed)
 
 
 def captions() -> list[str]:
-    """All captions of photographs and parts that are not held."""
+    """All captions of photographs and parts in the training split."""
     return [text for p in photographs() if not p.held for text in (p.caption, *(caption for _, caption in p.parts))]
 
 
@@ -90,14 +90,14 @@ def fetch(output: str | Path, *, packages: str | Path | None = None) -> dict[str
     """Download, unpack and tile what is missing below `output`.
 
     Args:
-        output: gets `train/`, `val/` and `CREDITS.md`; a folder that is complete is left as it is.
+        output: folder of `train/`, `val/` and `CREDITS.md`; existing folders are complete and kept.
         packages: a folder with the .deb files; None downloads them with apt-get.
 
     Returns:
         The number of tiles in each folder.
 
     Raises:
-        ValueError: without apt-get or dpkg-deb, for a package that cannot be had, or a file that is not the listed one.
+        ValueError: without apt-get or dpkg-deb, or if a package or file is missing or has another hash.
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
@@ -112,10 +112,10 @@ def fetch(output: str | Path, *, packages: str | Path | None = None) -> dict[str
 
 
 def tiles(photograph: Photograph, image_HWC: np.ndarray) -> Iterator[Tile]:
-    """The tiles of a photograph that have detail, coarse ones first.
+    """The tiles of a photograph with enough detail, coarsest scale first.
 
     Args:
-        photograph: its captions.
+        photograph: for captions and key.
         image_HWC: uint8.
     """
     height, width = image_HWC.shape[:2]
@@ -143,7 +143,7 @@ def _photograph(entry: Mapping[str, Any]) -> Photograph:
 
 
 def _corners(height: int, width: int) -> list[tuple[int, int]]:
-    """(top, left) of tiles on an even grid that overlaps as little as it can and leaves no edge out."""
+    """(top, left) of tiles on an even grid that covers the image with minimal overlap."""
     rows, columns = -(-height // TILE), -(-width // TILE)
     tops = np.linspace(0, height - TILE, rows).round().astype(int)
     lefts = np.linspace(0, width - TILE, columns).round().astype(int)
@@ -160,7 +160,7 @@ def _caption(photograph: Photograph, *, top: int, left: int, shape: Sequence[int
 
 
 def _write(folder: Path, chosen: Sequence[Photograph], unpacked: Path) -> None:
-    """The tiles and captions of some photographs; the folder appears whole, or not at all."""
+    """Write the tiles and captions of some photographs to a folder, atomically."""
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         part, captions = Path(scratch) / folder.name, []
         for photograph in chosen:
@@ -180,7 +180,7 @@ def _write(folder: Path, chosen: Sequence[Photograph], unpacked: Path) -> None:
 
 
 def _unpack(scratch: Path, packages: str | Path | None) -> Path:
-    """The packages' files below one folder."""
+    """Download and unpack the packages; returns the folder of their files."""
     wanted = sorted({photograph.package for photograph in photographs()})
     for tool in ("dpkg-deb",) if packages is not None else ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
@@ -203,8 +203,8 @@ def _unpack(scratch: Path, packages: str | Path | None) -> Path:
 def _call(command: Sequence[str], *, folder: Path, hint: str) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise ValueError(f"{' '.join(command[:2])} failed ({said}); {hint}")
+        reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise ValueError(f"{' '.join(command[:2])} failed ({reason}); {hint}")
 
 
 def _credits() -> str:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from restore_lab.methods.trainable import Trainable
 from restore_lab.priors.codec_start import start_as_dct
 from restore_lab.storage.artefact import place_of
-from restore_lab.system.quiet import quiet
+from restore_lab.system.quiet import silence_libraries
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,7 +49,7 @@ def fold_normalisation(vae: AutoencoderKL, mean_C: Tensor, std_C: Tensor) -> Non
 
 def take_over(vae: AutoencoderKL, folder: Path) -> None:
     """Start from another codec: its tensors of the same name and shape, in place."""
-    with quiet():
+    with silence_libraries():
         found = type(vae).from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True).state_dict()
     own = vae.state_dict()
     alike = {name: value for name, value in found.items() if name in own and own[name].shape == value.shape}

@@ -22,7 +22,7 @@ from restore_lab.methods.trainable import Trainable
 from restore_lab.priors.factory import fresh_mmdit, fresh_unet, save_pipeline
 from restore_lab.random import uniform
 from restore_lab.storage.artefact import place_of
-from restore_lab.system.quiet import quiet
+from restore_lab.system.quiet import silence_libraries
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -68,7 +68,7 @@ class PriorPretraining(Trainable):
             raise ValueError(f"module.clip={clip!r}: give a list of {wanted}")
         if (unet is None) == (transformer is None):
             raise ValueError("give the config of a unet or of a transformer, one of the two")
-        with quiet():
+        with silence_libraries():
             vae = AutoencoderKL.from_pretrained(place_of(codec), torch_dtype=torch.float32, use_safetensors=True)
             self.scheduler = (DDIMScheduler if transformer is None else FlowMatchEulerDiscreteScheduler)(**scheduler)
             settings: dict[str, Any] = {

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from restore_lab.methods.trainable import Trainable
-from restore_lab.prompts.visual import ClipVision, framed
+from restore_lab.prompts.visual import ClipVision, preprocess
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +38,7 @@ def taught(teacher: ClipVision, hq_BCHW: Tensor, *, layer: int) -> tuple[Tensor,
         hq_BCHW: images in [0, 1].
         layer: which of the tower's hidden states gives the patches; -1 is after the last block.
     """
-    pixels = framed(hq_BCHW, short=teacher.size, crop=teacher.size, mean=teacher.mean, std=teacher.std)
+    pixels = preprocess(hq_BCHW, short=teacher.size, crop=teacher.size, mean=teacher.mean, std=teacher.std)
     seen = teacher.tower(pixel_values=pixels, output_hidden_states=True)
     patches_BLD = seen.hidden_states[layer][:, 1:].float()
     return teacher.projection(seen.pooler_output).float(), F.layer_norm(patches_BLD, patches_BLD.shape[-1:])
@@ -99,7 +99,7 @@ class DinoPretraining(Trainable):
 
     def tokens(self, lq_BCHW: Tensor) -> Tensor:
         """The student's tokens, through the very framing that `DinoVision` applies."""
-        pixels = framed(lq_BCHW, short=self.image_size, crop=self.image_size, mean=DINO_MEAN, std=DINO_STD)
+        pixels = preprocess(lq_BCHW, short=self.image_size, crop=self.image_size, mean=DINO_MEAN, std=DINO_STD)
         return self.student(pixel_values=pixels).last_hidden_state
 
     def loss(self, batch: Batch, *, step: int) -> dict[str, Tensor]:

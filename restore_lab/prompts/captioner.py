@@ -1,8 +1,8 @@
-"""Captions by a vision-language model: LLaVA (SUPIR's), InternVL, Qwen-VL, all of transformers' image-text-to-text.
+"""Captions by a vision-language model: LLaVA (SUPIR's), InternVL, Qwen-VL, any image-text-to-text of transformers.
 
-The model is loaded for the first image that the cache does not know, and let go by `unload()`, so that it need not
-share memory with a prior. The cache is a folder with a file a caption, named by image content, model, question and
-settings. Words are drawn with noise from the image's own content, so that a caption does not depend on its batch.
+The model is loaded for the first image without a cached caption and freed by `unload()`, so that it need not share
+memory with a prior. The cache is a folder with one file per caption, named by the hash of image, model, question and
+settings. Tokens are sampled with noise seeded by the image's content, so that a caption does not depend on its batch.
 Selected by `prompt/semantic=vlm` and `restore-lab caption`.
 """
 
@@ -25,12 +25,12 @@ from restore_lab.random import generator
 from restore_lab.storage.artefact import identity, place_of, write_json_atomic
 from restore_lab.storage.foreign import check_model, json_of
 from restore_lab.system.processes import device as chosen
-from restore_lab.system.quiet import quiet
+from restore_lab.system.quiet import silence_libraries
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ADVICE = {  # for an error while the model is loaded; for others it is probably not there
+ADVICE = {  # by the error that loading raised; for any other, the model is probably missing
     ImportError: "install what it needs (pip install restore-lab[quant] for captioner.bits)",
     ModuleNotFoundError: "install what it needs (pip install restore-lab[quant] for captioner.bits)",
     ValueError: "give another model",
@@ -40,17 +40,17 @@ ADVICE = {  # for an error while the model is loaded; for others it is probably 
 
 
 class Captioner:
-    """Images in, captions out.
+    """Captions images with a vision-language model, through a cache.
 
     Args:
         model: hub id or local folder of an image-text-to-text model with a chat template.
-        question: what it is asked about each image.
-        batch_size: images at a time.
-        max_new_tokens: longest answer.
-        temperature: of the draws; 0 takes the likeliest word each time.
-        top_p: the draws are among the likeliest words that have this probability together.
+        question: the text prompt for each image.
+        batch_size: images per generation.
+        max_new_tokens: maximum length of a caption.
+        temperature: of the sampling; 0 decodes greedily.
+        top_p: nucleus sampling, from the likeliest tokens whose probabilities sum to this.
         bits: 4 or 8 for weights quantised by bitsandbytes; null for bfloat16 on a GPU, float32 on a CPU.
-        cache: folder of the captions made so far; null for none.
+        cache: folder of cached captions; null for none.
         device: auto, cpu, cuda, cuda:1, ...
 
     Raises:
@@ -81,29 +81,29 @@ class Captioner:
         self._loaded: tuple[Any, Any] | None = None
 
     def captions(self, images: Iterable[np.ndarray]) -> Iterator[str]:
-        """One caption an image, in order; those that are not cached are made a batch at a time.
+        """One caption per image, in order; those not in the cache are generated in batches.
 
         Args:
             images: uint8 RGB, height x width x 3 each.
 
         Raises:
-            ValueError: if the model is not there, or cannot do this.
+            ValueError: if the model is missing or does not caption images.
         """
         waiting: list[tuple[str, np.ndarray | None, str]] = []
         for image_HWC in images:
             key = self._key(image_HWC)
-            known = self._known(key)
-            waiting.append((key, image_HWC if known is None else None, known or ""))
+            cached = self._cached(key)
+            waiting.append((key, image_HWC if cached is None else None, cached or ""))
             if sum(image is not None for _, image, _ in waiting) == self.batch_size:
                 yield from self._settle(waiting)
                 waiting = []
         yield from self._settle(waiting)
 
     def find(self) -> None:
-        """Look whether the model is there, before anything else is loaded; one may be gone whose captions are cached.
+        """Check that the model exists, before anything else is loaded; a cache that is not empty skips the check.
 
         Raises:
-            ValueError: in one line, if it is not.
+            ValueError: in one line, if it does not exist.
         """
         if self.cache is not None and any(self.cache.glob("*.json")):
             return
@@ -113,28 +113,30 @@ class Captioner:
             raise self._refusal(error) from error
 
     def unload(self) -> None:
-        """Let go of the model and its memory."""
+        """Free the model and its memory."""
         self._loaded = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     def name_of(self, things: Any) -> str:
-        """A name for what this captioner says of some things (plain values)."""
-        return identity({"things": things, "who": self._who(), "question": self.question, "settings": self.settings})
+        """The identity of this captioner's captions of some inputs, given as plain values."""
+        return identity(
+            {"things": things, "who": self._model_identity(), "question": self.question, "settings": self.settings}
+        )
 
     def _key(self, image_HWC: np.ndarray) -> str:
-        said = json.dumps([image_HWC.shape, self._who(), self.question, self.settings])
-        return hashlib.sha256(np.ascontiguousarray(image_HWC).tobytes() + said.encode()).hexdigest()[:32]
+        settings = json.dumps([image_HWC.shape, self._model_identity(), self.question, self.settings])
+        return hashlib.sha256(np.ascontiguousarray(image_HWC).tobytes() + settings.encode()).hexdigest()[:32]
 
-    def _who(self) -> list[Any]:
-        """The model: its name, and of a local folder what its files are called and how large they are."""
+    def _model_identity(self) -> list[Any]:
+        """The model's name, the device type and, for a local folder, the names and sizes of its files."""
         place = place_of(self.model)
         files = sorted(place.iterdir()) if place.is_dir() else []
         return [self.model, self.device.partition(":")[0], *((file.name, file.stat().st_size) for file in files)]
 
-    def _known(self, key: str) -> str | None:
-        """The cached caption; a damaged entry counts as none."""
+    def _cached(self, key: str) -> str | None:
+        """The cached caption; None if there is none, or its file is damaged."""
         if self.cache is None:
             return None
         try:
@@ -143,11 +145,11 @@ class Captioner:
             return None
 
     def _settle(self, waiting: Sequence[tuple[str, np.ndarray | None, str]]) -> Iterator[str]:
-        """The captions of images in order, the unknown ones made together and cached."""
-        unknown = [(key, image_HWC) for key, image_HWC, _ in waiting if image_HWC is not None]
-        made = iter(self._ask(unknown) if unknown else ())
-        for key, image_HWC, known in waiting:
-            caption = known if image_HWC is None else next(made)
+        """The captions in order; those not in the cache are generated in one batch and cached."""
+        missing = [(key, image_HWC) for key, image_HWC, _ in waiting if image_HWC is not None]
+        new = iter(self._ask(missing) if missing else ())
+        for key, image_HWC, cached in waiting:
+            caption = cached if image_HWC is None else next(new)
             if image_HWC is not None and self.cache is not None:
                 entry = {"caption": caption, "model": self.model, "question": self.question, **self.settings}
                 write_json_atomic(self.cache / f"{key}.json", entry)
@@ -176,16 +178,18 @@ class Captioner:
             return_tensors="pt",
             processor_kwargs={"padding": True},
         )
-        drawing = LogitsProcessorList()
+        processors = LogitsProcessorList()
         if self.settings["temperature"]:
-            drawing.append(Drawn([key for key, _ in images], self.settings["temperature"], self.settings["top_p"]))
-        with torch.no_grad(), quiet():
+            processors.append(
+                GumbelSampling([key for key, _ in images], self.settings["temperature"], self.settings["top_p"])
+            )
+        with torch.no_grad(), silence_libraries():
             answers = model.generate(
                 **inputs.to(model.device, dtype=model.dtype),
                 max_new_tokens=self.settings["max_new_tokens"],
                 do_sample=False,
                 num_beams=1,
-                logits_processor=drawing,
+                logits_processor=processors,
             )
         new = answers[:, inputs["input_ids"].shape[1] :]
         return [" ".join(text.split()) for text in processor.batch_decode(new, skip_special_tokens=True)]
@@ -194,7 +198,7 @@ class Captioner:
         """Processor and model.
 
         Raises:
-            ValueError: in one line, if they are not there or lack something.
+            ValueError: in one line, if they are missing or incomplete.
         """
         if self._loaded is None:
             try:
@@ -216,13 +220,15 @@ class Captioner:
         )
 
 
-class Drawn(LogitsProcessor):
-    """Makes the likeliest word a draw: adds Gumbel noise from each image's own generator to logits / temperature.
+class GumbelSampling(LogitsProcessor):
+    """The Gumbel-max trick: greedy decoding of logits / temperature + Gumbel noise samples a token.
+
+    The noise comes from a generator per image.
 
     Args:
-        keys: one an image.
+        keys: seeds of the generators, one per image.
         temperature: above 0.
-        top_p: share of the probability that may be drawn.
+        top_p: of nucleus sampling.
     """
 
     def __init__(self, keys: Sequence[str], temperature: float, top_p: float) -> None:
@@ -230,7 +236,7 @@ class Drawn(LogitsProcessor):
         self.temperature, self.nucleus = temperature, TopPLogitsWarper(top_p)
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """Scores (B, vocabulary) whose largest is the drawn word."""
+        """Scores (B, vocabulary) whose argmax is the sampled token."""
         warped: Tensor = self.nucleus(input_ids, scores.float() / self.temperature)
         drawn = torch.stack([torch.rand(scores.shape[1], generator=one) for one in self.generators])
         return warped - torch.log(-torch.log(drawn.to(warped)))
@@ -252,7 +258,7 @@ def load(source: str, *, bits: int | None, device: str) -> tuple[Any, Any]:
         )
         settings["device_map"] = {"": device}
     check_model(Path(source))
-    with quiet():
+    with silence_libraries():
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
         if getattr(processor, "chat_template", None) is None:
             raise ValueError("it has no chat template; LLaVA, InternVL and Qwen-VL have")
@@ -260,7 +266,7 @@ def load(source: str, *, bits: int | None, device: str) -> tuple[Any, Any]:
             source, use_safetensors=True, trust_remote_code=False, **settings
         ).eval()
     tokenizer = processor.tokenizer
-    tokenizer.padding_side = "left"  # answers start where the questions end
+    tokenizer.padding_side = "left"  # so that answers start right after the questions
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return processor, model if bits is not None else model.to(device)

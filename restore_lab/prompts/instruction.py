@@ -1,7 +1,7 @@
 """The instruction slot: SPIRE's restoration prompt c_r (section 3.4, Table 2). `prompt/instruction=from_recipe|...`.
 
-A source is called with a batch and gives one text an image: "Deblur with sigma 2.4; Denoise with sigma 0.06",
-"Deblur; Denoise", "Remove all degradation", or nothing. `Fixed` and `NoWords` of the semantic slot serve here too.
+A source maps a batch to one text per image: "Deblur with sigma 2.4; Denoise with sigma 0.06", "Deblur; Denoise",
+"Remove all degradation", or the empty string. `Fixed` and `NoText` (semantic.py) are instruction sources too.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 class FromRecipe:
-    """What was really done to each image, with its numbers or by type only.
+    """The true degradation of each image, with its parameters or by type only.
 
     Args:
-        values: probability that an image's instruction says its numbers; else it names the types alone. The paper
-            trains with both forms and does not say how often; it evaluates with numbers (values=1).
-        unknown: what is said of an image without a recipe (a real photograph, a pair from elsewhere); null refuses it.
+        values: probability that an instruction has the parameters, not only the types. The paper trains with both
+            forms, in unspecified proportions, and evaluates with parameters (values=1).
+        unknown: instruction for an image without a recipe (a real photograph, a real pair); null is an error.
     """
 
     def __init__(self, *, values: float, unknown: str | None = None) -> None:
@@ -32,9 +32,9 @@ class FromRecipe:
     def __call__(self, batch: Batch) -> tuple[str, ...]:
         coins = uniform(batch.seed, "instruction values").tolist()
         triples = zip(batch.recipe, coins, batch.key, strict=True)
-        return tuple(self._say(recipe, coin, key) for recipe, coin, key in triples)
+        return tuple(self._instruction(recipe, coin, key) for recipe, coin, key in triples)
 
-    def _say(self, recipe: Recipe | None, coin: float, key: str) -> str:
+    def _instruction(self, recipe: Recipe | None, coin: float, key: str) -> str:
         if recipe is None and self.unknown is not None:
             return self.unknown
         if recipe is None:
@@ -46,17 +46,17 @@ class FromRecipe:
 
 
 class Blind:
-    """The words "Remove all degradation" for every image: SPIRE's blind mode."""
+    """The instruction "Remove all degradation" for every image: SPIRE's blind mode."""
 
     def __call__(self, batch: Batch) -> tuple[str, ...]:
         return (REMOVE_ALL,) * len(batch)
 
 
-class Given:
-    """What a person says of each image (its recipe, made of their words by degradation/instruction.py), else of all.
+class UserInstruction:
+    """The user's instruction for each image (its recipe, parsed by degradation/instruction.py), or a default.
 
     Args:
-        text: said of an image for which nothing was said.
+        text: instruction for an image without one of its own.
     """
 
     def __init__(self, *, text: str) -> None:

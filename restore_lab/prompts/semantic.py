@@ -1,6 +1,6 @@
-"""The semantic slot: where the words c_s about the picture's content come from. `prompt/semantic=none|caption|...`.
+"""The semantic slot: sources of the text prompt c_s, the image's content. `prompt/semantic=none|caption|...`.
 
-A source is called with a batch and gives one text an image; the empty string is the null condition.
+A source maps a batch to one text per image; the empty string is the null condition.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ if TYPE_CHECKING:
     from restore_lab.types import Batch
 
 
-class NoWords:
-    """No words: every text is empty."""
+class NoText:
+    """The empty string for every image."""
 
     def __call__(self, batch: Batch) -> tuple[str, ...]:
         return ("",) * len(batch)
 
 
 class Caption:
-    """The caption that came with each image (the data source's own or its sidecar's)."""
+    """Each image's caption from its data source (its own or a sidecar file's)."""
 
     def __call__(self, batch: Batch) -> tuple[str, ...]:
         return batch.caption
 
 
 class FromFile:
-    """Captions from a table: JSON, JSONL or parquet, as data/sources/captions.py reads them, by the images' keys.
+    """Captions from a table (JSON, JSONL or parquet, read by data/sources/captions.py) by the images' keys.
 
     Args:
         path: the table.
 
     Raises:
-        ValueError: for a table that cannot be read, and when called for an image that it does not name.
+        ValueError: for a table that cannot be read, and at a call for an image without an entry.
     """
 
     def __init__(self, *, path: str) -> None:
@@ -41,11 +41,11 @@ class FromFile:
 
         self.path = path
         exact = read_table(Path(path).expanduser())
-        short: dict[str, set[str]] = {}  # a name without its suffix, unless two captions claim it
+        short: dict[str, set[str]] = {}  # by name without suffix
         for name, text in exact.items():
             short.setdefault(str(PurePosixPath(name).with_suffix("")), set()).add(text)
-        alone = {name: texts.pop() for name, texts in short.items() if len(texts) == 1 and name not in exact}
-        self.captions = exact | alone
+        unique = {name: texts.pop() for name, texts in short.items() if len(texts) == 1 and name not in exact}
+        self.captions = exact | unique
 
     def __call__(self, batch: Batch) -> tuple[str, ...]:
         for key in batch.key:
@@ -58,7 +58,7 @@ class Fixed:
     """The same text for every image.
 
     Args:
-        text: what to say.
+        text: the prompt.
     """
 
     def __init__(self, *, text: str) -> None:
@@ -68,13 +68,13 @@ class Fixed:
         return (self.text,) * len(batch)
 
 
-class Shuffled:
+class ShuffledCaption:
     """Each image gets another image's caption from the same batch: SPIRE Table 4's "unmatched" prompts.
 
-    The captions move on by half the batch, so that neighbours (crops of one photograph) do not swap among themselves.
+    Captions are rotated by half the batch, so that neighbours, often crops of one photograph, do not exchange theirs.
 
     Raises:
-        ValueError: for a batch of one, which has no other caption.
+        ValueError: for a batch of one image.
     """
 
     def __call__(self, batch: Batch) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
-"""Captions of the images at hand by a vision-language model. `prompt/semantic=vlm`.
+"""Captions of the images to restore, by a vision-language model. `prompt/semantic=vlm`.
 
-It looks at the LQ, at what the codec makes of the LQ's latent (with lq_encoder=robust the LQ without its degradation,
-as SUPIR does), or at the HQ. The captions are made in a pass of their own before anything is restored
-(inference/captioning.py), so that captioner and prior need not be in memory together.
+It captions the LQ, the codec's reconstruction of the LQ (with lq_encoder=robust that is the LQ without its degradation,
+as in SUPIR), or the HQ. A separate pass captions all images before any is restored (inference/captioning.py), so that
+captioner and prior need not be in memory together.
 """
 
 from __future__ import annotations
@@ -13,43 +13,46 @@ if TYPE_CHECKING:
     from restore_lab.prompts.captioner import Captioner
     from restore_lab.types import Batch
 
-Look = Literal["lq", "reconstruction", "hq"]
-INSTEAD = (
+CaptionInput = Literal["lq", "reconstruction", "hq"]
+TRAINING_HINT = (
     "for training caption the clean images first (restore-lab caption input=FOLDER) and train with "
     "prompt/semantic=caption"
 )
 
 
 class Vlm:
-    """The captions that the pass has made, by the images' keys.
+    """The captions of the captioning pass, by the images' keys.
 
     Args:
         captioner: the model.
-        looks_at: lq, reconstruction or hq.
-        side: short side in pixels that larger images are shrunk to before they are looked at; SUPIR: 512.
+        looks_at: the image to caption: lq, reconstruction or hq.
+        side: short side in pixels to which larger images are downsampled before they are captioned; SUPIR: 512.
 
     Attributes:
-        for_restoring: it says nothing of images that are trained on.
+        for_restoring: True, since it has no captions in training.
+        captions: by key, set by the captioning pass.
 
     Raises:
-        ValueError: for something else to look at.
+        ValueError: for another `looks_at`.
     """
 
     for_restoring = True
 
-    def __init__(self, *, captioner: Captioner, looks_at: Look, side: int) -> None:
-        if looks_at not in get_args(Look):
-            raise ValueError(f"prompt.semantic.looks_at={looks_at!r} is not known; one of {', '.join(get_args(Look))}")
+    def __init__(self, *, captioner: Captioner, looks_at: CaptionInput, side: int) -> None:
+        if looks_at not in get_args(CaptionInput):
+            raise ValueError(
+                f"prompt.semantic.looks_at={looks_at!r} is not known; one of {', '.join(get_args(CaptionInput))}"
+            )
         self.captioner, self.looks_at, self.side = captioner, looks_at, side
-        self.said: dict[str, str] = {}
+        self.captions: dict[str, str] = {}
 
     def __call__(self, batch: Batch) -> tuple[str, ...]:
-        """The captions.
+        """One caption per image.
 
         Raises:
-            ValueError: for an image that the pass has not seen, as in training.
+            ValueError: for an image that the captioning pass did not see, as in training.
         """
         for key in batch.key:
-            if key not in self.said:
-                raise ValueError(f"{key}: not captioned yet; {INSTEAD}")
-        return tuple(self.said[key] for key in batch.key)
+            if key not in self.captions:
+                raise ValueError(f"{key}: not captioned yet; {TRAINING_HINT}")
+        return tuple(self.captions[key] for key in batch.key)

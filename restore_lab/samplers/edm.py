@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from restore_lab.backbones.schedule import ALPHA_FLOOR, VariancePreserving
-from restore_lab.config.kinds import NotNegative
+from restore_lab.config.kinds import NonNegative
 from restore_lab.random import noise_like
 from restore_lab.samplers.level import Level, levels
 from restore_lab.samplers.loop import Predict, Sampler
 from restore_lab.samplers.spacing import timesteps
-from restore_lab.system.xla import cut
+from restore_lab.system.xla import sync
 
 if TYPE_CHECKING:
     from restore_lab.backbones.schedule import Schedule
@@ -43,8 +43,8 @@ class EdmSampler(Sampler):
         steps_offset: added to the timesteps of "leading".
     """
 
-    s_churn: NotNegative
-    s_noise: NotNegative
+    s_churn: NonNegative
+    s_noise: NonNegative
     s_tmin: float
     s_tmax: float | None
     timestep_spacing: Literal["sgm", "leading", "linspace", "trailing"] = "sgm"
@@ -92,9 +92,9 @@ class EdmSampler(Sampler):
         z_BCHW = x_BCHW * _alpha(schedule, t)
         t_B = torch.full((len(x_BCHW),), t)
         t_B = (t_B.long() if isinstance(schedule, VariancePreserving) else t_B).to(x_BCHW.device)
-        cut(z_BCHW)  # as in loop.py
+        sync(z_BCHW)  # as in loop.py
         prediction = predict(z_BCHW, t_B, level, steer)
-        cut(prediction.out_BCHW)
+        sync(prediction.out_BCHW)
         return schedule.to_x0(prediction.out_BCHW, z_BCHW, t_B), prediction.preview_BCHW
 
 

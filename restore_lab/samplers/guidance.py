@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from restore_lab.config.kinds import NotNegative
+from restore_lab.config.kinds import NonNegative
 from restore_lab.types import Cond, Hint
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class ClassifierFree:
     """
 
     def __init__(
-        self, *, scale: NotNegative | Callable[[Level], float], form: Literal["standard", "paper"] = "standard"
+        self, *, scale: NonNegative | Callable[[Level], float], form: Literal["standard", "paper"] = "standard"
     ) -> None:
         self.scale, self.form = scale, form
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from restore_lab.config.kinds import NotNegative, Share
+from restore_lab.config.kinds import NonNegative, Share
 
 if TYPE_CHECKING:
     from restore_lab.backbones.schedule import Schedule
@@ -53,7 +53,7 @@ class Linear:
     Churn can take the level above the maximum, where the number is extrapolated (SUPIR's release).
     """
 
-    def __init__(self, *, start: NotNegative, end: NotNegative) -> None:
+    def __init__(self, *, start: NonNegative, end: NonNegative) -> None:
         self.start, self.end = float(start), float(end)
 
     def __call__(self, level: Level) -> float:

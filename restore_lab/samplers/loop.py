@@ -24,7 +24,7 @@ from restore_lab.config.kinds import Range
 from restore_lab.random import generator
 from restore_lab.samplers.fidelity.base import Prediction, Steer
 from restore_lab.samplers.level import Level, levels
-from restore_lab.system.xla import cut
+from restore_lab.system.xla import sync
 
 if TYPE_CHECKING:
     from restore_lab.backbones.schedule import Schedule
@@ -118,9 +118,9 @@ class SchedulerSampler(Sampler):
         ):
             model_in = scheduler.scale_model_input(z_BCHW, t) if hasattr(scheduler, "scale_model_input") else z_BCHW
             t_B = time.expand(len(z_BCHW)).to(z_BCHW.device)
-            cut(model_in)  # on XLA, one compiled program of the model serves all steps
+            sync(model_in)  # on XLA, one compiled program of the model serves all steps
             prediction = predict(model_in, t_B, level, self.fidelity.before_model(level=level, state=state))
-            cut(prediction.out_BCHW)
+            sync(prediction.out_BCHW)
             out_BCHW, state = self._edit(
                 prediction,
                 model_in,

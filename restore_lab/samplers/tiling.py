@@ -19,8 +19,8 @@ from torch import Tensor
 
 from restore_lab.config.kinds import Pixels, Positive, Range
 from restore_lab.samplers.guidance import Branch
-from restore_lab.system.memory import let_go, out_of_memory
-from restore_lab.system.xla import cut
+from restore_lab.system.memory import empty_cache, out_of_memory
+from restore_lab.system.xla import sync
 from restore_lab.types import Cond, Hint
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class Tiles:
             out_BCHW = self._predict(predict, TileBatch(self, indices, len(z_BCHW)))
             if out_BCHW is None:
                 continue
-            cut(out_BCHW)
+            sync(out_BCHW)
             if total_BCHW is None:
                 total_BCHW = out_BCHW.new_zeros(len(z_BCHW), out_BCHW.shape[1], *z_BCHW.shape[-2:])
             for index, tile_BCHW in zip(indices, out_BCHW.split(len(z_BCHW)), strict=True):
@@ -164,7 +164,7 @@ class Tiles:
                 raise
             if len(part.indices) == 1:
                 raise TilesTooLarge("a single tile does not fit in memory") from error
-        let_go()
+        empty_cache()
         self.settings.batch = len(part.indices) // 2
         log.warning("out of memory: %d tiles at once from here on", self.settings.batch)
         return None
@@ -188,7 +188,7 @@ class TileBatch:
         height, width = (scale * length for length in self.tiles.tile)
         places = [(scale * top, scale * left) for top, left in (self.tiles.windows[n] for n in self.indices)]
         cropped_BCHW = torch.cat([map_BCHW[..., top : top + height, left : left + width] for top, left in places])
-        cut(cropped_BCHW)  # on XLA, the model's compiled program does not depend on the tiles' positions
+        sync(cropped_BCHW)  # on XLA, the model's compiled program does not depend on the tiles' positions
         return cropped_BCHW
 
     def per_tile(self, value: Any) -> Any:

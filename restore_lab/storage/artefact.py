@@ -1,11 +1,11 @@
-"""What was made, from what: identities, fingerprints, manifests.
+"""Artefacts: identities, fingerprints, manifests.
 
 An artefact is a folder whose `manifest.json` is written last, so a folder with a manifest is complete. Its identity is
-a hash of every setting that can change its content and of its parents' identities. A key of a `_target_` node of ours
-that equals its constructor's default is left out, so a setting added later with the old behaviour as its default leaves
-old identities as they were (never change such a default; give the new behaviour in the yaml). Paths enter as
-fingerprints of what they hold, or by a name (named.py); loggers, output folders and devices do not enter. Code of
-packages outside this one enters by its content (source_code.py).
+a hash of every setting that can change its content and of its parents' identities. A key of this package's `_target_`
+nodes that equals its constructor's default is left out, so a new setting whose default is the old behaviour keeps old
+identities valid (never change such a default; set the new behaviour in the yaml). Paths enter as fingerprints of their
+content, or by name (named.py); loggers, output folders and devices do not enter. Code of other packages enters by its
+content (source_code.py).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from importlib import metadata
 from pathlib import Path, PurePath
 from typing import Any
 
-from restore_lab.storage.foreign import json_of, made_of
-from restore_lab.storage.named import MADE, below_datasets, made_name, made_place
+from restore_lab.storage.foreign import json_of, parse_dataclass
+from restore_lab.storage.named import PREREQUISITE, below_datasets, prerequisite_name, prerequisite_path
 from restore_lab.storage.notes import read_note
 from restore_lab.storage.source_code import changes, source_hash, sources_of
 from restore_lab.storage.walk import match, walk
@@ -39,7 +39,7 @@ MANIFEST = "manifest.json"
 MAX_MANIFEST = 16 * 2**20  # bytes
 NAME = re.compile(r"[\w.-]{1,100}")  # identities and kinds: parts of folders' names
 PACKAGE = Path(__file__).resolve().parents[1]
-IGNORED = frozenset(
+IGNORED_KEYS = frozenset(
     ("logger", "hydra", "output", "output_dir", "output_folder", "run_dir", "runs_dir", "save_dir")
     + ("cache", "cache_dir", "cache_latents", "cache_gigabytes")
     + ("fused",)  # the optimiser's kernel
@@ -54,15 +54,15 @@ PATH_ENDINGS = ("_path", "_root", "_folder", "_file", "_dir")
 def identity(
     settings: Mapping[str, Any], parents: Sequence[str] = (), *, defaults: Mapping[str, Any] | None = None
 ) -> str:
-    """16 hex characters that name what these settings make from these parents.
+    """The artefact's identity, 16 hex characters, from its settings and its parents.
 
     Args:
         settings: plain values (`OmegaConf.to_container(cfg, resolve=True)`); 1 and 1.0 are one value.
         parents: identities of the artefacts that this one is made from, in order.
-        defaults: for top-level keys that no constructor owns: a key that equals its default here is left out.
+        defaults: defaults of top-level keys without a constructor; a key that equals its default is left out.
 
     Raises:
-        ValueError: for a value that has no canonical form (a live object, a tensor), with its key.
+        ValueError: for a value without a canonical form (a live object, a tensor), with its key.
     """
     kept = {
         key: value
@@ -74,23 +74,22 @@ def identity(
 
 
 def place_of(text: str) -> Path:
-    """The file or folder that a config names: "asset:NAME" is one that ships with the package (made: see named.py)."""
+    """The file or folder of a config's path; "asset:NAME" ships with the package (for "made:" see named.py)."""
     if text.startswith("asset:"):
         return PACKAGE / "assets" / text.removeprefix("asset:")
-    return Path(made_place(text)).expanduser()
+    return Path(prerequisite_path(text)).expanduser()
 
 
 def fingerprint(path: str | PurePath) -> str:
-    """32 hex characters for what a file, a folder or the files of a pattern hold: names below it and bytes, never its
-    own name or its dates.
+    """32 hex characters for the content of a file, a folder or a pattern: bytes and names below it.
 
-    Links are followed. Hidden files, a folder's README.md and what is no file do not count. A file's hash is kept while
-    its size and modification time stay (in this process; of a file with a note in the person's cache (notes.py), across
-    processes).
+    Its own name and dates do not count. Links are followed. Hidden files, a folder's README.md and special files are
+    skipped. A file's hash is cached while its size and modification time stay the same (in this process; across
+    processes for a file with a note in the user's cache, notes.py).
 
     Raises:
-        FileNotFoundError: if there is nothing at `path`.
-        ValueError: if a pipe or a device lies there.
+        FileNotFoundError: if `path` does not exist.
+        ValueError: if `path` is a pipe or a device.
     """
     place = Path(path)
     if place.exists() and not place.is_dir():
@@ -106,7 +105,7 @@ def fingerprint(path: str | PurePath) -> str:
 
 
 def write_bytes_atomic(path: str | PurePath, data: bytes) -> None:
-    """Write a file so that a reader, or a run killed here, finds the old content or the new, never a part."""
+    """Write a file atomically: readers see the old content or the new, also if the process is killed."""
     place = Path(path)
     place.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name[:30]}.", suffix=".tmp")
@@ -115,7 +114,7 @@ def write_bytes_atomic(path: str | PurePath, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that nobody else can read
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp creates files that only their owner can read
         os.replace(temporary, place)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
@@ -129,17 +128,17 @@ def write_json_atomic(path: str | PurePath, data: Any) -> None:
 
 
 def json_bytes(data: Any) -> bytes:
-    """Indented JSON; not-a-number is refused, because JSON has no word for it."""
+    """Indented JSON; NaN is refused, which JSON does not define."""
     return (json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a complete artefact folder says of itself.
+    """The manifest of a complete artefact folder.
 
-    `kind` is what it is ("weights", "restored", "scores", ...), `settings` what it was made with, `parents` the
-    identities it was made from, `code` the version of the code that made it (recorded, not part of the identity),
-    `extra` whatever else its reader wants, as JSON, `sources` the hashes of the outside code that `settings` name.
+    `kind` is "weights", "restored", "scores", ...; `settings` and `parents` enter the identity; `code` is the version
+    of this package that made it (not part of the identity); `extra` is further JSON for readers; `sources` are the
+    hashes of other packages' code that `settings` name.
     """
 
     identity: str
@@ -151,7 +150,7 @@ class Manifest:
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, folder: str | PurePath) -> None:
-        """Mark `folder` complete. Call it when everything else in it is written."""
+        """Mark `folder` complete; call it after everything else is written."""
         write_json_atomic(Path(folder) / MANIFEST, asdict(replace(self, sources=sources_of(self.settings))))
 
     @classmethod
@@ -160,11 +159,13 @@ class Manifest:
 
         Raises:
             FileNotFoundError: if the folder is not complete.
-            ValueError: if its manifest is not one.
+            ValueError: if its manifest is invalid.
         """
         place = Path(folder) / MANIFEST
         try:
-            found = made_of(cls, json_of(place, limit=MAX_MANIFEST, within=Path(folder), finite=True), name=place)
+            found = parse_dataclass(
+                cls, json_of(place, limit=MAX_MANIFEST, within=Path(folder), require_finite=True), name=place
+            )
         except ValueError as error:
             why = str(error).removeprefix(f"{place}: ")
             raise ValueError(f"{place}: not a manifest ({why}); delete the folder to make it again") from error
@@ -173,8 +174,8 @@ class Manifest:
         return found
 
 
-def complete(folder: str | PurePath, *, identity: str | None = None) -> bool:
-    """Whether an artefact is whole, and, if an identity is given, the one meant."""
+def is_complete(folder: str | PurePath, *, identity: str | None = None) -> bool:
+    """Whether an artefact is complete and, if given, has this identity."""
     try:
         manifest = Manifest.read(folder)
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -183,14 +184,14 @@ def complete(folder: str | PurePath, *, identity: str | None = None) -> bool:
 
 
 def differences(folder: str | PurePath, settings: Mapping[str, Any]) -> str:
-    """How a complete folder differs from what these settings make: " (other sources: mypkg/loss.py)", perhaps empty."""
+    """How a complete folder differs from these settings: " (other sources: mypkg/loss.py)", or ""."""
     manifest = Manifest.read(folder)
     return changes(manifest.settings, settings, sources=manifest.sources)
 
 
 @functools.cache
 def code_version() -> str:
-    """The commit of the checkout ("+changes" if edited), else the package's version, else "unknown"; never fails."""
+    """The commit of the checkout ("+changes" if modified), else the package's version, else "unknown"."""
     if (PACKAGE.parent / ".git").exists():
         describe = ["describe", "--always", "--tags", "--abbrev=12", "--dirty=+changes"]
         command = ["git", "-C", str(PACKAGE.parent), *describe]
@@ -206,13 +207,13 @@ def code_version() -> str:
 
 
 def _canonical(value: Any, key: str) -> Any:
-    """The JSON form in which equal settings are equal."""
+    """The canonical JSON form of a value: equal settings have equal forms."""
     if isinstance(value, Mapping):
         return _canonical_mapping(value)
     if isinstance(value, list | tuple):
         return [_canonical(entry, key) for entry in value]
-    if isinstance(value, str) and value.startswith(MADE):
-        return made_name(value)
+    if isinstance(value, str) and value.startswith(PREREQUISITE):
+        return prerequisite_name(value)
     if isinstance(value, PurePath) or (isinstance(value, str) and _is_path_key(key)):
         return _canonical_path(str(value))
     if value is None or isinstance(value, bool | int | str):
@@ -230,7 +231,7 @@ def _canonical_mapping(node: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(node.get("datasets_dir"), str):
         node = below_datasets(node, node["datasets_dir"])
     for name, value in node.items():
-        if str(name) in IGNORED:
+        if str(name) in IGNORED_KEYS:
             continue
         entry = _canonical(value, str(name))
         if name in defaults and _comparable(defaults[name], str(name)) == (True, entry):
@@ -248,7 +249,7 @@ def _comparable(default: Any, key: str) -> tuple[bool, Any]:
 
 @functools.cache
 def _defaults(target: str) -> Mapping[str, Any]:
-    """The defaults of a constructor of ours. Those of other packages change with their versions, so none of theirs."""
+    """A constructor's defaults; none for other packages, whose defaults change with their versions."""
     if not target.startswith(f"{PACKAGE.name}."):
         return {}
     parts = target.split(".")
@@ -268,7 +269,7 @@ def _is_path_key(key: str) -> bool:
 
 
 def _canonical_path(text: str) -> Any:
-    """A fingerprint where there is a file or folder, the word itself (a hub id) where there is none."""
+    """The fingerprint of an existing file or folder; any other text (a hub id) unchanged."""
     place = place_of(text)
     there = text and (place.exists() or (glob.has_magic(text) and match(place)[1].files))
     return {"content": fingerprint(place)} if there else text
@@ -276,14 +277,14 @@ def _canonical_path(text: str) -> Any:
 
 def _file_hash(path: Path) -> str:
     found = path.stat()
-    if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, a device has no end
+    if not stat.S_ISREG(found.st_mode):  # reading a pipe would block, a device has no end
         raise ValueError(f"{path}: a pipe or a device has no fingerprint; remove it")
     return _hash_of(str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 @functools.lru_cache(maxsize=1_000_000)
 def _hash_of(path: str, size: int, mtime_ns: int, ctime_ns: int) -> str:
-    note = read_note(Path(path)) if path.endswith(".tar") else None  # terabytes are not read again for their name
+    note = read_note(Path(path)) if path.endswith(".tar") else None  # saves reading terabytes of shards again
     if note is not None:
         return note["sha256"][:32]
     with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""Files that a run writes: where they may lie, and what a program that opens them must not run."""
+"""Names and contents of output files: safe paths, safe lengths, safe spreadsheet cells."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 from restore_lab.storage.free_space import check_names
 
-LONG = 220  # bytes of a file's name, of the 255 that there may be
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how what a spreadsheet runs begins
+MAX_NAME = 220  # bytes of a file's name, below the usual limit of 255
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # first characters of a spreadsheet formula
 
 
-def inside(folder: Path, name: str) -> Path:
-    """A file below a folder, by a name that may have come with data.
+def path_inside(folder: Path, name: str) -> Path:
+    """The path of a file below a folder, by an untrusted name.
 
     Raises:
-        ValueError: if the name leads out of the folder, also by a link in it, or is too long for a file system.
+        ValueError: if the name leads out of the folder, directly or through a link, or is too long.
     """
     check_names(name)
     file = folder / name
@@ -26,21 +26,21 @@ def inside(folder: Path, name: str) -> Path:
     return file
 
 
-def shortened(name: str) -> str:
-    """A path whose last part leaves room for an ending; what is cut off it stands as a hash, so that names differ."""
+def shorten(name: str) -> str:
+    """A path whose last part leaves room for a suffix; a hash replaces the rest of a long one, so names stay unique."""
     folder, slash, last = name.rpartition("/")
     whole = os.fsencode(last)
-    if len(whole) <= LONG:
+    if len(whole) <= MAX_NAME:
         return name
-    kept = whole[: LONG - 9].decode(errors="ignore")
+    kept = whole[: MAX_NAME - 9].decode(errors="ignore")
     return f"{folder}{slash}{kept}-{hashlib.sha256(whole).hexdigest()[:8]}"
 
 
 def spreadsheet_cell(value: Any) -> Any:
-    """A value for a CSV file that a person may open in a spreadsheet.
+    """A value for a CSV file that is safe to open in a spreadsheet.
 
-    A text that a spreadsheet would take for a formula ("=cmd|...", "@SUM(...)") gets an apostrophe in front, which
-    shows it as text; numbers stay numbers.
+    Text that a spreadsheet would run as a formula ("=cmd|...", "@SUM(...)") is prefixed with an apostrophe; numbers
+    stay numbers.
     """
     if not isinstance(value, str) or not value.startswith(FORMULA):
         return value

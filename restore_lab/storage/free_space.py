@@ -1,4 +1,4 @@
-"""Whether there is room for what a run will write, before it begins."""
+"""Checks free disk space and write access before a run begins."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ NAME = 255  # bytes of a file's name, of most file systems
 
 
 def require(folder: str | Path, *, needed: int, what: str) -> None:
-    """Refuse a folder that cannot be written to, or a disk that is too full.
+    """Refuse a folder without write access, or a disk with too little free space.
 
     Args:
-        folder: where things will be written; it need not be there yet.
-        needed: bytes, all in all.
-        what: that they are, for people.
+        folder: the output folder, which need not exist yet.
+        needed: total size in bytes.
+        what: the kind of content, for messages.
 
     Raises:
-        ValueError: with what is needed and what is free.
+        ValueError: with the needed and the free space.
     """
-    place = writable(folder)
+    place = writable_folder(folder)
     free = shutil.disk_usage(place).free
     if needed > free:
         raise ValueError(
@@ -31,11 +31,11 @@ def require(folder: str | Path, *, needed: int, what: str) -> None:
         )
 
 
-def writable(folder: str | Path) -> Path:
-    """The folder, or the nearest one above it that is there, in which it can be made.
+def writable_folder(folder: str | Path) -> Path:
+    """The folder, or its nearest existing parent, checked for write access.
 
     Raises:
-        ValueError: if a file or a broken link is in its place or above, a name is too long, or nothing can be written.
+        ValueError: if a file or a broken link is in the way, a name is too long, or there is no write access.
     """
     check_names(folder)
     place = Path(folder).expanduser().absolute()
@@ -50,7 +50,7 @@ def writable(folder: str | Path) -> Path:
 
 
 def check_names(place: str | Path) -> None:
-    """Refuse a path with a name in it that no file system takes.
+    """Refuse a path with a name that is too long for a file system.
 
     Raises:
         ValueError: with the path.
@@ -60,5 +60,5 @@ def check_names(place: str | Path) -> None:
 
 
 def size(count: int) -> str:
-    """Bytes for people: "3.20 GiB"."""
+    """A size in bytes as text: "3.20 GiB"."""
     return f"{count / GIB:.2f} GiB" if count >= GIB / 100 else f"{count / 2**20:.1f} MiB"

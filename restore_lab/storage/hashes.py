@@ -1,4 +1,4 @@
-"""Whether a file is what was written: SHA-256 of weights, kept in their folder's manifest."""
+"""Integrity of weights: their SHA-256 hashes, stored in the folder's manifest."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def hashes(folder: str | PurePath) -> dict[str, str]:
     return {file.name: hash_of(file) for file in sorted(Path(folder).glob("*.safetensors"))}
 
 
-def as_written(file: str | PurePath) -> bool:
-    """Whether weights are what their manifest says was written; True where none says it."""
+def matches_manifest(file: str | PurePath) -> bool:
+    """Whether weights match the hash in their manifest; True where there is none."""
     place = Path(file)
     try:
         noted = Manifest.read(place.parent).extra.get(HASHES, {})

@@ -1,4 +1,4 @@
-"""Locks on artefacts: what one command is making, no other makes beside it."""
+"""Locks on artefacts: one command at a time makes an artefact."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")  # torchrun
 
 
 def first_rank() -> bool:
-    """Whether this process is the first, or the only one, of those that do its job."""
+    """Whether this process is rank 0 of its job, or its only process."""
     return all(os.environ.get(name, "0") == "0" for name in RANK_VARIABLES)
 
 
 @contextlib.contextmanager
-def locked(folder: str | PurePath) -> Iterator[None]:
-    """Hold an artefact's folder while it is made; wait for whoever holds it.
+def lock(folder: str | PurePath) -> Iterator[None]:
+    """Lock an artefact's folder while it is made; wait while another process holds the lock.
 
-    The lock is the process's: it goes with it, however it ends. Of a job of several processes the first alone holds it.
+    The lock ends with its process. In a job of several processes only rank 0 takes it.
     """
     from filelock import FileLock, Timeout
 
@@ -30,13 +30,13 @@ def locked(folder: str | PurePath) -> Iterator[None]:
         return
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place / ".lock")
+    held = FileLock(place / ".lock")
     try:
-        lock.acquire(timeout=0)
+        held.acquire(timeout=0)
     except Timeout:
         log.info("another run makes %s; waiting for it", folder)
-        lock.acquire()
+        held.acquire()
     try:
         yield
     finally:
-        lock.release()
+        held.release()

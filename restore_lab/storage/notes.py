@@ -1,9 +1,8 @@
-"""Notes on large files, so that terabytes are not read again for their name: in the person's own cache, nowhere else.
+"""Cached hashes of large files in the user's cache, so terabytes are not read again for an identity.
 
-A note says what a file's bytes hash to, and an identity believes it. So it is kept by the file's absolute path below
-`$XDG_CACHE_HOME/restore_lab` (`~/.cache`), never beside the file, where somebody who sends the file could have written
-it too. It is good while the file's size and times stay; the time of its last change (ctime) cannot be set, so a file
-that was put in another's place has none.
+Identities trust a note's hash. So notes are stored by the file's absolute path below `$XDG_CACHE_HOME/restore_lab`
+(`~/.cache`), never next to the file, where the file's sender could have written one. A note is valid while the file's
+size and times stay the same; its ctime cannot be set, so a replaced file has no valid note.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ CACHE = "restore_lab"
 
 
 def note_place(path: Path) -> Path:
-    """Where the note on a file lies."""
+    """The path of a file's note."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / CACHE
     named = hashlib.sha256(os.path.realpath(path).encode("utf-8", "surrogateescape")).hexdigest()[:32]
     return home / "index" / f"{named}.json"
 
 
 def stamp(path: Path) -> dict[str, int]:
-    """What has to stay for a note to be good."""
+    """The file's size and times, which validate a note."""
     stat = path.stat()
     return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
 
 
 def read_note(path: Path) -> dict[str, Any] | None:
-    """The note on a file as it is now, which has its "sha256"; None if there is none."""
+    """The valid note of a file, with its "sha256"; None if there is none."""
     try:
         note = json_of(note_place(path))
         same = all(note[key] == value for key, value in stamp(path).items())

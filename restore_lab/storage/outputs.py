@@ -1,10 +1,10 @@
-"""Files that a command writes where a person said: only where nothing lies, or where a note says that it is ours.
+"""Output files at user-given paths: written only to free paths and over this package's own output.
 
-A note (`.restore-lab/<hash of the name>.json`, in the file's own folder) names the file and has the SHA-256 of what was
-written last. A file that has another content now is the person's, as one without a note is, and is never written over.
-The note is written before the file, with the content before it too, so that a command that is killed between the two
-finds its own file again. A folder that is made as a whole (a training's, a record's) has one note of this kind; it
-must be new or empty before. Without torch.
+A note (`.restore-lab/<hash of the name>.json`, in the file's folder) has the file's name and the SHA-256 of its last
+output. A file with another content, or without a note, belongs to the user and is never overwritten. The note is
+written before the file and also keeps the previous hash, so a command that is killed in between still recognises its
+own file. A folder that is made as a whole (a training's, a record's) has one such note and must be new or empty first.
+Without torch.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ from pathlib import Path
 
 from restore_lab.storage.artefact import MANIFEST, write_bytes_atomic, write_json_atomic
 from restore_lab.storage.foreign import json_of
-from restore_lab.storage.walk import some
+from restore_lab.storage.walk import head
 
 NOTES = ".restore-lab"
 FOLDER = "folder.json"
 
 
 def require_free(files: Iterable[Path]) -> None:
-    """Refuse to write over files that are not ours.
+    """Refuse to overwrite the user's files.
 
     Raises:
-        ValueError: with the first of them, and how many there are.
+        ValueError: with the first such file and their number.
     """
-    foreign = [file for file in files if os.path.lexists(file) and not written_by_us(file)]
+    foreign = [file for file in files if os.path.lexists(file) and not is_own_output(file)]
     if foreign:
         raise ValueError(
-            f"{some(foreign)}: not written by restore-lab, or changed since, and not written over; "
+            f"{head(foreign)}: not written by restore-lab, or changed since, and not written over; "
             f"move {'it' if len(foreign) == 1 else 'them'}, or choose another output"
         )
 
 
-def written_by_us(file: Path) -> bool:
-    """Whether a file holds what a command of ours wrote into it."""
+def is_own_output(file: Path) -> bool:
+    """Whether a file's content is the output of one of this package's commands."""
     hashes = _hashes(file)
     return bool(hashes) and file.is_file() and not file.is_symlink() and _hash_of(file) in hashes
 
 
 def write_output(file: str | Path, data: bytes) -> None:
-    """Write a file whole or not at all, with a note that it is ours.
+    """Write a file atomically, with its note.
 
     Raises:
-        ValueError: something lies there that is not ours.
+        ValueError: if the user's own file is there.
     """
     place = Path(file)
     require_free([place])
@@ -56,20 +56,20 @@ def write_output(file: str | Path, data: bytes) -> None:
     if note.parent.is_symlink():
         raise ValueError(f"{note.parent} is a link; remove it: notes on what is ours are kept in the folder itself")
     hashes = list(dict.fromkeys([hashlib.sha256(data).hexdigest(), *before]))
-    text = json.dumps({"file": place.name, "sha256": hashes})  # ASCII: a name need not be valid text
+    text = json.dumps({"file": place.name, "sha256": hashes})  # ASCII: a name may be invalid Unicode
     write_bytes_atomic(note, text.encode())
     write_bytes_atomic(place, data)
 
 
 def take_folder(folder: str | Path, *, setting: str) -> None:
-    """Take a folder for something that is made as a whole; one that is ours already stays so.
+    """Claim a folder for an output that is made as a whole; a folder claimed before is accepted.
 
     Args:
-        folder: need not be there yet.
-        setting: what names it, for people.
+        folder: need not exist yet.
+        setting: the setting that names it, for messages.
 
     Raises:
-        ValueError: it holds files that no command of ours wrote, or is no folder.
+        ValueError: if it is no folder, or holds the user's files.
     """
     place = Path(folder)
     note = place / NOTES / FOLDER
@@ -80,7 +80,7 @@ def take_folder(folder: str | Path, *, setting: str) -> None:
     foreign = sorted(entry for entry in place.iterdir() if not entry.name.startswith(".")) if place.is_dir() else []
     if foreign:
         raise ValueError(
-            f"{setting}={folder} holds what no command of ours wrote there ({some([f.name for f in foreign])}); "
+            f"{setting}={folder} holds what no command of ours wrote there ({head([f.name for f in foreign])}); "
             "give a folder that is new or empty"
         )
     write_json_atomic(note, {"folder": "made by restore-lab"})

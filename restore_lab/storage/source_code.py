@@ -1,9 +1,8 @@
-"""The code of packages outside this one, by content: an edited loss is another loss, and other weights.
+"""Hashes of other packages' code: an edited loss is another loss and gives other weights.
 
-The rule: where a `_target_` of a setting names a package that is not ours and none of the libraries that every run has,
-all files of that top-level package (or module) that Python can import count, wherever in it they are, behind links
-too: sources and extension modules, not data files, nor other packages that it imports. They are read once per process,
-as imports are.
+If a setting's `_target_` names a package that is neither this one nor one of `LIBRARIES`, all importable files of that
+top-level package (or module) enter the identity, links included: sources and extension modules, but neither data files
+nor the packages that it imports. They are read once per process, like imports.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from typing import Any
 from restore_lab.storage.walk import walk
 
 LIBRARIES = frozenset(("restore_lab", "torch", "diffusers", "lightning"))  # `_target_`s that need no trust
-LISTED = 4  # names in a line
+MAX_NAMES = 4  # in a line
 
 
 def sources_of(settings: Any) -> dict[str, str]:
-    """What the outside packages of these settings hold: {"mypkg/loss.py": hash}; empty where there are none."""
+    """The code of the other packages that these settings name: {"mypkg/loss.py": hash}."""
     found: dict[str, str] = {}
     for target in _targets(settings):
         found |= files_of(target.partition(".")[0])
@@ -31,14 +30,14 @@ def sources_of(settings: Any) -> dict[str, str]:
 
 
 def source_hash(target: Any) -> dict[str, str]:
-    """What the package of an outside `_target_` adds to its node; empty for ours, for the libraries', and for none."""
+    """The entries that another package's `_target_` adds to its node; empty for this package and the libraries."""
     files = files_of(target.partition(".")[0]) if isinstance(target, str) else {}
     return {"_sources_": hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:32]} if files else {}
 
 
 @functools.cache
 def files_of(package: str) -> Mapping[str, str]:
-    """The files of a top-level package outside ours, with their hashes; empty for a library, and for none that exists.
+    """The hashes of a top-level package's files; empty for a library and for a missing package.
 
     Args:
         package: its name, without dots; it is not imported.
@@ -58,12 +57,12 @@ def files_of(package: str) -> Mapping[str, str]:
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any], *, sources: Mapping[str, str]) -> str:
-    """How what is there differs from what was to be there: " (other sources: mypkg/loss.py)", perhaps empty.
+    """The difference of an existing artefact from a wanted one: " (other sources: mypkg/loss.py)", or "".
 
     Args:
-        before: the settings of what is there.
-        after: the settings of what was to be there.
-        sources: the outside code of what is there, as `sources_of` gave it.
+        before: the existing artefact's settings.
+        after: the wanted artefact's settings.
+        sources: the existing artefact's `sources_of`.
     """
     said = []
     now = sources_of(after)
@@ -97,7 +96,7 @@ def _targets(node: Any) -> Iterator[str]:
 
 
 def _leaves(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Values by dotted place."""
+    """Values by dotted key."""
     if isinstance(node, Mapping) and node:
         for key, value in node.items():
             yield from _leaves(value, f"{place}.{key}" if place else str(key))
@@ -107,5 +106,5 @@ def _leaves(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
 
 def _listed(names: Any) -> str:
     found = list(names)
-    more = f" and {len(found) - LISTED} more" if len(found) > LISTED else ""
-    return ", ".join(found[:LISTED]) + more
+    more = f" and {len(found) - MAX_NAMES} more" if len(found) > MAX_NAMES else ""
+    return ", ".join(found[:MAX_NAMES]) + more

@@ -1,8 +1,8 @@
-"""What lies in and below a folder: the one walk that everything takes that reads folders.
+"""The directory walk of every reader of folders.
 
-Links to files and folders are followed. A link to a folder that it lies in is a loop, known by device and inode, and is
-passed over, as are hidden files and folders, `__MACOSX`, links without target, folders that cannot be read, and what is
-no file (pipes, sockets). All of that is counted by kind. The order is that of the paths as text. Without torch.
+Links to files and folders are followed. Link loops (detected by device and inode), hidden files and folders,
+`__MACOSX`, broken links, unreadable folders and special files (pipes, sockets) are skipped and counted by kind. Files
+are sorted by path. Without torch.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-MOST_WAYS = 1000  # to one folder: links that cross each other have more ways than any disk can list
-NOTES = frozenset((".restore-lab", ".restored", ".index", ".lock"))  # our own, of which nobody need hear
+MAX_PATHS = 1000  # to one folder: links to each other's parents multiply its paths
+NOTES = frozenset((".restore-lab", ".restored", ".index", ".lock"))  # this package's own, not counted
 PLURALS = {
     "hidden": "hidden",
     "link without target": "links without target",
@@ -34,11 +34,11 @@ class Walk:
 
     Attributes:
         files: paths below the folder, with slashes, sorted.
-        passed_over: how many entries were left, by kind (a key of `PLURALS`, or any other noun).
+        skipped: number of skipped entries by kind (a key of `PLURALS`, or any other noun).
     """
 
     files: tuple[str, ...]
-    passed_over: Mapping[str, int] = field(default_factory=dict)
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
 
 def walk(root: str | os.PathLike[str], *, depth: int | None = None, hidden: bool = False) -> Walk:
@@ -46,12 +46,12 @@ def walk(root: str | os.PathLike[str], *, depth: int | None = None, hidden: bool
 
     Args:
         root: the folder.
-        depth: 1 for the files in it, 2 for those of the folders in it too, and so on; None for all.
-        hidden: take hidden files and folders too, for a reader that must miss nothing.
+        depth: 1 for the folder's own files, 2 for its subfolders' too, and so on; None for all.
+        hidden: include hidden files and folders.
 
     Raises:
-        OSError: the folder itself cannot be read.
-        ValueError: more ways lead to a folder below it than any list could hold.
+        OSError: if the folder itself cannot be read.
+        ValueError: if links give a subfolder more than `MAX_PATHS` paths.
     """
     files: list[str] = []
     over: Counter[str] = Counter()
@@ -69,18 +69,19 @@ def walk(root: str | os.PathLike[str], *, depth: int | None = None, hidden: bool
                 files.append(name)
             elif found and (depth is None or name.count("/") + 1 < depth):
                 ways[found] += 1
-                if ways[found] > MOST_WAYS:
-                    raise ValueError(f"{entry.path}: links lead to this folder in over {MOST_WAYS} ways; remove some")
+                if ways[found] > MAX_PATHS:
+                    raise ValueError(f"{entry.path}: links lead to this folder in over {MAX_PATHS} ways; remove some")
                 if found in above:
                     over["link that leads back"] += 1
                 else:
                     stack.append((entry.path, f"{name}/", above | {found}))
-    return Walk(files=tuple(sorted(files)), passed_over=+over)
+    return Walk(files=tuple(sorted(files)), skipped=+over)
 
 
 def match(pattern: str | os.PathLike[str]) -> tuple[Path, Walk]:
-    """The files that fit a pattern (`photos/*.jpg`, `photos/**/IMG_*`): the folder before its first wildcard, and what
-    fits below that folder. Nothing fits in a folder that is not there.
+    """The files that match a pattern (`photos/*.jpg`, `photos/**/IMG_*`).
+
+    The folder before the first wildcard, and the matching files below it; none if that folder is missing.
     """
     parts = Path(pattern).parts
     fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), parts))
@@ -88,22 +89,20 @@ def match(pattern: str | os.PathLike[str]) -> tuple[Path, Walk]:
     if not base.is_dir():
         return base, Walk(files=())
     found = walk(base, depth=None if "**" in rest else len(rest))
-    return base, Walk(
-        files=tuple(name for name in found.files if _fits(name.split("/"), rest)), passed_over=found.passed_over
-    )
+    return base, Walk(files=tuple(name for name in found.files if _fits(name.split("/"), rest)), skipped=found.skipped)
 
 
-def describe(passed_over: Mapping[str, int]) -> str:
-    """What was passed over, for people: "12 files that are no images, 1 link without target"; empty for nothing."""
+def describe(skipped: Mapping[str, int]) -> str:
+    """The skipped entries as text: "12 files that are no images, 1 link without target"; "" for none."""
     return ", ".join(
         f"{count} {kind if count == 1 else PLURALS.get(kind, f'{kind}s')}"
-        for kind, count in sorted(passed_over.items())
+        for kind, count in sorted(skipped.items())
         if count
     )
 
 
-def some(names: Sequence[object], *, count: int = 5) -> str:
-    """The first few of some names, and how many more there are."""
+def head(names: Sequence[object], *, count: int = 5) -> str:
+    """The first few names and the number of further ones."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(str(name) for name in names[:count]) + more
 
@@ -128,14 +127,14 @@ def _entries(place: str, over: Counter[str], *, first: bool) -> list[os.DirEntry
 
 
 def _folder(entry: os.DirEntry[str], over: Counter[str]) -> tuple[int, ...] | None:
-    """The identity of a folder, None for a file, and () for what is counted as passed over."""
+    """A folder's device and inode, None for a file, () for a skipped entry."""
     try:
         if entry.is_dir():
             return _identity(entry.path)
         if entry.is_file():
             return None
         dangling = entry.is_symlink() and not os.path.exists(entry.path)
-    except OSError:  # a link to itself, say
+    except OSError:  # e.g. a link to itself
         dangling = entry.is_symlink()
     over["link without target" if dangling else "special file"] += 1
     return ()

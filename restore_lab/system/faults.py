@@ -1,8 +1,8 @@
-"""What a machine does to a run: disks that are full or gone, devices that fail, processes that are killed.
+"""Machine faults: full or missing disks, failing devices, killed processes.
 
-`told` puts such an error into one line; anything else is none of its business. Whatever was reported as done stays
-done, and the same command continues, so a fault ends with an exit code of its own (`CODE`): run it again once the
-machine is well. Without torch.
+`describe_fault` turns such an error into one line and returns None for any other. Completed work is kept and the same
+command continues it, so a fault has its own exit code (`EXIT_CODE`): rerun the command after the machine is repaired.
+Without torch.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import re
 import signal
 from collections.abc import Iterator
 
-CODE = 3
+EXIT_CODE = 3
 SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}  # the exit code is 128 more, as shells have it
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# A place that a person named and that cannot be: what to do about it.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Errors of a user-given path, and the advice.
 PLACES = {
     errno.ENOENT: "",
     errno.ENOTDIR: "a file is in the way; name another place",
@@ -28,10 +28,10 @@ PLACES = {
     errno.EPERM: "change its permissions, or name another place",
     errno.EINVAL: "name another place",
 }
-GONE = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.ENXIO, errno.ENOMEDIUM, errno.EREMOTEIO)
-LONG = 200  # characters of a path that a message shows
+DISK_GONE = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.ENXIO, errno.ENOMEDIUM, errno.EREMOTEIO)
+MAX_PATH = 200  # characters of a path that a message shows
 NO_ROOM = "No space left on device"
-# What libraries say who do not raise an OSError.
+# Messages of libraries that raise no OSError.
 NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded|File too large", re.IGNORECASE)
 WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed|exited)")
 NO_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
@@ -39,15 +39,15 @@ DEVICE = re.compile(r"(CUDA|HIP|cuDNN|cuBLAS|CUBLAS|CUDNN|NCCL|XLA)[\w ]* (error
 
 
 class Fault(ValueError):
-    """Something outside the program gave way; the text says what, where, and what to do."""
+    """A fault outside the program; the message has the cause, the place and the remedy."""
 
 
-class Terminated(SystemExit):
-    """Ctrl-C or SIGTERM; the text says where the same command continues.
+class Termination(SystemExit):
+    """Ctrl-C or SIGTERM; the message has the point where the same command continues.
 
     Args:
-        number: of the signal.
-        text: what follows its name: "interrupted at step 3; ...".
+        number: the signal's number.
+        text: follows the signal's name: "interrupted at step 3; ...".
     """
 
     def __init__(self, number: int, text: str) -> None:
@@ -56,14 +56,14 @@ class Terminated(SystemExit):
 
 
 def name_file(error: BaseException, path: object) -> None:
-    """Let an error of the system say which file it was about: that of a write on a full disk does not."""
+    """Add the file name to an OSError that lacks one, such as that of a write to a full disk."""
     if isinstance(error, OSError) and error.errno is not None and error.filename is None:
         error.filename = str(path)
 
 
 @contextlib.contextmanager
-def naming(path: object) -> Iterator[None]:
-    """Within the context errors of the system say which file they are about."""
+def name_errors(path: object) -> Iterator[None]:
+    """Context in which an OSError without a file name gets this one."""
     try:
         yield
     except OSError as error:
@@ -71,12 +71,12 @@ def naming(path: object) -> Iterator[None]:
         raise
 
 
-def told(error: BaseException, *, where: object = None) -> str | None:
-    """What gave way and what to do about it; None for an error of another kind.
+def describe_fault(error: BaseException, *, where: object = None) -> str | None:
+    """Cause and remedy of a machine fault; None for any other error.
 
     Args:
-        error: as it was raised; what it was raised from counts too.
-        where: the file or folder at work, for errors that do not name one.
+        error: the exception; its causes are checked too.
+        where: the current file or folder, for errors that name none.
     """
     for one in _chain(error):
         found = _of_disk(one, where) if isinstance(one, OSError) else None
@@ -88,8 +88,8 @@ def told(error: BaseException, *, where: object = None) -> str | None:
     return None
 
 
-def misplaced(error: BaseException) -> str | None:
-    """What is wrong with a place that a person named, and what to do about it; None for an error of another kind."""
+def describe_bad_path(error: BaseException) -> str | None:
+    """Cause and remedy of an error in a user-given path; None for any other error."""
     if not isinstance(error, OSError) or error.errno not in PLACES or error.filename is None:
         return None
     advice = PLACES[error.errno]
@@ -97,13 +97,13 @@ def misplaced(error: BaseException) -> str | None:
 
 
 def short_name(place: object) -> str:
-    """A path for a message; of a very long one the beginning."""
+    """A path for a message, truncated if very long."""
     text = str(place)
-    return text if len(text) <= LONG else f"{text[:LONG]}..."
+    return text if len(text) <= MAX_PATH else f"{text[:MAX_PATH]}..."
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and those behind it: torch raises one of its own over a write that failed."""
+    """An error and its causes: torch wraps a failed write in an error of its own."""
     seen = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -114,11 +114,11 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _of_disk(error: OSError, where: object) -> str | None:
     place = error.filename or where
     said = error.strerror or str(error)
-    if error.errno in FULL:
+    if error.errno in DISK_FULL:
         return _full(place, said)
     if error.errno == errno.EROFS:
         return f"{_at(place)}{said}; make it writable, or choose another folder"
-    if error.errno in GONE:
+    if error.errno in DISK_GONE:
         return f"{_at(place)}{said}; bring the disk back"
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return f"{_at(place)}{said}; raise the limit (ulimit -n)"
@@ -150,7 +150,7 @@ def _at(place: object) -> str:
 
 
 def _first(text: str) -> str:
-    """The first sentence of what a library says at length."""
+    """The first sentence of a library's message."""
     return (
         f" ({re.split(r'(?<=[a-z0-9])[.;] |Compile with|CUDA kernel errors', text)[0].strip()[:160]})" if text else ""
     )

@@ -1,10 +1,10 @@
-"""What an error for want of memory looks like."""
+"""Out-of-memory errors, and freeing GPU memory."""
 
 from __future__ import annotations
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether a device (torch.OutOfMemoryError) or the host ("can't allocate memory") had none left."""
+    """Whether a device (torch.OutOfMemoryError) or the host ("can't allocate memory") ran out of memory."""
     said = str(error).lower()
     return (
         type(error).__name__ == "OutOfMemoryError"
@@ -14,8 +14,8 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
-def let_go() -> None:
-    """Hand what is no longer used back to the GPU, if there is one."""
+def empty_cache() -> None:
+    """Collect garbage and release the GPU's cached memory, if there is a GPU."""
     import gc
 
     import torch

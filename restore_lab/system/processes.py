@@ -1,9 +1,9 @@
-"""One job over several processes: whose parts are whose, and who puts them together. `devices=2`, torchrun, srun.
+"""One job over several processes: distribution and merging of its parts. `devices=2`, torchrun, srun.
 
-A job that splits has numbered parts, each of which leaves a file when it is done; what a part holds never depends on
-how many processes there are. A process does every world-th part that is not done; the last to finish finds all of them
-there and puts them together. Nobody waits for anybody, so a process that was killed costs its unfinished part, and the
-same command, with as many processes or fewer or more, continues.
+A parallel job has numbered parts, each of which writes a file when it is done; a part's content does not depend on the
+number of processes. A process does every world-th unfinished part; the last one to finish finds all files and merges
+them. There is no barrier, so a killed process loses only its unfinished part, and the same command continues with any
+number of processes.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# Rank, number of processes, and place among those of one machine: as torchrun says it, and srun.
+# Rank, world size and local rank, as torchrun and srun set them.
 VARIABLES = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"))
-LAUNCHED = "RESTORE_LAB_LAUNCHED"
-FIRST_RANK = "RESTORE_LAB_FIRST_RANK"  # the number of the process that started the other ranks
+LAUNCHED_VARIABLE = "RESTORE_LAB_LAUNCHED"
+FIRST_RANK_VARIABLE = "RESTORE_LAB_FIRST_RANK"  # process id of the rank that started the others
 
 
-def place() -> tuple[int, int]:
-    """(rank, world) of this process: (0, 1) for one that is alone."""
+def rank_and_world() -> tuple[int, int]:
+    """(rank, world size) of this process; (0, 1) for a single process."""
     for rank, world, _ in VARIABLES:
         if rank in os.environ and world in os.environ:
             return int(os.environ[rank]), int(os.environ[world])
     return 0, 1
 
 
-def mine(count: int, *, done: Callable[[int], bool]) -> list[int]:
-    """The numbers of the parts, of `count`, that this process has to do."""
-    rank, world = place()
+def own_parts(count: int, *, done: Callable[[int], bool]) -> list[int]:
+    """The unfinished parts, out of `count`, of this process."""
+    rank, world = rank_and_world()
     return [number for number in range(rank, count, world) if not done(number)]
 
 
 @contextlib.contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
-    """For what one process alone may do in a folder: the last that finds all parts there puts them together."""
+def merge_lock(folder: Path) -> Iterator[None]:
+    """A lock for steps that one process at a time does in a folder, such as merging all parts."""
     from filelock import FileLock
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 
 
 def device(name: str) -> str:
-    """The device that a setting names; with "auto" each process of a machine has a GPU of its own, if there are any."""
+    """The device of a setting; "auto" gives each process of a machine its own GPU, or the CPU without GPUs."""
     import torch
 
     if name != "auto":
@@ -55,14 +55,14 @@ def device(name: str) -> str:
     if not torch.cuda.is_available():
         return "cpu"
     local = next((int(os.environ[v]) for _, world, v in VARIABLES if world in os.environ and v in os.environ), 0)
-    return "cuda" if place()[1] == 1 else f"cuda:{local % torch.cuda.device_count()}"
+    return "cuda" if rank_and_world()[1] == 1 else f"cuda:{local % torch.cuda.device_count()}"
 
 
 def check_device(name: str | None) -> None:
     """Refuse a device that this machine lacks.
 
     Raises:
-        ValueError: with those that are there.
+        ValueError: with the devices that exist.
     """
     if name in (None, "auto", "cpu"):
         return
@@ -74,28 +74,33 @@ def check_device(name: str | None) -> None:
         raise ValueError(f"device={name}: not on this machine; there are: {', '.join(there)}; auto takes the best")
 
 
-def watched() -> bool:
-    """Whether this process was started by `launched`, whose caller says what came of it."""
-    return os.environ.get(LAUNCHED) is not None
+def is_launched_rank() -> bool:
+    """Whether `launch_ranks` started this process; its caller then reports the result."""
+    return os.environ.get(LAUNCHED_VARIABLE) is not None
 
 
-def launched(devices: int, *more: str, quiet: bool = False) -> bool:
-    """Run the typed command once a device and wait for all; False, and nothing done, for one device or in a share.
+def launch_ranks(devices: int, *more: str, quiet: bool = False) -> bool:
+    """Run the current command once per device and wait for all.
+
+    Returns False without running anything for one device, or if this process is a rank already.
 
     Args:
-        devices: how many.
-        more: overrides behind those that were typed.
-        quiet: whether what they print is not shown.
+        devices: number of devices.
+        more: overrides after those of the command line.
+        quiet: discard the ranks' stdout.
 
     Raises:
-        ValueError: if one of them fails; what the others did stays.
+        ValueError: if a rank fails; the others' results are kept.
     """
     if devices < 1:
         raise ValueError(f"devices={devices}: at least one is needed")
-    if devices == 1 or place()[1] > 1:
+    if devices == 1 or rank_and_world()[1] > 1:
         return False
     command = [sys.executable, "-m", "restore_lab.cli.main", *sys.argv[1:], *more]
-    told = [{"RANK": str(n), "LOCAL_RANK": str(n), "WORLD_SIZE": str(devices), LAUNCHED: ""} for n in range(devices)]
+    ranks = [
+        {"RANK": str(n), "LOCAL_RANK": str(n), "WORLD_SIZE": str(devices), LAUNCHED_VARIABLE: ""}
+        for n in range(devices)
+    ]
     here = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(path for path in (here, os.environ.get("PYTHONPATH", "")) if path)
     processes = [
@@ -105,7 +110,7 @@ def launched(devices: int, *more: str, quiet: bool = False) -> bool:
             stdout=subprocess.DEVNULL if quiet else None,
             preexec_fn=_die_with_parent,
         )
-        for one in told
+        for one in ranks
     ]
     try:
         codes = [process.wait() for process in processes]
@@ -121,22 +126,22 @@ def launched(devices: int, *more: str, quiet: bool = False) -> bool:
 
 
 @contextlib.contextmanager
-def starting_ranks() -> Iterator[None]:
-    """Whatever process starts here can tie itself to this one (`tied`): Lightning's first rank starts the others."""
-    os.environ[FIRST_RANK] = str(os.getpid())
+def first_rank_id() -> Iterator[None]:
+    """Context that passes this process's id to the ranks that Lightning starts, for `end_with_first_rank`."""
+    os.environ[FIRST_RANK_VARIABLE] = str(os.getpid())
     try:
         yield
     finally:
-        del os.environ[FIRST_RANK]
+        del os.environ[FIRST_RANK_VARIABLE]
 
 
-def tied() -> None:
-    """End with the first rank, if that started this process: were it killed, the others would wait for it for long.
+def end_with_first_rank() -> None:
+    """Let this process end with the rank that started it, so a killed rank 0 leaves no ranks waiting for it.
 
     Raises:
-        SystemExit: if it is gone already.
+        SystemExit: if that rank has ended already.
     """
-    first = os.environ.pop(FIRST_RANK, None)
+    first = os.environ.pop(FIRST_RANK_VARIABLE, None)
     if first is None:
         return
     _die_with_parent()
@@ -145,7 +150,7 @@ def tied() -> None:
 
 
 def _die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent ends, however it does; elsewhere nothing does."""
+    """Let the kernel kill this process when its parent ends (Linux only)."""
     import ctypes
 
     with contextlib.suppress(OSError, AttributeError):

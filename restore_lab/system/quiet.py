@@ -1,4 +1,4 @@
-"""Silence for what the model libraries say while they load."""
+"""Silences the model libraries while they load."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bar for a part that loads in a blink, no notes on config entries; errors still come as errors."""
+def silence_libraries() -> Iterator[None]:
+    """Context without the libraries' progress bars and config warnings; errors are raised as usual."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

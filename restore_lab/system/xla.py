@@ -1,9 +1,9 @@
-"""What PyTorch/XLA (TPUs) asks of the rest: where its programs end, and torch and torch-xla of one minor version.
+"""Support for PyTorch/XLA (TPUs): graph boundaries, and matching versions of torch and torch-xla.
 
-XLA records what happens to its tensors and compiles a record that it has not met yet. A loop is therefore cut after
-each round, or all rounds would be one program; and every round has to be the same record: numbers that differ from step
-to step reach the device as data, and tensors that the host knows (times, a solver's coefficients) stay on the host.
-`trainer=tpu`, docs/tpu.md.
+XLA traces operations lazily and compiles each new graph. So a loop syncs after every iteration, or all iterations would
+be one graph; and every iteration must trace the same graph: numbers that change between steps reach the device as
+tensors, and values that the host computes (times, a solver's coefficients) stay on the host. `trainer=tpu`,
+docs/tpu.md.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ if TYPE_CHECKING:
 LOCK = "requirements-xla.lock"
 
 
-def cut(tensor: Tensor) -> None:
-    """The end of a round: what was recorded is run, compiled before if it is new. Nothing for tensors elsewhere."""
+def sync(tensor: Tensor) -> None:
+    """End the traced graph and run it, compiled if it is new; does nothing for tensors of other devices."""
     if tensor.device.type == "xla":
         import torch_xla
 
         torch_xla.sync()
 
 
-def at_rest(tensor: Tensor) -> Tensor:
-    """What is remembered beyond its step: on the host where it is XLA's, so that all steps put it together alike."""
+def to_host(tensor: Tensor) -> Tensor:
+    """A tensor that outlives its step, moved to the host if it is XLA's, so every step traces the same graph."""
     return tensor.cpu() if tensor.device.type == "xla" else tensor
 
 
-def doubled(map_BCHW: Tensor) -> Tensor:
-    """Nearest-neighbour doubling without `interpolate`, whose gradient torch-xla leaves to the host."""
+def upsample_nearest_2x(map_BCHW: Tensor) -> Tensor:
+    """Nearest-neighbour upsampling by 2 without `interpolate`, whose gradient torch-xla computes on the host."""
     count, channels, height, width = map_BCHW.shape
     each = map_BCHW[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2)
     return each.reshape(count, channels, 2 * height, 2 * width)
 
 
 def check_versions() -> None:
-    """torch-xla works with torch of its own minor version alone, and nothing else says so: imports just fail.
+    """Refuse a torch-xla whose minor version differs from torch's; without this check its import fails obscurely.
 
     Raises:
-        ValueError: for another pair.
+        ValueError: for versions that do not match.
     """
     xla, torch = _version("torch-xla"), _version("torch")
     if xla is not None and (torch is None or _minor(xla) != _minor(torch)):
@@ -53,13 +53,13 @@ def check_versions() -> None:
 
 
 def check_trainer(settings: Mapping[str, Any]) -> None:
-    """What a trainer on a TPU has to be like; says nothing of another.
+    """Refuse unsupported settings of a TPU trainer; other accelerators are not checked.
 
     Args:
-        settings: Lightning's, by name.
+        settings: arguments of Lightning's Trainer, by name.
 
     Raises:
-        ValueError: if torch-xla is not there, for several devices, or for a precision that XLA does not have.
+        ValueError: without torch-xla, for several devices, or for a precision that XLA lacks.
     """
     if settings.get("accelerator") != "tpu":
         return

@@ -1,4 +1,4 @@
-"""Composes the config of a job inside the running Hydra, as the job's own command will."""
+"""Composes a job's config inside the running Hydra, exactly as the job's own command does."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from restore_lab.config import checks
 
 
 @contextmanager
-def composed(verb: str, words: Sequence[str]) -> Iterator[Any]:
-    """The config of a verb, inside a running Hydra; its node `hydra` is in reach of interpolations.
+def job_config(verb: str, words: Sequence[str]) -> Iterator[Any]:
+    """A verb's config, inside a running Hydra; interpolations can read its node `hydra`.
 
-    Composing takes half a second, so what differs in its seed alone is composed once.
+    Composing takes half a second, so configs that differ only in their seed are composed once.
 
     Raises:
-        ValueError: for a value that a setting cannot have, or parts that have no meaning together.
+        ValueError: for an invalid value of a setting, or incompatible parts.
     """
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
 
     own = HydraConfig.instance().cfg
-    known = _composed.setdefault(GlobalHydra.instance().hydra, {})
+    cache = _CONFIGS.setdefault(GlobalHydra.instance().hydra, {})
     seeds = [word for word in words if word.startswith("seed=")]
     key = (verb, bool(seeds), *(word for word in words if word not in seeds))
     try:
-        if key not in known:
-            known[key] = _compose(verb, words)
-        cfg, HydraConfig.instance().cfg = known[key]
+        if key not in cache:
+            cache[key] = _compose(verb, words)
+        cfg, HydraConfig.instance().cfg = cache[key]
         if seeds:
             cfg.seed = int(seeds[-1].partition("=")[2])
         yield cfg
@@ -37,13 +37,11 @@ def composed(verb: str, words: Sequence[str]) -> Iterator[Any]:
         HydraConfig.instance().cfg = own
 
 
-_composed: WeakKeyDictionary[Any, dict[tuple[Any, ...], tuple[Any, Any]]] = (
-    WeakKeyDictionary()
-)  # by the Hydra that composed
+_CONFIGS: WeakKeyDictionary[Any, dict[tuple[Any, ...], tuple[Any, Any]]] = WeakKeyDictionary()  # by Hydra instance
 
 
 def _compose(verb: str, words: Sequence[str]) -> tuple[Any, Any]:
-    """The config, and Hydra's own node of it."""
+    """The config and its node `hydra`."""
     from hydra import compose
     from hydra.core.hydra_config import HydraConfig
 

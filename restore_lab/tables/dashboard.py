@@ -1,7 +1,7 @@
-"""A table in wandb: a workspace and a report over the pages of its jobs.
+"""A table in wandb: a workspace and a report over the runs of its jobs.
 
-A page has its artefact's identity as its id, so the table's plan knows the pages behind each row, those that it shares
-with other tables too. Needs the package wandb-workspaces; what would be sent can be had as JSON without an account.
+A wandb run's id is its artefact's identity, so the table's plan gives the runs of each row, including those that other
+tables share. Needs the package wandb-workspaces; the JSON that would be sent needs no account.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from restore_lab.launch.job import NOT_WEIGHTS, config_flags, config_folders
 from restore_lab.storage.outputs import write_output
 from restore_lab.tables import file
 from restore_lab.tables.grid import grid
-from restore_lab.tables.jobs import Plan, behind
-from restore_lab.tables.numbers import measured
+from restore_lab.tables.jobs import Plan, with_dependencies
+from restore_lab.tables.numbers import read_measurements
 from restore_lab.tables.plan import plan
 from restore_lab.tables.render import render
 from restore_lab.tables.spec import Spec
@@ -27,13 +27,13 @@ from restore_lab.tracking import signed_in
 
 CURVES = ("train/loss", "val/psnr_restored", "train/images_per_second", "train/grad_norm")
 STEP = "trainer/global_step"
-# Okabe and Ito's, which the colour-blind can tell apart too.
+# The colour-blind safe palette of Okabe and Ito.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowPages:
-    """The pages behind one row: ids of trainings, and of records by condition."""
+class RowRuns:
+    """The wandb runs of one row: ids of its trainings, and of its records by condition."""
 
     name: str
     colour: str
@@ -42,7 +42,7 @@ class RowPages:
 
     @property
     def ids(self) -> list[str]:
-        """All of them."""
+        """The ids of all runs."""
         return [*self.trainings, *(one for ids in self.records.values() for one in ids)]
 
 
@@ -50,10 +50,10 @@ def run(cfg: Any) -> str:
     """Run `restore-lab dashboard`.
 
     Returns:
-        What to print: where workspace and report are, their JSON, or the file that it went to.
+        The text to print: the addresses of workspace and report, their JSON, or the file that was written.
 
     Raises:
-        ValueError: without a table, wandb-workspaces, or an account; or if wandb refuses.
+        ValueError: without a table, wandb-workspaces or an account, or if wandb rejects the request.
     """
     folders = config_folders()
     if not cfg.table:
@@ -69,7 +69,7 @@ def run(cfg: Any) -> str:
         systems_dir=cfg.systems_dir,
         weights_dir=cfg.weights_dir,
     )
-    markdown = render(grid(planned, measured(planned, spec)), "markdown")
+    markdown = render(grid(planned, read_measurements(planned, spec)), "markdown")
     if cfg.dry_run or cfg.output:
         made = dashboard(planned, spec, markdown, entity="", project=cfg.project)
         text = json.dumps({name: _plain(part) for name, part in made.items()}, indent=1)
@@ -80,43 +80,43 @@ def run(cfg: Any) -> str:
     return _send(cfg, planned, spec, markdown)
 
 
-def pages(planned: Plan, spec: Spec) -> list[RowPages]:
-    """The pages behind each row, those of other people's systems too where something was measured."""
+def row_runs(plan: Plan, spec: Spec) -> list[RowRuns]:
+    """The wandb runs of each row, including external systems that were measured here."""
     found = []
     for number, row in enumerate(spec.rows.values()):
         records = {
-            name: [id_ for place, id_ in planned.scores.items() if (place.row, place.condition) == (row.name, name)]
+            name: [id_ for place, id_ in plan.scores.items() if (place.row, place.condition) == (row.name, name)]
             for name in spec.conditions
         }
-        jobs = behind(planned, [one for ids in records.values() for one in ids])
+        jobs = with_dependencies(plan, [one for ids in records.values() for one in ids])
         trainings = [job.identity for job in jobs if job.kind not in NOT_WEIGHTS]
         found.append(
-            RowPages(name=row.name, colour=COLOURS[number % len(COLOURS)], trainings=trainings, records=records)
+            RowRuns(name=row.name, colour=COLOURS[number % len(COLOURS)], trainings=trainings, records=records)
         )
     return found
 
 
-def dashboard(planned: Plan, spec: Spec, markdown: str, *, entity: str, project: str) -> dict[str, Any]:
+def dashboard(plan: Plan, spec: Spec, markdown: str, *, entity: str, project: str) -> dict[str, Any]:
     """The workspace and the report of a table, as objects of wandb-workspaces.
 
     Args:
-        planned: the table's plan.
+        plan: the table's plan.
         spec: the table.
-        markdown: the table as it is printed.
-        entity: the account; "" leaves out what only the server knows.
-        project: where the pages are.
+        markdown: the rendered table.
+        entity: the account; "" leaves out every field that only the server knows.
+        project: wandb project of the runs.
 
     Raises:
         ValueError: without wandb-workspaces.
     """
     try:
-        wr: Any = import_module("wandb_workspaces.reports.v2")  # its modules say nothing of what they export
+        wr: Any = import_module("wandb_workspaces.reports.v2")  # its modules declare no exports
         ws: Any = import_module("wandb_workspaces.workspaces")
     except ModuleNotFoundError as error:
         raise ValueError(f"dashboard needs {error.name}: pip install 'restore-lab[wandb]'") from error
-    rows = pages(planned, spec)
+    rows = row_runs(plan, spec)
 
-    def runset(one: RowPages, ids: Sequence[str]) -> Any:
+    def runset(one: RowRuns, ids: Sequence[str]) -> Any:
         where = {"entity": entity, "project": project} if entity else {}
         filters = [ws.Metric("ID").isin(list(ids))]
         return wr.Runset(name=one.name, filters=filters, custom_run_colors=dict.fromkeys(ids, one.colour), **where)
@@ -158,15 +158,15 @@ def dashboard(planned: Plan, spec: Spec, markdown: str, *, entity: str, project:
     return {"workspace": workspace, "report": report}
 
 
-def _send(cfg: Any, planned: Plan, spec: Spec, markdown: str) -> str:
-    """Write both to the account."""
+def _send(cfg: Any, plan: Plan, spec: Spec, markdown: str) -> str:
+    """Save workspace and report to the account."""
     if not signed_in():
         raise ValueError("dashboard: nobody is logged in to wandb here; run `wandb login`, or give output=FILE")
     import wandb
 
     try:
         entity = str(cfg.entity or wandb.Api().default_entity)
-        made = dashboard(planned, spec, markdown, entity=entity, project=cfg.project)
+        made = dashboard(plan, spec, markdown, entity=entity, project=cfg.project)
         for part in made.values():
             part.save()
     except (wandb.Error, ValueError) as error:
@@ -175,5 +175,5 @@ def _send(cfg: Any, planned: Plan, spec: Spec, markdown: str) -> str:
 
 
 def _plain(part: Any) -> Any:
-    """What would be sent, as plain values; the package has no public word for it."""
+    """The request as plain values; the package has no public API for it."""
     return part._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -1,8 +1,8 @@
-"""Columns that no metric measures: what `restore-lab describe` counts of a row, and what its training took.
+"""Columns without a metric: parameter and FLOP counts of `restore-lab describe`, and time and memory of training.
 
-Counts are facts of the config. Minutes and memory are measurements of the job that made the row's weights (the last of
-its stages), on the machine that ran it, its start and its imports included; rows whose weights no job of a table made
-have none. A job that was killed and resumed has the minutes of its last run alone.
+Counts follow from the config. Minutes and memory are measured over the whole job of the row's last training stage,
+start-up and imports included, on the machine that ran it; rows whose weights no table's job made have neither. A
+resumed job counts the minutes of its last run only.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from restore_lab.inspection.describe import DESCRIPTION
 from restore_lab.launch.job import facts_of
 from restore_lab.storage.foreign import json_of
 from restore_lab.tables.jobs import Plan
-from restore_lab.tables.spec import TOOK, Spec
+from restore_lab.tables.spec import TRAINING_COSTS, Spec
 
 
-def described(plan: Plan, spec: Spec, what: str | None) -> dict[str, float]:
-    """A column by row, in the unit of its name; empty where `what` is None."""
+def description_column(plan: Plan, spec: Spec, what: str | None) -> dict[str, float]:
+    """A column's values by row, in the unit that its name ends in; empty where `what` is None."""
     if what is None:
         return {}
     facts = {row: found for row in spec.rows if (found := _facts(plan, (spec.name, row), what)) is not None}
-    values = {row: READ[what](found) for row, found in facts.items()}
+    values = {row: READERS[what](found) for row, found in facts.items()}
     if what == "relative_adaptor":
         base = values.get(next(iter(spec.rows)))
         values = {} if base is None else {row: value / base for row, value in values.items()}
@@ -31,11 +31,11 @@ def described(plan: Plan, spec: Spec, what: str | None) -> dict[str, float]:
 
 
 def _facts(plan: Plan, row: tuple[str, str], what: str) -> Mapping[str, Any] | None:
-    identity = (plan.trained if what in TOOK else plan.descriptions).get(row)
+    identity = (plan.trainings if what in TRAINING_COSTS else plan.descriptions).get(row)
     if identity is None or not plan.jobs[identity].done:
         return None
     job = plan.jobs[identity]
-    if what in TOOK:
+    if what in TRAINING_COSTS:
         return facts_of(job)
     return json_of(Path(job.folder) / DESCRIPTION)
 
@@ -44,7 +44,7 @@ def _adaptor(facts: Mapping[str, Any]) -> float:
     return sum(count for name, count in facts["parameters"].items() if name.startswith("adaptor.")) / 1e6
 
 
-READ: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
+READERS: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
     "trainable_millions": lambda facts: facts["trainable_parameters"] / 1e6,
     "adaptor_millions": _adaptor,
     "relative_adaptor": _adaptor,

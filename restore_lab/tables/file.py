@@ -1,24 +1,24 @@
-"""A table as a file: rows as overrides, columns as metrics, and what the paper printed. `experiments/<paper>/*.yaml`.
+"""Table files `experiments/<paper>/*.yaml`: rows as overrides, columns as metrics, and the published numbers.
 
-A table is an experiment whose config has a node `table`, so `restore-lab evaluate experiment=spire/table6 ...` makes by
-hand what the table makes. Of that node:
+A table is an experiment whose config has a node `table`, so `restore-lab evaluate experiment=spire/table6 ...` runs one
+of its evaluations by hand. The node holds:
 
-    title, source: {paper, place}          what it is and where it was printed
-    columns: {FID: {metric, tiny, better, digits}}    in order; `tiny` is the stand-in at scale=tiny, if another: its
-                                           name, or {metric, better} where less of it is better and more of the other
-    conditions: {name: {title, overrides, columns, only, mean}}   each measures every row once (a dataset, a
-                                           degradation), or has the mean over the conditions that `mean` names
+    title, source: {paper, place}          title, and the table's number in the paper
+    columns: {FID: {metric, tiny, better, digits}}    in order; `tiny` is the stand-in metric at scale=tiny: its name,
+                                           or {metric, better} where its direction differs
+    conditions: {name: {title, overrides, columns, only, mean}}   each evaluates every row once (a dataset, a
+                                           degradation), or averages the conditions that `mean` lists
     rows: {name: {title, labels, weights, variant, system, only, published, note, overrides, train, evaluate, describe}}
     claims: [{says, row, baseline, column, condition, expect}]
-    figure: {kind: frontier | surface, ...}           a picture beside the table (figures/settings.py)
+    figure: {kind: frontier | surface, ...}           a figure of the table (figures/settings.py)
 
-`overrides` are for every verb, `train`, `evaluate` and `describe` for one; each may stand on the table, on a row or on
-a condition, and again under `tiny` and `full` for one scale. A later word for a key replaces an earlier one: table,
-condition, row. `weights` is "own" (trained by these overrides), "shipped", or another row's name; rows that differ only
-in the `variant` of the words (evaluate.yaml) share one record; a row with a `system` is other people's: a folder of
-their outputs, or what was printed. `published` has one list a condition, in the order of the columns, null where
-nothing legible was printed. A row or a condition with `only: full` is there at that scale alone; `weights` and `mean`
-may stand under `tiny` and `full` too.
+`overrides` apply to every verb, `train`, `evaluate` and `describe` to one; the table, a row and a condition may each
+have them, and again under `tiny` and `full` for one scale. For one key the last override wins, in the order table,
+condition, row. `weights` is "own" (trained with these overrides), "shipped", or another row's name; rows that differ
+only in the prompt `variant` (evaluate.yaml) share one record; a row with a `system` is an external system: a folder of
+its outputs, or its published numbers. `published` has one list per condition, in the order of the columns, null where
+the paper's number is illegible. A row or a condition with `only: full` exists at that scale only; `tiny` and `full` may
+also hold `weights` and `mean`.
 """
 
 from __future__ import annotations
@@ -30,12 +30,24 @@ from typing import Any, get_args
 from restore_lab.config.conf_dir import experiments_dir
 from restore_lab.config.suggest import offer
 from restore_lab.tables.figures.settings import read as read_figure
-from restore_lab.tables.layout import checked
-from restore_lab.tables.spec import COUNTED, ONLY, TOOK, WORDS, Claim, Column, Condition, Row, Scale, Spec, Words
+from restore_lab.tables.layout import validate
+from restore_lab.tables.spec import (
+    COUNTS,
+    SINGLE_CONDITION,
+    TRAINING_COSTS,
+    WORDS,
+    Claim,
+    Column,
+    Condition,
+    Row,
+    Scale,
+    Spec,
+    Words,
+)
 
 
 def tables(folders: Sequence[Path]) -> dict[str, Path]:
-    """Every table file by name ("spire/table6"); an experiment without a node `table` is none."""
+    """Every table file by name ("spire/table6"); experiments without a node `table` are left out."""
     found: dict[str, Path] = {}
     for folder in folders:
         base = experiments_dir(folder)
@@ -52,10 +64,10 @@ def read(name: str, folders: Sequence[Path], *, scale: Scale) -> Spec:
     Args:
         name: "spire/table6".
         folders: config folders, the package's and the user's.
-        scale: which of its overrides count.
+        scale: selects the overrides of one scale.
 
     Raises:
-        ValueError: if there is no such table or scale, or the file says something that no table has.
+        ValueError: for an unknown table or scale, or an invalid file.
     """
     import yaml
 
@@ -73,9 +85,9 @@ def read(name: str, folders: Sequence[Path], *, scale: Scale) -> Spec:
 
 
 def _spec(name: str, node: Any, scale: Scale) -> Spec:
-    node = checked(node, f"table {name}")
+    node = validate(node, f"table {name}")
     columns = {title: _column(name, title, entry or {}, scale) for title, entry in node["columns"].items()}
-    entries = {key: entry or {} for key, entry in (node.get("conditions") or {ONLY: {}}).items()}
+    entries = {key: entry or {} for key, entry in (node.get("conditions") or {SINGLE_CONDITION: {}}).items()}
     conditions = {
         key: _condition(name, key, entry, scale, columns)
         for key, entry in entries.items()
@@ -115,8 +127,8 @@ def _words(node: Mapping[str, Any], scale: Scale) -> Words:
 def _column(name: str, title: str, entry: Mapping[str, Any], scale: Scale) -> Column:
     stand_in = entry.get("tiny", entry.get("metric")) if scale == "tiny" else entry.get("metric")
     chosen = stand_in if isinstance(stand_in, Mapping) else {"metric": stand_in, "better": entry.get("better")}
-    if entry.get("describe") not in (None, *COUNTED, *TOOK):
-        known = ", ".join((*COUNTED, *TOOK))
+    if entry.get("describe") not in (None, *COUNTS, *TRAINING_COSTS):
+        known = ", ".join((*COUNTS, *TRAINING_COSTS))
         raise ValueError(f"table {name}, column {title}: describe={entry['describe']!r} is one of {known}")
     return Column(
         title=title,
@@ -143,7 +155,7 @@ def _condition(name: str, key: str, entry: Mapping[str, Any], scale: Scale, colu
 
 
 def _at(entry: Mapping[str, Any], scale: Scale, key: str) -> Any:
-    """A setting that may stand under a scale."""
+    """A setting, or its value for one scale."""
     return (entry.get(scale) or {}).get(key, entry.get(key))
 
 

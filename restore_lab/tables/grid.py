@@ -1,4 +1,4 @@
-"""A table ready to be written: what stands in every cell and under the table, before any format."""
+"""A table's content before any output format: cells, claims and notes."""
 
 from __future__ import annotations
 
@@ -6,31 +6,33 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from restore_lab.evaluation.metrics.kernel_distance import BESIDE
-from restore_lab.evaluation.statistics import FEWEST_SEEDS, Difference
+from restore_lab.evaluation.metrics.kernel_distance import KERNEL_ID
+from restore_lab.evaluation.statistics import MIN_SEEDS, Difference
 from restore_lab.tables.figures.drawing import findings
 from restore_lab.tables.jobs import Plan
 from restore_lab.tables.number import Number, compare
-from restore_lab.tables.numbers import Measured
+from restore_lab.tables.numbers import Measurements
 from restore_lab.tables.ranking import marks
-from restore_lab.tables.spec import TOOK, Claim, Column, Row
+from restore_lab.tables.spec import TRAINING_COSTS, Claim, Column, Row
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """Measured beside published; None where there is none. `printed` says that the paper has a number here, even if it
-    cannot be read."""
+    """A measured and a published number, None where missing.
+
+    `in_paper`: the paper has a number here, perhaps an illegible one.
+    """
 
     number: Number | None
     published: float | None
-    printed: bool
+    in_paper: bool
     mark: str | None
     column: Column
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A row of the table. `kind` is "reference" (LQ, the codec's), "ours" (measured here), or "system"."""
+    """A row of the table. `kind` is "reference" (LQ, the codec's rows), "ours" (measured here), or "system"."""
 
     name: str
     title: str
@@ -41,7 +43,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """The whole: headings as (condition, column), lines, and what stands under it; `findings` are its picture's."""
+    """A whole table: headings as (condition, column), lines, claims and notes, and the `findings` of its figure."""
 
     name: str
     title: str
@@ -55,8 +57,8 @@ class Grid:
     findings: Sequence[str] = ()
 
 
-def grid(plan: Plan, table: Measured) -> Grid:
-    """The table's cells, its claims and its notes."""
+def grid(plan: Plan, table: Measurements) -> Grid:
+    """The table's cells, claims and notes."""
     spec, marked = table.spec, marks(table)
     places = [(c, title) for c in spec.conditions.values() for title in c.columns]
 
@@ -65,7 +67,7 @@ def grid(plan: Plan, table: Measured) -> Grid:
             Cell(
                 number=table.numbers.get((name, c.name, title)),
                 published=None if row is None else row.published.get((c.name, title)),
-                printed=row is not None and (c.name, title) in row.published,
+                in_paper=row is not None and (c.name, title) in row.published,
                 mark=marked.get((name, c.name, title)),
                 column=spec.columns[title],
             )
@@ -101,10 +103,10 @@ def grid(plan: Plan, table: Measured) -> Grid:
     )
 
 
-def verdict(table: Measured, claim: Claim) -> str:
-    """Whether a claim holds, is reversed, or cannot be decided, in a line.
+def verdict(table: Measurements, claim: Claim) -> str:
+    """Whether a claim holds, is reversed or is inconclusive, as one line.
 
-    Nothing holds of a training that was not repeated: below `FEWEST_SEEDS` the word is how many there are.
+    A claim about trained weights needs at least `MIN_SEEDS` seeds; with fewer the line gives their number instead.
     """
     a, b = (table.numbers.get((name, claim.condition, claim.column)) for name in (claim.row, claim.baseline))
     column = table.spec.columns[claim.column]
@@ -112,11 +114,11 @@ def verdict(table: Measured, claim: Claim) -> str:
     if a is None or b is None:
         return f"{claim.says}: not run"
     values = f"{column.metric or ''} {a.mean:.4g} against {b.mean:.4g}".strip()
-    found = compare(a, b)  # over the seeds that both have
+    found = compare(a, b)  # over the shared seeds
     rises = a.mean > b.mean if found is None else found.mean > 0
     right = "holds" if rises == more else "reversed"
     if column.describe:
-        return f"{claim.says}: {'measured once' if column.describe in TOOK else right} ({values})"
+        return f"{claim.says}: {'measured once' if column.describe in TRAINING_COSTS else right} ({values})"
     if found is None:
         return f"{claim.says}: no interval ({values}, a metric of sets)"
     trained = table.spec.trains(claim.row) or table.spec.trains(claim.baseline)
@@ -127,47 +129,47 @@ def verdict(table: Measured, claim: Claim) -> str:
 def _word(found: Difference, right: str, *, trained: bool) -> str:
     if found.low is None:
         return "too few images"
-    if trained and found.seeds < FEWEST_SEEDS:
+    if trained and found.seeds < MIN_SEEDS:
         return "one seed" if found.seeds == 1 else "two seeds"
     return right if found.clear else "inconclusive"
 
 
-def _notes(plan: Plan, table: Measured) -> list[str]:
-    """Stand-ins, labels, missing rows, rows of other code."""
+def _notes(plan: Plan, table: Measurements) -> list[str]:
+    """Notes on stand-in metrics, labels, missing rows and other code versions."""
     spec = table.spec
     notes = []
     if any(column.stand_in for column in spec.columns.values()):
         notes.append("a metric in parentheses stands in for the column's own: not comparable with what was published")
-    notes += list(dict.fromkeys(number.label.says() for number in table.numbers.values() if number.label))
+    notes += list(dict.fromkeys(number.label.text() for number in table.numbers.values() if number.label))
     notes += _kernels(table)
     notes += list(spec.notes)
-    notes += [f"{row.called}: {row.note}" for row in spec.rows.values() if row.note]
+    notes += [f"{row.full_title}: {row.note}" for row in spec.rows.values() if row.note]
     notes += [
-        f"{row.called}: run at scale={row.only} alone"
+        f"{row.full_title}: run at scale={row.only} alone"
         for row in spec.rows.values()
         if row.only not in (None, spec.scale)
     ]
-    notes += uneven(table)
+    notes += uneven_rows(table)
     notes += _marked(table)
-    unread = [row.called for row in spec.rows.values() if any(value is None for value in row.published.values())]
+    unread = [row.full_title for row in spec.rows.values() if any(value is None for value in row.published.values())]
     if unread:
         notes.append(f'printed, but not legible in our copy of the paper ("?"): {", ".join(dict.fromkeys(unread))}')
     versions = dict.fromkeys(code for number in table.numbers.values() for code in number.code)
     if len(versions) > 1:
         notes.append(f"measured by more than one version of the code: {', '.join(versions)}")
     notes += list(dict.fromkeys(table.problems))
-    refused = {p.row: why for p, why in plan.refused.items() if p.table == spec.name}
-    return [*notes, *(f"{spec.rows[row].called}: not run; {why}" for row, why in refused.items())]
+    refused = {p.row: why for p, why in plan.refusals.items() if p.table == spec.name}
+    return [*notes, *(f"{spec.rows[row].full_title}: not run; {why}" for row, why in refused.items())]
 
 
-def uneven(table: Measured) -> list[str]:
-    """The rows that have fewer seeds than others."""
+def uneven_rows(table: Measurements) -> list[str]:
+    """A note on the rows with fewer seeds than others."""
     found: dict[str, int] = {}
     for (row, _, _), number in table.numbers.items():
         if number.images and row in table.spec.rows:
             found[row] = min(number.seeds, found.get(row, number.seeds))
     most = max(found.values(), default=0)
-    less = [f"{table.spec.rows[row].called} {count}" for row, count in found.items() if count < most]
+    less = [f"{table.spec.rows[row].full_title} {count}" for row, count in found.items() if count < most]
     return (
         [f"seeds: {', '.join(less)}, others {most}; best, second and claims go by those that rows share"]
         if less
@@ -175,8 +177,8 @@ def uneven(table: Measured) -> list[str]:
     )
 
 
-def _marked(table: Measured) -> list[str]:
-    """What marks and brackets speak of, where there are any."""
+def _marked(table: Measurements) -> list[str]:
+    """The legend of marks and brackets, where there are any."""
     if not marks(table) and not table.spec.claims:
         return []
     seeds = {row: number.seeds for (row, _, _), number in table.numbers.items() if row in table.spec.rows}
@@ -186,19 +188,21 @@ def _marked(table: Measured) -> list[str]:
     return [f"best, second and claims: paired 95 percent intervals over {over}{few if once else ''}"]
 
 
-def _kernels(table: Measured) -> list[str]:
-    """Under a Frechet distance of few images: the kernel distance of each row, with its interval over images for one
-    seed, or its deviation over several."""
+def _kernels(table: Measurements) -> list[str]:
+    """The kernel distance of each row, where a Frechet distance is over few images.
+
+    With its interval over images for one seed, or its deviation over several.
+    """
     found: dict[tuple[str, str], list[str]] = {}
     for (row, condition, title), number in table.numbers.items():
         if number.kernels:
-            shown = table.spec.rows[row].called if row in table.spec.rows else row
+            shown = table.spec.rows[row].full_title if row in table.spec.rows else row
             found.setdefault((condition, title), []).append(f"{shown} {_kernel(number)}")
     lines = []
     for (condition, title), rows in found.items():
         metric, where = table.spec.columns[title].metric or "", table.spec.conditions[condition].title
         heading = ", ".join(part for part in (title, where) if part)
-        lines.append(f"{heading}: few images, so {BESIDE[metric]} x 1000 beside it: {'; '.join(rows)}")
+        lines.append(f"{heading}: few images, so {KERNEL_ID[metric]} x 1000 beside it: {'; '.join(rows)}")
     return lines
 
 
@@ -211,5 +215,5 @@ def _kernel(number: Number) -> str:
 
 
 def _digits(value: float) -> str:
-    """Three digits, no exponent."""
+    """Three significant digits, no exponent."""
     return f"{float(f'{value:.3g}'):g}"

@@ -1,4 +1,4 @@
-"""The jobs of some tables, and which cells each stands behind."""
+"""The jobs of some tables, and the cells that each job serves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A cell's block: a row of a table under a condition, with a seed."""
+    """One evaluation of a table: row, condition and seed."""
 
     table: str
     row: str
@@ -28,14 +28,14 @@ class Plan:
 
     Attributes:
         specs: the tables.
-        jobs: by identity, in order of dependence.
-        scores: the identity of the record behind each block that has one.
-        descriptions: the identity of the description behind each row that has one, by (table, row).
-        trained: the identity of the last stage of training behind each row that has one, with seed 0, by (table, row).
-        refused: why a block can have none, by block.
-        seeds: how many.
-        weights_dir: where the methods' own weights lie that do not ship, if anywhere.
-        data: the named datasets of each table and the paths that they have, by name.
+        jobs: by identity, in dependency order.
+        scores: the record's identity, by place.
+        descriptions: the description's identity, by (table, row).
+        trainings: the identity of the last training stage at seed 0, by (table, row).
+        refusals: the reason why a place cannot be evaluated, by place.
+        seeds: number of seeds.
+        weights_dir: folder of the methods' own weights that do not ship, or None.
+        data: the paths of each table's named datasets, by table and dataset.
     """
 
     specs: Sequence[Spec]
@@ -43,15 +43,15 @@ class Plan:
     jobs: dict[str, Job] = field(default_factory=dict)
     scores: dict[Place, str] = field(default_factory=dict)
     descriptions: dict[tuple[str, str], str] = field(default_factory=dict)
-    trained: dict[tuple[str, str], str] = field(default_factory=dict)
-    refused: dict[Place, str] = field(default_factory=dict)
+    trainings: dict[tuple[str, str], str] = field(default_factory=dict)
+    refusals: dict[Place, str] = field(default_factory=dict)
     weights_dir: str | None = None
     data: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
 
     def missing(self) -> list[Job]:
-        """The jobs to run, in order of dependence: what is wanted and not there.
+        """The jobs to run, in dependency order.
 
-        Weights are wanted for what is measured with them: once the records are there they need not be.
+        A dependency is needed only while a job that reads it is missing: complete records need no weights.
         """
         wanted = self.jobs.keys() - {need for job in self.jobs.values() for need in job.needs}
         found: list[Job] = []
@@ -62,13 +62,13 @@ class Plan:
         return found[::-1]
 
 
-def behind(planned: Plan, identities: Sequence[str]) -> list[Job]:
-    """The jobs of these artefacts and of all that they need, once each."""
+def with_dependencies(plan: Plan, identities: Sequence[str]) -> list[Job]:
+    """The jobs of these artefacts and of all their dependencies, each once."""
     found: dict[str, Job] = {}
     queue = list(identities)
     while queue:
         identity = queue.pop()
         if identity not in found:
-            found[identity] = planned.jobs[identity]
-            queue += [need for need in planned.jobs[identity].needs if need in planned.jobs]
+            found[identity] = plan.jobs[identity]
+            queue += [need for need in plan.jobs[identity].needs if need in plan.jobs]
     return list(found.values())

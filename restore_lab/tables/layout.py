@@ -1,6 +1,6 @@
-"""What a table file may say, key by key; file.py tells what it means.
+"""The schema of a table file, key by key; file.py explains the keys.
 
-Whatever may stand under `tiny` and `full` for one scale may stand beside them for both.
+Every key that `tiny` and `full` take for one scale may also be set next to them for both.
 """
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
-from restore_lab.config.kinds import Range, Unfit, fit, short
+from restore_lab.config.kinds import Mismatch, Range, abbreviate, fit
 
 Words = Sequence[str]
-Name = Literal["more", "less"]
+Direction = Literal["more", "less"]
 Numbers = Sequence[float | None]
 
 
 class Jobs(TypedDict):
-    """Overrides for jobs: of every verb, and of one."""
+    """Overrides of jobs: for every verb, and for one."""
 
     overrides: NotRequired[Words | None]
     train: NotRequired[Words | None]
@@ -25,30 +25,30 @@ class Jobs(TypedDict):
 
 
 class AtScale(Jobs):
-    """What stands under a scale."""
+    """The entries of one scale."""
 
     weights: NotRequired[str | None]
     mean: NotRequired[Words | None]
 
 
 class Scaled(Jobs):
-    """Jobs, and what counts at one scale."""
+    """Overrides for both scales, and for one."""
 
     tiny: NotRequired[AtScale | None]
     full: NotRequired[AtScale | None]
 
 
 class StandIn(TypedDict):
-    """A metric in the place of another."""
+    """A stand-in for a metric that is not measured at scale=tiny."""
 
     metric: str
-    better: Name
+    better: Direction
 
 
 class ColumnEntry(TypedDict):
     """An entry of `columns`."""
 
-    better: Name
+    better: Direction
     metric: NotRequired[str | None]
     tiny: NotRequired[str | StandIn | None]
     digits: NotRequired[Annotated[int, Range(0, 12)]]
@@ -101,14 +101,14 @@ class TableEntry(Scaled):
     figure: NotRequired[Mapping[str, Any] | None]
 
 
-def checked(node: Any, where: str) -> dict[str, Any]:
-    """The node `table` of a file, its values as they are asked for.
+def validate(node: Any, where: str) -> dict[str, Any]:
+    """The validated node `table` of a file.
 
     Raises:
-        ValueError: with the first that is not.
+        ValueError: with the first entry that does not fit the schema.
     """
     try:
         return fit(node, TableEntry)
-    except Unfit as error:
-        place = f"{error.place.lstrip('.')}={short(error.value)}: " if error.place else ""
+    except Mismatch as error:
+        place = f"{error.place.lstrip('.')}={abbreviate(error.value)}: " if error.place else ""
         raise ValueError(f"{where}: {place}{error}") from error

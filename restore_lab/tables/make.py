@@ -1,9 +1,9 @@
-"""Makes what a plan lacks, in waves of jobs that wait for nothing, through the Hydra launcher that is configured.
+"""Runs a plan's missing jobs through the configured Hydra launcher, in waves whose dependencies are complete.
 
-The launcher runs `task` once a job, wherever it runs things (here one after the other, with `hydra/launcher=joblib`
-beside each other, with a SLURM launcher elsewhere); the task starts the job's command and waits. A job that fails
-leaves its log, and what needs it is left out; the others go on. Whatever was killed at any moment, the same command
-continues: what is complete is not made again, training resumes from its last checkpoint.
+The launcher runs `task` once per job: in sequence by default, in parallel with `hydra/launcher=joblib`, on a cluster
+with a SLURM launcher. The task starts the job's command and waits for it. A failed job leaves its log, the jobs that
+depend on it are skipped, and the others continue. After an interruption the same command continues: complete artefacts
+are not made again, and training resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def make(plan: Plan, *, store: Path, launch: Launch) -> dict[str, str]:
     """Run the missing jobs.
 
     Args:
-        plan: what is wanted.
-        store: where logs and facts are kept.
-        launch: runs jobs by identity and says of each what went wrong, or None.
+        plan: the plan.
+        store: folder of logs and facts.
+        launch: runs jobs by identity and returns an error message or None for each.
 
     Returns:
-        One line for each job that is not there in the end, by identity.
+        One line per job whose artefact is still missing, by identity.
     """
     failed: dict[str, str] = {}
     while True:
@@ -44,8 +44,8 @@ def make(plan: Plan, *, store: Path, launch: Launch) -> dict[str, str]:
         if not ready:
             return failed
         log.info("%d of %d jobs are missing; running %d", len(missing), len(plan.jobs), len(ready))
-        said = launch([job.identity for job in ready])
-        for job, problem in zip(ready, said, strict=True):
+        problems = launch([job.identity for job in ready])
+        for job, problem in zip(ready, problems, strict=True):
             if problem is None and not job.done:
                 problem = f"{job.kind} {job.identity}: ended without its artefact"
             if problem is not None:
@@ -54,13 +54,13 @@ def make(plan: Plan, *, store: Path, launch: Launch) -> dict[str, str]:
 
 
 def write_jobs(plan: Plan, store: Path) -> None:
-    """Write the jobs where tasks find them, whatever machine they run on."""
+    """Write the missing jobs to the store, where tasks on any machine read them."""
     for job in plan.missing():
         write_json_atomic(store / "jobs" / f"{job.identity}.job.json", asdict(job))
 
 
 def task(cfg: Any) -> str | None:
-    """What a launcher runs: `cfg.job` of the store. Returns what went wrong, or None."""
+    """The launcher's task function: runs the job `cfg.job` of the store; an error message, or None."""
     store = Path(cfg.runs_dir) / cfg.name
     raw = json_of(store / "jobs" / f"{cfg.job}.job.json")
     job = Job(**{**raw, "words": tuple(raw["words"]), "needs": tuple(raw["needs"])})
@@ -72,8 +72,8 @@ def task(cfg: Any) -> str | None:
     return None
 
 
-def through_hydra(cfg: Any, *, function: Callable[[Any], str | None] = task) -> Launch:
-    """Hydra's configured launcher, inside a running Hydra; it runs `function` once a job."""
+def hydra_launcher(cfg: Any, *, function: Callable[[Any], str | None] = task) -> Launch:
+    """The configured launcher of the running Hydra; it runs `function` once per job."""
     from hydra._internal.callbacks import Callbacks
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
@@ -89,13 +89,13 @@ def through_hydra(cfg: Any, *, function: Callable[[Any], str | None] = task) -> 
         launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=function, config=own)
         words = [f"runs_dir={cfg.runs_dir}", f"name={cfg.name}"]
         returned = launcher.launch([[*words, f"job={identity}"] for identity in identities], initial_job_idx=0)
-        return [_said(one) for one in returned]
+        return [_problem(one) for one in returned]
 
     return launch
 
 
-def _said(returned: Any) -> str | None:
-    """What a task said, or why it could not say anything."""
+def _problem(returned: Any) -> str | None:
+    """A task's return value, or the launcher's own error."""
     try:
         return returned.return_value
     except Exception as error:  # the launcher's own: the task never raises

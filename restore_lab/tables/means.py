@@ -1,6 +1,6 @@
-"""Conditions that are means over others: "average of Low-light, Haze, RealSnow, ..." (Diff-Restorer, Tables II to V).
+"""Conditions that average others: "average of Low-light, Haze, RealSnow, ..." (Diff-Restorer, Tables II to V).
 
-Each condition counts as much as any other, however many images it has; a metric of sets is the mean of its values.
+All conditions have equal weight, whatever their number of images; a set metric is averaged over its values.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from restore_lab.tables.number import At, Number
+from restore_lab.tables.number import CellKey, Number
 from restore_lab.tables.spec import Spec
 
 
-def means(spec: Spec, numbers: Mapping[At, Number]) -> dict[At, Number]:
-    """The numbers of the conditions that are means, of every row that has all that they are made of."""
-    found: dict[At, Number] = {}
+def means(spec: Spec, numbers: Mapping[CellKey, Number]) -> dict[CellKey, Number]:
+    """The numbers of the averaged conditions, for every row that has all of their parts."""
+    found: dict[CellKey, Number] = {}
     rows = dict.fromkeys(row for row, _, _ in numbers)
     for condition in spec.conditions.values():
         for row in rows if condition.mean else ():
@@ -29,11 +29,11 @@ def means(spec: Spec, numbers: Mapping[At, Number]) -> dict[At, Number]:
 
 
 def mean_of(parts: Mapping[str, Number]) -> Number | None:
-    """The mean of a metric's numbers by condition; None if they were measured in different ways.
+    """The mean of a metric over conditions; None if their metric labels differ.
 
-    The images of all conditions stand side by side, those of a small one further from their mean, so that the plain
-    mean is this mean and what differs between conditions is no spread: rows are then compared image by image as ever.
-    One photograph under several conditions is one.
+    The images of all conditions are pooled, their deviations scaled so that the pooled mean equals this mean and
+    differences between conditions add no spread; rows are then compared image by image as in any condition. The same
+    photograph under several conditions counts as one.
     """
     labels = [number.label for number in parts.values()]
     if None in labels or len({replace(label, count=0, size="").id for label in labels if label}) > 1:
@@ -61,7 +61,7 @@ def mean_of(parts: Mapping[str, Number]) -> Number | None:
 
 
 def _spread(numbers: Sequence[Number]) -> float | None:
-    """The deviation over seeds of the mean, from the images; None for one seed and for metrics of sets."""
+    """The deviation of the mean over seeds, from the images; None for one seed and for set metrics."""
     seeds = sorted({seed for number in numbers for seed, _ in number.images})
     of_seed = [[[value for (s, _), value in n.images.items() if s == seed] for n in numbers] for seed in seeds]
     if len(seeds) < 2 or not all(values for parts in of_seed for values in parts):

@@ -1,4 +1,4 @@
-"""A cell's number: what records say of a row under a condition, and how two of them compare."""
+"""A cell's number: a metric of a row under a condition, and the comparison of two."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from restore_lab.evaluation.protocol import Column
-from restore_lab.evaluation.statistics import Difference, Values, by_photograph, difference, shared
+from restore_lab.evaluation.statistics import Difference, Values, by_photograph, common_grid, difference
 
-At = tuple[str, str, str]  # row, condition, column
+CellKey = tuple[str, str, str]  # row, condition, column
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,16 +16,16 @@ class Number:
     """A cell's number: the mean over seeds of the means over images.
 
     Attributes:
-        mean: of the seeds.
-        spread: sample deviation over seeds, None for one.
-        n: images.
-        seeds: how many.
-        label: the full label of the metric; None for a count of parameters, which no metric measures.
-        code: versions of the code that measured.
-        images: value by (seed, key), for paired comparisons; empty for metrics of sets.
-        photographs: what an image was cut from, by its key, where it is a part of one.
-        kernels: of a Frechet distance over few images: the kernel distance of each seed.
-        interval: of one seed's kernel distance over images.
+        mean: mean over seeds.
+        spread: sample deviation over seeds; None for one seed.
+        n: number of images.
+        seeds: number of seeds.
+        label: the metric's full label; None for a column of `restore-lab describe`.
+        code: versions of the code that measured it.
+        images: value by (seed, key), for paired comparisons; empty for set metrics.
+        photographs: the photograph that an image is a crop of, by the image's key.
+        kernels: the kernel distance per seed, where a Frechet distance is over few images.
+        interval: interval over images of one seed's kernel distance.
     """
 
     mean: float
@@ -41,12 +41,12 @@ class Number:
 
 
 def compare(a: Number, b: Number) -> Difference | None:
-    """a minus b over the images and seeds that both have; None if there are none (a metric of sets)."""
+    """a minus b over shared images and seeds; None if there are none (a set metric)."""
     return difference(a.images, b.images, photographs={**a.photographs, **b.photographs})
 
 
 def shared_values(numbers: Sequence[Number]) -> Values | None:
-    """Values_NSI of the seeds and photographs that all numbers have; None if there are none."""
-    found = shared([number.images for number in numbers])
+    """Values_NSI over the seeds and photographs that all numbers share; None if there are none."""
+    found = common_grid([number.images for number in numbers])
     names = {key: name for number in numbers for key, name in number.photographs.items()}
     return by_photograph(found.values_NSI, found.keys, names) if found.keys else None

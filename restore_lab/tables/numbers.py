@@ -1,6 +1,6 @@
-"""What records say for the cells of a table: means over images and seeds.
+"""The numbers of a table's cells, read from records: means over images and seeds.
 
-Rows are compared image by image under common noise, seed by seed (number.compare). Numbers of different columns
+Rows are compared image by image with the same noise, seed by seed (number.compare). Numbers with different labels
 (another protocol, other images) are never compared.
 """
 
@@ -12,34 +12,34 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from restore_lab.evaluation.metrics.kernel_distance import BESIDE
+from restore_lab.evaluation.metrics.kernel_distance import KERNEL_ID
 from restore_lab.evaluation.records import DECODED_HQ, DECODED_LQ, LQ, Record, method_rows, read_record
 from restore_lab.evaluation.statistics import photograph
-from restore_lab.tables.described import described
+from restore_lab.tables.described import description_column
 from restore_lab.tables.jobs import Place, Plan
 from restore_lab.tables.means import means
-from restore_lab.tables.number import At, Number
+from restore_lab.tables.number import CellKey, Number
 from restore_lab.tables.spec import Spec
 
 REFERENCES = (LQ, DECODED_LQ, DECODED_HQ)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
-    """The numbers of one table, by row, condition and column; LQ and the codec's rows under names of their own."""
+class Measurements:
+    """The numbers of one table by row, condition and column; `references` names the LQ and the codec's rows."""
 
     spec: Spec
-    numbers: Mapping[At, Number]
+    numbers: Mapping[CellKey, Number]
     problems: Sequence[str]
     references: Sequence[str] = REFERENCES
 
 
-def measured(plan: Plan, spec: Spec) -> Measured:
-    """Read the records behind a table; what was not run is not there.
+def read_measurements(plan: Plan, spec: Spec) -> Measurements:
+    """The numbers of a table's existing records; missing records are left out.
 
-    A number whose label is another than its column's first is left out, and a problem says how they differ.
+    A number whose label differs from its column's first label is left out, and `problems` gives the difference.
     """
-    numbers: dict[At, Number] = {}
+    numbers: dict[CellKey, Number] = {}
     problems: list[str] = []
     found = {
         condition: {row.name: records_of(plan, spec.name, row.name, condition) for row in spec.rows.values()}
@@ -48,9 +48,9 @@ def measured(plan: Plan, spec: Spec) -> Measured:
     names: list[str] = []
     for condition in spec.conditions.values():
         own = found[condition.name]
-        beside = references(own.values())
-        names += [name for name, _, _ in beside]
-        rows = [*((name, records, spec.rows[name].variant) for name, records in own.items()), *beside]
+        extra = references(own.values())
+        names += [name for name, _, _ in extra]
+        rows = [*((name, records, spec.rows[name].variant) for name, records in own.items()), *extra]
         for title in condition.columns:
             values, problem = column(rows, spec.columns[title].metric, title)
             numbers |= {(name, condition.name, title): number for name, number in values.items()}
@@ -60,27 +60,27 @@ def measured(plan: Plan, spec: Spec) -> Measured:
         (row, condition.name, title): Number(mean=value, spread=None, n=0, seeds=1, label=None, code=(), images={})
         for condition in spec.conditions.values()
         for title in condition.columns
-        for row, value in described(plan, spec, spec.columns[title].describe).items()
+        for row, value in description_column(plan, spec, spec.columns[title].describe).items()
     }
-    return Measured(spec=spec, numbers=numbers, problems=problems, references=ordered(names))
+    return Measurements(spec=spec, numbers=numbers, problems=problems, references=sort_references(names))
 
 
-# A row's name, its records by seed, and what it is called in them (None: the method's own row).
-Read = tuple[str, Mapping[int, Record], str | None]
+# A row's name, its records by seed, and its name inside them (None: the method's own row).
+RowRecords = tuple[str, Mapping[int, Record], str | None]
 
 
-def references(found: Iterable[Mapping[int, Record]]) -> list[Read]:
-    """The LQ once and the codec's rows once for each codec, of the first records that have them.
+def references(candidates: Iterable[Mapping[int, Record]]) -> list[RowRecords]:
+    """The LQ once and the codec's rows once per codec, from the first records that have them.
 
-    Codecs are told apart by what they make of the images, since priors may share one; records of other people's images
-    have none.
+    Two codecs are the same if their rows measure the same, since priors may share one; records of an external system
+    have no codec rows.
     """
-    every = [records for records in found if records]
+    every = [records for records in candidates if records]
     codecs: list[Mapping[int, Record]] = []
     for records in every:
         if _codec(records) and not any(_alike(_codec(records), _codec(other)) for other in codecs):
             codecs.append(records)
-    rows: dict[str, Read] = {LQ: (LQ, every[0], LQ)} if every else {}
+    rows: dict[str, RowRecords] = {LQ: (LQ, every[0], LQ)} if every else {}
     for records in codecs:
         for own in (DECODED_LQ, DECODED_HQ):
             name = own if len(codecs) == 1 else f"{own}, {_backbone(records)}"
@@ -89,30 +89,30 @@ def references(found: Iterable[Mapping[int, Record]]) -> list[Read]:
 
 
 def _codec(records: Mapping[int, Record]) -> dict[tuple[int, str, str], float]:
-    """What the codec's rows measured, by seed, row and metric."""
+    """The means of the codec's rows, by seed, row and metric."""
     cells = [(seed, cell) for seed, record in records.items() for cell in record.results.cells]
     return {(seed, c.row, c.metric): c.mean for seed, c in cells if c.row in (DECODED_LQ, DECODED_HQ)}
 
 
 def _alike(a: Mapping[Any, float], b: Mapping[Any, float]) -> bool:
-    """Whether what both measured is the same but for rounding: threads and versions sum in another order."""
+    """Whether the shared entries are equal up to rounding; threads and versions sum in different orders."""
     return all(math.isclose(a[key], b[key], rel_tol=1e-3) for key in a.keys() & b.keys())
 
 
-def ordered(names: Iterable[str]) -> list[str]:
-    """Names of references, each once, in the order of `REFERENCES`."""
+def sort_references(names: Iterable[str]) -> list[str]:
+    """Unique names of references, in the order of `REFERENCES`."""
     return sorted(dict.fromkeys(names), key=lambda name: REFERENCES.index(name.partition(",")[0]))
 
 
 def _backbone(records: Mapping[int, Record]) -> str:
-    """The prior behind a row's records, by the last part of its place: "tiny_sdxl"."""
+    """The prior of a row's records, by the last part of its path: "tiny_sdxl"."""
     settings: Any = next(iter(records.values())).settings
     place = settings.get("module", {}).get("backbone", {}).get("path", "")
     return str(place).rpartition("/")[2].rpartition(":")[2]
 
 
-def column(rows: Sequence[Read], metric: str | None, title: str) -> tuple[dict[str, Number], list[str]]:
-    """A metric's number of every row that has one; a number under another label than the first is a problem."""
+def column(rows: Sequence[RowRecords], metric: str | None, title: str) -> tuple[dict[str, Number], list[str]]:
+    """A metric's numbers by row, and a problem for each number whose label differs from the first."""
     numbers: dict[str, Number] = {}
     problems: list[str] = []
     first = None
@@ -125,12 +125,12 @@ def column(rows: Sequence[Read], metric: str | None, title: str) -> tuple[dict[s
         if number.label.id == first.id:
             numbers[name] = number
         else:
-            problems.append(f"{name}, {title}: measured as {number.label.says()}, the others as {first.says()}")
+            problems.append(f"{name}, {title}: measured as {number.label.text()}, the others as {first.text()}")
     return numbers, problems
 
 
 def records_of(plan: Plan, table: str, row: str, condition: str) -> dict[int, Record]:
-    """The records behind a row under a condition that are there, by seed."""
+    """The existing records of a row under a condition, by seed."""
     found: dict[int, Record] = {}
     for seed in range(plan.seeds):
         identity = plan.scores.get(Place(table=table, row=row, condition=condition, seed=seed))
@@ -140,7 +140,7 @@ def records_of(plan: Plan, table: str, row: str, condition: str) -> dict[int, Re
 
 
 def _number(records: Mapping[int, Record], row: str | None, metric: str) -> Number | None:
-    """The number of a row of records (None: the method's own) over all their seeds."""
+    """The number of one row of the records (None: the method's own) over their seeds."""
     means, kernels, images, photographs, label, n = [], [], {}, {}, None, 0
     for seed, record in records.items():
         name = method_rows(record.results)[0] if row is None else row
@@ -148,7 +148,7 @@ def _number(records: Mapping[int, Record], row: str | None, metric: str) -> Numb
         if cell is None:
             return None
         means.append(cell.mean)
-        beside = next((c for c in record.results.cells if c.row == name and c.metric == BESIDE.get(metric)), None)
+        beside = next((c for c in record.results.cells if c.row == name and c.metric == KERNEL_ID.get(metric)), None)
         kernels += [beside] if beside is not None else []
         label, n = cell.column, cell.n
         images |= {

@@ -1,10 +1,10 @@
-"""Whether a table's images and seeds can resolve what the paper published: power from the spread measured so far.
+"""Power analysis: whether a table's images and seeds can resolve the published differences, from the measured spread.
 
-A mean difference d over I images and S seeds is found with 80 percent power at the 5 percent level if |d| is at least
-(t_0.975 + t_0.8) times the root of (images + rest / S) / I + seeds / S, the variance components of statistics.py, with
-Satterthwaite's degrees of freedom (1946). They come from records of the table itself: of the claim's own two rows,
-else those of the pair of rows under that condition that resolves least. With one seed measured, what trainings differ
-by is not known, and the line says so.
+A mean difference d over I images and S seeds is detected with 80 percent power at the 5 percent level if |d| is at
+least (t_0.975 + t_0.8) times the root of (images + rest / S) / I + seeds / S, with the variance components of
+statistics.py and Satterthwaite's degrees of freedom (1946). The components come from the table's own records: of the
+claim's two rows, else of the pair of rows under that condition with the largest resolvable difference. With one
+measured seed the variance between trainings is unknown, and the line states that.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from __future__ import annotations
 import bisect
 import itertools
 
-from restore_lab.evaluation.statistics import FEWEST_SEEDS, Components, components
+from restore_lab.evaluation.statistics import MIN_SEEDS, Components, components
 from restore_lab.tables.number import Number, shared_values
-from restore_lab.tables.numbers import Measured
+from restore_lab.tables.numbers import Measurements
 from restore_lab.tables.spec import Claim
 
-MOST = 10_000_000  # images; a difference that needs more is not resolved by images
+MAX_IMAGES = 10_000_000  # a difference that needs more is not resolvable by images
 
 
-def powers(table: Measured, *, seeds: int) -> list[str]:
-    """A line for each claim whose two published numbers are of the metric that is measured here.
+def powers(table: Measurements, *, seeds: int) -> list[str]:
+    """One line per claim whose two published numbers are of the metric that is measured here.
 
     Args:
-        table: what was measured so far.
-        seeds: how many are planned.
+        table: the measurements so far.
+        seeds: planned number of seeds.
     """
     return [line for claim in table.spec.claims if (line := _power(table, claim, seeds))]
 
 
-def resolvable(parts: Components, *, seeds: int, images: int) -> float:
-    """The smallest mean difference that so many seeds and images resolve."""
+def resolvable_difference(parts: Components, *, seeds: int, images: int) -> float:
+    """The smallest mean difference that these numbers of seeds and images resolve."""
     from scipy.stats import t as student
 
     of_images = float(parts.images[0] + parts.rest[0] / seeds) / images
@@ -43,15 +43,17 @@ def resolvable(parts: Components, *, seeds: int, images: int) -> float:
     return float(sum(student.ppf([0.975, 0.8], freedom))) * whole**0.5
 
 
-def needed(parts: Components, difference: float, *, seeds: int) -> int | None:
-    """How many images resolve a mean difference; None if the seeds differ too much for any number."""
-    found = bisect.bisect_left(
-        range(2, MOST), True, key=lambda images: resolvable(parts, seeds=seeds, images=images) <= abs(difference)
-    )
-    return found + 2 if found + 2 < MOST else None
+def required_images(parts: Components, difference: float, *, seeds: int) -> int | None:
+    """The number of images that resolves a mean difference; None if the variance between seeds rules it out."""
+
+    def resolves(images: int) -> bool:
+        return resolvable_difference(parts, seeds=seeds, images=images) <= abs(difference)
+
+    found = bisect.bisect_left(range(2, MAX_IMAGES), True, key=resolves)
+    return found + 2 if found + 2 < MAX_IMAGES else None
 
 
-def _power(table: Measured, claim: Claim, seeds: int) -> str:
+def _power(table: Measurements, claim: Claim, seeds: int) -> str:
     column = table.spec.columns[claim.column]
     place = (claim.condition, claim.column)
     published = [table.spec.rows[row].published.get(place) for row in (claim.row, claim.baseline)]
@@ -65,22 +67,22 @@ def _power(table: Measured, claim: Claim, seeds: int) -> str:
     spreads = [spread for a, b in pairs if (spread := _spread(a, b)) is not None]
     if not spreads:
         return f"{says}; no spread measured yet"
-    parts, n = max(spreads, key=lambda spread: resolvable(spread[0], seeds=seeds, images=spread[1]))
-    found = resolvable(parts, seeds=seeds, images=n)
+    parts, n = max(spreads, key=lambda spread: resolvable_difference(spread[0], seeds=seeds, images=spread[1]))
+    found = resolvable_difference(parts, seeds=seeds, images=n)
     says += f"; n = {n} images, {seeds} seed{'s'[: seeds > 1]} resolve {found:.3g}"
     trained = table.spec.trains(claim.row) or table.spec.trains(claim.baseline)
     unknown = "; between trainings nothing is measured yet" if trained and parts.seeds is None else ""
-    if trained and seeds < FEWEST_SEEDS:
-        return f"{says}: NOT enough, rows that are trained need {FEWEST_SEEDS} seeds{unknown}"
+    if trained and seeds < MIN_SEEDS:
+        return f"{says}: NOT enough, rows that are trained need {MIN_SEEDS} seeds{unknown}"
     if abs(difference) >= found:
         return f"{says}: enough{unknown}"
-    count = needed(parts, difference, seeds=seeds) if difference else None
+    count = required_images(parts, difference, seeds=seeds) if difference else None
     more = f"{count} images would" if count else "no number of images would" if difference else ""
     return f"{says}: NOT enough{', ' if more else ''}{more}{unknown}"
 
 
 def _spread(a: Number, b: Number) -> tuple[Components, int] | None:
-    """Variances of the paired differences, and over how many images; None for fewer than three."""
+    """Variance components of the paired differences and the number of images; None below three images."""
     values_NSI = shared_values([a, b])
     if values_NSI is None or values_NSI.shape[2] < 3:
         return None

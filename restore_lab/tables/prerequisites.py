@@ -1,8 +1,8 @@
-"""What a table makes first: trainings, captions, images of negative quality; and how a job's words name it.
+"""Prerequisites of a table's jobs: trainings, captions, negative-quality images.
 
-"made:NAME" in a composed config stands for what `makes.NAME` of that config makes: a verb and its words, such as
-[caption, data=lsdir] (conf/sizes/full_*.yaml, an experiment). The planned job gets the place in its stead and waits for
-it; what is made is shared by all that name the same (restore_lab/storage/named.py).
+"made:NAME" in a composed config refers to the output of `makes.NAME` of that config: a verb and its words, such as
+[caption, data=lsdir] (conf/sizes/full_*.yaml, an experiment). The planned job gets the output's path instead and
+depends on its job; jobs with the same prerequisite share one artefact (restore_lab/storage/named.py).
 """
 
 from __future__ import annotations
@@ -13,31 +13,32 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from restore_lab.data.sources.named_dataset import named
+from restore_lab.data.sources.named_dataset import dataset_paths
 from restore_lab.inference import captioning
 from restore_lab.launch.job import CAPTIONS, IMAGES, Job
 from restore_lab.prepare import negatives
-from restore_lab.storage.named import MADE
-from restore_lab.tables.compose import composed
+from restore_lab.storage.named import PREREQUISITE
+from restore_lab.tables.compose import job_config
 from restore_lab.tables.jobs import Plan
-from restore_lab.tables.spec import merged
+from restore_lab.tables.spec import merge
 from restore_lab.training import run
 
-Around = tuple[Sequence[str], Sequence[str]]  # words before and behind a row's own: what to compose, where things lie
-READ = {"train": ("data", "first_data", "weights"), "evaluate": ("eval_data",)}  # what a verb reads of what is made
+Around = tuple[Sequence[str], Sequence[str]]  # words before and after a row's own: what to compose, and its paths
+# Settings of a verb that may name a prerequisite.
+INPUT_SETTINGS = {"train": ("data", "first_data", "weights"), "evaluate": ("eval_data",)}
 
 
-def trained(found: Plan, words: Sequence[str], around: Around) -> Job:
-    """The job of a training's last stage, entered with the earlier ones and with what they need.
+def training_job(plan: Plan, words: Sequence[str], around: Around) -> Job:
+    """The job of a training's last stage, added to the plan with its earlier stages and their prerequisites.
 
     Args:
-        found: where jobs are entered.
-        words: of `restore-lab train`.
+        plan: takes the jobs.
+        words: overrides of `restore-lab train`.
         around: see `Around`.
     """
-    more, needs = made(found, "train", words, around)
-    words = merged([*words, *more])
-    with composed("train", words) as cfg:
+    more, needs = place_overrides(plan, "train", words, around)
+    words = merge([*words, *more])
+    with job_config("train", words) as cfg:
         stages, like = run.planned(cfg), like_of(cfg)
     job = None
     for stage in stages:
@@ -47,44 +48,44 @@ def trained(found: Plan, words: Sequence[str], around: Around) -> Job:
             identity=stage.identity,
             kind=stage.name,
             folder=str(stage.folder),
-            words=("train", *words, f"stage={stage.name}", "keep_state=false"),  # no row is trained further
+            words=("train", *words, f"stage={stage.name}", "keep_state=false"),  # training never continues from a row
             needs=(*stage.parents, *needs),
             like=f"{stage.name} {like}",
             steps=stage.steps,
         )
-        found.jobs.setdefault(job.identity, job)
+        plan.jobs.setdefault(job.identity, job)
     assert job is not None
     return job
 
 
-def made(found: Plan, verb: str, words: Sequence[str], around: Around) -> tuple[list[str], list[str]]:
-    """The words that put places into the config of a job for each "made:NAME" there, and the identities behind them.
+def place_overrides(plan: Plan, verb: str, words: Sequence[str], around: Around) -> tuple[list[str], list[str]]:
+    """Overrides that replace each "made:NAME" in a job's config by its path, and the identities of those artefacts.
 
     Raises:
-        ValueError: if nothing makes a name.
+        ValueError: if `makes` lacks a name.
     """
-    with composed(verb, words) as cfg:
+    with job_config(verb, words) as cfg:
         makes: Any = OmegaConf.to_container(cfg.makes, resolve=True) if cfg.makes else {}
-        read = [key for key in READ[verb] if OmegaConf.is_config(cfg.get(key)) or makes]
+        read = [key for key in INPUT_SETTINGS[verb] if OmegaConf.is_config(cfg.get(key)) or makes]
         plain = {key: _plain(cfg.get(key), resolve=False) for key in read}
         table = next(word.partition("=")[2] for word in around[0] if word.startswith("experiment="))
-        found.data.setdefault(table, {}).update(named([_plain(cfg.get(key), resolve=True) for key in read]))
+        plan.data.setdefault(table, {}).update(dataset_paths([_plain(cfg.get(key), resolve=True) for key in read]))
     wanted = dict(_references(plain)) if makes else {}
     places, needs = [], []
     for key, text in wanted.items():
-        name = text.removeprefix(MADE)
+        name = text.removeprefix(PREREQUISITE)
         if name not in makes:
             raise ValueError(f"{key}={text}: `makes` of the config has no {name!r}; it has {', '.join(makes)}")
-        job, place = _maker(found, *makes[name], around=around)
-        places.append(f"{key}='{MADE}{place}'")
+        job, place = _maker(plan, *makes[name], around=around)
+        places.append(f"{key}='{PREREQUISITE}{place}'")
         needs.append(job.identity)
     return places, list(dict.fromkeys(needs))
 
 
-def negative_images(found: Plan, own: Sequence[str], around: Around) -> Job:
-    """The job of `restore-lab data` with these words, entered."""
+def negative_images(plan: Plan, own: Sequence[str], around: Around) -> Job:
+    """The job of `restore-lab data` with these words, added to the plan."""
     data = _starting(around, "datasets_dir=")
-    with composed("data", [*own, *data, "output=made"]) as cfg:
+    with job_config("data", [*own, *data, "output=made"]) as cfg:
         planned, like, count = negatives.planned(cfg), f"{IMAGES} {cfg.crop}", int(cfg.count)
     folder = store(around) / f"negatives-{planned.identity}"
     job = Job(
@@ -95,14 +96,14 @@ def negative_images(found: Plan, own: Sequence[str], around: Around) -> Job:
         like=like,
         steps=count,
     )
-    found.jobs.setdefault(job.identity, job)
+    plan.jobs.setdefault(job.identity, job)
     return job
 
 
-def captions(found: Plan, own: Sequence[str], around: Around) -> Job:
-    """The job of `restore-lab caption` with these words, entered."""
+def captions(plan: Plan, own: Sequence[str], around: Around) -> Job:
+    """The job of `restore-lab caption` with these words, added to the plan."""
     words = [*own, *_starting(around, "datasets_dir=", "runs_dir=")]
-    with composed("caption", words) as cfg:
+    with job_config("caption", words) as cfg:
         planned, like = captioning.planned(cfg), f"{CAPTIONS} {cfg.prompt.semantic.captioner.model}"
     folder = store(around) / f"{CAPTIONS}-{planned.identity}"
     job = Job(
@@ -112,33 +113,33 @@ def captions(found: Plan, own: Sequence[str], around: Around) -> Job:
         words=("caption", *words, f"run_dir='{folder}'", "progress=false"),
         like=like,
     )
-    found.jobs.setdefault(job.identity, job)
+    plan.jobs.setdefault(job.identity, job)
     return job
 
 
 def like_of(cfg: Any) -> str:
-    """What makes a job about as fast as another: its parts, sizes and batch."""
+    """A key shared by jobs of similar cost: parts, crop and batch size."""
     chosen = cfg.hydra.runtime.choices
     parts = [chosen[group] for group in ("method", "backbone", "adaptor", "eval_data") if group in chosen]
     return " ".join([*map(str, parts), str(cfg.crop), str(cfg.batch_size)])
 
 
 def store(around: Around) -> Path:
-    """The folder of what is made, from the words that say where it is."""
+    """The folder of the artefacts, from the words that set it."""
     places = dict(word.split("=", maxsplit=1) for word in around[1] if word.startswith(("runs_dir=", "name=")))
     return Path(places["runs_dir"].strip("'")) / places["name"]
 
 
-def _maker(found: Plan, verb: str, *own: str, around: Around) -> tuple[Job, str]:
-    """The job that a verb and its words stand for, and the file or folder that is wanted of it."""
+def _maker(plan: Plan, verb: str, *own: str, around: Around) -> tuple[Job, str]:
+    """The job of a verb and its words, and the file or folder that others read."""
     if verb == "caption":
-        job = captions(found, own, around)
+        job = captions(plan, own, around)
         return job, f"{job.folder}/{captioning.TABLE}"
     if verb == "data":
-        job = negative_images(found, own, around)
+        job = negative_images(plan, own, around)
     elif verb == "train":
         common, where = around
-        job = trained(found, merged([*(w for w in common if not w.startswith("experiment=")), *own, *where]), around)
+        job = training_job(plan, merge([*(w for w in common if not w.startswith("experiment=")), *own, *where]), around)
     else:
         raise ValueError(f"makes: {verb!r} makes nothing that a table knows; one of caption, data, train")
     return job, job.folder
@@ -153,9 +154,9 @@ def _starting(around: Around, *starts: str) -> list[str]:
 
 
 def _references(node: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """The values "made:NAME" by dotted place."""
+    """The values "made:NAME" by dotted key."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             yield from _references(value, f"{place}.{key}" if place else str(key))
-    elif isinstance(node, str) and node.startswith(MADE):
+    elif isinstance(node, str) and node.startswith(PREREQUISITE):
         yield place, node

@@ -1,20 +1,21 @@
-"""Which cells of a column are marked: the best and the second, as far as they can be told apart."""
+"""The marks of a column's cells: best and second, as far as the measurements separate them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from restore_lab.tables.number import Number, compare, shared_values
-from restore_lab.tables.numbers import Measured
+from restore_lab.tables.numbers import Measurements
 
 BEST, SECOND = "best", "second"
 
 
-def marks(table: Measured) -> Mapping[tuple[str, str, str], str]:
-    """ "best" and "second" by cell: the rows that are no worse than the best one by a paired interval, and then those
-    that are no worse than the best of the rest. A column whose rows cannot be told apart at all has no marks, nor has
-    one with a single row; references (the LQ, the codec's rows) take no part. Where there are no intervals, too few
-    images or a metric of sets, there are no marks.
+def marks(table: Measurements) -> Mapping[tuple[str, str, str], str]:
+    """ "best" and "second" by cell.
+
+    Best are the rows whose paired interval to the best row includes zero, second likewise among the rest. A column has
+    no marks if all rows tie, if it has a single row, or without intervals (too few images, or a set metric). References
+    (the LQ, the codec's rows) are not ranked.
     """
     found: dict[tuple[str, str, str], str] = {}
     for condition in table.spec.conditions.values():
@@ -38,7 +39,7 @@ def marks(table: Measured) -> Mapping[tuple[str, str, str], str]:
 
 
 def _leaders(rows: Mapping[str, Number], *, more: bool) -> list[str]:
-    """The best row and those that cannot be told from it; the best by the images and seeds that all rows have."""
+    """The best row, by the images and seeds that all rows share, and the rows that tie with it."""
     if not rows:
         return []
     values_NSI = shared_values(list(rows.values()))

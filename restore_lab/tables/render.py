@@ -1,8 +1,8 @@
-"""A table in a format: Markdown, LaTeX (booktabs), CSV, HTML, JSON. `restore-lab table NAME format=...`.
+"""Output formats of a table: Markdown, LaTeX (booktabs), CSV, HTML, JSON. `restore-lab table NAME format=...`.
 
-In every cell measured stands first and published behind it in brackets; "-" is not run, "?" printed but not legible.
-The best is bold, the second underlined (Markdown: italic), where a paired interval tells them from the rest. To be
-read, a wide table of several conditions is cut into one for each; an only condition stands in the table's corner.
+Each cell has the measured number, then the published one in brackets; "-" is not run, "?" illegible in the paper. The
+best is bold, the second underlined (Markdown: italic), where a paired interval separates them from the rest. A wide
+table of several conditions is split into one per condition; a single condition is named in the table's corner.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TEX = {sign: f"\\{sign}" for sign in "&%$#_{}"} | {
     "<": "\\textless{}",
     ">": "\\textgreater{}",
 }
-WIDE = 10  # columns of several conditions: with more a table is cut
+WIDE = 10  # columns; a table with several conditions and more columns is split
 
 
 def render(table: Grid, format: str) -> str:  # noqa: A002  # the word on the command line
@@ -56,21 +56,21 @@ def markdown(table: Grid) -> str:
             "| " + " | ".join(_plain(entry).replace("|", "\\|") for entry in row) + " |" for row in (head, rule, *body)
         ]
         lines.append("")
-    for title, said in (("Claims:", table.claims), ("Findings:", table.findings)):
-        if said:
-            lines += [title, "", *(f"- {_plain(line)}" for line in said), ""]
+    for title, items in (("Claims:", table.claims), ("Findings:", table.findings)):
+        if items:
+            lines += [title, "", *(f"- {_plain(line)}" for line in items), ""]
     return "\n".join([*lines, *(f"- {_plain(note)}" for note in table.notes)]) + "\n"
 
 
 def latex(table: Grid) -> str:
     """A booktabs tabular, or several; needs \\usepackage{booktabs}."""
     tabulars = "\n\n".join(_tabular(part, corner) for corner, part in parts(table))
-    said = (*table.claims, *table.findings, *table.notes)
-    return "\n".join([_remark(_of(table)), tabulars, *map(_remark, said)]) + "\n"
+    remarks = (*table.claims, *table.findings, *table.notes)
+    return "\n".join([_remark(_of(table)), tabulars, *map(_remark, remarks)]) + "\n"
 
 
 def as_csv(table: Grid) -> str:
-    """One line a cell."""
+    """CSV, one line per cell."""
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
     writer.writerow(
@@ -82,14 +82,14 @@ def as_csv(table: Grid) -> str:
             n = cell.number
             found = ["", "", "", ""] if n is None else [n.mean, "" if n.spread is None else n.spread, n.n, n.seeds]
             published = "" if cell.published is None else cell.published
-            made = ["", ""] if n is None else [n.label.says() if n.label else "", " ".join(n.code)]
+            made = ["", ""] if n is None else [n.label.text() if n.label else "", " ".join(n.code)]
             row = [table.name, table.scale, line.name, condition, column.title, column.metric or "", *found]
             writer.writerow([spreadsheet_cell(entry) for entry in (*row, published, cell.mark or "", *made)])
     return sink.getvalue()
 
 
 def as_html(table: Grid) -> str:
-    """Table elements with their notes; styles are the page's."""
+    """HTML table elements with claims and notes, without styles."""
     tables = "".join(_table_element(part, corner) for corner, part in parts(table))
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in (*table.claims, *table.findings, *table.notes))
     title = f"{html.escape(table.name)}: {html.escape(table.title)}"
@@ -97,7 +97,7 @@ def as_html(table: Grid) -> str:
 
 
 def as_json(table: Grid) -> str:
-    """Everything, nested."""
+    """The whole table as nested JSON."""
     lines = [
         {
             "row": line.name,
@@ -113,7 +113,7 @@ def as_json(table: Grid) -> str:
                     "spread": None if cell.number is None else cell.number.spread,
                     "n": None if cell.number is None else cell.number.n,
                     "seeds": None if cell.number is None else cell.number.seeds,
-                    "protocol": cell.number.label.says() if cell.number and cell.number.label else None,
+                    "protocol": cell.number.label.text() if cell.number and cell.number.label else None,
                     "published": cell.published,
                     "mark": cell.mark,
                 }
@@ -123,12 +123,12 @@ def as_json(table: Grid) -> str:
         for line in table.lines
     ]
     whole = {"table": table.name, "title": table.title, "source": table.source, "scale": table.scale, "rows": lines}
-    said = {"claims": list(table.claims), "findings": list(table.findings), "notes": list(table.notes)}
-    return json.dumps({**whole, **said}, indent=1, allow_nan=False)
+    texts = {"claims": list(table.claims), "findings": list(table.findings), "notes": list(table.notes)}
+    return json.dumps({**whole, **texts}, indent=1, allow_nan=False)
 
 
 def claims(table: Grid) -> str:
-    """The claims alone, each under its table's name."""
+    """The claims only, under the table's name."""
     return "".join(f"- {table.name}: {claim}\n" for claim in table.claims)
 
 
@@ -144,7 +144,7 @@ ENDINGS = {"markdown": "md", "latex": "tex", "csv": "csv", "html": "html", "json
 
 
 def parts(table: Grid) -> list[tuple[str, Grid]]:
-    """The table as it is read, each part with what stands in its corner: whole, or one for each condition."""
+    """The table whole, or split by condition, each part with the text in its corner."""
     conditions = list(dict.fromkeys(condition for condition, _ in table.headings))
     if len(conditions) > 1 and len(table.headings) <= WIDE:
         return [("", table)]
@@ -158,9 +158,9 @@ def parts(table: Grid) -> list[tuple[str, Grid]]:
 
 
 def cell_parts(cell: Cell) -> tuple[str, str, str]:
-    """What is measured, its spread over seeds, and what is published; "" for what there is none of."""
+    """The measured number, its spread over seeds, and the published number; "" for a missing one."""
     digits, number = cell.column.digits, cell.number
-    published = "" if not cell.printed else f"[{'?' if cell.published is None else f'{cell.published:.{digits}f}'}]"
+    published = "" if not cell.in_paper else f"[{'?' if cell.published is None else f'{cell.published:.{digits}f}'}]"
     if number is None:
         return "", "", published
     own = digits if not cell.column.stand_in else 2 if abs(number.mean) >= 10 else 4
@@ -171,7 +171,7 @@ def cell_parts(cell: Cell) -> tuple[str, str, str]:
 def _tabular(table: Grid, corner: str) -> str:
     columns = "l" * (1 + len(table.label_names)) + "r" * len(table.headings)
     arrows = {True: "$\\uparrow$", False: "$\\downarrow$"}
-    heads = [f"{_tex(title)}{arrows[column.metric_higher_is_better]}" for title, column in titled(table)]
+    heads = [f"{_tex(title)}{arrows[column.metric_higher_is_better]}" for title, column in column_headings(table)]
     lines = [f"\\begin{{tabular}}{{{columns}}}", "\\toprule"]
     lines.append(" & ".join([_tex(corner), *map(_tex, table.label_names), *heads]) + r" \\")
     lines.append("\\midrule")
@@ -196,21 +196,21 @@ def _table_element(table: Grid, corner: str) -> str:
 
 
 def _text(cell: Cell, *, best: str, second: str) -> str:
-    """Measured, marked, and published in brackets."""
+    """The measured number with its mark, then the published one in brackets."""
     measured, spread, published = cell_parts(cell)
     if not measured:
         return published or "-"
     return f"{({BEST: best, SECOND: second}.get(cell.mark or '', '{}')).format(measured)}{spread} {published}".rstrip()
 
 
-def titled(table: Grid) -> list[tuple[str, Column]]:
-    """The headings; a stand-in's own name comes behind what it stands for."""
+def column_headings(table: Grid) -> list[tuple[str, Column]]:
+    """The headings; a stand-in's own name follows the metric that it stands for."""
     titles = [(f"{c.title} ({c.metric})" if c.stand_in else c.title, condition, c) for condition, c in table.headings]
     return [(f"{condition}: {title}" if condition else title, c) for title, condition, c in titles]
 
 
 def _headings(table: Grid) -> list[str]:
-    return [f"{title} {'+' if column.metric_higher_is_better else '-'}" for title, column in titled(table)]
+    return [f"{title} {'+' if column.metric_higher_is_better else '-'}" for title, column in column_headings(table)]
 
 
 def _of(table: Grid) -> str:
@@ -218,15 +218,15 @@ def _of(table: Grid) -> str:
 
 
 def _tex(text: str) -> str:
-    """Text for LaTeX, in which no sign is a command."""
+    """Text with LaTeX's special characters escaped."""
     return "".join(TEX.get(sign, sign) for sign in " ".join(text.split()))
 
 
 def _remark(text: str) -> str:
-    """A comment of LaTeX: one line, whatever the text."""
+    """Any text as one line of LaTeX comment."""
     return f"% {' '.join(text.split())}"
 
 
 def _plain(text: str) -> str:
-    """Text for Markdown: one line, no element of HTML, no image and no link."""
+    """Any text as one line of Markdown without HTML, images and links."""
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", " ".join(text.split())).replace("](", "]\\(")

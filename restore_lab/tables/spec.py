@@ -1,4 +1,4 @@
-"""What a table is: its columns, conditions, rows and claims, as a file says them (file.py), for one scale."""
+"""A table's specification for one scale: columns, conditions, rows and claims, as read from its file (file.py)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,9 @@ from restore_lab.tables.figures.settings import Figure
 
 Scale = Literal["tiny", "full"]
 WORDS = ("overrides", "train", "evaluate", "describe")
-COUNTED = (
-    "trainable_millions",
-    "adaptor_millions",
-    "relative_adaptor",
-    "step_gflops",
-)  # the third: over the first row's
-TOOK = ("minutes_per_100_steps", "peak_gigabytes")  # of the row's last stage of training, on whatever machine it ran
-ONLY = "main"  # the condition of a table that has one
+COUNTS = ("trainable_millions", "adaptor_millions", "relative_adaptor", "step_gflops")  # the third: to the first row's
+TRAINING_COSTS = ("minutes_per_100_steps", "peak_gigabytes")  # of the row's last training stage
+SINGLE_CONDITION = "main"  # the condition's name in a table that lists none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +25,15 @@ class Words:
     describe: tuple[str, ...] = ()
 
     def of(self, verb: str) -> tuple[str, ...]:
-        """Those that a verb reads, its own last."""
+        """The overrides of a verb, its own last."""
         return (*self.overrides, *getattr(self, verb))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A column: what heads it, and what is measured for it; `metric` is null where only the paper has numbers.
+    """A column: its heading and its metric; `metric` is None where only the paper has numbers.
 
-    A stand-in may run the other way than what it stands for (piqe for CLIP-IQA): `metric_higher_is_better` is its own.
+    `metric_higher_is_better` is the measured metric's own direction: a stand-in's may differ (piqe for CLIP-IQA).
     """
 
     title: str
@@ -47,12 +42,12 @@ class Column:
     metric_higher_is_better: bool
     digits: int
     stand_in: bool = False
-    describe: str | None = None  # in the place of a metric: a number of `restore-lab describe`, or what training took
+    describe: str | None = None  # instead of a metric: a count of `restore-lab describe`, or a cost of training
 
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """A set of columns: every row is measured under it once, or (`mean`) has the mean of what it has under others."""
+    """A set of columns: every row is evaluated under it once, or (`mean`) averaged over other conditions."""
 
     name: str
     title: str
@@ -63,7 +58,7 @@ class Condition:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A row: what it is made from, and what the paper printed, by condition and column."""
+    """A row: its overrides and weights, and the published numbers by condition and column."""
 
     name: str
     title: str
@@ -74,17 +69,17 @@ class Row:
     published: Mapping[tuple[str, str], float | None]
     note: str = ""
     only: Scale | None = None
-    variant: str | None = None  # which row of its record; null for the first that is the method's
+    variant: str | None = None  # the row of its record; None for the method's first
 
     @property
-    def called(self) -> str:
-        """The title with the labels, which alone tell rows of one title apart: "Ours (yes, no)"."""
+    def full_title(self) -> str:
+        """The title with the labels, which distinguish rows of one title: "Ours (yes, no)"."""
         return f"{self.title} ({', '.join(self.labels.values())})" if self.labels else self.title
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A sentence of the paper that a pair of rows can bear out: the row is better than the baseline, or worse."""
+    """A claim of the paper that two rows can test: the row is better than the baseline, or worse."""
 
     says: str
     row: str
@@ -111,20 +106,20 @@ class Spec:
     figure: Figure | None = None
 
     def trains(self, row: str) -> bool:
-        """Whether a row's weights are trained by the table, its own or another row's; any other row was not."""
+        """Whether the table trains the row's weights, its own or another row's."""
         if row not in self.rows or self.rows[row].system is not None:
             return False
         weights = self.rows[row].weights
         return weights == "own" or (weights != "shipped" and self.trains(weights))
 
     def words_of(self, verb: str, row: Row, condition: Condition | None = None) -> tuple[str, ...]:
-        """The overrides of a row's job, each key once; training knows no condition."""
+        """The overrides of a row's job, each key once; training has no condition."""
         parts = [self.words, *([condition.words] if condition else []), row.words]
-        return merged(word for part in parts for word in part.of(verb))
+        return merge(word for part in parts for word in part.of(verb))
 
 
-def merged(words: Any) -> tuple[str, ...]:
-    """Overrides with each key once: the last word counts, where it stands."""
+def merge(words: Any) -> tuple[str, ...]:
+    """Overrides with each key once; the last one wins, at its own position."""
     found: dict[str, str] = {}
     for word in words:
         key = word.partition("=")[0].lstrip("+")

@@ -1,4 +1,4 @@
-"""`restore-lab table`: plans, makes and prints tables."""
+"""`restore-lab table`: plans, runs and prints tables."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from restore_lab.evaluation.degraded import write_inputs
-from restore_lab.launch.cost import estimate, shipped
-from restore_lab.launch.job import NOT_WEIGHTS, Job, config_flags, config_folders, took
+from restore_lab.launch.cost import estimate, shipped_facts
+from restore_lab.launch.job import NOT_WEIGHTS, Job, config_flags, config_folders, finished_facts
 from restore_lab.storage.outputs import require_free, write_output
 from restore_lab.tables import file
-from restore_lab.tables.compose import composed
+from restore_lab.tables.compose import job_config
 from restore_lab.tables.figures.drawing import draw
 from restore_lab.tables.grid import Grid, grid
-from restore_lab.tables.jobs import Plan, behind
-from restore_lab.tables.make import make, through_hydra, write_jobs
-from restore_lab.tables.numbers import Measured, measured
+from restore_lab.tables.jobs import Plan, with_dependencies
+from restore_lab.tables.make import hydra_launcher, make, write_jobs
+from restore_lab.tables.numbers import Measurements, read_measurements
 from restore_lab.tables.plan import plan
 from restore_lab.tables.power import powers
 from restore_lab.tables.render import ENDINGS, FORMATS, render
-from restore_lab.tables.spec import Spec, merged
+from restore_lab.tables.spec import Spec, merge
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +30,10 @@ def run(cfg: Any) -> dict[str, str]:
     """Run `restore-lab table`.
 
     Returns:
-        One line for each job that failed, by identity.
+        One line per failed job, by identity.
 
     Raises:
-        ValueError: if no table is named, or one that there is not.
+        ValueError: without a table, or for an unknown one.
     """
     if cfg.format not in FORMATS:
         raise ValueError(f"format={cfg.format!r} is not known; one of {', '.join(FORMATS)}")
@@ -70,9 +70,9 @@ def run(cfg: Any) -> dict[str, str]:
     failed: dict[str, str] = {}
     if cfg.make:
         write_jobs(planned, store)
-        failed = make(planned, store=store, launch=through_hydra(cfg))
+        failed = make(planned, store=store, launch=hydra_launcher(cfg))
     for spec in wanted:
-        numbers = measured(planned, spec)
+        numbers = read_measurements(planned, spec)
         table = grid(planned, numbers)
         print(render(table, cfg.format))
         if cfg.output:
@@ -83,52 +83,52 @@ def run(cfg: Any) -> dict[str, str]:
 
 
 def inputs(spec: Spec, folder: Path, words: Sequence[str]) -> list[str]:
-    """Write the degraded images of each condition for systems that are run elsewhere; a line for each."""
+    """Write each condition's degraded images for external systems; one line per condition."""
     lines = []
     for condition in spec.conditions.values():
-        own = merged([*spec.words.of("evaluate"), *condition.words.of("evaluate"), *words])
-        with composed("evaluate", [f"experiment={spec.name}", f"scale={spec.scale}", *own]) as cfg:
+        own = merge([*spec.words.of("evaluate"), *condition.words.of("evaluate"), *words])
+        with job_config("evaluate", [f"experiment={spec.name}", f"scale={spec.scale}", *own]) as cfg:
             place = folder / condition.name
             lines.append(f"{write_inputs(cfg, place)} images: {place}")
     return lines
 
 
-def plan_text(planned: Plan, store: Path) -> str:
-    """What the tables need: a line a job, what exists, and what the rest will take."""
-    finished = took(store)
-    missing = {job.identity for job in planned.missing()}
+def plan_text(plan: Plan, store: Path) -> str:
+    """The plan as text: one line per job, whether it exists, and the estimated cost of the rest."""
+    finished = finished_facts(store)
+    missing = {job.identity for job in plan.missing()}
     lines = []
-    for spec in planned.specs:
-        own = [p for p in planned.scores if p.table == spec.name]
-        described = [identity for (table, _), identity in planned.descriptions.items() if table == spec.name]
-        reached = behind(planned, [*(planned.scores[p] for p in own), *described])
+    for spec in plan.specs:
+        own = [p for p in plan.scores if p.table == spec.name]
+        described = [identity for (table, _), identity in plan.descriptions.items() if table == spec.name]
+        reached = with_dependencies(plan, [*(plan.scores[p] for p in own), *described])
         absent = sum(job.identity in missing for job in reached)
         lines.append(f"{spec.name}  {spec.title} ({spec.source}; {len(spec.rows)} rows)")
         lines.append(f"  {len(reached)} artefacts, {len(reached) - absent} there, {absent} missing")
-        lines += [_datum(name, paths) for name, paths in sorted(planned.data.get(spec.name, {}).items())]
-        lines += [f"    power: {line}" for line in powers(measured(planned, spec), seeds=planned.seeds)]
+        lines += [_datum(name, paths) for name, paths in sorted(plan.data.get(spec.name, {}).items())]
+        lines += [f"    power: {line}" for line in powers(read_measurements(plan, spec), seeds=plan.seeds)]
         for row in spec.rows.values():
             if row.system is not None and not any(p.row == row.name for p in own):
                 lines.append(f"    {row.title}: published numbers (system {row.system}; see systems_dir)")
         lines += [f"    {row.title}: at scale={row.only} alone" for row in spec.rows.values()
                   if row.only not in (None, spec.scale)]  # fmt: skip
-        lines += [f"    cannot be planned: {p.row}, {p.condition}: {why}" for p, why in planned.refused.items()
+        lines += [f"    cannot be planned: {p.row}, {p.condition}: {why}" for p, why in plan.refusals.items()
                   if p.table == spec.name]  # fmt: skip
     lines.append("")
-    lines += [_line(planned, job, job.identity in missing, finished) for job in planned.jobs.values()]
-    return "\n".join([*lines, "", _total(planned, finished)])
+    lines += [_line(plan, job, job.identity in missing, finished) for job in plan.jobs.values()]
+    return "\n".join([*lines, "", _total(plan, finished)])
 
 
 def _datum(name: str, paths: Sequence[str]) -> str:
-    """A dataset that a table reads, and whether its folders are there; `doctor` looks into them."""
+    """A table's dataset, and whether its folders exist; `restore-lab doctor` checks their content."""
     gone = [path for path in paths if not Path(path).exists()]
     return f"    data {name}: " + (f"MISSING {gone[0]} (restore-lab doctor data={name})" if gone else "there")
 
 
-def _line(planned: Plan, job: Job, missing: bool, finished: Sequence[Any]) -> str:
-    used = [f"{p.table}/{p.row}" for p, identity in planned.scores.items() if identity == job.identity]
-    used += [f"{table}/{row}" for (table, row), identity in planned.descriptions.items() if identity == job.identity]
-    used += [other.identity for other in planned.jobs.values() if job.identity in other.needs]
+def _line(plan: Plan, job: Job, missing: bool, finished: Sequence[Any]) -> str:
+    used = [f"{p.table}/{p.row}" for p, identity in plan.scores.items() if identity == job.identity]
+    used += [f"{table}/{row}" for (table, row), identity in plan.descriptions.items() if identity == job.identity]
+    used += [other.identity for other in plan.jobs.values() if job.identity in other.needs]
     there = "there" if job.done else "not needed: what it is for is there"
     state = f"missing {_takes(job, finished)}" if missing else there
     what = job.kind if job.kind in NOT_WEIGHTS else f"weights ({job.kind}, {job.steps} steps)"
@@ -136,26 +136,26 @@ def _line(planned: Plan, job: Job, missing: bool, finished: Sequence[Any]) -> st
 
 
 def _takes(job: Job, finished: Sequence[Any]) -> str:
-    needed = estimate(job, finished, shipped())
+    needed = estimate(job, finished, shipped_facts())
     if needed.seconds is None or needed.peak_bytes is None or needed.disk_bytes is None:
         return "(nothing like it was run here yet)"
     memory, disk = needed.peak_bytes / 1e9, needed.disk_bytes / 1e6
-    where = " as on the machine that made the shipped tables" if needed.elsewhere else ""
+    where = " as on the machine that made the shipped tables" if needed.other_machine else ""
     return f"(about {needed.seconds / 60:.1f} min, {memory:.1f} GB memory, {disk:.1f} MB disk{where})"
 
 
-def _total(planned: Plan, finished: Sequence[Any]) -> str:
-    missing = planned.missing()
-    needed = [estimate(job, finished, shipped()) for job in missing]
+def _total(plan: Plan, finished: Sequence[Any]) -> str:
+    missing = plan.missing()
+    needed = [estimate(job, finished, shipped_facts()) for job in missing]
     seconds = sum(e.seconds for e in needed if e.seconds is not None)
     unknown = sum(e.seconds is None for e in needed)
     rest = f", and {unknown} jobs of unknown length" if unknown else ""
     whole = f"about {seconds / 60:.0f} minutes one after the other{rest}"
-    return f"{len(planned.jobs)} artefacts, {len(missing)} missing: {whole}"
+    return f"{len(plan.jobs)} artefacts, {len(missing)} missing: {whole}"
 
 
-def _write(table: Grid, numbers: Measured, folder: Path) -> None:
-    """Every format, then the picture, for which a package may be missing."""
+def _write(table: Grid, numbers: Measurements, folder: Path) -> None:
+    """Write every format, then the figure, for which matplotlib may be missing."""
     for written, ending in ENDINGS.items():
         write_output(_file(table.name, folder, ending), render(table, written).encode())
     picture = draw(numbers)

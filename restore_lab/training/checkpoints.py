@@ -24,7 +24,7 @@ from restore_lab.storage.artefact import write_bytes_atomic
 from restore_lab.storage.free_space import require
 from restore_lab.storage.hashes import hash_of
 from restore_lab.storage.locks import first_rank
-from restore_lab.system.faults import Terminated, naming
+from restore_lab.system.faults import Termination, name_errors
 from restore_lab.training.plan import STATE
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Moved(TorchCheckpointIO):
         place.parent.mkdir(parents=True, exist_ok=True)
         part = place.with_name(place.name + ".part")
         try:
-            with naming(place), open(part, "wb") as file:
+            with name_errors(place), open(part, "wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -85,7 +85,7 @@ class Checkpoints(ModelCheckpoint):
         if not number:
             return
         of = f" of {trainer.max_steps}" if trainer.max_steps > 0 else ""
-        raise Terminated(number, f" at step {trainer.global_step}{of}; the same command continues")
+        raise Termination(number, f" at step {trainer.global_step}{of}; the same command continues")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the last one of a run that ended before its last step."""

@@ -15,9 +15,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from restore_lab.config.compose import MADE_BY
+from restore_lab.config.compose import OVERRIDES_KEY
 from restore_lab.config.trainer import ENDS
-from restore_lab.storage.artefact import Manifest, complete, identity, place_of
+from restore_lab.storage.artefact import Manifest, identity, is_complete, place_of
 from restore_lab.training.plan import Stage, chosen_stages, folder_of, planned
 
 SHOWN = 3  # differences in a line
@@ -33,7 +33,7 @@ def extended(cfg: DictConfig) -> list[Stage]:
     from restore_lab.training.checkpoints import last_state
 
     run = place_of(str(cfg.extend))
-    if not complete(run):
+    if not is_complete(run):
         raise ValueError(f"extend={run}: not a complete run; the command that began it continues it")
     made, last = Manifest.read(run), chosen_stages(cfg)[-1]
     if made.kind != last:
@@ -48,7 +48,7 @@ def extended(cfg: DictConfig) -> list[Stage]:
     parents = (*stage.parents, made.identity)
     identity_ = identity(settings, parents)
     folder = folder_of(cfg, last, identity_, last=True)
-    if not complete(folder, identity=identity_) and last_state(folder) is None:
+    if not is_complete(folder, identity=identity_) and last_state(folder) is None:
         require_longer(run, steps=stage.steps, done=_state_of(run))
     return [
         *earlier,
@@ -90,7 +90,7 @@ def other_rate(node: Mapping[str, Any], *, steps: int, done: int) -> str | None:
 def _earlier(cfg: DictConfig, name: str, identity_: str, run: Path) -> Stage:
     """A stage that RUN was made from, which has to be there."""
     folder = folder_of(cfg, name, identity_, last=False)
-    if not complete(folder, identity=identity_):
+    if not is_complete(folder, identity=identity_):
         raise ValueError(f"extend={run}: stage {name}, from which it was made, is not in {folder}")
     return Stage(name=name, identity=identity_, folder=folder, settings={}, parents=(), node={})
 
@@ -102,7 +102,7 @@ def _require_same(made: Manifest, stage: Stage, run: Path) -> None:
         return
     shown = "; ".join(f"{place}={here} here, {there} there" for place, there, here in odd[:SHOWN])
     more = f"; and {len(odd) - SHOWN} more" if len(odd) > SHOWN else ""
-    words = " ".join(str(word) for word in made.extra.get(MADE_BY, ()))
+    words = " ".join(str(word) for word in made.extra.get(OVERRIDES_KEY, ()))
     raise ValueError(f"extend={run}: other settings than it was trained with: {shown}{more}; its own words: {words}")
 
 

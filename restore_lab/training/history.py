@@ -10,7 +10,7 @@ import lightning as L
 
 from restore_lab.storage.artefact import write_bytes_atomic
 from restore_lab.storage.foreign import json_lines, parse_json
-from restore_lab.system.faults import naming
+from restore_lab.system.faults import name_errors
 
 if TYPE_CHECKING:
     from restore_lab.training.module import TrainingModule
@@ -48,7 +48,7 @@ class History(L.Callback):
             return
         self.written = step
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(prefix)}
-        with naming(self.file), open(self.file, "a", encoding="utf-8") as file:
+        with name_errors(self.file), open(self.file, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
 

@@ -13,7 +13,7 @@ import lightning as L
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from restore_lab.config.kinds import NotNegative, Positive, Range
+from restore_lab.config.kinds import NonNegative, Positive, Range
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,7 +37,7 @@ class Optimisation:
 
     lr: Positive
     betas: tuple[Beta, Beta] = (0.9, 0.999)
-    weight_decay: NotNegative = 1e-2
+    weight_decay: NonNegative = 1e-2
     eps: Positive = 1e-8
     warmup_steps: Annotated[int, Range(0, 10**9, unit="optimiser steps")] = 0
     decay: Literal["constant", "cosine"] = "constant"

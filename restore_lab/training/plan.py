@@ -16,7 +16,7 @@ from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 
 from restore_lab.config import trainer
 from restore_lab.config.build import resolve
-from restore_lab.config.compose import typed
+from restore_lab.config.compose import command_overrides
 from restore_lab.storage.artefact import identity
 
 STATE = "state"  # the folder of a run's checkpoints, in its own
@@ -79,7 +79,7 @@ def planned(cfg: DictConfig, *, earlier: Mapping[str, str] | None = None) -> lis
         node = _node(cfg, name)
         own = node.get("trainer") or {}
         trainer.check(f"stages.{name}.trainer", own)
-        node["trainer"] = trainer.trainer_of(name, own, common, words=typed())
+        node["trainer"] = trainer.trainer_of(name, own, common, words=command_overrides())
         before = {stage.name: stage.identity for stage in stages}
         settings = settings_of(cfg, node, own, before, callbacks)
         parents = tuple(before.values())
@@ -136,7 +136,7 @@ def settings_of(
         callbacks: those that can change the weights.
     """
     chosen = node["trainer"]
-    counted = trainer.counted(chosen, own)
+    counted = trainer.identity_arguments(chosen, own)
     if callbacks:  # they may act on what validation finds
         counted |= {name: chosen[name] for name in trainer.VALIDATION if name in chosen}
     node = {**node, "trainer": counted, **({"callbacks": callbacks} if callbacks else {})}

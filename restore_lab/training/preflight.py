@@ -9,15 +9,16 @@ right after this.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from restore_lab.config.build import build, resolve
 from restore_lab.methods.meta import EARLIER, check_module, needs_earlier, targets
-from restore_lab.methods.weights import UNWRITTEN
 from restore_lab.training.ending import in_steps
 from restore_lab.training.plan import Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def check(todo: Sequence[Stage]) -> None:
@@ -26,8 +27,8 @@ def check(todo: Sequence[Stage]) -> None:
     Raises:
         ValueError: with the first thing that one of them would refuse, and its name.
     """
-    UNWRITTEN.clear()
     seen: list[Any] = []
+    earlier: dict[str, dict[str, Tensor]] = {}
     needed = {str(stage.node.get("weights")) for stage in todo}
     for stage in todo:
         with _naming(stage.name if len(todo) > 1 else ""):
@@ -39,10 +40,9 @@ def check(todo: Sequence[Stage]) -> None:
                 build(data).setup("fit")
             seen.append(data)
             made = f"{EARLIER}{stage.name}"
-            module = check_module(stage.node) if later or made in needed else None
-            if module is not None and made in needed:
-                with suppress(OSError, RuntimeError):  # another's `export` may want more than shapes
-                    module.export(Path(made))
+            module = check_module(stage.node, earlier=earlier) if later or made in needed else None
+            if module is not None and (tensors := module.exported()) is not None:
+                earlier[stage.name] = tensors
 
 
 @contextmanager
@@ -71,11 +71,11 @@ def _check_end(stage: Stage) -> None:
 
 def _check_words(node: Any) -> None:
     """Refuse words that are only made when something is restored."""
-    from restore_lab.prompts.vlm import INSTEAD
+    from restore_lab.prompts.vlm import TRAINING_HINT
 
     for part in targets(node):
         if getattr(resolve(part["_target_"]), "for_restoring", False):
-            raise ValueError(f"prompt/semantic=vlm captions what is restored; {INSTEAD}")
+            raise ValueError(f"prompt/semantic=vlm captions what is restored; {TRAINING_HINT}")
 
 
 def _check_trainer(stage: Stage) -> None:

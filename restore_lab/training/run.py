@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from restore_lab.config.build import build, build_nodes
-from restore_lab.config.compose import MADE_BY, typed
-from restore_lab.storage.artefact import Manifest, complete, differences, write_bytes_atomic
+from restore_lab.config.compose import OVERRIDES_KEY, command_overrides
+from restore_lab.storage.artefact import Manifest, differences, is_complete, write_bytes_atomic
 from restore_lab.storage.hashes import HASHES, hashes
-from restore_lab.storage.locks import first_rank, locked
+from restore_lab.storage.locks import first_rank, lock
 from restore_lab.storage.outputs import take_folder
-from restore_lab.system.faults import Fault, told
-from restore_lab.system.processes import starting_ranks, tied
+from restore_lab.system.faults import Fault, describe_fault
+from restore_lab.system.processes import end_with_first_rank, first_rank_id
 from restore_lab.tracking import tracked, unlogged
 from restore_lab.training.ending import ENDED, ending_of, in_steps
 from restore_lab.training.extension import extended, other_rate, require_longer
@@ -52,9 +52,9 @@ def fit(cfg: DictConfig) -> Path | None:
     Raises:
         ValueError: for an unknown stage, or anything that any of the stages would refuse.
     """
-    tied()
+    end_with_first_rank()
     stages = plan(cfg)
-    todo = [s for s in stages if s.debug or not complete(s.folder, identity=s.identity)]
+    todo = [s for s in stages if s.debug or not is_complete(s.folder, identity=s.identity)]
     if todo:
         from restore_lab.training.preflight import check
 
@@ -65,7 +65,7 @@ def fit(cfg: DictConfig) -> Path | None:
         if stage not in todo:
             log.info("stage %s is complete: %s%s", stage.name, stage.folder, unlogged(cfg))
         else:
-            with locked(stage.folder):  # what another run makes meanwhile is found complete
+            with lock(stage.folder):  # what another run makes meanwhile is found complete
                 _make(cfg, stage, made)
         made[stage.name] = stage.folder
     if not stages[-1].debug:
@@ -90,10 +90,10 @@ def _make(cfg: DictConfig, stage: Stage, earlier: Mapping[str, Path]) -> None:
     folder = stage.folder
     if stage.debug:
         log.info("stage %s, a debug run (%s): it leaves no artefact", stage.name, stage.debug)
-    elif complete(folder, identity=stage.identity):
+    elif is_complete(folder, identity=stage.identity):
         log.info("stage %s is complete: %s", stage.name, folder)
         return
-    elif complete(folder):
+    elif is_complete(folder):
         why = differences(folder, stage.settings)
         raise ValueError(f"{folder} holds another run's result{why}; choose another run_dir, or delete it")
     else:
@@ -111,7 +111,7 @@ def _make(cfg: DictConfig, stage: Stage, earlier: Mapping[str, Path]) -> None:
         kind=stage.name,
         settings=stage.settings,
         parents=stage.parents,
-        extra={MADE_BY: typed(), HASHES: hashes(folder), **ran},
+        extra={OVERRIDES_KEY: command_overrides(), HASHES: hashes(folder), **ran},
     ).write(folder)
     _tidy(folder, keep=cfg.keep_state)
     (folder / CLAIM).unlink(missing_ok=True)
@@ -218,7 +218,7 @@ def _train(
             log.warning("%s", said)
         if first_rank() and (extends / LOSSES).is_file():
             shutil.copyfile(extends / LOSSES, folder / LOSSES)
-    with starting_ranks(), going_on(folder), whole_fit():
+    with first_rank_id(), going_on(folder), whole_fit():
         trainer.fit(training, data, ckpt_path=state, weights_only=True)
     ended = ending_of(trainer, node["trainer"])
     if ended is None:
@@ -246,7 +246,7 @@ def going_on(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        why = None if isinstance(error, ValueError) else told(error, where=folder)
+        why = None if isinstance(error, ValueError) else describe_fault(error, where=folder)
         if why is None:
             raise
         state = last_state(folder)

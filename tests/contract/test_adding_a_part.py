@@ -35,7 +35,7 @@ def command(lab: Path, verb: str, *words: str, trusted: bool = True) -> subproce
 
 def test_the_page_has_its_parts() -> None:
     named = [block.file for block in PAGE if block.file]
-    assert len(named) == len(set(named)) == 10
+    assert len(named) == len(set(named)) == 17
     assert all(block.file for block in PAGE if block.language == "python")
 
 
@@ -53,6 +53,27 @@ def test_parts_from_outside_train_restore_and_are_measured(lab, toy_folder) -> N
     assert told == {"Please deblur; denoise; dejpeg, thank you"}
     recipes = [json.loads(image.recipe) for image in results.images if image.recipe]
     assert {tuple(step["kind"] for step in recipe["steps"]) for recipe in recipes} == {("blur", "noise", "jpeg")}
+
+
+def test_a_method_from_outside_trains_and_restores(lab, toy_folder) -> None:
+    """One step from the LQ's latent: its own loss and sampler, and nothing of the package changed for it."""
+    toy = [word for word in small(toy_folder) if not word.startswith(("sampler.", "adaptor."))]
+    words = ("method=onestep", *toy, "progress=false", "name=one")
+    trained = command(lab, "train", *words, "max_steps=1", "trainer.accelerator=cpu", "logger=none", "log_every=1")
+    assert trained.returncode == 0, trained.stderr
+    (run,) = (lab / "runs/one").glob("adaptor-*")
+    (line,) = map(json.loads, (run / "losses.jsonl").read_text().splitlines())
+    assert line["train/loss"] == pytest.approx(line["train/latent"] + 0.1 * line["train/image"], rel=1e-5)
+    done = command(lab, "evaluate", *words, f"weights={run}", "device=cpu", "pictures=0", "format=json")
+    assert done.returncode == 0, done.stderr
+    results = read_record(lab / json.loads(done.stdout)["record"]).results
+    assert {"D(E(LQ))", "one"} <= {cell.row for cell in results.cells}
+
+
+def test_an_objective_from_outside_trains(lab, toy_folder) -> None:
+    toy = (*small(toy_folder), "max_steps=1", "progress=false", "name=huber")
+    trained = command(lab, "train", "objective=huber", *toy, "trainer.accelerator=cpu", "logger=none")
+    assert trained.returncode == 0, trained.stderr
 
 
 def test_without_trust_nothing_of_it_runs(lab, toy_folder) -> None:

@@ -25,7 +25,7 @@ from restore_lab.config.build import build
 from restore_lab.config.checks import check
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.config_source import SECOND_NAMES
-from restore_lab.data.sources.named_dataset import named
+from restore_lab.data.sources.named_dataset import dataset_paths
 from restore_lab.methods.weights import weights_file
 from restore_lab.training.run import planned
 from restore_lab.training.trainer import trainer_for
@@ -171,7 +171,8 @@ def test_a_part_composes_and_builds(group, option, images, toy_folder, tmp_path,
         made = build(node, protocol=build(cfg.protocol))
         assert made.metrics or made.notes
         return
-    if node is not None and named(OmegaConf.to_container(node, resolve=True)):  # tests/unit/test_known.py reads copies
+    # tests/unit/test_known.py reads copies
+    if node is not None and dataset_paths(OmegaConf.to_container(node, resolve=True)):
         with pytest.raises(ValueError, match="; it comes from "):
             build(node)
         return
@@ -225,7 +226,7 @@ def test_the_groups_are_those_of_the_folders() -> None:
 
 def test_a_whole_small_method_builds(toy_folder) -> None:
     module = build(composed("train", *small(toy_folder)).module)
-    assert type(module).__name__ == "RestorationModule"
+    assert type(module).__name__ == "SPIRE"
 
 
 def test_a_setting_without_a_value_is_named_where_it_is_given() -> None:

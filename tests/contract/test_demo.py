@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from restore_lab.config.compose import MADE_BY
+from restore_lab.config.compose import OVERRIDES_KEY
 from restore_lab.demo.models import Shelf
 from restore_lab.demo.words import NUMBERS, instruction
 from restore_lab.storage.artefact import Manifest
@@ -36,7 +36,7 @@ def cfg(toy_folder, tmp_path_factory) -> Any:
         "method=spire",
         *(word for word in small(toy_folder) if word.startswith(("backbone", "adaptor", "sampler"))),
     ]
-    Manifest(identity="0" * 16, kind="adaptor", settings={}, extra={MADE_BY: made}).write(place)
+    Manifest(identity="0" * 16, kind="adaptor", settings={}, extra={OVERRIDES_KEY: made}).write(place)
     from restore_lab.inference.restorer import load
 
     load(composed("restore", *small(toy_folder), "weights=null", "input=x", "device=cpu")).export(place)

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Timer
 from safetensors.torch import load_file
 
 from restore_lab.methods.weights import WEIGHTS
-from restore_lab.storage.artefact import Manifest, complete
+from restore_lab.storage.artefact import Manifest, is_complete
 from restore_lab.training.module import Optimisation, TrainingModule
 from restore_lab.training.plan import planned
 from restore_lab.training.run import fit
@@ -47,7 +47,7 @@ def config(toy_folder: Path, runs: Path, *words: str):
 
 def trained(toy_folder: Path, runs: Path, *words: str) -> Path:
     folder = fit(config(toy_folder, runs, *words))
-    assert folder is not None and complete(folder)
+    assert folder is not None and is_complete(folder)
     return folder
 
 

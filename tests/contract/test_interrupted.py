@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from restore_lab.cli.errors import is_bad_input, one_line
-from restore_lab.system.faults import Terminated
+from restore_lab.system.faults import Termination
 from tests.fault_cases import Bench, checkpoints, goes_on
 from tests.faults import Ended
 from tests.forked import forked
@@ -80,8 +80,8 @@ def test_an_interruption_is_one_line_with_what_is_known(capsys) -> None:
     for stop, code, said in (
         (KeyboardInterrupt(), 130, "interrupted"),
         (KeyboardInterrupt("between two steps; x"), 130, "interrupted between two steps; x"),
-        (Terminated(2, " at step 3 of 8; x"), 130, "interrupted at step 3 of 8; x"),
-        (Terminated(15, "; x"), 143, "terminated; x"),
+        (Termination(2, " at step 3 of 8; x"), 130, "interrupted at step 3 of 8; x"),
+        (Termination(15, "; x"), 143, "terminated; x"),
     ):
         with pytest.raises(SystemExit) as caught, one_line():
             raise stop

@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 
 from restore_lab.config.build import trust
-from restore_lab.storage.artefact import complete
+from restore_lab.storage.artefact import is_complete
 from restore_lab.training.run import fit
 from tests.composed import composed, small
 from tests.contract.test_tables_killed import about, gone
@@ -80,7 +80,7 @@ def same(runs: Path, unkilled: Path) -> None:
     Two ranks may wait for each other in another order, but sum in the same: losses and weights are equal.
     """
     (folder,), (other,) = ((place / "run").glob("adaptor-*") for place in (runs, unkilled))
-    assert folder.name == other.name and complete(folder) and len(list((folder / "state").glob("*.ckpt"))) == 1
+    assert folder.name == other.name and is_complete(folder) and len(list((folder / "state").glob("*.ckpt"))) == 1
     assert [line["step"] for line in losses(folder)] == list(range(1, STEPS + 1))
     assert seen(runs) == seen(unkilled) and len(seen(runs)) == STEPS
     for one, another in zip(losses(folder), losses(other), strict=True):

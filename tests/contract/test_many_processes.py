@@ -23,7 +23,7 @@ from restore_lab.inference.captioning import caption_folder
 from restore_lab.inference.folder import restore_folder
 from restore_lab.inference.restorer import load
 from restore_lab.prepare.encodings import fill_cache
-from restore_lab.system.processes import mine, place
+from restore_lab.system.processes import own_parts, rank_and_world
 from tests.composed import composed, small
 from tests.contract.test_tables_killed import gone
 from tests.forked import forked, start
@@ -77,17 +77,17 @@ def killed(what: Callable[[], object], *, when: Callable[[], bool]) -> bool:
 
 def test_whose_parts_are_whose(as_rank) -> None:
     for by in ("torchrun", "srun"):
-        shares = [as_rank(rank, 4, lambda: mine(11, done=(6).__eq__), by=by) for rank in range(4)]
+        shares = [as_rank(rank, 4, lambda: own_parts(11, done=(6).__eq__), by=by) for rank in range(4)]
         assert sorted(number for share in shares for number in share) == [0, 1, 2, 3, 4, 5, 7, 8, 9, 10]
-        assert as_rank(3, 4, place, by=by) == (3, 4)
-    assert place() == (0, 1)
+        assert as_rank(3, 4, rank_and_world, by=by) == (3, 4)
+    assert rank_and_world() == (0, 1)
 
 
 def test_a_batch_script_that_starts_no_tasks_is_one_process(monkeypatch) -> None:
     """sbatch says how many tasks a job may have; only srun starts them."""
     monkeypatch.setenv("SLURM_PROCID", "0")
     monkeypatch.setenv("SLURM_NTASKS", "4")
-    assert place() == (0, 1)
+    assert rank_and_world() == (0, 1)
 
 
 # Evaluation ----------------------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def test_the_verb_starts_processes_and_reads_their_record(toy_folder, photos, tm
             as_rank(rank, devices, lambda: evaluate(scored(toy_folder, photos, tmp_path, QUICK, *more)))
         return True
 
-    monkeypatch.setattr("restore_lab.system.processes.launched", launched)
+    monkeypatch.setattr("restore_lab.system.processes.launch_ranks", launched)
     evaluate_verb(scored(toy_folder, photos, tmp_path, QUICK, "devices=2"))
     (record,) = tmp_path.rglob("record.json")
     before = record.stat().st_mtime_ns

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from restore_lab.config.compatibility import NoMeaning, check
+from restore_lab.config.compatibility import IncompatibleParts, check
 from tests.composed import composed
 from tests.matrix import AXES, Priors, comes_back, everything, made, meaningful, name_of, pairwise, restored, trained
 from tests.priors import read_once
@@ -56,5 +56,5 @@ def test_what_the_matrix_leaves_out_is_refused(choice) -> None:
     words = [word for axis, option in choice.items() for word in AXES[axis][option]]
     if choice.get("family") == "sd3":
         words += ["adaptor=controlnet"] if "adaptor=controlnet" not in words else []
-    with pytest.raises(NoMeaning):
+    with pytest.raises(IncompatibleParts):
         check(composed("evaluate", *words))

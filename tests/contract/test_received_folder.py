@@ -30,11 +30,11 @@ from restore_lab.evaluation.records import PER_IMAGE, RECORD, image_file, read_r
 from restore_lab.methods.weights import WEIGHTS, read_weights, weights_file
 from restore_lab.prompts.visual import ClipVision
 from restore_lab.storage.artefact import MANIFEST, Manifest, fingerprint
-from restore_lab.storage.files import shortened, spreadsheet_cell
+from restore_lab.storage.files import shorten, spreadsheet_cell
 from restore_lab.storage.foreign import MAX_DEPTH, bytes_of, check_model, json_of
-from restore_lab.system.terminal import Formatter, visible
+from restore_lab.system.terminal import Formatter, escape_control
 from restore_lab.tables.grid import grid
-from restore_lab.tables.numbers import measured
+from restore_lab.tables.numbers import read_measurements
 from restore_lab.tables.page.sources import of_records
 from restore_lab.tables.page.write import page
 from restore_lab.tables.render import render
@@ -128,7 +128,7 @@ def test_what_is_printed_of_a_manifest_is_no_command_to_the_terminal(run, tmp_pa
 
 
 def test_stdout_shows_text_and_keeps_its_lines(run) -> None:
-    assert visible("a\tb\nc \x9b1m\u2067") == "a\tb\nc \\x9b1m\\u2067"
+    assert escape_control("a\tb\nc \x9b1m\u2067") == "a\tb\nc \\x9b1m\\u2067"
     logged = logging.LogRecord("x", logging.INFO, "", 0, "left out: %s", ("\x1b[2J.jpg",), None)
     assert Formatter("%(message)s").format(logged) == "left out: \\x1b[2J.jpg"
     status, out, _ = run("restore", "input=x", "caption=\x1b[31mred", "--cfg", "hydra")
@@ -338,7 +338,7 @@ def test_names_too_long_for_a_file_are_shortened_and_stay_distinct(tmp_path) -> 
     long = ["n" * 254, "n" * 253 + "m", "\u732b" * 120, "a/" + "n" * 5000, "\ud800" * 300]
     files = [image_file(tmp_path, "row" * 200, name) for name in long]
     assert len(set(files)) == len(long) and all(len(part.encode()) <= 255 for file in files for part in file.parts)
-    assert shortened("trip/cat 1") == "trip/cat 1"
+    assert shorten("trip/cat 1") == "trip/cat 1"
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
@@ -354,7 +354,7 @@ def test_what_a_table_prints_is_text_in_every_format(tmp_path) -> None:
     titles = ("=cmd|' /C calc'!A0", HOSTILE + " ^^5c \n\\write18{id} ~", "<img src=x onerror=alert(1)>\n| a | b |")
     rows = {name: replace(row, title=title) for (name, row), title in zip(spec.rows.items(), titles, strict=True)}
     spec = replace(spec, rows=rows, title="@SUM(A1)\n\\input{x}")
-    table = grid(plan, measured(plan, spec))
+    table = grid(plan, read_measurements(plan, spec))
     table = replace(table, notes=[*table.notes, "a note\n\\input{x}\r\\input{y}"])
     latex = render(table, "latex")
     assert all(line.startswith("%") for line in latex.splitlines() if "\\input" in line)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from restore_lab.storage.artefact import complete
+from restore_lab.storage.artefact import is_complete
 from tests.composed import small
 from tests.forked import forked
 
@@ -46,7 +46,7 @@ def test_killed_and_started_again(toy_folder, tmp_path) -> None:
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     (folder,) = (tmp_path / "killed" / "run").iterdir()
     assert steps(folder) == [1, 2, 3, 3, 4, 5]  # one line of validation after step 3
-    assert not complete(folder) and not (folder / "adaptor.safetensors").exists()
+    assert not is_complete(folder) and not (folder / "adaptor.safetensors").exists()
     assert {path.name for path in (folder / "state").iterdir()} == {"step=3.ckpt", "step=3.ckpt.sha256"}
 
     again = train(toy_folder, tmp_path / "killed", "workers=1")
@@ -59,4 +59,4 @@ def test_killed_and_started_again(toy_folder, tmp_path) -> None:
     assert steps(unbroken) == [1, 2, 3, 3, 4, 5, 6, 6, 7, 8]
     for name in ("losses.jsonl", "adaptor.safetensors"):
         assert (folder / name).read_bytes() == (unbroken / name).read_bytes(), name
-    assert complete(folder) and [path.name for path in (folder / "state").glob("*.ckpt")] == ["step=8.ckpt"]
+    assert is_complete(folder) and [path.name for path in (folder / "state").glob("*.ckpt")] == ["step=8.ckpt"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from restore_lab.config.build import build
-from restore_lab.degradation.diff_restorer import Eight
+from restore_lab.degradation.diff_restorer import RandomKinds
 from restore_lab.inference.restorer import load
 from restore_lab.methods.weights import WEIGHTS
 from restore_lab.storage.artefact import Manifest
@@ -140,5 +140,5 @@ def test_each_of_diff_restorers_ablations_is_one_override(row, priors, whole_siz
 
 def eight_pairs() -> Batch:
     hq = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    lq, recipes = Eight(name="x")(hq, [0, 1])
+    lq, recipes = RandomKinds(name="x")(hq, [0, 1])
     return replace(toy_batch(), hq_BCHW=hq, lq_BCHW=lq, recipe=recipes)

@@ -19,7 +19,7 @@ import yaml
 from safetensors.torch import load_file
 
 from restore_lab.cli.main import main
-from restore_lab.config.compose import MADE_BY, following
+from restore_lab.config.compose import OVERRIDES_KEY, merge_and_log
 from restore_lab.evaluation.degraded import write_inputs
 from restore_lab.evaluation.metrics.clip import Clip
 from restore_lab.evaluation.metrics.paper import PaperMetric
@@ -27,7 +27,7 @@ from restore_lab.evaluation.protocol import MetricUnavailable
 from restore_lab.prompts import captioner
 from restore_lab.prompts.visual import ClipVision, DinoVision
 from restore_lab.storage.artefact import Manifest
-from restore_lab.storage.files import inside
+from restore_lab.storage.files import path_inside
 from tests.composed import composed, few_photos
 from tests.payload import Payload, code
 from tests.toy_captioners import toy_captioner
@@ -146,8 +146,10 @@ def test_a_config_beside_weights_builds_nothing_of_its_own(tmp_path) -> None:
         "trusted_packages=[theirs]",
         "method=dra",
     )
-    Manifest(identity="0" * 16, kind="adaptor", settings={}, parents=(), extra={MADE_BY: list(words)}).write(tmp_path)
-    assert following([f"weights={tmp_path}"]) == ("method=dra", f"weights={tmp_path}")
+    Manifest(identity="0" * 16, kind="adaptor", settings={}, parents=(), extra={OVERRIDES_KEY: list(words)}).write(
+        tmp_path
+    )
+    assert merge_and_log([f"weights={tmp_path}"]) == ("method=dra", f"weights={tmp_path}")
 
 
 @pytest.mark.parametrize("where", ["group", "table"])
@@ -186,8 +188,8 @@ def test_names_stay_in_their_folder(tmp_path) -> None:
     (tmp_path / "out" / "link").symlink_to(tmp_path)
     for name in ("../x.png", "/etc/x.png", "a/../../x.png", "link/x.png"):
         with pytest.raises(ValueError, match="leads out of"):
-            inside(tmp_path / "out", name)
-    assert inside(tmp_path / "out", "a/b..c/.x.png") == tmp_path / "out/a/b..c/.x.png"
+            path_inside(tmp_path / "out", name)
+    assert path_inside(tmp_path / "out", "a/b..c/.x.png") == tmp_path / "out/a/b..c/.x.png"
 
 
 def test_keys_of_a_dataset_write_nothing_elsewhere(tmp_path, monkeypatch) -> None:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from restore_lab.cli.main import main
-from restore_lab.config.kinds import Unfit, fit
+from restore_lab.config.kinds import Mismatch, fit
 from tests.composed import few_photos, small
 from tests.settings import VALUES, VERBS, kinds
 
@@ -53,7 +53,7 @@ def cases(verb: str) -> list[tuple[str, str]]:
         for typed, value in VALUES.items():
             try:
                 fit(value, Any if kind is None else kind)
-            except Unfit:
+            except Mismatch:
                 continue
             found.append((place, typed))
     return found if CASES == "all" else random.Random(verb).sample(found, min(int(CASES), len(found)))

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from restore_lab.config.build import build
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.config_source import hydra_at
-from restore_lab.data.sources.named_dataset import named
+from restore_lab.data.sources.named_dataset import dataset_paths
 from restore_lab.launch.job import SCORES
 from restore_lab.tables.file import read, tables
 from restore_lab.tables.plan import plan
@@ -25,7 +25,7 @@ def test_a_table_plans_at_full_size_without_a_word_from_the_user(name, tmp_path)
     """Nothing is refused; every measured row waits for weights, unless they ship; nothing typed names a path."""
     with hydra_at(conf_dir()):
         found = plan([read(name, [conf_dir()], scale="full")], store=tmp_path / "runs" / "tables", seeds=1)
-    assert not found.refused, found.refused
+    assert not found.refusals, found.refusals
     for job in found.jobs.values():
         assert not any("made:" in word and str(tmp_path) not in word for word in job.words), job.words
         kinds = [found.jobs[need].kind for need in job.needs]
@@ -44,7 +44,7 @@ def test_what_a_table_measures_is_read(name, datasets, tmp_path) -> None:  # noq
         words = [word for word in spec.words_of("evaluate", row, condition) if "made:" not in word]
         place = tmp_path if "eval_data=coco_val" in words else datasets
         cfg = composed("evaluate", f"experiment={name}", "scale=full", *words, f"datasets_dir={place}")
-        assert named(OmegaConf.to_container(cfg.eval_data, resolve=True))
+        assert dataset_paths(OmegaConf.to_container(cfg.eval_data, resolve=True))
         assert cfg.eval_crop is not None or cfg.eval_batch_size == 1, condition.name
         for key, small in (("eval_crop", 16), ("eval_resize", 16), ("eval_first", 1)):
             cfg[key] = None if cfg[key] is None else small

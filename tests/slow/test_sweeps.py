@@ -21,7 +21,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from restore_lab.storage.artefact import complete
+from restore_lab.storage.artefact import is_complete
 from tests.composed import small
 from tests.contract.test_tables_killed import about, gone
 from tests.fake_slurm import install
@@ -45,7 +45,7 @@ def test_a_sweep_has_a_folder_a_job_and_resumes(toy_folder, tmp_path) -> None:
     first = typed(tmp_path, *words)
     assert first.returncode == 0, first.stderr
     folders = sorted(place for place in (tmp_path / "runs" / "sweep").iterdir() if place.name != "jobs")
-    assert len(folders) == 2 and all(complete(place) for place in folders)
+    assert len(folders) == 2 and all(is_complete(place) for place in folders)
     facts = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs" / "sweep" / "jobs").glob("*.json")}
     assert len(facts) == 2
     again = typed(tmp_path, *words)
@@ -78,7 +78,7 @@ def test_a_sweep_killed_five_times(toy_folder, tmp_path) -> None:
     last = typed(tmp_path, *words)
     assert last.returncode == 0, last.stderr
     found = made(runs / "sweep")
-    assert len(found) == 6 and all(complete(place) for place in found.values())
+    assert len(found) == 6 and all(is_complete(place) for place in found.values())
     assert all(manifest.stat().st_mtime_ns == when for manifest, when in done.items())
     assert gone(runs)
 
@@ -111,7 +111,7 @@ def test_four_jobs_of_two_processes(toy_folder, tmp_path) -> None:
     by_two, by_one = made(tmp_path / "runs" / "two"), made(tmp_path / "runs" / "one")
     assert by_two.keys() == by_one.keys() and len(by_one) == 4  # devices are no part of an identity
     for name, place in by_two.items():
-        assert complete(place)
+        assert is_complete(place)
         alike(place, by_one[name])
     assert gone(tmp_path)
 
@@ -148,7 +148,7 @@ def test_slurm_starts_the_ranks(toy_folder, tmp_path) -> None:
     by_slurm, by_one = made(tmp_path / "runs" / "queued"), made(tmp_path / "runs" / "one")
     assert by_slurm.keys() == by_one.keys() and len(by_one) == 2
     for name, place in by_slurm.items():
-        assert complete(place)
+        assert is_complete(place)
         alike(place, by_one[name])
     flags = {
         "#SBATCH --ntasks-per-node=2",

@@ -12,9 +12,9 @@ import pytest
 from restore_lab.storage import artefact
 from restore_lab.storage.artefact import (
     Manifest,
-    complete,
     fingerprint,
     identity,
+    is_complete,
     write_bytes_atomic,
     write_json_atomic,
 )
@@ -108,19 +108,19 @@ def test_values_without_an_identity_are_named() -> None:
 
 
 def test_manifest_marks_a_folder_complete_and_reads_back(tmp_path: Path) -> None:
-    assert not complete(tmp_path)
+    assert not is_complete(tmp_path)
     written = Manifest(identity="abc", kind="weights", settings={"lr": 0.1}, parents=("p",), extra={"n": 3})
     written.write(tmp_path)
     assert Manifest.read(tmp_path) == written
-    assert complete(tmp_path)
-    assert complete(tmp_path, identity="abc")
-    assert not complete(tmp_path, identity="other")
+    assert is_complete(tmp_path)
+    assert is_complete(tmp_path, identity="abc")
+    assert not is_complete(tmp_path, identity="other")
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"kind": "weights"}', "[]", '{"identity": "a", "kind": "b", "x": 1}'])
 def test_a_broken_manifest_is_not_complete(tmp_path: Path, content: str) -> None:
     (tmp_path / "manifest.json").write_text(content)
-    assert not complete(tmp_path)
+    assert not is_complete(tmp_path)
     with pytest.raises(ValueError, match=r"manifest\.json: not a manifest"):
         Manifest.read(tmp_path)
 

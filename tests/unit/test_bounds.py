@@ -18,7 +18,7 @@ BOMB = "\n".join(["a: &a [x, x, x]", *LEVELS])
     [("a: 1\nb: [1, 2]", 7), ("", 1), ("a: &x {b: 1}\nc: *x", 9), ("{", 0), ("- \xff\x00", 0)],
 )
 def test_values_are_counted_with_aliases_written_out(text, values) -> None:
-    assert bounds.values(text.encode("latin-1")) == values
+    assert bounds.count_values(text.encode("latin-1")) == values
 
 
 @pytest.mark.parametrize("text", [BOMB, "&a [*a]", "[" * 50_000], ids=["aliases", "itself", "nested"])

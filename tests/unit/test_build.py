@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from restore_lab.config.build import TRUST_VARIABLE, BadTarget, build, resolve, trust
+from restore_lab.config.build import TRUST_VARIABLE, InvalidTarget, build, resolve, trust
 
 STEP = {"_target_": "restore_lab.types.Step", "kind": "blur"}
 TAP = {"_target_": "restore_lab.types.Tap", "name": "a", "kind": "join", "channels": 4, "stride": 1}
@@ -77,7 +77,7 @@ def test_none_builds_nothing_and_text_is_refused() -> None:
     ],
 )
 def test_targets_outside_the_allowlist_are_refused(target: object) -> None:
-    with pytest.raises(BadTarget, match="_target_") as caught:
+    with pytest.raises(InvalidTarget, match="_target_") as caught:
         build({"_target_": target})
     assert "\n" not in str(caught.value)
 
@@ -85,15 +85,15 @@ def test_targets_outside_the_allowlist_are_refused(target: object) -> None:
 def test_a_bad_target_deep_inside_stops_everything_before_anything_is_built(tmp_path: Path) -> None:
     made = tmp_path / "made"
     config = {**STEP, "params": {"a": [{"_target_": "pathlib.Path.touch", "_args_": [str(made)]}]}}
-    with pytest.raises(BadTarget, match=r"params\.a\[0\]: _target_ 'pathlib\.Path\.touch' is not allowed"):
+    with pytest.raises(InvalidTarget, match=r"params\.a\[0\]: _target_ 'pathlib\.Path\.touch' is not allowed"):
         build(config)
     assert not made.exists()
 
 
 def test_names_that_do_not_exist_say_what_does() -> None:
-    with pytest.raises(BadTarget, match="did you mean 'Step'"):
+    with pytest.raises(InvalidTarget, match="did you mean 'Step'"):
         resolve("restore_lab.types.Stepp")
-    with pytest.raises(BadTarget, match="does not exist"):
+    with pytest.raises(InvalidTarget, match="does not exist"):
         resolve("restore_lab.no_such_module.Part")
 
 
@@ -111,7 +111,7 @@ def test_trusted_packages_join_by_the_environment_only(tmp_path: Path, monkeypat
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delenv(TRUST_VARIABLE, raising=False)
     config = {"_target_": "my_lab_for_test.Part", "n": 3}
-    with pytest.raises(BadTarget, match="trusted_packages"):
+    with pytest.raises(InvalidTarget, match="trusted_packages"):
         build({**config, "trusted_packages": ["my_lab_for_test"]})
     assert "my_lab_for_test" not in sys.modules, "refused before it is imported"
     monkeypatch.setenv(TRUST_VARIABLE, "")

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from restore_lab.inference.captioning import caption_ahead, caption_folder, shrunk
-from restore_lab.prompts.captioner import Captioner, Drawn
+from restore_lab.prompts.captioner import Captioner, GumbelSampling
 from restore_lab.prompts.semantic import FromFile
 from restore_lab.prompts.slots import PromptSources
 from restore_lab.prompts.vlm import Vlm
@@ -76,12 +76,12 @@ def test_what_is_known_is_not_asked_again(llava, tmp_path, monkeypatch) -> None:
 def test_draws_have_the_distribution_of_the_logits() -> None:
     """Gumbel noise: the largest of logits / temperature + noise falls on each word as often as its probability says."""
     logits = torch.tensor([[2.0, 1.0, 0.0, -9.0]]).repeat(4000, 1)
-    drawing = Drawn([str(i) for i in range(4000)], temperature=2.0, top_p=1.0)
+    drawing = GumbelSampling([str(i) for i in range(4000)], temperature=2.0, top_p=1.0)
     found = torch.bincount(drawing(None, logits).argmax(dim=1), minlength=4) / 4000
     torch.testing.assert_close(found, (logits[0] / 2).softmax(0), atol=0.03, rtol=0)
-    nucleus = Drawn([str(i) for i in range(500)], temperature=2.0, top_p=0.5)
+    nucleus = GumbelSampling([str(i) for i in range(500)], temperature=2.0, top_p=0.5)
     assert set(nucleus(None, logits[:500]).argmax(dim=1).tolist()) == {0}
-    again = Drawn(["7"], temperature=2.0, top_p=1.0)(None, logits[:1]).argmax(dim=1)
+    again = GumbelSampling(["7"], temperature=2.0, top_p=1.0)(None, logits[:1]).argmax(dim=1)
     assert torch.equal(again, drawing.__class__(["7"], 2.0, 1.0)(None, logits[:1]).argmax(dim=1))
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from restore_lab.data.datamodule import RestorationDataModule
-from restore_lab.data.sources.labelled import Labelled
+from restore_lab.data.sources.labelled import LabelledPairs
 from restore_lab.data.sources.mixed import MixedSource
 from restore_lab.data.sources.pooled import PooledSource
-from restore_lab.data.test_crops import Cuts
+from restore_lab.data.test_crops import EvalCrops
 from restore_lab.degradation.diff_restorer import STEPS
 from restore_lab.degradation.vocabulary import labels
 from restore_lab.evaluation import evaluate, systems
@@ -19,8 +19,8 @@ from tests.composed import composed
 from tests.unit.test_datamodule import Coordinates, noisy
 
 
-def cuts(source, **changes) -> Cuts:
-    return Cuts(source=source, **{"first": None, "resize": None, "crop": None, "crops": None, **changes})
+def cuts(source, **changes) -> EvalCrops:
+    return EvalCrops(source=source, **{"first": None, "resize": None, "crop": None, "crops": None, **changes})
 
 
 def corner(image_HWC: np.ndarray) -> tuple[int, int]:
@@ -88,7 +88,7 @@ def test_an_evaluation_measures_the_part_that_was_asked_for() -> None:
 
 def test_labelled_pairs_share_a_batch_with_images_that_are_still_to_be_degraded() -> None:
     """Pairs keep their LQ and have the label's recipe; the others get LQ and recipe, in training and in evaluation."""
-    parts = {"pairs": Labelled(source=Coordinates(3, paired=True), kind=STEPS["haze"]), "alone": Coordinates(3)}
+    parts = {"pairs": LabelledPairs(source=Coordinates(3, paired=True), kind=STEPS["haze"]), "alone": Coordinates(3)}
     data = RestorationDataModule(
         test=PooledSource(sources=parts), eval_degradation=noisy, eval_crop=8, eval_batch_size=6, workers=0
     )
@@ -102,7 +102,7 @@ def test_labelled_pairs_share_a_batch_with_images_that_are_still_to_be_degraded(
     assert done.recipe[:3] == (haze,) * 3 and labels(haze) == tuple(kind == "haze" for kind in STEPS)
     assert data.degrade(done, stage="test") is done
     with pytest.raises(ValueError, match="only pairs can be labelled"):
-        Labelled(source=Coordinates(1), kind="haze").read(0)
+        LabelledPairs(source=Coordinates(1), kind="haze").read(0)
 
 
 def test_unlabelled_pairs_do_not() -> None:

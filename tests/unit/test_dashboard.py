@@ -12,7 +12,7 @@ import yaml
 
 from restore_lab.launch.job import Job
 from restore_lab.tables import dashboard as dashboard_module
-from restore_lab.tables.dashboard import COLOURS, dashboard, pages
+from restore_lab.tables.dashboard import COLOURS, dashboard, row_runs
 from restore_lab.tables.file import read
 from restore_lab.tables.jobs import Place, Plan
 from restore_lab.tables.spec import Spec
@@ -53,7 +53,7 @@ def planned(tmp_path) -> tuple[Plan, Spec]:
 
 
 def test_the_pages_behind_each_row(planned) -> None:
-    ours, theirs, shared = pages(*planned)
+    ours, theirs, shared = row_runs(*planned)
     assert set(ours.trainings) == {"encoder", "adaptor"} == set(shared.trainings)
     assert ours.records == {"blur": ["blur0", "blur1"], "noise": ["noise0"]}
     assert shared.records == {"blur": [], "noise": ["other"]}

@@ -14,11 +14,11 @@ from restore_lab.adaptors.fusion.zero_conv import ZeroConv
 from restore_lab.adaptors.injection import ControlDecoder, ControlEncoder
 from restore_lab.adaptors.prompt_processor import PromptProcessor
 from restore_lab.adaptors.trunk.unet import Trunk
-from restore_lab.degradation.diff_restorer import KINDS, Eight
+from restore_lab.degradation.diff_restorer import KINDS, RandomKinds
 from restore_lab.methods.diff_restorer import DiffRestorer, kinds_loss
 from restore_lab.methods.weights import weights_file
 from restore_lab.objectives.denoising import Denoising
-from restore_lab.prompts.semantic import NoWords
+from restore_lab.prompts.semantic import NoText
 from restore_lab.prompts.slots import Dropout, PromptSources
 from restore_lab.prompts.visual import ClipVision
 from restore_lab.samplers.tiling import Gaussian
@@ -49,8 +49,8 @@ def toy(clip, *, degradation: float = 1.0, reconstruction: float = 1.0, embeddin
             encoder=partial(ControlEncoder, widths=WIDTHS, out=8, embedding=embedding),
         ),
         prompts=PromptSources(
-            semantic=NoWords(),
-            instruction=NoWords(),
+            semantic=NoText(),
+            instruction=NoText(),
             dropout=Dropout(semantic=0.0, instruction=0.0),
             positive="",
             negative="",
@@ -67,7 +67,7 @@ def toy(clip, *, degradation: float = 1.0, reconstruction: float = 1.0, embeddin
 
 def batch(count: int = 4) -> Batch:
     hq = torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    lq, recipes = Eight(name="x")(hq, list(range(count)))
+    lq, recipes = RandomKinds(name="x")(hq, list(range(count)))
     names = tuple(str(i) for i in range(count))
     return Batch(hq_BCHW=hq, lq_BCHW=lq, caption=names, key=names, seed=tuple(range(count)), recipe=recipes)
 

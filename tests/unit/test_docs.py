@@ -73,3 +73,28 @@ def test_commands_name_what_exists(name) -> None:
                 continue
             for option in options.strip("[]").split(","):
                 assert option in ("null", *options_of[group]), f"{name}: {word}"
+
+
+FILES = [
+    path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/**/*.py") if ".venv" not in path.parts[len(ROOT.parts)]
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_of_code_that_a_page_names_are_there(name) -> None:
+    """`trunk/unet.py` or `tests/unit/test_docs.py`; a package of the reader's own is my_lab."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:[a-z_]+/)*\w+\.py)`", text))
+    mine = {file for file in named if file.startswith("my_lab/") or f"`my_lab/{file}`" in text}
+    gone = {file for file in named - mine if not any(f"/{path}".endswith(f"/{file}") for path in FILES)}
+    assert gone == set(), f"{name}: no such file"
+
+
+def test_files_that_the_code_names_are_there() -> None:
+    """In docstrings and comments of the package."""
+    gone = []
+    for path in (ROOT / "restore_lab").rglob("*.py"):
+        for file in set(re.findall(r"(?<![\w./*{}<])((?:[a-z_]+/)*[a-z_]\w*\.py)\b", path.read_text(encoding="utf-8"))):
+            if not file.startswith("mypkg/") and not any(f"/{other}".endswith(f"/{file}") for other in FILES):
+                gone.append(f"{path.name}: {file}")
+    assert gone == []

@@ -26,7 +26,7 @@ from tests.priors import read_once
 WORDS = {
     "told": "{instruction: {_target_: restore_lab.prompts.instruction.FromRecipe, values: 1.0}}",
     "blind": "{instruction: {_target_: restore_lab.prompts.instruction.Blind},"
-    " semantic: {_target_: restore_lab.prompts.semantic.NoWords}}",
+    " semantic: {_target_: restore_lab.prompts.semantic.NoText}}",
 }
 
 
@@ -155,7 +155,7 @@ def test_variants_are_rows_of_one_record_from_the_same_noise(done, toy_folder, t
 def test_unknown_slots_are_refused(toy_folder, tmp_path) -> None:
     with pytest.raises(ValueError, match="no prompt slot 'visual'; slots are semantic, instruction") as caught:
         evaluate(
-            config(toy_folder, tmp_path, "+variants.odd={visual: {_target_: restore_lab.prompts.semantic.NoWords}}")
+            config(toy_folder, tmp_path, "+variants.odd={visual: {_target_: restore_lab.prompts.semantic.NoText}}")
         )
     assert errors.is_bad_input(caught.value)
 

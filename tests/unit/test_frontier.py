@@ -12,8 +12,8 @@ import yaml
 from restore_lab.evaluation.protocol import Column as Label
 from restore_lab.tables.figures.drawing import draw, findings
 from restore_lab.tables.file import read
-from restore_lab.tables.frontier import hypervolume, pareto, resampled
-from restore_lab.tables.numbers import Measured, Number
+from restore_lab.tables.frontier import bootstrap, hypervolume, pareto
+from restore_lab.tables.numbers import Measurements, Number
 from restore_lab.tables.spec import Spec
 
 
@@ -55,7 +55,7 @@ def test_membership_is_paired_over_images() -> None:
     rng = np.random.default_rng(2)
     base = rng.normal(20, 5, size=(40, 1)) * np.ones(2)
     coin = base + np.where(np.arange(40) % 2, 1.0, -1.0)[:, None]
-    sure = resampled(np.stack([base, base + 0.01, base - 1, coin])[:, None], np.zeros(2))
+    sure = bootstrap(np.stack([base, base + 0.01, base - 1, coin])[:, None], np.zeros(2))
     assert sure.share_N[1] + sure.share_N[3] == pytest.approx(1.0) and 0.3 < sure.share_N[3] < 0.7
     assert sure.share_N[0] == 0.0 and sure.share_N[2] == 0.0
     assert sure.low < hypervolume((base + 0.01).mean(axis=0)[None], np.zeros(2)) < sure.high
@@ -84,7 +84,7 @@ FRONTIER = {"kind": "frontier", "fidelity": "PSNR", "quality": "CLIPIQA", "knob"
             "reference": {"tiny": [10, 100], "full": [10, 0]}}  # fmt: skip
 
 
-def frontier(tmp_path: Path) -> Measured:
+def frontier(tmp_path: Path) -> Measurements:
     rows = {
         "a": {"title": "A", "labels": {"Knob": "default"}},
         "a1": {"title": "A", "labels": {"Knob": "steps", "Value": 5}},
@@ -98,7 +98,7 @@ def frontier(tmp_path: Path) -> Measured:
         for row, pair in at.items()
         for column, value in zip(("PSNR", "CLIPIQA"), pair, strict=True)
     }
-    return Measured(spec=table, numbers=numbers, problems=[], references=["LQ"])
+    return Measurements(spec=table, numbers=numbers, problems=[], references=["LQ"])
 
 
 def test_what_a_frontier_says(tmp_path) -> None:
@@ -115,7 +115,7 @@ def test_what_a_frontier_says(tmp_path) -> None:
     ]
 
 
-def surface(tmp_path: Path) -> Measured:
+def surface(tmp_path: Path) -> Measurements:
     """PSNR falls with the distance of what is said from what is true; the second metric follows what is said."""
     strengths = {"1": 1.0, "2": 2.0, "3": 3.0}
     table = spec(
@@ -132,7 +132,7 @@ def surface(tmp_path: Path) -> Measured:
     for s, t in itertools.product(strengths, strengths):
         numbers[f"s{s}", f"t{t}", "PSNR"] = number(30 - abs(strengths[s] - strengths[t]), wobble=0.1)
         numbers[f"s{s}", f"t{t}", "CLIPIQA"] = number(strengths[s])
-    return Measured(spec=table, numbers=numbers, problems=[], references=[])
+    return Measurements(spec=table, numbers=numbers, problems=[], references=[])
 
 
 def test_what_a_surface_says(tmp_path) -> None:

@@ -21,13 +21,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from restore_lab.config.compose import made_by
+from restore_lab.config.compose import training_overrides
 from restore_lab.data.image_io import decode_image
 from restore_lab.data.photograph import decode_photograph
 from restore_lab.data.sources.captions import Captions
 from restore_lab.data.sources.tar_index import scan
 from restore_lab.data.word_table import WordTable
-from restore_lab.degradation.instruction import told
+from restore_lab.degradation.instruction import parse_instruction
 from restore_lab.evaluation.records import read_record
 from restore_lab.importing.reading import read as read_checkpoint
 from restore_lab.methods.weights import read_weights
@@ -139,8 +139,8 @@ def test_json_of_any_shape(tmp_path) -> None:
         refuses_or_reads(lambda: Recipe.from_json(json.dumps(value)))
         (tmp_path / "manifest.json").write_text(json.dumps(value))
         refuses_or_reads(lambda: Manifest.read(tmp_path))
-        brought = refuses_or_reads(lambda: made_by(tmp_path))
-        assert brought is None or brought.taken == ()
+        brought = refuses_or_reads(lambda: training_overrides(tmp_path))
+        assert brought is None or brought.accepted == ()
 
     check = example(value=[{"\n": None}])(check)
     check()
@@ -164,7 +164,7 @@ def test_recipes() -> None:
     | st.from_regex(r"(Deblur|Upsample|Denoise|Dejpeg) (with|to) \w+ [\d.e-]{1,6}x?", fullmatch=True)
 )
 def test_instructions(text: str) -> None:
-    found = refuses_or_reads(lambda: told(text, height=16, width=20))
+    found = refuses_or_reads(lambda: parse_instruction(text, height=16, width=20))
     if found is not None:
         assert found.instruction() == "; ".join(part.strip() for part in text.split(";") if part.strip())
 
@@ -180,8 +180,8 @@ def test_records(tmp_path) -> None:
         (tmp_path / "manifest.json").write_bytes(data)
         refuses_or_reads(lambda: Manifest.read(tmp_path))
         refuses_or_reads(lambda: read_record(tmp_path))
-        brought = refuses_or_reads(lambda: made_by(tmp_path))
-        assert brought is None or brought.taken == ()
+        brought = refuses_or_reads(lambda: training_overrides(tmp_path))
+        assert brought is None or brought.accepted == ()
 
     check()
 

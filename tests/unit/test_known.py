@@ -15,7 +15,7 @@ from PIL import Image
 from restore_lab.cli.doctor import run
 from restore_lab.config.build import build
 from restore_lab.config.conf_dir import conf_dir
-from restore_lab.data.sources.named_dataset import Known, checkup, named
+from restore_lab.data.sources.named_dataset import NamedDataset, checkup, dataset_paths
 from restore_lab.storage.artefact import identity
 from tests.composed import composed
 
@@ -95,7 +95,7 @@ def names() -> list[str]:
     """Every config of a known dataset."""
     found = []
     for file in sorted((conf_dir() / "data").glob("*.yaml")):
-        if yaml.safe_load(file.read_text()).get("_target_", "").endswith(".Known"):
+        if yaml.safe_load(file.read_text()).get("_target_", "").endswith(".NamedDataset"):
             found.append(file.stem)
     return found
 
@@ -117,7 +117,7 @@ def coco(folder: Path, count: int) -> None:
     (folder / "coco" / "annotations" / "captions_val2017.json").write_text(text)
 
 
-def source(name: str, folder: Path, *words: str) -> Known:
+def source(name: str, folder: Path, *words: str) -> NamedDataset:
     return build(composed("evaluate", f"eval_data={name}", f"datasets_dir={folder}", *words).eval_data)
 
 
@@ -178,9 +178,8 @@ def test_a_toy_copy_of_a_layout_is_read(name, tmp_path) -> None:
     files, keys = LAYOUTS[name]
     copy(tmp_path, files)
     known = source(name, tmp_path)
-    assert named(OmegaConf.to_container(composed("evaluate", f"eval_data={name}").eval_data, resolve=True)).keys() == {
-        name
-    }
+    node = OmegaConf.to_container(composed("evaluate", f"eval_data={name}").eval_data, resolve=True)
+    assert dataset_paths(node).keys() == {name}
     assert known.keys() == keys and len(known) == len(keys)
     for index in range(len(known)):
         picture = known.read(index)

@@ -13,8 +13,8 @@ from restore_lab.data.sources.folder import FolderSource
 from restore_lab.inference import captioning
 from restore_lab.inference.captioning import caption_folder
 from restore_lab.launch.job import CAPTIONS, SCORES
-from restore_lab.storage.artefact import Manifest, complete, identity
-from restore_lab.storage.named import made_name, made_place
+from restore_lab.storage.artefact import Manifest, identity, is_complete
+from restore_lab.storage.named import prerequisite_name, prerequisite_path
 from restore_lab.tables.jobs import Plan
 from restore_lab.tables.table import plan_text
 from restore_lab.training import run
@@ -47,7 +47,7 @@ def captioned(folder: Path, toy_folder: Path, *, elsewhere: bool = False, **chan
 def test_captions_are_made_once_and_trainings_wait_for_them(toy_folder, tmp_path) -> None:
     folder_of_photographs(tmp_path)
     found = captioned(tmp_path, toy_folder)
-    assert not found.refused, found.refused
+    assert not found.refusals, found.refusals
     assert kinds(found) == ["adaptor"] * 2 + [CAPTIONS] + [SCORES] * 2
     job = next(job for job in found.jobs.values() if job.kind == CAPTIONS)
     waiting = [other for other in found.jobs.values() if job.identity in other.needs]
@@ -69,7 +69,7 @@ def test_what_is_planned_is_what_the_commands_make(toy_folder, tmp_path) -> None
     assert captioning.planned(composed("caption", *words, f"datasets_dir={datasets}")).identity == job.identity
     cfg = composed("caption", *words, *small, f"prompt.semantic.captioner.model={model}")
     done = caption_folder(cfg)
-    assert done.written == 2 and complete(job.folder, identity=captioning.planned(cfg).identity)
+    assert done.written == 2 and is_complete(job.folder, identity=captioning.planned(cfg).identity)
     assert list(json.loads(done.output.read_text())) == ["0001000/0000001.png", "0001000/0000002.png"]
     before = done.output.stat().st_mtime_ns
     assert caption_folder(cfg).written == 2 and done.output.stat().st_mtime_ns == before
@@ -99,7 +99,7 @@ def test_words_for_a_test_set_are_waited_for_by_what_measures_it(toy_folder, tmp
     assert kinds(found) == ["adaptor", CAPTIONS, CAPTIONS, SCORES, SCORES]  # two rows are one record
     needs = {place.row: found.jobs[identity].needs for place, identity in found.scores.items()}
     assert needs["one"] == needs["two"] != needs["short"]
-    (why,) = found.refused.values()
+    (why,) = found.refusals.values()
     assert why == "eval_data.source.captions=made:nothing: `makes` of the config has no 'nothing'; it has long, short"
     assert f"data realphoto60: MISSING {tmp_path}/RealPhoto60/LQ (restore-lab doctor data=realphoto60)" in plan_text(
         found, tmp_path
@@ -111,7 +111,7 @@ def test_a_training_may_go_on_from_another(toy_folder, tmp_path) -> None:
     makes = {"first": ["train", "method=spire", f"backbone.path={toy_folder}", "max_steps=2"]}
     rows = {"on": {"train": ["weights=made:first"]}, "alone": {}}
     found = planned(tmp_path, toy_folder, top={"makes": makes}, rows=rows, conditions={"main": {}})
-    assert kinds(found) == ["adaptor"] * 3 + [SCORES] * 2 and not found.refused
+    assert kinds(found) == ["adaptor"] * 3 + [SCORES] * 2 and not found.refusals
     second = next(job for job in found.jobs.values() if job.kind == "adaptor" and job.needs)
     first = found.jobs[second.needs[0]]
     assert f"weights='made:{first.folder}'" in second.words and first.steps == 2
@@ -124,8 +124,8 @@ def test_a_training_may_go_on_from_another(toy_folder, tmp_path) -> None:
 
 def test_what_is_made_counts_by_its_own_name() -> None:
     one, two = "made:/a/captions-0123456789abcdef/captions.json", "made:runs/captions-0123456789abcdef/captions.json"
-    assert made_name(one) == made_name(two) == "made:captions-0123456789abcdef/captions.json"
+    assert prerequisite_name(one) == prerequisite_name(two) == "made:captions-0123456789abcdef/captions.json"
     assert identity({"captions": one}) == identity({"captions": two}) != identity({"captions": "made:captions"})
-    assert made_place(one) == one.removeprefix("made:") and made_place("photos/a") == "photos/a"
+    assert prerequisite_path(one) == one.removeprefix("made:") and prerequisite_path("photos/a") == "photos/a"
     with pytest.raises(ValueError, match="made:words: is made by restore-lab table"):
-        made_place("made:words")
+        prerequisite_path("made:words")

@@ -17,7 +17,7 @@ from restore_lab.prepare.negatives import fill, planned
 from restore_lab.samplers.init import LqNoised
 from restore_lab.samplers.loop import SchedulerSampler
 from restore_lab.samplers.schedulers import ddim, unipc
-from restore_lab.storage.artefact import MANIFEST, complete
+from restore_lab.storage.artefact import MANIFEST, is_complete
 from restore_lab.types import Picture
 from tests.composed import composed
 from tests.toy_methods import said, sampler_parts
@@ -46,7 +46,7 @@ def test_a_folder_is_filled_continued_and_the_same_however_it_was_cut(toy_folder
             one, other = (np.asarray(Image.open(folder / name)).astype(int) for folder in (whole, pieces))
             assert np.abs(one - other).max() <= 1  # a batch of another size may differ in a last bit
     assert fill(config(toy_folder, whole)) == whole  # nothing is missing, nothing is loaded
-    assert complete(whole, identity=planned(config(toy_folder, whole)).identity)
+    assert is_complete(whole, identity=planned(config(toy_folder, whole)).identity)
     with pytest.raises(ValueError, match="holds images that were made otherwise"):
         fill(config(toy_folder, whole, "seed=1"))
     with pytest.raises(ValueError, match="count=0: at least one image"):

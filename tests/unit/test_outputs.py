@@ -10,7 +10,7 @@ import pytest
 from restore_lab.evaluation.degraded import write_inputs
 from restore_lab.inspection import diff
 from restore_lab.storage.artefact import Manifest
-from restore_lab.storage.outputs import require_free, take_folder, write_output, written_by_us
+from restore_lab.storage.outputs import is_own_output, require_free, take_folder, write_output
 from restore_lab.storage.walk import walk
 
 
@@ -18,7 +18,7 @@ def test_ours_is_written_over_and_a_persons_is_not(tmp_path) -> None:
     file = tmp_path / "deep/a.png"
     write_output(file, b"one")
     write_output(file, b"two")
-    assert file.read_bytes() == b"two" and written_by_us(file)
+    assert file.read_bytes() == b"two" and is_own_output(file)
     file.write_bytes(b"retouched")  # theirs from here on
     with pytest.raises(
         ValueError, match=r"a\.png: not written by restore-lab, or changed since, .*; move it, or choose"
@@ -71,7 +71,7 @@ def test_links_folders_and_other_notes_are_not_ours(tmp_path) -> None:
     for note in (out / ".restore-lab").iterdir():  # another file's, a broken one, a deep one
         for text in (note.read_text(), "{", "[" * 100_000, json.dumps({"file": "b.png", "sha256": 3})):
             (note.parent / note.name).write_text(text)
-            assert not written_by_us(out / "b.png")
+            assert not is_own_output(out / "b.png")
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked/.restore-lab").symlink_to(precious.parent)
     with pytest.raises(ValueError, match="is a link; remove it"):
@@ -133,7 +133,7 @@ def test_every_verb_that_writes_refuses_what_is_not_ours(foreign, toy_folder, tm
         "negatives": lambda: fill(composed("data", f"output={foreign}", "count=1", "progress=false")),
         "export": lambda: export(composed("export", "method=spire", f"output={foreign}")),
         "report": lambda: report(composed("report", f"output={file}", "records=[x]")),
-        "trace": lambda: diff.write({}, file, shown=""),
+        "trace": lambda: diff.write({}, file, keys=""),
     }
     for verb, command in refused.items():
         with pytest.raises(ValueError, match=r"not written by restore-lab|no command of ours wrote"):

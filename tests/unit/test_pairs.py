@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from restore_lab.config.compatibility import NoMeaning, check
+from restore_lab.config.compatibility import IncompatibleParts, check
 from tests.composed import composed
 
 REFUSED = [
@@ -55,7 +55,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("words", "advice", "mended"), REFUSED, ids=[" ".join(words) for words, _, _ in REFUSED])
 def test_refused_with_what_would_work(words, advice, mended) -> None:
-    with pytest.raises(NoMeaning) as caught:
+    with pytest.raises(IncompatibleParts) as caught:
         check(composed("evaluate", *words))
     assert advice in str(caught.value) and "\n" not in str(caught.value)
     groups = {word.partition("=")[0] for word in mended}

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from restore_lab.cli.main import main
-from restore_lab.inspection.diff import as_json, compare, first_parting, page, read, write
+from restore_lab.inspection.diff import as_json, compare, first_difference, page, read, write
 from restore_lab.inspection.trace import trace
 from tests.toy_methods import shake, toy_batch, toy_spire
 
@@ -33,7 +33,7 @@ def test_the_numbers_of_one_place() -> None:
     ],
 )
 def test_what_cannot_be_measured_parts(b, note) -> None:
-    first = first_parting(compare({"x": torch.ones(2, 2)}, b), tolerance=1e9)
+    first = first_difference(compare({"x": torch.ones(2, 2)}, b), tolerance=1e9)
     assert first is not None and first.place == "x" and first.note == note
 
 
@@ -67,14 +67,14 @@ def test_a_changed_weight_parts_where_it_is_first_read(kind, part, place) -> Non
         for parameter in attrgetter(part)(changed).parameters():
             parameter.mul_(1.5)
     a, b = (trace(one, toy_batch(), share=0.5) for one in (module, changed))
-    first = first_parting(compare(a, b), tolerance=1e-6)
+    first = first_difference(compare(a, b), tolerance=1e-6)
     assert first is not None and first.place.startswith(place)
-    assert first_parting(compare(a, trace(module, toy_batch(), share=0.5)), tolerance=0.0) is None
+    assert first_difference(compare(a, trace(module, toy_batch(), share=0.5)), tolerance=0.0) is None
 
 
 def test_a_trace_comes_back_from_its_file_in_order(tmp_path: Path) -> None:
     found = trace(toy_spire().eval(), toy_batch(), share=0.25)
-    write(found, tmp_path / "sub" / "a.safetensors", shown="a cat")
+    write(found, tmp_path / "sub" / "a.safetensors", keys="a cat")
     again, shown = read(str(tmp_path / "sub" / "a.safetensors")) or ({}, "")
     assert list(again) == list(found) and shown == "a cat"
     assert all(torch.equal(again[name], found[name]) for name in found)

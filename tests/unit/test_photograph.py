@@ -120,19 +120,19 @@ def test_jpeg_lays_transparency_on_white(tmp_path) -> None:
 def test_repainting_rounds_to_the_files_levels_and_keeps_greys_grey() -> None:
     for dtype, top in ((np.uint8, 255), (np.uint16, 65535)):
         before = Photograph(rgb_HWC=np.zeros((2, 2, 3), dtype))
-        after = before.repainted(np.full((2, 2, 3), 0.3, np.float64))
+        after = before.with_rgb(np.full((2, 2, 3), 0.3, np.float64))
         assert (after.rgb_HWC.dtype, int(after.rgb_HWC[0, 0, 0])) == (dtype, round(0.3 * top))
-    grey = Photograph(rgb_HWC=np.zeros((1, 1, 3), np.uint8), grey=True).repainted(np.array([[[1.0, 0.0, 0.0]]]))
+    grey = Photograph(rgb_HWC=np.zeros((1, 1, 3), np.uint8), grey=True).with_rgb(np.array([[[1.0, 0.0, 0.0]]]))
     assert grey.rgb_HWC.ravel().tolist() == [76, 76, 76]  # 0.299 x 255
 
 
 def test_enlarging_eight_bits_is_as_before_and_sixteen_agree() -> None:
     rgb = np.linspace(40, 200, 8 * 6 * 3).reshape(8, 6, 3).astype(np.uint8)  # Pillow clips 8 bits between its passes
-    small = Photograph(rgb_HWC=rgb, alpha_HW=rgb[..., 0]).resized(16, 12)
+    small = Photograph(rgb_HWC=rgb, alpha_HW=rgb[..., 0]).resize(16, 12)
     assert np.array_equal(small.rgb_HWC, np.asarray(Image.fromarray(rgb).resize((12, 16), Image.Resampling.BICUBIC)))
     assert small.alpha_HW is not None
     assert np.array_equal(small.alpha_HW, small.rgb_HWC[..., 0])
-    deep = Photograph(rgb_HWC=rgb.astype(np.uint16) * 257).resized(16, 12)
+    deep = Photograph(rgb_HWC=rgb.astype(np.uint16) * 257).resize(16, 12)
     assert np.abs(deep.rgb_HWC / 257 - small.rgb_HWC).max() < 1.5
 
 

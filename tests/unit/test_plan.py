@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 from restore_lab.cli import front
-from restore_lab.config.compose import MADE_BY, following
+from restore_lab.config.compose import OVERRIDES_KEY, merge_and_log
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.config_source import hydra_at
 from restore_lab.evaluation import evaluate
@@ -106,7 +106,7 @@ def test_what_two_rows_share_is_one_job(four) -> None:
     """Two trainings, not four: sampling otherwise trains nothing, borrowed weights neither; two conditions a row."""
     found = four()
     assert kinds(found) == ["adaptor"] * 2 + [SCORES] * 8
-    assert not found.refused
+    assert not found.refusals
     trained = {found.jobs[identity].needs for place, identity in found.scores.items() if place.row != "other"}
     assert len(trained) == 1
     assert len(set(found.scores.values())) == 8
@@ -122,7 +122,7 @@ def test_images_that_a_training_needs_are_made_first(toy_folder, tmp_path) -> No
     overrides = [word for word in small(toy_folder) if not word.startswith(("eval_data", "data.size"))]
     more = {"top": {"makes": makes}, "overrides": overrides, "conditions": NOISE}
     found = planned(tmp_path, toy_folder, rows=rows, **more)
-    assert not found.refused, found.refused
+    assert not found.refusals, found.refusals
     assert kinds(found) == ["adaptor"] * 3 + ["images"] + [SCORES] * 3
     images = next(job for job in found.jobs.values() if job.kind == "images")
     waiting = [job for job in found.jobs.values() if images.identity in job.needs]
@@ -148,7 +148,7 @@ def test_a_system_is_measured_where_its_outputs_are(four, tmp_path) -> None:
 def test_a_row_of_another_scale_is_not_run(toy_folder, tmp_path) -> None:
     rows = {"one": {}, "large": {"title": "a large one", "only": "full", "published": {"noise": [20.0]}}}
     found = planned(tmp_path, toy_folder, rows=rows)
-    assert {place.row for place in found.scores} == {"one"} and not found.refused
+    assert {place.row for place in found.scores} == {"one"} and not found.refusals
     assert "a large one: at scale=full alone" in plan_text(found, tmp_path / "runs" / "tables")
     with pytest.raises(ValueError, match=r"rows\.one\.only=half: there are: tiny, full, or null"):
         planned(tmp_path, toy_folder, rows={"one": {"only": "half"}})
@@ -184,9 +184,9 @@ def test_borrowed_weights_bring_none_of_their_own_words(toy_folder, tmp_path) ->
     found = planned(tmp_path, toy_folder, rows=rows, conditions=NOISE)
     scores = next(found.jobs[found.scores[place]] for place in found.scores if place.row == "clip")
     adaptor = found.jobs[scores.needs[0]]
-    extra = {MADE_BY: list(front.parse(adaptor.words[1:]).overrides)}
+    extra = {OVERRIDES_KEY: list(front.parse(adaptor.words[1:]).overrides)}
     Manifest(identity=adaptor.identity, kind="adaptor", code="", extra=extra).write(adaptor.folder)
-    words = following(front.parse(scores.words[1:]).overrides)
+    words = merge_and_log(front.parse(scores.words[1:]).overrides)
     record = evaluate.planned(composed("evaluate", *(word for word in words if not word.startswith("experiment="))))
     assert (record.identity, str(record.folder)) == (scores.identity, scores.folder)
 
@@ -222,8 +222,8 @@ def test_a_row_that_cannot_be_planned_says_why_and_the_others_go_on(toy_folder, 
     rows = {"one": {}, "lost": {"overrides": ["stage=nowhere"]}}
     found = planned(tmp_path, toy_folder, rows=rows)
     assert kinds(found) == ["adaptor", SCORES, SCORES]
-    assert {place.row for place in found.scores} == {"one"} and {place.row for place in found.refused} == {"lost"}
-    assert all("stage='nowhere' is not known here" in why for why in found.refused.values())
+    assert {place.row for place in found.scores} == {"one"} and {place.row for place in found.refusals} == {"lost"}
+    assert all("stage='nowhere' is not known here" in why for why in found.refusals.values())
     assert "cannot be planned: lost, noise: stage='nowhere'" in plan_text(found, tmp_path)
 
 

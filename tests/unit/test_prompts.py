@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from restore_lab.prompts.instruction import Blind, FromRecipe
-from restore_lab.prompts.semantic import Caption, Fixed, NoWords, Shuffled
+from restore_lab.prompts.semantic import Caption, Fixed, NoText, ShuffledCaption
 from restore_lab.prompts.slots import Dropout, PromptSources
 from restore_lab.types import REMOVE_ALL, Batch, Recipe
 from tests.toy_methods import recipe_of
@@ -39,7 +39,7 @@ def sources(*, semantic=None, instruction=None, p=(0.0, 0.0), positive="", negat
 
 def test_semantic_sources() -> None:
     four = batch()
-    assert NoWords()(four) == ("",) * 4
+    assert NoText()(four) == ("",) * 4
     assert Caption()(four) == four.caption
     assert Fixed(text="a cat's, asleep")(four) == ("a cat's, asleep",) * 4
 
@@ -47,11 +47,11 @@ def test_semantic_sources() -> None:
 @pytest.mark.parametrize("count", [2, 3, 4, 7])
 def test_shuffled_captions_are_everyone_elses(count) -> None:
     some = batch(count)
-    words = Shuffled()(some)
+    words = ShuffledCaption()(some)
     assert sorted(words) == sorted(some.caption)
     assert all(a != b for a, b in zip(words, some.caption, strict=True))
     with pytest.raises(ValueError, match="at least 2 images"):
-        Shuffled()(batch(1))
+        ShuffledCaption()(batch(1))
 
 
 def test_instructions_with_numbers_types_and_both() -> None:
@@ -135,7 +135,7 @@ def test_no_dropout_outside_training_and_nulls_are_empty_strings() -> None:
 def test_quality_words_are_said_at_test_alone() -> None:
     source = sources(positive="sharp", negative="blurred, noisy", p=(0.5, 0.0))
     assert source(batch(50), training=False).semantic == tuple(f"{text} sharp" for text in batch(50).caption)
-    wordless = sources(semantic=NoWords(), positive="sharp")
+    wordless = sources(semantic=NoText(), positive="sharp")
     assert wordless(batch(2), training=False).semantic == ("sharp", "sharp")
     words = source(batch(50), training=True)
     assert set(words.semantic) <= {"", *batch(50).caption}

@@ -65,7 +65,7 @@ def test_any_difference_makes_another_column(change: dict) -> None:
 def test_column_id_is_stable_across_versions() -> None:
     """Records on disk hold it: a change here would split every table."""
     assert COLUMN.id == "00906b604b0f"
-    assert COLUMN.says() == "psnr: RGB, 64x64, 8-bit, n=8"
+    assert COLUMN.text() == "psnr: RGB, 64x64, 8-bit, n=8"
 
 
 def test_size_and_crop_come_before_the_metrics_and_into_the_label() -> None:
@@ -79,7 +79,7 @@ def test_size_and_crop_come_before_the_metrics_and_into_the_label() -> None:
     with pytest.raises(ValueError, match="crop 40 is larger than a 32x24 image"):
         Protocol(crop=40).prepare(image)
     scaled = replace(COLUMN, resize=64, crop=64)
-    assert scaled.id != COLUMN.id and "64x64 scaled to 64 from the middle" in scaled.says()
+    assert scaled.id != COLUMN.id and "64x64 scaled to 64 from the middle" in scaled.text()
 
 
 def test_a_label_without_size_keeps_its_id() -> None:

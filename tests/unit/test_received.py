@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from restore_lab.config.compose import FOLLOW_NOT, MADE_BY, followed, following, made_by
+from restore_lab.config.compose import NO_FOLLOW, OVERRIDES_KEY, merge_and_log, merge_overrides, training_overrides
 from restore_lab.config.conf_dir import conf_dir
-from restore_lab.config.kinds import Unfit, fit
-from restore_lab.config.received import MAX_LETTERS, OPTION, said_of, sorted_words
-from restore_lab.config.received_schema import GROUPS, NOT_TAKEN, SETTINGS, WRITES, Text
+from restore_lab.config.kinds import Mismatch, fit
+from restore_lab.config.received import MAX_LETTERS, OPTION, filter_overrides, summary
+from restore_lab.config.received_schema import EXCLUDED_OPTIONS, GROUPS, OUTPUT_SETTINGS, SETTINGS, Text
 from restore_lab.storage.artefact import PATH_ENDINGS, PATH_KEYS, Manifest
 
 EXPERIMENTS = conf_dir().parent / "experiments"
@@ -123,56 +123,58 @@ OWN = {
 def sent(folder: Path, *words: object) -> Path:
     """A folder that somebody sends: a manifest with these words."""
     folder.mkdir(parents=True, exist_ok=True)
-    Manifest(identity="0" * 16, kind="adaptor", settings={}, parents=(), extra={MADE_BY: list(words)}).write(folder)
+    Manifest(identity="0" * 16, kind="adaptor", settings={}, parents=(), extra={OVERRIDES_KEY: list(words)}).write(
+        folder
+    )
     return folder
 
 
 @pytest.mark.parametrize("word", PARTS)
 def test_what_reaches_out_or_means_nothing_is_left_out_and_said(word) -> None:
-    found = sorted_words([word, "method=dra"])
-    assert (found.taken, found.left, found.others) == (("method=dra",), (word,), 0)
-    line = said_of(found, trust=False)
+    found = filter_overrides([word, "method=dra"])
+    assert (found.accepted, found.rejected, found.others) == (("method=dra",), (word,), 0)
+    line = summary(found, trust=False)
     assert line.startswith("the weights bring along method=dra (follow=false: without); leave out ")
     assert line.endswith(" (type it again, or trust=true if you trust who made them)") and len(line) < 300
 
 
 def test_what_is_no_part_is_left_out() -> None:
-    found = sorted_words([*OUTSIDE, "x" * 10_000, "method=dra"])
-    assert (found.taken, found.left, found.others) == (("method=dra",), (), len(OUTSIDE) + 1)
-    assert not sorted_words({"method=dra": 1}).taken and not sorted_words("method=dra").taken
-    assert len(sorted_words(["sampler.steps=7"] * 10_000).taken) == 200
+    found = filter_overrides([*OUTSIDE, "x" * 10_000, "method=dra"])
+    assert (found.accepted, found.rejected, found.others) == (("method=dra",), (), len(OUTSIDE) + 1)
+    assert not filter_overrides({"method=dra": 1}).accepted and not filter_overrides("method=dra").accepted
+    assert len(filter_overrides(["sampler.steps=7"] * 10_000).accepted) == 200
 
 
 @pytest.mark.parametrize("word", OWN)
 def test_what_weights_need_to_fit_comes_along(word) -> None:
-    assert sorted_words([word]).taken == (OWN[word],)
+    assert filter_overrides([word]).accepted == (OWN[word],)
 
 
 def test_trust_lets_places_pass_and_nothing_that_writes_or_runs() -> None:
-    found = sorted_words([*PARTS, *OUTSIDE, "method=dra"], trust=True)
+    found = filter_overrides([*PARTS, *OUTSIDE, "method=dra"], trust=True)
     for word in ("backbone.path=org/name", "prompt/semantic=vlm", "decoder.weights=/home/x", "method=dra"):
-        assert word in found.taken
-    for word in found.taken:
+        assert word in found.accepted
+    for word in found.accepted:
         assert "_target_" not in word and "${" not in word and ".." not in word.partition("=")[2], word
-    roots = {re.split(r"[./=]", word.lstrip("+"))[0] for word in found.taken}
+    roots = {re.split(r"[./=]", word.lstrip("+"))[0] for word in found.accepted}
     assert roots <= {group.partition("/")[0] for group in GROUPS} | {"module", "adaptor_reference"}
-    assert said_of(found, trust=True).endswith("(never taken from a manifest)")
+    assert summary(found, trust=True).endswith("(never taken from a manifest)")
 
 
 def test_only_the_person_trusts(tmp_path) -> None:
     place = sent(tmp_path, "trust=true", "backbone.path=org/name", "sampler.steps=7")
     typed = (f"weights={place}", "input=x")
-    assert following(typed) == ("sampler.steps=7", *typed)
-    assert following((*typed, "trust=false"))[0] == "sampler.steps=7"
-    trusting = followed((*typed, "Trust=True".lower()))
+    assert merge_and_log(typed) == ("sampler.steps=7", *typed)
+    assert merge_and_log((*typed, "trust=false"))[0] == "sampler.steps=7"
+    trusting = merge_overrides((*typed, "Trust=True".lower()))
     assert trusting.words[:2] == ("backbone.path=org/name", "sampler.steps=7")
-    assert followed((*typed, FOLLOW_NOT)).line == "" and followed(("input=x",)).line == ""
+    assert merge_overrides((*typed, NO_FOLLOW)).line == "" and merge_overrides(("input=x",)).line == ""
 
 
 def test_what_is_typed_again_is_neither_brought_nor_said(tmp_path) -> None:
     place = sent(tmp_path, "backbone.path=/x", "sampler.steps=7", "+hint_widths=[8]")
     typed = (f"weights={place}", "backbone.path=/y", "hint_widths=[9]", "sampler.steps=8")
-    assert followed(typed).words == typed and followed(typed).line == ""
+    assert merge_overrides(typed).words == typed and merge_overrides(typed).line == ""
 
 
 def nodes(node: Any, place: str = "") -> list[tuple[str, Any]]:
@@ -217,7 +219,7 @@ def test_no_listed_setting_is_a_place_a_cache_or_a_class() -> None:
         last = key.rpartition(".")[2]
         assert last not in PATH_KEYS | set(REACHES) and not last.endswith(PATH_ENDINGS), key
         for wrong in () if fact is Text else ("/etc/passwd", "org/name", 10**12):
-            with pytest.raises(Unfit):
+            with pytest.raises(Mismatch):
                 fit(wrong, fact)
 
 
@@ -226,7 +228,7 @@ def test_only_backbones_and_an_image_encoder_name_a_hub_id() -> None:
     naming = {
         (group, name)
         for group, name, node, _ in shipped()
-        if group in GROUPS - {"experiment"} and (group, name) not in NOT_TAKEN and not name.startswith("of/")
+        if group in GROUPS - {"experiment"} and (group, name) not in EXCLUDED_OPTIONS and not name.startswith("of/")
         for leaf, value in nodes(node)
         for one in (value if isinstance(value, list) else [value])
         if leaf.rpartition(".")[2] in PATH_KEYS | {"model"} and HUB_ID.search(str(one))
@@ -241,8 +243,8 @@ def test_an_experiment_that_counts_says_nowhere_to_write(name) -> None:
         others = [entry for entry in node.get("defaults", ()) if isinstance(entry, str) and entry != "_self_"]
         return set(node).union(*(settings(other) for other in others))
 
-    taken = bool(sorted_words([f"experiment={name}"]).taken)
-    assert taken == (not settings(name) & set(WRITES))
+    taken = bool(filter_overrides([f"experiment={name}"]).accepted)
+    assert taken == (not settings(name) & set(OUTPUT_SETTINGS))
     assert OPTION.fullmatch(name)
 
 
@@ -251,9 +253,9 @@ def test_a_manifest_that_is_none_is_one_line(tmp_path) -> None:
     for text in ("[1]", "{", deep, '{"identity": NaN}', long):
         (tmp_path / "manifest.json").write_text(text)
         with pytest.raises(ValueError, match=r"manifest\.json: not a manifest \(") as caught:
-            made_by(tmp_path)
+            training_overrides(tmp_path)
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
-    assert made_by(tmp_path / "below" / "not_there").taken == ()
+    assert training_overrides(tmp_path / "below" / "not_there").accepted == ()
     assert MAX_LETTERS < 10_000
 
 

@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 from restore_lab.evaluation.records import RECORD, image_file
 from restore_lab.storage.artefact import Manifest
 from restore_lab.tables.jobs import Plan
-from restore_lab.tables.page.browser import Pictures, View, browser, chosen, worst_of
-from restore_lab.tables.page.curves import read, thinned
+from restore_lab.tables.page.browser import Pictures, View, browser, choose, worst_of
+from restore_lab.tables.page.curves import read, thin
 from restore_lab.tables.page.sources import of_records, of_table
 from restore_lab.tables.page.write import page, run
 from tests.toy_report import HOSTILE, KEYS, N, losses, record, toy_spec, toy_table
@@ -99,8 +99,8 @@ def test_a_limit_keeps_the_worst_and_spreads_the_rest(tmp_path) -> None:
     block = browser(source.blocks[0], Pictures(), limit=2, worst=3)
     assert [image["name"] for image in block["images"]] == [*KEYS[:3], *KEYS[-3:]] and block["total"] == N
     images = [(0, key) for key in KEYS]
-    assert chosen(images, {images[0]}, 5) == [images[i] for i in (0, 1, 5, 10, 15)]
-    assert chosen(images, set(), 0) == [] and chosen(images, set(), 99) == images
+    assert choose(images, {images[0]}, 5) == [images[i] for i in (0, 1, 5, 10, 15)]
+    assert choose(images, set(), 0) == [] and choose(images, set(), 99) == images
 
 
 def test_another_lq_is_a_row_of_its_own(tmp_path) -> None:
@@ -142,8 +142,8 @@ def test_curves_are_read_and_thinned(made, tmp_path) -> None:
     assert chart["title"] == "adaptor: train/loss"
     assert [line["title"] for line in chart["lines"]] == ["Ours (a)", "Ours (b)"]
     assert chart["lines"][1]["values"][:2] == [2.0, 1.0] and chart["lines"][1]["steps"][:2] == [10, 20]
-    assert thinned([(i, float(i)) for i in range(1, 7)], most=3) == ([1.5, 3.5, 5.5], [1.5, 3.5, 5.5])
-    assert thinned([]) == ([], [])
+    assert thin([(i, float(i)) for i in range(1, 7)], most=3) == ([1.5, 3.5, 5.5], [1.5, 3.5, 5.5])
+    assert thin([]) == ([], [])
     (tmp_path / "l").write_text('{"step": 1, "x": 2.0}\n{"step": 2, "x": NaN}\n{"st')
     assert read(tmp_path / "l") == {"x": [(1, 2.0)]}
 

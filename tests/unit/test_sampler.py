@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from restore_lab.backbones.schedule import Schedule
-from restore_lab.prompts.semantic import NoWords
+from restore_lab.prompts.semantic import NoText
 from restore_lab.random import noise_like
 from restore_lab.samplers.guidance import ClassifierFree
 from restore_lab.samplers.init import LqNoised, Noise
@@ -122,7 +122,7 @@ def test_without_words_guidance_costs_nothing() -> None:
     module.backbone.unet.conv_out.register_forward_hook(lambda *args: rows.append(len(args[2])))
     described = module.restore(batch)
     assert rows == [2 * len(batch)] * module.sampler.steps
-    module.conditioner.prompts.semantic = NoWords()
+    module.conditioner.prompts.semantic = NoText()
     rows.clear()
     wordless = module.restore(batch)
     assert rows == [len(batch)] * module.sampler.steps

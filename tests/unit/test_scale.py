@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hydra.core.hydra_config import HydraConfig
 
-from restore_lab.config.compatibility import mixture
+from restore_lab.config.compatibility import scale_mismatch
 from tests.composed import composed
 
 FULL, TINY = 512, 64  # crops
@@ -38,7 +38,7 @@ def test_the_scale_follows_the_prior_unless_it_is_typed(verb, words, expected) -
     assert scale() == expected
     assert cfg.crop == {"full": FULL, "tiny": TINY}[expected]
     typed = "scale=" in " ".join(words) and "backbone=" in " ".join(words)
-    line = mixture(cfg, HydraConfig.get().runtime.choices)
+    line = scale_mismatch(cfg, HydraConfig.get().runtime.choices)
     assert (line is not None) == typed
     if line is not None:
         assert f"with scale={expected} is a {'toy' if expected == 'full' else 'full'} prior" in line
@@ -80,9 +80,9 @@ def test_what_a_method_says_wins_over_what_a_scale_says(own) -> None:
 def test_a_prior_of_ones_own_brings_the_scale_of_what_it_builds_on_or_the_line_says_it(own) -> None:
     cfg = composed("train", own, "backbone=mine")
     assert scale() == "full" and cfg.backbone.path == "/models/mine"
-    assert mixture(cfg, HydraConfig.get().runtime.choices) is None
+    assert scale_mismatch(cfg, HydraConfig.get().runtime.choices) is None
     bare = composed("train", own, "backbone=bare")
-    line = mixture(bare, HydraConfig.get().runtime.choices)
+    line = scale_mismatch(bare, HydraConfig.get().runtime.choices)
     assert line is not None and "backbone=bare with scale=tiny is a full prior with the toy's" in line
 
 

@@ -117,7 +117,7 @@ def test_two_implementations_are_two_metrics() -> None:
         suite.update("row", dozen()[0][0], keys=["a"], reference_BCHW=dozen()[0][1])
         labels[name] = suite.compute().cells[0].column
     assert labels["theirs"].id != labels["ours"].id
-    assert labels["theirs"].says().endswith("ssim_pyiqa") and labels["theirs"].metric == "ssim"
+    assert labels["theirs"].text().endswith("ssim_pyiqa") and labels["theirs"].metric == "ssim"
     own, other = (through({"m": m}, protocol)["ssim"] for m in (Ssim(), build(nodes["ssim"])))
     assert max(abs(a - b) for a, b in zip(own, other, strict=True)) > 1e-3
     assert (Ssim(implementation="pyiqa").id, Psnr(implementation="pyiqa", colour="y").id) == (

@@ -14,13 +14,13 @@ from restore_lab.data.frames import describe_frames, take_frames
 from restore_lab.data.image_io import BadImage, read_header, read_image, write_png
 from restore_lab.data.photograph import read_photograph
 from restore_lab.data.sources.folder import FolderSource
-from restore_lab.data.sources.labelled import Labelled
+from restore_lab.data.sources.labelled import LabelledPairs
 from restore_lab.data.sources.mixed import MixedSource
 from restore_lab.data.sources.paired import PairedSource, SameStem
 from restore_lab.data.sources.pooled import PooledSource
 from restore_lab.data.sources.shards import ShardsSource
 from restore_lab.data.survey import screen
-from restore_lab.data.test_crops import Cuts
+from restore_lab.data.test_crops import EvalCrops
 from restore_lab.prepare.pack import write_shard
 from restore_lab.types import Picture
 
@@ -82,12 +82,12 @@ def sources(folder: Path) -> dict[str, object]:
     return {
         "folder": plain,
         "pairs": pairs,
-        "labelled": Labelled(source=pairs, kind="haze"),
+        "labelled": LabelledPairs(source=pairs, kind="haze"),
         "shards": ShardsSource(folder.parent / "tars"),
         "windowed": ShardsSource(folder.parent / "tars", window=2),
         "pooled": PooledSource(sources={"x": plain}),
         "mixed": MixedSource(sources={"x": plain}, shares={"x": 1.0}),
-        "cuts": Cuts(source=plain, first=None, resize=None, crop=None, crops=None),
+        "cuts": EvalCrops(source=plain, first=None, resize=None, crop=None, crops=None),
     }
 
 
@@ -117,12 +117,12 @@ def test_a_source_without_sizes_leaves_small_ones_out_as_they_come() -> None:
 
 
 def test_test_images_that_are_enlarged_are_counted_and_none_is_left_out(folder, caplog) -> None:
-    whole = Cuts(source=FolderSource(folder), first=None, resize=None, crop=None, crops=None)
+    whole = EvalCrops(source=FolderSource(folder), first=None, resize=None, crop=None, crops=None)
     data = RestorationDataModule(test=whole, eval_crop=16, min_size=16)
     data.setup("test")
     assert "test: 2 of 5 images are enlarged to the crop of 16 pixels" in caplog.text and data.test_count() == 1
     caplog.clear()
-    scaled = Cuts(source=FolderSource(folder), first=None, resize=32, crop=None, crops=None)
+    scaled = EvalCrops(source=FolderSource(folder), first=None, resize=32, crop=None, crops=None)
     RestorationDataModule(test=scaled, eval_crop=16).setup("test")
     assert "enlarged" not in caplog.text
 

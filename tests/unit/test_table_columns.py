@@ -12,11 +12,11 @@ import yaml
 from restore_lab.evaluation.protocol import Column as Label
 from restore_lab.evaluation.records import Cell, ImageValue, Results, write_record
 from restore_lab.launch.job import Job
-from restore_lab.tables.described import described
+from restore_lab.tables.described import description_column
 from restore_lab.tables.file import read
 from restore_lab.tables.jobs import Place, Plan
 from restore_lab.tables.number import Number, compare, shared_values
-from restore_lab.tables.numbers import measured
+from restore_lab.tables.numbers import read_measurements
 from restore_lab.tables.spec import Scale, Spec
 
 LABEL = Label(metric="psnr", weights="", colour="rgb", border=0, size="8x8", rounding="8bit", count=2)
@@ -49,7 +49,7 @@ def test_rows_that_differ_in_the_variant_share_a_record(tmp_path) -> None:
     plan = Plan(specs=[table], seeds=1)
     record(plan, tmp_path / "r", "r", {"LQ": 10.0, "weak": 20.0, "strong": 30.0}, prior="asset:tiny_sd")
     plan.scores = {Place(table=table.name, row=row, condition="main", seed=0): "r" for row in table.rows}
-    numbers = measured(plan, table).numbers
+    numbers = read_measurements(plan, table).numbers
     assert {row: number.mean for (row, _, _), number in numbers.items()} == {
         "first": 20.0, "weak": 20.0, "strong": 30.0, "LQ": 10.0,
     }  # fmt: skip
@@ -63,13 +63,13 @@ def test_each_codec_has_rows_of_its_own(tmp_path) -> None:
         means = {"LQ": 10.0, "D(E(LQ))": 11.0, "D(E(HQ))": decoded, "own": 20.0}
         record(plan, tmp_path / row, row, means, prior=f"some/where/tiny_{row}")
         plan.scores[Place(table=table.name, row=row, condition="main", seed=0)] = row
-    found = measured(plan, table)
+    found = read_measurements(plan, table)
     expected = ["LQ", "D(E(LQ)), tiny_sd", "D(E(LQ)), tiny_sd3", "D(E(HQ)), tiny_sd", "D(E(HQ)), tiny_sd3"]
     assert list(found.references) == expected
     assert found.numbers["D(E(HQ)), tiny_sd3", "main", "PSNR"].mean == 26.0
     for place in [place for place in plan.scores if place.row == "sd3"]:
         del plan.scores[place]
-    assert list(measured(plan, table).references) == ["LQ", "D(E(LQ))", "D(E(HQ))"]
+    assert list(read_measurements(plan, table).references) == ["LQ", "D(E(LQ))", "D(E(HQ))"]
 
 
 def test_columns_of_counts_and_of_what_training_took(tmp_path) -> None:
@@ -91,16 +91,16 @@ def test_columns_of_counts_and_of_what_training_took(tmp_path) -> None:
     plan.jobs["t"] = Made(
         identity="t", kind="adaptor", folder=str(tmp_path / "store" / "adaptor-t"), words=(), steps=50
     )
-    plan.trained["toy/one", "a"] = "t"
+    plan.trainings["toy/one", "a"] = "t"
     (tmp_path / "store" / "jobs").mkdir()
     took = {"seconds": 90.0, "steps": 50, "peak_bytes": 3_000_000_000, "rc": 0}
     (tmp_path / "store" / "jobs" / "t.json").write_text(json.dumps(took))
-    assert described(plan, table, None) == {}
-    assert described(plan, table, "trainable_millions") == {"a": 2.0, "b": 5.0}
-    assert described(plan, table, "relative_adaptor") == {"a": 1.0, "b": 2.5}
-    assert described(plan, table, "step_gflops") == pytest.approx({"a": 0.006, "b": 0.015})
-    assert described(plan, table, "minutes_per_100_steps") == {"a": 3.0}
-    assert described(plan, table, "peak_gigabytes") == {"a": 3.0}
+    assert description_column(plan, table, None) == {}
+    assert description_column(plan, table, "trainable_millions") == {"a": 2.0, "b": 5.0}
+    assert description_column(plan, table, "relative_adaptor") == {"a": 1.0, "b": 2.5}
+    assert description_column(plan, table, "step_gflops") == pytest.approx({"a": 0.006, "b": 0.015})
+    assert description_column(plan, table, "minutes_per_100_steps") == {"a": 3.0}
+    assert description_column(plan, table, "peak_gigabytes") == {"a": 3.0}
 
 
 class Made(Job):
@@ -152,7 +152,7 @@ def test_a_condition_that_is_the_mean_of_others(tmp_path) -> None:
         plan.scores[Place(table=table.name, row=row, condition="few", seed=0)] = f"{row}1"
         plan.scores[Place(table=table.name, row=row, condition="many", seed=0)] = f"{row}2"
     plan.scores[Place(table=table.name, row="c", condition="few", seed=0)] = "a1"
-    found = measured(plan, table).numbers
+    found = read_measurements(plan, table).numbers
     a, b = (found[row, "average", "PSNR"] for row in "ab")
     assert (a.mean, b.mean, a.n, found["a", "average", "FID"].mean) == (27.5, 32.0, 8, 6.0)
     assert ("c", "average", "PSNR") not in found and a.label is not None and a.label.count == 8

@@ -19,17 +19,17 @@ from restore_lab.evaluation.protocol import Column as Label
 from restore_lab.evaluation.records import Cell as RecordCell
 from restore_lab.evaluation.records import ImageValue, Results, read_record, write_record
 from restore_lab.evaluation.statistics import Components
-from restore_lab.launch.cost import estimate, rates, shipped
+from restore_lab.launch.cost import estimate, rates, shipped_facts
 from restore_lab.launch.job import Job
 from restore_lab.tables.file import read, tables
-from restore_lab.tables.grid import grid, uneven
+from restore_lab.tables.grid import grid, uneven_rows
 from restore_lab.tables.jobs import Place, Plan
 from restore_lab.tables.number import Number, compare
-from restore_lab.tables.numbers import measured
-from restore_lab.tables.power import needed, powers, resolvable
+from restore_lab.tables.numbers import read_measurements
+from restore_lab.tables.power import powers, required_images, resolvable_difference
 from restore_lab.tables.ranking import marks
 from restore_lab.tables.render import FORMATS, render
-from restore_lab.tables.spec import Spec, merged
+from restore_lab.tables.spec import Spec, merge
 
 TABLE = {
     "title": "three rows",
@@ -70,7 +70,7 @@ def test_words_of_a_row_at_a_scale(tmp_path) -> None:
     assert table.words_of("train", b) == ("max_steps=9", "adaptor=controlnet", "seed=4")
     assert table.words_of("evaluate", b, only) == ("adaptor=controlnet", "photos_crops=1")
     assert spec(tmp_path, "full").words_of("train", a) == ("adaptor=spire",)
-    assert merged(["a=1", "b=2", "+a=3"]) == ("b=2", "+a=3")
+    assert merge(["a=1", "b=2", "+a=3"]) == ("b=2", "+a=3")
 
 
 def test_stand_ins_and_published_numbers(tmp_path) -> None:
@@ -191,7 +191,7 @@ def test_a_row_with_fewer_seeds_is_ranked_by_those_it_has(tmp_path) -> None:
     assert twice.mean < numbers["once", "main", "PSNR"].mean
     measured = type("M", (), {"spec": table, "numbers": numbers})()
     assert {key[0]: mark for key, mark in marks(measured).items()} == {"twice": "best", "once": "second"}
-    assert uneven(measured) == ["seeds: once 1, others 2; best, second and claims go by those that rows share"]
+    assert uneven_rows(measured) == ["seeds: once 1, others 2; best, second and claims go by those that rows share"]
 
 
 IMAGES = np.linspace(10, 40, 30)
@@ -254,7 +254,7 @@ def test_a_claim_says_no_more_than_seeds_and_images_show(shifts, weights, count,
         wobble = 0.1 * np.cos(np.arange(count) + seed)
         add(plan, tmp_path, "a", IMAGES[:count] + shift + wobble, seed=seed)
         add(plan, tmp_path, "b", IMAGES[:count], seed=seed)
-    numbers = measured(plan, table)
+    numbers = read_measurements(plan, table)
     assert grid(plan, numbers).claims[0].startswith(f"a beats b: {word} (psnr ")
     marked = {row: mark for (row, _, _), mark in marks(numbers).items()}
     assert bool(marked) == (word not in ("inconclusive", "too few images"))
@@ -270,7 +270,7 @@ def test_a_distance_of_sets_has_no_mark_and_bears_out_no_claim(tmp_path) -> None
         found = read_record(folder)
         results = replace(found.results, images=())
         write_record(folder, results=results, settings={}, identity=found.identity, code="abc")
-    numbers = measured(plan, table)
+    numbers = read_measurements(plan, table)
     assert marks(numbers) == {}
     assert grid(plan, numbers).claims == ["a beats b: no interval (psnr 26 against 25, a metric of sets)"]
 
@@ -285,13 +285,13 @@ def test_a_claim_is_judged_by_the_seeds_that_both_rows_have(tmp_path) -> None:
     plan.scores[Place(table=table.name, row="b", condition="main", seed=1)] = "again"
     plan = replace(plan, seeds=2)
     says = "psnr +1 [+1, +1], n = 30, 1 seed, images only"
-    assert grid(plan, measured(plan, table)).claims == [f"a beats b: one seed ({says})"]
+    assert grid(plan, read_measurements(plan, table)).claims == [f"a beats b: one seed ({says})"]
 
 
 def test_a_table_from_records(tmp_path) -> None:
     table = spec(tmp_path)
     plan = planned(tmp_path, table, {"a": IMAGES + 1, "b": IMAGES})
-    found = grid(plan, measured(plan, table))
+    found = grid(plan, read_measurements(plan, table))
     assert [line.name for line in found.lines] == ["LQ", "a", "b", "swinir"]
     assert found.claims == ["a beats b: one seed (psnr +1 [+1, +1], n = 30, 1 seed, images only)"]
     assert any("images only; rows that were trained once may stand in another order" in note for note in found.notes)
@@ -321,14 +321,14 @@ def test_a_frechet_distance_of_few_images_has_the_kernel_distance_beside_it(tmp_
     write_record(
         tmp_path / "scores-a-0", results=Results(cells=cells, images=()), settings={}, identity="a-0", code="abc"
     )
-    found = grid(plan, measured(plan, table))
+    found = grid(plan, read_measurements(plan, table))
     assert "FID: few images, so tiny_kd x 1000 beside it: a 1.5 [0.9, 10600]" in found.notes
 
 
 def test_formats_say_the_same(tmp_path) -> None:
     table = spec(tmp_path)
     plan = planned(tmp_path, table, {"a": IMAGES, "b": IMAGES - 10})
-    found = grid(plan, measured(plan, table))
+    found = grid(plan, read_measurements(plan, table))
     assert r"\textbf{25.00} [20.00]" in render(found, "latex") and r"\bottomrule" in render(found, "latex")
     assert "<b>25.00</b> [20.00]" in render(found, "html")
     lines = list(csv.DictReader(io.StringIO(render(found, "csv"))))
@@ -353,7 +353,7 @@ def test_a_wide_table_is_cut_into_one_a_condition(tmp_path) -> None:
         conditions = {title: {"title": title} for title in titles[:count]}
         published = {title: rows["a"]["published"][title] for title in conditions}
         table = spec(tmp_path, conditions=conditions, rows={"a": {"published": published}}, claims=None)
-        found = grid(planned(tmp_path, table, {}), measured(planned(tmp_path, table, {}), table))
+        found = grid(planned(tmp_path, table, {}), read_measurements(planned(tmp_path, table, {}), table))
         lines = render(found, "markdown").splitlines()
         heads = [line for line, under in pairwise(lines) if under.startswith("| ---")]
         assert len(heads) == render(found, "latex").count("tabular}") / 2 == render(found, "html").count("<table>")
@@ -369,7 +369,7 @@ def test_a_wide_table_is_cut_into_one_a_condition(tmp_path) -> None:
 def test_numbers_of_another_protocol_never_share_a_column(tmp_path) -> None:
     table = spec(tmp_path)
     plan = planned(tmp_path, table, {"a": [20.0, 30.0], "b": [10.0, 20.0]}, counts={"b": 7})
-    found = measured(plan, table)
+    found = read_measurements(plan, table)
     assert ("b", "main", "PSNR") not in found.numbers and ("a", "main", "PSNR") in found.numbers
     assert found.problems == [
         "b, PSNR: measured as psnr: RGB, 8x8, 8-bit, n=7, the others as psnr: RGB, 8x8, 8-bit, n=2"
@@ -379,11 +379,11 @@ def test_numbers_of_another_protocol_never_share_a_column(tmp_path) -> None:
 def test_power_is_the_closed_form(tmp_path) -> None:
     """2.86 deviations over the root of n; by hand for differences of deviation 1 over 49 images: 0.41 dB."""
     one = Components(seeds=None, images=np.array([1.0]), rest=np.array([0.0]))
-    assert resolvable(one, seeds=1, images=49) == pytest.approx((2.0106 + 0.8490) / 7, rel=1e-4)
-    assert needed(one, 0.4086, seeds=1) == 49
+    assert resolvable_difference(one, seeds=1, images=49) == pytest.approx((2.0106 + 0.8490) / 7, rel=1e-4)
+    assert required_images(one, 0.4086, seeds=1) == 49
     trained = replace(one, seeds=np.array([1.0]))
-    assert resolvable(trained, seeds=3, images=10**6) == pytest.approx((4.303 + 1.061) / 3**0.5, rel=1e-3)
-    assert needed(trained, 1.0, seeds=3) is None and needed(trained, 5.0, seeds=3) == 2
+    assert resolvable_difference(trained, seeds=3, images=10**6) == pytest.approx((4.303 + 1.061) / 3**0.5, rel=1e-3)
+    assert required_images(trained, 1.0, seeds=3) is None and required_images(trained, 5.0, seeds=3) == 2
     deltas = np.tile([-1.0, 1.0], 25)[:49]
     deltas = (deltas - deltas.mean()) / deltas.std(ddof=1)
     rows = {name: {"published": found, "weights": "shipped"}
@@ -391,17 +391,17 @@ def test_power_is_the_closed_form(tmp_path) -> None:
     claims = [{**TABLE["claims"][0], "column": column} for column in ("PSNR", "LPIPS", "CLIPIQA")]
     table = spec(tmp_path, rows=rows, claims=claims)
     plan = planned(tmp_path, table, {"a": list(30 + deltas), "b": [30.0] * 49})
-    said = powers(measured(plan, table), seeds=1)
+    said = powers(read_measurements(plan, table), seeds=1)
     assert said == ["a beats b: published +0.5 psnr; n = 49 images, 1 seed resolve 0.409: enough"]  # others stand in
     rows["a"]["published"][0] = 20.1
-    assert powers(measured(plan, spec(tmp_path, rows=rows, claims=claims[:1])), seeds=1) == [
+    assert powers(read_measurements(plan, spec(tmp_path, rows=rows, claims=claims[:1])), seeds=1) == [
         "a beats b: published +0.1 psnr; n = 49 images, 1 seed resolve 0.409: NOT enough, 787 images would"
     ]
     rows["a"]["weights"] = "own"
     table = spec(tmp_path, rows=rows, claims=claims[:1])
-    assert "NOT enough, rows that are trained need 3 seeds" in powers(measured(plan, table), seeds=2)[0]
-    assert powers(measured(plan, table), seeds=3)[0].endswith("between trainings nothing is measured yet")
-    assert "no spread measured yet" in powers(measured(Plan(specs=[table], seeds=1), table), seeds=1)[0]
+    assert "NOT enough, rows that are trained need 3 seeds" in powers(read_measurements(plan, table), seeds=2)[0]
+    assert powers(read_measurements(plan, table), seeds=3)[0].endswith("between trainings nothing is measured yet")
+    assert "no spread measured yet" in powers(read_measurements(Plan(specs=[table], seeds=1), table), seeds=1)[0]
 
 
 def test_estimates_come_from_what_was_run() -> None:
@@ -415,8 +415,8 @@ def test_estimates_come_from_what_was_run() -> None:
     assert estimate(replace(job, like="adaptor other"), took).seconds == pytest.approx(100 * (1 + 9) / 2)
     assert estimate(job, []).seconds is None
     elsewhere = [{"kind": "adaptor", "like": job.like, "seconds": 1.0, "steps": 1, "peak_bytes": 1, "bytes": 2}]
-    assert not estimate(job, took, elsewhere).elsewhere and estimate(job, took, elsewhere).seconds == 100
-    assert estimate(job, [], elsewhere).elsewhere and estimate(job, [], elsewhere).seconds == job.steps
+    assert not estimate(job, took, elsewhere).other_machine and estimate(job, took, elsewhere).seconds == 100
+    assert estimate(job, [], elsewhere).other_machine and estimate(job, [], elsewhere).seconds == job.steps
 
 
 def test_rates_are_one_line_for_each_kind_of_job() -> None:
@@ -428,4 +428,4 @@ def test_rates_are_one_line_for_each_kind_of_job() -> None:
     line = {"like": "a", "kind": "adaptor", "steps": 20, "seconds": 20.0, "peak_bytes": 9, "bytes": 7}
     assert rates(facts) == [line]
     assert rates([]) == []
-    assert all(fact.keys() == line.keys() and fact["seconds"] > 0 for fact in shipped())
+    assert all(fact.keys() == line.keys() and fact["seconds"] > 0 for fact in shipped_facts())

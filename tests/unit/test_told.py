@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from restore_lab.degradation.apply import apply_recipe
-from restore_lab.degradation.instruction import consistency, told
+from restore_lab.degradation.instruction import consistency, parse_instruction
 from restore_lab.degradation.parameterized import Parameterized
 
 
@@ -22,7 +22,7 @@ def test_an_instruction_is_the_recipe_that_says_it(image) -> None:
     draws = Parameterized(name="p", down=("area",), noise=(0.0, 0.0))
     for seed in range(8):
         drawn = draws.draw(seed, 40, 48)
-        again = told(drawn.instruction(), height=40, width=48)
+        again = parse_instruction(drawn.instruction(), height=40, width=48)
         assert again.instruction() == drawn.instruction()
         if drawn.steps:
             torch.testing.assert_close(apply_recipe(again, image), apply_recipe(drawn, image), atol=1e-6, rtol=0)
@@ -30,16 +30,16 @@ def test_an_instruction_is_the_recipe_that_says_it(image) -> None:
 
 def test_words_without_numbers_are_kept_and_do_nothing(image) -> None:
     for words in ("Deblur", "Remove all degradation", "make it nice, please", "Denoise; Dejpeg"):
-        recipe = told(words, height=40, width=48)
+        recipe = parse_instruction(words, height=40, width=48)
         assert recipe.instruction() == words
         assert {step.kind for step in recipe.steps} == {"told"}
     with pytest.raises(ValueError, match=r"'Denoise with sigma 6': the number is expected from 0 to 1"):
-        told("Denoise with sigma 6", height=40, width=48)
+        parse_instruction("Denoise with sigma 6", height=40, width=48)
 
 
 def test_what_was_recovered_degrades_into_the_lq(image) -> None:
-    recipe = told("Deblur with sigma 2.0; Denoise with sigma 0.06", height=40, width=48)
-    lq = apply_recipe(told("Deblur with sigma 2.0", height=40, width=48), image)
+    recipe = parse_instruction("Deblur with sigma 2.0; Denoise with sigma 0.06", height=40, width=48)
+    lq = apply_recipe(parse_instruction("Deblur with sigma 2.0", height=40, width=48), image)
     assert consistency(image, lq, recipe) == (100.0, "Deblur with sigma 2.0")
     ramp = torch.linspace(0, 1, 40)[:, None].expand(3, 40, 48)  # noise blurs into grey, and so does other noise
     assert consistency(ramp, lq, recipe)[0] < 15

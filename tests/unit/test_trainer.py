@@ -12,7 +12,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from restore_lab.cli import errors
 from restore_lab.config import trainer as settings
-from restore_lab.config.trainer import COUNTED, DEBUG, ELSEWHERE, FREE, SETTABLE, STAGE, VALUES, check
+from restore_lab.config.trainer import (
+    DEBUG,
+    IDENTITY_ARGUMENTS,
+    OTHER_SETTINGS,
+    RUNTIME_ARGUMENTS,
+    SETTABLE,
+    STAGE,
+    VALUES,
+    check,
+)
 from restore_lab.training import preflight
 from restore_lab.training.ending import in_steps
 from restore_lab.training.plan import HARMLESS, planned
@@ -79,13 +88,17 @@ def changed(cfg: DictConfig, **values: Any) -> DictConfig:
 
 
 def test_each_argument_of_lightnings_trainer_is_classified_once() -> None:
-    classes = [*COUNTED, *FREE, *DEBUG, *ELSEWHERE]
+    classes = [*IDENTITY_ARGUMENTS, *RUNTIME_ARGUMENTS, *DEBUG, *OTHER_SETTINGS]
     assert sorted(classes) == sorted(SIGNATURE)
-    for name, default in COUNTED.items():
+    for name, default in IDENTITY_ARGUMENTS.items():
         assert SIGNATURE[name].default == default, name
     assert all(not SIGNATURE[name].default and not off for name, off in DEBUG.items())
     assert {*VALUES} == {*SETTABLE}
-    assert OTHER.keys() == COUNTED.keys() and OTHER_FREE.keys() == set(FREE) and OTHER_DEBUG.keys() == DEBUG.keys()
+    assert (
+        OTHER.keys() == IDENTITY_ARGUMENTS.keys()
+        and OTHER_FREE.keys() == set(RUNTIME_ARGUMENTS)
+        and OTHER_DEBUG.keys() == DEBUG.keys()
+    )
 
 
 def test_the_shipped_trainer_names_each_setting(plain) -> None:
@@ -94,14 +107,14 @@ def test_the_shipped_trainer_names_each_setting(plain) -> None:
     assert {name for name, value in plain.trainer.items() if value == STAGE} == set(settings.BY_STAGE)
 
 
-@pytest.mark.parametrize("name", COUNTED)
+@pytest.mark.parametrize("name", IDENTITY_ARGUMENTS)
 def test_what_can_change_the_weights_is_in_the_identity_of_all_stages(name, plain) -> None:
     for before, after in zip(planned(plain), planned(changed(plain, **{name: OTHER[name]})), strict=True):
         assert after.identity != before.identity
         assert after.settings["trainer"][name] == after.node["trainer"][name] == OTHER[name]
 
 
-@pytest.mark.parametrize("name", FREE)
+@pytest.mark.parametrize("name", RUNTIME_ARGUMENTS)
 def test_what_cannot_is_in_none(name, plain) -> None:
     for before, after in zip(planned(plain), planned(changed(plain, **{name: OTHER_FREE[name]})), strict=True):
         assert (after.identity, after.folder, after.debug) == (before.identity, before.folder, "")
@@ -115,9 +128,9 @@ def test_what_is_for_debugging_works_elsewhere(name, plain) -> None:
         assert after.folder != before.folder and after.folder.parent.name == "debug"
 
 
-@pytest.mark.parametrize("name", ELSEWHERE)
+@pytest.mark.parametrize("name", OTHER_SETTINGS)
 def test_what_is_set_elsewhere_says_where(name, plain) -> None:
-    with pytest.raises(ValueError, match=rf"trainer\.{name} cannot be set here: {ELSEWHERE[name][:12]}"):
+    with pytest.raises(ValueError, match=rf"trainer\.{name} cannot be set here: {OTHER_SETTINGS[name][:12]}"):
         planned(changed(plain, **{name: True}))
 
 

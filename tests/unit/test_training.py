@@ -20,7 +20,7 @@ from restore_lab.cli import errors
 from restore_lab.methods.pipeline import pad_to_multiple
 from restore_lab.methods.trainable import Trainable
 from restore_lab.methods.weights import WEIGHTS, weights_file, write_weights
-from restore_lab.storage.artefact import Manifest, complete
+from restore_lab.storage.artefact import Manifest, is_complete
 from restore_lab.training import run as fit_module
 from restore_lab.training.checkpoints import last_state
 from restore_lab.training.ema import EMA
@@ -356,7 +356,7 @@ def test_stages_that_are_not_there(tmp_path, spied) -> None:
 def test_a_last_stage_that_is_debugged_leaves_the_earlier_one_complete(tmp_path, spied) -> None:
     assert fit(stages(tmp_path, "+stages.unet.trainer.fast_dev_run=true")) is None
     (_, first), (_, second) = spied
-    assert complete(first) and not second.exists()
+    assert is_complete(first) and not second.exists()
     with pytest.raises(
         ValueError, match=r"stage unet starts from stage codec, whose trainer\.fast_dev_run=true leaves no"
     ):
@@ -371,7 +371,7 @@ def test_a_path_behind_a_stage(tmp_path, spied) -> None:
 def test_another_runs_folder_is_refused(tmp_path, spied) -> None:
     cfg = stages(tmp_path, "stage=codec", f"run_dir={tmp_path}/mine")
     assert fit(cfg) == tmp_path / "mine"
-    assert complete(tmp_path / "mine")
+    assert is_complete(tmp_path / "mine")
     with pytest.raises(ValueError, match="mine holds another run's result"):
         fit(stages(tmp_path, "stage=codec", f"run_dir={tmp_path}/mine", "seed=2"))
 

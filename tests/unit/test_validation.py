@@ -15,7 +15,7 @@ from restore_lab.config.checks import check, check_files
 from restore_lab.config.grammar import names_path
 from restore_lab.config.suggest import nearest, offer
 from restore_lab.storage.free_space import require
-from restore_lab.system.faults import told
+from restore_lab.system.faults import describe_fault
 from tests.composed import composed
 
 OPTIMISATION = {"_target_": "restore_lab.training.module.Optimisation", "lr": 1e-4}
@@ -246,6 +246,6 @@ def _behind(error: Exception, first: Exception) -> Exception:
     ],
 )
 def test_what_a_machine_does_is_told_and_a_bug_is_not(error, said) -> None:
-    found = told(error, where="runs")
+    found = describe_fault(error, where="runs")
     assert (said is None) == (found is None)
     assert said is None or said in str(found)

@@ -66,7 +66,7 @@ def test_what_instantirs_training_drops() -> None:
 
     def rates(*words: str) -> list[tuple[float, float, float] | None]:
         cfg = composed("train", "method=instantir", "data=procedural", *words)
-        nodes = (cfg.stages.dcp.module.dropout, cfg.stages.adaptor.module.conditioner.prompts.dropout)
+        nodes = (cfg.stages.dcp.module.dropout, cfg.stages.adaptor.module.prompts.dropout)
         return [node and (node.semantic, node.visual, node.get("together", 0.0)) for node in nodes]
 
     assert rates("scale=full") == [None, (0.1, 0.15, 0.0)]  # None: the method's own, which is the second

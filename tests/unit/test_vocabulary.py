@@ -9,7 +9,7 @@ import pytest
 from restore_lab.config.build import build
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.degradation.diff_restorer import STEPS
-from restore_lab.degradation.vocabulary import LABELS, NAMES, SILENT, fault, labels
+from restore_lab.degradation.vocabulary import LABELS, NAMES, UNNAMED, degradation_word, labels
 from restore_lab.degradation.weather import WEATHER
 from restore_lab.methods.dra import describe
 from restore_lab.types import REMOVE_ALL, Recipe, Step
@@ -31,8 +31,8 @@ def recipes(name: str) -> list[Recipe]:
 def test_every_kind_of_every_pipeline_has_its_words(name) -> None:
     for recipe in recipes(name):
         for step in recipe.steps:
-            assert (step.kind in NAMES) != (step.kind in SILENT), step.kind
-            assert bool(fault(step)) == (step.kind in NAMES)
+            assert (step.kind in NAMES) != (step.kind in UNNAMED), step.kind
+            assert bool(degradation_word(step)) == (step.kind in NAMES)
             if step.kind in NAMES and not recipe.blind and step is not recipe.steps[-1]:  # that may be the resize back
                 assert step.says and step.says_type, step.kind
         if recipe.blind:
@@ -43,7 +43,7 @@ def test_every_kind_of_every_pipeline_has_its_words(name) -> None:
 
 def test_the_pipelines_draw_every_kind_that_has_a_name() -> None:
     drawn = {kind for name in PIPELINES for recipe in recipes(name) for kind in recipe.kinds}
-    assert drawn == {*NAMES, *SILENT}
+    assert drawn == {*NAMES, *UNNAMED}
     assert set(WEATHER) <= drawn and set(STEPS.values()) <= drawn
     assert {label for _, label in NAMES.values()} == set(LABELS)
 
@@ -53,9 +53,9 @@ def test_ringing_is_not_blur_and_poisson_noise_is_noise() -> None:
     steps = [step for recipe in recipes("real_esrgan") for step in recipe.steps]
     sinc = [step for step in steps if step.params.get("family") == "sinc"]
     poisson = [step for step in steps if step.params.get("law") == "poisson"]
-    assert sinc and {fault(step) for step in sinc} == {"ringing"}
-    assert poisson and {fault(step) for step in poisson} == {"noisy"}
-    assert {fault(s) for s in steps if s.kind == "blur" and s.params["family"] != "sinc"} == {"blurry"}
+    assert sinc and {degradation_word(step) for step in sinc} == {"ringing"}
+    assert poisson and {degradation_word(step) for step in poisson} == {"noisy"}
+    assert {degradation_word(s) for s in steps if s.kind == "blur" and s.params["family"] != "sinc"} == {"blurry"}
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from restore_lab.data.sources.folder import distinct, fold, keys_of, list_images
+from restore_lab.data.sources.folder import fold, keys_of, list_images, unique_names
 from restore_lab.data.sources.shards import list_tars
 from restore_lab.storage.artefact import fingerprint, identity
-from restore_lab.storage.walk import MOST_WAYS, describe, match, walk
+from restore_lab.storage.walk import MAX_PATHS, describe, match, walk
 
 
 def put(root: Path, *names: str) -> Path:
@@ -43,13 +43,13 @@ def linked(tmp_path) -> Path:
 def test_links_are_followed_loops_are_not_and_the_rest_is_counted(linked) -> None:
     found = walk(linked)
     assert found.files == ("4.png", "again/2.png", "again/deep/3.png", "linked/2.png", "linked/deep/3.png", "own/1.png")
-    assert found.passed_over == {
+    assert found.skipped == {
         "hidden": 2,
         "link that leads back": 3,
         "link without target": 2,
         "special file": 1,
     }
-    assert describe(found.passed_over) == "2 hidden, 3 links that lead back, 2 links without target, 1 special file"
+    assert describe(found.skipped) == "2 hidden, 3 links that lead back, 2 links without target, 1 special file"
     assert walk(linked, depth=1).files == ("4.png",)
     assert walk(linked, depth=2).files == ("4.png", "again/2.png", "linked/2.png", "own/1.png")
 
@@ -78,7 +78,7 @@ def test_links_that_cross_each_other_end_in_one_line(tmp_path) -> None:
             if here != there:
                 (tmp_path / f"{here}").mkdir(exist_ok=True)
                 (tmp_path / f"{here}/{there}").symlink_to(tmp_path / f"{there}")
-    with pytest.raises(ValueError, match=f"in over {MOST_WAYS} ways"):
+    with pytest.raises(ValueError, match=f"in over {MAX_PATHS} ways"):
         walk(tmp_path)
 
 
@@ -92,7 +92,7 @@ def test_a_folder_that_cannot_be_read_is_counted(tmp_path, monkeypatch) -> None:
         return plain(place)
 
     monkeypatch.setattr(os, "scandir", refused)
-    assert (walk(tmp_path).files, walk(tmp_path).passed_over) == (("a/1.png",), {"unreadable folder": 1})
+    assert (walk(tmp_path).files, walk(tmp_path).skipped) == (("a/1.png",), {"unreadable folder": 1})
     with pytest.raises(PermissionError):
         walk(tmp_path / "b")
 
@@ -151,7 +151,7 @@ def test_keys_are_all_different_on_any_file_system(names) -> None:
 def test_files_are_all_different_on_any_file_system(names, endings) -> None:
     """And none is a folder that another needs."""
     folders = {str(folder) for name in names for folder in Path(name).parents}
-    files = [f"{name}{ending}" for name in distinct(names, endings=endings, folders=folders) for ending in endings]
+    files = [f"{name}{ending}" for name in unique_names(names, endings=endings, folders=folders) for ending in endings]
     assert len({fold(file) for file in files}) == len(files)
     assert not {fold(file) for file in files} & {fold(folder) for folder in folders}
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from restore_lab import tracking
 from restore_lab.evaluation.evaluate import evaluate
-from restore_lab.evaluation.page import kept, log_record, means, per_image
+from restore_lab.evaluation.page import log_record, means, per_image, read_images
 from restore_lab.evaluation.protocol import Column
 from restore_lab.evaluation.records import Cell, ImageValue, Results, image_file
 from restore_lab.methods.trainable import Trainable
@@ -221,9 +221,9 @@ def test_what_a_record_shows(tmp_path) -> None:
     columns, lines = per_image(results())
     assert columns == ["key", "row", "psnr", "ssim", "caption", "instruction", "recipe"]
     assert lines[3] == ["b", "mine", 1.0, None, "a picture of b", "Deblur", "{}"] and len(lines) == 2 * 2
-    assert kept(tmp_path, results(), limit=5) == []  # a record whose images were not kept
+    assert read_images(tmp_path, results(), limit=5) == []  # a record whose images were not kept
     colours(tmp_path, "LQ", "mine")
-    shown = kept(tmp_path, results(), limit=5)
+    shown = read_images(tmp_path, results(), limit=5)
     assert [list(one.images) for one in shown] == [["LQ", "mine"]] * 2
     assert shown[1].images["mine"].getpixel((3, 3)) == (80, 0, 0)
 
@@ -273,9 +273,13 @@ class Pull(Trainable):
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         return {"restored": torch.full((len(batch), 3, 8, 8), 0.5)}
 
-    def prompts(self, batch: Batch, *, training: bool) -> Any:
-        assert not training
-        return SimpleNamespace(semantic=[f"a {key}" for key in batch.key], instruction=("Deblur", "") * len(batch))
+    @property
+    def conditioner(self) -> Any:
+        def prompts(batch: Batch, *, training: bool) -> Any:
+            assert not training
+            return SimpleNamespace(semantic=[f"a {key}" for key in batch.key], instruction=("Deblur", "") * len(batch))
+
+        return SimpleNamespace(prompts=prompts)
 
 
 class Batches(L.LightningDataModule):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from restore_lab.degradation.apply import apply_recipe
-from restore_lab.degradation.diff_restorer import KINDS, ORDER, STEPS, Eight
+from restore_lab.degradation.diff_restorer import KINDS, ORDER, STEPS, RandomKinds
 from restore_lab.degradation.vocabulary import labels
 from restore_lab.degradation.weather import (
     haze,
@@ -125,7 +125,7 @@ def test_a_smooth_field_spans_zero_to_one() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_alone_its_label_and_its_replay(kind) -> None:
-    pipeline = Eight(name=kind, kinds=[kind])
+    pipeline = RandomKinds(name=kind, kinds=[kind])
     x = torch.rand(4, 3, 32, 40, generator=torch.Generator().manual_seed(0))
     lq, recipes = pipeline(x, [1, 2, 3, 4])
     assert lq.dtype == torch.float32 and float(lq.min()) >= 0 and float(lq.max()) <= 1
@@ -139,7 +139,7 @@ def test_each_kind_alone_its_label_and_its_replay(kind) -> None:
 
 
 def test_mixtures_hold_as_many_as_asked_in_the_order_of_light() -> None:
-    pipeline = Eight(name="mixed", counts=[2, 3])
+    pipeline = RandomKinds(name="mixed", counts=[2, 3])
     counts, seen = [], set()
     for seed in range(60):
         recipe = pipeline.draw(seed, 32, 32)
@@ -150,6 +150,6 @@ def test_mixtures_hold_as_many_as_asked_in_the_order_of_light() -> None:
         seen.update(kinds)
     assert set(counts) == {2, 3} and len(seen) == 8
     with pytest.raises(ValueError, match="degradation 'hail' is not one of noise, low_light"):
-        Eight(name="x", kinds=["hail"])
+        RandomKinds(name="x", kinds=["hail"])
     with pytest.raises(ValueError, match=r"counts=\[3\] must lie between 1 and the 2 kinds"):
-        Eight(name="x", kinds=["noise", "snow"], counts=[3])
+        RandomKinds(name="x", kinds=["noise", "snow"], counts=[3])

@@ -13,8 +13,8 @@ from torchvision.transforms.v2 import functional as V
 
 from restore_lab.cli import main
 from restore_lab.data.datamodule import RestorationDataModule
-from restore_lab.prompts.visual import CUBIC, resizing
-from restore_lab.system.xla import at_rest, check_trainer, check_versions, cut, doubled
+from restore_lab.prompts.visual import resize_matrices
+from restore_lab.system.xla import check_trainer, check_versions, sync, to_host, upsample_nearest_2x
 from tests.composed import composed
 from tests.unit.test_datamodule import Coordinates, first, noisy, same
 
@@ -93,15 +93,20 @@ def test_workers_degrade_for_an_xla_device_and_give_the_same(workers) -> None:
 
 def test_elsewhere_nothing_is_cut_or_moved() -> None:
     tensor = torch.ones(2)
-    cut(tensor)
-    assert at_rest(tensor) is tensor
+    sync(tensor)
+    assert to_host(tensor) is tensor
 
 
 @pytest.mark.parametrize(("height", "width", "short"), [(24, 40, 10), (7, 5, 16), (16, 16, 16)])
 def test_an_image_encoders_resize_is_two_matrices(height, width, short) -> None:
     image = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
-    rows, columns = resizing(height, width, short=short)
-    torch.testing.assert_close(rows @ image @ columns, V.resize(image, [short], **CUBIC), rtol=0, atol=1e-6)
+    rows, columns = resize_matrices(height, width, short=short)
+    torch.testing.assert_close(
+        rows @ image @ columns,
+        V.resize(image, [short], interpolation=V.InterpolationMode.BICUBIC, antialias=True),
+        rtol=0,
+        atol=1e-6,
+    )
 
 
 def test_doubling_and_its_gradient_are_nearest_neighbours() -> None:
@@ -109,7 +114,7 @@ def test_doubling_and_its_gradient_are_nearest_neighbours() -> None:
     image, weight = torch.randn(2, 3, 4, 5, generator=draw), torch.randn(2, 3, 8, 10, generator=draw)
     ours, theirs = image.clone().requires_grad_(), image.clone().requires_grad_()
     expected = torch.nn.functional.interpolate(theirs, scale_factor=2.0, mode="nearest")
-    assert torch.equal(doubled(ours), expected)
-    (doubled(ours) * weight).sum().backward()
+    assert torch.equal(upsample_nearest_2x(ours), expected)
+    (upsample_nearest_2x(ours) * weight).sum().backward()
     (expected * weight).sum().backward()
     torch.testing.assert_close(ours.grad, theirs.grad)

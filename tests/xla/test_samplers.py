@@ -17,7 +17,7 @@ from restore_lab.samplers.fidelity.base import FidelityGuidance
 from restore_lab.samplers.fidelity.restoration_guided import RestorationGuided
 from restore_lab.samplers.fidelity.rss import RestorationSampling
 from restore_lab.samplers.level import Level
-from restore_lab.samplers.tiling import Gaussian, Part, Tiles
+from restore_lab.samplers.tiling import Gaussian, TileBatch, Tiles
 from tests.toy_methods import said, sampler_parts, toy_sampler
 from tests.xla.counted import SOLVES, spent
 
@@ -100,12 +100,12 @@ def test_tiles_share_the_models_program() -> None:
     z = torch.randn(1, 4, 12, 20, generator=torch.Generator().manual_seed(0))
     compiled: list[int] = []
 
-    def ask(part: Part) -> Tensor:
+    def ask(part: TileBatch) -> Tensor:
         tile_BCHW = part.crop(z.to(torch_xla.device()))
         one = spent(lambda: torch.tanh(tile_BCHW))
         compiled.append(one.compiled)
         return one.result
 
-    on_xla = tiles.over(ask, z.to(torch_xla.device())).cpu()
+    on_xla = tiles.blend(ask, z.to(torch_xla.device())).cpu()
     assert compiled == [1, 0, 0]
-    torch.testing.assert_close(on_xla, tiles.over(lambda part: torch.tanh(part.crop(z)), z), rtol=0, atol=1e-6)
+    torch.testing.assert_close(on_xla, tiles.blend(lambda part: torch.tanh(part.crop(z)), z), rtol=0, atol=1e-6)

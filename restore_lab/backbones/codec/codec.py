@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from restore_lab.backbones.codec import banded
 from restore_lab.backbones.disk_cache import DiskCache, content
-from restore_lab.system.xla import at_rest
+from restore_lab.system.xla import to_host
 
 Generators = torch.Generator | Sequence[torch.Generator]
 
@@ -82,9 +82,9 @@ class Codec(nn.Module):
         device = image_BCHW.device
         latents = [
             disk.get(["latent", content(image[0])], self.vae, lambda image=image: (self.encode(image.to(device)),))[0]
-            for image in at_rest(image_BCHW).split(1)
+            for image in to_host(image_BCHW).split(1)
         ]
-        return torch.cat([at_rest(latent) for latent in latents]).to(device)
+        return torch.cat([to_host(latent) for latent in latents]).to(device)
 
     def _posterior(self, image_BCHW: Tensor, encoder: nn.Module | None) -> DiagonalGaussianDistribution:
         """The posterior of images in [0, 1], by `encoder` or the vae's encoder."""

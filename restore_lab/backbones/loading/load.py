@@ -23,7 +23,7 @@ from restore_lab.backbones.schedule import Schedule
 from restore_lab.backbones.text.loading import load_text, load_triple_text
 from restore_lab.config.kinds import Positive, Range
 from restore_lab.storage.artefact import fingerprint
-from restore_lab.system.quiet import quiet
+from restore_lab.system.quiet import silence_libraries
 
 DType = Literal["float32", "float16", "bfloat16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -141,6 +141,6 @@ def _diffusers_part(prior: Folder, part: str, *, dtype: torch.dtype, meta: bool)
     if name not in known:
         raise BackboneError(f"{prior.root / part}: class {name!r} is not one of {', '.join(known)}")
     if meta:
-        with quiet(), torch.device("meta"):
+        with silence_libraries(), torch.device("meta"):
             return known[name].from_config(config)
     return prior.read(known[name], part, dtype=dtype)

@@ -15,7 +15,7 @@ from typing import Any
 
 from restore_lab.backbones.loading.reading import SHIPPED, BackboneError, Folder, find_weights, weight_files
 from restore_lab.backbones.loading.single_file import SUFFIX, SingleFile
-from restore_lab.system.faults import told
+from restore_lab.system.faults import describe_fault
 
 PACKAGE = Path(__file__).resolve().parents[2]
 DENOISERS = {"unet": "unet", "mmdit": "transformer"}  # families, and the folders of their denoisers
@@ -144,7 +144,7 @@ def _refused(error: Exception) -> str:
     Raises:
         OSError: the same error, if the cause is this machine (a full disk, for example).
     """
-    if told(error) is not None:
+    if describe_fault(error) is not None:
         raise error
     return "no such folder, not in the local hub cache, and no hub gave it"
 

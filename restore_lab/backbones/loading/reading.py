@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restore_lab.storage.foreign import check_model, json_of
-from restore_lab.system.quiet import quiet
+from restore_lab.system.quiet import silence_libraries
 
 if TYPE_CHECKING:
     import torch
@@ -155,7 +155,7 @@ def read_part(cls: Any, folder: Path, *, dtype: torch.dtype) -> Any:
         raise BackboneError(f"{folder}: weights cannot be read ({hint})")
     check_folder(folder)
     try:
-        with quiet():
+        with silence_libraries():
             model, info = cls.from_pretrained(
                 folder,
                 torch_dtype=dtype,

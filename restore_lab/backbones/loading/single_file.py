@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restore_lab.backbones.loading.reading import BackboneError, Folder, check_complete, first_line
-from restore_lab.system.quiet import quiet
+from restore_lab.system.quiet import silence_libraries
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +90,7 @@ class SingleFile(Folder):
             weights = {key: opened.get_tensor(key) for key in self._keys(part)}
         where: dict[str, Any] = {"config": str(self.root), "subfolder": part, "local_files_only": True}
         try:
-            with quiet():
+            with silence_libraries():
                 if part == "text_encoder_3":
                     model = create_diffusers_t5_model_from_checkpoint(cls, weights, torch_dtype=dtype, **where)
                     model.tie_weights()
@@ -110,5 +110,5 @@ class SingleFile(Folder):
         check_complete(f"{self.file}, {part}", [name for name, p in model.named_parameters() if p.is_meta])
         if part == "text_encoder_3":  # already in its dtype, except for layers that overflow in float16
             return model.eval()
-        with quiet():
+        with silence_libraries():
             return model.to(dtype).eval()

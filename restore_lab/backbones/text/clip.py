@@ -18,7 +18,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedT
 
 from restore_lab.backbones.disk_cache import DiskCache
 from restore_lab.backbones.lru import TensorLRU
-from restore_lab.system.xla import at_rest
+from restore_lab.system.xla import to_host
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class TextEncoder(nn.Module):
             else:
                 tensors = self._encode([text])
             self.home = tensors[0].device
-            tensors = tuple(at_rest(tensor) for tensor in tensors)
+            tensors = tuple(to_host(tensor) for tensor in tensors)
         self.cache.put(text, tensors)
         return tensors
 

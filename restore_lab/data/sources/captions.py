@@ -1,10 +1,10 @@
-"""Captions that lie beside images: a `.txt` for each, or one JSON, JSONL or parquet table for the folder.
+"""Captions stored with the images: a `.txt` per image, or one JSON, JSONL or parquet table per folder.
 
-A text file `cat.txt` (or `cat.png.txt`) beside `cat.png` comes first. A table is `captions.*`, `metadata.*` or
-`<folder>.*` in the folder, or `<folder>.*` beside it: {name: caption}, or records with a name under one of `NAME_KEYS`
-and a caption under one of `CAPTION_KEYS` (the first present counts). A name is the path below the folder, with or
-without suffix; failing that, a file name or stem that only one record has. Selected by `captions` of a source: auto,
-null, or the path of a table.
+A text file `cat.txt` (or `cat.png.txt`) next to `cat.png` takes precedence. A table is `captions.*`, `metadata.*` or
+`<folder>.*` in the folder, or `<folder>.*` next to it: {name: caption}, or records with a name under one of `NAME_KEYS`
+and a caption under one of `CAPTION_KEYS` (the first present one). A name is the path below the folder, with or without
+suffix, or else a file name or stem that is unique in the table. Selected by `captions` of a source: auto, null, or the
+path of a table.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from restore_lab.storage.foreign import bytes_of, json_lines, parse_json
 
 NAME_KEYS = ("file_name", "filename", "file", "image", "image_path", "img_path", "path", "name", "key", "hq", "lq")
 CAPTION_KEYS = ("caption", "text", "prompt", "llava_long", "llava_short", "description")
-MAX_TABLE, MAX_WORDS = 4 * 2**30, 2**20  # bytes: of all images, and of one
+MAX_TABLE, MAX_WORDS = 4 * 2**30, 2**20  # bytes: of a table, and of a text file
 TABLE_SUFFIXES = (".json", ".jsonl", ".parquet")
 
 
@@ -32,7 +32,7 @@ class Captions:
 
         Args:
             root: the folder of the images.
-            table: "auto" to look for one, a path, or None for no captions at all (text files included).
+            table: "auto" to search for one, a path, or None for no captions, from text files either.
 
         Raises:
             ValueError: the table is missing, malformed, or has no name or caption column.
@@ -51,7 +51,7 @@ class Captions:
         if not self._enabled:
             return ""
         for sidecar in (path.with_suffix(".txt"), path.with_name(path.name + ".txt")):
-            if os.path.isfile(sidecar):  # false for a name that is too long for a file
+            if os.path.isfile(sidecar):  # False for a name too long for the file system
                 return " ".join(bytes_of(sidecar, limit=MAX_WORDS).decode("utf-8-sig", errors="replace").split())
         name = path.relative_to(self._root).as_posix() if path.is_relative_to(self._root) else path.name
         for candidate in (name, str(PurePosixPath(name).with_suffix(""))):
@@ -60,10 +60,10 @@ class Captions:
         return self._loose.get(path.name) or self._loose.get(path.stem) or ""
 
     def require_any(self, paths: Iterable[Path]) -> None:
-        """Refuse a table that names none of the images.
+        """Check that the table has a caption for at least one of the images.
 
         Raises:
-            ValueError: so; it shows what the table has.
+            ValueError: if it has none.
         """
         if self.table is not None and not any(self.of(path) for path in paths):
             shown = ", ".join(list(self._exact)[:3]) or "nothing"
@@ -73,7 +73,7 @@ class Captions:
 
 
 def find_table(root: Path) -> Path | None:
-    """The caption table of a folder by its name, or None."""
+    """The caption table of a folder, found by its file name, or None."""
     root = root.absolute()  # "." has no name
     stems = [root / "captions", root / "metadata", root / root.name, root.parent / root.name]
     candidates = (stem.with_name(stem.name + suffix) for stem in stems for suffix in TABLE_SUFFIXES)
@@ -84,7 +84,7 @@ def read_table(path: Path) -> dict[str, str]:
     """Read {name: caption} from JSON, JSONL or parquet.
 
     Raises:
-        ValueError: as one line with the file and the reason.
+        ValueError: if it is missing or malformed, in one line.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such caption table; give an existing .json, .jsonl or .parquet, or captions=null")
@@ -100,7 +100,7 @@ def read_table(path: Path) -> dict[str, str]:
 
 def _load(path: Path) -> Any:
     if path.suffix == ".parquet":
-        return parquet.rows(path, columns=NAME_KEYS + CAPTION_KEYS)  # such files often hold the images too
+        return parquet.rows(path, columns=NAME_KEYS + CAPTION_KEYS)  # such files often have the images too
     text = bytes_of(path, limit=MAX_TABLE).decode("utf-8-sig")
     if path.suffix == ".jsonl":
         return json_lines(text, name=path.name)
@@ -126,7 +126,7 @@ def _first(path: Path, record: Mapping[str, Any], keys: Sequence[str]) -> Any:
 
 
 def _caption(path: Path, value: Any) -> str:
-    """One caption; of several (a list) the first, of a record its caption field."""
+    """One caption: the first of a list, the caption field of a record."""
     if isinstance(value, Mapping):
         value = _first(path, value, CAPTION_KEYS)
     if isinstance(value, list):
@@ -139,7 +139,7 @@ def _clean(name: str) -> str:
 
 
 def _unambiguous(exact: Mapping[str, str]) -> dict[str, str]:
-    """Captions by file name and by stem, without those that two different captions claim."""
+    """Captions by file name and by stem, without names that have two different captions."""
     loose: dict[str, str] = {}
     clashing: set[str] = set()
     for name, caption in exact.items():

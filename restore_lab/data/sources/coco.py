@@ -1,4 +1,4 @@
-"""MS-COCO's images with its captions, or a random part of them (SPIRE tests on 3000). `eval_data=coco_val`."""
+"""MS-COCO with its captions, or a random subset (SPIRE tests on 3000 images). `eval_data=coco_val`."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from restore_lab.types import Picture
 
 
 class CocoSource:
-    """Images of a COCO folder, captioned by the first caption of each.
+    """Images of a COCO folder, each with its first caption.
 
     Args:
         root: the folder of the images.
         annotations: captions_*.json, with `images` (id, file_name) and `annotations` (image_id, caption).
-        count: so many of them, drawn without replacement; null for all.
+        count: size of a random subset; null for all images.
         seed: of the draw.
 
     Raises:
-        ValueError: if the folder or the file is missing or is no such file, or has fewer images.
+        ValueError: if the folder or the file is missing or malformed, or there are fewer than `count` images.
     """
 
     def __init__(self, *, root: str | Path, annotations: str | Path, count: int | None, seed: int = 0) -> None:
@@ -52,17 +52,17 @@ class CocoSource:
         return self._images.header(self._chosen[index])
 
     def read(self, index: int, *, epoch: int = 0) -> Picture:
-        """Decode one; `epoch` plays no role.
+        """Decode one image; `epoch` is ignored.
 
         Raises:
-            BadImage: it cannot be read.
+            BadImage: the file cannot be read.
         """
         picture = self._images.read(self._chosen[index], epoch=epoch)
         return Picture(hq_HWC=picture.hq_HWC, lq_HWC=None, caption=self._captions[picture.key], key=picture.key)
 
 
 def _captions(file: Path) -> dict[str, str]:
-    """The first caption by file name without suffix."""
+    """First captions by file name without suffix."""
     try:
         raw = json_of(file, limit=MAX_TABLE)
         names = {image["id"]: Path(image["file_name"]).stem for image in raw["images"]}

@@ -1,7 +1,7 @@
-"""What the procedural scenes are drawn with: power-law fields, gradients, stripes, dead leaves, shapes and letters.
+"""Elements of the procedural scenes: power-law fields, gradients, stripes, dead leaves, shapes and letters.
 
-Every function takes a numpy generator and a size and returns float32 in [0, 1]: fields and masks HW, pictures HWC.
-Edges are anti-aliased by their signed distance in pixels, so nothing is drawn twice as large and scaled down.
+Every function takes a numpy generator and a size and returns float32 in [0, 1]: fields and masks HW, images HWC.
+Edges are anti-aliased by their signed distance in pixels, without supersampling.
 Dead leaves follow Lee, Mumford and Huang (2001): discs whose radii have density r^-3, which gives natural images'
 scale-free statistics; power-law fields have the amplitude spectrum 1/f^alpha.
 """
@@ -44,7 +44,7 @@ def power_law(rng: Generator, size: int, alpha: float) -> np.ndarray:
 
 
 def blend(a, b, weight_HW: np.ndarray) -> np.ndarray:
-    """`a` where the weight is 0, `b` where it is 1; `a` and `b` are colours or HWC pictures."""
+    """Linear interpolation, `a` at weight 0 and `b` at weight 1; `a` and `b` are colours or HWC images."""
     w = weight_HW[..., None]
     return (1.0 - w) * np.asarray(a, np.float32) + w * np.asarray(b, np.float32)
 
@@ -63,7 +63,7 @@ def ramp(rng: Generator, size: int, *, angle: float | None = None, radial: bool 
 
 
 def stripes(rng: Generator, size: int, *, angle: float, period: float, soft: bool) -> np.ndarray:
-    """Stripes as a field in [0, 1]: sinusoids when soft, bars with anti-aliased edges otherwise; period in pixels."""
+    """Stripes as a field in [0, 1]: sinusoids if soft, else bars with anti-aliased edges; period in pixels."""
     y, x = _grid(size)
     wave = np.sin(2 * np.pi * ((np.cos(angle) * x + np.sin(angle) * y) / period + rng.uniform()))
     if soft:
@@ -79,7 +79,7 @@ def checks(rng: Generator, size: int, *, angle: float, period: float) -> np.ndar
 
 
 def dead_leaves(rng: Generator, size: int, colours: np.ndarray, *, count: int, smallest: float = 1.5) -> np.ndarray:
-    """Leaves (ellipses) with radii of density r^-3 that hide one another; `colours` is N x 3."""
+    """Overlapping leaves (ellipses) with radii of density r^-3; `colours` is N x 3."""
     largest = 0.35 * size
     u = rng.uniform(size=count)
     radii = 1.0 / np.sqrt(u / smallest**2 + (1 - u) / largest**2)
@@ -139,7 +139,7 @@ def _distance(kind: str, u: np.ndarray, v: np.ndarray, r: float) -> np.ndarray:
 
 
 def letters(rng: Generator, size: int, word: str) -> np.ndarray:
-    """A word as a mask in [0, 1] at a random place and size, always whole inside the picture."""
+    """A word as a mask in [0, 1] at a random position and size, entirely inside the image."""
     largest = int(rng.uniform(0.55, 1.1) * 1.6 * size / max(len(word), 2))
     for font_size in range(max(largest, 8), 0, -1):
         font = ImageFont.load_default(size=font_size)
@@ -155,7 +155,7 @@ def letters(rng: Generator, size: int, word: str) -> np.ndarray:
 
 
 def soften(picture_HWC: np.ndarray, sigma: float) -> np.ndarray:
-    """A Gaussian blur, sigma in pixels, by the spectrum (periodic); what a lens does to a sharp drawing."""
+    """Gaussian blur as of a lens, sigma in pixels, by FFT with periodic boundaries."""
     size = picture_HWC.shape[0]
     f = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :])
     transfer = np.exp(-2 * (np.pi * sigma * f) ** 2)[..., None]

@@ -1,8 +1,8 @@
-"""Any images under a folder, in the order of their names, with optional captions (see captions.py).
+"""All images in a folder, sorted by name, with optional captions (captions.py).
 
-A picture's key is its path below the folder without suffix ("trip/cat 1"); `keys_of` says what happens where two files
-would share one. Files are verified when they are read: a damaged one raises `BadImage` then, and the data module counts
-it. Links are followed, and what is passed over is counted (storage/walk.py). Selected by `data=folder data.root=...`.
+An image's key is its path below the folder without suffix ("trip/cat 1"); `keys_of` resolves collisions. Files are
+checked when they are read: a damaged one raises `BadImage`, which the data module counts. Links are followed, and
+skipped files are counted (storage/walk.py). Selected by `data=folder data.root=...`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from restore_lab.storage.walk import Walk, describe, match, walk
 from restore_lab.types import Picture
 
 log = logging.getLogger(__name__)
-# Photographs that no reader here opens; a person should hear that they were left.
+# Formats of photographs that cannot be read here; the log counts them.
 PHOTOGRAPHS = frozenset(
     (".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".exr", ".hdr")
     + (".svg", ".pdf", ".eps")
@@ -34,7 +34,7 @@ Role = Literal["hq", "lq"]
 
 
 class FolderSource:
-    """The images of a folder, those of a pattern, or a single image file."""
+    """The images of a folder or a glob pattern, or a single image file."""
 
     def __init__(
         self,
@@ -45,17 +45,17 @@ class FolderSource:
         role: Role = "hq",
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        """List the images; none is decoded yet.
+        """List the images, without decoding any.
 
         Args:
             root: a folder, one image file, or a pattern of files (`photos/*.jpg`, `photos/**/IMG_*`).
-            recursive: whether folders below it count too.
+            recursive: whether to include subfolders.
             captions: "auto", None, or the path of a caption table.
-            role: "hq" for good images (to be degraded or learnt from), "lq" for bad ones (to be restored).
-            max_pixels: larger files count as bad.
+            role: "hq" for clean images (to degrade or train on), "lq" for degraded ones (to restore).
+            max_pixels: larger images count as bad files.
 
         Raises:
-            ValueError: the folder does not exist or holds no image file, or the caption table is wrong.
+            ValueError: the folder does not exist or has no image file, or the caption table is malformed.
         """
         if role not in get_args(Role):
             raise ValueError(f"role={role!r}: expected one of {', '.join(get_args(Role))}")
@@ -73,7 +73,7 @@ class FolderSource:
         return len(self._names)
 
     def keys(self) -> list[str]:
-        """One key an image, in order."""
+        """One key per image, in order."""
         return list(self._keys)
 
     def name(self, index: int) -> str:
@@ -81,7 +81,7 @@ class FolderSource:
         return self._names[index]
 
     def file(self, index: int) -> Path:
-        """Where an image lies."""
+        """The path of an image."""
         return self._base / self._names[index]
 
     def caption(self, index: int) -> str:
@@ -97,7 +97,7 @@ class FolderSource:
         return read_header(self.file(index))
 
     def read(self, index: int, *, epoch: int = 0) -> Picture:
-        """Decode one image; `epoch` plays no role.
+        """Decode one image; `epoch` is ignored.
 
         Raises:
             BadImage: the file cannot be read.
@@ -120,7 +120,7 @@ class Images:
     Attributes:
         base: the folder.
         names: paths below it, with slashes, sorted.
-        passed_over: what else lies there, by kind.
+        passed_over: number of other files by kind.
     """
 
     base: Path
@@ -128,16 +128,16 @@ class Images:
     passed_over: Mapping[str, int]
 
     def report(self) -> None:
-        """Say in one line what was passed over; nothing if that is nothing."""
+        """Log skipped files in one line, if there are any."""
         if left := describe(self.passed_over):
             log.warning("%s: %d images; passed over: %s", self.base, len(self.names), left)
 
 
 def list_images(root: Path, *, recursive: bool = True) -> Images:
-    """The image files of a folder, of a pattern (`photos/**/*.jpg`), or the one that `root` is.
+    """The image files of a folder or a glob pattern (`photos/**/*.jpg`), or a single image file.
 
     Raises:
-        ValueError: there is nothing of this name, or no image file in it.
+        ValueError: `root` does not exist or matches nothing, or there is no image file in it.
     """
     pattern = str(root)
     if root.is_file():
@@ -156,12 +156,12 @@ def list_images(root: Path, *, recursive: bool = True) -> Images:
 def _images(base: Path, found: Walk, *, what: str, where: str) -> Images:
     names = [name for name in found.files if _suffix(name) in SUFFIXES]
     stems = {os.path.splitext(name)[0] for name in names} | set(names)
-    over = Counter(found.passed_over)
+    over = Counter(found.skipped)
     for name in found.files:
         stem, suffix = os.path.splitext(name)
         if suffix.lower() in PHOTOGRAPHS:
             over[f"unsupported {suffix.lower()} photograph"] += 1
-        elif suffix.lower() not in SUFFIXES and not (suffix == ".txt" and stem in stems):  # that is a caption
+        elif suffix.lower() not in SUFFIXES and not (suffix == ".txt" and stem in stems):  # a caption file
             over["file that is no image"] += 1
     if not names:
         left = f"; passed over: {describe(over)}" if over else ""
@@ -170,45 +170,45 @@ def _images(base: Path, found: Walk, *, what: str, where: str) -> Images:
 
 
 def keys_of(names: Iterable[str]) -> list[str]:
-    """One key a name, all different, on a file system too that takes a.png and A.PNG for one.
+    """One unique key per name, also on a case-insensitive file system.
 
-    A key is the name without suffix, or with it where that would be another's key or name; if even so two are alike
-    (but for their case), the later ones get "~2", "~3", ... What is alone of its kind has the same key in any company.
+    A key is the name without suffix, or the whole name if the short one is another's key or name; keys that still
+    differ only by case get the suffixes "~2", "~3", ... A name without collisions has the same key in any folder.
     """
     names = list(names)
     short = [os.path.splitext(name)[0] for name in names]
-    claims, whole = Counter(map(fold, short)), Counter(map(fold, names))
+    counts, whole = Counter(map(fold, short)), Counter(map(fold, names))
 
-    def wanted(name: str, stem: str) -> str:
+    def key(name: str, stem: str) -> str:
         others = whole[fold(stem)] - (fold(stem) == fold(name))
-        return stem if claims[fold(stem)] == 1 and not others else name
+        return stem if counts[fold(stem)] == 1 and not others else name
 
-    return distinct([wanted(name, stem) for name, stem in zip(names, short, strict=True)])
+    return unique_names([key(name, stem) for name, stem in zip(names, short, strict=True)])
 
 
-def distinct(names: Iterable[str], *, endings: Iterable[str] = ("",), folders: Iterable[str] = ()) -> list[str]:
-    """The names, "~2", "~3", ... added to those that would make a file that another makes.
+def unique_names(names: Iterable[str], *, endings: Iterable[str] = ("",), folders: Iterable[str] = ()) -> list[str]:
+    """The names, with "~2", "~3", ... appended where two would write the same file.
 
     Args:
-        names: paths.
-        endings: of the files that each makes.
-        folders: names that are folders, which no file may have.
+        names: paths without ending.
+        endings: of the files written for each name.
+        folders: names of folders, which no file may have.
     """
     names, endings = list(names), list(endings)
     same = Counter(map(fold, names))
     taken, chosen = {fold(folder) for folder in folders}, list(names)
-    # Those that are alone of their kind go first: they keep their names in any company.
+    # Names without collisions go first, so that they are never changed.
     for index in sorted(range(len(names)), key=lambda index: (same[fold(names[index])] > 1, names[index])):
         number = 1
-        while taken & (made := {fold(f"{chosen[index]}{ending}") for ending in endings}):
+        while taken & (files := {fold(f"{chosen[index]}{ending}") for ending in endings}):
             number += 1
             chosen[index] = f"{names[index]}~{number}"
-        taken |= made
+        taken |= files
     return chosen
 
 
 def fold(name: str) -> str:
-    """A name as file systems compare it that know no case, and one form of each letter."""
+    """A name as a case-insensitive file system compares it: normalised (NFC) and case-folded."""
     plain = unicodedata.normalize("NFC", posixpath.normpath(name))
     return unicodedata.normalize("NFC", plain.casefold())
 

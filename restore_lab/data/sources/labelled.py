@@ -1,7 +1,7 @@
-"""Pairs that say what was done to them: every picture gets a recipe of one step without numbers.
+"""Pairs labelled with a kind of degradation: each gets a recipe of one step without parameters.
 
-Diff-Restorer's classifier learns from recipes, and real pairs (LOL, GoPro, ...) come without. Labelled pairs may share
-a training batch with images that are still to be degraded. Used by `data=diff_restorer_train`.
+Diff-Restorer's classifier is trained on recipes, which real pairs (LOL, GoPro, ...) lack. A training batch may have
+both labelled pairs and images that are yet to be degraded. Used by `data=diff_restorer_train`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from restore_lab.data.image_io import Header
 from restore_lab.types import Picture, Recipe, Step
 
 
-class Labelled:
-    """A source of pairs whose recipes name a kind of degradation.
+class LabelledPairs:
+    """A source of pairs with a recipe of one kind of degradation.
 
     Args:
         source: the pairs.
-        kind: what recipes call it (`restore_lab.degradation.vocabulary.NAMES`): haze, rain, motion_blur, ...
+        kind: of the step in the recipe (`restore_lab.degradation.vocabulary.NAMES`): haze, rain, motion_blur, ...
     """
 
     def __init__(self, *, source: Source, kind: str) -> None:
@@ -28,15 +28,15 @@ class Labelled:
         return len(self._source)
 
     def keys(self) -> list[str]:
-        """The source's."""
+        """The keys of the source."""
         return self._source.keys()
 
     def header(self, index: int) -> Header | None:
-        """The source's."""
+        """An image's size, without decoding it."""
         return header_of(self._source, index)
 
     def read(self, index: int, *, epoch: int = 0) -> Picture:
-        """The source's pair with the recipe.
+        """Decode one pair, with the recipe.
 
         Raises:
             BadImage: a file cannot be read.

@@ -1,7 +1,7 @@
-"""Several sources as one, each picture from one of them by its share. `data=mixed data.sources.x=...`.
+"""A random mixture of several sources, with a probability per source. `data=mixed data.sources.x=...`.
 
-SUPIR mixes images of negative quality, captioned by the negative prompt, into its training (section 3.2). Which source
-a picture comes from depends on epoch and index alone, so that workers and ranks change nothing.
+SUPIR mixes images of negative quality, captioned by the negative prompt, into its training (section 3.2). The source of
+an image depends only on epoch and index, not on workers and ranks.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from restore_lab.types import Picture
 
 
 class MixedSource:
-    """Named sources with shares that need not sum to 1; as long as the first.
+    """A mixture of sources, with the length of the first.
 
     Args:
-        sources: the parts.
-        shares: how often each is drawn.
+        sources: by name.
+        shares: unnormalised probability of each source.
 
     Raises:
-        ValueError: if the names differ, or the shares cannot be probabilities.
+        ValueError: if the names differ, a share is negative, or all are 0.
     """
 
     def __init__(self, *, sources: Mapping[str, Source], shares: Mapping[str, float]) -> None:
@@ -39,12 +39,12 @@ class MixedSource:
         return len(self._sources[self._names[0]])
 
     def keys(self) -> list[str]:
-        """The keys of the pictures that the shares choose in the first epoch, in order."""
+        """Keys "<source>/<key>" of the images of the first epoch, in order."""
         listed = {name: source.keys() for name, source in self._sources.items()}
         return [f"{name}/{listed[name][place]}" for name, place in map(self._place, range(len(self)))]
 
     def read(self, index: int, *, epoch: int = 0) -> Picture:
-        """The picture of the source that this epoch and index choose.
+        """Decode the image of this epoch and index, from its randomly drawn source.
 
         Raises:
             BadImage: the file cannot be read.
@@ -53,22 +53,22 @@ class MixedSource:
         return self._sources[name].read(place, epoch=epoch)
 
     def parts(self) -> Mapping[str, Source]:
-        """The parts by name."""
+        """The sources by name."""
         return self._sources
 
     def with_parts(self, parts: Mapping[str, Source]) -> MixedSource:
-        """The same mixture of other parts."""
+        """The same mixture of other sources."""
         return MixedSource(sources=parts, shares=self._shares)
 
     def _place(self, index: int, epoch: int = 0) -> tuple[str, int]:
-        """Source and index within it; in the first source the index stays, so that none of it comes twice an epoch."""
-        drawn = ("mixed", index, epoch) if epoch else ("mixed", index)
-        draw = rng(*drawn).random() * self._bounds[-1]
+        """Source and index within it; the first source keeps the index, so that its images are unique in an epoch."""
+        seeds = ("mixed", index, epoch) if epoch else ("mixed", index)
+        draw = rng(*seeds).random() * self._bounds[-1]
         name = self._names[int(np.searchsorted(self._bounds, draw, side="right"))]
         first = name == self._names[0]
-        return name, index if first else mix(*drawn) % len(self._sources[name])
+        return name, index if first else mix(*seeds) % len(self._sources[name])
 
 
 def captions(*, sources: Mapping[str, Sequence[str]]) -> list[str]:
-    """The captions of several sources in one list, for whatever learns from words only."""
+    """The captions of several sources in one list, for training on text only."""
     return [caption for part in sources.values() for caption in part]

@@ -1,8 +1,8 @@
 """Public datasets under their own names and layouts: `eval_data=realphoto60`, `restore-lab doctor data=realphoto60`.
 
-Each is a yaml that wraps a source and says what a whole copy holds; pooled.py and mixed.py put several together. The
-folders lie under `datasets_dir` (a setting, or the environment's RESTORE_LAB_DATASETS); nothing is downloaded. A copy
-that is not there is one line that says which folder is expected and where the dataset comes from.
+Each is a yaml that wraps a source and lists the content of a complete copy; pooled.py and mixed.py combine several. The
+folders are below `datasets_dir` (a setting, or the environment variable RESTORE_LAB_DATASETS); nothing is downloaded.
+The error for a missing dataset gives the expected folder and where to download it.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from restore_lab.data.image_io import BadImage, Header
 from restore_lab.types import Picture
 
 log = logging.getLogger(__name__)
-SHOWN = 5
+MAX_NAMES = 5  # per line of a report
 
 
-class Known:
-    """A dataset by name.
+class NamedDataset:
+    """A public dataset.
 
     Args:
-        name: its name, for what is said of it.
-        data: its config: `data=div2k_val`.
-        datasets_dir: the folder of all datasets; paths below it enter identities by name (storage/named.py).
-        source: builds the source that reads it.
-        count: pictures of a whole copy; null where copies differ.
-        first, last, digits: names are numbers with so many digits, from first to last; null where they are not.
-        origin: where it comes from.
+        name: in messages.
+        data: its config group option, such as div2k_val.
+        datasets_dir: folder of all datasets; paths below it enter identities by name (storage/named.py).
+        source: factory of the source that reads it.
+        count: images of a complete copy; null if copies differ.
+        first, last, digits: file names are the numbers from first to last, zero-padded to `digits`; null otherwise.
+        origin: where to download it.
 
     Raises:
-        ValueError: if it is not there, or is laid out otherwise.
+        ValueError: if it is missing, or has another layout.
     """
 
     def __init__(
@@ -63,21 +63,21 @@ class Known:
         return len(self._source)
 
     def keys(self) -> list[str]:
-        """The source's."""
+        """The keys of the source."""
         return self._source.keys()
 
     def header(self, index: int) -> Header | None:
-        """The source's."""
+        """An image's size, without decoding it."""
         return header_of(self._source, index)
 
     def read(self, index: int, *, epoch: int = 0) -> Picture:
-        """The source's."""
+        """Decode one image or pair."""
         return self._source.read(index, epoch=epoch)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkup:
-    """What a copy of a dataset holds: pictures that can be read, and what is missing, extra or unreadable."""
+    """The check of a copy of a dataset: number of readable images; missing, extra and unreadable ones."""
 
     name: str
     found: int
@@ -85,31 +85,31 @@ class Checkup:
     missing: tuple[str, ...]
     extra: tuple[str, ...]
     unreadable: tuple[str, ...]
-    problem: str = ""  # why it cannot be looked into at all
+    problem: str = ""  # why the dataset cannot be opened
 
     @property
     def whole(self) -> bool:
-        """Whether nothing is missing, extra or unreadable."""
+        """Whether the copy is complete, without extra or unreadable images."""
         return not (self.missing or self.extra or self.unreadable or self.problem) and self.expected in (
             None,
             self.found,
         )
 
-    def says(self) -> list[str]:
-        """The same in lines."""
+    def lines(self) -> list[str]:
+        """The check as lines of text."""
         if self.problem:
             return [self.problem]
         of = "" if self.expected is None else f" of {self.expected}"
         lines = [f"{self.name}: {'whole' if self.whole else 'NOT whole'}, {self.found}{of} pictures can be read"]
         for word, names in (("missing", self.missing), ("extra", self.extra), ("unreadable", self.unreadable)):
             if names:
-                more = f", ... ({len(names)} in all)" if len(names) > SHOWN else ""
-                lines.append(f"  {word}: {', '.join(names[:SHOWN])}{more}")
+                more = f", ... ({len(names)} in all)" if len(names) > MAX_NAMES else ""
+                lines.append(f"  {word}: {', '.join(names[:MAX_NAMES])}{more}")
         return lines
 
 
 def checkups(node: Any) -> list[Checkup]:
-    """The checkup of a source's config (plain values): of each known dataset in it, or of whatever else it is."""
+    """The checks of a source's config (plain values): of each named dataset in it, or else of the source."""
     parts = list(_nodes(node)) or [node]
     found = []
     for part in parts:
@@ -135,7 +135,7 @@ def checkups(node: Any) -> list[Checkup]:
 
 
 def checkup(source: Source, *, name: str = "data") -> Checkup:
-    """Read every picture of a source; of a known dataset say what differs from a whole copy."""
+    """Read every image of a source; a named dataset is compared with a complete copy."""
     keys, unreadable = source.keys(), []
     for index in range(len(source)):
         try:
@@ -144,30 +144,30 @@ def checkup(source: Source, *, name: str = "data") -> Checkup:
             unreadable.append(str(error))
     if frames := describe_frames(take_frames()):
         log.warning("%s", frames)
-    expected = source.expected if isinstance(source, Known) else []
+    expected = source.expected if isinstance(source, NamedDataset) else []
     wanted = set(expected)
     stems = {key.rpartition("/")[2] for key in keys}
     return Checkup(
-        name=source.name if isinstance(source, Known) else name,
+        name=source.name if isinstance(source, NamedDataset) else name,
         found=len(keys) - len(unreadable),
-        expected=source.count if isinstance(source, Known) else None,
+        expected=source.count if isinstance(source, NamedDataset) else None,
         missing=tuple(stem for stem in expected if stem not in stems),
         extra=tuple(sorted(stem for stem in stems if expected and stem not in wanted)),
         unreadable=tuple(unreadable),
     )
 
 
-def named(node: Any) -> dict[str, tuple[str, ...]]:
-    """The known datasets of a config (a list or mapping of nodes) by `data`, with their paths below `datasets_dir`."""
+def dataset_paths(node: Any) -> dict[str, tuple[str, ...]]:
+    """The paths below `datasets_dir` of each named dataset in a config (a list or mapping of nodes), by `data`."""
     return {
-        known["data"]: tuple(path for path in _strings(known) if path.startswith(f"{known['datasets_dir']}/"))
-        for known in _nodes(node)
+        found["data"]: tuple(path for path in _strings(found) if path.startswith(f"{found['datasets_dir']}/"))
+        for found in _nodes(node)
     }
 
 
 def _nodes(node: Any) -> Iterator[Mapping[str, Any]]:
-    """The nodes of known datasets."""
-    if isinstance(node, Mapping) and str(node.get("_target_")).endswith(f".{Known.__name__}"):
+    """The nodes of named datasets."""
+    if isinstance(node, Mapping) and str(node.get("_target_")).endswith(f".{NamedDataset.__name__}"):
         yield node
         return
     for entry in node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ():

@@ -1,10 +1,10 @@
 """LQ and HQ images of the same scenes in two folders (or one), paired by a rule.
 
-A rule takes the names on both sides (paths below their folders) and returns one `Pair` for each LQ: `SameStem`,
-`RegexStem` (many LQ may share a HQ, as in RESIDE: 0364_0.85_0.12 -> 0364), `SuffixStem` (a_rain -> a_clean; both may
-lie in one folder) or `Manifest` (a CSV or JSONL with the columns lq, hq and perhaps caption). The key is the LQ's path
-without suffix. An LQ of another size than its HQ is resized to it (bicubic). Selected by `data=paired data.lq=...
-data.hq=... data/rule=same_stem`.
+A rule maps the LQ and HQ names (paths below their folders) to one `Pair` per LQ: `SameStem`, `RegexStem` (several LQ
+may share an HQ, as in RESIDE: 0364_0.85_0.12 -> 0364), `SuffixStem` (a_rain -> a_clean; both may be in one folder) or
+`Manifest` (a CSV or JSONL with the columns lq, hq and optionally caption). The key is the LQ's path without suffix. An
+LQ of another size is resized to its HQ (bicubic). Selected by `data=paired data.lq=... data.hq=...
+data/rule=same_stem`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from restore_lab.data.image_io import MAX_PIXELS, Header, read_header, read_imag
 from restore_lab.data.sources.captions import Captions
 from restore_lab.data.sources.folder import keys_of, list_images
 from restore_lab.storage.foreign import bytes_of, json_lines
-from restore_lab.storage.walk import some
+from restore_lab.storage.walk import head
 from restore_lab.types import Picture
 
 log = logging.getLogger(__name__)
@@ -31,16 +31,16 @@ Unmatched = Literal["skip", "keep", "error"]
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Names below the LQ and HQ folders; `hq` is None where there is none, `sought` the stem that was looked for."""
+    """Names below the LQ and HQ folders; `hq` is None for an unmatched LQ, `hq_stem` the stem of the expected HQ."""
 
     lq: str
     hq: str | None
     caption: str = ""
-    sought: str = ""
+    hq_stem: str = ""
 
 
 class PairingRule(Protocol):
-    """Names below the LQ folder and below the HQ folder to pairs, at most one for each LQ, in the LQ's order."""
+    """Maps names below the LQ and HQ folders to pairs, at most one per LQ, in the LQ's order."""
 
     def __call__(self, lq_names: Sequence[str], hq_names: Sequence[str]) -> list[Pair]: ...
 
@@ -53,7 +53,7 @@ class SameStem:
 
 
 class RegexStem:
-    """The HQ's stem is the LQ's, with `pattern` replaced (`re.sub`, on the path below the folder without suffix)."""
+    """The HQ's stem is the LQ's with `pattern` replaced (`re.sub` on the path below the folder, without suffix)."""
 
     def __init__(self, pattern: str, *, replacement: str) -> None:
         """Compile the pattern, such as `_[0-9.]+_[0-9.]+$` with the replacement "" for RESIDE.
@@ -72,25 +72,25 @@ class RegexStem:
 
 
 class SuffixStem:
-    """Stems that end in `lq` belong to stems that end in `hq` instead; LQ names without the ending are left out."""
+    """An LQ stem that ends in `lq` pairs with the stem that ends in `hq` instead; other LQ names are ignored."""
 
     def __init__(self, *, lq: str, hq: str) -> None:
         self._lq = lq
         self._hq = hq
 
     def __call__(self, lq_names: Sequence[str], hq_names: Sequence[str]) -> list[Pair]:
-        bearing = [name for name in lq_names if _stem(name).endswith(self._lq)]
-        return pair_by_stem(bearing, hq_names, hq_stem=lambda stem: stem.removesuffix(self._lq) + self._hq)
+        matching = [name for name in lq_names if _stem(name).endswith(self._lq)]
+        return pair_by_stem(matching, hq_names, hq_stem=lambda stem: stem.removesuffix(self._lq) + self._hq)
 
 
 class Manifest:
-    """The pairs that a CSV (with a header) or JSONL file lists; names are relative to the LQ and HQ folders."""
+    """Pairs from a CSV (with a header) or JSONL file; names are relative to the LQ and HQ folders."""
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path).expanduser()
 
     def __call__(self, lq_names: Sequence[str], hq_names: Sequence[str]) -> list[Pair]:
-        """Read the file; the names found in the folders play no role, and a missing file counts as bad when read.
+        """Read the file; the listed names are ignored, and a missing image is a bad file when it is read.
 
         Raises:
             ValueError: the file is missing, malformed, or a row has no lq.
@@ -117,7 +117,7 @@ class Manifest:
 
 
 class PairedSource:
-    """Pairs of images; see the head of this file."""
+    """Pairs of LQ and HQ images."""
 
     def __init__(
         self,
@@ -130,19 +130,19 @@ class PairedSource:
         unmatched: Unmatched = "skip",
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        """Pair the names; no image is decoded yet.
+        """Pair the names, without decoding any image.
 
         Args:
-            lq: the folder of the bad images.
-            hq: the folder of the good ones; None where there is none (every picture then has an LQ alone).
+            lq: folder of the degraded images.
+            hq: folder of the clean images; None for LQ images only.
             rule: how names pair.
-            recursive: whether folders below count too.
-            captions: "auto" (beside the HQ, then beside the LQ), None, or the path of a table.
-            unmatched: an LQ without HQ is left out ("skip"), comes without HQ ("keep"), or is an error ("error").
-            max_pixels: larger files count as bad.
+            recursive: whether to include subfolders.
+            captions: "auto" (of the HQ, else of the LQ), None, or the path of a table.
+            unmatched: whether to skip an LQ without HQ ("skip"), keep it without HQ ("keep"), or raise ("error").
+            max_pixels: larger images count as bad files.
 
         Raises:
-            ValueError: nothing pairs (some names are shown), or a folder or table is wrong.
+            ValueError: no names pair, or a folder or table is missing or malformed.
         """
         if unmatched not in get_args(Unmatched):
             raise ValueError(f"unmatched={unmatched!r}: expected one of {', '.join(get_args(Unmatched))}")
@@ -161,11 +161,11 @@ class PairedSource:
         return len(self._pairs)
 
     def keys(self) -> list[str]:
-        """One key a pair, from the LQ's name."""
+        """One key per pair, from the LQ's name."""
         return list(self._keys)
 
     def header(self, index: int) -> Header:
-        """The size of a pair's HQ (of its LQ, where that is all), without decoding it.
+        """The size of a pair's HQ (of its LQ if there is no HQ), without decoding it.
 
         Raises:
             BadImage: the file cannot be read.
@@ -176,7 +176,7 @@ class PairedSource:
         return read_header(self._hq / pair.hq)
 
     def read(self, index: int, *, epoch: int = 0) -> Picture:
-        """Decode both images; `epoch` plays no role.
+        """Decode both images; `epoch` is ignored.
 
         Raises:
             BadImage: one of them cannot be read.
@@ -201,19 +201,19 @@ class PairedSource:
     def _choose(self, pairs: list[Pair], *, hq_names: Sequence[str], unmatched: Unmatched) -> list[Pair]:
         matched = [pair for pair in pairs if pair.hq is not None]
         alone = [pair for pair in pairs if pair.hq is None]
-        wanted = [f"{pair.lq} (looked for {pair.sought})" if pair.sought else pair.lq for pair in alone]
+        wanted = [f"{pair.lq} (looked for {pair.hq_stem})" if pair.hq_stem else pair.lq for pair in alone]
         if not matched or (alone and unmatched == "error"):
-            seen = f"the HQ folder has {some(hq_names)}" if wanted else "the rule took none of the LQ names"
+            seen = f"the HQ folder has {head(hq_names)}" if wanted else "the rule took none of the LQ names"
             raise ValueError(
-                f"{self._lq}: {len(alone)} LQ without a HQ in {self._hq}: {some(wanted)}; {seen}; check the rule"
+                f"{self._lq}: {len(alone)} LQ without a HQ in {self._hq}: {head(wanted)}; {seen}; check the rule"
             )
         if alone:
             verb = "kept without" if unmatched == "keep" else "left out for want of"
-            log.warning("%s: %d of %d LQ %s a HQ: %s", self._lq, len(alone), len(pairs), verb, some(wanted))
+            log.warning("%s: %d of %d LQ %s a HQ: %s", self._lq, len(alone), len(pairs), verb, head(wanted))
         if self._hq is not None:
-            _, idle = without_partner(matched, [], hq_names, lq=self._lq, hq=self._hq)
+            _, idle = unmatched_names(matched, [], hq_names, lq=self._lq, hq=self._hq)
             if idle:
-                log.warning("%s: %d of %d HQ without an LQ: %s", self._hq, len(idle), len(hq_names), some(idle))
+                log.warning("%s: %d of %d HQ without an LQ: %s", self._hq, len(idle), len(hq_names), head(idle))
         return pairs if unmatched == "keep" else matched
 
 
@@ -221,28 +221,28 @@ def pair_by_stem(lq_names: Sequence[str], hq_names: Sequence[str], *, hq_stem: C
     """Pair each LQ with the HQ whose path without suffix is `hq_stem` of its own.
 
     Raises:
-        ValueError: two HQ files have the stem that an LQ asks for.
+        ValueError: two HQ files have the stem of an LQ's HQ.
     """
     by_stem: dict[str, list[str]] = {}
-    whole = set(hq_names)  # what was restored from a.png and a.jpg is called a.png.png and a.jpg.png
+    whole = set(hq_names)  # restored from a.png and a.jpg: a.png.png and a.jpg.png
     for name in hq_names:
         by_stem.setdefault(_stem(name), []).append(name)
     pairs = []
     for name in lq_names:
-        sought = hq_stem(_stem(name))
-        found = by_stem.get(sought) or ([sought] if sought in whole else [])
+        stem = hq_stem(_stem(name))
+        found = by_stem.get(stem) or ([stem] if stem in whole else [])
         if len(found) > 1:
             raise ValueError(
                 f"{name}: {len(found)} HQ files fit ({', '.join(found)}); keep one, or list pairs in a manifest"
             )
-        pairs.append(Pair(lq=name, hq=found[0] if found else None, sought=sought))
+        pairs.append(Pair(lq=name, hq=found[0] if found else None, hq_stem=stem))
     return pairs
 
 
-def without_partner(
+def unmatched_names(
     pairs: Sequence[Pair], lq_names: Sequence[str], hq_names: Sequence[str], *, lq: Path, hq: Path
 ) -> tuple[list[str], list[str]]:
-    """The LQ names and the HQ names that stand in no whole pair, on either side: both may lie in one folder."""
+    """The LQ names and the HQ names in no complete pair, on either side: both may be in one folder."""
     used = {
         os.path.abspath(folder / name) for pair in pairs if pair.hq for folder, name in ((lq, pair.lq), (hq, pair.hq))
     }

@@ -1,8 +1,8 @@
-"""The photographs that ship inside scikit-image's wheel, a caption each: held out for evaluation.
+"""The photographs in scikit-image's wheel, each with a caption: held out for evaluation.
 
-They are read by path from the installed package, so that nothing is imported from it and nothing is downloaded. Each is
-shrunk until its short side is `size` and then cut into `crops` squares of side `crop`, spread evenly over it: key
-"astronaut_0", "astronaut_1", ... With `crops: 0` it stays whole (key "astronaut"). Selected by `data=photos`.
+They are read by path from the installed package, without importing it or downloading anything. Each is downsampled to a
+short side of `size` pixels, then `crops` squares of side `crop` are cropped on an even grid: keys "astronaut_0",
+"astronaut_1", ... With `crops: 0` images are whole (key "astronaut"). Selected by `data=photos`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from restore_lab.types import Picture
 
 @dataclass(frozen=True, kw_only=True)
 class Photo:
-    """A file in skimage/data and what can be seen on it."""
+    """A file in skimage/data and its caption."""
 
     file: str
     caption: str
@@ -53,13 +53,13 @@ class PhotosSource:
     """Evaluation photographs, whole or as crops."""
 
     def __init__(self, names: Sequence[str], *, size: int | None, crops: int, crop: int | None) -> None:
-        """Choose the photographs; each is decoded when first read and then kept.
+        """Select the photographs; each is decoded at its first use and then cached.
 
         Args:
-            names: keys of `PHOTOS`, in the order wanted.
-            size: the short side to shrink to, in pixels (smaller photographs stay as they are); None for none.
-            crops: squares cut from each; 0 for the whole photograph.
-            crop: their side in pixels.
+            names: keys of `PHOTOS`, in order.
+            size: short side in pixels to downsample to; None for the original size.
+            crops: crops per photograph; 0 for the whole photograph.
+            crop: side of a crop in pixels.
 
         Raises:
             ValueError: an unknown name, a crop without a side or larger than `size`, or no scikit-image.
@@ -76,19 +76,19 @@ class PhotosSource:
         self._crops = crops
         self._crop = crop
         self._folder = photos_folder()
-        self._kept: dict[str, np.ndarray] = {}
+        self._cache: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self._names) * max(self._crops, 1)
 
     def keys(self) -> list[str]:
-        """One key a picture: all crops of the first photograph, then of the second, ..."""
+        """One key per image: all crops of the first photograph, then of the second, ..."""
         if self._crops == 0:
             return list(self._names)
         return [f"{name}_{number}" for name in self._names for number in range(self._crops)]
 
     def read(self, index: int, *, epoch: int = 0) -> Picture:
-        """One photograph or crop; `epoch` plays no role.
+        """One photograph or crop; `epoch` is ignored.
 
         Raises:
             BadImage: the installed file is damaged.
@@ -107,18 +107,18 @@ class PhotosSource:
         return Picture(hq_HWC=image_HWC, caption=PHOTOS[name].caption, key=self.keys()[index])
 
     def _photo(self, name: str) -> np.ndarray:
-        if name not in self._kept:
+        if name not in self._cache:
             image_HWC = read_image(self._folder / PHOTOS[name].file)
             height, width = image_HWC.shape[:2]
             ratio = 1.0 if self._size is None else min(1.0, self._size / min(height, width))
-            self._kept[name] = resize_image(image_HWC, height=round(height * ratio), width=round(width * ratio))
-        return self._kept[name]
+            self._cache[name] = resize_image(image_HWC, height=round(height * ratio), width=round(width * ratio))
+        return self._cache[name]
 
 
 def crop_grid(height: int, width: int, *, crop: int, count: int) -> list[tuple[int, int]]:
     """(top, left) of `count` squares on an even grid from edge to edge, with more cells along the long side.
 
-    A side with one cell is cut in its middle, so one crop is the centre crop.
+    Along a side with one cell the crop is centred, so that a single crop is the centre crop.
     """
     few = math.isqrt(count)
     many = math.ceil(count / few)

@@ -1,7 +1,7 @@
-"""Several named sources as one, each picture once: `data=df2k`, `eval_data=real_pairs`.
+"""The union of several sources: `data=df2k`, `eval_data=real_pairs`.
 
-DIV2K and Flickr2K together are what everybody trains on; InstantIR tests on RealSR and DRealSR as one set. A key is
-"<part>/<key>". For shares other than the sources' own sizes see mixed.py.
+DF2K, the usual training set, is DIV2K and Flickr2K; InstantIR tests on RealSR and DRealSR as one set. A key is
+"<part>/<key>". For probabilities other than the sources' sizes see mixed.py.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from restore_lab.types import Picture
 
 
 class PooledSource:
-    """All pictures of all parts, part after part.
+    """The concatenation of sources.
 
     Args:
-        sources: the parts by name.
+        sources: by name.
 
     Raises:
         ValueError: if there are none.
@@ -36,17 +36,17 @@ class PooledSource:
         return int(self._ends[-1])
 
     def keys(self) -> list[str]:
-        """One key a picture, behind its part's name."""
+        """One key per image, prefixed with the name of its source."""
         listed = zip(self._names, (source.keys() for source in self._sources), strict=True)
         return [f"{name}/{key}" for name, keys in listed for key in keys]
 
     def header(self, index: int) -> Header | None:
-        """Its part's."""
+        """An image's size, without decoding it."""
         part, place = self._place(index)
         return header_of(self._sources[part], place)
 
     def read(self, index: int, *, epoch: int = 0) -> Picture:
-        """The picture at this place of the pool.
+        """Decode one image or pair; its key is prefixed with the name of its source.
 
         Raises:
             BadImage: the file cannot be read.
@@ -56,6 +56,6 @@ class PooledSource:
         return replace(picture, key=f"{self._names[part]}/{picture.key}")
 
     def _place(self, index: int) -> tuple[int, int]:
-        """The part that a picture is of, and its index there."""
+        """The source of an image, and its index there."""
         part = int(np.searchsorted(self._ends, index, side="right"))
         return part, index - int(self._ends[part] - len(self._sources[part]))

@@ -1,9 +1,9 @@
-"""Endless captioned scenes drawn from (seed, index): what the shipped priors learn from.
+"""Procedural scenes with captions, drawn from (seed, index): the training data of the shipped priors.
 
-Each scene is one of seven kinds (`KINDS`) and its caption names what is there: "a red circle and a small blue star on a
+Each scene is one of seven kinds (`KINDS`), with a caption of its content: "a red circle and a small blue star on a
 green background", "diagonal black and white stripes", "the word SKY in yellow on a purple texture". Colours, lighting,
-texture and a slight lens blur vary, so that the statistics come near to photographs'. `data=procedural` selects it.
-Shapes: a scene is uint8, size x size x 3.
+texture and a slight lens blur vary, so that the statistics are close to those of photographs. Selected by
+`data=procedural`. Shapes: a scene is uint8, size x size x 3.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ def draw_scene(rng: Generator, *, size: int, kinds: Sequence[str] = KINDS) -> tu
     """One scene as uint8 HWC and its caption.
 
     Args:
-        rng: every decision comes from it.
+        rng: source of all randomness.
         size: side in pixels.
-        kinds: which of `KINDS` may be drawn, each as likely.
+        kinds: subset of `KINDS`, equally likely.
 
     Raises:
-        ValueError: for a kind that does not exist.
+        ValueError: for an unknown kind.
     """
     kind = kinds[rng.integers(len(kinds))]
     if kind not in _SCENES:
@@ -77,7 +77,7 @@ def draw_scene(rng: Generator, *, size: int, kinds: Sequence[str] = KINDS) -> tu
 
 
 def _photograph(rng: Generator, picture: np.ndarray) -> np.ndarray:
-    """Muted colours, lighting that falls off across the scene, a little texture, a lens, exposure, 8-bit rounding."""
+    """Make a drawing photographic: muted colours, a lighting gradient, texture, lens blur, exposure, 8-bit rounding."""
     size = picture.shape[0]
     if rng.uniform() < 0.4:
         grey = picture.mean(axis=2, keepdims=True)
@@ -94,7 +94,7 @@ def _photograph(rng: Generator, picture: np.ndarray) -> np.ndarray:
 
 
 def _colours(rng: Generator, count: int) -> list[tuple[str, np.ndarray]]:
-    """Different colours by name, each jittered."""
+    """Distinct colours with their names, each jittered."""
     names = rng.choice(list(COLOURS), count, replace=False)
     return [(str(n), np.clip(np.array(COLOURS[n]) + rng.normal(0, 0.05, 3), 0, 1).astype(np.float32)) for n in names]
 
@@ -108,7 +108,7 @@ def _leaves(rng: Generator, size: int) -> tuple[np.ndarray, str]:
 
 
 def _surface(rng: Generator, size: int, name: str, value: np.ndarray) -> tuple[np.ndarray, str]:
-    """A background of one colour, plain or textured, and its name."""
+    """A background of one colour, plain or textured, and its phrase in the caption."""
     if rng.uniform() < 0.4:
         return np.broadcast_to(value, (size, size, 3)).astype(np.float32), f"a {name} background"
     field = draw.power_law(rng, size, rng.uniform(0.6, 1.6))
@@ -146,7 +146,7 @@ def _stripes(rng: Generator, size: int) -> tuple[np.ndarray, str]:
 def _place(
     rng: Generator, picture: np.ndarray, name: str, value: np.ndarray, where=(0.2, 0.8)
 ) -> tuple[np.ndarray, str]:
-    """One object on the picture, perhaps shaded and with a shadow, and its words."""
+    """Draw one object, randomly shaded and with a shadow; returns the image and its phrase in the caption."""
     size = picture.shape[0]
     kind = str(rng.choice(draw.SHAPES))
     small = rng.uniform() < 0.4
@@ -187,7 +187,7 @@ def _text(rng: Generator, size: int) -> tuple[np.ndarray, str]:
 
 
 def _landscape(rng: Generator, size: int) -> tuple[np.ndarray, str]:
-    """Sky, a rough ground below a wavy horizon, perhaps an object in it: large smooth parts beside fine ones."""
+    """Sky above a rough ground with a wavy horizon, and sometimes an object: smooth regions next to fine texture."""
     (sky, vs), (ground, vg), (name, value) = _colours(rng, 3)
     up = draw.ramp(rng, size, angle=-np.pi / 2)
     above = draw.blend(vs, np.minimum(vs + 0.25, 1.0), 1 - up)
@@ -215,19 +215,19 @@ _SCENES = {
 
 
 def _list(words) -> str:
-    """Words as English joins them: "a, b and c"."""
+    """An English list: "a, b and c"."""
     words = list(words)
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 class ProceduralSource:
-    """Scenes `0 .. length - 1` of each epoch; epoch e continues where e - 1 ended, so that no scene comes twice.
+    """Procedural scenes; epoch e continues where e - 1 ended, so that no scene repeats.
 
     Args:
-        seed: of the scenes; another seed is another world.
+        seed: of the scenes.
         size: side in pixels.
-        length: scenes an epoch.
-        kinds: which of `KINDS` may be drawn.
+        length: scenes per epoch.
+        kinds: subset of `KINDS`, equally likely.
     """
 
     def __init__(self, *, seed: int, size: int, length: int, kinds: Sequence[str] = KINDS) -> None:
@@ -249,6 +249,6 @@ class ProceduralSource:
 
 
 def captions(*, seed: int, count: int) -> list[str]:
-    """The captions of `count` scenes, for whatever learns from words alone."""
+    """The captions of `count` scenes, for training on text only."""
     source = ProceduralSource(seed=seed, size=16, length=count)
     return [source.read(index).caption for index in range(count)]

@@ -1,12 +1,12 @@
-"""WebDataset tars as a source: any sample by its position, read by byte offset. `data=shards data.root=FOLDER`.
+"""WebDataset shards with random access by byte offset. `data=shards data.root=FOLDER`.
 
-A sample is `key.jpg` (or any image kind) with perhaps `key.txt`, its caption, and `key.json`; a pair is `key.hq.png`
-and `key.lq.png`. Each tar is indexed once (tar_index.py). Since positions decide who sees what (sampler.py), every
-sample comes exactly once an epoch whatever the ranks and workers, and a run resumes in the middle of an epoch. The
-webdataset package reads streams instead: it deals whole shards to ranks and workers, whose epochs then differ in length
-or are evened out by drawing with replacement, and it has no place in a stream to resume at; hence this reader.
-`window` trades mixing for sequential reading: null permutes all samples (each read is a seek, fine on a local SSD);
-a number permutes the shards, then the samples inside windows of so many, so that only a few tars are read at a time.
+A sample is `key.jpg` (or another image format) with optional `key.txt`, its caption, and `key.json`; a pair is
+`key.hq.png` and `key.lq.png`. Each tar is indexed once (tar_index.py). Since samples depend on the position in the
+stream only (sampler.py), every sample is read exactly once per epoch for any number of ranks and workers, and a run can
+resume within an epoch. The webdataset package reads streams: it assigns whole shards to ranks and workers, whose epochs
+differ in length or are padded by sampling with replacement, and it cannot resume within a stream.
+`window` trades shuffling for sequential reads: null permutes all samples (each read is a seek, fine on a local SSD);
+a number permutes the shards, then the samples within windows of that size, so that few tars are read at a time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from restore_lab.data.image_io import (
     decode_image,
     resize_image,
 )
-from restore_lab.data.sampler import shuffled
+from restore_lab.data.sampler import permutation
 from restore_lab.data.sources.captions import CAPTION_KEYS
 from restore_lab.data.sources.folder import Role
 from restore_lab.data.sources.tar_index import TarIndex, index_of
@@ -39,7 +39,7 @@ from restore_lab.storage.walk import walk
 from restore_lab.types import Picture
 
 OPEN_FILES = 32
-HQ, LQ, TEXT, JSON = range(4)  # what the columns of a source's table are
+HQ, LQ, TEXT, JSON = range(4)  # columns of the table of offsets
 
 
 class ShardsSource:
@@ -47,15 +47,15 @@ class ShardsSource:
 
     Args:
         root: the folder or the tar.
-        role: "hq" if a sample's only image is a good one, "lq" if it is a bad one.
-        captions: whether captions are read.
-        window: samples that are mixed among each other, null for all.
-        image: kind of image ("jpg", "png", ...) where samples have several; null takes the only one.
-        max_pixels: larger images count as bad.
-        max_bytes: longer members count as bad.
+        role: "hq" if single images are clean, "lq" if they are degraded.
+        captions: whether to read captions.
+        window: samples in a shuffle window; null for all.
+        image: image format ("jpg", "png", ...) if samples have several; null for the only one.
+        max_pixels: larger images count as bad files.
+        max_bytes: longer members count as bad files.
 
     Raises:
-        ValueError: there are no tars, one is refused, or no sample has an image.
+        ValueError: there are no tars, one is invalid, or no sample has an image.
     """
 
     def __init__(
@@ -91,11 +91,11 @@ class ShardsSource:
         return len(self._shard)
 
     def keys(self) -> list[str]:
-        """One key a sample, in the tars' order; behind the tar's name where two tars have a key in common."""
+        """One key per sample, in the tars' order; prefixed with the tar's name if two tars share a key."""
         return [self._keys[index] for index in range(len(self))]
 
     def header(self, index: int) -> Header:
-        """The size and frames of a sample's image (a pair's HQ), without decoding it.
+        """The size and frames of a sample's image (of a pair's HQ), without decoding it.
 
         Raises:
             BadImage: it cannot be read.
@@ -106,7 +106,7 @@ class ShardsSource:
         return decode_header(io.BufferedReader(member), name=self._name(index))
 
     def read(self, index: int, *, epoch: int = 0) -> Picture:
-        """Read and decode one sample; `epoch` plays no role.
+        """Decode one sample; `epoch` is ignored.
 
         Raises:
             BadImage: an image cannot be read, or a member is too long.
@@ -118,9 +118,9 @@ class ShardsSource:
         return Picture(hq_HWC=hq_HWC, lq_HWC=lq_HWC, caption=caption, key=self._keys[index])
 
     def order(self, *, seed: int, epoch: int) -> np.ndarray:
-        """The samples of one epoch in the order in which they come (see `window`)."""
+        """The order of the samples in one epoch (see `window`)."""
         if self._window is None:
-            return shuffled(len(self), seed=seed, epoch=epoch)
+            return permutation(len(self), seed=seed, epoch=epoch)
         draw, ends = rng(seed, "order", epoch), np.cumsum(np.bincount(self._shard, minlength=len(self._tars)))
         shards = draw.permutation(len(self._tars))
         order = np.concatenate([np.arange(ends[n - 1] if n else 0, ends[n]) for n in shards])
@@ -129,7 +129,7 @@ class ShardsSource:
         return order
 
     def __getstate__(self) -> dict[str, Any]:
-        """Open files do not travel to another process."""
+        """Pickle without the open files."""
         return {**self.__dict__, "_files": OrderedDict()}
 
     def _image(self, column: int, index: int) -> np.ndarray | None:
@@ -140,14 +140,14 @@ class ShardsSource:
     def _caption(self, index: int) -> str:
         text = self._member(TEXT, index)
         if text is None:
-            text = _said(self._member(JSON, index))
+            text = _json_caption(self._member(JSON, index))
         return " ".join(text.decode("utf-8-sig", errors="replace").split())
 
     def _member(self, column: int, index: int) -> bytes | None:
         """The bytes of one member, None if the sample has none.
 
         Raises:
-            BadImage: it is too long, or no longer there.
+            BadImage: it is too long, or missing now.
         """
         offset, length = (int(number) for number in self._table[column, index])
         if offset < 0:
@@ -160,10 +160,10 @@ class ShardsSource:
         return data
 
     def _file(self, shard: int) -> int:
-        """A descriptor of a tar; the ones not used for longest are closed.
+        """The file descriptor of a tar; the least recently used ones are closed.
 
         Raises:
-            ValueError: the tar is not the one that was indexed.
+            ValueError: the tar has changed since it was indexed.
         """
         if shard not in self._files:
             opened = os.open(self._tars[shard], os.O_RDONLY)
@@ -180,10 +180,10 @@ class ShardsSource:
 
 
 def list_tars(root: str | Path) -> list[Path]:
-    """The tars in and below a folder, sorted by path, or the one that `root` is.
+    """The tars in and below a folder, sorted by path, or a single tar.
 
     Raises:
-        ValueError: there are none, or the root is not on this machine.
+        ValueError: there are none, or `root` is not a local path.
     """
     if "://" in str(root) or str(root).startswith("pipe:"):
         raise ValueError(f"root={root}: shards are read by offset from local files; copy them, or mount their store")
@@ -199,7 +199,7 @@ def list_tars(root: str | Path) -> list[Path]:
 
 
 class _Member(io.RawIOBase):
-    """A member of a tar as a file, of which no more is read than is asked for."""
+    """A member of a tar as an unbuffered file."""
 
     def __init__(self, descriptor: int, *, offset: int, length: int) -> None:
         super().__init__()
@@ -227,7 +227,7 @@ class _Member(io.RawIOBase):
 
 
 class _Strings:
-    """Many strings in two arrays: forked workers share them, where a list would be copied by its reference counts."""
+    """Many strings in two arrays, which forked workers share; reference counts would cause copies of a list."""
 
     def __init__(self, strings: Sequence[str]) -> None:
         encoded = [text.encode("utf-8", "surrogatepass") for text in strings]
@@ -272,11 +272,11 @@ def _table(tar: Path, index: TarIndex, *, role: Role, image: str | None) -> np.n
     return table
 
 
-def _said(data: bytes | None) -> bytes:
-    """The caption in a sample's JSON, if it has one."""
+def _json_caption(data: bytes | None) -> bytes:
+    """The caption in a sample's JSON; empty for none."""
     try:
         record = parse_json(data or b"{}", name="sample")
     except ValueError:
         return b""
-    said = next((record[key] for key in CAPTION_KEYS if record.get(key)), "") if isinstance(record, dict) else ""
-    return said.encode("utf-8", "replace") if isinstance(said, str) else b""
+    caption = next((record[key] for key in CAPTION_KEYS if record.get(key)), "") if isinstance(record, dict) else ""
+    return caption.encode("utf-8", "replace") if isinstance(caption, str) else b""

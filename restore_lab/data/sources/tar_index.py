@@ -1,10 +1,10 @@
-"""Where each sample of a WebDataset tar lies: keys, and offset and length of every member, by one sequential scan.
+"""The index of a WebDataset tar: keys, and offset and length of every member, from one sequential scan.
 
-A sample is what shares a name up to its first dot ("trip/cat.jpg", "trip/cat.txt"); the rest is the member's kind.
-"%2E" in a name stands for a dot of the key. The index is a note in the user's own cache (storage/notes.py), good while
-size and times of the tar stay. A tar is data of a stranger: nothing is ever extracted, and one with a member that a set
-of images has no use for (links, devices, paths that lead elsewhere, a name twice), or that is cut off or damaged, is
-refused as a whole, by the member's name.
+The members of a sample share the name up to its first dot ("trip/cat.jpg", "trip/cat.txt"); the rest is the member's
+kind. "%2E" in a name encodes a dot of the key. The index is stored in the user's cache (storage/notes.py) and is valid
+while the tar's size and times do not change. Tars are untrusted: nothing is extracted, and a tar that is truncated,
+damaged, or has a member that no image dataset needs (a link, a device, a path outside the folder, a duplicate name) is
+rejected as a whole.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class TarIndex:
     Attributes:
         size: of the tar in bytes.
         keys: of the samples, in the tar's order.
-        offsets: by kind of member, in bytes from the tar's start, one a sample, -1 where it has none.
-        lengths: likewise, in bytes.
+        offsets: by kind of member, in bytes from the tar's start, one per sample, -1 for none.
+        lengths: by kind of member, in bytes, one per sample, -1 for none.
     """
 
     size: int
@@ -48,10 +48,10 @@ class TarIndex:
 
 
 def index_of(tar: Path) -> TarIndex:
-    """The index of a tar, made (and noted) if there is none; of several processes one makes it.
+    """The index of a tar, from the cache or from a scan, which one of several processes makes.
 
     Raises:
-        ValueError: if the tar is refused; the line names the member.
+        ValueError: if the tar is rejected.
     """
     from filelock import FileLock
 
@@ -73,22 +73,22 @@ def index_of(tar: Path) -> TarIndex:
     )
 
 
-def indexed(tar: Path) -> bool:
-    """Whether a tar is there and has its index."""
+def has_index(tar: Path) -> bool:
+    """Whether a tar exists and its index is cached."""
     return tar.is_file() and _good(tar) is not None
 
 
 def tar_name(key: str) -> str:
-    """A key as the name of a sample: what a tar's name gives a meaning to is written in percents."""
+    """The name of a sample in a tar: its key, with special characters percent-encoded."""
     plain = (c if c.isprintable() and c not in "%." else _percents(c) for c in key)
     return "".join(plain)
 
 
 def scan(tar: Path) -> dict[str, Any]:
-    """The note on a tar, by reading it once from start to end.
+    """The index of a tar as plain values, by reading it once.
 
     Raises:
-        ValueError: see `index_of`.
+        ValueError: if the tar is rejected.
     """
     before, found, end = stamp(tar), _Samples(tar), 0
     with open(tar, "rb") as file:
@@ -100,7 +100,7 @@ def scan(tar: Path) -> dict[str, Any]:
                         raise ValueError(f"{tar}: member {member.name!r} has no place in {before['size']} bytes")
                     end = member.offset_data + -(-member.size // BLOCK) * BLOCK
                     found.add(member)
-                    members.members.clear()  # tarfile would keep them all
+                    members.members.clear()  # tarfile keeps them all
         except (tarfile.TarError, EOFError, OSError, OverflowError) as error:
             raise ValueError(
                 f"{tar}: not a tar that can be read ({' '.join(str(error).split())}){_kind(tar)}"
@@ -120,10 +120,10 @@ class _Samples:
         self.members: dict[str, dict[int, tuple[int, int]]] = {}
 
     def add(self, member: tarfile.TarInfo) -> None:
-        """Take in one member.
+        """Add one member.
 
         Raises:
-            ValueError: if it is one that no set of images holds.
+            ValueError: for a member that no image dataset needs.
         """
         if member.isdir():
             return
@@ -137,14 +137,14 @@ class _Samples:
         if ".." in parts or "/" in parts or not member.name.isprintable():
             raise ValueError(f"{self.tar}: member {member.name!r} has a name that leads elsewhere, or cannot be shown")
         if not stem or not dot:
-            return  # hidden files and those without a kind belong to no sample
+            return  # hidden files and names without a dot belong to no sample
         number = self.numbers.setdefault(key, len(self.numbers))
         if number in self.members.setdefault(kind.lower(), {}):
             raise ValueError(f"{self.tar}: member {member.name!r} is there twice")
         self.members[kind.lower()][number] = (member.offset_data, member.size)
 
     def note(self) -> dict[str, Any]:
-        """Keys, and the columns of each kind."""
+        """The index as plain values: keys, and offsets and lengths by kind."""
         if not self.numbers:
             raise ValueError(f"{self.tar}: holds no samples; expected members such as 000001.jpg and 000001.txt")
         numbers = range(len(self.numbers))
@@ -159,7 +159,7 @@ class _Samples:
 
 
 class _Hashing:
-    """A file that hashes what is read of it."""
+    """A file that hashes the bytes read from it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.sha256 = file, hashlib.sha256()
@@ -171,7 +171,7 @@ class _Hashing:
 
 
 def _good(tar: Path) -> dict[str, Any] | None:
-    """The note on a tar if it is an index that fits it; another version may have written it, or a disk damaged it."""
+    """The cached index of a tar; None if there is none, or it is invalid, damaged or of another version."""
     note = read_note(tar)
     try:
         if note is None or note["format"] != FORMAT or not all(isinstance(key, str) for key in note["keys"]):
@@ -191,10 +191,10 @@ def _kinds(note: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _writable(place: Path, tar: Path) -> Path:
-    """The place of a note, once it can be written.
+    """The path of the index, after a check that it can be written.
 
     Raises:
-        ValueError: if it cannot.
+        ValueError: if it cannot be written.
     """
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -205,7 +205,7 @@ def _writable(place: Path, tar: Path) -> Path:
 
 
 def _check_end(file: BinaryIO, tar: Path, end: int) -> None:
-    """tarfile stops without a word at a header that is none; what follows the last member has to be an end."""
+    """Check that only zeros follow the last member: tarfile stops silently at an invalid header."""
     file.seek(end)
     tail = file.read(CHUNK)
     if len(tail) < BLOCK or any(tail):

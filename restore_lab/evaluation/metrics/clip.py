@@ -1,8 +1,8 @@
 """CLIP-I, CLIP-T (SPIRE, section 4.1) and a Frechet distance on any CLIPModel folder, tiny_clip's or a real one.
 
-CLIP-I: cosine of the image embeddings of restored and reference. CLIP-T: cosine of the restored image's and the
-caption's; images without a caption have no value. Plain cosines, neither scaled nor clipped. tiny_fd: the Frechet
-distance of the projected, unnormalised image embeddings. Numbers from tiny_clip keep names of their own (tiny_*).
+CLIP-I: cosine similarity of the image embeddings of restored and reference. CLIP-T: of the embeddings of restored image
+and caption; images without a caption have no value. Cosines are neither scaled nor clipped. tiny_fd: the Frechet
+distance of the projected, unnormalised image embeddings. Metrics on tiny_clip have names of their own (tiny_*).
 Preprocessing is CLIP's: short side to the model's size (bicubic, antialiased), centre crop, the folder's mean and std.
 Config: metrics=offline (tiny_*), metrics=paper (clip_i, clip_t).
 """
@@ -22,7 +22,7 @@ from restore_lab.evaluation.metrics.frechet import frechet_distance
 from restore_lab.evaluation.protocol import ImageMetric, MetricUnavailable, SetMetric
 from restore_lab.storage.artefact import fingerprint
 from restore_lab.storage.foreign import check_model, json_of
-from restore_lab.system.quiet import quiet
+from restore_lab.system.quiet import silence_libraries
 
 ASSETS = Path(__file__).parents[2] / "assets"
 MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -31,7 +31,7 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def clip_folder(path: str) -> Path | None:
-    """The folder that `path` means: a folder, "asset:name", or a hub id that is in the hub's local cache; else None."""
+    """The folder of `path`: a folder, "asset:name", or a hub id in the hub's local cache; None if it is incomplete."""
     if path.startswith("asset:"):
         place = ASSETS / path.removeprefix("asset:")
         return place if _whole(place) else None
@@ -48,7 +48,7 @@ def _whole(folder: Path) -> bool:
 
 
 def _cached(hub_id: str) -> Path | None:
-    """A snapshot in the hub's cache; looks at files only, never at the network."""
+    """A snapshot in the hub's local cache, without network access."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -68,11 +68,11 @@ class Clip:
 
         try:
             check_model(folder)
-            with quiet():
+            with silence_libraries():
                 self.model: Any = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             settings = json_of(folder / "preprocessor_config.json")
-        except Exception as error:  # whatever the readers of a damaged file may raise
+        except Exception as error:  # readers of damaged files raise errors of any type
             raise MetricUnavailable(f"CLIP in {folder} cannot be read: {str(error).splitlines()[0][:200]}") from error
         self.model.eval().requires_grad_(False).float()
         self.size = int(self.model.config.vision_config.image_size)
@@ -83,14 +83,14 @@ class Clip:
     @torch.inference_mode()
     def images(self, image_BCHW: Tensor) -> Tensor:
         """Embeddings_BD of images in [0, 1]."""
-        if self.model.device != image_BCHW.device:  # a walk over all its parameters
+        if self.model.device != image_BCHW.device:  # `to` visits all parameters
             self.model.to(image_BCHW.device)
         pixels = prepare(image_BCHW, size=self.size, mean=self.mean, std=self.std)
         return self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)
 
     @torch.inference_mode()
     def texts(self, captions: Sequence[str]) -> Tensor:
-        """Embeddings_BD of captions, cut at the model's length."""
+        """Embeddings_BD of captions, truncated to the model's length."""
         tokens = self.tokenizer(
             list(captions), padding=True, truncation=True, max_length=self.length, return_tensors="pt"
         ).to(self.model.device)
@@ -113,12 +113,12 @@ def prepare(image_BCHW: Tensor, *, size: int, mean: Sequence[float], std: Sequen
 
 @functools.lru_cache(maxsize=2)
 def load_clip(folder: Path) -> Clip:
-    """One CLIP per folder: three metrics share it."""
+    """The CLIP of a folder, shared by the metrics."""
     return Clip(folder)
 
 
 class _ClipBased:
-    """Finding the folder, and saying so when it is not there."""
+    """A metric on a CLIP folder, which may be missing."""
 
     id: str
     path: str
@@ -143,7 +143,7 @@ class _ClipBased:
 
 
 class ClipImage(_ClipBased, ImageMetric):
-    """CLIP-I: how near the restored image is to the reference in meaning."""
+    """CLIP-I: cosine similarity of restored image and reference."""
 
     def __init__(self, *, name: str, path: str) -> None:
         self.id, self.path = name, path
@@ -156,7 +156,7 @@ class ClipImage(_ClipBased, ImageMetric):
 
 
 class ClipText(_ClipBased, ImageMetric):
-    """CLIP-T: how near the restored image is to its caption."""
+    """CLIP-T: cosine similarity of restored image and caption."""
 
     needs_reference = False
     needs_caption = True
@@ -170,8 +170,8 @@ class ClipText(_ClipBased, ImageMetric):
             raise ValueError(f"{self.id}: {len(given)} captions for {len(restored_BCHW)} images; give one an image")
         clip = self.clip()
         cosine_B = F.cosine_similarity(clip.images(restored_BCHW), clip.texts(given), dim=1).cpu()
-        spoken_B = torch.tensor([bool(caption.strip()) for caption in given])
-        return torch.where(spoken_B, cosine_B, torch.nan)
+        captioned_B = torch.tensor([bool(caption.strip()) for caption in given])
+        return torch.where(captioned_B, cosine_B, torch.nan)
 
 
 class ClipFrechet(_ClipBased, SetMetric):

@@ -1,10 +1,10 @@
 """Pixel metrics against a reference: PSNR, SSIM, MS-SSIM. Images are BCHW in [0, 1], prepared by the protocol.
 
 PSNR: 10 log10(1 / MSE) over all pixels and channels of an image.
-SSIM: Wang et al. 2004, Eq. (13); Gaussian window 11x11, sigma 1.5, K = 0.01 and 0.03, positions where the window fits,
-population covariance, mean over channels: as BasicSR and scikit-image with its Gaussian weights.
-pyiqa's (0.1.16) are other metrics, `psnr_pyiqa` and `ssim_pyiqa`, which the scripts of several papers print: 1e-8 is
-added to the error of PSNR; SSIM takes values in whole levels (luma is rounded) and cuts the contrast-structure term
+SSIM: Wang et al. 2004, Eq. (13); Gaussian window 11x11, sigma 1.5, K = 0.01 and 0.03, valid positions only, population
+covariance, mean over channels: as BasicSR, and scikit-image with Gaussian weights.
+pyiqa's (0.1.16) are different metrics, `psnr_pyiqa` and `ssim_pyiqa`, which the scripts of several papers report: PSNR
+adds 1e-8 to the error; SSIM rounds its input, luma too, to 8-bit levels and clamps the contrast-structure term
 (2 cov + C2) / (var + var + C2) at 0 before the product.
 MS-SSIM: Wang et al. 2003, five scales, by torchmetrics.
 Config: metrics=fidelity, or one entry of metrics.metrics in conf/metrics/*.yaml.
@@ -27,7 +27,7 @@ Implementation = Literal["basicsr", "pyiqa"]
 
 
 def psnr(restored_BCHW: Tensor, reference_BCHW: Tensor, *, ceiling: float = 100.0, epsilon: float = 0.0) -> Tensor:
-    """PSNR_B in dB for images in [0, 1]; identical images, which have none, give `ceiling`."""
+    """PSNR_B in dB for images in [0, 1], at most `ceiling`, the value of identical images."""
     error_B = (restored_BCHW.double() - reference_BCHW.double()).square().flatten(1).mean(dim=1)
     return (-10.0 * (error_B + epsilon).log10()).clamp(max=ceiling)
 
@@ -40,9 +40,9 @@ def ssim(
     sigma: float = 1.5,
     k1: float = 0.01,
     k2: float = 0.03,
-    cut: bool = False,
+    clamp: bool = False,
 ) -> Tensor:
-    """SSIM_B for images in [0, 1]; `cut` takes a contrast-structure term below 0 as 0.
+    """SSIM_B for images in [0, 1]; `clamp` clamps the contrast-structure term at 0.
 
     Raises:
         ValueError: if the window does not fit into the image.
@@ -57,14 +57,14 @@ def ssim(
     cov = _blur(x * y, window, sigma) - mean_x * mean_y
     c1, c2 = k1**2, k2**2
     structure = (2 * cov + c2) / (var_x + var_y + c2)
-    if cut:
+    if clamp:
         structure = structure.clamp(min=0.0)
     index = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1) * structure  # Eq. (13)
     return index.flatten(1).mean(dim=1)
 
 
 def _blur(image_BCHW: Tensor, window: int, sigma: float) -> Tensor:
-    """Separable Gaussian, valid positions only."""
+    """Separable Gaussian filter, valid positions only."""
     offsets = torch.arange(window, dtype=image_BCHW.dtype, device=image_BCHW.device) - (window - 1) / 2
     kernel = torch.exp(-offsets.square() / (2 * sigma**2))
     kernel = kernel / kernel.sum()
@@ -77,10 +77,10 @@ class Psnr(ImageMetric):
     """PSNR in dB.
 
     Args (constructor):
-        colour: overrides the protocol's; the id then says so.
-        ceiling: the value of equal images; pyiqa has 80 dB there.
-        implementation: whose.
-        column: heads its numbers where a script calls it otherwise; the label keeps the name.
+        colour: overrides the protocol's and is part of the id; null for the protocol's.
+        ceiling: the value of identical images; pyiqa's is 80 dB.
+        implementation: basicsr or pyiqa.
+        column: id of the column, if a script reports the metric by another name; null for the metric's name.
     """
 
     pixel = True
@@ -131,11 +131,11 @@ class Ssim(ImageMetric):
         images = restored_BCHW, _given(reference_BCHW, self.id)
         if self.as_pyiqa:
             images = tuple((image * 255.0).round().double() / 255.0 for image in images)  # in float32, as pyiqa
-        return ssim(*images, window=self.window, sigma=self.sigma, k1=self.k1, k2=self.k2, cut=self.as_pyiqa)
+        return ssim(*images, window=self.window, sigma=self.sigma, k1=self.k1, k2=self.k2, clamp=self.as_pyiqa)
 
 
 class MsSsim(ImageMetric):
-    """MS-SSIM by torchmetrics, five scales, which needs 176 pixels for the window of 11."""
+    """MS-SSIM by torchmetrics with five scales; a window of 11 needs images of 176 pixels."""
 
     pixel = True
 
@@ -169,10 +169,10 @@ def _given(reference_BCHW: Tensor | None, metric: str) -> Tensor:
 
 
 def _named(metric: str, colour: Colour | None, implementation: str, column: str | None) -> tuple[str, str]:
-    """What heads a metric's numbers, and what their label says of it.
+    """A metric's id (the head of its column) and the `weights` of its label.
 
-    psnr follows the protocol; psnr_y and psnr_rgb stay what they say under any. psnr_pyiqa is pyiqa's, whatever a
-    script calls it.
+    psnr uses the protocol's colour; psnr_y and psnr_rgb do not depend on it. The label of pyiqa's PSNR is psnr_pyiqa
+    for any column name.
     """
     if colour is not None and colour not in COLOURS:
         raise ValueError(f"{metric}: colour {colour!r} is unknown; choose {', '.join(COLOURS)} or null")

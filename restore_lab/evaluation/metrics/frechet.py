@@ -1,9 +1,9 @@
 """Frechet distance between two sets of features (FID when the features are Inception's).
 
-|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), Heusel et al. 2017, Eq. (6). With centred features A, B (n x D) the last
-trace is the nuclear norm of A B^T / sqrt((n1 - 1)(n2 - 1)): exact, real, and well-behaved where there are fewer images
-than features and a matrix square root is not. Plain: no shrinkage, so the value falls with n; compare at equal n only.
-Config: an entry of metrics.metrics that is a SetMetric (TinyFd in clip_metrics, Fid in paper_metrics).
+|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), Heusel et al. 2017, Eq. (6). With centred features A, B (n x D) the trace
+of the square root is the nuclear norm of A B^T / sqrt((n1 - 1)(n2 - 1)): exact, real, and stable with fewer images than
+features, unlike a matrix square root. Without shrinkage the value decreases with n: compare at equal n only.
+Config: an entry of metrics.metrics that is a SetMetric (ClipFrechet in clip.py, Fid in paper.py).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from torch import Tensor
 
 
 def frechet_distance(first_ND: Tensor, second_ND: Tensor) -> float:
-    """The distance; covariances are unbiased (n - 1), as in every FID.
+    """The Frechet distance, with unbiased covariances (n - 1), as is usual for FID.
 
     Raises:
-        ValueError: with fewer than two images in a set, or different widths.
+        ValueError: with fewer than two images in a set, or features of different width.
     """
     for features in (first_ND, second_ND):
         if features.ndim != 2 or len(features) < 2:
@@ -35,7 +35,7 @@ def frechet_distance(first_ND: Tensor, second_ND: Tensor) -> float:
 
 
 def _root(features_ND: Tensor) -> Tensor:
-    """R with R^T R = the covariance, of min(n, D) rows."""
+    """R with R^T R = the covariance, min(n, D) rows."""
     centred = (features_ND - features_ND.mean(dim=0)) / (len(features_ND) - 1) ** 0.5
     if len(centred) > centred.shape[1]:
         return torch.linalg.qr(centred, mode="r").R

@@ -1,10 +1,10 @@
 """Kernel distance between two sets of features (KID when the features are Inception's), with a bootstrap interval.
 
-The squared maximum mean discrepancy under the kernel (x . y / D + 1)^3 of Binkowski et al. 2018, section 4, over all
+The squared maximum mean discrepancy with the kernel (x . y / D + 1)^3 of Binkowski et al. 2018, section 4, over all
 images instead of the mean over subsets: Gretton et al. 2012, Lemma 6, a U-statistic over pairs of different images.
-A restored image is never held against its own original, to which it is nearer than to a draw of another. Unlike a
-Frechet distance it does not fall as n grows, and as an average over pairs it has an interval: images are drawn with
-replacement, restored and original together, and pairs of one image never count. Times 1000, as tables print it.
+A restored image is never compared with its own original, to which it is closer than to an independent sample. Unlike a
+Frechet distance it does not decrease with n, and as a mean over pairs it has a bootstrap interval: images are resampled
+with replacement, restored and original together, without pairs of one image. Times 1000, as tables report it.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from restore_lab.evaluation.statistics import FEWEST_IMAGES
+from restore_lab.evaluation.statistics import MIN_IMAGES
 from restore_lab.random import rng
 
-BESIDE = {"fid": "kid", "tiny_fd": "tiny_kd"}  # the kernel distance of the same features
-FEW = 1000  # images; below, a Frechet distance does not stand alone
+KERNEL_ID = {"fid": "kid", "tiny_fd": "tiny_kd"}  # Frechet distance -> kernel distance of the same features
+FEW_IMAGES = 1000  # below, the kernel distance is reported with the Frechet distance
 SCALE = 1000.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class KernelDistance:
-    """The value and its 95 percent interval over images, times 1000; near zero for two draws from one distribution, or
-    below. No interval below `FEWEST_IMAGES` images."""
+    """The value and its 95 percent interval over images, times 1000; for two samples of one distribution near zero, or
+    negative. No interval below `MIN_IMAGES` images."""
 
     value: float
     interval: tuple[float, float] | None
 
 
 def kernel_distance(first_ND: Tensor, second_ND: Tensor, *, draws: int = 1000) -> KernelDistance:
-    """The distance of two sets of equal size, line i of one made from what line i of the other was.
+    """The distance of two sets of equal size, with row i of both from one image.
 
     Raises:
         ValueError: with fewer than two images, or sets of different size or width.
@@ -45,7 +45,7 @@ def kernel_distance(first_ND: Tensor, second_ND: Tensor, *, draws: int = 1000) -
     pairs_NN = (_kernel(a, a) + _kernel(b, b) - across - across.T).fill_diagonal_(0.0).numpy()
     n = len(a)
     value = float(_weighted(np.ones((1, n)), pairs_NN)[0])
-    if n < FEWEST_IMAGES:
+    if n < MIN_IMAGES:
         return KernelDistance(value=value, interval=None)
     picks = rng("kernel distance", n).integers(n, size=(draws, n))
     counts_SN = np.stack([np.bincount(pick, minlength=n) for pick in picks]).astype(np.float64)
@@ -58,6 +58,6 @@ def _kernel(a_ND: Tensor, b_ND: Tensor) -> Tensor:
 
 
 def _weighted(counts_SN: np.ndarray, pairs_NN: np.ndarray) -> np.ndarray:
-    """The distance for each line of counts: how often each image was drawn. A draw of one image alone has no pairs."""
+    """The distance per row of counts, how often each image was drawn; 0 for a draw of a single image."""
     total = counts_SN.sum(axis=1) ** 2 - (counts_SN**2).sum(axis=1)
     return SCALE * np.einsum("si,ij,sj->s", counts_SN, pairs_NN, counts_SN, optimize=True) / np.maximum(total, 1.0)

@@ -1,10 +1,10 @@
-"""How noisy an image looks, without a reference: Immerkaer's estimate of its noise, and its total variation.
+"""No-reference measures of noise: Immerkaer's noise estimate, and total variation.
 
-Immerkaer sees the noise of single pixels, total variation also the blotches that a codec leaves of it.
+Immerkaer's estimate measures per-pixel noise, total variation also the blotches that a codec makes of noise.
 
 "Fast Noise Variance Estimation" (Immerkaer 1996): sigma = sqrt(pi / 2) * mean |I * N| / 6, with the difference of two
-Laplacians N = [1 -2 1; -2 4 -2; 1 -2 1], which is blind to constant, linear and most edge structure. On luma, in units
-of [0, 1]. Texture counts as noise in both: compare restorations of one image. Selected by `metrics=following`.
+Laplacians N = [1 -2 1; -2 4 -2; 1 -2 1], insensitive to constant and linear regions and most edges. On luma in [0, 1].
+Texture counts as noise in both: compare restorations of one image only. Selected by `metrics=following`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor
 
 from restore_lab.evaluation.protocol import ImageMetric, luma
 
-FULL_RANGE = 255 / 219  # luma's studio range, 16 to 235, stretched back
+FULL_RANGE = 255 / 219  # from luma's studio range, 16 to 235
 LAPLACIANS = ((1.0, -2.0, 1.0), (-2.0, 4.0, -2.0), (1.0, -2.0, 1.0))
 
 
 class NoiseLevel(ImageMetric):
-    """The estimated sigma; less is smoother, which is better only up to the picture's own texture."""
+    """The estimated sigma; less is smoother, which is better only down to the level of the image's own texture."""
 
     id = "noise_level"
     weights = "closed form"
@@ -37,7 +37,7 @@ class NoiseLevel(ImageMetric):
 
 
 class TotalVariation(ImageMetric):
-    """Mean absolute difference between neighbours, down and across summed, of luma in [0, 1]; less is smoother."""
+    """Mean absolute differences of vertical and horizontal neighbours, summed, on luma in [0, 1]."""
 
     id = "variation"
     weights = "closed form"

@@ -1,9 +1,9 @@
-"""pyiqa's metrics that need no weights: FSIM, GMSD, VIF, VSI against a reference, PIQE without one.
+"""pyiqa's metrics without weights: FSIM, GMSD, VIF, VSI against a reference, PIQE without one.
 
-They see the whole RGB image in [0, 1] after the protocol's rounding (GMSD, FSIM, VSI convert to their own luma inside).
-Nothing is scaled up: an image below `min_size` gets no value and one line says so. All five run at 64x64 and 128x128
-(smallest measured with pyiqa 0.1.16: VIF 33, PIQE one block of 16). Where pyiqa is not installed (its licence is
-non-commercial), one line names the extra `iqa`.
+Their input is the whole RGB image in [0, 1] after the protocol's rounding (GMSD, FSIM, VSI convert to luma themselves).
+Nothing is upsampled: an image below `min_size` has no value, and one line is logged. All five run at 64x64 and 128x128
+(minimum with pyiqa 0.1.16: VIF 33, PIQE one block of 16). pyiqa is optional, as its licence is non-commercial; the
+error without it names the extra `iqa`.
 Config: metrics=offline; {_target_: restore_lab.evaluation.metrics.pyiqa.PyiqaMetric, name: gmsd}
 """
 
@@ -27,14 +27,14 @@ from restore_lab.evaluation.protocol import ImageMetric, MetricUnavailable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-TENSORS_ALONE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's switch
-# What pyiqa raises for images that it cannot use; anything else is a mistake of ours.
+WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's environment variable
+# Errors that pyiqa raises for images that it cannot process; any other is a bug here.
 PROBLEMS = (OSError, RuntimeError, ValueError, KeyError, ImportError, AssertionError)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What is true of a pyiqa metric: direction, whether it needs a reference, its smallest image."""
+    """Properties of a pyiqa metric: direction, whether it needs a reference, minimum image side in pixels."""
 
     higher_is_better: bool
     needs_reference: bool
@@ -51,35 +51,35 @@ WEIGHTLESS: Mapping[str, Facts] = {
 
 
 def pyiqa_missing(metric: str) -> str:
-    """One line if pyiqa is not installed, else empty. Looks for the package without importing it."""
+    """One line if pyiqa is not installed, else empty; does not import it."""
     if importlib.util.find_spec("pyiqa") is not None:
         return ""
     return f"{metric}: pyiqa is not installed; install the extra: pip install 'restore-lab[iqa]'"
 
 
 @contextlib.contextmanager
-def sealed() -> Iterator[None]:
-    """pyiqa fetches nothing from the hub, runs nothing in a weights file, and leaves stdout, where JSON may go, alone.
+def sandbox() -> Iterator[None]:
+    """Keep pyiqa from downloading, from unpickling code in weight files, and from writing to stdout.
 
-    It reads its weights with `weights_only=False`; torch's own switch overrules that for as long as this lasts.
+    It loads weights with `weights_only=False`, which torch's environment variable overrides within this context.
     """
     from huggingface_hub import constants
 
-    offline, forced = constants.HF_HUB_OFFLINE, os.environ.get(TENSORS_ALONE)
-    constants.HF_HUB_OFFLINE, os.environ[TENSORS_ALONE] = True, "1"
+    offline, forced = constants.HF_HUB_OFFLINE, os.environ.get(WEIGHTS_ONLY)
+    constants.HF_HUB_OFFLINE, os.environ[WEIGHTS_ONLY] = True, "1"
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
         constants.HF_HUB_OFFLINE = offline
         if forced is None:
-            del os.environ[TENSORS_ALONE]
+            del os.environ[WEIGHTS_ONLY]
         else:
-            os.environ[TENSORS_ALONE] = forced
+            os.environ[WEIGHTS_ONLY] = forced
 
 
 class PyiqaBased(ImageMetric):
-    """Calling one pyiqa metric, created at its first image on that image's device."""
+    """A pyiqa metric, created at its first call on the image's device."""
 
     def __init__(self, *, name: str, facts: Facts, column: str | None = None) -> None:
         self.name, self.id = name, column or name
@@ -93,7 +93,7 @@ class PyiqaBased(ImageMetric):
         return pyiqa_missing(self.id)
 
     def source(self) -> str:
-        """What measures, for the column's `weights`."""
+        """Code and weights, for the column's `weights`."""
         return f"pyiqa {version('pyiqa')}"
 
     def __call__(self, restored_BCHW: Tensor, reference_BCHW: Tensor | None, captions: Sequence[str] | None) -> Tensor:
@@ -102,7 +102,7 @@ class PyiqaBased(ImageMetric):
         metric = self._metric(restored_BCHW.device)
         images = (restored_BCHW, reference_BCHW) if self.needs_reference else (restored_BCHW,)
         try:
-            with sealed():
+            with sandbox():
                 values = metric(*images)
         except PROBLEMS as error:
             height, width = restored_BCHW.shape[-2:]
@@ -110,24 +110,24 @@ class PyiqaBased(ImageMetric):
         return values.detach().reshape(-1)
 
     def _metric(self, device: torch.device) -> Callable[..., Any]:
-        """The network for this device.
+        """The network on this device.
 
         Raises:
-            MetricUnavailable: what is missing, or that pyiqa could not read what is there.
+            MetricUnavailable: if pyiqa or its weights are missing, or damaged.
         """
         if self._network is None or self._device != device:
             gap = self.missing()
             if gap:
                 raise MetricUnavailable(gap)
             try:
-                with sealed():
+                with sandbox():
                     import pyiqa
                     from pyiqa.utils.logger import get_root_logger
 
-                    # Its first call sets the level; two lines a metric would bury what the run says.
+                    # The first call sets the level; pyiqa logs two lines per metric.
                     get_root_logger().setLevel(logging.WARNING)
                     self._network = pyiqa.create_metric(self.name, device=device)
-            except Exception as error:  # whatever the readers of a damaged file may raise
+            except Exception as error:  # readers of damaged files raise errors of any type
                 raise MetricUnavailable(f"{self.id}: pyiqa cannot set it up: {_line(error)}") from error
             self._device = device
             self.weights = self.source()
@@ -138,7 +138,7 @@ class PyiqaMetric(PyiqaBased):
     """One of `WEIGHTLESS`, by pyiqa's name.
 
     Raises:
-        ValueError: for another name.
+        ValueError: for an unknown name.
     """
 
     def __init__(self, *, name: str) -> None:

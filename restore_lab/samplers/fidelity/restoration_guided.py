@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from restore_lab.config.kinds import NotNegative
+from restore_lab.config.kinds import NonNegative
 from restore_lab.samplers.fidelity.base import FidelityGuidance
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class RestorationGuided(FidelityGuidance):
         recode: pull towards E(D(z_LQ)), as in the release, instead of z_LQ, as in the paper.
     """
 
-    def __init__(self, *, tau_r: NotNegative | None, s_tmin: float, recode: bool = False) -> None:
+    def __init__(self, *, tau_r: NonNegative | None, s_tmin: float, recode: bool = False) -> None:
         self.tau_r, self.s_tmin, self.recode = tau_r, float(s_tmin), recode and tau_r is not None
         self.edits_x0 = tau_r is not None
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import torch
 from torch import Tensor
 
-from restore_lab.config.kinds import NotNegative, Range
+from restore_lab.config.kinds import NonNegative, Range
 from restore_lab.samplers.fidelity.base import FidelityGuidance
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class RestorationSampling(FidelityGuidance):
     def __init__(
         self,
         *,
-        weight: NotNegative,
+        weight: NonNegative,
         threshold: Annotated[float, Range(0, 1, below=True, unit="a share of the steps")],
         on: Literal["latent", "x0"] = "latent",
     ) -> None:

@@ -1,4 +1,4 @@
-"""The picture of a table and what it says in words, by the kind that the table's file names."""
+"""A table's figure and its findings as text; the table's file selects the kind of figure."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from restore_lab.tables.figures import frontier, surface
 from restore_lab.tables.figures.settings import Frontier
 
 if TYPE_CHECKING:
-    from restore_lab.tables.numbers import Measured
+    from restore_lab.tables.numbers import Measurements
 
 
-def findings(table: Measured) -> list[str]:
-    """What the picture shows, a line each; nothing for a table without one."""
+def findings(table: Measurements) -> list[str]:
+    """The figure's findings, one line each; empty for a table without a figure."""
     match table.spec.figure:
         case None:
             return []
@@ -23,8 +23,8 @@ def findings(table: Measured) -> list[str]:
             return surface.findings(table, figure)
 
 
-def draw(table: Measured) -> bytes | None:
-    """The picture as PNG; None for a table without one, or of which nothing was run.
+def draw(table: Measurements) -> bytes | None:
+    """The figure as PNG; None for a table without a figure or without measurements.
 
     Raises:
         ValueError: if matplotlib is not installed.

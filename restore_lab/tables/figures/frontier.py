@@ -1,4 +1,7 @@
-"""Quality against fidelity: a colour a method, a marker a knob, the front as a line. `figure: {kind: frontier}`."""
+"""Quality against fidelity: one colour per method, one marker per parameter, the Pareto front as a line.
+
+`figure: {kind: frontier}`.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from restore_lab.evaluation.records import DECODED_HQ, DECODED_LQ, LQ
-from restore_lab.evaluation.statistics import FEWEST_IMAGES
-from restore_lab.tables.frontier import Points, hypervolume, pareto, resampled
+from restore_lab.evaluation.statistics import MIN_IMAGES
+from restore_lab.tables.frontier import Points, bootstrap, hypervolume, pareto
 from restore_lab.tables.number import shared_values
 
 if TYPE_CHECKING:
     from restore_lab.tables.figures.settings import Frontier
-    from restore_lab.tables.numbers import Measured
+    from restore_lab.tables.numbers import Measurements
     from restore_lab.tables.spec import Condition, Row
 
 MARKERS = "oDs^vP<>Xhp"
@@ -27,10 +30,10 @@ class Plane:
     """The points of one condition.
 
     Attributes:
-        rows: whose the points are.
-        means_N2: fidelity and quality as the metrics have them.
-        signs_2: 1 where more is better, else -1.
-        values_NSI2: of the seeds and images that all rows have; None for metrics of sets and for too few images.
+        rows: the row of each point.
+        means_N2: fidelity and quality, in the metrics' own units.
+        signs_2: 1 where higher is better, else -1.
+        values_NSI2: per seed and image, over those that all rows share; None for set metrics and for too few images.
     """
 
     rows: Sequence[Row]
@@ -39,8 +42,8 @@ class Plane:
     values_NSI2: Points | None
 
 
-def plane(table: Measured, figure: Frontier, condition: Condition) -> Plane | None:
-    """The rows that have both numbers; None if none has."""
+def plane(table: Measurements, figure: Frontier, condition: Condition) -> Plane | None:
+    """The rows with both numbers; None if there are none."""
     names = (figure.fidelity, figure.quality)
     pairs = {
         row.name: [table.numbers[row.name, condition.name, name] for name in names]
@@ -56,12 +59,12 @@ def plane(table: Measured, figure: Frontier, condition: Condition) -> Plane | No
         rows=[table.spec.rows[name] for name in pairs],
         means_N2=np.array([[number.mean for number in pair] for pair in pairs.values()]),
         signs_2=np.array([1.0 if table.spec.columns[name].metric_higher_is_better else -1.0 for name in names]),
-        values_NSI2=values if values is not None and values.shape[2] >= FEWEST_IMAGES else None,
+        values_NSI2=values if values is not None and values.shape[2] >= MIN_IMAGES else None,
     )
 
 
-def findings(table: Measured, figure: Frontier) -> list[str]:
-    """The front and the hypervolume of all points and of each method's own, a line each."""
+def findings(table: Measurements, figure: Frontier) -> list[str]:
+    """Pareto front and hypervolume of all points and of each method's points, one line each."""
     lines = []
     for condition in table.spec.conditions.values():
         found = plane(table, figure, condition)
@@ -80,11 +83,11 @@ def findings(table: Measured, figure: Frontier) -> list[str]:
 
 
 def _front(who: str, found: Plane, figure: Frontier, own: Sequence[int], *, titled: bool) -> str:
-    """A line: which of some points are on their front, and what it dominates."""
+    """One line: the points on the Pareto front, and the hypervolume that it dominates."""
     points_N2, reference_2 = found.means_N2[own] * found.signs_2, np.array(figure.reference) * found.signs_2
     sure = None
     if found.values_NSI2 is not None:
-        sure = resampled(found.values_NSI2[own] * found.signs_2, reference_2)
+        sure = bootstrap(found.values_NSI2[own] * found.signs_2, reference_2)
     said = []
     front = np.flatnonzero(pareto(points_N2)).tolist()
     for i in sorted(front, key=lambda i: -points_N2[i, 0]):
@@ -102,13 +105,13 @@ def _setting(row: Row, figure: Frontier) -> str:
     return f"{row.labels.get(figure.knob, '')} {row.labels.get(figure.value, '')}".strip()
 
 
-def _axis(table: Measured, name: str) -> str:
+def _axis(table: Measurements, name: str) -> str:
     column = table.spec.columns[name]
     return f"{column.metric} ({'more' if column.metric_higher_is_better else 'less'} is better)"
 
 
-def draw(table: Measured, figure: Frontier, page: Any) -> None:
-    """A panel a condition, better to the right and up."""
+def draw(table: Measurements, figure: Frontier, page: Any) -> None:
+    """One panel per condition; better is right and up."""
     planes = [(c, found) for c in table.spec.conditions.values() if (found := plane(table, figure, c)) is not None]
     page.set_size_inches(9 * len(planes) + 2, 8)
     rows = [row for _, found in planes for row in found.rows]
@@ -129,7 +132,7 @@ def draw(table: Measured, figure: Frontier, page: Any) -> None:
 
 
 def _points(axes: Any, found: Plane, figure: Frontier, colours: Mapping[str, str], markers: Mapping[str, str]) -> None:
-    """A point a row, tied to its method's default; those on the front are named whole."""
+    """One point per row, with a line to its method's default; points on the front get their full name."""
     defaults = {
         row.title: point
         for row, point in zip(found.rows, found.means_N2, strict=True)
@@ -147,8 +150,8 @@ def _points(axes: Any, found: Plane, figure: Frontier, colours: Mapping[str, str
         _write(axes, _setting(row, figure) if on_front else row.labels.get(figure.value, ""), point, colour)
 
 
-def _references(axes: Any, table: Measured, figure: Frontier, condition: Condition) -> None:
-    """LQ and the codec's rows in grey; one outside, as D(E(HQ)) is, is named at the edge with its numbers."""
+def _references(axes: Any, table: Measurements, figure: Frontier, condition: Condition) -> None:
+    """LQ and the codec's rows in grey; a point outside the axes, such as D(E(HQ)), is a label at the edge."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     for name in table.references:
         numbers = [table.numbers.get((name, condition.name, column)) for column in (figure.fidelity, figure.quality)]

@@ -1,12 +1,12 @@
-"""What a table's file says of its picture: the node `figure` of a table, read by file.py.
+"""The settings of a table's figure: the node `figure` of a table file, read by file.py.
 
     {kind: frontier, fidelity: COLUMN, quality: COLUMN, knob: LABEL, value: LABEL, reference: {tiny: [f, q], full: ...}}
     {kind: surface, best: COLUMN, columns: [COLUMN, ...], instructed: {ROW: number, ...},
      actual: {CONDITION: number, ...}}
 
-A frontier's points are the rows, a method's all under one title; each condition is a panel. `reference` is the point
-from which the hypervolume is counted, in the metrics of that scale. A surface's rows are instructed with a
-strength, its conditions have one; `best` is the column that decides which instruction is right.
+A frontier's points are the rows, with one title per method; each condition is a panel. `reference` is the reference
+point of the hypervolume, in the metrics of that scale. In a surface each row has an instructed strength and each
+condition a true one; `best` is the column that ranks the instructions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from restore_lab.config.kinds import Unfit, fit, short
+from restore_lab.config.kinds import Mismatch, abbreviate, fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +24,8 @@ class Frontier:
 
     Attributes:
         fidelity, quality: the columns.
-        knob, value: the labels that say what a row turned, and how far; a row without a value is its method's default.
-        reference: fidelity and quality from which the hypervolume is counted, as the metrics have them.
+        knob, value: the labels with a row's varied parameter and its value; without a value it is the method's default.
+        reference: reference point of the hypervolume (fidelity, quality), in the metrics' own units.
     """
 
     fidelity: str
@@ -40,8 +40,8 @@ class Surface:
     """A column over instructed and true strength.
 
     Attributes:
-        best: the column that says which instructed strength is best.
-        columns: those that are drawn, a heat map each.
+        best: the column that ranks the instructed strengths.
+        columns: the columns to draw, one heat map each.
         instructed, actual: the strength of each row and of each condition, weakest first.
     """
 
@@ -85,16 +85,16 @@ def read(
     conditions: Sequence[str],
     rows: Sequence[str],
 ) -> Figure | None:
-    """The picture of a table, None if its file names none.
+    """The settings of a table's figure; None if its file has none.
 
     Args:
         entry: the node.
-        where: the table, for messages.
-        scale: whose reference counts.
-        columns, conditions, rows: those of the table, by name.
+        where: the table's name, for messages.
+        scale: selects the reference point.
+        columns, conditions, rows: names in the table.
 
     Raises:
-        ValueError: for an unknown kind, a setting that it does not have or lacks, or a column that the table lacks.
+        ValueError: for an unknown kind, an unknown or missing setting, or a column that the table lacks.
     """
     if entry is None:
         return None
@@ -123,9 +123,9 @@ def read(
 
 
 def _fitting(entry: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
-    """The settings of a kind, their values as they are asked for."""
+    """The validated settings of a kind of figure."""
     try:
         return fit(entry, KINDS[kind])
-    except Unfit as error:
-        place = f"{error.place.lstrip('.')}={short(error.value)}: " if error.place else ""
+    except Mismatch as error:
+        place = f"{error.place.lstrip('.')}={abbreviate(error.value)}: " if error.place else ""
         raise ValueError(f"{where}: {place}{error}") from error

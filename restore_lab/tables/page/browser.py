@@ -1,8 +1,8 @@
-"""The image browser's data: of every condition the chosen images, as each row shows and measures them.
+"""The image browser's data: a selection of each condition's images, with every row's output and metric values.
 
-An image is (seed, key). Shown are the worst ones of each row by each metric and others in between, up to a limit; every
-picture is embedded once, however many rows share it, and only if it is an image: a record may come from somebody else.
-Rows restored one LQ as a rule; where they did not, the page has a row for each LQ.
+An image is (seed, key). The selection holds each row's worst images by each metric and evenly spaced others, up to a
+limit. Each file is embedded once, even if rows share it, and only if it is a valid image, since records may come from
+others. Rows normally share one LQ; where they do not, the page has one LQ row for each.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from restore_lab.data.image_io import MAX_PIXELS, opened
+from restore_lab.data.image_io import MAX_PIXELS, open_image
 from restore_lab.evaluation.protocol import Column
 from restore_lab.evaluation.records import DECODED_HQ, DECODED_LQ, LQ, ORIGINAL, ROBUST_LQ, image_file
 from restore_lab.storage.foreign import bytes_of
@@ -30,21 +30,21 @@ REFERENCES = (ORIGINAL, LQ, DECODED_LQ, ROBUST_LQ, DECODED_HQ)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
-    """An image's file in a record; no link in it leads out of the record's folder."""
+class ImageFile:
+    """An image file in a record; links out of the record's folder are refused."""
 
     file: Path
     record: Path
 
     def content(self) -> bytes:
-        """The file, which is one whole WebP image and nothing else.
+        """The file's bytes, one complete WebP image.
 
         Raises:
-            ValueError: if it leads out of the record, or is anything else.
+            ValueError: if it lies outside the record, or is anything else.
         """
         data = bytes_of(self.file, limit=MAX_FILE, within=self.record)
         whole = data[:4] == b"RIFF" and int.from_bytes(data[4:8], "little") + 8 == len(data)
-        with opened(io.BytesIO(data), name=self.file, size=len(data), max_pixels=MAX_PIXELS) as image:
+        with open_image(io.BytesIO(data), name=self.file, size=len(data), max_pixels=MAX_PIXELS) as image:
             if not whole or image.format != "WEBP" or getattr(image, "n_frames", 1) > 1:
                 raise ValueError(f"{self.file}: not a WebP image of one frame")
         return data
@@ -52,9 +52,9 @@ class Kept:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What a row shows of an image: its file, if it was kept, its values by metric, its words."""
+    """A row's output for an image: its file if stored, its values by metric, its prompt."""
 
-    file: Kept | None
+    file: ImageFile | None
     values: Mapping[str, float]
     caption: str = ""
     instruction: str = ""
@@ -63,20 +63,20 @@ class View:
 
 @dataclass(kw_only=True)
 class Pictures:
-    """Files as data: URIs, each content once; `add` gives its place in `uris`, None for a file that is no image.
+    """Files as data: URIs without duplicates; `add` returns the index in `uris`, or None for an invalid file.
 
-    `refused` says which these are and why.
+    `refusals` lists the invalid files with the reason.
     """
 
     uris: list[str] = field(default_factory=list)
     places: dict[str, int] = field(default_factory=dict)
-    refused: list[str] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
 
-    def add(self, file: Kept) -> int | None:
+    def add(self, file: ImageFile) -> int | None:
         try:
             content = file.content()
         except ValueError as error:
-            self.refused.append(f"not shown: {error}")
+            self.refusals.append(f"not shown: {error}")
             return None
         name = hashlib.sha256(content).hexdigest()
         if name not in self.places:
@@ -89,18 +89,18 @@ def browser(block: Block, pictures: Pictures, *, limit: int, worst: int) -> dict
     """A condition as the page's script reads it.
 
     Args:
-        block: its rows.
-        pictures: takes the images.
-        limit: how many images at most; the worst ones come even beyond it.
-        worst: how many of each row by each metric are always among them.
+        block: the condition's rows.
+        pictures: collects the images.
+        limit: maximum number of images; the worst ones may exceed it.
+        worst: number of each row's worst images by each metric that are always included.
 
     Returns:
         title, metrics [{name, more}], rows [{title, method}], total, notes, images [{name, caption, recipe, views}]; a
-        view, one a row, is null or {picture, values, instruction}, its values in the order of the metrics.
+        view, one per row, is null or {picture, values, instruction}, its values in the order of the metrics.
     """
     rows, notes = _rows(block)
     measured = {metric for row in rows.values() for view in row.values() for metric in view.values}
-    metrics = {name: more for name, more in block.metrics.items() if name in measured}  # those of sets are left out
+    metrics = {name: more for name, more in block.metrics.items() if name in measured}  # without set metrics
     kept = {image for row in rows.values() for image, view in row.items() if view.file}
     images = [image for image in dict.fromkeys(i for row in rows.values() for i in row) if image in kept]
     methods = [row for title, row in rows.items() if title in block.rows]
@@ -123,19 +123,19 @@ def browser(block: Block, pictures: Pictures, *, limit: int, worst: int) -> dict
                 **_words([row[seed, key] for row in rows.values() if (seed, key) in row]),
                 "views": [_view(row.get((seed, key)), metrics, pictures) for row in rows.values()],
             }
-            for seed, key in chosen(images, always, limit)
+            for seed, key in choose(images, always, limit)
         ],
     }
 
 
 def worst_of(row: Mapping[Image, View], metric: str, *, more: bool, images: Sequence[Image]) -> list[Image]:
-    """Those of the images that the row has a value for, the worst first: the lowest where more is better."""
+    """The images for which the row has a value, worst first: the lowest first where `more` is better."""
     measured = [image for image in images if image in row and metric in row[image].values]
     return sorted(measured, key=lambda image: row[image].values[metric] * (1 if more else -1))
 
 
-def chosen(images: Sequence[Image], always: set[Image], limit: int) -> list[Image]:
-    """These, and of the others as many as the limit leaves room for, evenly spread; in their order."""
+def choose(images: Sequence[Image], always: set[Image], limit: int) -> list[Image]:
+    """The images in `always` and evenly spaced others up to the limit, in order."""
     others = [image for image in images if image not in always]
     room = min(max(limit - len(always), 0), len(others))
     picked = always | {others[i * len(others) // room] for i in range(room)}
@@ -143,7 +143,7 @@ def chosen(images: Sequence[Image], always: set[Image], limit: int) -> list[Imag
 
 
 def _rows(block: Block) -> tuple[dict[str, dict[Image, View]], list[str]]:
-    """Every row's views, the references first; and a note for values that another protocol measured."""
+    """Every row's views, references first, and notes on values of another protocol."""
     found: dict[str, dict[Image, View]] = {}
     methods: dict[str, dict[Image, View]] = {}
     labels: dict[str, Column] = {}
@@ -160,9 +160,9 @@ def _rows(block: Block) -> tuple[dict[str, dict[Image, View]], list[str]]:
 
 
 def _comparable(run: Run, metrics: Mapping[str, bool], labels: dict[str, Column]) -> tuple[list[str], list[str]]:
-    """The metrics that a run measured as the runs before it did, and how the others differ.
+    """The metrics that a run measured like the runs before it, and how the others differ.
 
-    How many images there were, and of which sizes, makes no difference to the value of one.
+    The number and the sizes of the images do not matter, since each value is of one image.
     """
     same, odd = [], []
     for cell in run.record.results.cells:
@@ -171,17 +171,17 @@ def _comparable(run: Run, metrics: Mapping[str, bool], labels: dict[str, Column]
             if replace(first, count=0, size="") == replace(cell.column, count=0, size=""):
                 same.append(cell.metric)
             else:
-                odd.append(f"{cell.metric}: measured as {cell.column.says()}, before it as {first.says()}; left out")
+                odd.append(f"{cell.metric}: measured as {cell.column.text()}, before it as {first.text()}; left out")
     return same, odd
 
 
 def _views(run: Run, seed: int, metrics: Sequence[str]) -> dict[Image, View]:
-    """What a run shows of each image of its record; nothing for those of which it has neither file nor value."""
+    """A run's view of each image in its record; images with neither file nor value are left out."""
     results = run.record.results
     views: dict[Image, View] = {}
     for key in dict.fromkeys(image.key for image in results.images):
         file = image_file(run.folder, run.row, key)
-        views[seed, key] = View(file=Kept(file=file, record=run.folder) if file.is_file() else None, values={})
+        views[seed, key] = View(file=ImageFile(file=file, record=run.folder) if file.is_file() else None, values={})
     for image in results.images:
         if image.row == run.row:
             view = views[seed, image.key]
@@ -194,7 +194,7 @@ def _views(run: Run, seed: int, metrics: Sequence[str]) -> dict[Image, View]:
 
 
 def _merge(rows: dict[str, dict[Image, View]], name: str, owner: str, views: dict[Image, View]) -> None:
-    """Add a reference that a method brings along: to the row that agrees with it, or as a row of its own."""
+    """Add a method's reference: to a row that agrees with it, else as a new row."""
     if not views:
         return
     known = [title for title in rows if title == name or title.startswith(f"{name} of ")]
@@ -206,33 +206,33 @@ def _merge(rows: dict[str, dict[Image, View]], name: str, owner: str, views: dic
 
 
 def _agree(a: View, b: View) -> bool:
-    """Whether two views are of one image: by their bytes, or else by what was measured of them."""
+    """Whether two views show the same image: by their bytes, else by their values."""
     if a.file and b.file:
         return _bytes(a.file) == _bytes(b.file)
     return all(math.isclose(a.values[m], b.values[m], rel_tol=1e-3) for m in a.values.keys() & b.values.keys())
 
 
-def _bytes(kept: Kept) -> bytes:
+def _bytes(kept: ImageFile) -> bytes:
     try:
         return bytes_of(kept.file, limit=MAX_FILE, within=kept.record)
     except ValueError:
-        return str(kept.file).encode()  # it is shown as none, and is like no other
+        return str(kept.file).encode()  # refused later; equal to no other file
 
 
 def _words(views: Sequence[View]) -> dict[str, str]:
-    """Caption and recipe of an image, as the first row that has them says."""
+    """Caption and recipe of an image, from the first row that has them."""
     recipe = next((view.recipe for view in views if view.recipe), "")
     return {"caption": next((view.caption for view in views if view.caption), ""), "recipe": _says(recipe)}
 
 
 def _says(recipe: str) -> str:
-    """The steps of a recipe with their numbers, in a line; what is not one is shown as it is."""
+    """A recipe's steps with their parameters as one line; any other text unchanged."""
     try:
         steps = Recipe.from_json(recipe).steps
     except ValueError:
         return recipe
-    said = [(step.kind, [f"{k}={_short(v)}" for k, v in step.params.items() if k != "seed"]) for step in steps]
-    return ", ".join(f"{kind} ({' '.join(params)})" if params else kind for kind, params in said)
+    described = [(step.kind, [f"{k}={_short(v)}" for k, v in step.params.items() if k != "seed"]) for step in steps]
+    return ", ".join(f"{kind} ({' '.join(params)})" if params else kind for kind, params in described)
 
 
 def _short(value: Any) -> str:

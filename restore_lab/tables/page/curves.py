@@ -1,4 +1,4 @@
-"""Training curves: the losses of the trainings behind a page, thinned to what a screen can show."""
+"""Training curves: the losses of a page's trainings, thinned to the resolution of a screen."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from restore_lab.storage.foreign import bytes_of, fits, parse_json
+from restore_lab.storage.foreign import bytes_of, has_type, parse_json
 from restore_lab.tables.page.sources import Training
 
 log = logging.getLogger(__name__)
-POINTS = 300  # of a line
+POINTS = 300  # per line
 
 
 def charts(trainings: Sequence[Training]) -> list[dict[str, Any]]:
-    """One chart for each stage and loss: {"title", "lines": [{"title", "steps", "values"}]}."""
+    """One chart per stage and loss: {"title", "lines": [{"title", "steps", "values"}]}."""
     found: dict[str, list[dict[str, Any]]] = {}
     for training in trainings:
         for loss, points in read(training.losses).items():
-            steps, values = thinned(points)
+            steps, values = thin(points)
             line = {"title": training.title, "steps": steps, "values": values}
             found.setdefault(f"{training.stage}: {loss}", []).append(line)
     return [{"title": title, "lines": lines} for title, lines in found.items()]
 
 
 def read(losses: Path) -> Mapping[str, list[tuple[int, float]]]:
-    """(step, value) by loss.
+    """(step, value) pairs by loss.
 
-    Left out are a line that a kill cut short, a value that is not finite, and a file that is no history.
+    Truncated lines, values that are not finite, and files that are no history are skipped.
     """
     found: dict[str, list[tuple[int, float]]] = {}
     try:
@@ -42,15 +42,15 @@ def read(losses: Path) -> Mapping[str, list[tuple[int, float]]]:
         with contextlib.suppress(ValueError):
             entry = parse_json(line, name=losses)
             step = entry.get("step") if isinstance(entry, dict) else None
-            if isinstance(step, int) and fits(step, int):
+            if isinstance(step, int) and has_type(step, int):
                 for loss, value in entry.items():
-                    if loss != "step" and fits(value, float):
+                    if loss != "step" and has_type(value, float):
                         found.setdefault(loss, []).append((step, value))
     return found
 
 
-def thinned(points: Sequence[tuple[int, float]], most: int = POINTS) -> tuple[list[float], list[float]]:
-    """Steps and values of at most so many points, each the mean of its neighbours."""
+def thin(points: Sequence[tuple[int, float]], most: int = POINTS) -> tuple[list[float], list[float]]:
+    """Steps and values of at most `most` points, each the mean of a group of neighbours."""
     size = -(-len(points) // most)
     groups = [points[start : start + size] for start in range(0, len(points), size or 1)]
     steps = [statistics.fmean(step for step, _ in group) for group in groups]

@@ -1,4 +1,4 @@
-"""What a page is made from: a planned table, or records by folder. Reads what is there and runs nothing."""
+"""The sources of a page: a planned table, or records by folder. Reads existing artefacts and runs nothing."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from pathlib import Path
 
 from restore_lab.evaluation.records import Record, method_rows, read_record
 from restore_lab.launch.job import NOT_WEIGHTS
-from restore_lab.storage.artefact import Manifest, complete
+from restore_lab.storage.artefact import Manifest, is_complete
 from restore_lab.storage.foreign import leads_inside
 from restore_lab.tables.grid import Grid, grid
-from restore_lab.tables.jobs import Place, Plan, behind
+from restore_lab.tables.jobs import Place, Plan, with_dependencies
 from restore_lab.tables.numbers import (
-    At,
-    Measured,
+    CellKey,
+    Measurements,
     Number,
-    Read,
+    RowRecords,
     column,
-    measured,
-    ordered,
+    read_measurements,
     records_of,
     references,
+    sort_references,
 )
-from restore_lab.tables.spec import ONLY, Column, Condition, Row, Spec, Words
+from restore_lab.tables.spec import SINGLE_CONDITION, Column, Condition, Row, Spec, Words
 from restore_lab.training.plan import LOSSES
 
-NAMED = 3  # rows that a title names
+MAX_NAMES = 3  # of rows in a title
 Artefact = tuple[str, Path]  # stage and folder
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A record on disk, and the name that a row has in it."""
+    """A record on disk, and a row's name in it."""
 
     folder: Path
     record: Record
@@ -42,7 +42,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """The images of one condition: rows by title, each with its runs by seed; metrics, and whether more is better."""
+    """The images of one condition: runs by row title and seed; `metrics` maps a metric to whether higher is better."""
 
     title: str
     metrics: Mapping[str, bool]
@@ -51,7 +51,7 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """A trained artefact: its stage, the rows behind which it stands, and its losses."""
+    """A trained artefact: its stage, a title with the rows that use it, and its file of losses."""
 
     stage: str
     title: str
@@ -60,7 +60,7 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Everything that a page shows; `missing` is one line, empty if nothing is."""
+    """Everything that a page shows; `missing` is one line, empty if the table is complete."""
 
     table: Grid
     blocks: Sequence[Block]
@@ -69,7 +69,7 @@ class Source:
 
 
 def of_table(plan: Plan, spec: Spec) -> Source:
-    """What is there of a planned table."""
+    """The existing artefacts of a planned table."""
     titles = _titles({row.name: row.title for row in spec.rows.values()})
     absent = plan.missing()
     command = " ".join(["restore-lab table", spec.name, f"scale={spec.scale}", f"--seeds={plan.seeds}"])
@@ -92,7 +92,7 @@ def of_table(plan: Plan, spec: Spec) -> Source:
             )
         )
     return Source(
-        table=grid(plan, measured(plan, spec)),
+        table=grid(plan, read_measurements(plan, spec)),
         blocks=blocks,
         trainings=_trainings(_of_plan(plan, spec, titles)),
         missing=f"{len(absent)} of {len(plan.jobs)} artefacts are missing; {command} makes them" if absent else "",
@@ -100,28 +100,28 @@ def of_table(plan: Plan, spec: Spec) -> Source:
 
 
 def of_records(folders: Sequence[Path]) -> Source:
-    """Records as the rows of a table of their own, every variant a row; with all of their metrics.
+    """A table of records with all of their metrics, one row per prompt variant.
 
     Raises:
         FileNotFoundError: if a folder has no record.
-        ValueError: if what is there is not one.
+        ValueError: if a record is invalid.
     """
     records = {folder: read_record(folder) for folder in folders}
     runs = [Run(folder=f, record=r, row=row) for f, r in records.items() for row in method_rows(r.results)]
     times = Counter(run.row for run in runs)
     rows = {run.row if times[run.row] == 1 else f"{run.folder}: {run.row}": run for run in runs}
     better = {cell.metric: cell.higher_is_better for r in records.values() for cell in r.results.cells}
-    read: list[Read] = [(name, {0: run.record}, run.row) for name, run in rows.items()]
+    read: list[RowRecords] = [(name, {0: run.record}, run.row) for name, run in rows.items()]
     beside = references([{0: record} for record in records.values()])
     read += beside
-    numbers: dict[At, Number] = {}
+    numbers: dict[CellKey, Number] = {}
     problems: list[str] = []
     for metric in better:
         own, problem = column(read, metric, metric)
-        numbers |= {(name, ONLY, metric): number for name, number in own.items()}
+        numbers |= {(name, SINGLE_CONDITION, metric): number for name, number in own.items()}
         problems += problem
-    spec, named = _spec(better, rows, numbers), ordered(name for name, _, _ in beside)
-    table = Measured(spec=spec, numbers=numbers, problems=problems, references=named)
+    spec, named = _spec(better, rows, numbers), sort_references(name for name, _, _ in beside)
+    table = Measurements(spec=spec, numbers=numbers, problems=problems, references=named)
     return Source(
         table=grid(Plan(specs=(), seeds=1), table),
         blocks=[
@@ -136,8 +136,8 @@ def of_records(folders: Sequence[Path]) -> Source:
     )
 
 
-def _spec(better: Mapping[str, bool], rows: Collection[str], numbers: Mapping[At, Number]) -> Spec:
-    """A table of every metric, nothing published."""
+def _spec(better: Mapping[str, bool], rows: Collection[str], numbers: Mapping[CellKey, Number]) -> Spec:
+    """A table of every metric, without published numbers."""
     large = {metric for (_, _, metric), number in numbers.items() if abs(number.mean) >= 10}
     columns = {
         metric: Column(
@@ -156,7 +156,9 @@ def _spec(better: Mapping[str, bool], rows: Collection[str], numbers: Mapping[At
         scale="tiny",
         words=Words(),
         columns=columns,
-        conditions={ONLY: Condition(name=ONLY, title="", words=Words(), columns=tuple(columns))},
+        conditions={
+            SINGLE_CONDITION: Condition(name=SINGLE_CONDITION, title="", words=Words(), columns=tuple(columns))
+        },
         rows={
             name: Row(name=name, title=name, labels={}, words=Words(), weights="own", system=None, published={})
             for name in rows
@@ -165,7 +167,7 @@ def _spec(better: Mapping[str, bool], rows: Collection[str], numbers: Mapping[At
 
 
 def _titles(named: Mapping[str, str]) -> dict[str, str]:
-    """A title for each name; those that several rows share tell them apart by their names."""
+    """A unique title for each name; rows that share a title get their name added."""
     times = Counter(named.values())
     return {name: title if times[title] == 1 else f"{title} ({name})" for name, title in named.items()}
 
@@ -177,28 +179,28 @@ def _run(plan: Plan, spec: Spec, row: Row, condition: Condition, seed: int, reco
 
 
 def _of_plan(plan: Plan, spec: Spec, titles: Mapping[str, str]) -> dict[Artefact, list[str]]:
-    """The trainings behind a table, begun or done, each with the rows that need it."""
+    """A table's trainings, started or done, each with the rows that need it."""
     users: dict[Artefact, list[str]] = {}
     for place, identity in plan.scores.items():
         seed = f", seed {place.seed}" if plan.seeds > 1 else ""
-        for job in behind(plan, [identity]) if place.table == spec.name else ():
+        for job in with_dependencies(plan, [identity]) if place.table == spec.name else ():
             if job.kind not in NOT_WEIGHTS:
                 users.setdefault((job.kind, Path(job.folder)), []).append(titles[place.row] + seed)
     return users
 
 
 def _beside(rows: Mapping[str, Run]) -> dict[Artefact, list[str]]:
-    """The trainings behind records, where they lie beside them as commands leave them: <stage>-<identity>."""
+    """The records' trainings, if they lie next to them as commands write them: <stage>-<identity>."""
     users: dict[Artefact, list[str]] = {}
     for title, run in rows.items():
         queue, seen = list(run.record.parents), set[str]()
         while queue:
             identity = queue.pop(0)
-            if identity in seen:  # a manifest may name itself
+            if identity in seen:  # a manifest may name itself as a parent
                 continue
             seen.add(identity)
             for folder in run.folder.parent.glob(f"*-{identity}"):
-                if leads_inside(folder, run.folder.parent) and complete(folder, identity=identity):
+                if leads_inside(folder, run.folder.parent) and is_complete(folder, identity=identity):
                     manifest = Manifest.read(folder)
                     queue += manifest.parents
                     users.setdefault((manifest.kind, folder), []).append(title)
@@ -206,7 +208,7 @@ def _beside(rows: Mapping[str, Run]) -> dict[Artefact, list[str]]:
 
 
 def _trainings(users: Mapping[Artefact, Sequence[str]]) -> list[Training]:
-    """Those that left losses, each named by the rows that use it."""
+    """The trainings with losses, titled by the rows that use them."""
     found = []
     for (stage, folder), rows in users.items():
         names = list(dict.fromkeys(rows))
@@ -216,6 +218,6 @@ def _trainings(users: Mapping[Artefact, Sequence[str]]) -> list[Training]:
 
 
 def _few(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+    """The first names and the number of further ones."""
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more

@@ -1,7 +1,7 @@
 """`restore-lab report`: one HTML file with a table, its training curves and its images; it opens from disk.
 
-The page is `page.html` with `page.css` and the scripts inside it, and everything that they show as one JSON element. It
-fetches nothing: images are data: URIs, and its Content-Security-Policy forbids the rest.
+The page is `page.html` with `page.css`, the scripts and one JSON element of data inlined. It fetches nothing: images
+are data: URIs, and its Content-Security-Policy forbids all other sources.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from restore_lab.tables.page.browser import Pictures, browser
 from restore_lab.tables.page.curves import charts
 from restore_lab.tables.page.sources import Source, of_records, of_table
 from restore_lab.tables.plan import plan
-from restore_lab.tables.render import cell_parts, titled
+from restore_lab.tables.render import cell_parts, column_headings
 
 log = logging.getLogger(__name__)
-SHOWN = 5  # files that are no images, on the page
+MAX_REFUSALS = 5  # refused files listed on the page
 HERE = Path(__file__).parent
 SCRIPTS = ("dom.js", "table.js", "curves.js", "zoom.js", "viewer.js", "browser.js", "main.js")  # in this order
 
 
 def run(cfg: Any) -> Path:
-    """Run `restore-lab report`: read what is there, write the page, say where it is and what is missing.
+    """Run `restore-lab report`: write the page, print its path, and log what is missing.
 
     Raises:
-        ValueError: if neither a table nor records are named, or both, or the output is a folder.
+        ValueError: without exactly one of a table and records, or if the output is a folder.
     """
     output = Path(cfg.output).expanduser()
     if output.is_dir():
@@ -60,38 +60,38 @@ def _source(cfg: Any) -> Source:
 
 
 def page(source: Source, *, images: int, worst: int) -> str:
-    """The whole file.
+    """The HTML page.
 
     Args:
-        source: what it shows.
-        images: how many images of a condition it holds.
-        worst: how many of each row by each metric are always among them.
+        source: the table, its trainings and its images.
+        images: maximum number of images per condition.
+        worst: number of each row's worst images by each metric that are always included.
     """
     pictures = Pictures()
     blocks = [browser(block, pictures, limit=images, worst=worst) for block in source.blocks]
-    for line in pictures.refused:
+    for line in pictures.refusals:
         log.warning("%s", line)
     data = {
         "table": table(source.table),
-        "missing": "; ".join([*([source.missing] if source.missing else []), *pictures.refused[:SHOWN]]),
+        "missing": "; ".join([*([source.missing] if source.missing else []), *pictures.refusals[:MAX_REFUSALS]]),
         "charts": charts(source.trainings),
         "blocks": blocks,
         "pictures": pictures.uris,
     }
     scripts = [f"<script>\n{(HERE / name).read_text(encoding='utf-8')}</script>" for name in SCRIPTS]
     return Template((HERE / "page.html").read_text(encoding="utf-8")).substitute(
-        style=(HERE / "page.css").read_text(encoding="utf-8"), data=embedded(data), scripts="\n".join(scripts)
+        style=(HERE / "page.css").read_text(encoding="utf-8"), data=embed_json(data), scripts="\n".join(scripts)
     )
 
 
-def embedded(data: Any) -> str:
-    """JSON that can stand inside a script element: no "<" ends it or opens a comment."""
+def embed_json(data: Any) -> str:
+    """JSON that is safe inside a script element: "<" is escaped, so it cannot end the element or open a comment."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c")
 
 
 def table(grid: Grid) -> dict[str, Any]:
-    """The table as the page's script reads it; `value` is what a column is sorted by."""
+    """The table as the page's script reads it; `value` is a cell's sort key."""
     scale = f", scale={grid.scale}" if grid.source else ""
     return {
         "name": grid.name,
@@ -117,8 +117,10 @@ def table(grid: Grid) -> dict[str, Any]:
 
 
 def headings(grid: Grid) -> list[str]:
-    """The columns' headings without their conditions, which stand above them."""
-    return [title.removeprefix(f"{c}: ") for (c, _), (title, _) in zip(grid.headings, titled(grid), strict=True)]
+    """The column headings without their conditions, which have a row of their own above."""
+    return [
+        title.removeprefix(f"{c}: ") for (c, _), (title, _) in zip(grid.headings, column_headings(grid), strict=True)
+    ]
 
 
 def _cell(cell: Cell) -> dict[str, Any]:
