@@ -1,6 +1,6 @@
-"""What every frozen latent prior is: codec, text encoders, noise schedule and a denoiser that shows its features.
+"""The interface of frozen latent priors: codec, text encoders, noise schedule, and a denoiser with taps for edits.
 
-The families differ in their denoiser's loop alone: unet.py (SD, SDXL) and mmdit.py (SD3). Shapes: z (B, C, H, W)
+The families differ only in the denoiser's forward loop: unet.py (SD, SDXL) and mmdit.py (SD3). Shapes: z (B, C, H, W)
 normalised latents, t (B,) timesteps.
 """
 
@@ -19,14 +19,14 @@ from restore_lab.types import Cond, Edit, Tap, identity
 
 
 class Backbone(nn.Module, ABC):
-    """A frozen latent diffusion prior; always in eval mode, no parameter requires a gradient.
+    """A frozen latent diffusion prior, always in eval mode and without gradients for its parameters.
 
     Attributes:
         family: "unet" or "mmdit".
-        taps: every place an edit is shown, in the order visited.
+        taps: all points of the denoiser where an edit is called, in forward order.
         schedule: prediction type, alpha(t), sigma(t).
         codec: images in [0, 1] to latents and back.
-        multiple: image sides must be multiples of this, so that no level of the denoiser meets an odd size.
+        multiple: image sides must be multiples of this, such that all levels of the denoiser can be downsampled.
     """
 
     family: str
@@ -45,20 +45,20 @@ class Backbone(nn.Module, ABC):
     @property
     @abstractmethod
     def token_width(self) -> int:
-        """The width of a text token as the denoiser reads it."""
+        """The width of the denoiser's text tokens."""
 
     @property
     @abstractmethod
     def temb_width(self) -> int:
-        """The width of the embedding of timestep, pooled text and size that an edit is shown."""
+        """The width of the time embedding (of timestep, pooled text and size) that edits receive."""
 
     def freeze(self) -> None:
-        """No gradients, eval mode: a prior is not trained here."""
+        """Turn off gradients and set eval mode."""
         self.requires_grad_(False)
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in eval mode: a prior is not trained, whatever the module around it does."""
+        """Stay in eval mode, whatever mode the parent module sets."""
         return super().train(False)
 
     @abstractmethod
@@ -68,18 +68,18 @@ class Backbone(nn.Module, ABC):
         """The condition for one text per image.
 
         Args:
-            texts: one string an image; empty strings are the null condition.
-            size: (height, width) of the images in pixels, which SDXL is told (original size, crop 0, target size).
-            originals: (height, width) that each image had before it was brought to `size`; `size` if none are given.
+            texts: one string per image; empty strings are the null condition.
+            size: (height, width) of the images in pixels, for SDXL's size conditioning (original, crop 0, target).
+            originals: (height, width) of each image before it was resized to `size`; None for `size`.
         """
 
     @abstractmethod
     def forward(self, z_BCHW: Tensor, t_B: Tensor, cond: Cond, at: Edit = identity, carry: Any = None) -> Tensor:
-        """What the prior predicts (`schedule.prediction_type`) at z, in z's dtype.
+        """The prior's prediction (`schedule.prediction_type`) at z, (B, C, H, W), in z's dtype.
 
         Args:
             z_BCHW: noisy normalised latents.
-            t_B: timesteps, one an image.
+            t_B: timesteps, one per image.
             cond: one guidance branch, from `embed`.
             at: called at every tap; pure, its state travels in `carry`.
             carry: the edit's state before the first tap.
@@ -87,8 +87,8 @@ class Backbone(nn.Module, ABC):
 
 
 def extra_stream(visual_BLD: Tensor | None, temb_BD: Tensor) -> dict[str, Any] | None:
-    """What the attention processors are told besides: a visual stream's tokens and the time; None for none.
+    """Keywords for the attention processors: a visual stream's tokens and the time embedding; None without tokens.
 
-    Of all keywords diffusers hands this one to processors that know it and says nothing where they do not.
+    The keyword is `ip_hidden_states`, because diffusers passes it on without a warning for processors that ignore it.
     """
     return None if visual_BLD is None else {"ip_hidden_states": (visual_BLD, temb_BD)}

@@ -1,11 +1,10 @@
-"""What frozen encoders say, kept on disk: text embeddings (`backbone.cache_dir`), latents (`backbone.cache_latents`).
+"""A disk cache of frozen encoders' outputs: text embeddings (`backbone.cache_dir`), latents (`backbone.cache_latents`).
 
-An entry is a safetensors file named by the hash of all that it depends on: the input's content, the encoder's weights,
-dtype, kind of device, autocast, torch's version. What is not there is encoded alone and written whole, so that a cached
-value is the one that would be computed, whatever it came together with; a damaged entry counts as none. Several
-processes and runs may share a folder. When it holds more than it may, the entries not asked for longest go. Files are
-deleted in no other folder than one that this cache began, empty, and marked as its own (`CACHEDIR.TAG`, which backups
-leave out too).
+An entry is a safetensors file named by the hash of everything that it depends on: the input, the encoder's weights,
+dtype, device type, autocast and torch's version. Inputs are encoded one by one, so an entry does not depend on a batch;
+entries are written atomically, and a corrupt entry counts as missing. Several processes and runs may share a folder.
+The least recently used entries are deleted when the cache is full. Files are only deleted in a folder that this cache
+created or found empty, and marked (`CACHEDIR.TAG`, which backup programs skip).
 """
 
 from __future__ import annotations
@@ -30,19 +29,19 @@ from restore_lab.storage.foreign import bytes_of
 MARKER = "CACHEDIR.TAG"
 MARK = b"Signature: 8a477f597d28d172789f06886806bc55\n# A cache of restore_lab: it deletes entries of its own here.\n"
 ENTRY = re.compile(r"[0-9a-f]{40}\.safetensors")
-SLACK = 16  # a process looks after the size whenever it has written this part of it
+SLACK = 16  # a process checks the cache's size after writing a sixteenth of it
 
 
 class DiskCache:
-    """Tuples of tensors by what they were made of.
+    """Tuples of tensors on disk, by input and encoder.
 
     Args:
-        folder: of the entries.
-        base: what the encoders behind them are (a fingerprint of their weights).
-        max_bytes: what all entries may take, give or take a sixteenth for each process that writes.
+        folder: folder of the entries.
+        base: fingerprint of the encoders' weights.
+        max_bytes: maximum size, exceeded by at most a sixteenth per writing process.
 
     Raises:
-        ValueError: for no room at all, or a folder that holds anything that is not this cache's.
+        ValueError: for a size below 1, or a folder with files that are not this cache's.
     """
 
     def __init__(self, folder: str | Path, *, base: str, max_bytes: int) -> None:
@@ -50,28 +49,28 @@ class DiskCache:
             raise ValueError(f"{folder}: a cache of {max_bytes} bytes holds nothing; give backbone.cache_gigabytes")
         self.folder, self.base, self.max_bytes = Path(folder).expanduser(), base, max_bytes
         _claim(self.folder)
-        self._written = max_bytes  # so that the first entry sees to the size
+        self._written = max_bytes  # check the size after the first entry
 
-    def of(self, what: Any, module: nn.Module, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """The tensors of an input, read or made.
+    def get(self, what: Any, module: nn.Module, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """The tensors of an input, from the cache or else from `make`.
 
         Args:
-            what: names the input and all settings that `make` depends on (plain values).
-            module: the encoder, whose dtype and device count.
-            make: encodes.
+            what: the input and all settings that `make` depends on, as JSON values.
+            module: the encoder, whose dtype and device are part of the key.
+            make: encodes the input.
         """
         one = next(module.parameters())
         kind = one.device.type
         autocast = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else ""
-        said = [what, self.base, str(one.dtype), kind, autocast, torch.__version__]
-        name = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:40]
+        key = [what, self.base, str(one.dtype), kind, autocast, torch.__version__]
+        name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:40]
         file = self.folder / name[:2] / f"{name}.safetensors"
-        found = _read(file)
-        if found is None:
-            made = make()
-            self._write(file, made)
-            return made
-        return tuple(tensor.to(one.device) for tensor in found)
+        cached = _read(file)
+        if cached is None:
+            tensors = make()
+            self._write(file, tensors)
+            return tensors
+        return tuple(tensor.to(one.device) for tensor in cached)
 
     def _write(self, file: Path, tensors: tuple[Tensor, ...]) -> None:
         data = save({str(index): tensor.detach().cpu().contiguous() for index, tensor in enumerate(tensors)})
@@ -82,9 +81,9 @@ class DiskCache:
             self._make_room()
 
     def _make_room(self) -> None:
-        """Let the oldest entries go until the rest may stay; others may be at it too."""
+        """Delete the least recently used entries until the rest fit; other processes may do the same."""
         entries: list[tuple[int, int, Path]] = []
-        if not _is_ours(self.folder):  # whoever took the mark away wants the rest to stay
+        if not _is_ours(self.folder):  # without the marker nothing is deleted
             return
         for file in self.folder.glob("[0-9a-f][0-9a-f]/*.safetensors"):
             if not ENTRY.fullmatch(file.name) or file.parent.is_symlink():
@@ -101,16 +100,16 @@ class DiskCache:
 
 
 def _claim(folder: Path) -> None:
-    """Mark a folder that is new or empty.
+    """Mark a new or empty folder as a cache.
 
     Raises:
-        ValueError: for one that holds something and no mark.
+        ValueError: for a folder with files and without the marker.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if _is_ours(folder):
         return
     others = [file.name for file in folder.iterdir() if not file.name.startswith((f".{MARKER}.", MARKER))]
-    if others and not _is_ours(folder):  # of several processes another may have marked it meanwhile
+    if others and not _is_ours(folder):  # checked again, because another process may have marked it
         raise ValueError(
             f"backbone.cache_dir={folder} holds other files, and a full cache deletes; give a new or an empty folder"
         )
@@ -125,17 +124,17 @@ def _is_ours(folder: Path) -> bool:
 
 
 def content(image_CHW: Tensor) -> str:
-    """A name for the exact pixels of an image."""
+    """A hash of an image's shape, dtype and pixels."""
     plain = image_CHW.detach().cpu().contiguous()
-    said = f"{tuple(plain.shape)} {plain.dtype}".encode()
-    return hashlib.sha256(said + plain.view(torch.uint8).numpy().tobytes()).hexdigest()
+    header = f"{tuple(plain.shape)} {plain.dtype}".encode()
+    return hashlib.sha256(header + plain.view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def _read(file: Path) -> tuple[Tensor, ...] | None:
-    """An entry, which then counts as used just now; None for none."""
+    """An entry, marked as most recently used; None if it is missing or corrupt."""
     try:
-        found = load(file.read_bytes())
+        tensors = load(file.read_bytes())
         os.utime(file)
-        return tuple(found[str(index)] for index in range(len(found)))
+        return tuple(tensors[str(index)] for index in range(len(tensors)))
     except (OSError, SafetensorError, KeyError):
         return None

@@ -1,7 +1,7 @@
-"""A bounded least-recently-used store for tensors.
+"""A least-recently-used cache of tensors, bounded in bytes.
 
-Serves the text encoders: captions and instructions repeat from step to step, and an endless stream of captions must
-not fill the memory. Bounded by bytes, because one text is 40 kB for the toy and 630 kB for SDXL.
+The text encoders use it, because captions and instructions repeat between steps. The bound is in bytes, because one
+text takes 40 kB for the toy and 630 kB for SDXL.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from torch import Tensor
 
 
 class TensorLRU:
-    """Tuples of tensors under a key; the ones not asked for longest leave first.
+    """Tuples of tensors by key; the least recently used are dropped first.
 
     Args:
-        max_bytes: what all stored tensors together may take; 0 stores nothing.
+        max_bytes: maximum size of all tensors together; 0 stores nothing.
     """
 
     def __init__(self, *, max_bytes: int) -> None:
@@ -28,13 +28,13 @@ class TensorLRU:
         return len(self._entries)
 
     def get(self, key: Hashable) -> tuple[Tensor, ...] | None:
-        """The tensors under the key, which then counts as used just now, or None."""
+        """The tensors of the key, marked as most recently used; None if they are missing."""
         if key in self._entries:
             self._entries.move_to_end(key)
         return self._entries.get(key)
 
     def put(self, key: Hashable, tensors: tuple[Tensor, ...]) -> None:
-        """Store the tensors; drop the oldest entries until all fit."""
+        """Store the tensors; drop the least recently used entries until all fit."""
         self._drop(key)
         self._entries[key] = tensors
         self.bytes += _size(tensors)
@@ -42,7 +42,7 @@ class TensorLRU:
             self._drop(next(iter(self._entries)))
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Drop all entries."""
         self._entries.clear()
         self.bytes = 0
 

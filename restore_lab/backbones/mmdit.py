@@ -1,10 +1,10 @@
-"""The MM-DiT family (SD3, SD3.5, tiny_sd3): a frozen prior that shows its features to an `Edit`.
+"""The MM-DiT family (SD3, SD3.5, tiny_sd3): a frozen prior with taps for an `Edit`.
 
-Esser et al., arXiv 2403.03206, section 4: image patches and text tokens, each with weights of their own, attend to one
-another in joint blocks; SD3.5 medium's first blocks have a second attention among the image's patches alone. The taps
-are `patch` (the embedded patches) and `block.i` behind each block, shown as a map (B, D, H / patch, W / patch); text
-tokens never reach one. The denoiser is diffusers' SD3Transformer2DModel, run by the loop below; with `at=identity` its
-output equals diffusers' forward bit for bit. Selected by `backbone=tiny_sd3|sd3|sd35_medium|sd35_large`.
+Esser et al., arXiv 2403.03206, section 4: joint blocks with attention over image patches and text tokens, which have
+separate weights; SD3.5 medium's first blocks have a second attention over only the image patches. The taps are `patch`
+(the embedded patches) and `block.i` after each block, with patches as a map (B, D, H / patch, W / patch) and without
+text tokens. The denoiser is diffusers' SD3Transformer2DModel, run by the loop below; with `at=identity` its output
+equals diffusers' forward bit for bit. Selected by `backbone=tiny_sd3|sd3|sd35_medium|sd35_large`.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ class MMDiTBackbone(Backbone):
     def embed(
         self, texts: Sequence[str], size: tuple[int, int], *, originals: Sequence[tuple[int, int]] | None = None
     ) -> Cond:
-        """The condition for one text per image; SD3 is told no size."""
+        """The condition for one text per image; SD3 has no size conditioning."""
         tokens_BLD, pooled_BD = self.text(texts)
         return Cond(tokens_BLD=tokens_BLD, pooled_BD=pooled_BD)
 
     def forward(self, z_BCHW: Tensor, t_B: Tensor, cond: Cond, at: Edit = identity, carry: Any = None) -> Tensor:
-        """As in `Backbone`; t in [0, T] need not be an integer."""
+        """As in `Backbone`; t is a real number in [0, T]."""
         model = self.transformer
         dtype = model.proj_out.weight.dtype
         h_BLD = embed_patches(model.pos_embed, z_BCHW.to(dtype))
@@ -82,7 +82,7 @@ class MMDiTBackbone(Backbone):
 
 
 def mmdit_taps(model: SD3Transformer2DModel) -> tuple[Tap, ...]:
-    """`patch` and one `block.i` a block, all of kind block."""
+    """The taps `patch` and `block.i`, one per block, all of kind "block"."""
     names = ["patch", *(f"block.{i}" for i in range(len(model.transformer_blocks)))]
     return tuple(
         Tap(name=name, kind="block", channels=model.inner_dim, stride=model.config.patch_size) for name in names
@@ -90,14 +90,14 @@ def mmdit_taps(model: SD3Transformer2DModel) -> tuple[Tap, ...]:
 
 
 def embed_patches(embedder: PatchEmbed, z_BCHW: Tensor) -> Tensor:
-    """Patches (B, L, D) with their positions."""
+    """Patch tokens with position embeddings, (B, L, D)."""
     return add_positions(embedder, embedder.proj(z_BCHW))
 
 
 def add_positions(embedder: PatchEmbed, map_BCHW: Tensor) -> Tensor:
-    """A map of patches as tokens (B, L, D) with their positions, which are cut from the middle of a table.
+    """Patch tokens (B, L, D) of a map, with position embeddings from the centre of the embedder's table.
 
-    A map larger than the table, which diffusers refuses, gets positions that go on outwards with the table's spacing.
+    For a map larger than the table, an error in diffusers, positions are extrapolated with the table's spacing.
     """
     patch, table = embedder.patch_size, embedder.pos_embed_max_size
     height, width = map_BCHW.shape[-2:]
@@ -138,25 +138,25 @@ def run_blocks(
     visual_BLD: Tensor | None = None,
     checkpointing: Any = None,
 ) -> tuple[Tensor, Any]:
-    """From the embedded patches through the blocks.
+    """The forward pass of the blocks.
 
     Args:
         blocks: joint transformer blocks, the prior's or a trunk's.
         h_BLD: embedded patches.
-        ctx_BLD: embedded text tokens; None for blocks of the image alone.
+        ctx_BLD: embedded text tokens; None for image-only blocks.
         temb_BD: from `time_embedding`.
-        taps: the first for the patches, then one a block.
+        taps: one tap for the patches, then one per block.
         size: (height, width) of the map of patches.
-        at: shown each tap; what it returns flows on.
+        at: called at each tap; its output is the next block's input.
         carry: the edit's state before the first tap.
-        visual_BLD: tokens for a visual stream beside the joint attention, where one is installed.
-        checkpointing: a model whose checkpoint function recomputes each block in the backward pass; None for none.
+        visual_BLD: tokens of a visual stream, if one is installed in the joint attentions.
+        checkpointing: the model whose gradient checkpointing function is used; None for no gradient checkpointing.
 
     Returns:
-        The last patches and the carry.
+        The last block's patches (B, L, D) and the carry.
     """
     extra = extra_stream(visual_BLD, temb_BD)
-    h_BLD, carry = _shown(at, taps[0], h_BLD, temb_BD, carry, size)
+    h_BLD, carry = _apply_edit(at, taps[0], h_BLD, temb_BD, carry, size)
     for tap, block in zip(taps[1:], blocks, strict=True):
         recompute = checkpointing is not None and torch.is_grad_enabled()
         if ctx_BLD is None:
@@ -171,19 +171,21 @@ def run_blocks(
             ctx_BLD, h_BLD = block(
                 hidden_states=h_BLD, encoder_hidden_states=ctx_BLD, temb=temb_BD, joint_attention_kwargs=extra
             )
-        h_BLD, carry = _shown(at, tap, h_BLD, temb_BD, carry, size)
+        h_BLD, carry = _apply_edit(at, tap, h_BLD, temb_BD, carry, size)
     return h_BLD, carry
 
 
-def _shown(at: Edit, tap: Tap, h_BLD: Tensor, temb_BD: Tensor, carry: Any, size: tuple[int, int]) -> tuple[Tensor, Any]:
-    """The patches as the edit leaves them, which sees them as a map; in one memory order, edited or not."""
+def _apply_edit(
+    at: Edit, tap: Tap, h_BLD: Tensor, temb_BD: Tensor, carry: Any, size: tuple[int, int]
+) -> tuple[Tensor, Any]:
+    """The edited patches and the carry; the edit gets a map, and the output is contiguous with or without an edit."""
     map_BCHW = h_BLD.transpose(1, 2).view(len(h_BLD), -1, *size)
     edited_BCHW, carry = at(tap, map_BCHW, temb_BD, carry)
     return (h_BLD if edited_BCHW is map_BCHW else edited_BCHW.flatten(2).transpose(1, 2).contiguous()), carry
 
 
 def unpatchify(out_BLD: Tensor, *, size: tuple[int, int], patch: int) -> Tensor:
-    """Patches (B, H W, patch patch C) to a map (B, C, H patch, W patch)."""
+    """Patches (B, H W, patch patch C) as a map (B, C, H patch, W patch)."""
     height, width = size
     out = out_BLD.reshape(len(out_BLD), height, width, patch, patch, -1)
     out = torch.einsum("nhwpqc->nchpwq", out)

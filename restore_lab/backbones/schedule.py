@@ -1,10 +1,10 @@
-"""The noise schedule of a prior, z_t = alpha(t) x0 + sigma(t) noise, and what its model predicts.
+"""The noise schedule of a prior, z_t = alpha(t) x0 + sigma(t) noise, and its prediction type.
 
-Two families. Variance preserving (SD, SDXL): alpha^2 + sigma^2 = 1, t an integer in [0, T); numbers equal diffusers'
-DDIMScheduler bit for bit; velocity is Salimans & Ho's v = alpha noise - sigma x0 (arXiv 2202.00512), zero terminal SNR
-is Lin et al., Algorithm 1 (arXiv 2305.08891). Flow matching (SD3, Esser et al., arXiv 2403.03206, section 2): alpha =
-1 - s, sigma = s, t = T s a real number in [0, T]; the model predicts the flow noise - x0. Selected by the
-`scheduler/scheduler_config.json` of the folder that `backbone.path` names.
+There are two families. Variance preserving (SD, SDXL): alpha^2 + sigma^2 = 1, t an integer in [0, T); values equal
+diffusers' DDIMScheduler bit for bit; velocity is v = alpha noise - sigma x0 (Salimans & Ho, arXiv 2202.00512), zero
+terminal SNR is Lin et al., Algorithm 1 (arXiv 2305.08891). Flow matching (SD3, Esser et al., arXiv 2403.03206, section
+2): alpha = 1 - s, sigma = s, t = T s a real number in [0, T]; the model predicts the flow noise - x0. Selected by
+`scheduler/scheduler_config.json` in the folder `backbone.path`.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from torch import Tensor
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
 
-# With zero terminal SNR alpha is 0 at the last step and the noise says nothing about x0. diffusers' Euler scheduler
-# then takes alpha_cumprod = 2^-24; the same floor keeps x0 finite here. Only epsilon prediction divides by alpha.
+# With zero terminal SNR alpha is 0 at the last timestep, where epsilon prediction does not determine x0 and divides by
+# alpha. diffusers' Euler scheduler sets alpha_cumprod = 2^-24 there; this is the same lower bound.
 ALPHA_FLOOR = 2.0**-12
-# At t = 0 of a flow there is no noise, and nothing to divide by that would say what it was.
+# The lower bound of sigma as a divisor; sigma is 0 at t = 0 of a flow.
 SIGMA_FLOOR = 2.0**-12
 
 
 class Schedule(ABC):
-    """alpha(t), sigma(t) and the conversions between what the model says, x0 and the noise.
+    """alpha(t), sigma(t) and the conversions between model output, x0 and noise.
 
-    Every `t` is a tensor of shape (B,) or a number. Conversions run in float32 whatever the model's dtype. Of a model
-    output m: epsilon x0 = (z - sigma m) / alpha; sample x0 = m; v_prediction x0 = alpha z - sigma m (where alpha^2 +
-    sigma^2 = 1); flow x0 = (z - sigma m) / (alpha + sigma).
+    Every `t` is a tensor of shape (B,) or a number. alpha and sigma are float32, whatever the model's dtype. From a
+    model output m, x0 is (z - sigma m) / alpha for "epsilon", m for "sample", alpha z - sigma m for "v_prediction"
+    (where alpha^2 + sigma^2 = 1), and (z - sigma m) / (alpha + sigma) for "flow".
     """
 
     prediction_type: str
@@ -42,7 +42,7 @@ class Schedule(ABC):
         """Read a diffusers scheduler config (the content of scheduler_config.json).
 
         Raises:
-            ValueError: for a beta schedule or a prediction type that no such prior has.
+            ValueError: for an unsupported beta schedule or prediction type.
         """
         if str(config.get("_class_name", "")).startswith("FlowMatch"):
             return FlowMatching.from_config(config)
@@ -50,35 +50,35 @@ class Schedule(ABC):
 
     @abstractmethod
     def alpha(self, t_B: Tensor | float) -> Tensor:
-        """The weight of x0 at t: float32, the shape of t."""
+        """The weight of x0 at t, float32, in the shape of t."""
 
     @abstractmethod
     def sigma(self, t_B: Tensor | float) -> Tensor:
-        """The standard deviation of the noise at t: float32, the shape of t."""
+        """The standard deviation of the noise at t, float32, in the shape of t."""
 
     @abstractmethod
     def time(self, share_B: Tensor) -> Tensor:
-        """The timesteps that stand at these shares, in [0, 1), of the way from none to all noise, for training."""
+        """The timesteps at fractions of the schedule in [0, 1), from no noise to pure noise, for training."""
 
     @abstractmethod
     def time_of(self, ratio: float) -> float:
-        """The timestep that the model knows and whose sigma / alpha is nearest to `ratio`."""
+        """The model's timestep with sigma / alpha nearest to `ratio`."""
 
     @property
     def top(self) -> float:
-        """The last timestep: where sampling starts."""
+        """The last timestep, where sampling starts."""
         return float(self.num_train_timesteps - 1)
 
     def ratio(self, t: Tensor) -> Tensor:
-        """sigma / alpha at t, float64, finite: the noise in units of the signal (EDM's sigma)."""
+        """sigma / alpha at t, float64, finite: the sigma of EDM."""
         return self.sigma(t).double() / self.alpha(t).double().clamp_min(ALPHA_FLOOR)
 
     def share(self, t: Tensor) -> Tensor:
-        """How far t is towards all noise, in [0, 1], float64: sigma / alpha over its last value."""
+        """sigma / alpha at t as a fraction of its value at the last timestep, in [0, 1], float64."""
         return (self.ratio(t) / self.ratio(torch.tensor(self.top, dtype=torch.float64))).clamp(max=1.0)
 
     def share_of(self, ratio: float) -> float:
-        """The share at which the noise is `ratio` times the signal; above 1 where that is more than the top."""
+        """`share` for a value of sigma / alpha; above 1 if that is above the last timestep's."""
         return ratio / float(self.ratio(torch.tensor(self.top, dtype=torch.float64)))
 
     def add_noise(self, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor | float) -> Tensor:
@@ -94,12 +94,12 @@ class Schedule(ABC):
     def target(
         self, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor | float, *, prediction_type: str | None = None
     ) -> Tensor:
-        """What a perfect model says: the regression target of the denoising loss.
+        """The regression target of the denoising loss.
 
         Args:
-            x0_BCHW, noise_BCHW: what z_t is made of.
+            x0_BCHW, noise_BCHW: clean latents and noise of z_t.
             t_B: timesteps.
-            prediction_type: of another model than the prior's.
+            prediction_type: another prediction type than the prior's.
         """
         kind = prediction_type or self.prediction_type
         if kind == "epsilon":
@@ -111,9 +111,9 @@ class Schedule(ABC):
         return self.velocity(x0_BCHW, noise_BCHW, t_B)
 
     def to_x0(self, model_out_BCHW: Tensor, z_BCHW: Tensor, t_B: Tensor | float) -> Tensor:
-        """The clean latent that the model's output stands for.
+        """The clean latent predicted by the model's output.
 
-        For epsilon at zero terminal SNR alpha is floored at 2^-12 (see `ALPHA_FLOOR`): finite, but no information.
+        For "epsilon" at zero terminal SNR alpha is at least 2^-12 (`ALPHA_FLOOR`): x0 is finite, but not informative.
         """
         a, s = self._alpha_sigma(t_B, z_BCHW)
         if self.prediction_type == "epsilon":
@@ -125,9 +125,9 @@ class Schedule(ABC):
         return a * z_BCHW - s * model_out_BCHW
 
     def from_x0(self, x0_BCHW: Tensor, z_BCHW: Tensor, t_B: Tensor | float) -> Tensor:
-        """The model output that stands for this clean latent: the inverse of `to_x0`, for samplers that edit x0.
+        """The model output that predicts this clean latent: the inverse of `to_x0`, for samplers that edit x0.
 
-        Divides by sigma, floored where a flow has none; the floor of `to_x0` is kept so that the two stay inverse.
+        It divides by sigma, which is at least `SIGMA_FLOOR`, and uses the lower bound of alpha of `to_x0`.
         """
         a, s = self._alpha_sigma(t_B, z_BCHW)
         if self.prediction_type == "sample":
@@ -140,7 +140,7 @@ class Schedule(ABC):
         return (a * z_BCHW - x0_BCHW) / s
 
     def to_noise(self, model_out_BCHW: Tensor, z_BCHW: Tensor, t_B: Tensor | float) -> Tensor:
-        """The noise that the model's output stands for."""
+        """The noise predicted by the model's output."""
         if self.prediction_type == "epsilon":
             return model_out_BCHW
         a, s = self._alpha_sigma(t_B, z_BCHW)
@@ -151,7 +151,7 @@ class Schedule(ABC):
         return a * model_out_BCHW + s * z_BCHW
 
     def convert(self, model_out_BCHW: Tensor, z_BCHW: Tensor, t_B: Tensor | float, *, prediction_type: str) -> Tensor:
-        """The model's output as a model of another prediction type would say it."""
+        """The model's output, converted to another prediction type."""
         if prediction_type == self.prediction_type:
             return model_out_BCHW
         x0_BCHW = self.to_x0(model_out_BCHW, z_BCHW, t_B)
@@ -159,14 +159,14 @@ class Schedule(ABC):
         return self.target(x0_BCHW, noise_BCHW, t_B, prediction_type=prediction_type)
 
     def _alpha_sigma(self, t_B: Tensor | float, like_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma shaped to multiply `like_BCHW`, on its device; looked up where t is."""
+        """alpha and sigma, broadcastable to `like_BCHW` and on its device; looked up on t's device."""
         t_B = torch.as_tensor(t_B)
         shape, device = (-1,) + (1,) * (like_BCHW.dim() - 1), like_BCHW.device
         return self.alpha(t_B).reshape(shape).to(device), self.sigma(t_B).reshape(shape).to(device)
 
 
 class VariancePreserving(Schedule):
-    """A table of cumulative alphas; t is an integer, a real one stands for the nearest."""
+    """A table of cumulative alphas; t is an integer, and real numbers are rounded."""
 
     def __init__(self, *, alphas_cumprod: Tensor, prediction_type: str) -> None:
         if prediction_type not in PREDICTION_TYPES:
@@ -192,7 +192,7 @@ class VariancePreserving(Schedule):
         return (1 - self._alpha_cumprod(t_B)) ** 0.5
 
     def time(self, share_B: Tensor) -> Tensor:
-        # A share just below 1 can round up to T, where there is no timestep.
+        # A share just below 1 can round up to T, which is not a timestep.
         return (share_B * self.num_train_timesteps).long().clamp(max=self.num_train_timesteps - 1)
 
     def time_of(self, ratio: float) -> float:
@@ -200,18 +200,18 @@ class VariancePreserving(Schedule):
 
     @property
     def ratios(self) -> Tensor:
-        """sigma / alpha at every timestep, float64, rising."""
+        """sigma / alpha at all timesteps, (T,), float64, increasing."""
         bar = self.alphas_cumprod.double()
         return ((1 - bar) / bar.clamp_min(ALPHA_FLOOR**2)).sqrt()
 
     def ratio(self, t: Tensor) -> Tensor:
-        """Between two timesteps it is interpolated: samplers may stand there."""
+        """sigma / alpha, linearly interpolated between timesteps, because samplers may use real numbers."""
         table, t = self.ratios, t.detach().double().cpu().clamp(0, self.num_train_timesteps - 1)
         low, part = t.floor().long(), t - t.floor()
         return table[low] + part * (table[(low + 1).clamp(max=len(table) - 1)] - table[low])
 
     def _alpha_cumprod(self, t_B: Tensor | float) -> Tensor:
-        """One copy of the table per device, so that a lookup on a GPU does not wait for the CPU."""
+        """The cumulative alphas at t, from one copy of the table per device, to avoid synchronisation."""
         if not isinstance(t_B, Tensor):
             return self.alphas_cumprod[round(t_B)]
         if t_B.device not in self._on_device:
@@ -223,8 +223,8 @@ class FlowMatching(Schedule):
     """The straight path of rectified flow.
 
     Args:
-        shift: s -> shift s / (1 + (shift - 1) s), more noise for larger images (Esser et al., Eq. 23); SD3 has 3.
-        num_train_timesteps: T, what the model's time embedding counts to.
+        shift: s -> shift s / (1 + (shift - 1) s), more noise for larger images (Esser et al., Eq. 23); 3 for SD3.
+        num_train_timesteps: T, the range of the model's time embedding.
     """
 
     def __init__(self, *, shift: float = 1.0, num_train_timesteps: int = 1000) -> None:
@@ -235,7 +235,7 @@ class FlowMatching(Schedule):
         """As `Schedule.from_config`.
 
         Raises:
-            ValueError: for a shift that depends on the image's size, which SD3 does not have.
+            ValueError: for a resolution-dependent shift (`use_dynamic_shifting`).
         """
         if config.get("use_dynamic_shifting", False):
             raise ValueError("use_dynamic_shifting is not supported; SD3 and SD3.5 have a fixed shift")
@@ -262,7 +262,7 @@ class FlowMatching(Schedule):
         return s / (1 - s).clamp_min(ALPHA_FLOOR)
 
     def share(self, t: Tensor) -> Tensor:
-        """s itself: sigma / alpha has no end here whose share would mean anything."""
+        """s, because sigma / alpha is unbounded for a flow."""
         return (t.detach().double().cpu() / self.num_train_timesteps).clamp(0, 1)
 
     def share_of(self, ratio: float) -> float:
@@ -270,7 +270,7 @@ class FlowMatching(Schedule):
 
 
 def _betas(config: Mapping[str, Any]) -> Tensor:
-    """The beta schedules that diffusers' DDIMScheduler knows, with its defaults: float32 of shape (T,)."""
+    """The betas of diffusers' DDIMScheduler, with its defaults, (T,), float32."""
     count = config.get("num_train_timesteps", 1000)
     start, end = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
     kind = config.get("beta_schedule", "linear")
@@ -287,7 +287,7 @@ def _betas(config: Mapping[str, Any]) -> Tensor:
 
 
 def _zero_terminal_snr(betas_T: Tensor) -> Tensor:
-    """Lin et al., Algorithm 1: shift and scale sqrt(alpha_bar) so that it ends at 0 and starts where it did."""
+    """Betas with zero terminal SNR (Lin et al., Algorithm 1): sqrt(alpha_bar) shifted and scaled to end at 0."""
     roots = torch.cumprod(1.0 - betas_T, dim=0).sqrt()
     first, last = roots[0].clone(), roots[-1].clone()
     roots = (roots - last) * (first / (first - last))

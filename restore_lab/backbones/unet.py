@@ -1,7 +1,7 @@
-"""The UNet family (SD 1.5, SD 2.1, SDXL, tiny_sd): a frozen prior that shows its features to an `Edit`.
+"""The UNet family (SD 1.5, SD 2.1, SDXL, tiny_sd): a frozen prior with taps for an `Edit`.
 
-Codec, text encoders, noise schedule and denoiser behind one interface. The denoiser is diffusers' UNet2DConditionModel,
-run by the loop of unet_loop.py; with `at=identity` its output equals diffusers' forward bit for bit.
+Codec, text encoders, noise schedule and denoiser in one interface. The denoiser is diffusers' UNet2DConditionModel, run
+by the loop of unet_loop.py; with `at=identity` its output equals diffusers' forward bit for bit.
 Shapes: z (B, C, H, W) latents, t (B,) integer timesteps. Selected by `backbone=tiny_sd|sd15|sd21|sdxl`.
 """
 
@@ -24,7 +24,7 @@ from restore_lab.types import Cond, Edit, identity
 
 
 class UNetBackbone(Backbone):
-    """A frozen UNet prior; its taps are `encoder_taps` then `decoder_taps`."""
+    """A frozen UNet prior; its taps are `encoder_taps`, then `decoder_taps`."""
 
     family = "unet"
 
@@ -53,12 +53,12 @@ class UNetBackbone(Backbone):
     def embed(
         self, texts: Sequence[str], size: tuple[int, int], *, originals: Sequence[tuple[int, int]] | None = None
     ) -> Cond:
-        """The condition for one text per image; SDXL is told sizes, the older UNets are not."""
+        """The condition for one text per image, with size conditioning only for SDXL."""
         tokens_BLD, pooled_BD = self.text(texts)
         if getattr(self.unet, "add_embedding", None) is None:
             return Cond(tokens_BLD=tokens_BLD)
         ids = [[float(n) for n in (*original, 0, 0, *size)] for original in originals or [size] * len(texts)]
-        # float32 whatever the encoders' dtype: bfloat16 cannot tell 1000 pixels from 1001.
+        # float32 whatever the encoders' dtype: bfloat16 rounds 1001 pixels to 1000.
         size_BD = torch.tensor(ids, dtype=torch.float32, device=tokens_BLD.device)
         return Cond(tokens_BLD=tokens_BLD, pooled_BD=pooled_BD, size_BD=size_BD)
 

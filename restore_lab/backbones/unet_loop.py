@@ -1,9 +1,9 @@
-"""The forward loop over a diffusers UNet's own modules, with a call to an `Edit` at each tap.
+"""The forward loop over a diffusers UNet's modules, which calls an `Edit` at each tap.
 
-`time_embedding`, `encode`, `decode` are plain functions of the modules, so that a trunk (a trainable copy of the
-encoder half) runs the very same code and stops after `encode`. A trunk is anything with `time_proj`, `time_embedding`,
-`down_blocks`, `mid_block` and, for SDXL, `add_time_proj` and `add_embedding`. With `at=identity` the result equals
-UNet2DConditionModel.forward bit for bit, gradient checkpointing included; taps stand outside checkpointed regions.
+`time_embedding`, `encode` and `decode` are functions of the modules, so that a trunk (a trainable copy of the encoder
+half) runs the same code up to `encode`. A trunk is any object with `time_proj`, `time_embedding`, `down_blocks`,
+`mid_block` and, for SDXL, `add_time_proj` and `add_embedding`. With `at=identity` the result equals
+UNet2DConditionModel.forward bit for bit, also with gradient checkpointing; taps are outside checkpointed regions.
 Shapes: z (B, C, H, W), temb (B, D), ctx (B, L, D).
 """
 
@@ -21,14 +21,14 @@ from restore_lab.types import Cond, Edit, Tap, identity
 
 
 class EncoderModules(Protocol):
-    """What `encode` needs: a UNet2DConditionModel, or a trunk that copied these."""
+    """The modules that `encode` reads: a UNet2DConditionModel's, or a trunk's copies."""
 
     down_blocks: nn.ModuleList
     mid_block: nn.Module
 
 
 class TimeModules(Protocol):
-    """What `time_embedding` needs; for SDXL also `add_time_proj` and `add_embedding`."""
+    """The modules that `time_embedding` reads; for SDXL also `add_time_proj` and `add_embedding`."""
 
     time_proj: nn.Module
     time_embedding: nn.Module
@@ -38,13 +38,13 @@ def time_embedding(modules: TimeModules, t_B: Tensor, cond: Cond, *, dtype: torc
     """The embedding (B, D) of the timestep and, for SDXL, of the pooled text and the size.
 
     Args:
-        modules: the UNet, or a trunk that copied its embedding modules.
+        modules: the UNet or a trunk.
         t_B: integer timesteps.
-        cond: one guidance branch; `pooled_BD` and `size_BD` are needed where the modules have an `add_embedding`.
-        dtype: the modules' dtype; the sinusoids come in float32.
+        cond: one guidance branch; `pooled_BD` and `size_BD` are required if the modules have an `add_embedding`.
+        dtype: the modules' dtype; the sinusoids are computed in float32.
 
     Raises:
-        ValueError: if an SDXL-like UNet gets a condition without pooled text or size.
+        ValueError: for an SDXL-like UNet and a condition without pooled text or size.
     """
     temb_BD = modules.time_embedding(modules.time_proj(t_B).to(dtype))
     add_embedding = getattr(modules, "add_embedding", None)
@@ -67,20 +67,20 @@ def encode(
     carry: Any = None,
     visual_BLD: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...], Any]:
-    """From the output of conv_in to the output of the middle block.
+    """The encoder half, from the output of conv_in to the output of the middle block.
 
     Args:
         modules: the UNet or a trunk.
-        h_BCHW: what conv_in gave (a trunk may have added its own input to it).
+        h_BCHW: conv_in's output; a trunk may have added its own input.
         temb_BD: from `time_embedding`.
-        ctx_BLD: tokens for the cross attention.
+        ctx_BLD: tokens of the cross attention.
         taps: the encoder half's taps (`UNetBackbone.encoder_taps`).
-        at: shown each tap in order; what it returns replaces the copy to be skipped (kind encoder) or what flows on.
+        at: called at each tap in order; its output replaces the skip (kind "encoder") or the next layer's input.
         carry: the edit's state before the first tap.
-        visual_BLD: tokens for a visual stream beside the text's, where one is installed in the cross attentions.
+        visual_BLD: tokens of a visual stream, if one is installed in the cross attentions.
 
     Returns:
-        The middle block's output, the skips in order (conv_in's first), the carry.
+        The middle block's output, the skips in forward order (conv_in's first), and the carry.
     """
     visit, ctx = iter(taps), (ctx_BLD, extra_stream(visual_BLD, temb_BD))
     skip, carry = at(next(visit), h_BCHW, temb_BD, carry)
@@ -112,7 +112,7 @@ def decode(
     carry: Any = None,
     visual_BLD: Tensor | None = None,
 ) -> tuple[Tensor, Any]:
-    """From the middle block's output to the input of the output convolution; the last skip is used first."""
+    """The decoder half, from the middle block's output to the input of conv_norm_out; the last skip is used first."""
     visit, left, ctx = iter(taps), list(skips), (ctx_BLD, extra_stream(visual_BLD, temb_BD))
     for block in up_blocks:
         for i, resnet in enumerate(block.resnets):
@@ -128,7 +128,7 @@ def decode(
 def _layer(
     block: nn.Module, i: int, resnet: nn.Module, h_BCHW: Tensor, temb_BD: Tensor, ctx_BLD: Tensor, extra: Any
 ) -> Tensor:
-    """Resnet i of a block and the attention behind it, which checkpoints its own transformer blocks."""
+    """Resnet i of a block and the attention after it, which checkpoints its own transformer blocks."""
     if torch.is_grad_enabled() and block.gradient_checkpointing:
         h_BCHW = block._gradient_checkpointing_func(resnet, h_BCHW, temb_BD)
     else:
@@ -146,13 +146,13 @@ def _middle(block: nn.Module, h_BCHW: Tensor, temb_BD: Tensor, ctx_BLD: Tensor, 
 
 
 def _upsampled(sampler: Any, h_BCHW: Tensor, size: tuple[int, int] | None) -> Tensor:
-    """The upsampler, its doubling done by `upsample_nearest_2x` on XLA."""
+    """The upsampler's output; on XLA with `upsample_nearest_2x`."""
     on_xla = h_BCHW.device.type == "xla" and size is None
     return sampler.conv(upsample_nearest_2x(h_BCHW)) if on_xla else sampler(h_BCHW, size)
 
 
 def _upsample_size(h_BCHW: Tensor, left: Sequence[Tensor]) -> tuple[int, int] | None:
-    """The next skip's size where doubling would miss it (odd sizes), None where doubling is right."""
+    """The next skip's size if it is not twice the map's size (odd sizes), else None."""
     height, width = left[-1].shape[-2:]
     if (height, width) == (2 * h_BCHW.shape[-2], 2 * h_BCHW.shape[-1]):
         return None

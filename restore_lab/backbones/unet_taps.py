@@ -1,9 +1,9 @@
-"""The taps of a diffusers UNet, read off its modules: names, kinds, channels, strides, in the order visited.
+"""The taps of a diffusers UNet, derived from its modules: names, kinds, channels and strides, in forward order.
 
-Encoder half: `skip.0` (conv_in), then per down block one `skip.n` for each output that will be skipped and `down.i`
-for what flows on; `mid`. Decoder half, per up block: `join.n` before each resnet (the decoder's map with its skip
-concatenated behind it), `upsample.i` before the upsampler, `up.i` after the block. Nothing is typed by hand, so an
-adaptor built from taps fits SD 1.5, SD 2.1, SDXL, tiny_sd and trimmed copies alike.
+Encoder half: `skip.0` (conv_in), then per down block one `skip.n` for each skip connection and `down.i` for the block's
+output; `mid`. Decoder half, per up block: `join.n` before each resnet (decoder features with the skip concatenated),
+`upsample.i` before the upsampler, `up.i` after the block. An adaptor built from taps therefore fits SD 1.5, SD 2.1,
+SDXL, tiny_sd and trimmed copies.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ DOWN = ("DownBlock2D", "CrossAttnDownBlock2D")
 UP = ("UpBlock2D", "CrossAttnUpBlock2D")
 MID = ("UNetMidBlock2D", "UNetMidBlock2DCrossAttn")
 
-# Options of UNet2DConditionModel that neither SD nor SDXL uses and that the loop does not repeat, with the value that
-# means "off".
+# Options of UNet2DConditionModel that SD and SDXL do not use and the loop does not implement, with their off values.
 OFF = {
     "class_embed_type": None,
     "num_class_embeds": None,
@@ -28,10 +27,10 @@ OFF = {
 
 
 def check_supported(unet: UNet2DConditionModel) -> None:
-    """Refuse a UNet whose forward the loop would not repeat exactly.
+    """Check that the loop implements the UNet's forward.
 
     Raises:
-        ValueError: naming the option or the block.
+        ValueError: for an unsupported option or block.
     """
     for option, off in OFF.items():
         value = unet.config.get(option, off)
@@ -48,7 +47,7 @@ def check_supported(unet: UNet2DConditionModel) -> None:
 
 
 def encoder_taps(unet: UNet2DConditionModel) -> tuple[Tap, ...]:
-    """Taps from conv_in to the middle block: kinds encoder, block, middle."""
+    """The taps from conv_in to the middle block, of the kinds "encoder", "block" and "middle"."""
     stride, width = 1, unet.conv_in.out_channels
     taps = [Tap(name="skip.0", kind="encoder", channels=width, stride=stride)]
     skips = 1
@@ -67,7 +66,7 @@ def encoder_taps(unet: UNet2DConditionModel) -> tuple[Tap, ...]:
 
 
 def decoder_taps(unet: UNet2DConditionModel) -> tuple[Tap, ...]:
-    """Taps from the first join to the last up block: kinds join, upsample, block."""
+    """The taps from the first join to the last up block, of the kinds "join", "upsample" and "block"."""
     before = encoder_taps(unet)
     skips = [tap.channels for tap in before if tap.kind == "encoder"]
     stride, width, joins = before[-1].stride, before[-1].channels, 0

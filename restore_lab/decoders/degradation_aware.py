@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from restore_lab.adaptors.fusion.zero_conv import zero_conv
 from restore_lab.adaptors.fusion.zero_sft import group_norm
-from restore_lab.backbones.codec.banded import decoded, levels
-from restore_lab.backbones.codec.bands import Canvas, swept
+from restore_lab.backbones.codec.banded import decode, levels
+from restore_lab.backbones.codec.bands import Canvas, map_bands
 
 if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
@@ -59,7 +59,7 @@ class RefinementBlock(nn.Module):
         activate, first, norm, _, last = self.body
         like = torch.empty(0, dtype=self.merge.weight.dtype, device=device)
         channels = self.merge.out_channels
-        h = swept(
+        h = map_bands(
             lambda z_band, lq_band: first(activate(self._merge(z_band, lq_band, degradation_1D))),
             [z, lq],
             like=like,
@@ -67,8 +67,8 @@ class RefinementBlock(nn.Module):
             rows=rows,
             halo=2,
         )
-        normalise = h.normed(norm)
-        return swept(
+        normalise = h.bind_norm(norm)
+        return map_bands(
             lambda h_band, z_band: last(activate(normalise(h_band))) + z_band,
             [h, z],
             like=like,
@@ -148,7 +148,7 @@ class DegradationAwareDecoder(nn.Module):
             p_1D = None if p_BD is None else p_BD[number : number + 1]
             return block.in_bands(h, features[number][index], p_1D, rows=rows, device=z.device)
 
-        return decoded(self.decoder, z, rows=rows, refine=refine)
+        return decode(self.decoder, z, rows=rows, refine=refine)
 
 
 def run_decoder(decoder: Any, z_BCHW: Tensor, *, at: Callable[[int, Tensor], Tensor]) -> Tensor:

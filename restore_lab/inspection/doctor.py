@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from restore_lab.backbones.loading.places import listed
+from restore_lab.backbones.loading.places import as_list
 from restore_lab.config.build import build
 from restore_lab.inspection.describe import on_meta
 from restore_lab.inspection.memory import estimates
@@ -40,7 +40,7 @@ def checkup(cfg: DictConfig) -> dict[str, Any]:
     elsewhere = _models(OmegaConf.to_container(cfg.module, resolve=True), where="")
     # Without weights the shapes come from a shipped config.
     shapes = [settings["config_path"]] if settings.get("config_path") else []
-    cfg.backbone.path = [*listed(settings["path"]), *shapes]
+    cfg.backbone.path = [*as_list(settings["path"]), *shapes]
     module = on_meta(cfg)
     needs = backbone_needs(settings, part_sizes(module.backbone))
     needs += [model_need(what, place) for what, place in elsewhere.items()]

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from restore_lab.backbones.loading.places import DENOISERS, find_codec, is_hub_id, listed, resolve
-from restore_lab.backbones.loading.reading import BackboneError, Folder, found_weights
+from restore_lab.backbones.loading.places import DENOISERS, as_list, find_codec, is_hub_id, resolve
+from restore_lab.backbones.loading.reading import BackboneError, Folder, find_weights
 from restore_lab.backbones.text.loading import ENCODERS
 
 if TYPE_CHECKING:
@@ -89,9 +89,9 @@ def backbone_needs(settings: Mapping[str, Any], sizes: Mapping[str, int]) -> lis
         settings: of `load_backbone`.
         sizes: number of parameters by part, from `part_sizes`.
     """
-    places, reasons = listed(settings["path"]), []
+    places, reasons = as_list(settings["path"]), []
     options: dict[str, Any] = {"family": settings["family"], "config_path": settings.get("config_path")}
-    options["without"] = listed(settings.get("without", ()))
+    options["without"] = as_list(settings.get("without", ()))
     for place in places:
         try:
             prior = resolve(place, meta=False, download=False, **options)
@@ -172,6 +172,6 @@ def _cached(name: str) -> Path | None:
 def _weights_in(folder: Path) -> list[Path]:
     if folder.is_file():
         return [folder]
-    found = found_weights(folder) if folder.is_dir() else None
+    found = find_weights(folder) if folder.is_dir() else None
     named = [folder / name for name in found[1]] if found else sorted(folder.glob("*.safetensors"))
     return [file for file in named if file.is_file()]

@@ -236,7 +236,7 @@ class DecoderTraining(Trainable):
         with torch.no_grad():
             conditioner = self.restorer.conditioner
             hint = conditioner.hint(lq_BCHW, conditioner.prompts(batch, training=False))
-            z0_BCHW = codec.remembered(hq_BCHW)
+            z0_BCHW = codec.encode_cached(hq_BCHW)
         return self.restorer.decoder(z0_BCHW, hint, codec), hq_BCHW
 
     def loss(self, batch: Batch, *, step: int) -> dict[str, Tensor]:

@@ -107,7 +107,7 @@ class DcpTraining(PartTraining):
         hq_BCHW, _ = method.pair(batch)
         cond = method.conditioner.cond(prompt, (hq_BCHW.shape[-2], hq_BCHW.shape[-1]))
         loss = method.objective(
-            method.backbone.codec.remembered(hq_BCHW),
+            method.backbone.codec.encode_cached(hq_BCHW),
             seeds=batch.seed,
             schedule=method.backbone.schedule,
             predict=lambda z_BCHW, t_B: method.backbone(z_BCHW, t_B, cond),
@@ -141,7 +141,7 @@ class PreviewerTraining(PartTraining):
         conditioner, size = method.conditioner, (hq_BCHW.shape[-2], hq_BCHW.shape[-1])
         prompt = conditioner.prompts(batch, training=False)
         with torch.no_grad():
-            z0_BCHW = method.backbone.codec.remembered(hq_BCHW)
+            z0_BCHW = method.backbone.codec.encode_cached(hq_BCHW)
             empty = method.backbone.embed(("",) * len(batch), size)
             cond, null = conditioner.cond(prompt, size), conditioner.stream(empty, prompt.visual_null_BLD)
             hint = conditioner.hint(lq_BCHW, prompt)

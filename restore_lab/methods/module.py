@@ -154,7 +154,7 @@ class RestorationModule(Trainable):
 
     def denoising_loss(self, batch: Batch, conditions: Conditions) -> Tensor:
         """The objective at the HQ's latents."""
-        z0_BCHW = self.backbone.codec.remembered(self.pair(batch)[0])
+        z0_BCHW = self.backbone.codec.encode_cached(self.pair(batch)[0])
 
         def predict(z_BCHW: Tensor, t_B: Tensor) -> Tensor:
             steer = Steer(blend=self.denoiser.reference.blends(batch.seed))

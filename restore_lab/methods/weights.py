@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from restore_lab.backbones.loading.places import DENOISERS, find_prior, listed
+from restore_lab.backbones.loading.places import DENOISERS, as_list, find_prior
 from restore_lab.storage.artefact import place_of
 from restore_lab.storage.foreign import leads_inside
 from restore_lab.storage.hashes import matches_manifest
@@ -154,7 +154,7 @@ def stored_fingerprint(denoiser: nn.Module, path: str | Sequence[str], *, family
     """
     from safetensors import safe_open
 
-    files = find_prior(listed(path), family=family, meta=True).files(DENOISERS[family])
+    files = find_prior(as_list(path), family=family, meta=True).files(DENOISERS[family])
     with ExitStack() as stack:
         opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
         where = {name: file for file in opened for name in file.keys()}  # noqa: SIM118

@@ -71,7 +71,7 @@ def fill_cache(cfg: DictConfig) -> CacheReport:
             if result.batch.hq_BCHW is not None and backbone.codec.disk is not None:
                 hq_BCHW = result.batch.hq_BCHW.to(target)
                 for image_BCHW in (hq_BCHW, hq_BCHW.flip(-1)) if cfg.flip else (hq_BCHW,):
-                    backbone.codec.remembered(image_BCHW)
+                    backbone.codec.encode_cached(image_BCHW)
             done.samples += len(result.batch)
     if summary := bad.summary():
         log.warning("%s", summary)

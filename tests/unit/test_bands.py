@@ -8,7 +8,7 @@ from torch import nn
 
 from restore_lab.adaptors.lq_encoder import RobustEncoder
 from restore_lab.backbones.codec import bands
-from restore_lab.backbones.codec.bands import Canvas, swept
+from restore_lab.backbones.codec.bands import Canvas, map_bands
 from restore_lab.backbones.codec.codec import Codec
 from restore_lab.decoders.degradation_aware import DegradationAwareDecoder
 from restore_lab.types import Hint
@@ -56,7 +56,7 @@ def test_bands_without_their_neighbours_or_the_pooled_norms_would_differ(monkeyp
     z, pieces = codec.encode(x), torch.cat([codec.encode(part) for part in x.split(16, dim=2)], dim=2)
     assert (pieces - z).abs().max() > 1e-4
     codec.pixels = 40 * 16
-    monkeypatch.setattr(Canvas, "normed", lambda self, norm: norm)  # each band by its own statistics
+    monkeypatch.setattr(Canvas, "bind_norm", lambda self, norm: norm)  # each band by its own statistics
     assert (codec.encode(x) - z).abs().max() > 2e-5
 
 
@@ -102,16 +102,16 @@ def test_moments_are_those_of_the_whole_map(place) -> None:
     torch.testing.assert_close(canvas.mean_C, x.double().mean(dim=(0, 2, 3)), rtol=1e-7, atol=0)
     norm = nn.GroupNorm(4, 8)
     nn.init.normal_(norm.weight)
-    torch.testing.assert_close(canvas.normed(norm)(x), norm(x), atol=5e-5, rtol=1e-5)
+    torch.testing.assert_close(canvas.bind_norm(norm)(x), norm(x), atol=5e-5, rtol=1e-5)
 
 
 def test_a_map_that_is_not_filled_has_no_norm() -> None:
     canvas = Canvas(height=4, width=4, channels=8, dtype=torch.float32)
     canvas.put(0, torch.zeros(1, 8, 2, 4))
     with pytest.raises(ValueError, match="8 of them filled"):
-        canvas.normed(nn.GroupNorm(4, 8))
+        canvas.bind_norm(nn.GroupNorm(4, 8))
     with pytest.raises(ValueError, match="has a BatchNorm2d"):
-        canvas.normed(nn.BatchNorm2d(8))
+        canvas.bind_norm(nn.BatchNorm2d(8))
 
 
 def test_out_of_memory_halves_the_bands_says_so_and_goes_on(caplog) -> None:
@@ -123,7 +123,7 @@ def test_out_of_memory_halves_the_bands_says_so_and_goes_on(caplog) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return 2 * band
 
-    made = swept(double, [Canvas.of(x)], like=x, channels=3, rows=32, halo=0)
+    made = map_bands(double, [Canvas.of(x)], like=x, channels=3, rows=32, halo=0)
     assert torch.equal(made.rows(0, 32), 2 * x)
     assert seen == [32, 16, 8, 8, 8, 8]
     assert "bands of 8 rows" in caplog.text
@@ -132,4 +132,4 @@ def test_out_of_memory_halves_the_bands_says_so_and_goes_on(caplog) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     with pytest.raises(RuntimeError, match="can't allocate"):
-        swept(never, [Canvas.of(x)], like=x, channels=3, rows=32, halo=0)
+        map_bands(never, [Canvas.of(x)], like=x, channels=3, rows=32, halo=0)

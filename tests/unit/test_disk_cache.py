@@ -62,18 +62,18 @@ def test_latents_do_not_depend_on_their_batch_and_are_read_again(tmp_path, monke
     images = torch.rand(3, 3, 16, 16)
     codec = loaded(folder, cache).codec
     alone = torch.cat([codec.encode(image[None]) for image in images])
-    assert torch.equal(codec.remembered(images), alone) and len(files(cache)) == 3
+    assert torch.equal(codec.encode_cached(images), alone) and len(files(cache)) == 3
     torch.testing.assert_close(alone, codec.encode(images), rtol=1e-4, atol=1e-5)
     fresh = loaded(folder, cache).codec
     monkeypatch.setattr(fresh.vae, "encode", lambda *a: pytest.fail("it is on disk"))
-    assert torch.equal(fresh.remembered(images.flip(0)), alone.flip(0))
+    assert torch.equal(fresh.encode_cached(images.flip(0)), alone.flip(0))
     monkeypatch.undo()
     changed = images.clone()
     changed[1, 0, 3, 3] += 1e-6
-    fresh.remembered(changed)
+    fresh.encode_cached(changed)
     assert len(files(cache)) == 4
     for plain in (loaded(folder, None).codec, load_backbone(str(folder), family="unet", cache_dir=str(cache)).codec):
-        assert torch.equal(plain.remembered(images), plain.encode(images)) and len(files(cache)) == 4
+        assert torch.equal(plain.encode_cached(images), plain.encode(images)) and len(files(cache)) == 4
 
 
 def test_content_is_pixels_and_shape() -> None:
@@ -84,12 +84,12 @@ def test_content_is_pixels_and_shape() -> None:
 
 def test_a_damaged_entry_counts_as_none(tmp_path) -> None:
     codec, image = loaded(toy_unet_folder(tmp_path, "sd"), tmp_path / "cache").codec, torch.rand(1, 3, 16, 16)
-    whole = codec.remembered(image)
+    whole = codec.encode_cached(image)
     (file,) = files(tmp_path / "cache")
     for damage in (b"", b"{", file.read_bytes()[:-5]):
         file.write_bytes(damage)
-        assert torch.equal(codec.remembered(image), whole)
-    assert torch.equal(codec.remembered(image), whole) and len(file.read_bytes()) > 5
+        assert torch.equal(codec.encode_cached(image), whole)
+    assert torch.equal(codec.encode_cached(image), whole) and len(file.read_bytes()) > 5
 
 
 def test_a_full_cache_lets_the_oldest_go(tmp_path) -> None:
@@ -97,7 +97,7 @@ def test_a_full_cache_lets_the_oldest_go(tmp_path) -> None:
     module, made = torch.nn.Linear(1, 1), []
 
     def asked(cache: DiskCache, number: int) -> None:
-        cache.of(number, module, lambda: made.append(number) or (torch.full((1000,), float(number)),))
+        cache.get(number, module, lambda: made.append(number) or (torch.full((1000,), float(number)),))
 
     cache = DiskCache(tmp_path, base="", max_bytes=64_000)
     for number in range(60):
@@ -110,7 +110,7 @@ def test_a_full_cache_lets_the_oldest_go(tmp_path) -> None:
     asked(cache, 59)
     asked(cache, 1)
     assert made == [*range(60), 1]
-    found = cache.of(59, module, lambda: pytest.fail("it is there"))
+    found = cache.get(59, module, lambda: pytest.fail("it is there"))
     assert torch.equal(found[0], torch.full((1000,), 59.0))
     with pytest.raises(ValueError, match=r"holds nothing; give backbone.cache_gigabytes"):
         DiskCache(tmp_path, base="", max_bytes=0)
@@ -134,12 +134,12 @@ def test_only_a_folder_with_its_own_mark_is_emptied(tmp_path) -> None:
     mine.write_bytes(b"x" * 10_000)
     link.symlink_to(tmp_path / "weights" / "ab")
     for number in range(3):
-        cache.of(number, module, lambda: (torch.zeros(1000),))
+        cache.get(number, module, lambda: (torch.zeros(1000),))
     assert mine.is_file() and (tmp_path / "weights" / "ab" / f"{'0' * 40}.safetensors").is_file()
     assert len([file for file in files(tmp_path / "new") if ENTRY.fullmatch(file.name)]) <= 2
     (tmp_path / "new" / MARKER).unlink()
     before = files(tmp_path / "new")
-    cache.of(9, module, lambda: (torch.zeros(1000),))
+    cache.get(9, module, lambda: (torch.zeros(1000),))
     assert set(before) < set(files(tmp_path / "new"))  # without its mark nothing goes
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from restore_lab.backbones.loading.load import load_backbone
-from restore_lab.backbones.loading.places import wanted
+from restore_lab.backbones.loading.places import files_to_download
 from restore_lab.backbones.loading.reading import BackboneError
 from tests.real_folders import HUB, SCHEDULERS, TOY, halved, in_hub_cache, public_keys, write_repository, write_weights
 from tests.toys import MMDIT, TEXT_LENGTH
@@ -165,8 +165,8 @@ def test_a_download_cut_short_is_not_taken_for_a_prior(repositories, cache) -> N
 def test_a_part_that_is_left_out_need_not_be_fetched(repositories, cache) -> None:
     folder, _ = repositories["sd3"]
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    chosen = wanted(files, without=["text_encoder_3"])
-    spared = sorted(set(wanted(files)) - set(chosen))
+    chosen = files_to_download(files, without=["text_encoder_3"])
+    spared = sorted(set(files_to_download(files)) - set(chosen))
     assert [Path(file).name for file in spared] == [
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
@@ -206,7 +206,7 @@ def test_a_gated_repository_says_how_to_get_access(cache, monkeypatch) -> None:
 def test_of_a_repository_only_the_prior_is_fetched_and_once(name, repositories, tmp_path) -> None:
     folder, _ = repositories[name]
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    chosen = wanted(files)
+    chosen = files_to_download(files)
     assert not [file for file in chosen if ".fp16" in file or ".bin" in file or "non_ema" in file or "onnx" in file]
     assert not [file for file in chosen if file.startswith(("safety_checker", "vae_", "v1-5", "sd_xl"))]
     for file in chosen:
@@ -217,4 +217,4 @@ def test_of_a_repository_only_the_prior_is_fetched_and_once(name, repositories, 
 
 def test_the_half_variant_is_fetched_where_there_is_no_other() -> None:
     files = ["model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.fp16.safetensors", "unet/model.onnx"]
-    assert wanted(files) == ["model_index.json", *files[1:3]]
+    assert files_to_download(files) == ["model_index.json", *files[1:3]]

@@ -152,7 +152,7 @@ def test_the_hint_network_looks_once_at_an_image(tiled, monkeypatch) -> None:
     module.adaptor.hint.register_forward_pre_hook(lambda *_: looks.append(1))
     found = module.restore(batch)
     assert isinstance(module.adaptor.hint, HintNet) and len(looks) == (module.sampler.steps if tiled else 1)
-    monkeypatch.setattr(type(module.adaptor), "seen", lambda self, hint: hint)
+    monkeypatch.setattr(type(module.adaptor), "precompute", lambda self, hint: hint)
     assert torch.equal(module.restore(batch), found)
 
 

@@ -106,6 +106,6 @@ def test_tiles_share_the_models_program() -> None:
         compiled.append(one.compiled)
         return one.result
 
-    on_xla = tiles.over(ask, z.to(torch_xla.device())).cpu()
+    on_xla = tiles.blend(ask, z.to(torch_xla.device())).cpu()
     assert compiled == [1, 0, 0]
-    torch.testing.assert_close(on_xla, tiles.over(lambda part: torch.tanh(part.crop(z)), z), rtol=0, atol=1e-6)
+    torch.testing.assert_close(on_xla, tiles.blend(lambda part: torch.tanh(part.crop(z)), z), rtol=0, atol=1e-6)

@@ -1,9 +1,9 @@
 """The codec of a latent prior: images in [0, 1] to normalised latents and back.
 
-Wraps diffusers' AutoencoderKL or AutoencoderTiny (both work on [-1, 1] inside). Shapes: image (B, 3, H, W) with H and W
-multiples of `compression`, latent (B, channels, H / compression, W / compression). Latents are normalised as the
-config says: (z - mean) / std * scaling_factor, or (z - shift_factor) * scaling_factor.
-Images of more pixels than `pixels`, if that is set, go through an AutoencoderKL in bands of rows (banded.py).
+Wraps diffusers' AutoencoderKL or AutoencoderTiny, whose images are in [-1, 1]. Shapes: image (B, 3, H, W) with H and W
+multiples of `compression`, latent (B, channels, H / compression, W / compression). Latents are normalised by the
+config: (z - mean) / std * scaling_factor, or (z - shift_factor) * scaling_factor.
+An AutoencoderKL processes images of more than `pixels` pixels, if set, in bands of rows (banded.py).
 Selected by the `vae` folder of `backbone.path`.
 """
 
@@ -25,18 +25,18 @@ Generators = torch.Generator | Sequence[torch.Generator]
 
 
 class Codec(nn.Module):
-    """Encode and decode; the weights are frozen, but gradients pass through to whatever is trainable before them.
+    """Encoder and decoder with frozen weights; gradients pass through to the inputs.
 
     Attributes:
         compression: image side over latent side.
-        channels: of a latent.
-        pixels: images of more go through in bands of so many, without gradients; None for no limit.
+        channels: latent channels.
+        pixels: pixels per band, for larger images and without gradients; None for no bands.
     """
 
     pixels: int | None = None
 
     def __init__(self, vae: AutoencoderKL | AutoencoderTiny, *, disk: DiskCache | None = None) -> None:
-        """`disk` keeps latents across runs (see `remembered`); None for nowhere."""
+        """`disk` caches latents across runs (see `encode_cached`); None for no cache."""
         super().__init__()
         self.vae, self.disk = vae, disk
         tiny = isinstance(vae, AutoencoderTiny)
@@ -52,11 +52,11 @@ class Codec(nn.Module):
 
         Args:
             image_BCHW: float in [0, 1].
-            generator: None takes the mode of the posterior; one generator, or one per image, draws from it.
-            encoder: another module in the place of the vae's `encoder` (SUPIR's robust one); what follows is shared.
+            generator: samples the posterior, one generator or one per image; None for the mode.
+            encoder: replaces the vae's `encoder` (SUPIR's robust encoder), with the vae's quant_conv.
 
         Raises:
-            ValueError: if the size is not a multiple of `compression`, or the vae has no posterior to draw from.
+            ValueError: if the size is not a multiple of `compression`, or the vae has no posterior to sample.
         """
         self._check(image_BCHW)
         if isinstance(self.vae, AutoencoderTiny):
@@ -71,27 +71,27 @@ class Codec(nn.Module):
         return (z.to(image_BCHW.dtype) - self._like(self.shift, image_BCHW)) * self._like(self.scale, image_BCHW)
 
     @torch.no_grad()
-    def remembered(self, image_BCHW: Tensor) -> Tensor:
-        """`encode` of images that come again pixel for pixel, as whole clean ones do: from the disk, if they are there.
+    def encode_cached(self, image_BCHW: Tensor) -> Tensor:
+        """`encode` with the disk cache, for images that repeat exactly, such as uncropped HQ images.
 
-        With a disk cache each image is encoded by itself, so that its latent does not depend on its batch.
+        With a cache, images are encoded one by one, so that a cached latent does not depend on its batch.
         """
         disk = self.disk
         if disk is None:
             return self.encode(image_BCHW)
         device = image_BCHW.device
-        found = [
-            disk.of(["latent", content(image[0])], self.vae, lambda image=image: (self.encode(image.to(device)),))[0]
+        latents = [
+            disk.get(["latent", content(image[0])], self.vae, lambda image=image: (self.encode(image.to(device)),))[0]
             for image in to_host(image_BCHW).split(1)
         ]
-        return torch.cat([to_host(latent) for latent in found]).to(device)
+        return torch.cat([to_host(latent) for latent in latents]).to(device)
 
     def _posterior(self, image_BCHW: Tensor, encoder: nn.Module | None) -> DiagonalGaussianDistribution:
-        """The posterior of images in [0, 1] by the vae's encoder or another."""
+        """The posterior of images in [0, 1], by `encoder` or the vae's encoder."""
         rows = self.rows(image_BCHW.shape[-2:])
         if rows is not None:
             coder = encoder or self.vae.encoder
-            h = banded.encoded(coder, image_BCHW, rows=rows)
+            h = banded.encode(coder, image_BCHW, rows=rows)
         else:
             x = (2 * image_BCHW - 1).to(self._dtype)
             if encoder is None:
@@ -100,7 +100,7 @@ class Codec(nn.Module):
         return DiagonalGaussianDistribution(h if self.vae.quant_conv is None else self.vae.quant_conv(h))
 
     def rows(self, size: Sequence[int]) -> int | None:
-        """How many rows of an image of (height, width) go through at once; None for all."""
+        """The rows per band for an image of (height, width); None for no bands."""
         small = self.pixels is None or size[0] * size[1] <= self.pixels
         if self.pixels is None or small or isinstance(self.vae, AutoencoderTiny) or torch.is_grad_enabled():
             return None
@@ -109,29 +109,29 @@ class Codec(nn.Module):
     def decode(
         self, z_BCHW: Tensor, *, clamp: bool = True, decoder: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
-        """Images of normalised latents: in [0, 1], or near it with `clamp=False` (which keeps gradients alive).
+        """Images of normalised latents, (B, 3, H, W).
 
         Args:
-            z_BCHW: latents.
-            clamp: into [0, 1].
-            decoder: another one in the place of the vae's `decoder`; what comes before it is shared.
+            z_BCHW: normalised latents.
+            clamp: clamp to [0, 1]; false keeps all gradients.
+            decoder: replaces the vae's `decoder`, after the vae's post_quant_conv.
         """
         z = (z_BCHW / self._like(self.scale, z_BCHW) + self._like(self.shift, z_BCHW)).to(self._dtype)
         rows = self.rows([self.compression * side for side in z.shape[-2:]])
         if rows is not None and decoder is None:
-            decoder = partial(banded.decoded, self.vae.decoder, rows=rows)
+            decoder = partial(banded.decode, self.vae.decoder, rows=rows)
         if decoder is None:
             sample = self.vae.decode(z).sample
         else:
             sample = decoder(z if self.vae.post_quant_conv is None else self.vae.post_quant_conv(z))
-        if not torch.is_grad_enabled():  # the image may be a large part of the memory there is
+        if not torch.is_grad_enabled():  # in place, to save memory for large images
             image = sample.to(z_BCHW.dtype).add_(1).div_(2)
             return image.clamp_(0, 1) if clamp else image
         image = (sample.to(z_BCHW.dtype) + 1) / 2
         return image.clamp(0, 1) if clamp else image
 
     def features(self, image_BCHW: Tensor) -> list[Tensor]:
-        """What each level of the KL encoder makes of images in [0, 1], before it is halved; the finest level first."""
+        """The KL encoder's features of images in [0, 1] at each level, before downsampling; the finest level first."""
         self._check(image_BCHW)
         h, levels = self.vae.encoder.conv_in((2 * image_BCHW - 1).to(self._dtype)), []
         for block in self.vae.encoder.down_blocks:

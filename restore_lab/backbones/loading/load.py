@@ -1,9 +1,9 @@
-"""Load a backbone: a diffusers-format folder, a hub id or a single file to a `Backbone`.
+"""Load a `Backbone` from a diffusers-format folder, a hub id or a single file.
 
-Where it may lie is told in places.py, how its parts are read in reading.py, single_file.py and text/loading.py.
-`meta=True` builds the modules on torch's meta device without any weights, so that taps, parameters and FLOPs of SDXL
-can be described on a laptop. Config lines: `backbone=tiny_sd|tiny_sd3|sd15|sd21|sdxl|sd3`,
-`backbone.path=/folder/of/a/finetune`, `backbone.path=/x/sd_xl_base_1.0.safetensors`, `backbone.codec_dtype=float32`.
+Paths are resolved in places.py; the parts are read in reading.py, single_file.py and text/loading.py. `meta=True`
+builds the modules on torch's meta device without weights, for example to count SDXL's parameters and FLOPs on a laptop.
+Config lines: `backbone=tiny_sd|tiny_sd3|sd15|sd21|sdxl|sd3`, `backbone.path=/folder/of/a/finetune`,
+`backbone.path=/x/sd_xl_base_1.0.safetensors`, `backbone.codec_dtype=float32`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from restore_lab.backbones.base import Backbone
 from restore_lab.backbones.codec.codec import Codec
 from restore_lab.backbones.disk_cache import DiskCache
-from restore_lab.backbones.loading.places import DENOISERS, find_codec, find_prior, listed
+from restore_lab.backbones.loading.places import DENOISERS, as_list, find_codec, find_prior
 from restore_lab.backbones.loading.reading import BackboneError, Folder, read_json
 from restore_lab.backbones.schedule import Schedule
 from restore_lab.backbones.text.loading import load_text, load_triple_text
@@ -50,24 +50,24 @@ def load_backbone(
     """The frozen prior at `path`.
 
     Args:
-        path: a place, or places tried in order (see places.py).
-        family: "unet" (SD 1.5, SD 2.1, SDXL) or "mmdit" (SD3, SD3.5); what the yaml declares must be what is there.
-        dtype: of the denoiser's weights, and of the rest where nothing else is said: float32, float16 or bfloat16.
+        path: a place, or several that are tried in order (see places.py).
+        family: "unet" (SD 1.5, SD 2.1, SDXL) or "mmdit" (SD3, SD3.5); must match the prior at `path`.
+        dtype: dtype of the denoiser, and the default for codec and text encoders: float32, float16 or bfloat16.
         meta: build from configs on the meta device in float32, without weights and tokenizers.
-        cache_text: remember texts; turn it off where they never come twice (endless procedural captions).
-        without: text encoders of an MM-DiT that are left out ("text_encoder_3" spares T5's nine gigabytes).
-        t5_length: T5's tokens, zeros if it is absent.
-        text_dtype: of the text encoders' weights; null for `dtype`.
-        codec_dtype: of the codec's weights; null for `dtype`. A codec whose config says that it overflows in float16
-            (`force_upcast`, SDXL's) stays float32 there.
-        codec_path: another codec than the prior's: a folder or a hub id.
-        config_path: where the configs and tokenizers of a single file are (single_file.py).
-        cache_dir: folder that keeps text embeddings across runs; None for none.
-        cache_latents: whether it keeps latents of good images too, of use where the same crops come again.
-        cache_gigabytes: what it may hold.
+        cache_text: cache text embeddings in memory; turn it off for texts that do not repeat (procedural captions).
+        without: text encoders of an MM-DiT to omit ("text_encoder_3" saves T5's nine gigabytes).
+        t5_length: number of T5 tokens; zeros without T5.
+        text_dtype: dtype of the text encoders; null for `dtype`.
+        codec_dtype: dtype of the codec; null for `dtype`. A codec that overflows in float16 (`force_upcast` in its
+            config, as SDXL's) stays float32 instead.
+        codec_path: folder or hub id of another codec; null for the prior's.
+        config_path: the configs and tokenizers of a single file (single_file.py).
+        cache_dir: folder of the disk cache of text embeddings; null for no disk cache.
+        cache_latents: also cache latents of HQ images on disk, useful if the same crops repeat.
+        cache_gigabytes: maximum size of the disk cache.
 
     Raises:
-        BackboneError: naming what was tried, if nothing is there, or what is there cannot be read.
+        BackboneError: if there is no prior at `path`, or it cannot be read.
     """
     if family not in DENOISERS:
         known = "unet (SD 1.5, SD 2.1, SDXL shapes), mmdit (SD3, SD3.5)"
@@ -76,8 +76,8 @@ def load_backbone(
     for name, word in dtypes.items():
         if word not in DTYPES:
             raise BackboneError(f"backbone {name} {word!r} is not one of {', '.join(DTYPES)}")
-    without = listed(without)
-    prior = find_prior(listed(path), family=family, meta=meta, config_path=config_path, without=without)
+    without = as_list(without)
+    prior = find_prior(as_list(path), family=family, meta=meta, config_path=config_path, without=without)
     denoiser = _diffusers_part(prior, DENOISERS[family], dtype=DTYPES[dtype], meta=meta)
     vae = _codec(prior, codec_path, dtype=DTYPES[dtypes["codec_dtype"]], meta=meta)
     disk: DiskCache | None = None
@@ -105,7 +105,7 @@ def load_backbone(
 
 
 def _disk_cache(prior: Folder, codec_path: str | None, *, folder: str, gigabytes: float) -> DiskCache:
-    """The cache of what these encoders say."""
+    """The disk cache of these encoders' outputs."""
     codec = [] if codec_path is None else [home.root / part for home, part in [find_codec(codec_path)]]
     base = json.dumps([[place.name, fingerprint(place)] for place in [*prior.encoders(), *codec]])
     return DiskCache(folder, base=base, max_bytes=int(gigabytes * 10**9))
@@ -121,7 +121,7 @@ def load_schedule(prior: Folder) -> Schedule:
 
 
 def _codec(prior: Folder, codec_path: str | None, *, dtype: torch.dtype, meta: bool) -> Any:
-    """The prior's codec or another, in a type that it stands."""
+    """The prior's codec or the one at `codec_path`; float32 if it would overflow in float16."""
     home, part = (prior, "vae") if codec_path is None or meta else find_codec(codec_path)
     if dtype == torch.float16 and home.config(part).get(
         "force_upcast", home.config(part).get("_class_name") == "AutoencoderKL"
@@ -131,7 +131,7 @@ def _codec(prior: Folder, codec_path: str | None, *, dtype: torch.dtype, meta: b
 
 
 def _diffusers_part(prior: Folder, part: str, *, dtype: torch.dtype, meta: bool) -> Any:
-    """The denoiser or the vae, whose config names its class."""
+    """The denoiser or the VAE, of the class in its config."""
     from diffusers import AutoencoderKL, AutoencoderTiny, SD3Transformer2DModel, UNet2DConditionModel
 
     classes = (UNet2DConditionModel, SD3Transformer2DModel, AutoencoderKL, AutoencoderTiny)

@@ -1,8 +1,8 @@
-"""Where backbones live: a place named in a config to a prior on disk.
+"""Resolve a backbone's path to a prior on disk.
 
-A place is a folder, a single `.safetensors` file, `asset:NAME` (a prior shipped in restore_lab/assets), `config:NAME`
-(the configs alone, shipped in restore_lab/backbones/configs, which serve `meta=True`), or a hub id, looked up in the
-local cache before the network. A yaml may list several, tried in order. Config line: `backbone.path=...`.
+A path is a folder, a single `.safetensors` file, `asset:NAME` (a prior in restore_lab/assets), `config:NAME` (configs
+without weights in restore_lab/backbones/configs, for `meta=True`), or a hub id, which is looked up in the local cache
+before the network. A list of paths is tried in order. Config line: `backbone.path=...`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from restore_lab.backbones.loading.reading import SHIPPED, BackboneError, Folder, found_weights, weight_files
+from restore_lab.backbones.loading.reading import SHIPPED, BackboneError, Folder, find_weights, weight_files
 from restore_lab.backbones.loading.single_file import SUFFIX, SingleFile
 from restore_lab.system.faults import describe_fault
 
@@ -31,12 +31,12 @@ def find_prior(
     Args:
         places: tried in order.
         family: of the denoiser.
-        meta: configs are enough.
-        config_path: where a single file's configs and tokenizers are: a place that is no file.
-        without: parts whose weights nobody will read, which then need not be there.
+        meta: accept configs without weights.
+        config_path: the configs and tokenizers of a single file: a place that is no file.
+        without: parts whose weights are not needed.
 
     Raises:
-        BackboneError: one line that lists what was tried and why it did not do.
+        BackboneError: if no place has one, with the reason for each.
     """
     tried = []
     for place in places:
@@ -48,13 +48,13 @@ def find_prior(
     raise BackboneError(f"no backbone found: {'; '.join(tried) or 'path is empty'}; {hint}")
 
 
-def listed(value: str | Sequence[str]) -> list[str]:
-    """A word of a config, or several, as a list."""
+def as_list(value: str | Sequence[str]) -> list[str]:
+    """A string, or a sequence of strings, as a list."""
     return [value] if isinstance(value, str) else list(value)
 
 
 def is_hub_id(place: str) -> bool:
-    """Whether a place is OWNER/NAME."""
+    """Whether a place has the form OWNER/NAME."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+", place) is not None and not place.startswith((".", "~"))
 
 
@@ -67,12 +67,12 @@ def resolve(
     without: Sequence[str] = (),
     download: bool = True,
 ) -> Folder:
-    """One place to the prior that it stands for; arguments as `find_prior` has them.
+    """The prior at one place; arguments as for `find_prior`.
 
-    Without `download` the hub is not asked for what its local cache lacks.
+    Without `download` only the local hub cache is used.
 
     Raises:
-        BackboneError: if it is not there, or not what the family needs.
+        BackboneError: if there is no prior of the family.
     """
     kind, _, name = place.partition(":")
     if kind == "asset":
@@ -91,7 +91,7 @@ def resolve(
 
 
 def _single(file: Path, *, family: str, meta: bool, config_path: str | None) -> Folder:
-    """A file that holds all weights."""
+    """The prior in a single file."""
     if file.suffix != SUFFIX:
         raise BackboneError(f"{file}: a single file is read as {SUFFIX} alone; a {file.suffix} is a pickle")
     if config_path is None:
@@ -107,25 +107,29 @@ def _example(places: Sequence[str]) -> str:
 
 
 def _from_hub(name: str, *, family: str, meta: bool, without: Sequence[str], download: bool) -> Path:
-    """The snapshot of a hub id: the local cache's, else downloaded (never for meta, which needs no weights)."""
+    """The snapshot of a hub id, from the local cache or downloaded; never downloaded with `meta`."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError
 
     try:
         cached = Path(snapshot_download(name, local_files_only=True))
-        if meta or not gaps(cached, family=family, without=without):
+        if meta or not missing_parts(cached, family=family, without=without):
             return cached
-    except Exception as error:  # the client's own kinds change with its version
+    except Exception as error:  # exception types differ between versions of huggingface_hub
         if meta:
             raise BackboneError(f"{name}: not in the local hub cache") from error
         cached = None
     if not download:
         lacks = (
-            "is not" if cached is None else f"({', '.join(gaps(cached, family=family, without=without))}) is not whole"
+            "is not"
+            if cached is None
+            else f"({', '.join(missing_parts(cached, family=family, without=without))}) is not whole"
         )
         raise BackboneError(f"{name}: {lacks} in the local hub cache")
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted(HfApi().list_repo_files(name), without=without)))
+        return Path(
+            snapshot_download(name, allow_patterns=files_to_download(HfApi().list_repo_files(name), without=without))
+        )
     except GatedRepoError as error:
         raise BackboneError(
             f"{name}: is gated; accept its licence at https://huggingface.co/{name}, then hf auth login"
@@ -135,20 +139,20 @@ def _from_hub(name: str, *, family: str, meta: bool, without: Sequence[str], dow
 
 
 def _refused(error: Exception) -> str:
-    """Why the hub gave nothing.
+    """The reason for a failed download.
 
     Raises:
-        OSError: as it was, for what the machine did.
+        OSError: the same error, if the cause is this machine (a full disk, for example).
     """
     if describe_fault(error) is not None:
         raise error
     return "no such folder, not in the local hub cache, and no hub gave it"
 
 
-def wanted(files: Sequence[str], *, without: Sequence[str] = ()) -> list[str]:
-    """Which of a repository's files are fetched: configs, vocabularies, and each part's weights in safetensors once.
+def files_to_download(files: Sequence[str], *, without: Sequence[str] = ()) -> list[str]:
+    """The files of a repository to download: configs, vocabularies, and one set of safetensors weights per part.
 
-    Of parts that are left out the configs come along, so that a later run knows what it lacks.
+    For the parts in `without`, only the configs, so that a later run can find the missing weights.
     """
     parts: dict[str, list[str]] = defaultdict(list)
     for file in files:
@@ -163,14 +167,14 @@ def wanted(files: Sequence[str], *, without: Sequence[str] = ()) -> list[str]:
     return chosen
 
 
-def gaps(folder: Path, *, family: str, without: Sequence[str] = ()) -> list[str]:
-    """The parts of a snapshot whose weights are not there as a whole."""
+def missing_parts(folder: Path, *, family: str, without: Sequence[str] = ()) -> list[str]:
+    """The parts of a snapshot with missing or incomplete weights."""
     parts = [DENOISERS[family], "vae", *sorted(part.name for part in folder.glob("text_encoder*"))]
-    return [part for part in parts if part not in without and found_weights(folder / part) is None]
+    return [part for part in parts if part not in without and find_weights(folder / part) is None]
 
 
 def _checked(folder: Path, place: str, *, family: str) -> Folder:
-    """The folder, if a prior of the family in diffusers format is in it."""
+    """The folder, checked for a prior of the family in diffusers format."""
     if not folder.is_dir():
         raise BackboneError(f"{place}: there is no folder {folder}")
     denoiser = DENOISERS[family]
@@ -185,9 +189,9 @@ def _checked(folder: Path, place: str, *, family: str) -> Folder:
 
 
 def find_codec(place: str, *, download: bool = True) -> tuple[Folder, str]:
-    """A codec of its own (madebyollin/sdxl-vae-fp16-fix): its folder, and the part of it that the codec is.
+    """The folder and part of a separate codec, such as madebyollin/sdxl-vae-fp16-fix.
 
-    A place is a folder with the codec in it or in its `vae`, or a hub id of such a repository.
+    The place is a folder with the codec in it or in its subfolder `vae`, or the hub id of such a repository.
     """
     folder = Path(place).expanduser()
     if not folder.exists() and is_hub_id(place):

@@ -1,9 +1,9 @@
 """A prior in diffusers format on disk, read part by part: configs, weights, tokenizers.
 
 A part is a folder (`unet`, `text_encoder_3`, ...) with a `config.json` and its weights in safetensors: one file, or
-shards with their index; plain, or the fp16 variant (`model.fp16-00001-of-00002.safetensors`), which is read where the
-plain ones are not whole. Pickles (`.bin`) beside them are never opened. What else lies in a repository (safety_checker,
-feature_extractor, onnx, flax) is not looked at. A single file with all parts is single_file.py's.
+shards with their index; plain, or the fp16 variant (`model.fp16-00001-of-00002.safetensors`), which is read if the
+plain weights are incomplete. Pickles (`.bin`) are never opened. Other content of a repository (safety_checker,
+feature_extractor, onnx, flax) is ignored. single_file.py reads a single file with all parts.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     import torch
 
 STEMS = ("diffusion_pytorch_model", "model")  # of diffusers' and of transformers' weight files
-VARIANTS = (None, "fp16")  # in the order in which they are preferred
+VARIANTS = (None, "fp16")  # in order of preference
 SHIPPED = Path(__file__).resolve().parents[1] / "configs"
 MERGES = SHIPPED / "clip_merges.txt"  # CLIP's vocabulary, which all these priors share
 
 
 class BackboneError(ValueError):
-    """A backbone that cannot be found or read: one line with the place and what to do instead."""
+    """A backbone that cannot be found or read; one line with the path and a remedy."""
 
 
 class Folder:
@@ -39,7 +39,7 @@ class Folder:
         self.root = root
 
     def has(self, part: str) -> bool:
-        """Whether the part is there."""
+        """Whether the folder has the part."""
         return (self.root / part).is_dir()
 
     def config(self, part: str) -> dict[str, Any]:
@@ -47,24 +47,24 @@ class Folder:
         return read_json(self.root / part / "config.json")
 
     def files(self, part: str) -> list[Path]:
-        """The files that hold the part's weights; none if they are not there as a whole."""
-        found = found_weights(self.root / part)
+        """The part's weight files; none if they are missing or incomplete."""
+        found = find_weights(self.root / part)
         return [self.root / part / name for name in found[1]] if found else []
 
     def encoders(self) -> list[Path]:
-        """What codec, text encoders and tokenizers are read from."""
+        """The files and folders of codec, text encoders and tokenizers."""
         return [place for name in ("vae", "text_encoder*", "tokenizer*") for place in sorted(self.root.glob(name))]
 
     def read(self, cls: Any, part: str, *, dtype: torch.dtype) -> Any:
         """The part with its weights.
 
         Raises:
-            BackboneError: if they are not there, not whole, or do not fit the config.
+            BackboneError: if the weights are missing, incomplete, or do not fit the config.
         """
         return read_part(cls, self.root / part, dtype=dtype)
 
     def tokenizer(self, part: str) -> Any:
-        """The tokenizer of a text encoder: the folder's, or for a shipped config the vocabulary that ships."""
+        """The tokenizer of a text encoder: the folder's, or for a config in this package CLIP's vocabulary from it."""
         from transformers import AutoTokenizer, CLIPTokenizer
 
         t5 = part == "text_encoder_3"
@@ -82,7 +82,7 @@ class Folder:
                 return AutoTokenizer.from_pretrained(home, local_files_only=True, trust_remote_code=False)
             tokenizer: Any = CLIPTokenizer.from_pretrained(home, local_files_only=True)
             most = self.config(part).get("max_position_embeddings", tokenizer.model_max_length)
-            tokenizer.model_max_length = min(tokenizer.model_max_length, most)  # endless where its config says none
+            tokenizer.model_max_length = min(tokenizer.model_max_length, most)  # unbounded without a config entry
             return tokenizer
         except (OSError, ValueError, TypeError) as error:
             kind = "T5" if t5 else "CLIP"
@@ -90,11 +90,11 @@ class Folder:
 
 
 def shipped_tokenizer(settings: dict[str, Any]) -> Any:
-    """CLIP's tokenizer from its merges, which determine the vocabulary (bytes, bytes at a word's end, merges)."""
+    """CLIP's tokenizer from its merges, which determine the vocabulary (bytes, word-final bytes, merges)."""
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTokenizer
 
-    lines = MERGES.read_text(encoding="utf-8").splitlines()[1:]  # the first names a version
+    lines = MERGES.read_text(encoding="utf-8").splitlines()[1:]  # the first line is the version
     merges = [tuple(line.split()) for line in lines]
     letters = sorted(ByteLevel.alphabet())
     names = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
@@ -103,14 +103,14 @@ def shipped_tokenizer(settings: dict[str, Any]) -> Any:
 
 
 def weight_files(names: Sequence[str], *, folder: Path | None = None) -> tuple[str | None, list[str]] | None:
-    """Which of a part's files hold its weights.
+    """The weight files of a part.
 
     Args:
         names: the files of the part's folder.
-        folder: where they lie, to read which shards an index names; None takes what is called like a shard.
+        folder: the part's folder, to read the shards from an index; None to identify shards by their names.
 
     Returns:
-        The variant and the names of the files, plain before fp16; None if no whole set is there.
+        The variant and the file names, plain before fp16; None without a complete set.
     """
     present = set(names)
     for variant in VARIANTS:
@@ -136,16 +136,16 @@ def _shards(index: str, *, stem: str, infix: str, names: Sequence[str], folder: 
     return [name for name in called if (".fp16" in name) == bool(infix)]
 
 
-def found_weights(folder: Path) -> tuple[str | None, list[str]] | None:
+def find_weights(folder: Path) -> tuple[str | None, list[str]] | None:
     """`weight_files` of a part's folder."""
     return weight_files([file.name for file in folder.glob("*") if file.is_file()], folder=folder)
 
 
 def read_part(cls: Any, folder: Path, *, dtype: torch.dtype) -> Any:
-    """One part with its weights; a weight that is missing or of another shape is an error, not a warning."""
+    """One part with its weights; missing weights and weights of another shape are errors."""
     from safetensors import SafetensorError
 
-    found = found_weights(folder)
+    found = find_weights(folder)
     if found is None:
         pickled = sorted(file.name for file in (*folder.glob("*.bin"), *folder.glob("*.ckpt")))
         if pickled:
@@ -166,12 +166,12 @@ def read_part(cls: Any, folder: Path, *, dtype: torch.dtype) -> Any:
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BackboneError(f"{folder}: weights cannot be read ({first_line(error)})") from error
-    check_whole(folder, (*info["missing_keys"], *info["mismatched_keys"]))
+    check_complete(folder, (*info["missing_keys"], *info["mismatched_keys"]))
     return model
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a part whose files would fetch code or weights from elsewhere, or that is stored quantised."""
+    """Raise for a part whose files refer to code or weights elsewhere, or whose weights are quantised."""
     try:
         check_model(folder)
     except ValueError as error:
@@ -181,8 +181,8 @@ def check_folder(folder: Path) -> None:
         raise BackboneError(f"{file}: stored quantised; take the plain weights, which memory=int8 and others quantise")
 
 
-def check_whole(place: Path | str, wrong: Sequence[Any]) -> None:
-    """Raise if weights are missing or misshapen."""
+def check_complete(place: Path | str, wrong: Sequence[Any]) -> None:
+    """Raise if weights are missing or have another shape."""
     names = sorted(str(key) for key in wrong)
     if names:
         raise BackboneError(f"{place}: {len(names)} weights are missing or misshapen, the first is {names[0]}")
@@ -205,5 +205,5 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
+    """The first line of an error's message, or else its type."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,9 +1,9 @@
-"""A prior in one `.safetensors` file, in the layout that it was trained in (LDM's, SDXL's, SD3's).
+"""A prior in one `.safetensors` file, in its original layout (LDM's, SDXL's, SD3's).
 
-diffusers' own converters map the keys. Configs, scheduler and tokenizers are no part of such a file: they come from
-`backbone.config_path`, a folder in diffusers format or the configs that ship (`config:sdxl`), and so do weights that
-the file lacks (T5, most often). Only as much of the file is read as a part needs. A file with an average beside its
-weights (`model_ema.*`) gives the average, as the folders on the hub do.
+diffusers' converters map the keys. Configs, scheduler and tokenizers are not in such a file: they come from
+`backbone.config_path`, a folder in diffusers format or the configs in this package (`config:sdxl`), and so do weights
+that are not in the file (usually T5's). Only a part's tensors are read from the file. If it has EMA weights
+(`model_ema.*`), these are used, as in the diffusers folders on the hub.
 Config line: `backbone.path=/x/model.safetensors`.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restore_lab.backbones.loading.reading import BackboneError, Folder, check_whole, first_line
+from restore_lab.backbones.loading.reading import BackboneError, Folder, check_complete, first_line
 from restore_lab.system.quiet import silence_libraries
 
 if TYPE_CHECKING:
@@ -34,10 +34,10 @@ class SingleFile(Folder):
 
     Args:
         file: the weights.
-        folder: configs, scheduler and tokenizers; weights of the parts that the file lacks.
+        folder: configs, scheduler and tokenizers, and weights of the parts that are not in the file.
 
     Raises:
-        BackboneError: if the file cannot be read, or holds no denoiser.
+        BackboneError: if the file cannot be read or has no denoiser.
     """
 
     def __init__(self, file: Path, folder: Path) -> None:
@@ -57,11 +57,11 @@ class SingleFile(Folder):
             )
 
     def files(self, part: str) -> list[Path]:
-        """The file, else the folder's."""
+        """The file, or the folder's files for parts that are not in it."""
         return [self.file] if self._keys(part) else super().files(part)
 
     def encoders(self) -> list[Path]:
-        """The file, and what the folder gives."""
+        """The file, and the folder's encoders."""
         return [self.file, *super().encoders()]
 
     def read(self, cls: Any, part: str, *, dtype: torch.dtype) -> Any:
@@ -101,14 +101,14 @@ class SingleFile(Folder):
                 else:
                     model = cls.from_single_file(weights, **where)
         except (OSError, ValueError, KeyError, IndexError, RuntimeError, SingleFileComponentError) as error:
-            # A weight that was never filled cannot be moved: all that diffusers says of one that is missing.
+            # diffusers reports a missing weight only as a meta tensor that cannot be moved (NotImplementedError).
             why = "weights are missing" if isinstance(error, NotImplementedError) else first_line(error)
             raise BackboneError(
                 f"{self.file}: its {part} does not fit {self.root.name}'s config ({why}); is it a "
                 "checkpoint of this kind? choose another backbone, or set backbone.config_path"
             ) from error
-        check_whole(f"{self.file}, {part}", [name for name, p in model.named_parameters() if p.is_meta])
-        if part == "text_encoder_3":  # read in its type already, but for the layers that overflow in float16
+        check_complete(f"{self.file}, {part}", [name for name, p in model.named_parameters() if p.is_meta])
+        if part == "text_encoder_3":  # already in its dtype, except for layers that overflow in float16
             return model.eval()
         with silence_libraries():
             return model.to(dtype).eval()

@@ -1,8 +1,8 @@
 """The frozen text encoders of a UNet prior.
 
-SD 1.5, SD 2.1 and tiny_sd: one CLIP text model, its last hidden state after the final norm. SDXL: two, their
-penultimate hidden states side by side, and the pooled projection of the second (Podell et al., arXiv 2307.01952,
-section 2.1). Shapes: tokens (B, L, D), pooled (B, D) or None. Equal to diffusers' `encode_prompt` on the same text.
+SD 1.5, SD 2.1 and tiny_sd: the last hidden state of one CLIP text model, after the final norm. SDXL: the concatenated
+penultimate hidden states of two, and the second's pooled projection (Podell et al., arXiv 2307.01952, section 2.1).
+Shapes: tokens (B, L, D), pooled (B, D) or None. Equal to diffusers' `encode_prompt` on the same text.
 Selected by the `text_encoder*` and `tokenizer*` folders of `backbone.path`.
 """
 
@@ -24,18 +24,18 @@ log = logging.getLogger(__name__)
 
 
 class TextEncoder(nn.Module):
-    """Texts in, tokens out, remembered.
+    """Text embeddings with a cache.
 
-    What is remembered is encoded text by text: a matrix product may differ in its last bit with the size of the batch,
-    and a remembered value must not depend on which texts came together, or a resumed run would differ from an unbroken
-    one. Without a memory (cache_bytes 0) a batch is encoded at once, which is faster where texts never come twice.
+    With a cache, texts are encoded one by one: the last bit of a matrix product can depend on the batch size, and
+    cached embeddings must not depend on the batch, or a resumed run would differ from an uninterrupted one. Without a
+    cache a batch is encoded together, which is faster for texts that do not repeat.
 
     Args:
         encoders: one or two CLIP text models.
-        tokenizers: as many tokenizers, or none (on the meta device, where only shapes count).
-        penultimate: SDXL's reading (penultimate states, pooled projection) instead of the last state after the norm.
-        cache_bytes: memory that remembered texts may take; 0 remembers nothing.
-        disk: where they are kept across runs; None for nowhere.
+        tokenizers: one tokenizer per encoder, or none on the meta device.
+        penultimate: SDXL's embedding (penultimate states, pooled projection) instead of the last state after the norm.
+        cache_bytes: maximum size of the cache in memory; 0 for none.
+        disk: cache across runs; None for none.
     """
 
     def __init__(
@@ -51,50 +51,50 @@ class TextEncoder(nn.Module):
         self.encoders = nn.ModuleList(encoders)
         self.tokenizers = list(tokenizers)
         self.penultimate = penultimate
-        self.remembers = cache_bytes > 0 or disk is not None
+        self.uses_cache = cache_bytes > 0 or disk is not None
         self.disk = disk
-        self.said = False  # that a text was too long
+        self.warned = False  # about a truncated text
         self.cache = TensorLRU(max_bytes=cache_bytes)
-        self.home = torch.device("cpu")  # where the encoders say what they say
+        self.home = torch.device("cpu")  # device of the encoders' outputs
 
     @torch.no_grad()
     def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         """Tokens (B, L, D) and, for SDXL, the pooled vector (B, D).
 
-        An empty string is a text like any other (SDXL's pipelines may put zeros there; its training did not).
+        An empty string is encoded like any other text, as in SDXL's training; its pipelines may use zeros instead.
 
         Raises:
             ValueError: for no texts, or one text given as a bare string.
         """
         if isinstance(texts, str) or not texts:
             raise ValueError(f"texts must be a non-empty sequence of strings, one per image; got {texts!r}")
-        if not self.remembers:
+        if not self.uses_cache:
             encoded = self._encode(texts)
             return encoded[0], encoded[1] if self.penultimate else None
-        rows = {text: self._remembered(text) for text in dict.fromkeys(texts)}
+        rows = {text: self._cached(text) for text in dict.fromkeys(texts)}
         tokens_BLD = torch.cat([rows[text][0] for text in texts]).to(self.home)
         pooled_BD = torch.cat([rows[text][1] for text in texts]).to(self.home) if self.penultimate else None
         return tokens_BLD, pooled_BD
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TextEncoder:
-        """A move to another device or dtype makes what is remembered stale."""
+        """Clear the cache on a move to another device or dtype."""
         self.cache.clear()
         return super()._apply(fn, recurse)
 
-    def _remembered(self, text: str) -> tuple[Tensor, ...]:
-        found = self.cache.get(text)
-        if found is None:
+    def _cached(self, text: str) -> tuple[Tensor, ...]:
+        tensors = self.cache.get(text)
+        if tensors is None:
             if self.disk is not None and next(self.parameters(), None) is not None:
-                found = self.disk.of(["text", text, self._settings()], self, lambda: self._encode([text]))
+                tensors = self.disk.get(["text", text, self._settings()], self, lambda: self._encode([text]))
             else:
-                found = self._encode([text])
-            self.home = found[0].device
-            found = tuple(to_host(tensor) for tensor in found)
-        self.cache.put(text, found)
-        return found
+                tensors = self._encode([text])
+            self.home = tensors[0].device
+            tensors = tuple(to_host(tensor) for tensor in tensors)
+        self.cache.put(text, tensors)
+        return tensors
 
     def _settings(self) -> list[int]:
-        """What an embedding depends on besides the text and the encoders."""
+        """The settings that an embedding depends on, besides text and encoders."""
         return [int(self.penultimate)]
 
     def _encode(self, texts: Sequence[str]) -> tuple[Tensor, ...]:
@@ -112,24 +112,24 @@ class TextEncoder(nn.Module):
             raise ValueError("an SDXL-like prior needs a CLIPTextModelWithProjection among its text encoders")
         return tokens_BLD, pooled
 
-    def _ids(self, texts: Sequence[str], index: int, *, says: bool = True) -> tuple[Tensor, Tensor | None]:
-        """Token numbers padded to the tokenizer's length, and the attention mask where the config asks for one."""
+    def _ids(self, texts: Sequence[str], index: int, *, warn: bool = True) -> tuple[Tensor, Tensor | None]:
+        """Token ids padded to the tokenizer's length, and the attention mask if the config requires one."""
         config, device = self.encoders[index].config, device_of(self.encoders[index])
         if not self.tokenizers:
             shape = (len(texts), config.max_position_embeddings)
             return torch.zeros(shape, dtype=torch.long, device=device), None
         tokenizer = self.tokenizers[index]
-        out = self._cut(tokenizer, texts, tokenizer.model_max_length, says=says and index == 0)
+        out = self._tokenize(tokenizer, texts, tokenizer.model_max_length, warn=warn and index == 0)
         mask_BL = out.attention_mask.to(device) if getattr(config, "use_attention_mask", False) else None
         return out.input_ids.to(device), mask_BL
 
-    def _cut(self, tokenizer: Any, texts: Sequence[str], length: int, *, says: bool) -> Any:
-        """Texts as tokens, all of one length; where it `says`, the first that is longer is named."""
-        if says and not self.said:
+    def _tokenize(self, tokenizer: Any, texts: Sequence[str], length: int, *, warn: bool) -> Any:
+        """The texts' tokens, padded or truncated to `length`; with `warn`, the first truncated text is logged."""
+        if warn and not self.warned:
             whole = tokenizer(list(texts), verbose=False).input_ids
             long = next((text for text, ids in zip(texts, whole, strict=True) if len(ids) > length), None)
             if long is not None:
-                self.said = True
+                self.warned = True
                 log.warning(
                     "text is longer than the encoder's %d tokens, its end is ignored: %r (more like it are not named)",
                     length,
@@ -139,7 +139,7 @@ class TextEncoder(nn.Module):
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a module's inputs belong: where its weights are or, offloaded by accelerate, where they come to."""
+    """The device for a module's inputs: its weights', or accelerate's execution device for offloaded weights."""
     for part in module.modules():
         place = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
         if place is not None:

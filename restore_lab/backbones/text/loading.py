@@ -1,4 +1,4 @@
-"""Read a prior's text encoders and tokenizers from its folder: CLIP towers (SD, SDXL), and T5 beside them (SD3)."""
+"""Read a prior's text encoders and tokenizers from its folder: CLIP (SD, SDXL), and CLIP with T5 (SD3)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from restore_lab.backbones.text.sd3 import TripleTextEncoder
 CLIPS = ("CLIPTextModel", "CLIPTextModelWithProjection")
 T5 = "T5EncoderModel"
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
-CLIP_L_WIDTH = 768  # of SD3's first tower, where neither the tower nor its config is there
+CLIP_L_WIDTH = 768  # width of SD3's first CLIP encoder, if the folder has neither the encoder nor its config
 
 
 def load_text(
     prior: Folder, *, penultimate: bool, dtype: torch.dtype, meta: bool, cache_bytes: int, disk: DiskCache | None
 ) -> TextEncoder:
-    """text_encoder and, if it is there, text_encoder_2, with their tokenizers."""
+    """The text encoder of a UNet prior, with text_encoder and, if the folder has one, text_encoder_2."""
     parts = [name for name in ENCODERS[:2] if prior.has(name)]
     encoders = [_model(prior, part, CLIPS, dtype=dtype, meta=meta) for part in parts]
     tokenizers = [] if meta else [prior.tokenizer(part) for part in parts]
@@ -41,10 +41,10 @@ def load_triple_text(
     cache_bytes: int,
     disk: DiskCache | None,
 ) -> TripleTextEncoder:
-    """SD3's three text encoders; those that the folder lacks, or that are left out, are absent.
+    """SD3's text encoder; of the three models, those in `without` or not in the folder are absent.
 
     Raises:
-        BackboneError: for a name in `without` that is none of the three, or a part that cannot be read.
+        BackboneError: for an unknown name in `without`, or a part that cannot be read.
     """
     odd = sorted(set(without) - set(ENCODERS))
     if odd:

@@ -1,9 +1,9 @@
 """The three frozen text encoders of SD3 and SD3.5, any of which may be absent (Esser et al., section 5.3 and App. B.3).
 
-Two CLIP towers, their penultimate states side by side and filled with zeros to T5's width; behind them in the sequence
-T5's tokens. The pooled vector is both towers' projections. An absent encoder says zeros, as in SD3's own training.
-Shapes: tokens (B, L + L_t5, D), pooled (B, P). Equal to diffusers' StableDiffusion3Pipeline.encode_prompt on the same
-text. Selected by the `text_encoder*` folders of `backbone.path`, less those of `backbone.without`.
+The penultimate states of two CLIP encoders are concatenated and zero-padded to T5's width; T5's tokens follow in the
+sequence. The pooled vector concatenates both CLIP projections. The outputs of an absent encoder are zeros, as in SD3's
+training. Shapes: tokens (B, L + L_t5, D), pooled (B, P). Equal to diffusers' StableDiffusion3Pipeline.encode_prompt on
+the same text. Selected by the `text_encoder*` folders of `backbone.path`, without those in `backbone.without`.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ CLIP_LENGTH = 77
 
 
 class TripleTextEncoder(TextEncoder):
-    """Texts in, tokens and pooled vectors out, remembered as in `TextEncoder`.
+    """Token and pooled text embeddings, with the caches of `TextEncoder`.
 
     Args:
-        clips: the two CLIP towers with projection, None for an absent one.
-        clip_tokenizers: theirs, None likewise (or all None on the meta device).
-        t5: a T5 encoder, None if absent.
-        t5_tokenizer: its tokenizer.
-        width: of a token as the transformer reads it.
-        pooled: width of the pooled vector as the transformer reads it.
-        t5_length: T5's tokens; so many zeros if it is absent (diffusers' `max_sequence_length`).
-        first_width: width of the first tower's tokens, which tells where the second's stand if it is absent.
-        cache_bytes: memory that remembered texts may take.
-        disk: where they are kept across runs; None for nowhere.
+        clips: the two CLIP text models with projection; None for an absent one.
+        clip_tokenizers: their tokenizers; None for an absent model, and all None on the meta device.
+        t5: the T5 encoder; None if absent.
+        t5_tokenizer: T5's tokenizer.
+        width: width of the transformer's text tokens.
+        pooled: width of the transformer's pooled text.
+        t5_length: number of T5 tokens (diffusers' `max_sequence_length`); zeros without T5.
+        first_width: width of the first CLIP model's tokens, zeros if it is absent.
+        cache_bytes: maximum size of the cache in memory; 0 for none.
+        disk: cache across runs; None for none.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class TripleTextEncoder(TextEncoder):
         self.width, self.pooled, self.t5_length, self.first_width = width, pooled, t5_length, first_width
 
     def _settings(self) -> list[int]:
-        """Which encoders there are counts, and how long T5's part is."""
+        """The encoders present, the widths, and the number of T5 tokens."""
         present = [int(there) for there in (*self.present, self.t5 is not None)]
         return [*present, self.width, self.pooled, self.t5_length, self.first_width]
 
@@ -71,11 +71,11 @@ class TripleTextEncoder(TextEncoder):
         """Tokens and pooled vectors of texts encoded together."""
         states, pooled = [], []
         for index, encoder in enumerate(self.encoders):
-            ids_BL, _ = self._ids(texts, index, says=not self._t5_reads_on)
+            ids_BL, _ = self._ids(texts, index, warn=not self._t5_is_longer)
             out = encoder(ids_BL, output_hidden_states=True)
             states.append(out.hidden_states[-2])
             pooled.append(out.text_embeds)
-        if not self.present[0]:  # zeros before the second
+        if not self.present[0]:  # zeros before the second model's tokens
             like = states[0] if states else torch.zeros(len(texts), CLIP_LENGTH, 0, device=self._device())
             states.insert(0, like.new_zeros(*like.shape[:2], self.first_width))
             rest = self.pooled - sum(p.shape[-1] for p in pooled)
@@ -92,15 +92,15 @@ class TripleTextEncoder(TextEncoder):
         if self.t5_tokenizer is None:  # the meta device
             ids_BL = torch.zeros(len(texts), self.t5_length, dtype=torch.long, device=like_BLD.device)
         else:
-            ids_BL = self._cut(self.t5_tokenizer, texts, self.t5_length, says=self._t5_reads_on).input_ids
+            ids_BL = self._tokenize(self.t5_tokenizer, texts, self.t5_length, warn=self._t5_is_longer).input_ids
             ids_BL = ids_BL.to(like_BLD.device)
         return self.t5(ids_BL)[0].to(like_BLD.dtype)
 
     @property
-    def _t5_reads_on(self) -> bool:
-        """Whether T5 reads what is beyond CLIP's tokens: then what T5 leaves out nobody reads."""
+    def _t5_is_longer(self) -> bool:
+        """Whether T5 reads more tokens than CLIP; then only text that T5 truncates is lost."""
         return self.t5 is not None and self.t5_length > CLIP_LENGTH
 
     def _device(self) -> torch.device:
-        held = self.t5 if self.t5 is not None else next(iter(self.encoders), None)
-        return device_of(held) if held is not None else torch.device("cpu")
+        encoder = self.t5 if self.t5 is not None else next(iter(self.encoders), None)
+        return device_of(encoder) if encoder is not None else torch.device("cpu")
