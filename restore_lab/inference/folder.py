@@ -181,7 +181,7 @@ def _sized(restorer: Restorer, photograph: Photograph, job: Job) -> Photograph:
 
 
 def _said(job: Job) -> dict[str, Any]:
-    """What a restorer is told with an image that is in its size already."""
+    """The restorer's arguments for an image that has its size already."""
     return {"caption": job.words.caption or "", "instruction": job.words.instruction, "upscale": 1.0}
 
 

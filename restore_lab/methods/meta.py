@@ -34,7 +34,7 @@ def check_module(node: Mapping[str, Any], *, earlier: Mapping[str, Mapping[str, 
     with torch.device("meta"):
         try:
             module = None if needs_earlier(plain) else build(plain)
-        except (RuntimeError, TypeError):  # a part of somebody's own may want numbers
+        except (RuntimeError, TypeError):  # a user's own part may need values
             module = None
         for part in targets(node["module"]):
             path = part.get("path")

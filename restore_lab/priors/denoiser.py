@@ -2,7 +2,7 @@
 
 The codec and the text encoders are those of finished folders and stay frozen; one caption in ten is dropped, so that
 the prior can be guided. The loss is the denoising loss in the schedule's own prediction (tiny_sd: velocity at zero
-terminal SNR; tiny_sd3: flow matching). An SDXL is also told the size that an image had before it was brought to the
+terminal SNR; tiny_sd3: flow matching). An SDXL also reads the size that an image had before it was brought to the
 training size (Podell et al., section 2.2). Selected by `experiment=priors/tiny_sd|tiny_sdxl|tiny_sd3`, stage `unet` or
 `transformer`.
 """
@@ -45,7 +45,7 @@ class PriorPretraining(Trainable):
         unet: config of a UNet2DConditionModel, or
         transformer: config of an SD3Transformer2DModel; channels in and out and the conditions' widths are filled in.
         smallest: half of the images are shrunk to a share of their sides between this and 1 and enlarged again; an SDXL
-            is told the sides in between as the original size.
+            reads the sides in between as the original size.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ def shrunk(image_BCHW: Tensor, seeds: Sequence[int], *, smallest: float) -> tupl
 
     Args:
         image_BCHW: images in [0, 1].
-        seeds: one an image.
+        seeds: one per image.
         smallest: least share of a side, in (0, 1]; 1 leaves all as they are.
     """
     height, width = image_BCHW.shape[-2:]

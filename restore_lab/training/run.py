@@ -236,10 +236,11 @@ def _train(
 
 @contextmanager
 def going_on(folder: Path) -> Iterator[None]:
-    """Within the context what the machine does to a training is told with the step at which the same command continues.
+    """Report a fault of the machine within the context with the step at which the same command continues.
 
     Raises:
-        Fault: so; a ValueError says itself what is to be done.
+        Fault: for a fault of the machine, such as a full disk.
+        KeyboardInterrupt: for Ctrl-C between two steps.
     """
     from restore_lab.training.checkpoints import last_state, step_of
 

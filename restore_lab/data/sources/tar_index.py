@@ -73,11 +73,6 @@ def index_of(tar: Path) -> TarIndex:
     )
 
 
-def has_index(tar: Path) -> bool:
-    """Whether a tar exists and its index is cached."""
-    return tar.is_file() and _good(tar) is not None
-
-
 def tar_name(key: str) -> str:
     """The name of a sample in a tar: its key, with special characters percent-encoded."""
     plain = (c if c.isprintable() and c not in "%." else _percents(c) for c in key)
