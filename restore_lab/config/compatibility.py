@@ -47,14 +47,14 @@ def scale_mismatch(cfg: DictConfig, choices: Mapping[str, Any]) -> str | None:
     if scale not in ("tiny", "full") or name is None or path is None:
         return None
     first = str(path[0] if isinstance(path, ListConfig) else path)
-    toy = first.startswith("asset:") or str(name).removeprefix("of/").startswith("tiny_")
+    toy = first.startswith("asset:") or str(name).startswith(("tiny/", "tiny_"))
     if toy == (scale == "tiny"):
         return None
     read = _Read(cfg)
     lr = read("optimisation.lr")
     numbers = {"crop": read("crop"), "max_steps": read("max_steps"), "lr": lr, "sampling steps": read("sampler.steps")}
     listed = ", ".join(f"{what} {value}" for what, value in numbers.items() if value is not None)
-    named = first if str(name).startswith("of/") else f"backbone={name}"
+    named = first if "/" in str(name) else f"backbone={name}"
     what, other = ("a toy prior with a paper's numbers", "tiny") if toy else ("a full prior with the toy's", "full")
     return f"{named} with scale={scale} is {what} ({listed}); scale={other} goes with it"
 

@@ -1,11 +1,13 @@
-"""Hydra's config source for a folder, with the group aliases `eval_data` and `eval_degradation`.
+"""Hydra's config source for a folder, with aliases of groups.
 
 `eval_data` takes the options of the group `data`, and `eval_degradation` those of `degradation`, without files of their
-own; a folder with an `eval_data/` of its own is searched there first. conf_dir.py locates the group `experiment`.
+own; a folder with an `eval_data/` of its own is searched there first. `method_scale`, `method_variant` and
+`method_stages` take those of `method`, because a defaults list may name each group once: conf/method/supir/tiny.yaml,
+release.yaml and stages.yaml. conf_dir.py locates the group `experiment`.
 
 Hydra composes a command's config twice (first to find `hydra.mode`) and a table's once per row. So parsed files are
 cached until they change, and the map of all choices, which Hydra builds at every node of its defaults tree, is built
-only where a default uses a choice (`optional stages: ${method}`).
+only where a default uses a choice (`optional method_scale: ${method}/${scale}`).
 """
 
 from __future__ import annotations
@@ -29,7 +31,11 @@ from restore_lab.config.conf_dir import experiments_dir
 from restore_lab.storage.walk import walk
 
 MAP = defaults_list._create_interpolation_map
-SECOND_NAMES = {"eval_data": "data", "eval_degradation": "degradation"}
+SECOND_NAMES = {
+    "eval_data": "data",
+    "eval_degradation": "degradation",
+    **dict.fromkeys(("method_scale", "method_variant", "method_stages"), "method"),
+}
 
 
 class FileConfigSource(file_config_source.FileConfigSource):

@@ -1,6 +1,6 @@
 """Refuses an override that a training does not read: `lora_rank=8` with an adaptor without LoRA.
 
-Such settings are top-level keys (conf/sizes, conf/method, or added with `+`) that reach parts by interpolation only.
+Such settings are top-level keys (conf/method, or added with `+`) that reach parts by interpolation only.
 The settings of every training (conf/train.yaml, conf/parts.yaml) are not checked: a table sets them for all its jobs.
 """
 

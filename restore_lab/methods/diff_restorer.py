@@ -4,7 +4,7 @@ III-B visual prompts: CLIP in prompts/visual.py, the processor in adaptors/promp
 `VisualPromptConditioner` below. III-C control: adaptors/injection.py, adaptors/fusion. III-D decoder:
 decoders/degradation_aware.py. III-E training: the losses of `DiffRestorer` and `DecoderTraining` below, Eq. 8's in
 objectives/decoder.py. IV-A degradations: degradation/diff_restorer.py. conf/method/diff_restorer.yaml chooses these
-parts, conf/stages/diff_restorer.yaml the decoder's stage.
+parts, conf/method/diff_restorer/stages.yaml the decoder's stage.
 
 The semantic token takes the place of the text in the prior and in the trunk; the degradation embedding modulates the
 control encoder. Loss is L = L_diff + w_deg L_deg + w_rec L_rec: the denoising loss, the classifier's cross-entropy over

@@ -2,7 +2,7 @@
 
 3.2 adapters: adaptors/restoration_adapter.py, LoRA in adaptors/lora.py. 3.3 LQ targets: `LqTargets` below. 3.3
 restoration sampling: samplers/fidelity/rss.py. On SDXL the LQ encoder is SUPIR's (methods/supir.py).
-conf/method/dra.yaml chooses these parts, conf/stages/dra.yaml the encoder's stage.
+conf/method/dra.yaml chooses these parts, conf/method/dra/stages.yaml the encoder's stage.
 
 "The LQ image can serve as the model's training target, while the input prompts are set to degradation descriptors such
 as 'low quality', 'low resolution' and specific applied degradations like 'compressed'" (section 3.3). At test these

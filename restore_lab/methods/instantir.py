@@ -3,7 +3,7 @@
 3.2 DCP: adaptors/visual_stream.py, DINOv2 in prompts/visual.py, stage dcp in `DcpTraining` below. 3.2 previewer, Eq. 5:
 LoRA in adaptors/lora.py, stage previewer in `PreviewerTraining` below, objectives/consistency.py; what it previews in a
 step: methods/reference.py. 3.2 aggregator, Eq. 6: adaptors/trunk, adaptors/fusion/sft.py. 3.3 AdaRes:
-samplers/fidelity/adares.py. conf/method/instantir.yaml chooses these parts, conf/stages/instantir.yaml the stages.
+samplers/fidelity/adares.py. conf/method/instantir.yaml chooses these parts, conf/method/instantir/stages.yaml the stages.
 
 One step of the previewer's training holds three readings of one prior: the teacher, LoRA off, guided by words and what
 DCP sees; the student and its target, LoRA on, without words. LoRA is switched in between, and gradient checkpointing

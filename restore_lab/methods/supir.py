@@ -3,7 +3,7 @@
 3.1 encoder: adaptors/lq_encoder.py, its loss in objectives/encoder.py. 3.1 adaptor and ZeroSFT: adaptors/trunk,
 adaptors/fusion/zero_sft.py. 3.2 text, negative samples and guidance: prompts/semantic.py, prepare/negatives.py,
 samplers/guidance.py. 3.3 restoration-guided sampling: samplers/edm.py, samplers/fidelity/restoration_guided.py.
-conf/method/supir.yaml chooses these parts, conf/stages/supir.yaml the encoder's stage.
+conf/method/supir.yaml chooses these parts, conf/method/supir/stages.yaml the encoder's stage.
 """
 
 from __future__ import annotations

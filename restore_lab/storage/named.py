@@ -2,7 +2,7 @@
 
 A named dataset (a node with `datasets_dir`) enters by its paths below that folder: LSDIR's 250 GB are not hashed per
 job, and a plan is the same on a laptop without the data. `restore-lab doctor data=NAME` checks a copy. A prerequisite
-("made:captions", conf/sizes) is an artefact that a table makes first. In a plan it is
+("made:captions", conf/method/*/full.yaml) is an artefact that a table makes first. In a plan it is
 "made:FOLDER/captions-0123456789abcdef/captions.json" and enters by the last folder's name, which holds its identity.
 """
 

@@ -1,7 +1,7 @@
 """Prerequisites of a table's jobs: trainings, captions, negative-quality images.
 
 "made:NAME" in a composed config refers to the output of `makes.NAME` of that config: a verb and its words, such as
-[caption, data=lsdir] (conf/sizes/full_*.yaml, an experiment). The planned job gets the output's path instead and
+[caption, data=lsdir] (conf/method/*/full.yaml, an experiment). The planned job gets the output's path instead and
 depends on its job; jobs with the same prerequisite share one artefact (restore_lab/storage/named.py).
 """
 

@@ -35,7 +35,7 @@ def command(lab: Path, verb: str, *words: str, trusted: bool = True) -> subproce
 
 def test_the_page_has_its_parts() -> None:
     named = [block.file for block in PAGE if block.file]
-    assert len(named) == len(set(named)) == 17
+    assert len(named) == len(set(named)) == 16
     assert all(block.file for block in PAGE if block.language == "python")
 
 

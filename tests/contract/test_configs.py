@@ -34,7 +34,8 @@ from tests.toys import toy_backbone, toy_dino, toy_unet_folder
 
 CONF = conf_dir()
 # Hydra's own groups are in tests/contract/test_launchers.py.
-GROUPS = {g: options for g, options in groups([CONF]).items() if g != "experiment" and not g.startswith("hydra/")}
+SKIPPED = ("experiment", "hydra/", "method_")  # the last are aliases of `method`
+GROUPS = {g: options for g, options in groups([CONF]).items() if not g.startswith(SKIPPED)}
 EXPERIMENTS = groups([CONF]).get("experiment", [])
 # Groups and parts that the train verb does not have, and parts that must be chosen before a group of theirs.
 VERB = {"metrics": "evaluate", "memory": "restore", "protocol": "evaluate", "prompt/instruction=given": "restore"}
@@ -96,18 +97,15 @@ def chosen(group: str, option: str) -> DictConfig:
     if group in ALONE:
         return copy.deepcopy(side_by_side(GROUPS[group].index(option)))
     verb = VERB.get(f"{group}={option}") or VERB.get(group, "train")
-    if group == "variants":  # chosen by `variant`
-        method, _, variant = option.rpartition("_")
-        return composed(verb, f"method={method}", f"variant={variant}")
-    if group == "stages":
-        return composed(verb, f"method={option}")
-    first = (f"method={option.partition('_')[2]}",) if group == "sizes" else FIRST.get(group, ())
-    return composed(verb, *first, f"{group}={option}")
+    if group.startswith("method/"):
+        return composed(verb, group.replace("/", "=", 1), *CHOICE.get(option, ()))
+    return composed(verb, *FIRST.get(group, ()), f"{group}={option}")
 
 
-# What a method's backbone is at each scale is an option of `backbone` (backbone=of/tiny_spire), in a folder of its own,
-# and so is a backbone that brings no scale (backbone=base/sdxl).
-INNER = ("backbone/of", "backbone/base")
+# The files of a method's folder, which other groups choose.
+CHOICE = {"tiny": ["scale=tiny"], "full": ["scale=full"], "release": ["variant=release"], "stages": []}
+# The priors without their scale are options of `backbone` too: backbone=full/sdxl.
+INNER = ("backbone/full", "backbone/tiny")
 ALIASES = [("backbone", f"{group.partition('/')[2]}/{option}") for group in INNER for option in GROUPS[group]]
 PARTS = ALIASES + [(group, option) for group, options in GROUPS.items() if group not in INNER for option in options]
 PARTS.sort(key=lambda part: GROUPS[part[0]].index(part[1]) if part[0] in ALONE else -1)  # those of one config together
@@ -138,15 +136,7 @@ def test_a_part_composes_and_builds(group, option, images, toy_folder, tmp_path,
         with pytest.raises(ValueError, match=r"decodes SD 1\.x's latents"):
             build(node)(toy_backbone("sd"))
         return
-    if group in (
-        "method",
-        "scale",
-        "scale/parts",
-        "sizes",
-        "stages",
-        "variant",
-        "variants",
-    ):  # presets: the module that they make
+    if group.partition("/")[0] in ("method", "scale", "variant"):  # presets: the module that they make
         if "hint_widths" in cfg.adaptor and cfg.adaptor.hint_widths is not None:
             cfg.adaptor.hint_widths, cfg.adaptor.hint_channels = [4, 4, 8], 4
         if visual is not None and visual["_target_"].endswith("ClipVision"):

@@ -25,7 +25,7 @@ from tests.ip_reference import Aggregator, Resampler, adapter_state, lora_of, me
 from tests.ldm_reference import randomised
 from tests.toys import toy_inputs
 
-RANK = 8  # conf/sizes/tiny_instantir.yaml, as the resampler's numbers
+RANK = 8  # conf/method/instantir/tiny.yaml, as the resampler's numbers
 RESAMPLER = {"hidden": 64, "depth": 2, "heads": 4, "dim_head": 16, "queries": 16}
 DINO = 96  # asset:tiny_dino's width
 

@@ -60,7 +60,6 @@ def own(tmp_path) -> str:
         "method/quick.yaml": "# @package _global_\ndefaults: [spire]\nsampler: {steps: 1}\noptimisation: {lr: 3e-4}\n",
         "backbone/mine.yaml": "defaults: [sdxl, _self_]\npath: /models/mine\n",
         "backbone/bare.yaml": "_target_: restore_lab.backbones.loading.load.load_backbone\npath: /x\nfamily: unet\n",
-        "backbone/of/tiny_quick.yaml": "defaults: [/backbone/base/tiny_sd@_here_]\n",
         "scale/middle.yaml": "# @package _global_\ncrop: 128\nmax_steps: 77\n",
     }
     for name, text in texts.items():
