@@ -29,8 +29,8 @@ from restore_lab.data.sources.named_dataset import dataset_paths
 from restore_lab.methods.weights import weights_file
 from restore_lab.training.run import planned
 from restore_lab.training.trainer import trainer_for
-from tests.composed import composed, small
-from tests.toys import toy_backbone, toy_dino, toy_unet_folder
+from tests.helpers.configs import composed, small
+from tests.helpers.toy_priors import toy_backbone, toy_dino, toy_unet_folder
 
 CONF = conf_dir()
 # Hydra's own groups are in tests/contract/test_launchers.py.

@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 from restore_lab.config.build import trust
 from restore_lab.storage.artefact import is_complete
 from restore_lab.training.run import fit
-from tests.composed import composed, small
 from tests.contract.test_tables_killed import about, gone
+from tests.helpers.configs import composed, small
 
 # Other moments are the slow ring's.
 SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
@@ -50,7 +50,7 @@ WORDS = (
 
 def words(toy_folder: Path, runs: Path) -> list[str]:
     """The training; each rank notes which images it sees."""
-    notes = f"callbacks=[{{_target_:tests.killer.Notes,folder:{runs / 'notes'}}}]"
+    notes = f"callbacks=[{{_target_:tests.helpers.kill_callbacks.Notes,folder:{runs / 'notes'}}}]"
     return [*small(toy_folder), *WORDS, f"trainer.devices={WORLD}", f"runs_dir={runs}", notes]
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from restore_lab.cli.errors import _no_option
 from tests.contract.test_tables_killed import about, gone, history
-from tests.fake_table import six
+from tests.helpers.fake_table import six
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHERS = {
@@ -47,7 +47,9 @@ each = pytest.mark.parametrize(
 def start(runs: Path, launcher: str) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **RAY}
     words = [f"runs_dir={runs}", "name=store", f"hydra/launcher={launcher}", *LAUNCHERS[launcher]]
-    return subprocess.Popen([sys.executable, str(ROOT / "tests" / "fake_launched.py"), *words], env=environment)
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "helpers" / "fake_table_launcher.py"), *words], env=environment
+    )
 
 
 @each

@@ -24,10 +24,10 @@ from restore_lab.inference.folder import restore_folder
 from restore_lab.inference.restorer import load
 from restore_lab.prepare.encodings import fill_cache
 from restore_lab.system.processes import own_parts, rank_and_world
-from tests.composed import composed, small
 from tests.contract.test_tables_killed import gone
-from tests.forked import forked, start
-from tests.toy_captioners import toy_captioner
+from tests.helpers.configs import composed, small
+from tests.helpers.forked import forked, start
+from tests.helpers.toy_captioners import toy_captioner
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and looks in /proc")
 ROOT = Path(__file__).resolve().parents[2]

@@ -38,8 +38,8 @@ from restore_lab.tables.numbers import read_measurements
 from restore_lab.tables.page.sources import of_records
 from restore_lab.tables.page.write import page
 from restore_lab.tables.render import render
-from tests.composed import composed, few_photos
-from tests.toy_report import KEYS, losses, record, toy_table
+from tests.helpers.configs import composed, few_photos
+from tests.helpers.toy_report import KEYS, losses, record, toy_table
 from tests.unit.test_received import sent
 
 ASSETS = Path(__file__).resolve().parents[2] / "restore_lab" / "assets"

@@ -8,8 +8,8 @@ import subprocess
 from pathlib import Path
 
 from restore_lab.storage.artefact import is_complete
-from tests.composed import small
-from tests.forked import forked
+from tests.helpers.configs import small
+from tests.helpers.forked import forked
 
 ROOT = Path(__file__).resolve().parents[2]
 # Two batches a step; validation after steps 3 and 6; checkpoints after steps 3 and 6.
@@ -41,7 +41,7 @@ def steps(folder: Path) -> list[int]:
 
 
 def test_killed_and_started_again(toy_folder, tmp_path) -> None:
-    kill = ("callbacks=[{_target_:tests.killer.KillAt,step:5}]", "trusted_packages=[tests]")
+    kill = ("callbacks=[{_target_:tests.helpers.kill_callbacks.KillAt,step:5}]", "trusted_packages=[tests]")
     killed = train(toy_folder, tmp_path / "killed", *kill)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     (folder,) = (tmp_path / "killed" / "run").iterdir()

@@ -13,14 +13,16 @@ from pathlib import Path
 import pytest
 
 from restore_lab.tables.jobs import Plan
-from tests.fake_table import fake, made, six
+from tests.helpers.fake_table import fake, made, six
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def start(store: Path) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, str(ROOT / "tests" / "fake_table.py"), str(store)], env=environment)
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "helpers" / "fake_table.py"), str(store)], env=environment
+    )
 
 
 def about(store: Path) -> dict[int, str]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.making import make
-from tests.pages import ROOT
+from tests.helpers.doc_pages import ROOT
+from tests.helpers.make import make
 
 
 class Installed:

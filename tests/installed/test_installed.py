@@ -14,8 +14,8 @@ from PIL import Image
 
 from restore_lab.cli.main import verbs
 from restore_lab.config.conf_dir import conf_dir
+from tests.helpers.doc_pages import ROOT
 from tests.installed.conftest import Installed
-from tests.pages import ROOT
 
 pytestmark = pytest.mark.installed
 IN_THE_WHEEL = {"restore_lab": "restore_lab", "conf": "restore_lab/conf", "experiments": "restore_lab/experiments"}

@@ -12,7 +12,7 @@ from restore_lab.data.sources.named_dataset import dataset_paths
 from restore_lab.launch.job import SCORES
 from restore_lab.tables.file import read, tables
 from restore_lab.tables.plan import plan
-from tests.composed import composed
+from tests.helpers.configs import composed
 from tests.unit.test_full_data import datasets  # noqa: F401 - a fixture
 from tests.unit.test_known import coco
 

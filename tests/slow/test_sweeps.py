@@ -22,9 +22,9 @@ import yaml
 from safetensors.torch import load_file
 
 from restore_lab.storage.artefact import is_complete
-from tests.composed import small
 from tests.contract.test_tables_killed import about, gone
-from tests.fake_slurm import install
+from tests.helpers.configs import small
+from tests.helpers.fake_slurm import install
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]

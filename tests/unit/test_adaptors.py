@@ -16,9 +16,9 @@ from restore_lab.adaptors.trunk.unet import Trunk, collect
 from restore_lab.config.build import build
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.types import Cond, Hint
-from tests.composed import composed
-from tests.toy_methods import shake, toy_adaptor
-from tests.toys import TEXT_LENGTH, toy_backbone, toy_inputs
+from tests.helpers.configs import composed
+from tests.helpers.toy_methods import shake, toy_adaptor
+from tests.helpers.toy_priors import TEXT_LENGTH, toy_backbone, toy_inputs
 
 BESIDE = ("dcp", "dra", "dra_natural", "prior_lora")  # these have no fusion
 ADAPTORS = sorted(path.stem for path in (conf_dir() / "adaptor").glob("*.yaml") if path.stem not in BESIDE)

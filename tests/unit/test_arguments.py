@@ -14,7 +14,7 @@ from functools import cache
 
 import pytest
 
-from tests.pages import ROOT
+from tests.helpers.doc_pages import ROOT
 
 PACKAGE = ROOT / "restore_lab"
 # What a kind of part is called with, and this one needs nothing of: not settings.

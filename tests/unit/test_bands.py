@@ -12,8 +12,8 @@ from restore_lab.backbones.codec.bands import Canvas, map_bands
 from restore_lab.backbones.codec.codec import Codec
 from restore_lab.decoders.degradation_aware import DegradationAwareDecoder
 from restore_lab.types import Hint
-from tests.toy_methods import shake
-from tests.toys import toy_backbone, toy_vae
+from tests.helpers.toy_methods import shake
+from tests.helpers.toy_priors import toy_backbone, toy_vae
 
 WIDTHS = {
     "toy": {},

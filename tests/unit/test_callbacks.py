@@ -6,7 +6,7 @@ import pytest
 
 from restore_lab.config.build import build_nodes
 from restore_lab.config.grammar import quote_override
-from tests.composed import composed
+from tests.helpers.configs import composed
 
 TIMER = "_target_:lightning.pytorch.callbacks.Timer,duration:{hours:1}"
 SUMMARY = "_target_:lightning.pytorch.callbacks.ModelSummary,max_depth:2"

@@ -19,9 +19,9 @@ from restore_lab.prompts.semantic import FromFile
 from restore_lab.prompts.slots import PromptSources
 from restore_lab.prompts.vlm import Vlm
 from restore_lab.storage.outputs import write_output
-from tests.composed import composed
-from tests.toy_captioners import KINDS, toy_captioner
-from tests.toy_methods import toy_batch, toy_spire
+from tests.helpers.configs import composed
+from tests.helpers.toy_captioners import KINDS, toy_captioner
+from tests.helpers.toy_methods import toy_batch, toy_spire
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from restore_lab.evaluation.metrics.clip import ClipFrechet, ClipImage, ClipText
 from restore_lab.evaluation.metrics.frechet import frechet_distance
 from restore_lab.evaluation.protocol import MetricUnavailable, Protocol
 from restore_lab.evaluation.suite import MetricSuite
-from tests.toys import toy_tokenizer
+from tests.helpers.toy_priors import toy_tokenizer
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 

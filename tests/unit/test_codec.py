@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from restore_lab.backbones.codec.codec import Codec
-from tests.toys import toy_vae
+from tests.helpers.toy_priors import toy_vae
 
 
 def images(count: int = 2, size: int = 16) -> torch.Tensor:

@@ -13,7 +13,7 @@ from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.config_source import hydra_at
 from restore_lab.storage.artefact import Manifest
 from restore_lab.training.run import fit
-from tests import composed as told
+from tests.helpers import configs
 
 
 def weights(folder: Path, *words: object) -> Path:
@@ -50,9 +50,9 @@ def test_a_runs_parts_come_along_and_what_is_typed_wins(tmp_path) -> None:
 
 
 def test_a_trained_run_says_what_made_it(toy_folder, tmp_path) -> None:
-    words = (*told.small(toy_folder), "adaptor.text=none", "max_steps=1", f"runs_dir={tmp_path}", "progress=false")
+    words = (*configs.small(toy_folder), "adaptor.text=none", "max_steps=1", f"runs_dir={tmp_path}", "progress=false")
     cpu = ("trainer.accelerator=cpu", "trainer.devices=1", "logger=none")
-    run = fit(told.composed("train", *words, *cpu))
+    run = fit(configs.composed("train", *words, *cpu))
     found = compose_config("restore", [*merge_and_log((f"weights={run}",)), "input=x"])
     assert found.adaptor.text == "none"
     assert found.backbone.path == "asset:tiny_sd"  # a path is not taken from a manifest

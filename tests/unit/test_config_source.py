@@ -17,8 +17,8 @@ from restore_lab.cli.errors import groups
 from restore_lab.cli.main import main
 from restore_lab.config.conf_dir import conf_dir, experiments_dir
 from restore_lab.config.config_source import SECOND_NAMES, FileConfigSource, hydra_at, register
-from tests.composed import composed
-from tests.pages import ROOT
+from tests.helpers.configs import composed
+from tests.helpers.doc_pages import ROOT
 
 SECOND = sorted(SECOND_NAMES.items())
 

@@ -15,7 +15,7 @@ from restore_lab.degradation.diff_restorer import STEPS
 from restore_lab.degradation.vocabulary import labels
 from restore_lab.evaluation import evaluate, systems
 from restore_lab.types import Recipe, Step
-from tests.composed import composed
+from tests.helpers.configs import composed
 from tests.unit.test_datamodule import Coordinates, noisy
 
 

@@ -26,8 +26,8 @@ from restore_lab.objectives.decoder import (
 )
 from restore_lab.training.module import Optimisation, TrainingModule
 from restore_lab.types import Hint
-from tests.toy_methods import shake, toy_batch, toy_spire
-from tests.toys import toy_backbone, toy_vae
+from tests.helpers.toy_methods import shake, toy_batch, toy_spire
+from tests.helpers.toy_priors import toy_backbone, toy_vae
 
 EMBEDDING = 6
 

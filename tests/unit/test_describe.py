@@ -10,8 +10,8 @@ from restore_lab.inspection import describe as describe_module
 from restore_lab.inspection.describe import describe, render, training_flops
 from restore_lab.samplers.guidance import Branch
 from restore_lab.types import Prompt
-from tests.composed import composed
-from tests.toy_methods import toy_spire
+from tests.helpers.configs import composed
+from tests.helpers.toy_methods import toy_spire
 
 MILLION = 1e6
 

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from restore_lab.config.conf_dir import conf_dir
-from tests.composed import composed
+from tests.helpers.configs import composed
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "deviations.md").read_text(encoding="utf-8")

@@ -23,8 +23,8 @@ from restore_lab.prompts.slots import Dropout, PromptSources
 from restore_lab.prompts.visual import ClipVision
 from restore_lab.samplers.tiling import Gaussian
 from restore_lab.types import Batch
-from tests.toy_methods import shake, toy_sampler
-from tests.toys import toy_backbone
+from tests.helpers.toy_methods import shake, toy_sampler
+from tests.helpers.toy_priors import toy_backbone
 
 WIDTHS = [8, 8, 16]
 

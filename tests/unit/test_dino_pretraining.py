@@ -16,7 +16,7 @@ from restore_lab.prompts.visual import ClipVision, DinoVision
 from restore_lab.storage.artefact import place_of
 from restore_lab.training.run import fit
 from restore_lab.types import Batch
-from tests.composed import composed
+from tests.helpers.configs import composed
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import torch
 from restore_lab.backbones.disk_cache import ENTRY, MARK, MARKER, DiskCache, content
 from restore_lab.backbones.loading.load import load_backbone
 from restore_lab.storage.artefact import identity
-from tests.rounding import close
-from tests.toys import toy_unet_folder
+from tests.helpers.rounding import close
+from tests.helpers.toy_priors import toy_unet_folder
 
 TEXTS = ["a cat", "", "a dog, asleep", "a cat"]
 

@@ -14,8 +14,8 @@ from torch import nn
 from restore_lab.cli.doctor import run
 from restore_lab.inspection.memory import peak_bytes
 from restore_lab.inspection.needs import access_to, backbone_needs, hub_facts, licence_of, model_need
-from tests.composed import composed
-from tests.real_folders import HUB, in_hub_cache, write_repository
+from tests.helpers.configs import composed
+from tests.helpers.toy_repositories import HUB, in_hub_cache, write_repository
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "backbone" / "base"
 

@@ -14,9 +14,9 @@ from restore_lab.adaptors.lora import Lora
 from restore_lab.adaptors.restoration_adapter import RestorationAdapters, resize
 from restore_lab.methods.dra import LqTargets, describe
 from restore_lab.types import Hint
-from tests.rounding import close
-from tests.toy_methods import recipe_of, shake, toy_batch, toy_spire
-from tests.toys import toy_backbone, toy_inputs
+from tests.helpers.rounding import close
+from tests.helpers.toy_methods import recipe_of, shake, toy_batch, toy_spire
+from tests.helpers.toy_priors import toy_backbone, toy_inputs
 
 KINDS = ("sd", "sdxl", "sd3", "sd35")
 

@@ -26,9 +26,9 @@ from restore_lab.samplers.level import Level, Linear, levels
 from restore_lab.samplers.schedulers import ddim, unipc
 from restore_lab.samplers.spacing import timesteps
 from restore_lab.types import Cond, Hint
-from tests.composed import composed
-from tests.rounding import close
-from tests.toy_methods import said, sampler_parts, toy_sampler
+from tests.helpers.configs import composed
+from tests.helpers.rounding import close
+from tests.helpers.toy_methods import said, sampler_parts, toy_sampler
 from tests.unit.test_sampler import latents, schedule
 
 SEEDS = [1, 2, 3]

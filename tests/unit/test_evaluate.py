@@ -20,8 +20,8 @@ from restore_lab.evaluation.contact_sheet import Panel, contact_sheet
 from restore_lab.evaluation.evaluate import Evaluation, evaluate, planned, through_codec
 from restore_lab.evaluation.records import image_file, read_record
 from restore_lab.types import REMOVE_ALL
-from tests.composed import composed, small
-from tests.priors import read_once
+from tests.helpers.configs import composed, small
+from tests.helpers.prior_cache import read_once
 
 WORDS = {
     "told": "{instruction: {_target_: restore_lab.prompts.instruction.FromRecipe, values: 1.0}}",

@@ -15,9 +15,9 @@ from restore_lab.methods.weights import weights_file
 from restore_lab.random import noise_like
 from restore_lab.storage.artefact import Manifest
 from restore_lab.types import Batch
-from tests.composed import composed
-from tests.importers import imported
-from tests.toy_methods import shake
+from tests.helpers.configs import composed
+from tests.helpers.import_priors import imported
+from tests.helpers.toy_methods import shake
 
 SEED, CAPTION, SCALE = 11, "a cat, asleep", 3.0
 

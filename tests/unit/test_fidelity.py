@@ -19,8 +19,8 @@ from restore_lab.samplers.init import LqNoised
 from restore_lab.samplers.level import Level, Until, levels
 from restore_lab.samplers.loop import SchedulerSampler, edit_through_x0
 from restore_lab.samplers.schedulers import ddim, ddpm, dpmpp, euler_flow, lcm, unipc
-from tests.rounding import close
-from tests.toy_methods import said, sampler_parts
+from tests.helpers.rounding import close
+from tests.helpers.toy_methods import said, sampler_parts
 from tests.unit.test_sampler import latents, schedule
 
 SEEDS = [1, 2, 3]

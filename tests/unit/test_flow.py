@@ -108,7 +108,7 @@ def test_the_loss_in_another_prediction(prior, target) -> None:
 def test_regression_is_one_step_from_the_end() -> None:
     """objective=regression: times at the schedule's end alone, the error in x0."""
     from restore_lab.config.build import build
-    from tests.composed import composed
+    from tests.helpers.configs import composed
 
     loss = build(composed("train", "method=regression").objective)
     for s, least in ((schedule("v_prediction", zero_snr=True), 999), (FlowMatching(shift=2.0), 999.0)):

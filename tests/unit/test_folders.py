@@ -13,7 +13,7 @@ from PIL import Image
 from restore_lab.cli.evaluate import run
 from restore_lab.evaluation.explain import explain
 from restore_lab.evaluation.folders import score
-from tests.composed import composed
+from tests.helpers.configs import composed
 
 
 def image(file: Path, value: int, size: tuple[int, int] = (24, 16)) -> None:

@@ -11,7 +11,7 @@ import pytest
 from restore_lab.config.build import build
 from restore_lab.data.datamodule import RestorationDataModule
 from restore_lab.degradation.diff_restorer import KINDS, STEPS
-from tests.composed import composed
+from tests.helpers.configs import composed
 from tests.unit.test_known import LAYOUTS, copy
 
 METHODS = ("spire", "supir", "diff_restorer", "instantir", "dra", "controlnet", "regression")

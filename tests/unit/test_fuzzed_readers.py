@@ -33,7 +33,7 @@ from restore_lab.importing.reading import read as read_checkpoint
 from restore_lab.methods.weights import read_weights
 from restore_lab.storage.artefact import Manifest
 from restore_lab.types import Recipe, Step
-from tests import hostile
+from tests.helpers import hostile_files
 
 TRIES = int(os.environ.get("RESTORE_LAB_FUZZ", "40"))
 FUZZED = settings(
@@ -74,7 +74,7 @@ def refuses_or_reads(read: Callable[[], Any]) -> Any:
         raise AssertionError(f"not one line: {error!r}") from error
 
 
-IMAGES = {name: what() for name, what in hostile.GOOD.items() if len(what()) < 5000}
+IMAGES = {name: what() for name, what in hostile_files.GOOD.items() if len(what()) < 5000}
 
 
 @pytest.mark.parametrize(

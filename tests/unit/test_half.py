@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from restore_lab.training.checkpoints import Moved
 from restore_lab.training.module import Optimisation, TrainingModule
 from restore_lab.training.precision import with_precision
-from tests.toy_methods import toy_batch, toy_spire
+from tests.helpers.toy_methods import toy_batch, toy_spire
 
 
 class Watch(L.Callback):

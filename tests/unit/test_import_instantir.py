@@ -19,11 +19,11 @@ from restore_lab.importing.lora import PREVIEWER, tidy
 from restore_lab.importing.recognise import RecognisedCheckpoint, recognise
 from restore_lab.inspection.describe import on_meta
 from restore_lab.types import Hint
-from tests.composed import composed
-from tests.importers import imported, method_with, prior_folder, stored
-from tests.ip_reference import Aggregator, Resampler, adapter_state, lora_of, merged, run, with_adapter
-from tests.ldm_reference import randomised
-from tests.toys import toy_inputs
+from tests.helpers.configs import composed
+from tests.helpers.import_priors import imported, method_with, prior_folder, stored
+from tests.helpers.instantir_reference import Aggregator, Resampler, adapter_state, lora_of, merged, run, with_adapter
+from tests.helpers.ldm_reference import randomised
+from tests.helpers.toy_priors import toy_inputs
 
 RANK = 8  # conf/sizes/tiny_instantir.yaml, as the resampler's numbers
 RESAMPLER = {"hidden": 64, "depth": 2, "heads": 4, "dim_head": 16, "queries": 16}

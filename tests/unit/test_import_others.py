@@ -14,10 +14,10 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from restore_lab.importing.reading import files_of, read
 from restore_lab.importing.recognise import recognise
 from restore_lab.types import Hint
-from tests.importers import HEADS, LAYERS, WIDTHS, imported, method_with, prior_folder, stored
-from tests.ldm_reference import DiffBIRControl, randomised
-from tests.payload import Payload
-from tests.toys import TEXT_WIDTH, toy_inputs
+from tests.helpers.import_priors import HEADS, LAYERS, WIDTHS, imported, method_with, prior_folder, stored
+from tests.helpers.ldm_reference import DiffBIRControl, randomised
+from tests.helpers.payload import Payload
+from tests.helpers.toy_priors import TEXT_WIDTH, toy_inputs
 
 HINT_WIDTHS = (4, 6, 8)
 

@@ -11,9 +11,9 @@ from torch import nn
 from restore_lab.config.build import build
 from restore_lab.decoders.cfw import Wrapping
 from restore_lab.types import Hint
-from tests.composed import composed
-from tests.importers import imported, prior_folder, stored
-from tests.ldm_reference import Fuse, KLDecoder, KLEncoder, randomised
+from tests.helpers.configs import composed
+from tests.helpers.import_priors import imported, prior_folder, stored
+from tests.helpers.ldm_reference import Fuse, KLDecoder, KLEncoder, randomised
 
 WIDTHS = (32, 32, 64, 64)
 

@@ -16,10 +16,10 @@ from restore_lab.importing.supir import SUPIR
 from restore_lab.inspection.describe import on_meta
 from restore_lab.methods.weights import fingerprint_of
 from restore_lab.types import Hint
-from tests.composed import composed
-from tests.importers import KL, LAYERS, SDXL, imported, method_with, prior_folder, stored
-from tests.ldm_reference import Control, ControlledUNet, KLEncoder, randomised, sinusoids
-from tests.toys import toy_inputs
+from tests.helpers.configs import composed
+from tests.helpers.import_priors import KL, LAYERS, SDXL, imported, method_with, prior_folder, stored
+from tests.helpers.ldm_reference import Control, ControlledUNet, KLEncoder, randomised, sinusoids
+from tests.helpers.toy_priors import toy_inputs
 
 
 def prefixed(module, prefix: str) -> dict[str, torch.Tensor]:

@@ -25,9 +25,9 @@ from restore_lab.samplers.fidelity.base import Steer
 from restore_lab.samplers.guidance import Branch
 from restore_lab.samplers.tiling import Gaussian
 from restore_lab.types import Cond, Hint
-from tests.rounding import close
-from tests.toy_methods import shake, toy_batch, toy_spire
-from tests.toys import toy_backbone, toy_inputs
+from tests.helpers.rounding import close
+from tests.helpers.toy_methods import shake, toy_batch, toy_spire
+from tests.helpers.toy_priors import toy_backbone, toy_inputs
 from tests.unit.test_sampler import latents, schedule
 
 KINDS = ("sd", "sdxl", "sd3", "sd35")

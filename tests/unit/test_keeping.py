@@ -14,7 +14,7 @@ from restore_lab.training.checkpoints import KEPT, last_state, states
 from restore_lab.training.finite import FILE
 from restore_lab.training.run import fit
 from restore_lab.types import Recipe
-from tests.composed import composed, small
+from tests.helpers.configs import composed, small
 
 CPU = ("trainer.accelerator=cpu", "trainer.devices=1", "logger=none", "progress=false", "log_every=1")
 

@@ -17,7 +17,7 @@ from restore_lab.config.build import build
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.data.sources.named_dataset import NamedDataset, checkup, dataset_paths
 from restore_lab.storage.artefact import identity
-from tests.composed import composed
+from tests.helpers.configs import composed
 
 # Files of a toy copy, as the public ones are laid out, and the keys and partners that must come out.
 LAYOUTS: dict[str, tuple[list[str], list[str]]] = {

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from restore_lab.backbones.loading.load import load_backbone
 from restore_lab.backbones.loading.places import BackboneError
-from tests.toys import TEXT_LENGTH, toy_unet_folder
+from tests.helpers.toy_priors import TEXT_LENGTH, toy_unet_folder
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "backbone" / "base"
 

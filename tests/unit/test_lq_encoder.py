@@ -16,9 +16,9 @@ from restore_lab.backbones.codec.codec import Codec
 from restore_lab.methods.supir import EncoderTraining
 from restore_lab.methods.weights import LQ_ENCODER, weights_file
 from restore_lab.objectives.encoder import EncoderLoss
-from tests.rounding import close
-from tests.toy_methods import shake, toy_batch, toy_spire
-from tests.toys import toy_backbone, toy_vae
+from tests.helpers.rounding import close
+from tests.helpers.toy_methods import shake, toy_batch, toy_spire
+from tests.helpers.toy_priors import toy_backbone, toy_vae
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from restore_lab.storage.named import prerequisite_name, prerequisite_path
 from restore_lab.tables.jobs import Plan
 from restore_lab.tables.table import plan_text
 from restore_lab.training import run
-from tests.composed import composed
-from tests.toy_captioners import toy_captioner
+from tests.helpers.configs import composed
+from tests.helpers.toy_captioners import toy_captioner
 from tests.unit.test_plan import NOISE, kinds, planned
 
 LSDIR = "datasets/LSDIR/train"

@@ -14,9 +14,9 @@ from restore_lab.adaptors.lq_encoder import RobustEncoder
 from restore_lab.decoders.degradation_aware import DegradationAwareDecoder
 from restore_lab.inference.placement import Memory, Stages, quantise
 from restore_lab.system.memory import out_of_memory
-from tests.composed import composed
-from tests.rounding import close
-from tests.toy_methods import shake, toy_batch, toy_spire
+from tests.helpers.configs import composed
+from tests.helpers.rounding import close
+from tests.helpers.toy_methods import shake, toy_batch, toy_spire
 
 
 def robust(backbone):
@@ -129,7 +129,7 @@ import torch
 from torch import nn
 from restore_lab.inference.placement import quantise
 from tests.unit.test_memory import made
-from tests.toys import toy_inputs
+from tests.helpers.toy_priors import toy_inputs
 with torch.no_grad():
     module = made("sd")
     z, t, cond = toy_inputs(module.backbone)

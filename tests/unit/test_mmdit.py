@@ -17,8 +17,8 @@ from restore_lab.backbones.loading.places import BackboneError
 from restore_lab.backbones.mmdit import MMDiTBackbone, add_positions
 from restore_lab.backbones.schedule import FlowMatching
 from restore_lab.types import Cond, Tap
-from tests.rounding import close
-from tests.toys import toy_backbone, toy_inputs, toy_mmdit, toy_unet_folder
+from tests.helpers.rounding import close
+from tests.helpers.toy_priors import toy_backbone, toy_inputs, toy_mmdit, toy_unet_folder
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "backbone" / "base"
 KINDS = ("sd3", "sd35")

@@ -19,8 +19,8 @@ from restore_lab.samplers.loop import SchedulerSampler
 from restore_lab.samplers.schedulers import ddim, unipc
 from restore_lab.storage.artefact import MANIFEST, is_complete
 from restore_lab.types import Picture
-from tests.composed import composed
-from tests.toy_methods import said, sampler_parts
+from tests.helpers.configs import composed
+from tests.helpers.toy_methods import said, sampler_parts
 from tests.unit.test_sampler import latents, schedule
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from restore_lab.backbones.schedule import Schedule
 from restore_lab.objectives.denoising import Denoising
-from tests.rounding import close
+from tests.helpers.rounding import close
 
 
 def schedule(prediction: str, *, zero_snr: bool = False) -> Schedule:

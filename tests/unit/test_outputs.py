@@ -121,7 +121,7 @@ def test_every_verb_that_writes_refuses_what_is_not_ours(foreign, toy_folder, tm
     from restore_lab.tables.page.write import run as report
     from restore_lab.tables.table import run as table
     from restore_lab.training.run import fit
-    from tests.composed import composed, small
+    from tests.helpers.configs import composed, small
 
     toy, there = small(toy_folder), [f"run_dir={foreign}", f"runs_dir={tmp_path}/runs"]
     file = foreign / "theirs"

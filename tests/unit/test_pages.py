@@ -1,4 +1,4 @@
-"""How pages are followed (tests/pages.py), and that every tutorial shows what its commands print."""
+"""How pages are followed (tests/helpers/doc_pages.py), and that every tutorial shows what its commands print."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pages import ROOT, blocks, difference, save, seen, there
+from tests.helpers.doc_pages import ROOT, blocks, difference, save, seen, there
 
 TUTORIALS = sorted((ROOT / "docs/tutorials").glob("*.md"))
 PAGE = """\

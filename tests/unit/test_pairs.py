@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from restore_lab.config.compatibility import IncompatibleParts, check
-from tests.composed import composed
+from tests.helpers.configs import composed
 
 REFUSED = [
     (

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from restore_lab.cli.main import main
 from restore_lab.inspection.diff import as_json, compare, first_difference, page, read, write
 from restore_lab.inspection.trace import trace
-from tests.toy_methods import shake, toy_batch, toy_spire
+from tests.helpers.toy_methods import shake, toy_batch, toy_spire
 
 
 def test_the_numbers_of_one_place() -> None:

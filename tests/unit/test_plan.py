@@ -24,7 +24,7 @@ from restore_lab.tables.jobs import Plan
 from restore_lab.tables.plan import plan
 from restore_lab.tables.table import plan_text
 from restore_lab.training import run
-from tests.composed import composed, small
+from tests.helpers.configs import composed, small
 
 NODE = {
     "title": "four rows",

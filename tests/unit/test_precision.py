@@ -11,8 +11,8 @@ import yaml
 
 from restore_lab.backbones.loading.load import load_backbone
 from restore_lab.backbones.loading.reading import BackboneError
-from tests.real_folders import write_repository
-from tests.toys import toy_unet_folder, toy_vae
+from tests.helpers.toy_priors import toy_unet_folder, toy_vae
+from tests.helpers.toy_repositories import write_repository
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "backbone" / "base"
 

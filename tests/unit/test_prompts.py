@@ -11,8 +11,8 @@ from restore_lab.prompts.instruction import Blind, FromRecipe
 from restore_lab.prompts.semantic import Caption, Fixed, NoText, ShuffledCaption
 from restore_lab.prompts.slots import Dropout, PromptSources
 from restore_lab.types import REMOVE_ALL, Batch, Recipe
-from tests.toy_methods import recipe_of
-from tests.toys import toy_dino
+from tests.helpers.toy_methods import recipe_of
+from tests.helpers.toy_priors import toy_dino
 
 
 def batch(count: int = 4, *, first: int = 0) -> Batch:

@@ -9,7 +9,7 @@ import torch
 
 from restore_lab.config.build import build
 from restore_lab.evaluation.protocol import Column, Protocol, luma
-from tests.composed import composed
+from tests.helpers.configs import composed
 
 COLUMN = Column(metric="psnr", weights="", colour="rgb", border=0, size="64x64", rounding="8bit", count=8)
 

@@ -13,8 +13,17 @@ import torch
 from restore_lab.backbones.loading.load import load_backbone
 from restore_lab.backbones.loading.places import files_to_download
 from restore_lab.backbones.loading.reading import BackboneError
-from tests.real_folders import HUB, SCHEDULERS, TOY, halved, in_hub_cache, public_keys, write_repository, write_weights
-from tests.toys import MMDIT, TEXT_LENGTH
+from tests.helpers.toy_priors import MMDIT, TEXT_LENGTH
+from tests.helpers.toy_repositories import (
+    HUB,
+    SCHEDULERS,
+    TOY,
+    halved,
+    in_hub_cache,
+    public_keys,
+    write_repository,
+    write_weights,
+)
 
 T5_LENGTH = 4
 

@@ -31,9 +31,9 @@ from restore_lab.samplers.fidelity.restoration_guided import RestorationGuided
 from restore_lab.samplers.level import Level
 from restore_lab.samplers.tiling import Gaussian, Tiles
 from restore_lab.types import Cond, Hint
-from tests.closed_form import SDXL, Adaptor, ClosedForm, Prior, Recorded, noises, switch, text
-from tests.composed import composed
-from tests.toy_methods import toy_batch, toy_spire
+from tests.helpers.closed_form import SDXL, Adaptor, ClosedForm, Prior, Recorded, noises, switch, text
+from tests.helpers.configs import composed
+from tests.helpers.toy_methods import toy_batch, toy_spire
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SUPIR = np.load(GOLDEN / "supir_sampler.npz")  # no pickle in it

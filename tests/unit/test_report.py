@@ -19,7 +19,7 @@ from restore_lab.tables.page.browser import Pictures, View, browser, choose, wor
 from restore_lab.tables.page.curves import read, thin
 from restore_lab.tables.page.sources import of_records, of_table
 from restore_lab.tables.page.write import page, run
-from tests.toy_report import HOSTILE, KEYS, N, losses, record, toy_spec, toy_table
+from tests.helpers.toy_report import HOSTILE, KEYS, N, losses, record, toy_spec, toy_table
 
 
 def data_of(text: str) -> dict[str, Any]:

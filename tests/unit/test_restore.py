@@ -14,10 +14,10 @@ from restore_lab.cli import errors
 from restore_lab.cli.restore import run
 from restore_lab.inference.folder import Restored, restore_folder
 from restore_lab.inference.restorer import load
-from tests.composed import composed, small
-from tests.priors import read_once
-from tests.rounding import same_levels
-from tests.toy_methods import shake
+from tests.helpers.configs import composed, small
+from tests.helpers.prior_cache import read_once
+from tests.helpers.rounding import same_levels
+from tests.helpers.toy_methods import shake
 
 SIZES = {"a": (16, 16), "odd, one": (21, 19), "wide": (5, 40), "r\u00f6d.v2": (33, 18)}
 

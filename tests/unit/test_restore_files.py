@@ -20,9 +20,9 @@ from restore_lab.cli.main import main
 from restore_lab.data.photograph import Photograph, read_photograph
 from restore_lab.data.photograph_file import write_photograph
 from restore_lab.inference.folder import Restored, restore_folder
-from tests.composed import composed, small
-from tests.priors import read_once
-from tests.rounding import same_levels
+from tests.helpers.configs import composed, small
+from tests.helpers.prior_cache import read_once
+from tests.helpers.rounding import same_levels
 from tests.unit.test_photograph import DATE, SRGB, drawn, exif
 
 

@@ -14,9 +14,9 @@ from restore_lab.samplers.init import LqNoised, Noise
 from restore_lab.samplers.level import Level
 from restore_lab.samplers.schedulers import betas, ddim
 from restore_lab.types import Cond, Hint
-from tests.rounding import close
-from tests.toy_methods import said, shake, toy_adaptor, toy_batch, toy_sampler, toy_spire
-from tests.toys import TEXT_LENGTH, TEXT_WIDTH
+from tests.helpers.rounding import close
+from tests.helpers.toy_methods import said, shake, toy_adaptor, toy_batch, toy_sampler, toy_spire
+from tests.helpers.toy_priors import TEXT_LENGTH, TEXT_WIDTH
 
 TOP = Level(sigma=14.6, next_sigma=10.0, share=1.0)
 

@@ -8,7 +8,7 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 
 from restore_lab.config.compatibility import scale_mismatch
-from tests.composed import composed
+from tests.helpers.configs import composed
 
 FULL, TINY = 512, 64  # crops
 

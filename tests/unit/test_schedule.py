@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from restore_lab.backbones.schedule import PREDICTION_TYPES, Schedule
-from tests.rounding import close
+from tests.helpers.rounding import close
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 CONFIGS = [

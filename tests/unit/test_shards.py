@@ -28,7 +28,7 @@ from restore_lab.storage import artefact
 from restore_lab.storage.artefact import fingerprint
 from restore_lab.storage.notes import note_place, read_note, stamp
 from restore_lab.types import Picture
-from tests.composed import composed
+from tests.helpers.configs import composed
 
 NAMES = ("a", "trip/cat 1", "trip/r\u00f6d.v2", "100%25", "b.c/d..e")
 

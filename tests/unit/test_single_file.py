@@ -13,10 +13,10 @@ from transformers import CLIPTextModelWithProjection
 
 from restore_lab.backbones.loading.load import load_backbone
 from restore_lab.backbones.loading.reading import SHIPPED, BackboneError, Folder
-from tests import ldm_layout, real_folders
-from tests.ldm_layout import single_file
-from tests.real_folders import public_keys, write_repository, write_weights
-from tests.toys import MMDIT, PROJECTION, TEXT_WIDTH, toy_mmdit, toy_text_model
+from tests.helpers import ldm_layout, toy_repositories
+from tests.helpers.ldm_layout import single_file
+from tests.helpers.toy_priors import MMDIT, PROJECTION, TEXT_WIDTH, toy_mmdit, toy_text_model
+from tests.helpers.toy_repositories import public_keys, write_repository, write_weights
 
 NAMES = {"sd15": "sd15", "sd21": "sd21", "sdxl": "sdxl", "sd3": "sd3", "sd35_medium": "sd35"}
 TEXTS = ["a cat", ""]
@@ -43,8 +43,8 @@ def identity_projected(folder: Path, name: str) -> dict[str, Any]:
     config.projection_dim, config.architectures = config.hidden_size, ["CLIPTextModelWithProjection"]
     tower = CLIPTextModelWithProjection(config).eval()
     torch.nn.init.eye_(tower.text_projection.weight)
-    wide = {"in_channels": 16, "out_channels": 16, "joint_attention_dim": real_folders.T5_WIDTH}
-    model = toy_mmdit(real_folders.TOY[name], **wide, pooled_projection_dim=TEXT_WIDTH + PROJECTION)
+    wide = {"in_channels": 16, "out_channels": 16, "joint_attention_dim": toy_repositories.T5_WIDTH}
+    model = toy_mmdit(toy_repositories.TOY[name], **wide, pooled_projection_dim=TEXT_WIDTH + PROJECTION)
     for part, module, stem in (("text_encoder", tower, "model"), ("transformer", model, "diffusion_pytorch_model")):
         (module.config.save_pretrained if part == "text_encoder" else module.save_config)(folder / part)
         write_weights(folder / part, public_keys(part, module, old=False), stem=stem)
@@ -52,7 +52,7 @@ def identity_projected(folder: Path, name: str) -> dict[str, Any]:
 
 
 def loaded(path: Path, name: str, **options: Any) -> Any:
-    family = "mmdit" if real_folders.TOY[name] in MMDIT else "unet"
+    family = "mmdit" if toy_repositories.TOY[name] in MMDIT else "unet"
     return load_backbone(str(path), family=family, t5_length=4, **options)
 
 

@@ -14,9 +14,9 @@ from restore_lab.config.build import build
 from restore_lab.config.checks import check
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.samplers.edm import EdmSampler
-from tests.closed_form import SDXL
-from tests.composed import composed
-from tests.toy_methods import said
+from tests.helpers.closed_form import SDXL
+from tests.helpers.configs import composed
+from tests.helpers.toy_methods import said
 
 SAMPLERS = sorted(path.stem for path in (conf_dir() / "sampler").glob("*.yaml"))
 VP, FLOW = Schedule.from_config(SDXL), FlowMatching(shift=3.0)

@@ -23,11 +23,11 @@ from restore_lab.samplers.guidance import Branch
 from restore_lab.samplers.tiling import Gaussian
 from restore_lab.training.module import Optimisation, TrainingModule, _laid_out
 from restore_lab.training.run import planned
-from tests.composed import composed
-from tests.matrix import Priors, made
-from tests.rounding import close
-from tests.toy_methods import shake, toy_batch, toy_spire
-from tests.toys import toy_unet_folder
+from tests.helpers.configs import composed
+from tests.helpers.matrix import Priors, made
+from tests.helpers.rounding import close
+from tests.helpers.toy_methods import shake, toy_batch, toy_spire
+from tests.helpers.toy_priors import toy_unet_folder
 
 PLAIN: dict[str, Any] = {
     "compiled": False,

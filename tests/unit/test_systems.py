@@ -15,7 +15,7 @@ from restore_lab.cli.evaluate import run
 from restore_lab.config.build import build
 from restore_lab.evaluation.evaluate import evaluate
 from restore_lab.evaluation.systems import place_in
-from tests.composed import composed, few_photos
+from tests.helpers.configs import composed, few_photos
 
 
 def config(tmp_path: Path, *words: str):

@@ -10,8 +10,8 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from restore_lab.backbones.lru import TensorLRU
 from restore_lab.backbones.text.clip import TextEncoder
-from tests.rounding import close
-from tests.toys import toy_scheduler, toy_text_model, toy_tokenizer, toy_unet, toy_vae
+from tests.helpers.rounding import close
+from tests.helpers.toy_priors import toy_scheduler, toy_text_model, toy_tokenizer, toy_unet, toy_vae
 
 TEXTS = ["a cat", "", "Dejpeg 30"]
 

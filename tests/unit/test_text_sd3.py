@@ -17,8 +17,8 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 from restore_lab.backbones.loading.load import load_backbone
 from restore_lab.backbones.loading.places import BackboneError
 from restore_lab.backbones.text.sd3 import TripleTextEncoder
-from tests.rounding import close
-from tests.toys import (
+from tests.helpers.rounding import close
+from tests.helpers.toy_priors import (
     PROJECTION,
     TEXT_LENGTH,
     TEXT_WIDTH,

@@ -12,8 +12,8 @@ from restore_lab.evaluation.metrics.seams import edges, seams
 from restore_lab.methods.pipeline import parts_to_caption
 from restore_lab.samplers.tiling import Gaussian, TileBatch, Tiles, TilesTooLarge, starts
 from restore_lab.types import Batch, Cond, Hint
-from tests.rounding import close
-from tests.toy_methods import shake, toy_batch, toy_spire
+from tests.helpers.rounding import close
+from tests.helpers.toy_methods import shake, toy_batch, toy_spire
 
 
 def gaussian(*, tile: int | None = 32, overlap: int = 8, batch: int = 3, words: str = "image") -> Gaussian:

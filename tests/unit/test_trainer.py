@@ -26,8 +26,8 @@ from restore_lab.training import preflight
 from restore_lab.training.ending import in_steps
 from restore_lab.training.plan import HARMLESS, planned
 from restore_lab.training.trainer import trainer_for
-from tests.composed import composed
-from tests.killer import KillAt
+from tests.helpers.configs import composed
+from tests.helpers.kill_callbacks import KillAt
 
 SIGNATURE = inspect.signature(Trainer).parameters
 # Of Lightning's callbacks those that can change a weight or end a training; a new one fails the test below.
@@ -186,7 +186,7 @@ def test_callbacks_that_may_act_count_and_those_that_watch_do_not(monkeypatch) -
     assert identity_with([{**stop, "patience": 9}]) not in (plain, stopped)
     assert identity_with([stop], val_check_interval=7) != stopped  # it acts on what validation finds
     monkeypatch.setenv("RESTORE_LAB_TRUSTED_PACKAGES", "tests")
-    kill = {"_target_": "tests.killer.KillAt", "step": 3}
+    kill = {"_target_": "tests.helpers.kill_callbacks.KillAt", "step": 3}
     assert identity_with([kill]) == plain  # it says that it only watches
     monkeypatch.delattr(KillAt, "changes_weights")
     assert identity_with([kill]) != plain

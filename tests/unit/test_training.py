@@ -27,9 +27,9 @@ from restore_lab.training.ema import EMA
 from restore_lab.training.history import History
 from restore_lab.training.module import Optimisation, TrainingModule
 from restore_lab.training.run import fit
-from tests.composed import composed
-from tests.rounding import close
-from tests.toy_methods import shake, toy_adaptor, toy_batch, toy_spire
+from tests.helpers.configs import composed
+from tests.helpers.rounding import close
+from tests.helpers.toy_methods import shake, toy_adaptor, toy_batch, toy_spire
 
 
 class Line(Trainable):

@@ -24,8 +24,8 @@ from restore_lab.adaptors.trunk.build import trunk
 from restore_lab.adaptors.trunk.mmdit import MMDiTTrunk
 from restore_lab.methods.speed import recompute
 from restore_lab.types import Cond, Hint, Tap
-from tests.toy_methods import shake
-from tests.toys import toy_backbone, toy_inputs
+from tests.helpers.toy_methods import shake
+from tests.helpers.toy_priors import toy_backbone, toy_inputs
 
 KINDS = ("sd3", "sd35")
 WIDTH = 16

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from restore_lab.backbones.unet import UNetBackbone
 from restore_lab.types import Cond, Tap
-from tests.toys import toy_backbone, toy_inputs
+from tests.helpers.toy_priors import toy_backbone, toy_inputs
 
 
 def modulate(tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:

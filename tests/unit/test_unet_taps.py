@@ -12,8 +12,8 @@ from torch import Tensor
 from restore_lab.backbones.unet import UNetBackbone
 from restore_lab.backbones.unet_loop import encode, time_embedding
 from restore_lab.types import Cond, Tap
-from tests.rounding import close
-from tests.toys import toy_backbone, toy_inputs
+from tests.helpers.rounding import close
+from tests.helpers.toy_priors import toy_backbone, toy_inputs
 
 KINDS = ("sd", "sd21", "sdxl")
 SIZES = ((8, 8), (7, 10))

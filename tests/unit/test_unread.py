@@ -6,7 +6,7 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 
 from restore_lab.config.checks import check
-from tests.composed import composed
+from tests.helpers.configs import composed
 
 
 @pytest.mark.parametrize(

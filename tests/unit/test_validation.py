@@ -16,7 +16,7 @@ from restore_lab.config.grammar import names_path
 from restore_lab.config.suggest import nearest, offer
 from restore_lab.storage.free_space import require
 from restore_lab.system.faults import describe_fault
-from tests.composed import composed
+from tests.helpers.configs import composed
 
 OPTIMISATION = {"_target_": "restore_lab.training.module.Optimisation", "lr": 1e-4}
 SAMPLER = {"_target_": "restore_lab.samplers.loop.SchedulerSampler"}

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tests.composed import composed
+from tests.helpers.configs import composed
 
 PAGE = Path(__file__).parents[2] / "docs" / "deviations.md"
 

@@ -13,7 +13,7 @@ from restore_lab.degradation.vocabulary import LABELS, NAMES, UNNAMED, degradati
 from restore_lab.degradation.weather import WEATHER
 from restore_lab.methods.dra import describe
 from restore_lab.types import REMOVE_ALL, Recipe, Step
-from tests.composed import composed
+from tests.helpers.configs import composed
 
 PIPELINES = sorted(path.stem for path in (conf_dir() / "degradation").glob("*.yaml"))
 

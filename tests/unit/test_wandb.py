@@ -28,8 +28,8 @@ from restore_lab.training.module import Optimisation, TrainingModule
 from restore_lab.training.monitor import page_callbacks
 from restore_lab.training.run import fit, planned
 from restore_lab.types import Batch
-from tests.composed import composed, small
-from tests.wandb_file import Page, pages
+from tests.helpers.configs import composed, small
+from tests.helpers.wandb_file import Page, pages
 
 SETTINGS = {"module": {"backbone": {"path": "asset:tiny_sd"}}, "seed": 3}
 

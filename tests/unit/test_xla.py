@@ -15,7 +15,7 @@ from restore_lab.cli import main
 from restore_lab.data.datamodule import RestorationDataModule
 from restore_lab.prompts.visual import resize_matrices
 from restore_lab.system.xla import check_trainer, check_versions, sync, to_host, upsample_nearest_2x
-from tests.composed import composed
+from tests.helpers.configs import composed
 from tests.unit.test_datamodule import Coordinates, first, noisy, same
 
 

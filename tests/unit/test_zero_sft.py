@@ -13,9 +13,9 @@ from restore_lab.adaptors.control import ControlAdaptor
 from restore_lab.adaptors.fusion.zero_sft import ZeroSFT
 from restore_lab.adaptors.trunk.unet import Trunk
 from restore_lab.config.build import build
-from tests.composed import composed
-from tests.toy_methods import shake
-from tests.toys import toy_backbone, toy_inputs
+from tests.helpers.configs import composed
+from tests.helpers.toy_methods import shake
+from tests.helpers.toy_priors import toy_backbone, toy_inputs
 from tests.unit.test_adaptors import steered, taps_by_name, toy_hint
 
 MILLION = 1e6

@@ -24,7 +24,7 @@ from restore_lab.samplers.level import Linear
 from restore_lab.samplers.loop import SchedulerSampler
 from restore_lab.samplers.schedulers import ddim
 from restore_lab.types import Batch, Recipe, Step
-from tests.toys import toy_backbone
+from tests.helpers.toy_priors import toy_backbone
 
 
 def toy_sampler(

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(
     r"^(?:(?:`(?P<file>[\w./-]+\.\w+)`(?=[,:])|Needs `(?P<needs>[^`]+)`)[^\n]*:\n\n)?"
     r"```(?P<language>\w*)\n(?P<body>.*?)^```$"

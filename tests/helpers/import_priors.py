@@ -12,8 +12,8 @@ from restore_lab.config.build import build
 from restore_lab.importing.engine import ImportResult, import_checkpoints
 from restore_lab.importing.recognise import recognise, words_of
 from restore_lab.methods.weights import weights_file
-from tests.composed import composed
-from tests.toys import PROJECTION, TEXT_WIDTH, TEXT_WIDTH_2, toy_unet, toy_unet_folder, toy_vae
+from tests.helpers.configs import composed
+from tests.helpers.toy_priors import PROJECTION, TEXT_WIDTH, TEXT_WIDTH_2, toy_unet, toy_unet_folder, toy_vae
 
 WIDTHS, HEADS, LAYERS = (32, 64, 64), (2, 4, 4), 2
 SDXL = {

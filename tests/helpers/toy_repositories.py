@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from tests import toys
+from tests.helpers import toy_priors
 
 HUB = {
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -68,24 +68,24 @@ class Trap:
 def toy_parts(name: str) -> dict[str, Any]:
     """The modules of a prior, by the folder that each goes to."""
     kind = TOY[name]
-    flow = kind in toys.MMDIT
+    flow = kind in toy_priors.MMDIT
     vae: dict[str, Any] = {"mid_block_add_attention": True, "block_out_channels": (8, 8, 16, 16)}
     vae |= {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
     if flow:
         vae |= {"latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
         vae |= {"scaling_factor": 1.5305, "shift_factor": 0.0609}
-    parts: dict[str, Any] = {"vae": toys.toy_vae(seed=1, **vae)}
-    parts["text_encoder"] = toys.toy_text_model(projected=flow, second=False, seed=2)
+    parts: dict[str, Any] = {"vae": toy_priors.toy_vae(seed=1, **vae)}
+    parts["text_encoder"] = toy_priors.toy_text_model(projected=flow, second=False, seed=2)
     if flow:
         wide = {"in_channels": 16, "out_channels": 16, "joint_attention_dim": T5_WIDTH}
-        parts["transformer"] = toys.toy_mmdit(kind, **wide)
-        parts["text_encoder_2"] = toys.toy_text_model(projected=True, seed=3)
+        parts["transformer"] = toy_priors.toy_mmdit(kind, **wide)
+        parts["text_encoder_2"] = toy_priors.toy_text_model(projected=True, seed=3)
         parts["text_encoder_3"] = toy_t5()
     else:
         deep = {"block_out_channels": (16, 32, 32), "layers_per_block": 2} if name == "sdxl" else FOUR_LEVELS
-        parts["unet"] = toys.toy_unet(kind, **deep)
+        parts["unet"] = toy_priors.toy_unet(kind, **deep)
     if name == "sdxl":
-        parts["text_encoder_2"] = toys.toy_text_model(projected=True, seed=3)
+        parts["text_encoder_2"] = toy_priors.toy_text_model(projected=True, seed=3)
     return parts
 
 
@@ -102,7 +102,7 @@ def toy_t5() -> T5EncoderModel:
     """Two layers of random weights."""
     config = T5Config(vocab_size=40, d_model=T5_WIDTH, d_kv=8, d_ff=16, num_layers=2, num_heads=2)
     config.feed_forward_proj, config.is_gated_act, config.dense_act_fn = "gated-gelu", True, "gelu_new"
-    return toys._seeded(4, lambda: T5EncoderModel(config))
+    return toy_priors._seeded(4, lambda: T5EncoderModel(config))
 
 
 def write_repository(folder: Path, name: str) -> dict[str, Any]:
@@ -199,14 +199,14 @@ def _tokenizer(folder: Path, part: str, parts: Mapping[str, Any]) -> None:
         return
     home = folder / part.replace("text_encoder", "tokenizer")
     home.mkdir()
-    vocab = toys.toy_tokenizer().get_vocab()
+    vocab = toy_priors.toy_tokenizer().get_vocab()
     (home / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
     (home / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
     start, end = "<|startoftext|>", "<|endoftext|>"
     pad = "!" if part == "text_encoder_2" else end
     special = {"bos_token": start, "eos_token": end, "unk_token": end, "pad_token": pad}
     (home / "special_tokens_map.json").write_text(json.dumps(special), encoding="utf-8")
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": toys.TEXT_LENGTH, "do_lower_case": True}
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": toy_priors.TEXT_LENGTH, "do_lower_case": True}
     settings |= {"add_prefix_space": False, "errors": "replace", **special}
     (home / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
 

@@ -17,10 +17,10 @@ import torch
 from restore_lab.config import compatibility
 from restore_lab.config.build import build
 from restore_lab.methods.weights import weights_file
-from tests.composed import composed
-from tests.rounding import close
-from tests.toy_methods import toy_batch
-from tests.toys import toy_dino, toy_unet_folder
+from tests.helpers.configs import composed
+from tests.helpers.rounding import close
+from tests.helpers.toy_methods import toy_batch
+from tests.helpers.toy_priors import toy_dino, toy_unet_folder
 
 Choice = Mapping[str, str]
 

@@ -13,7 +13,7 @@ from restore_lab.cli import errors
 from restore_lab.cli.main import verbs
 from restore_lab.config import signatures
 from restore_lab.config.settings import settings_of
-from tests.composed import composed
+from tests.helpers.configs import composed
 
 VALUES: dict[str, Any] = {
     "null": None,

@@ -1,6 +1,6 @@
 """A stand-in for `restore-lab train` in the tests of tables: makes one artefact in a moment, with a process beside it.
 
-    python tests/fake_job.py <folder> <identity> <seconds> [fail]
+    python tests/helpers/fake_job.py <folder> <identity> <seconds> [fail]
 
 Appends "begun" and "made" to <folder>/../history; the process beside it sleeps long and ends with its group alone.
 """

@@ -1,6 +1,6 @@
 """A stand-in for `restore-lab table` in the tests of launchers: the chain of fake jobs through Hydra's launcher.
 
-python tests/fake_launched.py runs_dir=... hydra/launcher=joblib
+python tests/helpers/fake_table_launcher.py runs_dir=... hydra/launcher=joblib
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.config_source import register
 from restore_lab.launch import job
 from restore_lab.tables import make
-from tests.fake_table import six
+from tests.helpers.fake_table import six
 
 COMMAND = (sys.executable, str(Path(__file__).with_name("fake_job.py")))
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from restore_lab.types import Cond
-from tests.ldm_reference import attend, sinusoids
+from tests.helpers.ldm_reference import attend, sinusoids
 
 # Endings of the layers that the previewer's LoRA changes.
 LORA = ("to_q", "to_kv", "0.to_out", "attn1.to_k", "attn1.to_v", "to_k_ip", "to_v_ip", "ln_k_ip.linear")

@@ -1,4 +1,4 @@
-"""Faults done to real commands, and what came of them: `python -m tests.faults > docs/results/faults.md`.
+"""Faults done to real commands, and what came of them: `python -m tests.helpers.faults > docs/results/faults.md`.
 
 Each case of fault_cases.py does a fault to a command, mends it, gives the same command again, checks what is there, and
 returns a row; test_faults.py runs the same cases.
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 600  # seconds; a command that takes longer hangs
 
 
@@ -113,9 +113,9 @@ def page(rows: list[Row]) -> str:
     lines = [
         "# Faults, and what they cost",
         "",
-        "Written by `python -m tests.faults > docs/results/faults.md`, which does each of these to a real command on",
-        "the toy models, mends the fault, and gives the same command again; `tests/slow/test_faults.py` runs the",
-        "same cases. Disks are small (tmpfs), filled at work; what is read-only is mounted so. A lost GPU is",
+        "Written by `python -m tests.helpers.faults > docs/results/faults.md`, which does each of these to a real",
+        "command on the toy models, mends the fault, and gives the same command again; `tests/slow/test_faults.py`",
+        "runs the same cases. Disks are small (tmpfs), filled at work; what is read-only is mounted so. A lost GPU is",
         'torch\'s own error, raised in a step. "The same" means: weights, losses, pictures or entries equal those of a',
         "run that nothing was done to, byte for byte.",
         "",
@@ -135,7 +135,7 @@ def page(rows: list[Row]) -> str:
 
 def main() -> None:
     """Run all cases and print the page; a case that fails is told on stderr, and the page is not printed."""
-    from tests.fault_cases import CASES, Bench
+    from tests.helpers.fault_cases import CASES, Bench
 
     with tempfile.TemporaryDirectory() as folder:
         bench, rows, failed = Bench(Path(folder)), [], []

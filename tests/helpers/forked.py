@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from torch.nn import functional as F
 
-from tests.rounding import LAYERS
+from tests.helpers.rounding import LAYERS
 
 IMPORTED = ("lightning.pytorch", "scipy.signal", "restore_lab.methods.module")  # once, and not in every process
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from restore_lab.data.image_io import write_png
-from tests.composed import few_photos, small
-from tests.faults import Command, Ended, Row, disk
-from tests.killer import fill, read_only
-from tests.toys import toy_unet_folder
+from tests.helpers.configs import few_photos, small
+from tests.helpers.faults import Command, Ended, Row, disk
+from tests.helpers.kill_callbacks import fill, read_only
+from tests.helpers.toy_priors import toy_unet_folder
 
 STEPS = 8
 COUNT = 8
@@ -44,7 +44,7 @@ class Bench:
 
     def struck(self, place: Path, *, how: str, step: int = 5, at: object = "", **more: Path) -> Ended:
         """The training, with one of `Strike`'s faults after a step."""
-        strike = f"callbacks=[{{_target_:tests.killer.Strike,step:{step},how:{how},place:'{at}'}}]"
+        strike = f"callbacks=[{{_target_:tests.helpers.kill_callbacks.Strike,step:{step},how:{how},place:'{at}'}}]"
         return self.train(
             place, strike, "workers=1" if how in ("kill_worker", "terminate", "interrupt") else "workers=0", **more
         ).ended()
@@ -167,7 +167,7 @@ def goes_on(bench: Bench, place: Path, *words: str) -> None:
 
 
 def train_sigkill(bench: Bench, place: Path) -> Row:
-    done = bench.train(place, "callbacks=[{_target_:tests.killer.KillAt,step:5}]").ended()
+    done = bench.train(place, "callbacks=[{_target_:tests.helpers.kill_callbacks.KillAt,step:5}]").ended()
     assert done.code == -signal.SIGKILL and checkpoints(place) == ["step=2.ckpt", "step=4.ckpt"]
     goes_on(bench, place)
     return Row(where="training", fault="SIGKILL after step 5", happened="killed", lost="step 5, taken again: the same")
@@ -221,7 +221,7 @@ def train_read_only(bench: Bench, place: Path) -> Row:
 
 
 def train_truncated_checkpoint(bench: Bench, place: Path) -> Row:
-    bench.train(place, "callbacks=[{_target_:tests.killer.KillAt,step:5}]").ended()
+    bench.train(place, "callbacks=[{_target_:tests.helpers.kill_callbacks.KillAt,step:5}]").ended()
     newest = run_of(place) / "state" / "step=4.ckpt"
     os.truncate(newest, newest.stat().st_size // 2)
     done = bench.train(place).ended()

@@ -1,7 +1,7 @@
 """Training and restoring for long in one process: do memory, open files, threads and processes stay as they were?
 
-    python -m tests.soak --minutes 30 [--output soak.md]     # rounds of training with two workers, then restoring
-    python -m tests.soak --cycles 200                        # starting and stopping the data workers, nothing else
+    python -m tests.helpers.soak --minutes 30 [--output soak.md]  # rounds of training with two workers, then restoring
+    python -m tests.helpers.soak --cycles 200                     # starting and stopping the data workers, no more
 
 Each round trains the toy prior's SPIRE anew (12 steps, its checkpoints included), restores two photographs with a
 `Restorer` that was loaded once, as a service would, and a file by the command. The first rounds import and build what
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.big_image import held
+from tests.helpers.big_image import held
 
 WARM = 3  # rounds that count as starting up
 
@@ -59,7 +59,7 @@ def rounds(folder: Path, prior: Path) -> Iterator[None]:
     from restore_lab.data.sources.photos import photos_folder
     from restore_lab.inference.folder import restore_folder
     from restore_lab.training.run import fit
-    from tests.composed import composed, small
+    from tests.helpers.configs import composed, small
 
     words = [
         *small(prior),
@@ -86,7 +86,7 @@ def rounds(folder: Path, prior: Path) -> Iterator[None]:
 def cycles(prior: Path) -> Iterator[None]:
     """Start the data workers, take a batch, stop in the middle; for ever."""
     from restore_lab.config.build import build
-    from tests.composed import composed, small
+    from tests.helpers.configs import composed, small
 
     data = build(composed("train", *small(prior), "workers=2").datamodule)
     while True:
@@ -126,9 +126,9 @@ def table(found: Sequence[Reading], *, lines: int = 12) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    from tests.toys import toy_unet_folder
+    from tests.helpers.toy_priors import toy_unet_folder
 
-    parser = argparse.ArgumentParser(prog="python -m tests.soak")
+    parser = argparse.ArgumentParser(prog="python -m tests.helpers.soak")
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--cycles", type=int)
     parser.add_argument("--output", type=Path)

@@ -1,6 +1,6 @@
 """One large photograph restored in this process: its peak memory above the loaded model, and its seams, as JSON.
 
-python -m tests.big_image WIDTH HEIGHT FOLDER [overrides]
+python -m tests.helpers.big_image WIDTH HEIGHT FOLDER [overrides]
 
 Memory is what no file backs (RssAnon, looked at a hundred times a second): where memory is short the kernel drops and
 rereads pages of libraries, by which getrusage's ru_maxrss, printed too, moves by hundreds of MiB.
@@ -24,7 +24,7 @@ from restore_lab.data.sources.photos import photos_folder
 from restore_lab.evaluation.metrics.seams import Seams, seams
 from restore_lab.inference.folder import restore_folder
 from restore_lab.types import Batch
-from tests.composed import composed
+from tests.helpers.configs import composed
 
 METRIC = Seams(tile=512, overlap=64, compression=4, multiple=16)
 

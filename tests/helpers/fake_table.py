@@ -1,6 +1,6 @@
 """A stand-in for `restore-lab table` in the tests: makes a chain of fake jobs as tables do.
 
-python tests/fake_table.py <store>
+python tests/helpers/fake_table.py <store>
 """
 
 from __future__ import annotations
