@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from restore_lab.evaluation.records import read_record
+from tests.helpers.checkout import ROOT
 from tests.helpers.configs import small
-from tests.helpers.doc_pages import ROOT, blocks, save
+from tests.helpers.doc_pages import blocks, save
 from tests.helpers.forked import forked
 
 PAGE = blocks(ROOT / "docs/adding_a_part.md")

@@ -171,7 +171,7 @@ def test_a_part_composes_and_builds(group, option, images, toy_folder, tmp_path,
         made = build(node, protocol=build(cfg.protocol))
         assert made.metrics or made.notes
         return
-    # tests/unit/test_known.py reads copies
+    # tests/unit/data/sources/test_named_dataset.py reads copies
     if node is not None and dataset_paths(OmegaConf.to_container(node, resolve=True)):
         with pytest.raises(ValueError, match="; it comes from "):
             build(node)

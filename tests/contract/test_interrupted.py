@@ -11,11 +11,11 @@ import pytest
 
 from restore_lab.cli.errors import exit_with_one_line, is_bad_input
 from restore_lab.system.faults import Termination
+from tests.helpers.checkout import ROOT
 from tests.helpers.fault_cases import Bench, checkpoints, goes_on
 from tests.helpers.faults import Ended
 from tests.helpers.forked import forked
 
-ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 COMMAND = f"{sys.executable} -m restore_lab.cli.main"
 

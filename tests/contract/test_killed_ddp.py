@@ -24,13 +24,13 @@ from restore_lab.config.build import trust
 from restore_lab.storage.artefact import is_complete
 from restore_lab.training.run import fit
 from tests.contract.test_tables_killed import about, gone
+from tests.helpers.checkout import ROOT
 from tests.helpers.configs import composed, small
 
 # Other moments are the slow ring's.
 SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and looks in /proc")
-ROOT = Path(__file__).resolve().parents[2]
 FORK = multiprocessing.get_context("fork")
 STEPS, WORLD, KILLS = 18, 2, 4
 WORDS = (

@@ -13,9 +13,9 @@ import pytest
 
 from restore_lab.cli.errors import _no_option
 from tests.contract.test_tables_killed import about, gone, history
+from tests.helpers.checkout import ROOT
 from tests.helpers.fake_table import six
 
-ROOT = Path(__file__).resolve().parents[2]
 LAUNCHERS = {
     "basic": (),
     "joblib": ("hydra.launcher.n_jobs=2",),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.doc_pages import ROOT
+from tests.helpers.checkout import ROOT
 from tests.helpers.make import make
 
 SPEED = "--sizes=sd15 --parts=comparison --pixels=32 --restored=1 --trained=1 --steps=2 --turns=1 --warmup=0"

@@ -25,12 +25,12 @@ from restore_lab.inference.restorer import load
 from restore_lab.prepare.encodings import fill_cache
 from restore_lab.system.processes import own_parts, rank_and_world
 from tests.contract.test_tables_killed import gone
+from tests.helpers.checkout import ROOT
 from tests.helpers.configs import composed, small
 from tests.helpers.forked import forked, start
 from tests.helpers.toy_captioners import toy_captioner
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and looks in /proc")
-ROOT = Path(__file__).resolve().parents[2]
 COUNT = 9
 SLOW = ("fsim", "vif", "vsi", "piqe")  # of pyiqa's, each of which is measured as gmsd is
 QUICK = "metrics=fidelity"

@@ -38,11 +38,12 @@ from restore_lab.tables.numbers import read_measurements
 from restore_lab.tables.page.sources import of_records
 from restore_lab.tables.page.write import page
 from restore_lab.tables.render import render
+from tests.helpers.checkout import PACKAGE, ROOT
 from tests.helpers.configs import composed, few_photos
 from tests.helpers.toy_report import KEYS, losses, record, toy_table
-from tests.unit.test_received import sent
+from tests.unit.config.test_received import sent
 
-ASSETS = Path(__file__).resolve().parents[2] / "restore_lab" / "assets"
+ASSETS = PACKAGE / "assets"
 SECRET = "the person's own secret"
 HOSTILE = "\\input{/etc/passwd}"
 
@@ -214,7 +215,7 @@ def test_an_index_of_shards_leads_nowhere_else(shards, run, tmp_path) -> None:
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(tmp_path / "x.safetensors")
     (folder / "unet" / f"{weights.name}.index.json").write_text(json.dumps({"weight_map": shards}))
-    shutil.copy(Path(__file__).parents[2] / "docs" / "tutorials" / "photo.jpg", tmp_path)
+    shutil.copy(ROOT / "docs" / "tutorials" / "photo.jpg", tmp_path)
     status, _, err = run("restore", f"input={tmp_path / 'photo.jpg'}", f"backbone.path={folder}", "device=cpu")
     assert status == 2 and len(err) == 1 and "not all the shards that their index names" in err[0]
 

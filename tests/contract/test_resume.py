@@ -8,10 +8,10 @@ import subprocess
 from pathlib import Path
 
 from restore_lab.storage.artefact import is_complete
+from tests.helpers.checkout import ROOT
 from tests.helpers.configs import small
 from tests.helpers.forked import forked
 
-ROOT = Path(__file__).resolve().parents[2]
 # Two batches a step; validation after steps 3 and 6; checkpoints after steps 3 and 6.
 WORDS = (
     "name=run",

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from restore_lab.tables.jobs import Plan
+from tests.helpers.checkout import ROOT
 from tests.helpers.fake_table import fake, made, six
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def start(store: Path) -> subprocess.Popen[bytes]:

@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.checkout import ROOT
+
 BLOCK = re.compile(
     r"^(?:(?:`(?P<file>[\w./-]+\.\w+)`(?=[,:])|Needs `(?P<needs>[^`]+)`)[^\n]*:\n\n)?"
     r"```(?P<language>\w*)\n(?P<body>.*?)^```$"

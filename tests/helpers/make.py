@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.helpers.doc_pages import ROOT
+from tests.helpers.checkout import ROOT
 
 
 def make(*words: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.doc_pages import ROOT
+from tests.helpers.checkout import ROOT
 from tests.helpers.make import make
 
 

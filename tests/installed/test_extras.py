@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.doc_pages import ROOT
+from tests.helpers.checkout import ROOT
 from tests.helpers.make import make
 from tests.installed.conftest import Installed
 from tests.installed.test_installed import CPU, FEW, TRAIN, photograph

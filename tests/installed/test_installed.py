@@ -14,7 +14,7 @@ from PIL import Image
 
 from restore_lab.cli.main import verbs
 from restore_lab.config.conf_dir import conf_dir
-from tests.helpers.doc_pages import ROOT
+from tests.helpers.checkout import ROOT
 from tests.installed.conftest import Installed
 
 pytestmark = pytest.mark.installed

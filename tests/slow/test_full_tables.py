@@ -13,8 +13,8 @@ from restore_lab.launch.job import SCORES
 from restore_lab.tables.file import read, tables
 from restore_lab.tables.plan import plan
 from tests.helpers.configs import composed
-from tests.unit.test_full_data import datasets  # noqa: F401 - a fixture
-from tests.unit.test_known import coco
+from tests.unit.data.sources.test_named_dataset import coco
+from tests.unit.data.test_datamodule_full_scale import datasets  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.slow
 TABLES = list(tables([conf_dir()]))

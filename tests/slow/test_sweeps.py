@@ -1,8 +1,7 @@
 """Sweeps and `restore-lab table`, as typed: a folder a job, nothing made twice, failures named.
 
-Some forty processes, each of which imports everything: ten minutes. What they rest on stands in
-tests/unit/test_tables.py, tests/unit/test_plan.py, tests/contract/test_tables_killed.py, test_processes.py and
-test_launchers.py.
+Some forty processes, each of which imports everything: ten minutes. The parts are tested in
+tests/unit/tables and in tests/contract: test_tables_killed.py, test_processes.py and test_launchers.py.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from safetensors.torch import load_file
 
 from restore_lab.storage.artefact import is_complete
 from tests.contract.test_tables_killed import about, gone
+from tests.helpers.checkout import ROOT
 from tests.helpers.configs import small
 from tests.helpers.fake_slurm import install
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).resolve().parents[2]
 FEW = ("trainer.accelerator=cpu", "max_steps=1", "eval_degradation=noise", "weights=null", "ema=null")
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.doc_pages import ROOT, Followed, blocks, difference, save, there
+from tests.helpers.checkout import ROOT
+from tests.helpers.doc_pages import Followed, blocks, difference, save, there
 
 PAGES = sorted((ROOT / "docs/tutorials").glob("*.md"))
 pytestmark = pytest.mark.tutorial
