@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from restore_lab.cli.errors import _no_option
-from tests.contract.test_tables_killed import about, gone, history
 from tests.helpers.checkout import ROOT
 from tests.helpers.fake_table import six
+from tests.helpers.processes import history, none_left, processes_of
 
 LAUNCHERS = {
     "basic": (),
@@ -61,9 +61,9 @@ def test_killed_it_leaves_nothing_and_goes_on(launcher, tmp_path) -> None:
     assert command.poll() is None
     command.kill()
     assert command.wait() != 0
-    assert gone(store), about(store)
+    assert none_left(store), processes_of(store)
     assert start(tmp_path, launcher).wait() == 0
-    assert gone(store)
+    assert none_left(store)
     assert all(job.done for job in six(store).jobs.values())
     assert sorted(set(history(store, "begun"))) == SIX
     assert len(history(store, "made")) == len(set(history(store, "made"))) >= len(SIX) - 2

@@ -6,11 +6,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from restore_lab.adaptors.control import ControlAdaptor
 from restore_lab.adaptors.fusion.modulation import Modulation
 from restore_lab.adaptors.trunk.build import trunk
+from restore_lab.backbones.schedule import Schedule
 from restore_lab.methods.module import RestorationModule
 from restore_lab.objectives.denoising import Denoising
 from restore_lab.prompts.instruction import FromRecipe
@@ -23,8 +24,8 @@ from restore_lab.samplers.init import Noise
 from restore_lab.samplers.level import Linear
 from restore_lab.samplers.loop import SchedulerSampler
 from restore_lab.samplers.schedulers import ddim
-from restore_lab.types import Batch, Recipe, Step
-from tests.helpers.toy_priors import toy_backbone
+from restore_lab.types import Batch, Cond, Hint, Recipe, Step, Tap
+from tests.helpers.toy_priors import TEXT_LENGTH, toy_backbone
 
 
 def toy_sampler(
@@ -135,3 +136,42 @@ def toy_batch(count: int = 2, *, size: tuple[int, int] = (16, 16), seed: int = 0
         seed=tuple(range(100, 100 + count)),
         recipe=(recipe_of("noise"),) * count,
     )
+
+
+def schedule(prediction: str, *, zero_snr: bool) -> Schedule:
+    """SD's schedule of noise."""
+    return Schedule.from_config(
+        {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+        | {"prediction_type": prediction, "rescale_betas_zero_snr": zero_snr}
+    )
+
+
+def latents(count: int = 3, *, seed: int = 0) -> Tensor:
+    """Noise of the shape of latents of 8 x 8."""
+    return torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def toy_hint(backbone: Any, *, seed: int = 3) -> Hint:
+    """Every kind of hint at once, for two images of 32 x 32."""
+    draw = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(2, TEXT_LENGTH, backbone.token_width, generator=draw)
+    lq_BCHW = torch.rand(2, 3, 32, 32, generator=draw)
+    side = 32 // backbone.codec.compression
+    latent_BCHW = torch.randn(2, backbone.codec.channels, side, side, generator=draw)
+    code_BD = torch.randn(2, 256, generator=draw)
+    return Hint(
+        lq_BCHW=lq_BCHW,
+        lq_latent_BCHW=latent_BCHW,
+        instruction_BLD=tokens,
+        degradation_BD=code_BD,
+        reference_BCHW=latent_BCHW.flip(0),
+    )
+
+
+def with_control(backbone: Any, adaptor: Any, z: Tensor, t: Tensor, cond: Cond, hint: Hint) -> Tensor:
+    """The prediction of a backbone that an adaptor controls."""
+    return backbone(z, t, cond, at=adaptor.fuse, carry=adaptor.control(z, t, hint, cond))
+
+
+def taps_by_name(backbone: Any) -> dict[str, Tap]:
+    return {tap.name: tap for tap in backbone.taps}

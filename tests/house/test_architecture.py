@@ -314,3 +314,37 @@ def test_every_verb_has_a_config_and_every_verb_is_small() -> None:
             assert len(path.read_text(encoding="utf-8").splitlines()) < 80, (
                 f"{name_of(path)}: a verb stays under 80 lines"
             )
+
+
+TESTS = ROOT / "tests"
+# What is named after several modules of its folder, or after what they do together.
+GROUPS = {
+    "degradation/test_operators.py": "blur, usm, resize, noise and jpeg",
+    "degradation/test_pipelines.py": "the pipelines of conf/degradation",
+    "samplers/test_release.py": "the samplers of every variant=release",
+}
+
+
+def module_tested_by(place: Path) -> Path | None:
+    """The module or subpackage after which a test is named: edm.py for test_edm.py and test_edm_churn.py."""
+    words = place.stem.removeprefix("test_").split("_")
+    for length in range(len(words), 0, -1):
+        module = PACKAGE / place.parent / "_".join(words[:length])
+        for file in (module.with_suffix(".py"), module / "__init__.py"):
+            if file.is_file():
+                return file
+    return None
+
+
+def test_unit_tests_mirror_the_package() -> None:
+    places = [path.relative_to(TESTS / "unit") for path in sorted((TESTS / "unit").rglob("*.py"))]
+    assert [place for place in places if not (PACKAGE / place.parent / "__init__.py").is_file()] == []
+    assert {place.as_posix() for place in places if module_tested_by(place) is None} == GROUPS.keys()
+    assert module_tested_by(Path("samplers/test_edm_churn.py")) == PACKAGE / "samplers/edm.py"
+    assert module_tested_by(Path("samplers/test_churn.py")) is None
+
+
+def test_no_test_module_is_imported() -> None:
+    """What two of them need is in tests/helpers."""
+    names = {name for path in TESTS.rglob("*.py") for _, name in imported(parsed(path))}
+    assert [name for name in sorted(names) if re.match(r"tests\.(\w+\.)*test_", name)] == []

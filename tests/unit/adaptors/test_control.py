@@ -17,8 +17,8 @@ from restore_lab.config.build import build
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.types import Cond, Hint
 from tests.helpers.configs import composed
-from tests.helpers.toy_methods import shake, toy_adaptor
-from tests.helpers.toy_priors import TEXT_LENGTH, toy_backbone, toy_inputs
+from tests.helpers.toy_methods import shake, taps_by_name, toy_adaptor, toy_hint, with_control
+from tests.helpers.toy_priors import toy_backbone, toy_inputs
 
 BESIDE = ("dcp", "dra", "dra_natural", "prior_lora")  # these have no fusion
 ADAPTORS = sorted(path.stem for path in (conf_dir() / "adaptor").glob("*.yaml") if path.stem not in BESIDE)
@@ -34,26 +34,6 @@ MILLION = 1e6
 def backbones():
     """One random prior of each kind; nothing here changes them."""
     return {kind: toy_backbone(kind) for kind in ("sd", "sdxl", "sd3", "sd35")}
-
-
-def toy_hint(backbone, *, seed: int = 3) -> Hint:
-    draw = torch.Generator().manual_seed(seed)
-    tokens = torch.randn(2, TEXT_LENGTH, backbone.token_width, generator=draw)
-    lq_BCHW = torch.rand(2, 3, 32, 32, generator=draw)
-    side = 32 // backbone.codec.compression
-    latent_BCHW = torch.randn(2, backbone.codec.channels, side, side, generator=draw)
-    code_BD = torch.randn(2, 256, generator=draw)
-    return Hint(
-        lq_BCHW=lq_BCHW,
-        lq_latent_BCHW=latent_BCHW,
-        instruction_BLD=tokens,
-        degradation_BD=code_BD,
-        reference_BCHW=latent_BCHW.flip(0),
-    )
-
-
-def steered(backbone, adaptor, z: Tensor, t: Tensor, cond: Cond, hint: Hint) -> Tensor:
-    return backbone(z, t, cond, at=adaptor.fuse, carry=adaptor.control(z, t, hint, cond))
 
 
 @cache
@@ -76,13 +56,9 @@ def test_an_untrained_adaptor_changes_no_bit(adaptor, fusion, kind, backbones) -
     hint = toy_hint(backbone)
     with torch.no_grad():
         plain = backbone(z, t, cond)
-        assert torch.equal(steered(backbone, made, z, t, cond, hint), plain)
+        assert torch.equal(with_control(backbone, made, z, t, cond, hint), plain)
         shake(made)
-        assert not torch.equal(steered(backbone, made, z, t, cond, hint), plain)
-
-
-def taps_by_name(backbone) -> dict:
-    return {tap.name: tap for tap in backbone.taps}
+        assert not torch.equal(with_control(backbone, made, z, t, cond, hint), plain)
 
 
 @pytest.mark.parametrize("decoder", [False, True])
@@ -160,7 +136,7 @@ def test_gradients_reach_what_is_trainable_and_nothing_else(kind, middle, backbo
     adaptor = toy_adaptor(fusion=partial(Modulation, decoder=True), middle=middle)(backbone)
     shake(adaptor, size=0.05)
     z, t, cond = toy_inputs(backbone)
-    steered(backbone, adaptor, z, t, cond, toy_hint(backbone)).square().mean().backward()
+    with_control(backbone, adaptor, z, t, cond, toy_hint(backbone)).square().mean().backward()
     dead = [n for n, p in adaptor.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert dead == []
     frozen = [n for n, p in adaptor.named_parameters() if not p.requires_grad]
@@ -259,7 +235,7 @@ def test_the_lqs_latent_is_read_where_asked_for(backbones) -> None:
         made = build(composed("describe", f"adaptor.lq_latent={str(reads).lower()}", *SMALL).adaptor)(backbone)
         shake(made)
         with torch.no_grad():
-            same = torch.equal(*(steered(backbone, made, z, t, cond, h) for h in (hint, moved)))
+            same = torch.equal(*(with_control(backbone, made, z, t, cond, h) for h in (hint, moved)))
         assert same is not reads
     with pytest.raises(ValueError, match="reads the LQ's latent"):
         made.control(z, t, replace(hint, lq_latent_BCHW=None), cond)
@@ -282,7 +258,7 @@ def test_one_graph_for_all_steps(kind, decoder, backend) -> None:
     shake(adaptor, size=0.05)
 
     def step(z: Tensor, t: Tensor, cond: Cond, hint: Hint) -> Tensor:
-        return steered(backbone, adaptor, z, t, cond, hint)
+        return with_control(backbone, adaptor, z, t, cond, hint)
 
     torch._dynamo.reset()
     compiled = torch.compile(step, fullgraph=True, backend=backend)

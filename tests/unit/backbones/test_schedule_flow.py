@@ -10,7 +10,7 @@ from restore_lab.backbones.schedule import PREDICTION_TYPES, FlowMatching, Sched
 from restore_lab.config.build import build
 from restore_lab.objectives.denoising import Denoising
 from restore_lab.random import noise_like
-from tests.unit.samplers.test_loop import latents, schedule
+from tests.helpers.toy_methods import latents, schedule
 
 
 def test_the_config_chooses_the_family() -> None:

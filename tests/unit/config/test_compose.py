@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 
-from restore_lab.config.compose import OVERRIDES_KEY, compose_config, merge_and_log, training_overrides
+from restore_lab.config.compose import compose_config, merge_and_log, training_overrides
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.config_source import hydra_at
-from restore_lab.storage.artefact import Manifest
 from restore_lab.training.run import fit
 from tests.helpers import configs
-
-
-def weights(folder: Path, *words: object) -> Path:
-    folder.mkdir()
-    Manifest(identity="0" * 16, kind="adaptor", settings={}, parents=(), extra={OVERRIDES_KEY: list(words)}).write(
-        folder
-    )
-    return folder
+from tests.helpers.manifests import manifest_folder
 
 
 def test_as_the_command_line_and_no_running_hydra_is_touched() -> None:
@@ -40,7 +30,9 @@ def test_as_the_command_line_and_no_running_hydra_is_touched() -> None:
 
 
 def test_a_runs_parts_come_along_and_what_is_typed_wins(tmp_path) -> None:
-    made = weights(tmp_path / "a, b", "method=supir", "adaptor/fusion=zero_sft", "sampler.steps=7", "max_steps=3")
+    made = manifest_folder(
+        tmp_path / "a, b", "method=supir", "adaptor/fusion=zero_sft", "sampler.steps=7", "max_steps=3"
+    )
     said = (f"weights='{made}'", "sampler.steps=9")
     assert merge_and_log(said) == ("method=supir", "adaptor/fusion=zero_sft", *said)
     for alone in ("follow=false", "follow=False"):
@@ -62,7 +54,7 @@ def test_a_trained_run_says_what_made_it(toy_folder, tmp_path) -> None:
 @pytest.mark.parametrize("experiment", ["spire/quickstart", "spire/from_nothing", "dra/sd3"])
 def test_what_an_experiment_trained_can_be_evaluated(experiment, tmp_path) -> None:
     """The experiment comes along with the weights: it must neither take the images away nor name the folder."""
-    run = weights(tmp_path / "run", f"experiment={experiment}")
+    run = manifest_folder(tmp_path / "run", f"experiment={experiment}")
     found = compose_config("evaluate", merge_and_log((f"weights={run}",)))
     assert found.eval_data._target_.endswith("PhotosSource")
     assert found.run_dir is None

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from restore_lab.config.compose import NO_FOLLOW, OVERRIDES_KEY, merge_and_log, merge_overrides, training_overrides
+from restore_lab.config.compose import NO_FOLLOW, merge_and_log, merge_overrides, training_overrides
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.kinds import Mismatch, fit
 from restore_lab.config.received import MAX_LETTERS, OPTION, filter_overrides, summary
 from restore_lab.config.received_schema import EXCLUDED_OPTIONS, GROUPS, OUTPUT_SETTINGS, SETTINGS, Text
-from restore_lab.storage.artefact import PATH_ENDINGS, PATH_KEYS, Manifest
+from restore_lab.storage.artefact import PATH_ENDINGS, PATH_KEYS
+from tests.helpers.manifests import manifest_folder
 
 EXPERIMENTS = conf_dir().parent / "experiments"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -120,15 +120,6 @@ OWN = {
 }
 
 
-def sent(folder: Path, *words: object) -> Path:
-    """A folder that somebody sends: a manifest with these words."""
-    folder.mkdir(parents=True, exist_ok=True)
-    Manifest(identity="0" * 16, kind="adaptor", settings={}, parents=(), extra={OVERRIDES_KEY: list(words)}).write(
-        folder
-    )
-    return folder
-
-
 @pytest.mark.parametrize("word", PARTS)
 def test_what_reaches_out_or_means_nothing_is_left_out_and_said(word) -> None:
     found = filter_overrides([word, "method=dra"])
@@ -162,7 +153,7 @@ def test_trust_lets_places_pass_and_nothing_that_writes_or_runs() -> None:
 
 
 def test_only_the_person_trusts(tmp_path) -> None:
-    place = sent(tmp_path, "trust=true", "backbone.path=org/name", "sampler.steps=7")
+    place = manifest_folder(tmp_path, "trust=true", "backbone.path=org/name", "sampler.steps=7")
     typed = (f"weights={place}", "input=x")
     assert merge_and_log(typed) == ("sampler.steps=7", *typed)
     assert merge_and_log((*typed, "trust=false"))[0] == "sampler.steps=7"
@@ -172,7 +163,7 @@ def test_only_the_person_trusts(tmp_path) -> None:
 
 
 def test_what_is_typed_again_is_neither_brought_nor_said(tmp_path) -> None:
-    place = sent(tmp_path, "backbone.path=/x", "sampler.steps=7", "+hint_widths=[8]")
+    place = manifest_folder(tmp_path, "backbone.path=/x", "sampler.steps=7", "+hint_widths=[8]")
     typed = (f"weights={place}", "backbone.path=/y", "hint_widths=[9]", "sampler.steps=8")
     assert merge_overrides(typed).words == typed and merge_overrides(typed).line == ""
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import lightning
@@ -16,67 +14,28 @@ from torch import Tensor
 
 from restore_lab.data.datamodule import RestorationDataModule
 from restore_lab.data.dataset import RestorationDataset, choose_window
-from restore_lab.data.image_io import BadImage, write_png
+from restore_lab.data.image_io import write_png
 from restore_lab.data.sampler import PositionSampler, SequentialSampler
 from restore_lab.data.sources.folder import FolderSource
-from restore_lab.random import generator, mix
-from restore_lab.types import Batch, Picture, Recipe
-
-
-@dataclass(frozen=True)
-class Coordinates:
-    """Pictures whose pixels say where they are: red the row, green the column, blue the index."""
-
-    count: int
-    height: int = 20
-    width: int = 24
-    bad: tuple[int, ...] = ()
-    paired: bool = False
-
-    def __len__(self) -> int:
-        return self.count
-
-    def keys(self) -> list[str]:
-        return [f"k{index}" for index in range(self.count)]
-
-    def read(self, index: int, *, epoch: int) -> Picture:
-        if index in self.bad:
-            raise BadImage(f"/data/{index}.png: empty file (0 bytes)")
-        rows, columns = np.mgrid[: self.height, : self.width]
-        hq_HWC = np.stack([rows, columns, np.full_like(rows, index)], axis=2).astype(np.uint8)
-        lq_HWC = hq_HWC + np.uint8(100) if self.paired else None
-        return Picture(hq_HWC=hq_HWC, lq_HWC=lq_HWC, caption=f"picture {index}", key=f"k{index}")
-
-
-def noisy(hq_BCHW: Tensor, seeds: Sequence[int]) -> tuple[Tensor, list[Recipe]]:
-    noise = [torch.rand(hq.shape, generator=generator(seed)) for hq, seed in zip(hq_BCHW, seeds, strict=True)]
-    return hq_BCHW + torch.stack(noise), [Recipe(pipeline="noisy", seed=seed) for seed in seeds]
-
-
-def first(data: RestorationDataModule, count: int) -> list[Batch]:
-    return [data.degrade(b, stage="train") for b in itertools.islice(iter(data.train_dataloader()), count)]
-
-
-def same(one: Batch, two: Batch) -> bool:
-    images = [(one.hq_BCHW, two.hq_BCHW), (one.lq_BCHW, two.lq_BCHW)]
-    rest = (one.caption, one.key, one.seed, one.recipe) == (two.caption, two.key, two.seed, two.recipe)
-    return rest and all(torch.equal(a, b) for a, b in images)
+from restore_lab.random import mix
+from restore_lab.types import Batch
+from tests.helpers.toy_source import Coordinates, first_batches, noisy, same_batch
 
 
 def test_workers_change_nothing() -> None:
     source = Coordinates(7, bad=(2, 3))
     streams = [
-        first(RestorationDataModule(train=source, degradation=noisy, crop=8, batch_size=3, workers=n), 6)
+        first_batches(RestorationDataModule(train=source, degradation=noisy, crop=8, batch_size=3, workers=n), 6)
         for n in (0, 2)
     ]
-    assert all(same(a, b) for a, b in zip(*streams, strict=True))
+    assert all(same_batch(a, b) for a, b in zip(*streams, strict=True))
     assert len({batch.seed for batch in streams[0]}) == 6
 
 
 def test_batches_hold_what_the_positions_say() -> None:
     data = RestorationDataModule(train=Coordinates(5), degradation=noisy, crop=8, batch_size=4, seed=3)
     order = PositionSampler(5, batch_size=4, seed=3)
-    for number, batch in enumerate(first(data, 5)):
+    for number, batch in enumerate(first_batches(data, 5)):
         positions = [order.at(4 * number + slot) for slot in range(4)]
         assert batch.seed == tuple(mix(3, epoch, index) for epoch, index in positions)
         assert batch.key == tuple(f"k{index}" for _, index in positions)
@@ -140,7 +99,7 @@ def test_bad_files_give_way_to_the_next_and_are_named_once(caplog: pytest.LogCap
     data = RestorationDataModule(train=Coordinates(6, bad=(1, 2)), crop=8, batch_size=6, flip=False)
     with caplog.at_level(logging.WARNING):
         data.setup("fit")
-        batches = first(data, 3)
+        batches = first_batches(data, 3)
         data.teardown("fit")
     assert all(sorted(batch.key) == ["k0", "k3", "k3", "k3", "k4", "k5"] for batch in batches)
     lines = sorted(record.getMessage() for record in caplog.records)
@@ -155,7 +114,7 @@ def test_evaluation_skips_bad_files_and_does_not_vary() -> None:
     )
     runs = [[data.degrade(b, stage="val") for b in data.val_dataloader()] for _ in range(2)]
     assert [batch.key for batch in runs[0]] == [("k2", "k3"), ("k5",), ("k6",)]
-    assert all(same(a, b) for a, b in zip(*runs, strict=True))
+    assert all(same_batch(a, b) for a, b in zip(*runs, strict=True))
     assert runs[0][0].seed == (mix(5, "eval", "k2"), mix(5, "eval", "k3"))
     assert round(float(runs[0][0].hq_BCHW[0, 0, 0, 0] * 255)) == 6 and len(data.bad.lines) == 3
 
@@ -190,7 +149,7 @@ def test_images_of_several_sizes_in_a_batch_are_refused_in_one_line(tmp_path: Pa
 
 def test_lq_that_exists_is_not_degraded_again() -> None:
     data = RestorationDataModule(train=Coordinates(3, paired=True), degradation=noisy, crop=8, batch_size=2)
-    batch = first(data, 1)[0]
+    batch = first_batches(data, 1)[0]
     assert batch.recipe == (None, None) and torch.allclose(batch.lq_BCHW - batch.hq_BCHW, torch.tensor(100 / 255))
 
 
@@ -241,7 +200,7 @@ def test_a_resumed_run_reads_on_as_an_unbroken_one(tmp_path: Path) -> None:
     trainer.save_checkpoint(tmp_path / "half.ckpt")
     make_trainer(6).fit(after, datamodule=make_data(), ckpt_path=tmp_path / "half.ckpt")
     assert (len(unbroken.seen), len(before.seen), len(after.seen)) == (12, 4, 8)
-    assert all(same(a, b) for a, b in zip(unbroken.seen, before.seen + after.seen, strict=True))
+    assert all(same_batch(a, b) for a, b in zip(unbroken.seen, before.seen + after.seen, strict=True))
 
 
 def test_limited_epochs_go_on_in_the_stream_and_prediction_takes_images_as_lq() -> None:
@@ -249,5 +208,5 @@ def test_limited_epochs_go_on_in_the_stream_and_prediction_takes_images_as_lq() 
     make_trainer(4).fit(unbroken, datamodule=make_data())
     trainer = make_trainer(4, per_epoch=4)
     trainer.fit(limited, datamodule=make_data())
-    assert all(same(a, b) for a, b in zip(unbroken.seen, limited.seen, strict=True))
+    assert all(same_batch(a, b) for a, b in zip(unbroken.seen, limited.seen, strict=True))
     assert trainer.predict(limited, datamodule=make_data()) == [("k0", "k1"), ("k2",), ("k4",)]

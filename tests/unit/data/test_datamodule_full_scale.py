@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -12,30 +10,14 @@ from restore_lab.config.build import build
 from restore_lab.data.datamodule import RestorationDataModule
 from restore_lab.degradation.diff_restorer import KINDS, STEPS
 from tests.helpers.configs import composed
-from tests.unit.data.sources.test_named_dataset import LAYOUTS, copy
+from tests.helpers.toy_datasets import write_all
 
 METHODS = ("spire", "supir", "diff_restorer", "instantir", "dra", "controlnet", "regression")
 
 
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory) -> Path:
-    """A copy of everything, of one image or pair each; captions say what they are of."""
-    folder = tmp_path_factory.mktemp("datasets")
-    for files, _ in LAYOUTS.values():
-        copy(folder, files)
-    copy(folder, ["laion/0.png", "JourneyDB/data/train/imgs/000/a.jpg", "negatives/000000.png"])
-    (folder / "negatives" / "000000.txt").write_text("blurry, messy")
-    (folder / "laion" / "0.txt").write_text("a barn for sale")
-    with tarfile.open(folder / "laion" / "0.tar", "w") as tar:
-        for name in ("0.png", "0.txt"):
-            tar.add(folder / "laion" / name, arcname=name)
-    table = folder / "JourneyDB/data/train/train_anno_realease_repath.jsonl"
-    table.write_text(json.dumps({"img_path": "./000/a.jpg", "prompt": "a ship, 8k"}))
-    words = {"lsdir": "0001000/0000001", "div2k": "0001", "flickr2k": "000001", "faces": "00000/00000"}
-    for name, key in words.items():
-        (folder / f"{name}-0123456789abcdef").mkdir()
-        (folder / f"{name}-0123456789abcdef" / "captions.json").write_text(json.dumps({f"{key}.png": f"of {name}"}))
-    return folder
+    return write_all(tmp_path_factory.mktemp("datasets"))
 
 
 def made(method: str, folder: Path) -> list[str]:

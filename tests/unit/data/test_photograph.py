@@ -8,33 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image, ImageCms
+from PIL import Image
 
 from restore_lab.data.image_io import BadImage, read_image
 from restore_lab.data.photograph import Photograph, photograph_of, read_photograph
 from restore_lab.data.photograph_file import write_photograph
-
-SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-DATE, MAKER, EXPOSURE = 0x0132, 0x010F, 0x829A
-
-
-def drawn(*shape: int, dtype: type = np.uint8, seed: int = 0) -> np.ndarray:
-    top = int(np.iinfo(dtype).max)
-    return np.random.default_rng(seed).integers(0, top + 1, shape, dtype=dtype)
-
-
-def exif(orientation: int = 1) -> Image.Exif:
-    found = Image.Exif()
-    found[0x0112], found[DATE], found[MAKER] = orientation, "2024:05:01 10:00:00", "A camera"
-    found.get_ifd(0x8769)[EXPOSURE] = 0.25
-    return found
+from tests.helpers.photographs import DATE, EXPOSURE, MAKER, SRGB, exif, random_levels
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_levels_and_opacity_survive(tmp_path, dtype, channels, suffix) -> None:
-    planes = drawn(7, 9, channels, dtype=dtype)
+    planes = random_levels(7, 9, channels, dtype=dtype)
     grey, alpha = channels < 3, planes[..., -1] if channels in (2, 4) else None
     rgb = np.repeat(planes[..., :1], 3, axis=2) if grey else planes[..., :3]
     said = Photograph(rgb_HWC=rgb, alpha_HW=alpha, grey=grey, profile=b"" if grey else SRGB)
@@ -52,7 +38,7 @@ def test_levels_and_opacity_survive(tmp_path, dtype, channels, suffix) -> None:
 def test_a_sixteen_bit_png_is_one_to_others(tmp_path) -> None:
     """Read by OpenCV, which knows nothing of how it was written, if it is here."""
     cv2 = pytest.importorskip("cv2")
-    rgb = drawn(5, 6, 3, dtype=np.uint16)
+    rgb = random_levels(5, 6, 3, dtype=np.uint16)
     write_photograph(tmp_path / "a.png", Photograph(rgb_HWC=rgb, profile=SRGB, exif=exif().tobytes()))
     assert np.array_equal(cv2.imread(str(tmp_path / "a.png"), cv2.IMREAD_UNCHANGED)[..., ::-1], rgb)
     seen = Image.open(tmp_path / "a.png")
@@ -62,7 +48,7 @@ def test_a_sixteen_bit_png_is_one_to_others(tmp_path) -> None:
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
 def test_exif_and_profile_go_along_and_the_picture_stands(tmp_path, suffix) -> None:
     for orientation in range(1, 9):
-        Image.fromarray(drawn(6, 4, 3)).save(
+        Image.fromarray(random_levels(6, 4, 3)).save(
             tmp_path / "in.jpg", exif=exif(orientation).tobytes(), icc_profile=SRGB, quality=100, subsampling=0
         )
         found = read_photograph(tmp_path / "in.jpg")
@@ -77,7 +63,7 @@ def test_exif_and_profile_go_along_and_the_picture_stands(tmp_path, suffix) -> N
 
 
 def test_a_tiffs_layout_is_not_taken_for_exif(tmp_path) -> None:
-    Image.fromarray(drawn(6, 4, 3)).save(tmp_path / "in.tif", exif=exif().tobytes())
+    Image.fromarray(random_levels(6, 4, 3)).save(tmp_path / "in.tif", exif=exif().tobytes())
     found = read_photograph(tmp_path / "in.tif")
     kept = Image.Exif()
     kept.load(found.exif)
@@ -86,7 +72,7 @@ def test_a_tiffs_layout_is_not_taken_for_exif(tmp_path) -> None:
 
 
 def test_greys_of_any_depth(tmp_path) -> None:
-    deep = drawn(5, 6, dtype=np.uint16)
+    deep = random_levels(5, 6, dtype=np.uint16)
     Image.fromarray(deep).save(tmp_path / "deep.png")
     tifffile.imwrite(tmp_path / "float.tif", deep.astype(np.float32) / 65535)
     tifffile.imwrite(tmp_path / "wild.tif", deep.astype(np.float32))
@@ -101,12 +87,12 @@ def test_greys_of_any_depth(tmp_path) -> None:
 
 
 def test_palettes_inks_and_transparency(tmp_path) -> None:
-    colours = Image.fromarray(drawn(6, 6, 3)).quantize(8)
+    colours = Image.fromarray(random_levels(6, 6, 3)).quantize(8)
     colours.save(tmp_path / "palette.png", transparency=0)
     found = read_photograph(tmp_path / "palette.png")
     assert found.alpha_HW is not None
     assert np.array_equal(found.alpha_HW == 0, np.asarray(colours) == 0)
-    inks = Image.fromarray(drawn(6, 6, 3)).convert("CMYK")
+    inks = Image.fromarray(random_levels(6, 6, 3)).convert("CMYK")
     inks.save(tmp_path / "inks.jpg", quality=100, subsampling=0)
     assert np.array_equal(read_photograph(tmp_path / "inks.jpg").rgb_HWC, read_image(tmp_path / "inks.jpg"))
 
@@ -137,7 +123,7 @@ def test_enlarging_eight_bits_is_as_before_and_sixteen_agree() -> None:
 
 
 def test_from_memory(tmp_path) -> None:
-    rgb = drawn(5, 6, 3)
+    rgb = random_levels(5, 6, 3)
     assert np.array_equal(photograph_of(rgb).rgb_HWC, rgb)
     assert np.array_equal(photograph_of(Image.fromarray(rgb)).rgb_HWC, rgb)
     assert photograph_of(rgb[..., 0]).grey
@@ -156,7 +142,7 @@ def test_from_memory(tmp_path) -> None:
 
 def test_unknown_suffixes_and_bad_files_are_one_line(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"a\.xyz: cannot write \.xyz; one of \.png"):
-        write_photograph(tmp_path / "a.xyz", photograph_of(drawn(2, 2, 3)))
+        write_photograph(tmp_path / "a.xyz", photograph_of(random_levels(2, 2, 3)))
     for name, data in (("empty.png", b""), ("text.png", b"hello"), ("cut.png", png()[:60]), ("none.png", None)):
         place = Path(tmp_path / name)
         if data is not None:
@@ -167,5 +153,5 @@ def test_unknown_suffixes_and_bad_files_are_one_line(tmp_path) -> None:
 
 def png() -> bytes:
     file = io.BytesIO()
-    Image.fromarray(drawn(40, 40, 3)).save(file, format="PNG")
+    Image.fromarray(random_levels(40, 40, 3)).save(file, format="PNG")
     return file.getvalue()

@@ -16,7 +16,7 @@ from restore_lab.degradation.vocabulary import labels
 from restore_lab.evaluation import evaluate, systems
 from restore_lab.types import Recipe, Step
 from tests.helpers.configs import composed
-from tests.unit.data.test_datamodule import Coordinates, noisy
+from tests.helpers.toy_source import Coordinates, noisy
 
 
 def cuts(source, **changes) -> EvalCrops:

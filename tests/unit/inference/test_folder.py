@@ -21,9 +21,9 @@ from restore_lab.data.photograph import Photograph, read_photograph
 from restore_lab.data.photograph_file import write_photograph
 from restore_lab.inference.folder import Restored, restore_folder
 from tests.helpers.configs import composed, small
+from tests.helpers.photographs import DATE, SRGB, exif, random_levels
 from tests.helpers.prior_cache import read_once
 from tests.helpers.rounding import same_levels
-from tests.unit.data.test_photograph import DATE, SRGB, drawn, exif
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,7 +47,7 @@ def restored(toy_folder, tmp_path):
 
 def photo(path: Path, *, seed: int = 0, size: tuple[int, int] = (16, 16)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(drawn(*size, 3, seed=seed)).save(path)
+    Image.fromarray(random_levels(*size, 3, seed=seed)).save(path)
     return path
 
 
@@ -57,10 +57,11 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 def test_what_a_file_holds_besides_its_colours_is_kept(restored, tmp_path) -> None:
     """Sixteen bits and opacity; a JPEG's EXIF, profile and orientation; a grey picture stays grey."""
-    deep = Photograph(rgb_HWC=drawn(18, 20, 3, dtype=np.uint16), alpha_HW=drawn(18, 20, dtype=np.uint16), profile=SRGB)
+    rgb_HWC, alpha_HW = random_levels(18, 20, 3, dtype=np.uint16), random_levels(18, 20, dtype=np.uint16)
+    deep = Photograph(rgb_HWC=rgb_HWC, alpha_HW=alpha_HW, profile=SRGB)
     write_photograph(tmp_path / "in/deep.png", deep)
-    Image.fromarray(drawn(16, 24, 3)).save(tmp_path / "in/turned.jpg", exif=exif(6).tobytes(), icc_profile=SRGB)
-    Image.fromarray(drawn(16, 16)).save(tmp_path / "in/grey.tif")
+    Image.fromarray(random_levels(16, 24, 3)).save(tmp_path / "in/turned.jpg", exif=exif(6).tobytes(), icc_profile=SRGB)
+    Image.fromarray(random_levels(16, 16)).save(tmp_path / "in/grey.tif")
     done = restored(tmp_path / "in", "format=same")
     assert (done.written, done.bad) == (3, [])
     found = read_photograph(tmp_path / "out/deep.png")
@@ -272,7 +273,7 @@ def test_names_that_meet_make_files_that_do_not(restored, tmp_path) -> None:
 
 def test_of_an_animation_the_first_frame_is_restored_and_the_record_says_so(restored, tmp_path, caplog) -> None:
     photo(tmp_path / "in/a.png")
-    frames = [Image.fromarray(drawn(16, 16, 3, seed=seed)) for seed in range(3)]
+    frames = [Image.fromarray(random_levels(16, 16, 3, seed=seed)) for seed in range(3)]
     frames[0].save(tmp_path / "in/b.gif", save_all=True, append_images=frames[1:])
     done = restored(tmp_path / "in")
     assert done.frames == {str(tmp_path / "in/b.gif"): 3}

@@ -128,10 +128,11 @@ def test_quantised_linear_layers_are_near_and_smaller(weights, most) -> None:
 import torch
 from torch import nn
 from restore_lab.inference.placement import quantise
-from tests.unit.inference.test_placement import made
+from tests.helpers.toy_methods import shake, toy_spire
 from tests.helpers.toy_priors import toy_inputs
 with torch.no_grad():
-    module = made("sd")
+    module = toy_spire("sd", scale=2.0).eval()
+    shake(module.adaptor, size=0.05)
     z, t, cond = toy_inputs(module.backbone)
     plain = module.backbone(z, t, cond)
     learned = {{k: v.clone() for k, v in module.adaptor.named_parameters()}}

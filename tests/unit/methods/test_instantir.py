@@ -26,9 +26,8 @@ from restore_lab.samplers.guidance import Branch
 from restore_lab.samplers.tiling import Gaussian
 from restore_lab.types import Cond, Hint
 from tests.helpers.rounding import close
-from tests.helpers.toy_methods import shake, toy_batch, toy_spire
+from tests.helpers.toy_methods import latents, schedule, shake, toy_batch, toy_spire
 from tests.helpers.toy_priors import toy_backbone, toy_inputs
-from tests.unit.samplers.test_loop import latents, schedule
 
 KINDS = ("sd", "sdxl", "sd3", "sd35")
 VISUAL = 12

@@ -20,8 +20,7 @@ from restore_lab.samplers.schedulers import ddim, unipc
 from restore_lab.storage.artefact import MANIFEST, is_complete
 from restore_lab.types import Picture
 from tests.helpers.configs import composed
-from tests.helpers.toy_methods import said, sampler_parts
-from tests.unit.samplers.test_loop import latents, schedule
+from tests.helpers.toy_methods import latents, said, sampler_parts, schedule
 
 
 def config(toy_folder: Path, output: Path, *words: str):

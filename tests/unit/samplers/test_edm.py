@@ -28,8 +28,7 @@ from restore_lab.samplers.spacing import timesteps
 from restore_lab.types import Cond, Hint
 from tests.helpers.configs import composed
 from tests.helpers.rounding import close
-from tests.helpers.toy_methods import said, sampler_parts, toy_sampler
-from tests.unit.samplers.test_loop import latents, schedule
+from tests.helpers.toy_methods import latents, said, sampler_parts, schedule, toy_sampler
 
 SEEDS = [1, 2, 3]
 SCHEDULERS = [partial(ddim, timestep_spacing="trailing"), partial(unipc, timestep_spacing="linspace")]

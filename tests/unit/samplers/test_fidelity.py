@@ -20,8 +20,7 @@ from restore_lab.samplers.level import Level, Until, levels
 from restore_lab.samplers.loop import SchedulerSampler, edit_through_x0
 from restore_lab.samplers.schedulers import ddim, ddpm, dpmpp, euler_flow, lcm, unipc
 from tests.helpers.rounding import close
-from tests.helpers.toy_methods import said, sampler_parts
-from tests.unit.samplers.test_loop import latents, schedule
+from tests.helpers.toy_methods import latents, said, sampler_parts, schedule
 
 SEEDS = [1, 2, 3]
 PRIORS: dict[str, Schedule] = {

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from restore_lab.backbones.schedule import Schedule
 from restore_lab.prompts.semantic import NoText
 from restore_lab.random import noise_like
 from restore_lab.samplers.guidance import ClassifierFree
@@ -15,21 +14,10 @@ from restore_lab.samplers.level import Level
 from restore_lab.samplers.schedulers import betas, ddim
 from restore_lab.types import Cond, Hint
 from tests.helpers.rounding import close
-from tests.helpers.toy_methods import said, shake, toy_adaptor, toy_batch, toy_sampler, toy_spire
+from tests.helpers.toy_methods import latents, said, schedule, shake, toy_adaptor, toy_batch, toy_sampler, toy_spire
 from tests.helpers.toy_priors import TEXT_LENGTH, TEXT_WIDTH
 
 TOP = Level(sigma=14.6, next_sigma=10.0, share=1.0)
-
-
-def schedule(prediction: str, *, zero_snr: bool) -> Schedule:
-    return Schedule.from_config(
-        {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-        | {"prediction_type": prediction, "rescale_betas_zero_snr": zero_snr}
-    )
-
-
-def latents(count: int = 3, *, seed: int = 0) -> Tensor:
-    return torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
 CASES = [("epsilon", False), ("v_prediction", False), ("v_prediction", True), ("sample", False), ("sample", True)]

@@ -16,7 +16,7 @@ from restore_lab.data.datamodule import RestorationDataModule
 from restore_lab.prompts.visual import resize_matrices
 from restore_lab.system.xla import check_trainer, check_versions, sync, to_host, upsample_nearest_2x
 from tests.helpers.configs import composed
-from tests.unit.data.test_datamodule import Coordinates, first, noisy, same
+from tests.helpers.toy_source import Coordinates, first_batches, noisy, same_batch
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_workers_degrade_for_an_xla_device_and_give_the_same(workers) -> None:
     late = list(itertools.islice(iter(data("cpu").train_dataloader()), 3))
     early = list(itertools.islice(iter(data("xla").train_dataloader()), 3))
     assert all(batch.lq_BCHW is None for batch in late)
-    assert all(same(a, b) for a, b in zip(early, first(data("cpu"), 3), strict=True))
+    assert all(same_batch(a, b) for a, b in zip(early, first_batches(data("cpu"), 3), strict=True))
     assert all(recipe is not None for batch in early for recipe in batch.recipe)
 
 

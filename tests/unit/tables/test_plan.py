@@ -7,13 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 from restore_lab.cli import front
 from restore_lab.config.compose import OVERRIDES_KEY, merge_and_log
-from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.config_source import hydra_at
 from restore_lab.evaluation import evaluate
 from restore_lab.launch.job import DESCRIPTION, SCORES, Job
@@ -25,60 +23,16 @@ from restore_lab.tables.plan import plan
 from restore_lab.tables.table import plan_text
 from restore_lab.training import run
 from tests.helpers.configs import composed, small
+from tests.helpers.toy_table import NOISE, kinds_of, plan_table, write_conf
 
-NODE = {
-    "title": "four rows",
-    "source": {"paper": "Toy"},
-    "columns": {"PSNR": {"metric": "psnr", "better": "more"}},
-    "conditions": {
-        "noise": {"evaluate": ["eval_degradation=noise"]},
-        "blur": {"evaluate": ["eval_degradation=blur"]},
-    },
-    "train": ["max_steps=3", "ema=null"],
-    "evaluate": ["metrics=fidelity", "device=cpu"],
-    "rows": {
-        "one": {},
-        "same": {"title": "the same training, sampled otherwise", "evaluate": ["sampler.steps=5"]},
-        "borrowed": {"weights": "one", "evaluate": ["sampler/guidance=cfg", "sampler.guidance.scale=3"]},
-        "other": {"overrides": ["adaptor=controlnet"]},
-        "theirs": {"system": "swinir", "published": {"noise": [20.0]}},
-    },
-}
-NOISE = {"noise": NODE["conditions"]["noise"]}
 MEASURING = ("sampler.steps=7", "metrics=offline", "eval_crop=8")
-
-
-def written(folder: Path, toy_folder: Path, *, top: dict | None = None, without: str = "eval_data", **changed) -> Path:
-    """A config folder that has the package's groups and the table as its one experiment.
-
-    `top` is what the file says beside its table, `without` the settings that its rows choose themselves.
-    """
-    conf = folder / "conf"
-    file = conf / "experiment" / "toy" / "four.yaml"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    for group in conf_dir().iterdir():
-        if not (conf / group.name).exists():
-            (conf / group.name).symlink_to(group.resolve())
-    overrides = [word for word in small(toy_folder) if not word.startswith(("eval_data", without))]
-    node = {**NODE, "overrides": overrides, **changed}
-    defaults = [{"override /method": "spire"}, "_self_"]
-    text = yaml.safe_dump({"defaults": defaults, **(top or {}), "table": node}, sort_keys=False)
-    file.write_text("# @package _global_\n" + text)
-    return conf
-
-
-def planned(folder: Path, toy_folder: Path, *, seeds: int = 1, **changed) -> Plan:
-    """The plan of the table with these changes."""
-    conf = written(folder, toy_folder, **changed)
-    with hydra_at(conf):
-        return plan([read("toy/four", [conf], scale="tiny")], store=folder / "runs" / "tables", seeds=seeds)
 
 
 @pytest.fixture(scope="module")
 def four(toy_folder, tmp_path_factory) -> Callable[..., Plan]:
     """Plans the table as it stands; what is composed for one test serves all, so nothing may lie in its store."""
     folder = tmp_path_factory.mktemp("four")
-    conf = written(folder, toy_folder)
+    conf = write_conf(folder, toy_folder)
     with hydra_at(conf):
         hydra = GlobalHydra.instance().hydra
 
@@ -95,23 +49,19 @@ def four(toy_folder, tmp_path_factory) -> Callable[..., Plan]:
 def measured_otherwise(toy_folder, tmp_path_factory) -> Plan:
     """The plan of the table's first row, measured in other ways."""
     rows = {f"way_{MEASURING.index(word)}": {"evaluate": [word]} for word in MEASURING}
-    return planned(tmp_path_factory.mktemp("otherwise"), toy_folder, rows=rows, conditions=NOISE)
-
-
-def kinds(found: Plan) -> list[str]:
-    return sorted(job.kind for job in found.jobs.values())
+    return plan_table(tmp_path_factory.mktemp("otherwise"), toy_folder, rows=rows, conditions=NOISE)
 
 
 def test_what_two_rows_share_is_one_job(four) -> None:
     """Two trainings, not four: sampling otherwise trains nothing, borrowed weights neither; two conditions a row."""
     found = four()
-    assert kinds(found) == ["adaptor"] * 2 + [SCORES] * 8
+    assert kinds_of(found) == ["adaptor"] * 2 + [SCORES] * 8
     assert not found.refusals
     trained = {found.jobs[identity].needs for place, identity in found.scores.items() if place.row != "other"}
     assert len(trained) == 1
     assert len(set(found.scores.values())) == 8
     twice = four(seeds=2)
-    assert kinds(twice) == ["adaptor"] * 4 + [SCORES] * 16
+    assert kinds_of(twice) == ["adaptor"] * 4 + [SCORES] * 16
 
 
 def test_images_that_a_training_needs_are_made_first(toy_folder, tmp_path) -> None:
@@ -121,9 +71,9 @@ def test_images_that_a_training_needs_are_made_first(toy_folder, tmp_path) -> No
     makes = {"bad": ["data", f"backbone.path={toy_folder}", "count=2", "crop=16", "data.size=16"]}
     overrides = [word for word in small(toy_folder) if not word.startswith(("eval_data", "data.size"))]
     more = {"top": {"makes": makes}, "overrides": overrides, "conditions": NOISE}
-    found = planned(tmp_path, toy_folder, rows=rows, **more)
+    found = plan_table(tmp_path, toy_folder, rows=rows, **more)
     assert not found.refusals, found.refusals
-    assert kinds(found) == ["adaptor"] * 3 + ["images"] + [SCORES] * 3
+    assert kinds_of(found) == ["adaptor"] * 3 + ["images"] + [SCORES] * 3
     images = next(job for job in found.jobs.values() if job.kind == "images")
     waiting = [job for job in found.jobs.values() if images.identity in job.needs]
     assert len(waiting) == 2 and all(any(images.folder in word for word in job.words) for job in waiting)
@@ -142,16 +92,16 @@ def test_a_system_is_measured_where_its_outputs_are(four, tmp_path) -> None:
     assert [(place.condition, place.seed) for place in theirs] == [("blur", 0)]
     job = found.jobs[next(iter(theirs.values()))]
     assert job.needs == () and f"system='{outputs}'" in job.words and "eval_degradation=blur" in job.words
-    assert len(kinds(found)) == len(kinds(four(seeds=2))) + 1
+    assert len(kinds_of(found)) == len(kinds_of(four(seeds=2))) + 1
 
 
 def test_a_row_of_another_scale_is_not_run(toy_folder, tmp_path) -> None:
     rows = {"one": {}, "large": {"title": "a large one", "only": "full", "published": {"noise": [20.0]}}}
-    found = planned(tmp_path, toy_folder, rows=rows)
+    found = plan_table(tmp_path, toy_folder, rows=rows)
     assert {place.row for place in found.scores} == {"one"} and not found.refusals
     assert "a large one: at scale=full alone" in plan_text(found, tmp_path / "runs" / "tables")
     with pytest.raises(ValueError, match=r"rows\.one\.only=half: there are: tiny, full, or null"):
-        planned(tmp_path, toy_folder, rows={"one": {"only": "half"}})
+        plan_table(tmp_path, toy_folder, rows={"one": {"only": "half"}})
 
 
 def test_a_job_is_a_command_that_makes_what_was_planned(four) -> None:
@@ -181,7 +131,7 @@ def test_borrowed_weights_bring_none_of_their_own_words(toy_folder, tmp_path) ->
     """A row that borrows weights trained without words has words all the same, in the plan and in its command."""
     silent = {"overrides": ["prompt/semantic=none", "prompt/instruction=none"]}
     rows = {"silent": silent, "clip": {"weights": "silent", "evaluate": ["prompt/instruction=none"]}}
-    found = planned(tmp_path, toy_folder, rows=rows, conditions=NOISE)
+    found = plan_table(tmp_path, toy_folder, rows=rows, conditions=NOISE)
     scores = next(found.jobs[found.scores[place]] for place in found.scores if place.row == "clip")
     adaptor = found.jobs[scores.needs[0]]
     extra = {OVERRIDES_KEY: list(front.parse(adaptor.words[1:]).overrides)}
@@ -213,15 +163,15 @@ def test_counts_of_parameters_need_no_training_and_no_seed(toy_folder, tmp_path)
     columns = {"Parameters (M)": {"describe": "trainable_millions", "better": "less"}}
     rows = {"one": {}, "other": {"overrides": ["adaptor=controlnet"]}}
     conditions = {"main": {}}
-    found = planned(tmp_path, toy_folder, seeds=3, columns=columns, rows=rows, conditions=conditions)
-    assert kinds(found) == [DESCRIPTION] * 2
+    found = plan_table(tmp_path, toy_folder, seeds=3, columns=columns, rows=rows, conditions=conditions)
+    assert kinds_of(found) == [DESCRIPTION] * 2
     assert len(set(found.descriptions.values())) == 2
 
 
 def test_a_row_that_cannot_be_planned_says_why_and_the_others_go_on(toy_folder, tmp_path) -> None:
     rows = {"one": {}, "lost": {"overrides": ["stage=nowhere"]}}
-    found = planned(tmp_path, toy_folder, rows=rows)
-    assert kinds(found) == ["adaptor", SCORES, SCORES]
+    found = plan_table(tmp_path, toy_folder, rows=rows)
+    assert kinds_of(found) == ["adaptor", SCORES, SCORES]
     assert {place.row for place in found.scores} == {"one"} and {place.row for place in found.refusals} == {"lost"}
     assert all("stage='nowhere' is not known here" in why for why in found.refusals.values())
     assert "cannot be planned: lost, noise: stage='nowhere'" in plan_text(found, tmp_path)

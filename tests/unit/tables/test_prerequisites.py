@@ -20,7 +20,7 @@ from restore_lab.tables.table import plan_text
 from restore_lab.training import run
 from tests.helpers.configs import composed
 from tests.helpers.toy_captioners import toy_captioner
-from tests.unit.tables.test_plan import NOISE, kinds, planned
+from tests.helpers.toy_table import NOISE, kinds_of, plan_table
 
 LSDIR = "datasets/LSDIR/train"
 
@@ -41,14 +41,14 @@ def captioned(folder: Path, toy_folder: Path, *, elsewhere: bool = False, **chan
     rows = {"one": {"train": words}, "two": {"train": [*words, "batch_size=1"]}}
     node = {"rows": rows, "conditions": NOISE, **changed}
     place = folder / "elsewhere" if elsewhere else folder
-    return planned(place, toy_folder, top={"makes": lines}, without="data.size", **node)
+    return plan_table(place, toy_folder, top={"makes": lines}, without="data.size", **node)
 
 
 def test_captions_are_made_once_and_trainings_wait_for_them(toy_folder, tmp_path) -> None:
     folder_of_photographs(tmp_path)
     found = captioned(tmp_path, toy_folder)
     assert not found.refusals, found.refusals
-    assert kinds(found) == ["adaptor"] * 2 + [CAPTIONS] + [SCORES] * 2
+    assert kinds_of(found) == ["adaptor"] * 2 + [CAPTIONS] + [SCORES] * 2
     job = next(job for job in found.jobs.values() if job.kind == CAPTIONS)
     waiting = [other for other in found.jobs.values() if job.identity in other.needs]
     assert [other.kind for other in waiting] == ["adaptor"] * 2 and list(found.jobs).index(job.identity) == 0
@@ -95,8 +95,8 @@ def test_words_for_a_test_set_are_waited_for_by_what_measures_it(toy_folder, tmp
         "long": ["caption", "data=realphoto60"],
         "short": ["caption", "data=realphoto60", "prompt.semantic.captioner.question='In five words?'"],
     }
-    found = planned(tmp_path, toy_folder, top={"makes": makes}, rows=rows, conditions={"main": {}})
-    assert kinds(found) == ["adaptor", CAPTIONS, CAPTIONS, SCORES, SCORES]  # two rows are one record
+    found = plan_table(tmp_path, toy_folder, top={"makes": makes}, rows=rows, conditions={"main": {}})
+    assert kinds_of(found) == ["adaptor", CAPTIONS, CAPTIONS, SCORES, SCORES]  # two rows are one record
     needs = {place.row: found.jobs[identity].needs for place, identity in found.scores.items()}
     assert needs["one"] == needs["two"] != needs["short"]
     (why,) = found.refusals.values()
@@ -110,15 +110,15 @@ def test_a_training_may_go_on_from_another(toy_folder, tmp_path) -> None:
     """`makes` trains the first, whatever table asks; the second's identity does not depend on where it lies."""
     makes = {"first": ["train", "method=spire", f"backbone.path={toy_folder}", "max_steps=2"]}
     rows = {"on": {"train": ["weights=made:first"]}, "alone": {}}
-    found = planned(tmp_path, toy_folder, top={"makes": makes}, rows=rows, conditions={"main": {}})
-    assert kinds(found) == ["adaptor"] * 3 + [SCORES] * 2 and not found.refusals
+    found = plan_table(tmp_path, toy_folder, top={"makes": makes}, rows=rows, conditions={"main": {}})
+    assert kinds_of(found) == ["adaptor"] * 3 + [SCORES] * 2 and not found.refusals
     second = next(job for job in found.jobs.values() if job.kind == "adaptor" and job.needs)
     first = found.jobs[second.needs[0]]
     assert f"weights='made:{first.folder}'" in second.words and first.steps == 2
     words = [word for word in front.parse(second.words[1:]).overrides if not word.startswith("experiment=")]
     assert run.planned(composed("train", *words))[-1].identity == second.identity
     Manifest(identity=first.identity, kind="adaptor", code="").write(first.folder)
-    again = planned(tmp_path, toy_folder, top={"makes": makes}, rows=rows, conditions={"main": {}})
+    again = plan_table(tmp_path, toy_folder, top={"makes": makes}, rows=rows, conditions={"main": {}})
     assert again.jobs.keys() == found.jobs.keys()
 
 

@@ -14,9 +14,8 @@ from restore_lab.adaptors.fusion.zero_sft import ZeroSFT
 from restore_lab.adaptors.trunk.unet import Trunk
 from restore_lab.config.build import build
 from tests.helpers.configs import composed
-from tests.helpers.toy_methods import shake
+from tests.helpers.toy_methods import shake, taps_by_name, toy_hint, with_control
 from tests.helpers.toy_priors import toy_backbone, toy_inputs
-from tests.unit.adaptors.test_control import steered, taps_by_name, toy_hint
 
 MILLION = 1e6
 
@@ -115,10 +114,10 @@ def test_the_trunk_starts_blind_to_the_lq_and_learns(backbone) -> None:
     z, t, cond = toy_inputs(backbone)
     hints = [toy_hint(backbone, seed=seed) for seed in (3, 4)]
     with torch.no_grad():
-        one, other = (steered(backbone, adaptor, z, t, cond, hint) for hint in hints)
+        one, other = (with_control(backbone, adaptor, z, t, cond, hint) for hint in hints)
     assert torch.equal(one, other)
     shake(adaptor, size=0.05)
-    steered(backbone, adaptor, z, t, cond, hints[0]).square().mean().backward()
+    with_control(backbone, adaptor, z, t, cond, hints[0]).square().mean().backward()
     silent = [
         name for name, p in adaptor.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())
     ]
