@@ -40,7 +40,7 @@ NUMPY = {"F16": np.float16, "I64": np.int64}
 def write_sdxl(folder: Path) -> None:
     """The repository's fp16 variant; weights are drawn tensor by tensor, so that writing takes little memory."""
     from restore_lab.backbones.loading.load import load_backbone
-    from tests.real_folders import public_keys
+    from tests.helpers.toy_repositories import public_keys
 
     shutil.copytree(SHIPPED / "sdxl", folder)
     backbone = load_backbone("config:sdxl", family="unet", meta=True)

@@ -19,7 +19,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 @pytest.fixture(scope="session", autouse=True)
 def other_kernels() -> Iterator[None]:
     """A test that asks for the same bits of two paths fails here, not only on another processor."""
-    from tests.rounding import as_elsewhere
+    from tests.helpers.rounding import as_elsewhere
 
     with as_elsewhere():
         yield
@@ -40,6 +40,6 @@ def pytest_sessionfinish() -> None:
 @pytest.fixture(scope="session")
 def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random SD-shaped prior in diffusers format; do not write into it."""
-    from tests.toys import toy_unet_folder
+    from tests.helpers.toy_priors import toy_unet_folder
 
     return toy_unet_folder(tmp_path_factory.mktemp("prior"))

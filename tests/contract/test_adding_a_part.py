@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from restore_lab.evaluation.records import read_record
-from tests.composed import small
-from tests.forked import forked
-from tests.pages import ROOT, blocks, save
+from tests.helpers.checkout import ROOT
+from tests.helpers.configs import small
+from tests.helpers.doc_pages import blocks, save
+from tests.helpers.forked import forked
 
 PAGE = blocks(ROOT / "docs/adding_a_part.md")
 PARTS = ("prompt/instruction=polite", "adaptor/fusion=shift_only", "sampler/init=shared_noise")

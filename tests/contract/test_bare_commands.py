@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from restore_lab.cli.main import main
-from tests.priors import read_once
+from tests.helpers.prior_cache import read_once
 
 METHODS = ("spire", "supir", "diff_restorer", "instantir", "dra", "controlnet", "regression")
 # A batch of 32 crops and the bar are for a person's machine; the rest is the default.

@@ -29,8 +29,8 @@ from restore_lab.data.sources.named_dataset import dataset_paths
 from restore_lab.methods.weights import weights_file
 from restore_lab.training.run import planned
 from restore_lab.training.trainer import trainer_for
-from tests.composed import composed, small
-from tests.toys import toy_backbone, toy_dino, toy_unet_folder
+from tests.helpers.configs import composed, small
+from tests.helpers.toy_priors import toy_backbone, toy_dino, toy_unet_folder
 
 CONF = conf_dir()
 # Hydra's own groups are in tests/contract/test_launchers.py.
@@ -161,7 +161,7 @@ def test_a_part_composes_and_builds(group, option, images, toy_folder, tmp_path,
         made = build(node, protocol=build(cfg.protocol))
         assert made.metrics or made.notes
         return
-    # tests/unit/test_known.py reads copies
+    # tests/unit/data/sources/test_named_dataset.py reads copies
     if node is not None and dataset_paths(OmegaConf.to_container(node, resolve=True)):
         with pytest.raises(ValueError, match="; it comes from "):
             build(node)

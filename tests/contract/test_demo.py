@@ -18,7 +18,7 @@ from restore_lab.config.compose import OVERRIDES_KEY
 from restore_lab.demo.models import ModelCache
 from restore_lab.demo.words import NUMBERS, instruction
 from restore_lab.storage.artefact import Manifest
-from tests.composed import composed, small
+from tests.helpers.configs import composed, small
 
 CHROMIUM = next(
     (place for place in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if place), None

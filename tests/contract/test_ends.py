@@ -17,8 +17,8 @@ from restore_lab.storage.artefact import Manifest, is_complete
 from restore_lab.training.module import Optimisation, TrainingModule
 from restore_lab.training.plan import planned
 from restore_lab.training.run import fit
-from tests.composed import composed, few_photos, small
-from tests.toys import toy_unet_folder
+from tests.helpers.configs import composed, few_photos, small
+from tests.helpers.toy_priors import toy_unet_folder
 
 QUICK = ("name=run", "progress=false", "log_every=1", "trainer.accelerator=cpu", "trainer.devices=1", "data.length=5")
 CONSTANT = ("optimisation.decay=constant", "optimisation.warmup_steps=0", "optimisation.lr=1e-3")

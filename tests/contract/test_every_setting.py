@@ -1,8 +1,8 @@
 """Every setting of every verb, given what it cannot mean: one line that says so, or what the setting means then.
 
 The settings are those of the composed configs, leaves and groups, so a new one comes in unasked. A case is a setting
-with one of tests/settings.py's values: all of them are held against the annotations; the whole check of the command
-line, what a verb plans, and the building of light parts run for some, chosen in turn. The slow ring types them.
+with one of tests/helpers/settings.py's values: all are checked against the annotations; the whole check of the
+command line, what a verb plans, and the building of light parts run for some, chosen in turn. The slow ring types them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from restore_lab.config.build import build
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.kinds import fit
 from restore_lab.config.settings import settings_of
-from tests.settings import VALUES, VERBS, Changed, config, kinds, refusal, settings
+from tests.helpers.settings import VALUES, VERBS, Changed, config, kinds, refusal, settings
 
 LIGHT = ("data", "eval_data", "degradation", "eval_degradation", "sampler", "objective", "optimisation", "speed")
 EVERY = list(VALUES.values())

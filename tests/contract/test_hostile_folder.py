@@ -13,8 +13,8 @@ from restore_lab.cli.restore import run
 from restore_lab.data.photograph import read_photograph
 from restore_lab.inference.files import NOTES as RESTORED
 from restore_lab.storage.outputs import NOTES
-from tests import hostile
-from tests.composed import composed, small
+from tests.helpers import hostile_files
+from tests.helpers.configs import composed, small
 
 DEEP = ("deep.png", "deep opacity.png")
 
@@ -23,7 +23,7 @@ DEEP = ("deep.png", "deep opacity.png")
 def tried(toy_folder, tmp_path_factory) -> tuple[Path, Path, str, object]:
     """The folder, the results, the line at the end, and the config."""
     root = tmp_path_factory.mktemp("hostile")
-    hostile.make(root / "in")
+    hostile_files.make(root / "in")
     told = (f"input={root / 'in'}", f"output={root / 'out'}", "weights=null", "device=cpu", "sampler.progress=false")
     cfg = composed("restore", *small(toy_folder), *told, "sampler.steps=1", "max_pixels=80000")
     with pytest.raises(ValueError, match="left out") as caught:
@@ -39,12 +39,12 @@ def rows(out: Path) -> dict[str, dict[str, str]]:
 
 
 def test_there_are_enough_of_them() -> None:
-    assert len(hostile.GOOD) + len(hostile.BAD) + len(DEEP) >= 60
+    assert len(hostile_files.GOOD) + len(hostile_files.BAD) + len(DEEP) >= 60
 
 
 def test_every_good_one_is_restored_in_its_size_with_what_it_held(tried) -> None:
     source, out, _, _ = tried
-    for name in (*hostile.GOOD, *DEEP):
+    for name in (*hostile_files.GOOD, *DEEP):
         row = rows(out)[str(source / name)]
         assert row["status"] == "restored", (name, row["status"])
         before, after = read_photograph(source / name), read_photograph(out / row["output"])
@@ -58,16 +58,16 @@ def test_every_good_one_is_restored_in_its_size_with_what_it_held(tried) -> None
 
 def test_every_bad_one_is_named_with_its_reason_in_one_line(tried) -> None:
     source, out, line, _ = tried
-    for name, (_, why) in hostile.BAD.items():
+    for name, (_, why) in hostile_files.BAD.items():
         status = rows(out)[str(source / name)]["status"]
         assert Path(name).stem in status and why in status and "\n" not in status, (name, status)
-    assert line.startswith(f"{len(hostile.BAD)} left out; they are named above and in")
+    assert line.startswith(f"{len(hostile_files.BAD)} left out; they are named above and in")
 
 
 def test_nothing_else_is_written_and_no_two_share_a_name(tried) -> None:
     _, out, _, _ = tried
     written = [path for path in out.rglob("*") if path.is_file() and not {NOTES, RESTORED} & set(path.parts)]
-    assert len(written) == len(hostile.GOOD) + len(DEEP) + 1  # restored.csv
+    assert len(written) == len(hostile_files.GOOD) + len(DEEP) + 1  # restored.csv
 
 
 def test_a_second_run_does_nothing_but_name_the_bad_ones(tried, capsys) -> None:
@@ -76,6 +76,6 @@ def test_a_second_run_does_nothing_but_name_the_bad_ones(tried, capsys) -> None:
     with pytest.raises(ValueError, match="left out") as caught:
         run(cfg)
     assert flatten(caught.value) == line
-    assert capsys.readouterr().out == f"0 restored into {out}, {len(hostile.GOOD) + len(DEEP)} had been\n"
+    assert capsys.readouterr().out == f"0 restored into {out}, {len(hostile_files.GOOD) + len(DEEP)} had been\n"
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.png")} == before
     assert source.is_dir()

@@ -11,8 +11,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from restore_lab.cli.main import main
-from tests.importers import KL, SDXL, prior_folder
-from tests.ldm_reference import Control, ControlledUNet, KLEncoder, randomised
+from tests.helpers.import_priors import KL, SDXL, prior_folder
+from tests.helpers.ldm_reference import Control, ControlledUNet, KLEncoder, randomised
 
 
 def supir(file: Path) -> dict[str, torch.Tensor]:

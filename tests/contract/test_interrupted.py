@@ -11,11 +11,11 @@ import pytest
 
 from restore_lab.cli.errors import exit_with_one_line, is_bad_input
 from restore_lab.system.faults import Termination
-from tests.fault_cases import Bench, checkpoints, goes_on
-from tests.faults import Ended
-from tests.forked import forked
+from tests.helpers.checkout import ROOT
+from tests.helpers.fault_cases import Bench, checkpoints, goes_on
+from tests.helpers.faults import Ended
+from tests.helpers.forked import forked
 
-ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 COMMAND = f"{sys.executable} -m restore_lab.cli.main"
 
@@ -39,7 +39,7 @@ def test_ctrl_c_in_a_training_leaves_a_checkpoint_and_says_the_step(tmp_path, mo
     assert done.code == 130, done.said
     assert done.last == "restore-lab: interrupted at step 6 of 8; the same command continues"
     assert checkpoints(place)[-1] == "step=6.ckpt"
-    monkeypatch.setattr("tests.fault_cases.Command", Forked)
+    monkeypatch.setattr("tests.helpers.fault_cases.Command", Forked)
     goes_on(bench, place)
 
 

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from restore_lab.data.image_io import write_png
 from restore_lab.inference.captioning import caption_folder
 from restore_lab.prepare.encodings import fill_cache
-from tests.composed import composed
-from tests.toy_captioners import toy_captioner
+from tests.helpers.configs import composed
+from tests.helpers.toy_captioners import toy_captioner
 
 # Other moments are the slow ring's.
 SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]

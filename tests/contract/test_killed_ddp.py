@@ -23,14 +23,14 @@ from safetensors.torch import load_file
 from restore_lab.config.build import trust
 from restore_lab.storage.artefact import is_complete
 from restore_lab.training.run import fit
-from tests.composed import composed, small
-from tests.contract.test_tables_killed import about, gone
+from tests.helpers.checkout import ROOT
+from tests.helpers.configs import composed, small
+from tests.helpers.processes import none_left, processes_of
 
 # Other moments are the slow ring's.
 SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and looks in /proc")
-ROOT = Path(__file__).resolve().parents[2]
 FORK = multiprocessing.get_context("fork")
 STEPS, WORLD, KILLS = 18, 2, 4
 WORDS = (
@@ -50,7 +50,7 @@ WORDS = (
 
 def words(toy_folder: Path, runs: Path) -> list[str]:
     """The training; each rank notes which images it sees."""
-    notes = f"callbacks=[{{_target_:tests.killer.Notes,folder:{runs / 'notes'}}}]"
+    notes = f"callbacks=[{{_target_:tests.helpers.kill_callbacks.Notes,folder:{runs / 'notes'}}}]"
     return [*small(toy_folder), *WORDS, f"trainer.devices={WORLD}", f"runs_dir={runs}", notes]
 
 
@@ -205,12 +205,12 @@ def test_the_typed_command_killed(toy_folder, unkilled, tmp_path) -> None:
     for parent, more in ((True, 0), (False, 2), (True, 2)):
         typed = start(toy_folder, tmp_path)
         until = lines(tmp_path) + more
-        while typed.poll() is None and (lines(tmp_path) < until or len(about(tmp_path)) < WORLD):
+        while typed.poll() is None and (lines(tmp_path) < until or len(processes_of(tmp_path)) < WORLD):
             time.sleep(0.05)
-        (victim,) = [pid for pid in about(tmp_path) if (pid == typed.pid) == parent]
+        (victim,) = [pid for pid in processes_of(tmp_path) if (pid == typed.pid) == parent]
         os.kill(victim, signal.SIGKILL)
         assert typed.wait(timeout=60) != 0
-        assert gone(tmp_path, within=100), about(tmp_path)  # it may still be importing
+        assert none_left(tmp_path, within=100), processes_of(tmp_path)  # it may still be importing
     assert start(toy_folder, tmp_path).wait(timeout=600) == 0
-    assert gone(tmp_path)
+    assert none_left(tmp_path)
     same(tmp_path, unkilled)

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from restore_lab.cli.errors import _no_option
-from tests.contract.test_tables_killed import about, gone, history
-from tests.fake_table import six
+from tests.helpers.checkout import ROOT
+from tests.helpers.fake_table import six
+from tests.helpers.processes import history, none_left, processes_of
 
-ROOT = Path(__file__).resolve().parents[2]
 LAUNCHERS = {
     "basic": (),
     "joblib": ("hydra.launcher.n_jobs=2",),
@@ -47,7 +47,9 @@ each = pytest.mark.parametrize(
 def start(runs: Path, launcher: str) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **RAY}
     words = [f"runs_dir={runs}", "name=store", f"hydra/launcher={launcher}", *LAUNCHERS[launcher]]
-    return subprocess.Popen([sys.executable, str(ROOT / "tests" / "fake_launched.py"), *words], env=environment)
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "helpers" / "fake_table_launcher.py"), *words], env=environment
+    )
 
 
 @each
@@ -59,9 +61,9 @@ def test_killed_it_leaves_nothing_and_goes_on(launcher, tmp_path) -> None:
     assert command.poll() is None
     command.kill()
     assert command.wait() != 0
-    assert gone(store), about(store)
+    assert none_left(store), processes_of(store)
     assert start(tmp_path, launcher).wait() == 0
-    assert gone(store)
+    assert none_left(store)
     assert all(job.done for job in six(store).jobs.values())
     assert sorted(set(history(store, "begun"))) == SIX
     assert len(history(store, "made")) == len(set(history(store, "made"))) >= len(SIX) - 2

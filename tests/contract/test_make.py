@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.making import make
-from tests.pages import ROOT
+from tests.helpers.checkout import ROOT
+from tests.helpers.make import make
 
 SPEED = "--sizes=sd15 --parts=comparison --pixels=32 --restored=1 --trained=1 --steps=2 --turns=1 --warmup=0"
 TWO_FILES = "ARGS=tests/slow/test_big_images.py tests/contract/test_launchers.py --collect-only --quiet"

@@ -24,13 +24,13 @@ from restore_lab.inference.folder import restore_folder
 from restore_lab.inference.restorer import load
 from restore_lab.prepare.encodings import fill_cache
 from restore_lab.system.processes import own_parts, rank_and_world
-from tests.composed import composed, small
-from tests.contract.test_tables_killed import gone
-from tests.forked import forked, start
-from tests.toy_captioners import toy_captioner
+from tests.helpers.checkout import ROOT
+from tests.helpers.configs import composed, small
+from tests.helpers.forked import forked, start
+from tests.helpers.processes import none_left
+from tests.helpers.toy_captioners import toy_captioner
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and looks in /proc")
-ROOT = Path(__file__).resolve().parents[2]
 COUNT = 9
 SLOW = ("fsim", "vif", "vsi", "piqe")  # of pyiqa's, each of which is measured as gmsd is
 QUICK = "metrics=fidelity"
@@ -305,7 +305,7 @@ def test_packing_by_two_typed_processes_killed_and_finished(tmp_path) -> None:
         time.sleep(0.001)
     first.kill()
     first.join()
-    assert gone(output)
+    assert none_left(output)
     before = {path: path.read_bytes() for path in output.glob("*.tar")}
     assert 3 <= len(before) < 40 and not (output / ".index" / "manifest.json").exists()
     done = forked(*packing(photos, output), cwd=tmp_path, paths=(ROOT,))

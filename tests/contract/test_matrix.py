@@ -1,6 +1,7 @@
 """Every part with every other: build, loss, one optimiser step, two sampling steps, save, strict load, the same image.
 
-Pairwise over the axes of tests/matrix.py here; the whole product, training each module once, stands in tests/slow.
+Pairwise over the axes of tests/helpers/matrix.py here; the whole product, which trains each module once, is in
+tests/slow.
 """
 
 from __future__ import annotations
@@ -11,9 +12,20 @@ from collections.abc import Iterator
 import pytest
 
 from restore_lab.config.compatibility import IncompatibleParts, check
-from tests.composed import composed
-from tests.matrix import AXES, Priors, comes_back, everything, made, meaningful, name_of, pairwise, restored, trained
-from tests.priors import read_once
+from tests.helpers.configs import composed
+from tests.helpers.matrix import (
+    AXES,
+    Priors,
+    comes_back,
+    everything,
+    made,
+    meaningful,
+    name_of,
+    pairwise,
+    restored,
+    trained,
+)
+from tests.helpers.prior_cache import read_once
 
 
 @pytest.fixture(scope="module")

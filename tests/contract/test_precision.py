@@ -10,7 +10,7 @@ from torch import Tensor
 
 from restore_lab.config.build import build
 from restore_lab.types import Batch, Recipe
-from tests.composed import composed
+from tests.helpers.configs import composed
 
 
 def pairs() -> Batch:

@@ -16,8 +16,8 @@ from restore_lab.methods.meta import check_module
 from restore_lab.training import run as fit_module
 from restore_lab.training.plan import planned
 from restore_lab.training.run import fit
-from tests.composed import composed, small
-from tests.toys import toy_unet_folder
+from tests.helpers.configs import composed, small
+from tests.helpers.toy_priors import toy_unet_folder
 
 METHODS = {"supir": "sdxl", "diff_restorer": "sd", "instantir": "sdxl", "dra": "sdxl"}
 DEVICES = ("trainer.accelerator=cpu", "trainer.devices=1")

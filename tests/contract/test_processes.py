@@ -16,7 +16,7 @@ from restore_lab.config.build import build
 from restore_lab.priors.clip import ClipPretraining
 from restore_lab.training.history import History
 from restore_lab.training.module import Optimisation, TrainingModule
-from tests.composed import composed, small
+from tests.helpers.configs import composed, small
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks")
 STEPS = 4

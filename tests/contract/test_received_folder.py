@@ -38,11 +38,12 @@ from restore_lab.tables.numbers import read_measurements
 from restore_lab.tables.page.sources import of_records
 from restore_lab.tables.page.write import page
 from restore_lab.tables.render import render
-from tests.composed import composed, few_photos
-from tests.toy_report import KEYS, losses, record, toy_table
-from tests.unit.test_received import sent
+from tests.helpers.checkout import PACKAGE, ROOT
+from tests.helpers.configs import composed, few_photos
+from tests.helpers.manifests import manifest_folder
+from tests.helpers.toy_report import KEYS, losses, record, toy_table
 
-ASSETS = Path(__file__).resolve().parents[2] / "restore_lab" / "assets"
+ASSETS = PACKAGE / "assets"
 SECRET = "the person's own secret"
 HOSTILE = "\\input{/etc/passwd}"
 
@@ -80,7 +81,7 @@ def test_a_manifest_reads_no_file_and_writes_nowhere_else(verb, run, tmp_path, m
         "output=/etc",
         "run_dir=/etc",
     )
-    folder = sent(tmp_path / "sent", *words, "sampler.steps=3", "prompt.negative='${oc.env:PRIVATE}'")
+    folder = manifest_folder(tmp_path / "sent", *words, "sampler.steps=3", "prompt.negative='${oc.env:PRIVATE}'")
     evil.write_text("# @package _global_\noutput: ${oc.env:PRIVATE}\nname: ${oc.env:PRIVATE}\nrun_dir: /etc\n")
     given = ("input=x",) if verb == "restore" else ()
     status, out, err = run(verb, f"weights={folder}", *given, "--cfg", "job", "--resolve")
@@ -94,7 +95,7 @@ def test_a_manifest_reads_no_file_and_writes_nowhere_else(verb, run, tmp_path, m
 
 
 def test_trust_is_typed_and_lets_the_makers_places_in(run, tmp_path) -> None:
-    folder = sent(tmp_path, "backbone.path=/models/mine", "output=/etc", "sampler.steps=3")
+    folder = manifest_folder(tmp_path, "backbone.path=/models/mine", "output=/etc", "sampler.steps=3")
     status, out, err = run("restore", f"weights={folder}", "input=x", "trust=true", "--cfg", "job")
     assert status == 0 and "path: /models/mine" in out and "/etc" not in out
     assert err == [
@@ -122,7 +123,7 @@ def test_a_manifest_that_is_none_is_one_line(text, run, tmp_path) -> None:
 
 
 def test_what_is_printed_of_a_manifest_is_no_command_to_the_terminal(run, tmp_path) -> None:
-    folder = sent(tmp_path, "sampler.x=\x1b]0;owned\x07\x1b[2J", "prompt.positive=\u202egnp.exe")
+    folder = manifest_folder(tmp_path, "sampler.x=\x1b]0;owned\x07\x1b[2J", "prompt.positive=\u202egnp.exe")
     _, _, err = run("restore", f"weights={folder}", "input=x", "--cfg", "job")
     assert len(err) == 1 and "\\x1b[2J" in err[0] and not set("\x1b\x07\u202e") & set(err[0])
 
@@ -214,7 +215,7 @@ def test_an_index_of_shards_leads_nowhere_else(shards, run, tmp_path) -> None:
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(tmp_path / "x.safetensors")
     (folder / "unet" / f"{weights.name}.index.json").write_text(json.dumps({"weight_map": shards}))
-    shutil.copy(Path(__file__).parents[2] / "docs" / "tutorials" / "photo.jpg", tmp_path)
+    shutil.copy(ROOT / "docs" / "tutorials" / "photo.jpg", tmp_path)
     status, _, err = run("restore", f"input={tmp_path / 'photo.jpg'}", f"backbone.path={folder}", "device=cpu")
     assert status == 2 and len(err) == 1 and "not all the shards that their index names" in err[0]
 

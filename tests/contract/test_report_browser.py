@@ -15,7 +15,7 @@ import pytest
 
 from restore_lab.tables.page.sources import of_table
 from restore_lab.tables.page.write import page as written
-from tests.toy_report import KEYS, N, toy_table
+from tests.helpers.toy_report import KEYS, N, toy_table
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next((place for place in map(shutil.which, NAMES) if place), None)

@@ -4,36 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 from pathlib import Path
 
 from restore_lab.storage.artefact import is_complete
-from tests.composed import small
-from tests.forked import forked
-
-ROOT = Path(__file__).resolve().parents[2]
-# Two batches a step; validation after steps 3 and 6; checkpoints after steps 3 and 6.
-WORDS = (
-    "name=run",
-    "max_steps=8",
-    "checkpoint_every=3",
-    "log_every=1",
-    "ema=0.9",
-    "stages.adaptor.trainer.accumulate_grad_batches=2",
-    "trainer.val_check_interval=6",
-    "trainer.accelerator=cpu",
-    "trainer.enable_progress_bar=false",
-    "optimisation.lr=1e-3",
-    "optimisation.warmup_steps=4",
-    "optimisation.decay=cosine",
-    "eval_degradation=noise",
-)
-
-
-def train(toy_folder: Path, runs: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """`restore-lab train` in a process of its own."""
-    typed = ("train", *small(toy_folder), *WORDS, f"runs_dir={runs}", *words)
-    return forked(*typed, cwd=runs.parent, env={"CUDA_VISIBLE_DEVICES": ""}, paths=(ROOT,))
+from tests.helpers.toy_training import train
 
 
 def steps(folder: Path) -> list[int]:
@@ -41,7 +15,7 @@ def steps(folder: Path) -> list[int]:
 
 
 def test_killed_and_started_again(toy_folder, tmp_path) -> None:
-    kill = ("callbacks=[{_target_:tests.killer.KillAt,step:5}]", "trusted_packages=[tests]")
+    kill = ("callbacks=[{_target_:tests.helpers.kill_callbacks.KillAt,step:5}]", "trusted_packages=[tests]")
     killed = train(toy_folder, tmp_path / "killed", *kill)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     (folder,) = (tmp_path / "killed" / "run").iterdir()

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 
 from restore_lab.training.module import Optimisation, TrainingModule
 from restore_lab.training.sharding import shard
-from tests.contract.test_resume import train
-from tests.toy_methods import toy_spire
+from tests.helpers.toy_methods import toy_spire
+from tests.helpers.toy_training import train
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gloo")
-KILL = ("callbacks=[{_target_:tests.killer.KillAt,step:5}]", "trusted_packages=[tests]")
+KILL = ("callbacks=[{_target_:tests.helpers.kill_callbacks.KillAt,step:5}]", "trusted_packages=[tests]")
 SHARDED = ("trainer=fsdp", "trainer.devices=2")
 
 

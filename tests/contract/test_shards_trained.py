@@ -21,8 +21,8 @@ from restore_lab.prepare.pack import pack
 from restore_lab.training.checkpoints import last_state
 from restore_lab.training.history import History
 from restore_lab.training.module import TrainingModule
-from tests.composed import composed, small
-from tests.killer import KillAt, Notes
+from tests.helpers.configs import composed, small
+from tests.helpers.kill_callbacks import KillAt, Notes
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks")
 SAMPLES, BATCH, STEPS = 18, 4, 9  # two epochs of four and a half batches

@@ -17,10 +17,10 @@ from restore_lab.methods.weights import WEIGHTS
 from restore_lab.storage.artefact import Manifest
 from restore_lab.training.run import fit
 from restore_lab.types import Batch
-from tests.composed import composed, few_photos
-from tests.priors import read_once
-from tests.toy_methods import toy_batch
-from tests.toys import toy_unet_folder
+from tests.helpers.configs import composed, few_photos
+from tests.helpers.prior_cache import read_once
+from tests.helpers.toy_methods import toy_batch
+from tests.helpers.toy_priors import toy_unet_folder
 
 METHODS = {"supir": ("encoder", "adaptor"), "diff_restorer": ("adaptor", "decoder")}
 OWN = {

@@ -13,41 +13,16 @@ from pathlib import Path
 import pytest
 
 from restore_lab.tables.jobs import Plan
-from tests.fake_table import fake, made, six
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.checkout import ROOT
+from tests.helpers.fake_table import fake, made, six
+from tests.helpers.processes import history, none_left, processes_of
 
 
 def start(store: Path) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, str(ROOT / "tests" / "fake_table.py"), str(store)], env=environment)
-
-
-def about(store: Path) -> dict[int, str]:
-    """The running processes whose command line names the store."""
-    found: dict[int, str] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-            except OSError:
-                continue
-            if str(store) in line and state != "Z":
-                found[int(entry.name)] = line
-    return found
-
-
-def gone(store: Path, *, within: float = 10.0) -> bool:
-    until = time.monotonic() + within
-    while about(store) and time.monotonic() < until:
-        time.sleep(0.05)
-    return not about(store)
-
-
-def history(store: Path, word: str) -> list[str]:
-    lines = (store / "history").read_text().splitlines() if (store / "history").exists() else []
-    return [line.split()[1] for line in lines if line.startswith(word)]
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "helpers" / "fake_table.py"), str(store)], env=environment
+    )
 
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for orphans in /proc")
@@ -59,20 +34,20 @@ def test_killed_five_times_at_random_moments(seed, tmp_path) -> None:
     store.mkdir()
     for kill in range(5):
         parent = start(store)
-        while not about(store).keys() - {parent.pid} and parent.poll() is None:
+        while not processes_of(store).keys() - {parent.pid} and parent.poll() is None:
             time.sleep(0.02)  # until a job is at work
         time.sleep(draw.uniform(0, 1.0))
-        there = about(store)
+        there = processes_of(store)
         victims = [parent.pid] if kill % 2 == 0 else [pid for pid in there if pid != parent.pid]
         if victims and parent.poll() is None:
             os.kill(draw.choice(victims), signal.SIGKILL)
         if kill % 2 == 0:
             parent.wait()
-            assert gone(store), about(store)
+            assert none_left(store), processes_of(store)
         else:
             parent.wait()  # a killed job is a failed one: the others go on
     assert start(store).wait() == 0
-    assert gone(store)
+    assert none_left(store)
     assert all(job.done for job in six(store).jobs.values())
     # One killed between its last act and its note of it is not in the list; none may be there twice.
     assert len(history(store, "made")) == len(set(history(store, "made"))) >= 4
@@ -83,7 +58,7 @@ def test_two_commands_at_once_make_everything_once(tmp_path) -> None:
     store.mkdir()
     assert [process.wait() for process in (start(store), start(store))] == [0, 0]
     assert sorted(history(store, "begun")) == sorted(history(store, "made")) == ["a1", "a2", "a3", "b1", "b2", "b3"]
-    assert gone(store)
+    assert none_left(store)
 
 
 def test_a_failure_leaves_its_log_and_what_needs_it_out(tmp_path) -> None:
@@ -93,7 +68,7 @@ def test_a_failure_leaves_its_log_and_what_needs_it_out(tmp_path) -> None:
     assert set(failed) == {"bad", "after"} and plan.jobs["good"].done
     assert "this job fails (exit status 1" in failed["bad"] and "what it needs failed" in failed["after"]
     assert "this job fails" in (tmp_path / "jobs" / "bad.log").read_text()
-    assert gone(tmp_path)
+    assert none_left(tmp_path)
     plan.jobs["bad"] = fake(tmp_path, "bad")  # mended: only what was missing is made
     assert made(plan, tmp_path) == {}
     assert sorted(history(tmp_path, "made")) == ["after", "bad", "good"]

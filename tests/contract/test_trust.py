@@ -28,11 +28,12 @@ from restore_lab.prompts import captioner
 from restore_lab.prompts.visual import ClipVision, DinoVision
 from restore_lab.storage.artefact import Manifest
 from restore_lab.storage.files import path_inside
-from tests.composed import composed, few_photos
-from tests.payload import Payload, code
-from tests.toy_captioners import toy_captioner
+from tests.helpers.checkout import PACKAGE
+from tests.helpers.configs import composed, few_photos
+from tests.helpers.payload import Payload, code
+from tests.helpers.toy_captioners import toy_captioner
 
-ASSETS = Path(__file__).resolve().parents[2] / "restore_lab" / "assets"
+ASSETS = PACKAGE / "assets"
 MODULES = sorted((ASSETS.parent).rglob("*.py"))
 NO_WEIGHTS = ("Tokenizer", "Processor", "Config")
 AUTO = "Auto"

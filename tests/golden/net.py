@@ -139,7 +139,7 @@ def parameters() -> Iterator[str]:
     """The parameters of each method on each prior, part by part."""
     import logging
 
-    from tests.composed import composed
+    from tests.helpers.configs import composed
 
     logging.disable(logging.WARNING)
     from restore_lab.inspection.describe import describe

@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.making import make
-from tests.pages import ROOT
+from tests.helpers.checkout import ROOT
+from tests.helpers.make import make
+
+CPU = ("device=cpu", "sampler.steps=2")
+FEW = ("eval_data.names=[camera,coffee]", "eval_data.size=32", "eval_data.crop=16", "metrics=fidelity")
+TRAIN = ("max_steps=2", "batch_size=2", "workers=0", "trainer.accelerator=cpu", "logger=none", "run_dir=mine")
 
 
 class Installed:
@@ -72,3 +76,12 @@ def sdist(dist: Path) -> Path:
 def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
     """The wheel without extras."""
     return Installed(tmp_path_factory.mktemp("bare"), str(wheel))
+
+
+def photograph(folder: Path) -> str:
+    """A small photograph there."""
+    from PIL import Image
+    from skimage import data
+
+    Image.fromarray(data.astronaut()).resize((48, 40)).save(folder / "photo.png")
+    return "photo.png"

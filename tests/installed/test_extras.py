@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.installed.conftest import Installed
-from tests.installed.test_installed import CPU, FEW, TRAIN, photograph
-from tests.making import make
-from tests.pages import ROOT
+from tests.helpers.checkout import ROOT
+from tests.helpers.make import make
+from tests.installed.conftest import CPU, FEW, TRAIN, Installed, photograph
 
 pytestmark = [pytest.mark.installed, pytest.mark.slow]
 TOGETHER = ("iqa", "systems", "figures", "demo", "wandb", "quant", "torchao", "tensorboard", "joblib", "submitit")

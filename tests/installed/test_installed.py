@@ -14,14 +14,11 @@ from PIL import Image
 
 from restore_lab.cli.main import verbs
 from restore_lab.config.conf_dir import conf_dir
-from tests.installed.conftest import Installed
-from tests.pages import ROOT
+from tests.helpers.checkout import ROOT
+from tests.installed.conftest import CPU, FEW, TRAIN, Installed, photograph
 
 pytestmark = pytest.mark.installed
 IN_THE_WHEEL = {"restore_lab": "restore_lab", "conf": "restore_lab/conf", "experiments": "restore_lab/experiments"}
-CPU = ("device=cpu", "sampler.steps=2")
-FEW = ("eval_data.names=[camera,coffee]", "eval_data.size=32", "eval_data.crop=16", "metrics=fidelity")
-TRAIN = ("max_steps=2", "batch_size=2", "workers=0", "trainer.accelerator=cpu", "logger=none", "run_dir=mine")
 TABLE = """# @package _global_
 defaults:
   - override /eval_degradation: noise
@@ -53,14 +50,6 @@ def test_the_files_hold_everything_and_nothing_foreign(wheel: Path, sdist: Path)
     with tarfile.open(sdist) as tar:
         assert not [member.name for member in tar if not member.isfile()]
         assert {name.partition("/")[2] for name in tar.getnames()} == tree | {"PKG-INFO"}
-
-
-def photograph(folder: Path) -> str:
-    """A small photograph there."""
-    from skimage import data
-
-    Image.fromarray(data.astronaut()).resize((48, 40)).save(folder / "photo.png")
-    return "photo.png"
 
 
 def test_the_wheel_without_extras_restores_trains_measures_and_plans(bare: Installed) -> None:

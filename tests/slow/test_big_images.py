@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 
 def restored(folder, width: int, height: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "tests.big_image", str(width), str(height), str(folder), "sampler.steps=1"]
+    command = [sys.executable, "-m", "tests.helpers.big_image", str(width), str(height), str(folder), "sampler.steps=1"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])

@@ -16,8 +16,8 @@ from PIL import Image
 
 from restore_lab.cli.main import main
 from restore_lab.config.kinds import Mismatch, fit
-from tests.composed import few_photos, small
-from tests.settings import VALUES, VERBS, kinds
+from tests.helpers.configs import few_photos, small
+from tests.helpers.settings import VALUES, VERBS, kinds
 
 SECONDS = 120
 CASES = os.environ.get("RESTORE_LAB_CASES", "12")

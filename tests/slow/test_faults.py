@@ -1,4 +1,4 @@
-"""Faults done to real commands (tests/faults.py): each ends in one line, and nothing reported as done is lost."""
+"""Faults done to real commands (tests/helpers/faults.py): each ends in one line, and nothing that is done is lost."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from tests.fault_cases import CASES, Bench
-from tests.faults import CannotMount
+from tests.helpers.fault_cases import CASES, Bench
+from tests.helpers.faults import CannotMount
 
 # Each case is three commands and more, of eight seconds each.
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="mounts small disks")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -12,12 +14,16 @@ from restore_lab.data.sources.named_dataset import dataset_paths
 from restore_lab.launch.job import SCORES
 from restore_lab.tables.file import read, tables
 from restore_lab.tables.plan import plan
-from tests.composed import composed
-from tests.unit.test_full_data import datasets  # noqa: F401 - a fixture
-from tests.unit.test_known import coco
+from tests.helpers.configs import composed
+from tests.helpers.toy_datasets import write_all, write_coco
 
 pytestmark = pytest.mark.slow
 TABLES = list(tables([conf_dir()]))
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory) -> Path:
+    return write_all(tmp_path_factory.mktemp("datasets"))
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -33,9 +39,9 @@ def test_a_table_plans_at_full_size_without_a_word_from_the_user(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", [name for name in TABLES if name != "dra/table3"])
-def test_what_a_table_measures_is_read(name, datasets, tmp_path) -> None:  # noqa: F811
+def test_what_a_table_measures_is_read(name, datasets, tmp_path) -> None:
     """One row under each condition: the first batch, degraded; images that differ in size never share one."""
-    coco(tmp_path, 3)
+    write_coco(tmp_path, 3)
     spec = read(name, [conf_dir()], scale="full")
     row = next(row for row in spec.rows.values() if row.system is None)
     for condition in spec.conditions.values():

@@ -1,10 +1,10 @@
-"""Long runs hold what they held: `tests.soak` in a few rounds, and two hundred starts of the data workers."""
+"""Long runs hold what they held: `tests.helpers.soak` in a few rounds, and two hundred starts of the data workers."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.soak import WARM, cycles, growth, rounds, watched
+from tests.helpers.soak import WARM, cycles, growth, rounds, watched
 
 pytestmark = pytest.mark.slow
 

@@ -1,8 +1,7 @@
 """Sweeps and `restore-lab table`, as typed: a folder a job, nothing made twice, failures named.
 
-Some forty processes, each of which imports everything: ten minutes. What they rest on stands in
-tests/unit/test_tables.py, tests/unit/test_plan.py, tests/contract/test_tables_killed.py, test_processes.py and
-test_launchers.py.
+Some forty processes, each of which imports everything: ten minutes. The parts are tested in
+tests/unit/tables and in tests/contract: test_tables_killed.py, test_processes.py and test_launchers.py.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ import yaml
 from safetensors.torch import load_file
 
 from restore_lab.storage.artefact import is_complete
-from tests.composed import small
-from tests.contract.test_tables_killed import about, gone
-from tests.fake_slurm import install
+from tests.helpers.checkout import ROOT
+from tests.helpers.configs import small
+from tests.helpers.fake_slurm import install
+from tests.helpers.processes import none_left, processes_of
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).resolve().parents[2]
 FEW = ("trainer.accelerator=cpu", "max_steps=1", "eval_degradation=noise", "weights=null", "ema=null")
 
 
@@ -62,17 +61,17 @@ def test_a_sweep_killed_five_times(toy_folder, tmp_path) -> None:
     done: dict[Path, int] = {}
     for kill in range(5):
         sweep = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
-        while not about(runs).keys() - {sweep.pid} and sweep.poll() is None:
+        while not processes_of(runs).keys() - {sweep.pid} and sweep.poll() is None:
             time.sleep(0.1)  # until a job is at work
         time.sleep(draw.uniform(0, 40))
-        victims = [sweep.pid] if kill % 2 == 0 else [pid for pid in about(runs) if pid != sweep.pid]
+        victims = [sweep.pid] if kill % 2 == 0 else [pid for pid in processes_of(runs) if pid != sweep.pid]
         if victims and sweep.poll() is None:
             os.kill(draw.choice(victims), signal.SIGKILL)
         if kill % 2:
             time.sleep(5)  # its job has failed, and the sweep may be at its next
             sweep.kill()
         sweep.wait()
-        assert gone(runs), about(runs)
+        assert none_left(runs), processes_of(runs)
         for manifest in runs.glob("sweep/adaptor-*/manifest.json"):
             assert done.setdefault(manifest, manifest.stat().st_mtime_ns) == manifest.stat().st_mtime_ns
     last = typed(tmp_path, *words)
@@ -80,7 +79,7 @@ def test_a_sweep_killed_five_times(toy_folder, tmp_path) -> None:
     found = made(runs / "sweep")
     assert len(found) == 6 and all(is_complete(place) for place in found.values())
     assert all(manifest.stat().st_mtime_ns == when for manifest, when in done.items())
-    assert gone(runs)
+    assert none_left(runs)
 
 
 STEPS = ("max_steps=6", "log_every=1", "batch_size=4", "ema=0.9", "trainer.val_check_interval=3")
@@ -113,7 +112,7 @@ def test_four_jobs_of_two_processes(toy_folder, tmp_path) -> None:
     for name, place in by_two.items():
         assert is_complete(place)
         alike(place, by_one[name])
-    assert gone(tmp_path)
+    assert none_left(tmp_path)
 
 
 def test_optuna_goes_on_where_it_was(toy_folder, tmp_path) -> None:

@@ -10,7 +10,7 @@ import itertools
 import pytest
 
 from restore_lab.config.build import build
-from tests.matrix import AXES, MADE, SAMPLED, Priors, comes_back, made, meaningful, name_of, restored, trained
+from tests.helpers.matrix import AXES, MADE, SAMPLED, Priors, comes_back, made, meaningful, name_of, restored, trained
 
 pytestmark = pytest.mark.slow
 MODULES = [

@@ -1,4 +1,4 @@
-"""docs/tutorials/, followed: each page in a copy of the checkout, block by block (the convention: tests/pages.py)."""
+"""docs/tutorials/, followed: each page in a copy of the checkout, block by block (see tests/helpers/doc_pages.py)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.pages import ROOT, Followed, blocks, difference, save, there
+from tests.helpers.checkout import ROOT
+from tests.helpers.doc_pages import Followed, blocks, difference, save, there
 
 PAGES = sorted((ROOT / "docs/tutorials").glob("*.md"))
 pytestmark = pytest.mark.tutorial

@@ -15,9 +15,9 @@ from restore_lab.priors.denoiser import shrunk
 from restore_lab.storage.artefact import place_of
 from restore_lab.training.run import fit
 from restore_lab.types import REMOVE_ALL
-from tests.composed import composed
-from tests.rounding import close
-from tests.toys import toy_vae
+from tests.helpers.configs import composed
+from tests.helpers.rounding import close
+from tests.helpers.toy_priors import toy_vae
 
 TEXTS = [
     "a red circle and a small blue star on a green background",
@@ -319,7 +319,7 @@ def test_the_joint_prior_runs_in_diffusers_own_pipeline(exported) -> None:
 
     from restore_lab.random import noise_like
     from restore_lab.samplers.schedulers import euler_flow
-    from tests.toy_methods import said, toy_sampler
+    from tests.helpers.toy_methods import said, toy_sampler
 
     pipeline = StableDiffusion3Pipeline.from_pretrained(
         exported["joint"], text_encoder_3=None, tokenizer_3=None, torch_dtype=torch.float32

@@ -15,10 +15,10 @@ import torch_xla
 from torch import Tensor
 
 from restore_lab.types import Batch, Recipe, Step
-from tests.composed import composed
-from tests.matrix import made
-from tests.toy_methods import toy_batch
-from tests.toys import toy_dino, toy_unet_folder
+from tests.helpers.configs import composed
+from tests.helpers.matrix import made
+from tests.helpers.toy_methods import toy_batch
+from tests.helpers.toy_priors import toy_dino, toy_unet_folder
 from tests.xla.counted import ON_TPUS, SOLVES, spent
 
 # Step 1 compiles, and step 2, which finds the optimiser's moments there. What an image encoder sees in a black image is

@@ -18,7 +18,7 @@ from restore_lab.samplers.fidelity.restoration_guided import RestorationGuided
 from restore_lab.samplers.fidelity.rss import RestorationSampling
 from restore_lab.samplers.level import Level
 from restore_lab.samplers.tiling import Gaussian, TileBatch, Tiles
-from tests.toy_methods import said, sampler_parts, toy_sampler
+from tests.helpers.toy_methods import said, sampler_parts, toy_sampler
 from tests.xla.counted import SOLVES, spent
 
 SCHEDULES = {

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from restore_lab.config.build import TRUST_VARIABLE
 from restore_lab.training.run import fit
-from tests.composed import composed, small
-from tests.toys import toy_unet_folder
+from tests.helpers.configs import composed, small
+from tests.helpers.toy_priors import toy_unet_folder
 from tests.xla.counted import spent
 
 WORDS = ("name=run", "max_steps=4", "checkpoint_every=2", "log_every=1", "ema=0.9", "workers=1")
@@ -33,7 +33,7 @@ def test_trained_stopped_and_resumed_as_on_a_cpu(one_core, tmp_path, capsys) -> 
         seen = {word.partition("=")[0]: word for word in (*small(prior), "adaptor.hint_widths=[4,4]", *WORDS, *words)}
         return fit(composed("train", "method=spire", "backbone=tiny_sd", *seen.values(), f"runs_dir={runs}"))
 
-    stop = "callbacks=[{_target_:tests.killer.StopAt,step:3}]"
+    stop = "callbacks=[{_target_:tests.helpers.kill_callbacks.StopAt,step:3}]"
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "xla", "trainer=tpu", stop)
     resumed = spent(lambda: train(tmp_path / "xla", "trainer=tpu"))

@@ -1,0 +1,31 @@
+"""A number that is typed for a training in which nothing reads it is refused, in one line."""
+
+from __future__ import annotations
+
+import pytest
+from hydra.core.hydra_config import HydraConfig
+
+from restore_lab.config.checks import check
+from tests.helpers.configs import composed
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("method=dra", "adaptor=spire", "lora_rank=4"), "lora_rank=4: nothing in this composition reads 'lora_rank'"),
+        (("+lora_rnk=4", "method=dra"), "lora_rnk=4: nothing in this composition reads 'lora_rnk'; did you mean"),
+        (("method=supir", "stages.encoder=null", "encoder_steps=3"), "encoder_steps=3: nothing in this composition"),
+    ],
+)
+def test_what_nothing_reads_is_refused(words, said) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        check(composed("train", *words), verb="train")
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_a_part_reads_passes_and_so_does_what_tables_give_all_their_jobs() -> None:
+    read = ("method=dra", "lora_rank=4", "encoder_steps=3", "sampler.steps=3", "adaptor/lora=self_attention")
+    common = ("max_steps=2", "esrgan_scale=4", "+makes.x=[caption]", "callbacks=[]")
+    check(composed("train", *read, *common), verb="train")
+    assert "method" in HydraConfig.get().runtime.choices
+    check(composed("evaluate", "method=dra", "adaptor=spire", "lora_rank=4"), verb="evaluate")

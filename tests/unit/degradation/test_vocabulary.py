@@ -1,0 +1,83 @@
+"""Every kind of step of every `conf/degradation` pipeline is called by its name wherever kinds are spoken of."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+from restore_lab.config.build import build
+from restore_lab.config.conf_dir import conf_dir
+from restore_lab.degradation.diff_restorer import STEPS
+from restore_lab.degradation.vocabulary import LABELS, NAMES, UNNAMED, degradation_word, labels
+from restore_lab.degradation.weather import WEATHER
+from restore_lab.methods.dra import describe
+from restore_lab.types import REMOVE_ALL, Recipe, Step
+from tests.helpers.configs import composed
+
+PIPELINES = sorted(path.stem for path in (conf_dir() / "degradation").glob("*.yaml"))
+
+
+@cache
+def recipes(name: str) -> list[Recipe]:
+    cfg = composed("evaluate", f"degradation={name}", "data=procedural").degradation
+    if "usm" in cfg:
+        cfg.usm = True
+    pipeline = build(cfg)
+    return [pipeline.draw(seed, 64, 96) for seed in range(300)]
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_kind_of_every_pipeline_has_its_words(name) -> None:
+    for recipe in recipes(name):
+        for step in recipe.steps:
+            assert (step.kind in NAMES) != (step.kind in UNNAMED), step.kind
+            assert bool(degradation_word(step)) == (step.kind in NAMES)
+            if step.kind in NAMES and not recipe.blind and step is not recipe.steps[-1]:  # that may be the resize back
+                assert step.says and step.says_type, step.kind
+        if recipe.blind:
+            assert recipe.instruction() == REMOVE_ALL
+        held = {NAMES[kind][1] for kind in recipe.kinds if kind in NAMES}
+        assert {label for label, there in zip(LABELS, labels(recipe), strict=True) if there} == held
+
+
+def test_the_pipelines_draw_every_kind_that_has_a_name() -> None:
+    drawn = {kind for name in PIPELINES for recipe in recipes(name) for kind in recipe.kinds}
+    assert drawn == {*NAMES, *UNNAMED}
+    assert set(WEATHER) <= drawn and set(STEPS.values()) <= drawn
+    assert {label for _, label in NAMES.values()} == set(LABELS)
+
+
+def test_ringing_is_not_blur_and_poisson_noise_is_noise() -> None:
+    """By Real-ESRGAN's own recipes: sinc filters are kernels of its blur, Poisson a law of its noise."""
+    steps = [step for recipe in recipes("real_esrgan") for step in recipe.steps]
+    sinc = [step for step in steps if step.params.get("family") == "sinc"]
+    poisson = [step for step in steps if step.params.get("law") == "poisson"]
+    assert sinc and {degradation_word(step) for step in sinc} == {"ringing"}
+    assert poisson and {degradation_word(step) for step in poisson} == {"noisy"}
+    assert {degradation_word(s) for s in steps if s.kind == "blur" and s.params["family"] != "sinc"} == {"blurry"}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("haze", "hazy"),
+        ("rain", "rainy"),
+        ("raindrop", "raindrops on the lens"),
+        ("snow", "snowy"),
+        ("low_light", "low light"),
+        ("motion_blur", "motion blur"),
+        ("blur", "blurry"),
+        ("noise", "noisy"),
+        ("jpeg", "compressed"),
+        ("sr4", "low resolution"),
+        ("mixture", "blurry, low resolution, noisy, compressed"),
+    ],
+)
+def test_dras_words_for_an_lq_as_target(name, words) -> None:
+    assert {describe(recipe) for recipe in recipes(name)} == {f"low quality, {words}"}
+
+
+def test_a_kind_from_elsewhere_is_left_out() -> None:
+    recipe = Recipe(pipeline="mine", seed=0, steps=(Step(kind="shake"), Step(kind="jpeg")))
+    assert describe(recipe) == "low quality, compressed" and sum(labels(recipe)) == 1
