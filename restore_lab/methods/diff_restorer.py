@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from restore_lab.methods.reference import Reference
     from restore_lab.objectives.denoising import Denoising
     from restore_lab.prompts.slots import PromptSources
-    from restore_lab.samplers.loop import Sampler
+    from restore_lab.samplers.base import Sampler
     from restore_lab.types import Batch, Prompt
 
 

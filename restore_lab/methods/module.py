@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from restore_lab.decoders.degradation_aware import DegradationAwareDecoder
     from restore_lab.objectives.denoising import Denoising
     from restore_lab.prompts.slots import PromptSources
-    from restore_lab.samplers.loop import Sampler
+    from restore_lab.samplers.base import Sampler
 
     Decoder = CodecDecoder | DegradationAwareDecoder | ConsistencyDecoder
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
     from restore_lab.samplers.fidelity.base import Prediction, Steer
     from restore_lab.samplers.level import Level
-    from restore_lab.samplers.loop import Sampler
+    from restore_lab.samplers.base import Sampler
     from restore_lab.samplers.tiling import Tiles
 
 

@@ -21,14 +21,12 @@ from torch import Tensor
 from restore_lab.backbones.schedule import ALPHA_FLOOR, VariancePreserving
 from restore_lab.config.kinds import NonNegative
 from restore_lab.random import noise_like
-from restore_lab.samplers.level import Level, levels
-from restore_lab.samplers.loop import Predict, Sampler
+from restore_lab.samplers.base import Sampler, Start, SteeredDenoiser
+from restore_lab.samplers.level import levels
 from restore_lab.samplers.spacing import timesteps
-from restore_lab.system.xla import sync
 
 if TYPE_CHECKING:
     from restore_lab.backbones.schedule import Schedule
-    from restore_lab.samplers.fidelity.base import Steer
 
 
 @dataclass(kw_only=True, eq=False)
@@ -55,13 +53,10 @@ class EdmSampler(Sampler):
         inside = self.s_tmin <= sigma <= (math.inf if self.s_tmax is None else self.s_tmax)
         return min(self.s_churn / self.steps, math.sqrt(2) - 1) if inside else 0.0
 
-    @torch.no_grad()
-    def __call__(
-        self, predict: Predict, lq_latent_BCHW: Tensor, *, centre_BCHW: Tensor, seeds: Sequence[int], schedule: Schedule
-    ) -> Tensor:
+    def sample(self, denoise: SteeredDenoiser, start: Start, *, seeds: Sequence[int], schedule: Schedule) -> Tensor:
         times = timesteps(schedule, self.timestep_spacing, steps=self.steps, offset=self.steps_offset)
-        x_BCHW = self.init(lq_latent_BCHW, seeds=seeds, t=float(times[0]), schedule=schedule)
-        x_BCHW, state = x_BCHW / _alpha(schedule, float(times[0])), None
+        x_BCHW = start(times[0]) / _alpha(schedule, float(times[0]))
+        next_alphas = [*(_alpha(schedule, float(t)) for t in times[1:]), 1.0]
         for i, level in enumerate(self.bar(levels(schedule, times))):
             sigma, next_sigma = level.sigma, level.next_sigma
             sigma_hat = sigma * (1 + self.gamma(sigma))  # SUPIR, Algorithm 1, lines 4 and 5
@@ -69,33 +64,19 @@ class EdmSampler(Sampler):
                 noise_BCHW = noise_like(x_BCHW, seeds, f"churn {i}")
                 x_BCHW = x_BCHW + self.s_noise * math.sqrt(sigma_hat**2 - sigma**2) * noise_BCHW
                 level = level.raise_to(sigma_hat, schedule=schedule)
-            steer = self.fidelity.before_model(level=level, state=state)
-            x0_BCHW, preview_BCHW = self._denoised(
-                predict, x_BCHW, sigma_hat, level=level, steer=steer, schedule=schedule
-            )
-            if self.fidelity.watches:
-                state = self.fidelity.watch(x0_BCHW, preview_BCHW, state=state)
-            x0_BCHW = self.fidelity.on_x0(x0_BCHW, centre_BCHW=centre_BCHW, level=level)
+            t = _nearest(schedule, sigma_hat)
+            x0_BCHW = denoise(x_BCHW * _alpha(schedule, float(t)), t, level)
             # SUPIR, Algorithm 1, lines 7 and 8
             x_BCHW = x_BCHW + (next_sigma - sigma_hat) / sigma_hat * (x_BCHW - x0_BCHW)
-            if self.fidelity.edits_step:
-                alpha = 1.0 if next_sigma == 0 else _alpha(schedule, float(times[i + 1]))
-                z_BCHW = self.fidelity.after_step(alpha * x_BCHW, centre_BCHW=centre_BCHW, level=level)
-                x_BCHW = z_BCHW / alpha
+            if denoise.edits_step:
+                x_BCHW = denoise.after_step(next_alphas[i] * x_BCHW, level) / next_alphas[i]
         return x_BCHW
 
-    def _denoised(
-        self, predict: Predict, x_BCHW: Tensor, sigma: float, *, level: Level, steer: Steer, schedule: Schedule
-    ) -> tuple[Tensor, Tensor | None]:
-        """D(x, sigma), with the model at the timestep of the nearest sigma, and the adaptor's preview."""
-        t = schedule.time_of(sigma)
-        z_BCHW = x_BCHW * _alpha(schedule, t)
-        t_B = torch.full((len(x_BCHW),), t)
-        t_B = (t_B.long() if isinstance(schedule, VariancePreserving) else t_B).to(x_BCHW.device)
-        sync(z_BCHW)  # as in loop.py
-        prediction = predict(z_BCHW, t_B, level, steer)
-        sync(prediction.out_BCHW)
-        return schedule.to_x0(prediction.out_BCHW, z_BCHW, t_B), prediction.preview_BCHW
+
+def _nearest(schedule: Schedule, sigma: float) -> Tensor:
+    """The model's timestep with the noise level nearest to sigma, as the prior takes it."""
+    t = torch.tensor(schedule.time_of(sigma))
+    return t.long() if isinstance(schedule, VariancePreserving) else t
 
 
 def _alpha(schedule: Schedule, t: float) -> float:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from restore_lab.backbones.schedule import FlowMatching, Schedule
+from restore_lab.samplers.base import fold_edit
 from restore_lab.samplers.edm import EdmSampler
 from restore_lab.samplers.fidelity.adares import AdaRes, relative_distance
 from restore_lab.samplers.fidelity.base import FidelityGuidance, Prediction, Steer
@@ -17,7 +18,7 @@ from restore_lab.samplers.fidelity.restoration_guided import RestorationGuided
 from restore_lab.samplers.fidelity.rss import RestorationSampling
 from restore_lab.samplers.init import LqNoised
 from restore_lab.samplers.level import Level, Until, levels
-from restore_lab.samplers.loop import SchedulerSampler, edit_through_x0
+from restore_lab.samplers.loop import SchedulerSampler
 from restore_lab.samplers.schedulers import ddim, ddpm, dpmpp, euler_flow, lcm, unipc
 from tests.helpers.rounding import close
 from tests.helpers.toy_methods import latents, said, sampler_parts, schedule
@@ -164,7 +165,7 @@ def test_through_x0_a_first_order_step_is_the_edited_one() -> None:
         z, x0, c = latents(), latents(seed=1), latents(seed=2)
         edit = lambda after, c=c: after + 0.3 * (c - after)  # noqa: E731
         pair = [(s.alpha(t), s.sigma(t)) for t in (now, later)]
-        moved = edit_through_x0(x0, z, now=pair[0], after=pair[1], edit=edit)
+        moved = fold_edit(x0, z, now=pair[0], after=pair[1], edit=edit)
 
         def step(x0: Tensor, s=s, z=z, now=now, later=later) -> Tensor:
             noise = (z - s.alpha(now) * x0) / s.sigma(now)

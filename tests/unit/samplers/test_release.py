@@ -295,5 +295,5 @@ def test_a_trunk_runs_once_where_it_reads_the_same_in_both_halves(typed, same, c
 def test_every_release_has_a_trajectory_here() -> None:
     from restore_lab.config.conf_dir import conf_dir
 
-    files = {path.stem for path in (conf_dir() / "variants").glob("*.yaml")}
-    assert files == {"supir_release", "instantir_release"}  # a new one: a trajectory above, and its name here
+    methods = {path.parent.name for path in (conf_dir() / "method").glob("*/release.yaml")}
+    assert methods == {"supir", "instantir"}  # a new one: a trajectory above, and its name here
