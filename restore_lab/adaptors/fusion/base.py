@@ -1,4 +1,6 @@
-"""Where a trunk's features are added to the prior; shared by the fusions of both families.
+"""The base of the fusions, and where they add a trunk's features to the prior.
+
+A fusion has layers per fusion point and its formula, `fuse`; the base calls that at the right taps.
 
 In a UNet, controls are added at the middle block and at the joins: the middle reads the trunk's middle, the joins, in
 order, read its skips from the last to the first. In an MM-DiT, controls are added after the blocks, k controls for N
@@ -8,9 +10,12 @@ would read the last control (k > N / 2), block i reads floor(i k / (N - 1)) inst
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
@@ -41,6 +46,40 @@ class FusionPoint:
     def width(self) -> int:
         """Channels that the control acts on: the skip's at a join, all elsewhere."""
         return self.tap.skip or self.tap.channels
+
+
+class Fusion(nn.Module, ABC):
+    """A fusion; an `Edit` whose carry is the trunk's features by name.
+
+    Args:
+        backbone: the prior.
+        controls: the trunk's outputs; None for those of a whole encoder.
+
+    Attributes:
+        points: the fusion points by the name of their tap, in forward order.
+    """
+
+    def __init__(self, backbone: Backbone, *, controls: Controls | None = None) -> None:
+        super().__init__()
+        self.controls = controls or encoder_controls(backbone)
+        self.points = {point.tap.name: point for point in fusion_points(backbone, self.controls)}
+
+    def forward(
+        self, tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The edit, called at every tap."""
+        point = self.points.get(tap.name)
+        return (h_BCHW if point is None else self.fuse(h_BCHW, carry[point.control], point=point)), carry
+
+    @abstractmethod
+    def fuse(self, h_BCHW: Tensor, control_BCHW: Tensor, *, point: FusionPoint) -> Tensor:
+        """The formula: the prior's features with the trunk's, (B, C, h, w).
+
+        Args:
+            h_BCHW: the prior's features; at a join, the decoder's and then the skip's, which are `point.width` wide.
+            control_BCHW: the trunk's features, (B, `point.channels`, h, w).
+            point: where; `point.key` is the key of the layers.
+        """
 
 
 def encoder_controls(backbone: Backbone) -> Controls:

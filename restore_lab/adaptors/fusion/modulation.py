@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from restore_lab.adaptors.fusion.base import Controls, encoder_controls, fusion_points
+from restore_lab.adaptors.fusion.base import Controls, Fusion, FusionPoint
 from restore_lab.adaptors.fusion.zero_conv import zero_conv
 
 if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
-    from restore_lab.types import Tap
 
 
-class Modulation(nn.Module):
-    """Scale and shift; an `Edit` whose carry is the trunk's features by name.
+class Modulation(Fusion):
+    """Scale and shift.
 
     Args:
         backbone: the prior.
@@ -34,29 +33,21 @@ class Modulation(nn.Module):
     """
 
     def __init__(self, backbone: Backbone, *, decoder: bool, controls: Controls | None = None) -> None:
-        super().__init__()
+        super().__init__(backbone, controls=controls)
         if decoder and backbone.family == "mmdit":
             raise ValueError("modulation of f_up needs a decoder half, which an MM-DiT has not; use fusion=modulation")
-        self.places = {
-            place.tap.name: place for place in fusion_points(backbone, controls or encoder_controls(backbone))
-        }
         self.gamma, self.beta, self.gamma_up = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
-        for place in self.places.values():
-            if place.key in self.gamma:
+        for point in self.points.values():
+            if point.key in self.gamma:
                 continue
-            self.gamma[place.key] = zero_conv(place.channels, place.width)
-            self.beta[place.key] = zero_conv(place.channels, place.width)
-            if place.tap.kind == "join" and decoder:
-                self.gamma_up[place.key] = zero_conv(place.channels, place.tap.channels - place.width)
+            self.gamma[point.key] = zero_conv(point.channels, point.width)
+            self.beta[point.key] = zero_conv(point.channels, point.width)
+            if point.tap.kind == "join" and decoder:
+                self.gamma_up[point.key] = zero_conv(point.channels, point.tap.channels - point.width)
 
-    def forward(self, tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: dict[str, Tensor]) -> tuple[Tensor, dict]:
-        """The edit, called at every tap."""
-        place = self.places.get(tap.name)
-        if place is None:
-            return h_BCHW, carry
-        key, control = place.key, carry[place.control]
-        up, skip = h_BCHW.split([tap.channels - place.width, place.width], dim=1)
-        gamma, beta = self.gamma[key](control).to(h_BCHW.dtype), self.beta[key](control).to(h_BCHW.dtype)
-        if key in self.gamma_up:
-            up = (1 + self.gamma_up[key](control).to(h_BCHW.dtype)) * up
-        return torch.cat([up, (1 + gamma) * skip + beta], dim=1), carry  # SPIRE, section 3.4: f_skip
+    def fuse(self, h_BCHW: Tensor, control_BCHW: Tensor, *, point: FusionPoint) -> Tensor:
+        up_BCHW, skip_BCHW = h_BCHW.split([h_BCHW.shape[1] - point.width, point.width], dim=1)
+        gamma_BCHW, beta_BCHW = (layer[point.key](control_BCHW).to(h_BCHW.dtype) for layer in (self.gamma, self.beta))
+        if point.key in self.gamma_up:
+            up_BCHW = (1 + self.gamma_up[point.key](control_BCHW).to(h_BCHW.dtype)) * up_BCHW  # SPIRE, Table 7
+        return torch.cat([up_BCHW, (1 + gamma_BCHW) * skip_BCHW + beta_BCHW], dim=1)  # SPIRE, section 3.4

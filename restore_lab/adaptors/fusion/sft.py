@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from restore_lab.adaptors.fusion.base import Controls, encoder_controls, fusion_points
+from restore_lab.adaptors.fusion.base import Controls, Fusion, FusionPoint
 from restore_lab.adaptors.fusion.zero_conv import add_residual, zero_conv
 
 if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
-    from restore_lab.types import Tap
 
 
 class SFTConnector(nn.Module):
@@ -43,8 +42,8 @@ class SFTConnector(nn.Module):
         return self.zero((1 + self.alpha(a)) * preview_BCHW + self.beta(a))  # InstantIR, Eq. 6
 
 
-class SFT(nn.Module):
-    """Connectors at all fusion points; an `Edit` whose carry is the trunk's features by name.
+class SFT(Fusion):
+    """Connectors at all fusion points.
 
     Args:
         backbone: the prior.
@@ -53,22 +52,14 @@ class SFT(nn.Module):
     """
 
     def __init__(self, backbone: Backbone, *, hidden: int, controls: Controls | None = None) -> None:
-        super().__init__()
-        controls = controls or encoder_controls(backbone)
-        self.halves = controls.halves
-        self.places = {place.tap.name: place for place in fusion_points(backbone, controls)}
+        super().__init__(backbone, controls=controls)
         self.connectors = nn.ModuleDict()
-        for place in self.places.values():
-            if place.key not in self.connectors:
-                self.connectors[place.key] = SFTConnector(
-                    channels=place.channels // self.halves, hidden=hidden, width=place.width
+        for point in self.points.values():
+            if point.key not in self.connectors:
+                self.connectors[point.key] = SFTConnector(
+                    channels=point.channels // self.controls.halves, hidden=hidden, width=point.width
                 )
 
-    def forward(self, tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: dict[str, Tensor]) -> tuple[Tensor, dict]:
-        """The edit, called at every tap."""
-        place = self.places.get(tap.name)
-        if place is None:
-            return h_BCHW, carry
-        control = carry[place.control]
-        preview, lq = control.chunk(2, dim=1) if self.halves == 2 else (control, control)
-        return add_residual(h_BCHW, self.connectors[place.key](preview, lq).to(h_BCHW.dtype)), carry
+    def fuse(self, h_BCHW: Tensor, control_BCHW: Tensor, *, point: FusionPoint) -> Tensor:
+        preview_BCHW, lq_BCHW = control_BCHW.chunk(2, dim=1) if self.controls.halves == 2 else [control_BCHW] * 2
+        return add_residual(h_BCHW, self.connectors[point.key](preview_BCHW, lq_BCHW).to(h_BCHW.dtype))

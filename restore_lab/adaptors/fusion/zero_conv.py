@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from restore_lab.adaptors.fusion.base import Controls, encoder_controls, fusion_points
+from restore_lab.adaptors.fusion.base import Controls, Fusion, FusionPoint
 
 if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
-    from restore_lab.types import Tap
 
 
 class Pointwise(nn.Conv2d):
@@ -39,31 +38,17 @@ def zero_conv(inputs: int, outputs: int, *, size: int = 1, like: Tensor | None =
     return conv
 
 
-class ZeroConv(nn.Module):
-    """Additive controls; an `Edit` whose carry is the trunk's features by name."""
+class ZeroConv(Fusion):
+    """Additive controls."""
 
     def __init__(self, backbone: Backbone, *, controls: Controls | None = None) -> None:
-        super().__init__()
-        self.places = {
-            place.tap.name: place for place in fusion_points(backbone, controls or encoder_controls(backbone))
-        }
-        keys = [place.key for place in self.places.values()]
-        # MM-DiT blocks that read the same control share its convolution's output.
-        self.shared = {key for key in keys if keys.count(key) > 1}
+        super().__init__(backbone, controls=controls)
         self.convs = nn.ModuleDict(
-            {place.key: zero_conv(place.channels, place.width) for place in self.places.values()}
+            {point.key: zero_conv(point.channels, point.width) for point in self.points.values()}
         )
 
-    def forward(self, tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: dict[str, Tensor]) -> tuple[Tensor, dict]:
-        """The edit, called at every tap."""
-        place = self.places.get(tap.name)
-        if place is None:
-            return h_BCHW, carry
-        name = f"{place.control} residual"
-        residual_BCHW = carry[name] if name in carry else self.convs[place.key](carry[place.control])
-        if place.key in self.shared:
-            carry = {**carry, name: residual_BCHW}
-        return add_residual(h_BCHW, residual_BCHW.to(h_BCHW.dtype)), carry
+    def fuse(self, h_BCHW: Tensor, control_BCHW: Tensor, *, point: FusionPoint) -> Tensor:
+        return add_residual(h_BCHW, self.convs[point.key](control_BCHW).to(h_BCHW.dtype))
 
 
 def add_residual(h_BCHW: Tensor, residual_BCHW: Tensor) -> Tensor:

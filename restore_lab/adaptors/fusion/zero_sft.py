@@ -10,12 +10,13 @@ upsamplers ("ZeroCrossAttn", not zero-initialised): `attention: true`. Shapes: (
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from restore_lab.adaptors.fusion.base import Controls, FusionPoint, encoder_controls, fusion_points
+from restore_lab.adaptors.fusion.base import Controls, Fusion, FusionPoint
 from restore_lab.adaptors.fusion.zero_conv import zero_conv
 
 if TYPE_CHECKING:
@@ -79,8 +80,8 @@ class ControlAttention(nn.Module):
         return h_BCHW + out_BLD.transpose(1, 2).reshape(h_BCHW.shape)
 
 
-class ZeroSFT(nn.Module):
-    """Connectors at all fusion points; an `Edit` whose carry is the trunk's features by name.
+class ZeroSFT(Fusion):
+    """Connectors at all fusion points.
 
     In an MM-DiT the connector acts on a block's update of the residual stream, such that the norm does not break the
     stream: h <- h_in + ZeroSFT(h - h_in), with h_in the block's input.
@@ -96,35 +97,34 @@ class ZeroSFT(nn.Module):
     """
 
     def __init__(self, backbone: Backbone, *, hidden: int, attention: bool, controls: Controls | None = None) -> None:
-        super().__init__()
+        super().__init__(backbone, controls=controls)
         if attention and backbone.family == "mmdit":
             raise ValueError("ZeroCrossAttn sits before upsamplers, and an MM-DiT has none; use fusion=zero_sft")
         self.on_updates = backbone.family == "mmdit"
-        self.places = {
-            place.tap.name: place for place in fusion_points(backbone, controls or encoder_controls(backbone))
-        }
-        self.keys: dict[str, tuple[str, str]] = {}  # by tap: keys of the weights and of the control
         self.connectors = nn.ModuleDict()
         last: FusionPoint | None = None
         for tap in backbone.taps:
-            if tap.name in self.places:
-                last = self.places[tap.name]
-                self.keys[tap.name] = (last.key, last.control)
+            if tap.name in self.points:
+                last = self.points[tap.name]
                 if last.key not in self.connectors:
                     self.connectors[last.key] = Connector(
                         control=last.channels, skip=last.width, up=tap.channels - last.width, hidden=hidden
                     )
             elif tap.kind == "upsample" and attention and last is not None:
-                key = tap.name.replace(".", "_")
-                self.keys[tap.name] = (key, last.control)
-                self.connectors[key] = ControlAttention(width=tap.channels, control=last.channels)
+                point = replace(last, tap=tap, key=tap.name.replace(".", "_"))
+                self.points[tap.name] = point
+                self.connectors[point.key] = ControlAttention(width=tap.channels, control=point.channels)
 
-    def forward(self, tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: dict[str, Tensor]) -> tuple[Tensor, dict]:
-        """The edit, called at every tap; it acts at the fusion points and, with `attention`, before upsamplers."""
-        before = carry.get(BLOCK_INPUT) if self.on_updates else None
-        if tap.name in self.keys:
-            key, control = self.keys[tap.name]
-            update_BCHW = h_BCHW if before is None else h_BCHW - before
-            edited_BCHW = self.connectors[key](update_BCHW, carry[control]).to(h_BCHW.dtype)
-            h_BCHW = edited_BCHW if before is None else before + edited_BCHW
-        return h_BCHW, ({**carry, BLOCK_INPUT: h_BCHW} if self.on_updates else carry)
+    def fuse(self, h_BCHW: Tensor, control_BCHW: Tensor, *, point: FusionPoint) -> Tensor:
+        return self.connectors[point.key](h_BCHW, control_BCHW).to(h_BCHW.dtype)
+
+    def forward(
+        self, tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        if not self.on_updates:
+            return super().forward(tap, h_BCHW, temb_BD, carry)
+        if tap.name in self.points:
+            before_BCHW = carry[BLOCK_INPUT]
+            update_BCHW, _ = super().forward(tap, h_BCHW - before_BCHW, temb_BD, carry)
+            h_BCHW = before_BCHW + update_BCHW
+        return h_BCHW, {**carry, BLOCK_INPUT: h_BCHW}

@@ -98,11 +98,11 @@ def test_zero_conv_is_modulation_without_gamma(backbones) -> None:
     modulated.beta.load_state_dict(added.convs.state_dict())
     draw = torch.Generator().manual_seed(0)
     taps = taps_by_name(backbone)
-    assert added.places == modulated.places
-    for name, source in ((name, place.control) for name, place in added.places.items()):
+    assert added.points == modulated.points
+    for name, source in ((name, place.control) for name, place in added.points.items()):
         h = torch.randn(2, taps[name].channels, 4, 4, generator=draw)
         carry = {source: torch.randn(2, taps[source].channels, 4, 4, generator=draw)}
-        for other in (tap for tap in backbone.taps if tap.name not in added.places):
+        for other in (tap for tap in backbone.taps if tap.name not in added.points):
             assert added(other, h, h, carry)[0] is h
         a, b = added(taps[name], h, h, carry)[0], modulated(taps[name], h, h, carry)[0]
         torch.testing.assert_close(a, b)

@@ -20,7 +20,7 @@ from tests.helpers.checkout import CONF
 from tests.helpers.rounding import close
 from tests.helpers.toy_priors import toy_backbone, toy_inputs, toy_mmdit, toy_unet_folder
 
-BASES = CONF / "backbone" / "base"
+BASES = CONF / "backbone" / "full"
 KINDS = ("sd3", "sd35")
 SIZES = ((8, 8), (6, 10))
 WIDTH = 16  # two heads of eight

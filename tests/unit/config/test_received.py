@@ -175,7 +175,8 @@ def nodes(node: Any, place: str = "") -> list[tuple[str, Any]]:
     return [leaf for key, value in node.items() for leaf in nodes(value, f"{place}.{key}" if place else str(key))]
 
 
-WITHIN = {"backbone/base": "backbone", "scale/parts": "scale"}  # what options of a group have in common with others
+# Folders whose files options of a group have in common.
+WITHIN = {"backbone/full": "backbone", "backbone/tiny": "backbone", "scale/parts": "scale"}
 
 
 def shipped() -> list[tuple[str, str, dict[str, Any], str]]:
@@ -190,7 +191,8 @@ def shipped() -> list[tuple[str, str, dict[str, Any], str]]:
         place = {"adaptor/reference": "adaptor_reference"}.get(group, group.replace("/", "."))
         if package is not None:
             place = "" if package[1] == "_global_" else package[1]
-        if group in GROUPS or group in (".", "sizes", "variants"):
+        of_method = group.startswith("method/") and file.stem != "stages"  # of training only
+        if group in GROUPS or group == "." or of_method:
             base = EXPERIMENTS if group == "experiment" else conf_dir() / group
             name = file.relative_to(base).with_suffix("").as_posix()
             found.append((group, name, yaml.safe_load(text) or {}, "" if group == "." else place))

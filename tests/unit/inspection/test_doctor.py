@@ -18,7 +18,7 @@ from tests.helpers.checkout import CONF
 from tests.helpers.configs import composed
 from tests.helpers.toy_repositories import HUB, in_hub_cache, write_repository
 
-BASES = CONF / "backbone" / "base"
+BASES = CONF / "backbone" / "full"
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ def test_a_connector_is_its_formula(trained, backbone) -> None:
         if tap.kind not in ("join", "middle"):
             continue
         module = fusion.connectors[name.replace(".", "_")]
-        source = taps_by_name(backbone)[fusion.keys[name][1]]
+        source = taps_by_name(backbone)[fusion.points[name].control]
         assert source.stride == tap.stride
         h = torch.randn(2, tap.channels, 4, 4, generator=draw)
         c = torch.randn(2, source.channels, 4, 4, generator=draw)
@@ -79,14 +79,14 @@ def test_a_connector_is_its_formula(trained, backbone) -> None:
 def test_other_taps_pass_and_attention_sits_before_upsamplers(backbone) -> None:
     plain, release = (ZeroSFT(backbone, hidden=8, attention=attention) for attention in (False, True))
     taps = taps_by_name(backbone)
-    kinds = lambda fusion: {taps[name].kind for name in fusion.keys}  # noqa: E731
+    kinds = lambda fusion: {taps[name].kind for name in fusion.points}  # noqa: E731
     assert kinds(plain) == {"join", "middle"} and kinds(release) == {"join", "middle", "upsample"}
-    for name in set(release.keys) - set(plain.keys):
+    for name in set(release.points) - set(plain.points):
         before = [tap.name for tap in backbone.taps[: backbone.taps.index(taps[name])] if tap.kind == "join"][-1]
-        assert release.keys[name][1] == release.keys[before][1]  # fed like the join before it
+        assert release.points[name].control == release.points[before].control  # fed like the join before it
         h = torch.randn(1, taps[name].channels, 4, 4)
-        c = torch.randn(1, taps[release.keys[name][1]].channels, 4, 4)
-        assert release(taps[name], h, None, {release.keys[name][1]: c})[0].shape == h.shape
+        c = torch.randn(1, taps[release.points[name].control].channels, 4, 4)
+        assert release(taps[name], h, None, {release.points[name].control: c})[0].shape == h.shape
     h = torch.randn(1, taps["down.0"].channels, 4, 4)
     assert plain(taps["down.0"], h, None, {})[0] is h
 

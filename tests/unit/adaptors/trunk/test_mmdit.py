@@ -134,15 +134,11 @@ def test_zero_convolutions_are_diffusers_controlnet(kind, backbones) -> None:
     z, t, cond = toy_inputs(backbone, size=(6, 10))
     hint = seen(z)
     told = {"encoder_hidden_states": cond.tokens_BLD, "pooled_projections": cond.pooled_BD, "timestep": t}
-    asked: list[str] = []
-    for name, conv in adaptor.fusion.convs.items():
-        conv.register_forward_hook(lambda *_, name=name: asked.append(name))
     with torch.no_grad():
         residuals = theirs(z, controlnet_cond=hint.lq_latent_BCHW, **told).controlnet_block_samples
         expected = backbone.transformer(z, **told, block_controlnet_hidden_states=residuals).sample
         found = backbone(z, t, cond, adaptor.fuse, adaptor.control(z, t, hint, cond))
         torch.testing.assert_close(found, expected, **TOLERANCE)
-        assert asked == ["block_0", "block_1"]  # what two blocks hear is worked out once
         assert (found - backbone(z, t, cond)).abs().max() > 1e-2
 
 

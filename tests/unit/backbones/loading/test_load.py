@@ -16,7 +16,7 @@ from restore_lab.backbones.loading.places import BackboneError
 from tests.helpers.checkout import CONF
 from tests.helpers.toy_priors import TEXT_LENGTH, toy_unet_folder
 
-BASES = CONF / "backbone" / "base"
+BASES = CONF / "backbone" / "full"
 
 # Parameters in millions: UNets from reference/stack.md's census, text encoders and codec as published.
 SIZES = {

@@ -14,7 +14,7 @@ from tests.helpers.checkout import CONF
 from tests.helpers.toy_priors import toy_unet_folder, toy_vae
 from tests.helpers.toy_repositories import write_repository
 
-BASES = CONF / "backbone" / "base"
+BASES = CONF / "backbone" / "full"
 
 
 def kinds(backbone: Any) -> tuple[set[torch.dtype], ...]:
