@@ -21,9 +21,9 @@ from restore_lab.samplers.colour import keep
 from restore_lab.samplers.fidelity.base import FidelityGuidance, Prediction
 from restore_lab.samplers.guidance import ClassifierFree
 from restore_lab.samplers.init import Noise
-from restore_lab.samplers.level import Linear
 from restore_lab.samplers.loop import SchedulerSampler
 from restore_lab.samplers.schedulers import ddim
+from restore_lab.samplers.strength import Linear
 from restore_lab.types import Batch, Cond, Hint, Recipe, Step, Tap
 from tests.helpers.toy_priors import TEXT_LENGTH, toy_backbone
 

@@ -22,9 +22,10 @@ from restore_lab.samplers.fidelity.base import FidelityGuidance
 from restore_lab.samplers.fidelity.restoration_guided import RestorationGuided
 from restore_lab.samplers.guidance import ClassifierFree
 from restore_lab.samplers.init import LqNoised
-from restore_lab.samplers.level import Level, Linear, levels
+from restore_lab.samplers.level import Level, levels
 from restore_lab.samplers.schedulers import ddim, unipc
 from restore_lab.samplers.spacing import timesteps
+from restore_lab.samplers.strength import Linear
 from restore_lab.types import Cond, Hint
 from tests.helpers.configs import composed
 from tests.helpers.rounding import close

@@ -17,9 +17,10 @@ from restore_lab.samplers.fidelity.base import FidelityGuidance, Prediction, Ste
 from restore_lab.samplers.fidelity.restoration_guided import RestorationGuided
 from restore_lab.samplers.fidelity.rss import RestorationSampling
 from restore_lab.samplers.init import LqNoised
-from restore_lab.samplers.level import Level, Until, levels
+from restore_lab.samplers.level import Level, levels
 from restore_lab.samplers.loop import SchedulerSampler
 from restore_lab.samplers.schedulers import ddim, ddpm, dpmpp, euler_flow, lcm, unipc
+from restore_lab.samplers.strength import Until
 from tests.helpers.rounding import close
 from tests.helpers.toy_methods import latents, said, sampler_parts, schedule
 
