@@ -40,8 +40,9 @@ from restore_lab.inference.restorer import load
 from restore_lab.methods.pipeline import pad_to_multiple, parts_to_caption
 from restore_lab.methods.weights import weights_file
 from restore_lab.prompts.slots import PromptSources
-from restore_lab.storage.artefact import Manifest, is_complete, place_of
+from restore_lab.storage.artefact import Manifest, is_complete
 from restore_lab.storage.foreign import leads_inside
+from restore_lab.storage.paths import place_of
 from restore_lab.types import Prompt
 
 if TYPE_CHECKING:

@@ -22,8 +22,10 @@ from restore_lab.evaluation.contact_sheet import Panel, contact_sheet
 from restore_lab.evaluation.degraded import compute_results
 from restore_lab.evaluation.records import PER_IMAGE, PICTURE, RECORD, ImageValue, has_record, write_record
 from restore_lab.evaluation.suite import Measurements, MetricSuite, Tally
-from restore_lab.storage.artefact import code_version, identity, write_bytes_atomic
+from restore_lab.storage.artefact import code_version
+from restore_lab.storage.atomic import write_bytes_atomic
 from restore_lab.storage.foreign import parse_json
+from restore_lab.storage.identity import identity
 from restore_lab.system.processes import merge_lock, own_parts
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from restore_lab.evaluation.page import log_record
 from restore_lab.evaluation.records import RECORD, has_record, read_record
-from restore_lab.storage.artefact import identity
+from restore_lab.storage.identity import identity
 from restore_lab.storage.locks import first_rank, lock
 from restore_lab.storage.outputs import take_folder
 from restore_lab.system.processes import is_launched_rank, rank_and_world

@@ -22,7 +22,8 @@ from typing import Any
 
 from restore_lab.data import parquet
 from restore_lab.evaluation.protocol import Column
-from restore_lab.storage.artefact import NAME, write_bytes_atomic, write_json_atomic
+from restore_lab.storage.artefact import NAME
+from restore_lab.storage.atomic import write_bytes_atomic, write_json_atomic
 from restore_lab.storage.files import shorten
 from restore_lab.storage.foreign import LARGEST, bytes_of, json_of, parse_dataclass
 

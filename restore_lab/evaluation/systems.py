@@ -26,7 +26,7 @@ from restore_lab.evaluation.parts import Parts, clear
 from restore_lab.evaluation.plan import Scores, scores_of, settings_of
 from restore_lab.evaluation.protocol import resize
 from restore_lab.evaluation.records import LQ, ORIGINAL
-from restore_lab.storage.artefact import fingerprint
+from restore_lab.storage.identity import fingerprint
 from restore_lab.system.processes import device
 
 if TYPE_CHECKING:

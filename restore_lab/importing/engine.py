@@ -19,7 +19,8 @@ from omegaconf import OmegaConf
 from restore_lab.importing.recognise import RecognisedCheckpoint
 from restore_lab.inspection.describe import on_meta
 from restore_lab.methods.weights import part_of, stored_fingerprint, write_weights
-from restore_lab.storage.artefact import Manifest, identity, is_complete
+from restore_lab.storage.artefact import Manifest, is_complete
+from restore_lab.storage.identity import identity
 from restore_lab.storage.locks import lock
 from restore_lab.storage.outputs import take_folder
 

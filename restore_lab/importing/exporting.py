@@ -27,8 +27,9 @@ from restore_lab.methods.weights import (
     weights_file,
     write_weights,
 )
-from restore_lab.storage.artefact import Manifest, fingerprint, identity, is_complete
+from restore_lab.storage.artefact import Manifest, is_complete
 from restore_lab.storage.foreign import has_type
+from restore_lab.storage.identity import fingerprint, identity
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel

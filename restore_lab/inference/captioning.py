@@ -22,7 +22,9 @@ from restore_lab.data.image_io import BadImage, read_image, resize_image, to_ima
 from restore_lab.data.sources.captions import read_table
 from restore_lab.data.sources.folder import list_images
 from restore_lab.prompts.vlm import Vlm
-from restore_lab.storage.artefact import Manifest, identity, is_complete, json_bytes, write_json_atomic
+from restore_lab.storage.artefact import Manifest, is_complete
+from restore_lab.storage.atomic import json_bytes, write_json_atomic
+from restore_lab.storage.identity import identity
 from restore_lab.storage.outputs import require_free, take_folder, write_output
 from restore_lab.system.processes import merge_lock, own_parts, rank_and_world
 

@@ -17,7 +17,9 @@ from omegaconf import OmegaConf
 
 from restore_lab.config.build import build
 from restore_lab.methods.weights import is_lora
-from restore_lab.storage.artefact import Manifest, identity, write_json_atomic
+from restore_lab.storage.artefact import Manifest
+from restore_lab.storage.atomic import write_json_atomic
+from restore_lab.storage.identity import identity
 from restore_lab.storage.outputs import take_folder
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from restore_lab.launch.job import Job, finished_facts
-from restore_lab.storage.artefact import write_bytes_atomic
+from restore_lab.storage.atomic import write_bytes_atomic
 
 FILE = Path(__file__).with_name("cost.json")
 

@@ -19,9 +19,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from restore_lab.storage.artefact import PACKAGE, is_complete, write_json_atomic
+from restore_lab.storage.artefact import is_complete
+from restore_lab.storage.atomic import write_json_atomic
 from restore_lab.storage.foreign import json_of
 from restore_lab.storage.locks import first_rank
+from restore_lab.storage.paths import PACKAGE
 
 COMMAND = (sys.executable, "-m", "restore_lab.cli.main")
 SCORES, DESCRIPTION, IMAGES, CAPTIONS = "scores", "description", "images", "captions"

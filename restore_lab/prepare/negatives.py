@@ -20,7 +20,9 @@ from omegaconf import OmegaConf
 
 from restore_lab.config.build import build
 from restore_lab.samplers.fidelity.base import Prediction, Steer
-from restore_lab.storage.artefact import Manifest, differences, identity, is_complete, write_bytes_atomic
+from restore_lab.storage.artefact import Manifest, differences, is_complete
+from restore_lab.storage.atomic import write_bytes_atomic
+from restore_lab.storage.identity import identity
 from restore_lab.storage.outputs import take_folder
 from restore_lab.system.processes import device, own_parts
 from restore_lab.types import Hint

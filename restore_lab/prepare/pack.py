@@ -25,7 +25,9 @@ from restore_lab.config.build import build
 from restore_lab.data.frames import describe_frames, take_frames
 from restore_lab.data.image_io import BadImage
 from restore_lab.data.sources.tar_index import index_of, tar_name
-from restore_lab.storage.artefact import Manifest, identity, is_complete, write_json_atomic
+from restore_lab.storage.artefact import Manifest, is_complete
+from restore_lab.storage.atomic import write_json_atomic
+from restore_lab.storage.identity import identity
 from restore_lab.storage.outputs import take_folder
 from restore_lab.system.faults import name_errors
 from restore_lab.system.processes import merge_lock, own_parts, rank_and_world

@@ -24,7 +24,7 @@ import numpy as np
 import yaml
 
 from restore_lab.data.image_io import read_image, resize_image, write_png
-from restore_lab.storage.artefact import write_bytes_atomic
+from restore_lab.storage.atomic import write_bytes_atomic
 from restore_lab.storage.hashes import hash_of
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from restore_lab.launch.job import Job, JobFailed, run
-from restore_lab.storage.artefact import write_json_atomic
+from restore_lab.storage.atomic import write_json_atomic
 from restore_lab.storage.foreign import json_of
 from restore_lab.tables.jobs import Plan
 

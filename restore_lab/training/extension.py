@@ -17,7 +17,9 @@ from omegaconf import DictConfig
 
 from restore_lab.config.compose import OVERRIDES_KEY
 from restore_lab.config.trainer import ENDS
-from restore_lab.storage.artefact import Manifest, identity, is_complete, place_of
+from restore_lab.storage.artefact import Manifest, is_complete
+from restore_lab.storage.identity import identity
+from restore_lab.storage.paths import place_of
 from restore_lab.training.plan import Stage, chosen_stages, folder_of, planned
 
 SHOWN = 3  # differences in a line

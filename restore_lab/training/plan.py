@@ -17,7 +17,7 @@ from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from restore_lab.config import trainer
 from restore_lab.config.build import resolve
 from restore_lab.config.compose import command_overrides
-from restore_lab.storage.artefact import identity
+from restore_lab.storage.identity import identity
 
 STATE = "state"  # the folder of a run's checkpoints, in its own
 LOSSES = "losses.jsonl"

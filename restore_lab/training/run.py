@@ -18,7 +18,8 @@ from omegaconf import DictConfig
 
 from restore_lab.config.build import build, build_nodes
 from restore_lab.config.compose import OVERRIDES_KEY, command_overrides
-from restore_lab.storage.artefact import Manifest, differences, is_complete, write_bytes_atomic
+from restore_lab.storage.artefact import Manifest, differences, is_complete
+from restore_lab.storage.atomic import write_bytes_atomic
 from restore_lab.storage.hashes import HASHES, hashes
 from restore_lab.storage.locks import first_rank, lock
 from restore_lab.storage.outputs import take_folder

@@ -16,7 +16,7 @@ from restore_lab.cli.doctor import run
 from restore_lab.config.build import build
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.data.sources.named_dataset import NamedDataset, checkup, dataset_paths
-from restore_lab.storage.artefact import identity
+from restore_lab.storage.identity import identity
 from tests.composed import composed
 
 # Files of a toy copy, as the public ones are laid out, and the keys and partners that must come out.

@@ -13,7 +13,8 @@ from restore_lab.data.sources.folder import FolderSource
 from restore_lab.inference import captioning
 from restore_lab.inference.captioning import caption_folder
 from restore_lab.launch.job import CAPTIONS, SCORES
-from restore_lab.storage.artefact import Manifest, identity, is_complete
+from restore_lab.storage.artefact import Manifest, is_complete
+from restore_lab.storage.identity import identity
 from restore_lab.storage.named import prerequisite_name, prerequisite_path
 from restore_lab.tables.jobs import Plan
 from restore_lab.tables.table import plan_text

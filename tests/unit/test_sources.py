@@ -9,7 +9,8 @@ import pytest
 
 from restore_lab.config.build import ALLOWED
 from restore_lab.storage import source_code
-from restore_lab.storage.artefact import Manifest, differences, identity
+from restore_lab.storage.artefact import Manifest, differences
+from restore_lab.storage.identity import identity
 
 OURS = {"module": {"_target_": "restore_lab.objectives.denoising.Denoising", "t_min": 0.1}}
 

@@ -21,7 +21,7 @@ from restore_lab.evaluation.page import log_record, means, per_image, read_image
 from restore_lab.evaluation.protocol import Column
 from restore_lab.evaluation.records import Cell, ImageValue, Results, image_file
 from restore_lab.methods.trainable import Trainable
-from restore_lab.storage.artefact import write_bytes_atomic
+from restore_lab.storage.atomic import write_bytes_atomic
 from restore_lab.tracking import track
 from restore_lab.training import run as fit_module
 from restore_lab.training.module import Optimisation, TrainingModule
