@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-
 from restore_lab.importing.recognise import RecognisedCheckpoint
 from restore_lab.inspection.describe import on_meta
 from restore_lab.methods.weights import part_of, stored_fingerprint, write_weights
-from restore_lab.storage.artefact import Manifest, is_complete
-from restore_lab.storage.identity import identity
+from restore_lab.storage.artefact import Artefact, is_complete
+from restore_lab.storage.identity import identity, plain_settings
 from restore_lab.storage.locks import lock
 from restore_lab.storage.outputs import take_folder
 
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
     from restore_lab.methods.module import RestorationModule
 
 log = logging.getLogger(__name__)
-MAX_NAMES = 3  # per kind of mismatch in an error message
+MAX_LISTED = 3  # per kind of mismatch in an error message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +60,10 @@ def import_checkpoints(cfg: DictConfig, found: Sequence[RecognisedCheckpoint], *
         sources.append(_described(one, taken=len(taken), base=base))
     prior = stored_fingerprint(module.backbone.denoiser, cfg.backbone.path, family=cfg.backbone.family)
     rest = _others(module, found)
-    settings = {name: _plain(cfg[name]) for name in ("adaptor", "lq_encoder", "decoder")}
-    settings["layouts"] = [one.layout.name for one in found]
+    settings = {
+        **plain_settings(cfg, ("adaptor", "lq_encoder", "decoder")),
+        "layouts": [one.layout.name for one in found],
+    }
     name = identity(settings, [source["sha256"] for source in sources] + [prior or "unknown prior"])
     folder = Path(cfg.output or Path(cfg.runs_dir) / "imported" / f"{found[0].layout.name}-{name}")
     facts = {
@@ -75,25 +75,26 @@ def import_checkpoints(cfg: DictConfig, found: Sequence[RecognisedCheckpoint], *
         "words": list(words),
         "setting": found[0].layout.setting,
     }
-    manifest = Manifest(identity=name, kind="imported", settings=settings, extra=facts)
-    write_artefact(folder, manifest, lambda: write_weights(converted, folder, dtype=None, base=prior))
+    artefact = Artefact(kind="imported", identity=name, folder=folder, settings=settings)
+    write_artefact(artefact, lambda: write_weights(converted, folder, dtype=None, base=prior), facts)
     return ImportResult(folder=folder, facts=facts)
 
 
-def write_artefact(folder: Path, manifest: Manifest, write: Callable[[], None]) -> None:
-    """Write an artefact and then its manifest, unless it exists.
+def write_artefact(artefact: Artefact, write: Callable[[], None], facts: Mapping[str, Any]) -> None:
+    """Write an artefact and then its manifest with some facts, unless it exists.
 
     Raises:
         ValueError: if the folder holds another artefact.
     """
+    folder = artefact.folder
     with lock(folder):
-        if is_complete(folder, identity=manifest.identity):
+        if artefact.is_complete():
             return
         if is_complete(folder):
             raise ValueError(f"{folder} holds another artefact; choose another output, or delete it")
         take_folder(folder, setting="output")
         write()
-        manifest.write(folder)
+        artefact.finish(**facts)
 
 
 def convert(one: RecognisedCheckpoint, module: RestorationModule) -> tuple[dict[str, Tensor], int]:
@@ -127,7 +128,7 @@ def convert(one: RecognisedCheckpoint, module: RestorationModule) -> tuple[dict[
     base = [key for key in others if layout.base(key)]
     left_over = [key for key in others if not layout.base(key)]
     problems = [
-        f"{len(names)} {what}: {', '.join(names[:MAX_NAMES])}{', ...' if len(names) > MAX_NAMES else ''}"
+        f"{len(names)} {what}: {', '.join(names[:MAX_LISTED])}{', ...' if len(names) > MAX_LISTED else ''}"
         for what, names in (("missing", missing), ("left over", left_over), ("of another shape", misshapen))
         if names
     ]
@@ -161,20 +162,16 @@ def _others(module: RestorationModule, found: Sequence[RecognisedCheckpoint]) ->
     return sorted({part_of(name) for name in module.adaptor_state()} - {p for one in found for p in one.layout.parts})
 
 
-def _plain(node: Any) -> Any:
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-
-
-def report(done: ImportResult) -> str:
+def report_import(done: ImportResult) -> str:
     """The import's report as text."""
     lines: list[str] = []
     for source in done.facts["sources"]:
         lines.append(f"{source['file']}: {source['title']}, recognised by its keys")
-        told = f"  {source['mapped']} of {source['keys']} keys mapped to {source['tensors']} tensors"
-        told += f", {source['base']} are the prior's and not imported" if source["base"] else ""
-        told += f", {source['settings']} are settings" if source["settings"] else ""
+        line = f"  {source['mapped']} of {source['keys']} keys mapped to {source['tensors']} tensors"
+        line += f", {source['base']} are the prior's and not imported" if source["base"] else ""
+        line += f", {source['settings']} are settings" if source["settings"] else ""
         lines += [
-            f"{told}; 0 missing, 0 left over",
+            f"{line}; 0 missing, 0 left over",
             f"  licence: {source['licence']}",
             f"  sha256:  {source['sha256']}",
         ]

@@ -1,4 +1,8 @@
-"""Artefacts: folders whose `manifest.json` is written last, so that a folder with a manifest is complete."""
+"""Artefacts: what commands make, each in a folder with a manifest.
+
+A command plans its artefacts before it builds anything, so a table or a sweep knows which of them exist already. The
+manifest is written last, so a folder with a manifest is complete.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +23,59 @@ from restore_lab.storage.source_code import changes, sources_of
 MANIFEST = "manifest.json"
 MAX_MANIFEST = 16 * 2**20  # bytes
 NAME = re.compile(r"[\w.-]{1,100}")  # identities and kinds: parts of folders' names
+SCORES, DESCRIPTION, IMAGES, CAPTIONS, SHARDS = "scores", "description", "images", "captions", "shards"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artefact:
+    """What a command makes, known before it is made.
+
+    Attributes:
+        kind: `SCORES`, `DESCRIPTION`, ..., or for weights the stage of training that makes them.
+        identity: the hash of `settings` and `parents` (identity.py).
+        folder: need not exist yet.
+        settings: all that can change the content.
+        parents: identities of the artefacts that this one is made from.
+    """
+
+    kind: str
+    identity: str
+    folder: Path
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    parents: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.identity}"
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether a training makes it."""
+        return self.kind not in (SCORES, DESCRIPTION, IMAGES, CAPTIONS, SHARDS)
+
+    def is_complete(self) -> bool:
+        """Whether the artefact is in its folder."""
+        return is_complete(self.folder, identity=self.identity)
+
+    def finish(self, **extra: Any) -> None:
+        """Mark the folder complete; call it after everything else is written.
+
+        Args:
+            extra: see `Manifest`.
+        """
+        Manifest(
+            identity=self.identity, kind=self.kind, settings=self.settings, parents=self.parents, extra=extra
+        ).write(self.folder)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The manifest of a complete artefact folder.
+    """The manifest of a complete artefact.
 
-    `kind` is "weights", "restored", "scores", ...; `settings` and `parents` enter the identity; `code` is the version
-    of this package that made it (not part of the identity); `extra` is further JSON for readers; `sources` are the
-    hashes of other packages' code that `settings` name.
+    Attributes:
+        identity, kind, settings, parents: as in `Artefact`.
+        code: version of this package that made it; not part of the identity.
+        extra: further JSON for readers.
+        sources: hashes of other packages' code that `settings` name.
     """
 
     identity: str
@@ -39,7 +87,7 @@ class Manifest:
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, folder: str | PurePath) -> None:
-        """Mark `folder` complete; call it after everything else is written."""
+        """Write the manifest to a folder."""
         write_json_atomic(Path(folder) / MANIFEST, asdict(replace(self, sources=sources_of(self.settings))))
 
     @classmethod
@@ -62,20 +110,18 @@ class Manifest:
             raise ValueError(f"{place}: not a manifest (identities and kind are names); delete the folder")
         return found
 
+    def changes(self, settings: Mapping[str, Any]) -> str:
+        """How other settings differ from these: " (other sources: mypkg/loss.py)", or ""."""
+        return changes(self.settings, settings, sources=self.sources)
+
 
 def is_complete(folder: str | PurePath, *, identity: str | None = None) -> bool:
-    """Whether an artefact is complete and, if given, has this identity."""
+    """Whether a folder has a complete artefact and, if given, one of this identity."""
     try:
         manifest = Manifest.read(folder)
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return False
     return identity is None or manifest.identity == identity
-
-
-def differences(folder: str | PurePath, settings: Mapping[str, Any]) -> str:
-    """How a complete folder differs from these settings: " (other sources: mypkg/loss.py)", or ""."""
-    manifest = Manifest.read(folder)
-    return changes(manifest.settings, settings, sources=manifest.sources)
 
 
 @functools.cache

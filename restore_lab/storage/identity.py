@@ -17,15 +17,20 @@ import inspect
 import json
 import math
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
 
 from restore_lab.storage.named import PREREQUISITE, below_datasets, prerequisite_name
 from restore_lab.storage.notes import read_note
 from restore_lab.storage.paths import PACKAGE, place_of
 from restore_lab.storage.source_code import source_hash
 from restore_lab.storage.walk import match, walk
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 IGNORED_KEYS = frozenset(
     ("logger", "hydra", "output", "output_dir", "output_folder", "run_dir", "runs_dir", "save_dir")
@@ -43,7 +48,7 @@ def identity(settings: Mapping[str, Any], parents: Sequence[str] = ()) -> str:
     """An artefact's identity, 16 hex characters.
 
     Args:
-        settings: plain values (`OmegaConf.to_container(cfg, resolve=True)`); 1 and 1.0 are one value.
+        settings: plain values, as of `plain_settings`; 1 and 1.0 are one value.
         parents: identities of the artefacts that this one is made from, in order.
 
     Raises:
@@ -52,6 +57,14 @@ def identity(settings: Mapping[str, Any], parents: Sequence[str] = ()) -> str:
     canonical = [_canonical(settings, ""), list(parents)]
     text = json.dumps(canonical, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def plain_settings(cfg: DictConfig, keys: Iterable[str]) -> dict[str, Any]:
+    """Some settings of a config as plain values; they are resolved in it, since they interpolate other settings."""
+    return {
+        key: OmegaConf.to_container(cfg[key], resolve=True) if OmegaConf.is_config(cfg[key]) else cfg[key]
+        for key in keys
+    }
 
 
 def fingerprint(path: str | PurePath) -> str:

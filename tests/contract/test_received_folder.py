@@ -25,7 +25,7 @@ import pytest
 from restore_lab.cli.main import main
 from restore_lab.data.image_io import read_image
 from restore_lab.data.photograph import read_photograph
-from restore_lab.evaluation.evaluate import planned
+from restore_lab.evaluation.evaluate import plan_evaluation
 from restore_lab.evaluation.records import PER_IMAGE, RECORD, image_file, read_record
 from restore_lab.methods.weights import WEIGHTS, read_weights, weights_file
 from restore_lab.prompts.visual import ClipVision
@@ -150,7 +150,7 @@ def test_weights_that_claim_anothers_identity_have_a_record_of_their_own(tmp_pat
         Manifest(identity=claimed, kind="adaptor").write(place)
 
     def scores(weights: Path) -> Any:
-        return planned(composed("evaluate", *few_photos(), f"runs_dir={runs}", f"weights={weights}"))
+        return plan_evaluation(composed("evaluate", *few_photos(), f"runs_dir={runs}", f"weights={weights}"))
 
     mine, theirs = scores(runs / "mine" / f"adaptor-{claimed}"), scores(tmp_path / "sent")
     assert mine.parents == (claimed,) and theirs.parents == () and mine.identity != theirs.identity
