@@ -124,15 +124,15 @@ def plan_evaluation(cfg: DictConfig, *, weights: str | None = None) -> Scores:
     parents: tuple[str, ...] = ()
     if weights is not None:
         parents = (weights,)
-    elif cfg.weights is not None and _is_own(place_of(cfg.weights), Path(cfg.runs_dir)):
+    elif cfg.weights is not None and _is_trusted(place_of(cfg.weights), Path(cfg.runs_dir)):
         parents = (Manifest.read(place_of(cfg.weights)).identity,)
     else:  # also for a folder outside runs_dir, whose manifest is not trusted
         settings["weights"] = None if cfg.weights is None else str(weights_file(cfg.weights))
     return plan_scores(cfg, settings, parents)
 
 
-def _is_own(place: Path, runs: Path) -> bool:
-    """Whether a complete run is in `runs_dir`, so that the identity in its manifest can be trusted."""
+def _is_trusted(place: Path, runs: Path) -> bool:
+    """Whether weights are a complete run in `runs_dir`, so that the identity in its manifest can be trusted."""
     return leads_inside(place, runs) and is_complete(place)
 
 
@@ -179,9 +179,9 @@ def _measure_method(cfg: DictConfig, scores: Scores) -> bool:
         for number, batch in degraded_batches(cfg, module.run_device, missing):
             panels: list[Panel] = []
             if batch is not None:
-                rows, panels = _measure_batch(module, suite, batch, variants, cfg.work_size)
+                images, panels = _measure_batch(module, suite, batch, variants, cfg.work_size)
                 if cfg.keep_images:
-                    keep_images(scores.folder, rows, batch.key)
+                    keep_images(scores.folder, images, batch.key)
             parts.write(number, suite.take(), panels)
     return parts.close()
 
@@ -217,19 +217,19 @@ def _measure_batch(
         rows[name] = (restored_BCHW, prompts(batch, training=False))
     for name, (image_BCHW, prompt) in rows.items():
         score(suite, name, image_BCHW, batch, instructions=prompt.instruction)
-    shown, first = [name for name in (ROBUST_LQ, *variants) if name in rows], next(iter(variants))
+    restored, first = [name for name in (ROBUST_LQ, *variants) if name in rows], next(iter(variants))
     ends = {} if batch.hq_BCHW is None else {ORIGINAL: batch.hq_BCHW}
-    seen = {LQ: batch.lq_BCHW, **{name: rows[name][0] for name in shown}, **ends}
+    images = {LQ: batch.lq_BCHW, **{name: rows[name][0] for name in restored}, **ends}
     panels = [
         Panel(
-            images=tuple(image_BCHW[i].cpu() for image_BCHW in seen.values()),
-            titles=("input", *tuple(seen)[1:]),
+            images=tuple(image_BCHW[i].cpu() for image_BCHW in images.values()),
+            titles=("input", *tuple(images)[1:]),
             caption=rows[first][1].semantic[i],
             instruction=rows[first][1].instruction[i],
         )
         for i in range(len(batch))
     ]
-    return seen, panels
+    return images, panels
 
 
 def _restored(module: RestorationModule, batch: Batch, work_size: int | None) -> Tensor:

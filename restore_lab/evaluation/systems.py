@@ -76,10 +76,11 @@ def _measure(cfg: DictConfig, scores: Scores, suite: MetricSuite, batch: Batch, 
         keep_images(scores.folder, {**rows, **originals}, batch.key)
 
 
-def place_in(folder: str | Path | None, system: str, condition: str, *, conditions: Sequence[str]) -> Path | None:
-    """The path of a system for a condition of a table: `<folder>/<system>/<condition>/`, else `<folder>/<system>/` if
-    that has no folder for any other condition, else `<folder>/<system>.safetensors` (.pth, .pt, .ckpt); None if none of
-    these exists.
+def find_system(folder: str | Path | None, system: str, condition: str, *, conditions: Sequence[str]) -> Path | None:
+    """The outputs or weights of a system for a condition of a table; None if there are none.
+
+    They are `<folder>/<system>/<condition>/`, else `<folder>/<system>/` if that has no folder for any other condition,
+    else `<folder>/<system>.safetensors` (.pth, .pt, .ckpt).
 
     Raises:
         ValueError: if there is no such folder.
@@ -88,7 +89,9 @@ def place_in(folder: str | Path | None, system: str, condition: str, *, conditio
         return None
     base = Path(folder).expanduser()
     if not base.is_dir():
-        raise ValueError(f"systems_dir={folder}: no such folder; it holds one folder of outputs or weights a system")
+        raise ValueError(
+            f"systems_dir={folder}: no such folder; it holds one folder of outputs, or weights, per system"
+        )
     divided = any((base / system / other).is_dir() for other in conditions)
     candidates = [base / system / condition, *([] if divided else [base / system])]
     candidates += [base / f"{system}{ending}" for ending in (".safetensors", ".pth", ".pt", ".ckpt")]

@@ -1,4 +1,4 @@
-"""Imports public checkpoints as artefacts for `weights=`; every tensor must map, or the import fails with its key.
+"""Imports public checkpoints as artefacts for `weights=`; a tensor without a counterpart is an error, with its key.
 
 The network is composed on the meta device, so importing SUPIR needs no more memory than its file. Each trainable tensor
 of the network must be in the file with its shape; each key of the file must be used or belong to the prior. The output
@@ -40,12 +40,14 @@ class ImportResult:
     facts: Mapping[str, Any]
 
 
-def import_checkpoints(cfg: DictConfig, found: Sequence[RecognisedCheckpoint], *, words: Sequence[str]) -> ImportResult:
+def import_checkpoints(
+    cfg: DictConfig, checkpoints: Sequence[RecognisedCheckpoint], *, words: Sequence[str]
+) -> ImportResult:
     """Map the checkpoints onto the composed network and write the artefact.
 
     Args:
         cfg: the composed config of `restore-lab import`, with the network that the checkpoints belong to.
-        found: the checkpoints with their layouts.
+        checkpoints: with their layouts.
         words: the overrides that composed it, for the report.
 
     Raises:
@@ -54,26 +56,26 @@ def import_checkpoints(cfg: DictConfig, found: Sequence[RecognisedCheckpoint], *
     module = on_meta(cfg)
     converted: dict[str, Tensor] = {}
     sources = []
-    for one in found:
+    for one in checkpoints:
         taken, base = convert(one, module)
         converted |= taken
-        sources.append(_described(one, taken=len(taken), base=base))
+        sources.append(_source_facts(one, taken=len(taken), base=base))
     prior = stored_fingerprint(module.backbone.denoiser, cfg.backbone.path, family=cfg.backbone.family)
-    rest = _others(module, found)
+    uncovered = _uncovered_parts(module, checkpoints)
     settings = {
         **plain_settings(cfg, ("adaptor", "lq_encoder", "decoder")),
-        "layouts": [one.layout.name for one in found],
+        "layouts": [one.layout.name for one in checkpoints],
     }
     name = identity(settings, [source["sha256"] for source in sources] + [prior or "unknown prior"])
-    folder = Path(cfg.output or Path(cfg.runs_dir) / "imported" / f"{found[0].layout.name}-{name}")
+    folder = Path(cfg.output or Path(cfg.runs_dir) / "imported" / f"{checkpoints[0].layout.name}-{name}")
     facts = {
         "sources": sources,
         "base": prior,
         "tensors": len(converted),
         "parameters": sum(value.numel() for value in converted.values()),
-        "other_parts": rest,
+        "other_parts": uncovered,
         "words": list(words),
-        "setting": found[0].layout.setting,
+        "setting": checkpoints[0].layout.setting,
     }
     artefact = Artefact(kind="imported", identity=name, folder=folder, settings=settings)
     write_artefact(artefact, lambda: write_weights(converted, folder, dtype=None, base=prior), facts)
@@ -137,7 +139,7 @@ def convert(one: RecognisedCheckpoint, module: RestorationModule) -> tuple[dict[
     return taken, len(base)
 
 
-def _described(one: RecognisedCheckpoint, *, taken: int, base: int) -> dict[str, Any]:
+def _source_facts(one: RecognisedCheckpoint, *, taken: int, base: int) -> dict[str, Any]:
     with open(one.source.file, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     settings = sum(one.layout.settings(key) for key in one.source.tensors)
@@ -155,11 +157,13 @@ def _described(one: RecognisedCheckpoint, *, taken: int, base: int) -> dict[str,
     }
 
 
-def _others(module: RestorationModule, found: Sequence[RecognisedCheckpoint]) -> list[str]:
-    """Parts of the method that restoring with `weights=` needs and no checkpoint holds."""
-    if any(one.layout.setting != "weights" for one in found):
+def _uncovered_parts(module: RestorationModule, checkpoints: Sequence[RecognisedCheckpoint]) -> list[str]:
+    """Parts of the method that restoring with `weights=` needs and no checkpoint has."""
+    if any(one.layout.setting != "weights" for one in checkpoints):
         return []
-    return sorted({part_of(name) for name in module.adaptor_state()} - {p for one in found for p in one.layout.parts})
+    return sorted(
+        {part_of(name) for name in module.adaptor_state()} - {p for one in checkpoints for p in one.layout.parts}
+    )
 
 
 def report_import(done: ImportResult) -> str:

@@ -108,7 +108,7 @@ def on_meta(cfg: DictConfig) -> RestorationModule:
 
 
 def parameters(module: nn.Module) -> int:
-    """The number of parameters of a module, without LoRA in its layers, which is a part of its own."""
+    """The number of parameters of a module, without LoRA in its layers, which is counted as a part."""
     return sum(p.numel() for name, p in module.named_parameters() if not is_lora(name))
 
 
@@ -189,7 +189,7 @@ def render_description(facts: Mapping[str, Any]) -> str:
         *(
             (
                 f"one step   {facts['flops_per_step'] / 1e9:.2f} GFLOP",
-                f"training   {facts['flops_per_training_step'] / 1e9:.2f} GFLOP a step and image",
+                f"training   {facts['flops_per_training_step'] / 1e9:.2f} GFLOP per step and image",
             )
             if "flops_per_step" in facts
             else ()

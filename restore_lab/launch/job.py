@@ -190,7 +190,7 @@ def _facts(file: Path) -> dict[str, Any] | None:
 def _last_line(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
     output = [line.strip() for line in lines if line.strip()]
-    return output[-1][:300] if output else "it said nothing"
+    return output[-1][:300] if output else "it printed nothing"
 
 
 def _size(folder: Path) -> int:

@@ -203,7 +203,7 @@ def _unpack(scratch: Path, packages: str | Path | None) -> Path:
 def _call(command: Sequence[str], *, folder: Path, hint: str) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        reason = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
         raise ValueError(f"{' '.join(command[:2])} failed ({reason}); {hint}")
 
 

@@ -22,7 +22,7 @@ from restore_lab.storage.source_code import changes, sources_of
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST = 16 * 2**20  # bytes
-NAME = re.compile(r"[\w.-]{1,100}")  # identities and kinds: parts of folders' names
+IDENTIFIER = re.compile(r"[\w.-]{1,100}")  # identities and kinds: parts of folders' names
 SCORES, DESCRIPTION, IMAGES, CAPTIONS, SHARDS = "scores", "description", "images", "captions", "shards"
 
 
@@ -106,7 +106,7 @@ class Manifest:
         except ValueError as error:
             why = str(error).removeprefix(f"{place}: ")
             raise ValueError(f"{place}: not a manifest ({why}); delete the folder to make it again") from error
-        if not all(NAME.fullmatch(name) for name in (found.identity, found.kind, *found.parents)):
+        if not all(IDENTIFIER.fullmatch(name) for name in (found.identity, found.kind, *found.parents)):
             raise ValueError(f"{place}: not a manifest (identities and kind are names); delete the folder")
         return found
 

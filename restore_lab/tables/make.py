@@ -96,5 +96,5 @@ def _problem(returned: Any) -> str | None:
     """A task's return value, or the error of the launcher itself."""
     try:
         return returned.return_value
-    except Exception as error:  # the launcher's own: the task never raises
+    except Exception as error:  # of the launcher, since the task never raises
         return f"the launcher: {' '.join(str(error).split())[:300]}"

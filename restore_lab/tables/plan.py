@@ -13,7 +13,7 @@ from pathlib import Path
 
 from restore_lab.config.compose import NO_FOLLOW
 from restore_lab.evaluation.evaluate import plan_evaluation
-from restore_lab.evaluation.systems import place_in
+from restore_lab.evaluation.systems import find_system
 from restore_lab.inspection.describe import plan_description
 from restore_lab.launch.job import Job
 from restore_lab.methods.weights import weights_file
@@ -88,7 +88,7 @@ def _plan_system_row(plan: Plan, spec: Spec, row: Row, context: JobContext, syst
     for condition in _evaluated_conditions(spec):
         key = _key(spec, row, condition.name, context)
         try:
-            system = place_in(systems_dir, row.system, condition.name, conditions=list(spec.conditions))
+            system = find_system(systems_dir, row.system, condition.name, conditions=list(spec.conditions))
             if system is None:
                 continue
             job = _scores_job(plan, spec, row, condition, context, None, more=(f"system='{system.resolve()}'",))
@@ -124,7 +124,7 @@ def _weights(plan: Plan, spec: Spec, row: Row, context: JobContext, trained: dic
     if source.weights != "own":
         return _weights(plan, spec, source, context, trained)
     if source.name not in trained:
-        trained[source.name] = training_job(plan, context.around(spec.words_of("train", source)), context)
+        trained[source.name] = training_job(plan, context.overrides(spec.words_of("train", source)), context)
     return trained[source.name]
 
 
@@ -133,14 +133,14 @@ def _shipped_weights(plan: Plan, spec: Spec, row: Row, context: JobContext) -> J
 
     That training takes only the row's own overrides from the table, so all tables share it.
     """
-    with job_config("evaluate", context.around([*spec.words.overrides, *row.words.overrides])) as cfg:
+    with job_config("evaluate", context.overrides([*spec.words.overrides, *row.words.overrides])) as cfg:
         method, name = cfg.hydra.runtime.choices.method, str(cfg.shipped).removeprefix("asset:")
         if cfg.weights != cfg.shipped or weights_file(cfg.weights).is_file():
             return None
     places = [] if plan.weights_dir is None else [Path(plan.weights_dir, n) for n in (name, f"{name}.safetensors")]
     if place := next((place for place in places if place.exists()), None):
         return place.resolve()
-    words = merge([f"method={method}", *context.around_method(row.words.of("train"))])
+    words = merge([f"method={method}", *context.overrides(row.words.of("train"), experiment=False)])
     return training_job(plan, words, context)
 
 
@@ -158,17 +158,17 @@ def _scores_job(
     metrics = ("metrics=paper",) if spec.scale == "full" else ()
     place = [f"weights='{weights}'"] if isinstance(weights, Path) else []
     own = [*metrics, *spec.words_of("evaluate", row, condition)]
-    words = merge([*context.around(own), *place, *more])
+    words = merge([*context.overrides(own), *place, *more])
     places, needs = place_overrides(plan, "evaluate", words, context)
-    words, made = merge([*words, *places]), weights.artefact if isinstance(weights, Job) else None
+    words, trained = merge([*words, *places]), weights.artefact if isinstance(weights, Job) else None
     with job_config("evaluate", words) as cfg:
-        scores = plan_evaluation(cfg, weights=made.identity if made else None)
+        scores = plan_evaluation(cfg, weights=trained.identity if trained else None)
         like, steps = like_of(cfg), int(cfg.sampler.steps)
-    last = [NO_FOLLOW, *([f"weights='{made.folder}'"] if made else [])]  # a row's overrides are complete
+    last = [NO_FOLLOW, *([f"weights='{trained.folder}'"] if trained else [])]  # a row's overrides are complete
     return Job(
         artefact=scores,
         words=("evaluate", *merge([*words, *last])),
-        needs=(*([made.identity] if made else []), *needs),
+        needs=(*([trained.identity] if trained else []), *needs),
         like=f"{scores.kind} {like}",
         steps=steps,
     )

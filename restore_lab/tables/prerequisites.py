@@ -49,22 +49,20 @@ class JobContext:
     store: Path
     words: Sequence[str]
 
-    def around(self, own: Sequence[str]) -> tuple[str, ...]:
-        """A row's overrides, with those that come before and after."""
-        return merge([f"experiment={self.table}", *self.around_method(own)])
+    def overrides(self, own: Sequence[str], *, experiment: bool = True) -> tuple[str, ...]:
+        """All overrides of a job.
 
-    def around_method(self, own: Sequence[str]) -> tuple[str, ...]:
-        """`around` without the table's experiment, so that tables share the artefact."""
-        return merge([f"scale={self.scale}", f"seed={self.seed}", *own, *self.after])
+        Args:
+            own: the row's.
+            experiment: with the table's experiment; False for an artefact that tables share.
+        """
+        first = [f"experiment={self.table}"] if experiment else []
+        return merge([*first, f"scale={self.scale}", f"seed={self.seed}", *own, *self.last_overrides()])
 
-    @property
-    def after(self) -> tuple[str, ...]:
-        """Overrides after the row's own."""
-        return (f"runs_dir='{self.store.parent}'", f"name={self.store.name}", "progress=false", *self.words)
-
-    def after_of(self, *keys: str) -> list[str]:
-        """Those overrides of `after` that set one of these keys."""
-        return [word for word in self.after if word.partition("=")[0] in keys]
+    def last_overrides(self, *keys: str) -> list[str]:
+        """The overrides after a row's own; only those of `keys` if any are given."""
+        places = (f"runs_dir='{self.store.parent}'", f"name={self.store.name}", "progress=false")
+        return [word for word in (*places, *self.words) if not keys or word.partition("=")[0] in keys]
 
     def in_store(self, artefact: Artefact, prefix: str) -> Artefact:
         """The artefact, in the store's folder `<prefix>-<identity>`."""
@@ -138,7 +136,7 @@ def _prerequisite(plan: Plan, verb: str, *own: str, context: JobContext) -> tupl
     if verb == "data":
         job = _negatives_job(own, context)
     elif verb == "train":
-        job = training_job(plan, context.around_method(own), context)
+        job = training_job(plan, context.overrides(own, experiment=False), context)
     else:
         raise ValueError(f"makes: {verb!r} makes nothing that a table knows; one of caption, data, train")
     return job, job.artefact.folder
@@ -146,7 +144,7 @@ def _prerequisite(plan: Plan, verb: str, *own: str, context: JobContext) -> tupl
 
 def _negatives_job(own: Sequence[str], context: JobContext) -> Job:
     """The job of `restore-lab data` with these words."""
-    words = [*own, *context.after_of("datasets_dir")]
+    words = [*own, *context.last_overrides("datasets_dir")]
     with job_config("data", [*words, "output=made"]) as cfg:
         images = context.in_store(plan_negatives(cfg), "negatives")
         like, count = f"{IMAGES} {cfg.crop}", int(cfg.count)
@@ -156,7 +154,7 @@ def _negatives_job(own: Sequence[str], context: JobContext) -> Job:
 
 def _captions_job(own: Sequence[str], context: JobContext) -> Job:
     """The job of `restore-lab caption` with these words."""
-    words = [*own, *context.after_of("datasets_dir", "runs_dir")]
+    words = [*own, *context.last_overrides("datasets_dir", "runs_dir")]
     with job_config("caption", words) as cfg:
         captions = context.in_store(plan_captions(cfg), CAPTIONS)
         like = f"{CAPTIONS} {cfg.prompt.semantic.captioner.model}"
