@@ -23,7 +23,7 @@ from restore_lab.data.sources.photos import PHOTOS, PhotosSource
 from restore_lab.degradation.apply import apply_recipe
 from restore_lab.degradation.fixed import Fixed
 from restore_lab.evaluation.contact_sheet import Panel, contact_sheet
-from restore_lab.storage.artefact import write_bytes_atomic
+from restore_lab.storage.atomic import write_bytes_atomic
 
 TOYS = {"spire": "SPIRE", "supir": "SUPIR", "diff_restorer": "Diff-Restorer", "instantir": "InstantIR", "dra": "DRA"}
 STAGES = {"blur": 1.5, "noise": 0.1}

@@ -30,7 +30,7 @@ from restore_lab.degradation.diff_restorer import RandomKinds
 from restore_lab.degradation.fixed import Fixed
 from restore_lab.prompts.visual import ClipVision, DinoVision
 from restore_lab.random import mix
-from restore_lab.storage.artefact import place_of
+from restore_lab.storage.paths import place_of
 
 # Blur in pixels, noise in [0, 1], JPEG by quality; the mixture is SUPIR's (conf/degradation/mixture.yaml).
 STAGES: dict[str, dict[str, float]] = {

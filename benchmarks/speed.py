@@ -29,7 +29,8 @@ from benchmarks.counting import matrix_peak
 from benchmarks.page import page
 from benchmarks.sides import PIXELS, TOYS
 from benchmarks.waterfall import RESTORING, TRAINING, fall, restoring, training
-from restore_lab.storage.artefact import code_version, write_bytes_atomic, write_json_atomic
+from restore_lab.storage.artefact import code_version
+from restore_lab.storage.atomic import write_bytes_atomic, write_json_atomic
 from restore_lab.system.quiet import silence_libraries
 
 TOY_PIXELS = 64

@@ -16,7 +16,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from restore_lab.config.build import build
-from restore_lab.storage.artefact import IGNORED_KEYS, code_version
+from restore_lab.storage.artefact import code_version
+from restore_lab.storage.identity import IGNORED_KEYS
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger

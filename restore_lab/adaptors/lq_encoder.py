@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from restore_lab.storage.artefact import place_of
+from restore_lab.storage.paths import place_of
 
 if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from restore_lab.storage.artefact import write_bytes_atomic
+from restore_lab.storage.atomic import write_bytes_atomic
 from restore_lab.storage.foreign import bytes_of
 
 MARKER = "CACHEDIR.TAG"

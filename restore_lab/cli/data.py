@@ -27,9 +27,10 @@ def run(cfg: Any) -> None:
         print(f"{count['train']} tiles, {count['val']} held out, in {cfg.output}; train with data=photographs_free")
         return
     if cfg.make == "negatives":
-        from restore_lab.prepare.negatives import fill
+        from restore_lab.prepare.negatives import fill_negatives
 
-        print(f"{cfg.count} images in {fill(cfg)}; train with data=mixed data.sources.negatives.root={cfg.output}")
+        folder = fill_negatives(cfg)
+        print(f"{cfg.count} images in {folder}; train with data=mixed data.sources.negatives.root={cfg.output}")
         return
     if cfg.make == "cache":
         from restore_lab.prepare.encodings import fill_cache

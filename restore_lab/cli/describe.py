@@ -12,7 +12,7 @@ from typing import Any
 
 def run(cfg: Any) -> None:
     """Print the facts as text or JSON."""
-    from restore_lab.inspection.describe import describe, render
+    from restore_lab.inspection.describe import describe, render_description
 
     facts = describe(cfg)
-    print(json.dumps(facts) if cfg.format == "json" else render(facts))
+    print(json.dumps(facts) if cfg.format == "json" else render_description(facts))

@@ -41,31 +41,25 @@ def run(cfg: Any) -> float | None:
 
         print(f"{write_inputs(cfg, Path(cfg.inputs_dir))} images: {cfg.inputs_dir}")
         return None
-    from restore_lab.evaluation.evaluate import Evaluation, evaluate, planned
-    from restore_lab.evaluation.folders import score
+    from restore_lab.evaluation.evaluate import evaluate, plan_evaluation
     from restore_lab.evaluation.parts import delete_record
-    from restore_lab.evaluation.records import has_record
     from restore_lab.launch import sweep
     from restore_lab.storage.locks import first_rank
     from restore_lab.system.processes import launch_ranks, rank_and_world
 
     if sweep.is_sweep():
-        sweep.evaluate(cfg)  # in its own process group; the code below reads its record
+        sweep.evaluate_as_job(cfg)  # in its own process group; the code below reads its record
         cfg.again = False
         if not first_rank():  # the launcher's first task ran the job
             return None
     elif cfg.restored is None and cfg.devices > 1 and rank_and_world()[1] == 1:
-        scores = planned(cfg)
+        scores = plan_evaluation(cfg)
         if cfg.again:
             delete_record(scores)
-        if not has_record(scores.folder, identity=scores.identity):
+        if not scores.is_complete():
             launch_ranks(cfg.devices, "again=false", quiet=True)
         cfg.again = False
-    if cfg.restored is None:
-        done = evaluate(cfg)
-    else:
-        folder, results = score(cfg)
-        done = None if results is None else Evaluation(folder=folder, results=results, picture=None)
+    done = evaluate(cfg)
     if done is None:
         print(
             f"process {rank_and_world()[0]} of {rank_and_world()[1]} has done its share; the last one prints the table"

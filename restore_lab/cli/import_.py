@@ -19,7 +19,7 @@ def run(cfg: Any) -> None:
     """Recognise the checkpoints, compose their network, map every key, and print the path of the result."""
     from hydra.core.hydra_config import HydraConfig
 
-    from restore_lab.importing.engine import import_checkpoints, report
+    from restore_lab.importing.engine import import_checkpoints, report_import
     from restore_lab.importing.recognise import recognise, words_of
     from restore_lab.tables.compose import job_config
 
@@ -31,4 +31,4 @@ def run(cfg: Any) -> None:
     own = [word for word in typed if word.partition("=")[0] in OWN]
     with job_config("import", [*words, *own]) as network:
         done = import_checkpoints(network, found, words=words)
-    print(json.dumps({"folder": str(done.folder), **done.facts}) if cfg.format == "json" else report(done))
+    print(json.dumps({"folder": str(done.folder), **done.facts}) if cfg.format == "json" else report_import(done))

@@ -27,7 +27,7 @@ def run(cfg: Any) -> float | None:
     from restore_lab.training.plan import LOSSES
     from restore_lab.training.run import fit
 
-    folder = sweep.train(cfg) if sweep.is_sweep() else fit(cfg)
+    folder = sweep.train_as_job(cfg) if sweep.is_sweep() else fit(cfg)
     if first_rank() and folder is not None:
         print(f"weights: {folder}")
     if cfg.optimized_metric is None:

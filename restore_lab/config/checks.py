@@ -23,9 +23,9 @@ from restore_lab.config.grammar import names_path
 from restore_lab.config.kinds import Mismatch, abbreviate, fit
 from restore_lab.config.settings import settings_of
 from restore_lab.config.suggest import offer
-from restore_lab.storage.artefact import place_of
 from restore_lab.storage.free_space import check_names, writable_folder
 from restore_lab.storage.named import PREREQUISITE
+from restore_lab.storage.paths import place_of
 from restore_lab.storage.walk import match
 from restore_lab.system.faults import describe_bad_path
 

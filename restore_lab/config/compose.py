@@ -17,7 +17,8 @@ from restore_lab.config import checks
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.grammar import quote_override
 from restore_lab.config.received import ManifestOverrides, filter_overrides, summary
-from restore_lab.storage.artefact import Manifest, place_of
+from restore_lab.storage.artefact import Manifest
+from restore_lab.storage.paths import place_of
 
 log = logging.getLogger(__name__)
 OVERRIDES_KEY = "made_by"  # a manifest's extra: the overrides of the command

@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from restore_lab.data.frames import DECODER_ERRORS, may_have_more, note_frames
-from restore_lab.storage.artefact import write_bytes_atomic
+from restore_lab.storage.atomic import write_bytes_atomic
 from restore_lab.storage.foreign import NotRegularFile, open_regular
 
 SUFFIXES = frozenset(

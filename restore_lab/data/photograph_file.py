@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from restore_lab.data.photograph import ENDINGS, Photograph
-from restore_lab.storage.artefact import write_bytes_atomic
+from restore_lab.storage.atomic import write_bytes_atomic
 
 ALPHA = frozenset(("png", "webp", "tiff"))
 DEEP = frozenset(("png", "tiff"))

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from restore_lab.adaptors.fusion.zero_sft import group_norm
 from restore_lab.decoders.degradation_aware import run_decoder
-from restore_lab.storage.artefact import place_of
+from restore_lab.storage.paths import place_of
 
 if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from restore_lab.storage.artefact import place_of
 from restore_lab.storage.foreign import check_model
+from restore_lab.storage.paths import place_of
 
 if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone

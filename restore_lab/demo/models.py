@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 from restore_lab.config.compose import OVERRIDES_KEY, compose_config, merge_and_log
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.grammar import quote
-from restore_lab.storage.artefact import Manifest, place_of
+from restore_lab.storage.artefact import Manifest
+from restore_lab.storage.paths import place_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from restore_lab.evaluation.records import image_file
-from restore_lab.storage.artefact import write_bytes_atomic
+from restore_lab.storage.atomic import write_bytes_atomic
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -1,8 +1,9 @@
-"""Restore and measure degraded test images: rows LQ, D(E(LQ)), D(E(HQ)), and one per variant of the prompts.
+"""Evaluate a method on degraded test images, a folder of restored images (folders.py), or another system (systems.py).
 
-The codec itself removes noise and bounds every latent method, so its two rows are always measured with the method's. A
-variant replaces some prompt slots (`variants: {wrong: {instruction: {...}}}`): right and wrong instructions, or true
-and shuffled captions, are rows of one record, measured on the same images from the same initial noise.
+A method's record has the rows LQ, D(E(LQ)), D(E(HQ)), and one per variant of the prompts. The codec itself removes
+noise and bounds every latent method, so its two rows are always measured with the method's. A variant replaces some
+prompt slots (`variants: {wrong: {instruction: {...}}}`): right and wrong instructions, or true and shuffled captions,
+are rows of one record, measured on the same images from the same initial noise.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import torch
 
 from restore_lab.adaptors.lq_encoder import CodecEncoder
 from restore_lab.config.build import build
-from restore_lab.evaluation import systems
 from restore_lab.evaluation.contact_sheet import Panel, keep_images
 from restore_lab.evaluation.degraded import degraded_batches, score
+from restore_lab.evaluation.folders import find_pairs, measure_folder, plan_folder
 from restore_lab.evaluation.paired import report
 from restore_lab.evaluation.parts import Parts, clear
-from restore_lab.evaluation.plan import Scores, load_or_measure, scores_of, settings_of
+from restore_lab.evaluation.plan import Scores, load_or_measure, plan_scores
 from restore_lab.evaluation.protocol import resize, resize_shorter_side
 from restore_lab.evaluation.records import (
     DECODED_HQ,
@@ -35,13 +36,16 @@ from restore_lab.evaluation.records import (
     method_rows,
     render,
 )
+from restore_lab.evaluation.systems import CROP_KEYS, measure_system, plan_system
 from restore_lab.inference.captioning import caption_ahead, find_captioners
 from restore_lab.inference.restorer import load
 from restore_lab.methods.pipeline import pad_to_multiple, parts_to_caption
 from restore_lab.methods.weights import weights_file
 from restore_lab.prompts.slots import PromptSources
-from restore_lab.storage.artefact import Manifest, is_complete, place_of
+from restore_lab.storage.artefact import Manifest, is_complete
 from restore_lab.storage.foreign import leads_inside
+from restore_lab.storage.identity import plain_settings
+from restore_lab.storage.paths import place_of
 from restore_lab.types import Prompt
 
 if TYPE_CHECKING:
@@ -54,7 +58,7 @@ if TYPE_CHECKING:
     from restore_lab.types import Batch
 
 # The keys of the config in a record's identity; the others affect training or presentation only.
-IDENTITY_KEYS = (
+METHOD_KEYS = (
     "module",
     "eval_data",
     "eval_degradation",
@@ -65,7 +69,7 @@ IDENTITY_KEYS = (
     "eval_crop",
     "seed",
 )
-OPTIONAL_KEYS = ("work_size", *systems.CROP_KEYS)  # in the identity only if they are set
+OPTIONAL_KEYS = ("work_size", *CROP_KEYS)  # in the identity only if they are set
 
 
 @dataclass(kw_only=True)
@@ -103,30 +107,32 @@ class Evaluation:
         return json.dumps({**whole, "notes": list(self.results.notes)}, indent=1, allow_nan=False)
 
 
-def planned(cfg: DictConfig, *, weights: str | None = None) -> Scores:
-    """Identity and folder of the record that `evaluate` will write, without building or running anything.
+def plan_evaluation(cfg: DictConfig, *, weights: str | None = None) -> Scores:
+    """The record that `evaluate` makes: of a method, of a folder of restored images, or of another system.
 
     Args:
         cfg: the composed config of `restore-lab evaluate`.
         weights: identity of weights that are yet to be trained, instead of `cfg.weights`.
     """
+    if cfg.restored is not None:
+        return plan_folder(cfg)
     if cfg.system is not None:
-        return systems.planned(cfg)
-    settings = settings_of(cfg, [*IDENTITY_KEYS, *(key for key in OPTIONAL_KEYS if cfg[key] is not None)])
+        return plan_system(cfg)
+    settings = plain_settings(cfg, [*METHOD_KEYS, *(key for key in OPTIONAL_KEYS if cfg[key] is not None)])
     if cfg.memory.weights is not None:  # offloading does not change results, quantised weights do
         settings["memory"] = {"weights": cfg.memory.weights}
     parents: tuple[str, ...] = ()
     if weights is not None:
         parents = (weights,)
-    elif cfg.weights is not None and _is_own(place_of(cfg.weights), Path(cfg.runs_dir)):
+    elif cfg.weights is not None and _is_trusted(place_of(cfg.weights), Path(cfg.runs_dir)):
         parents = (Manifest.read(place_of(cfg.weights)).identity,)
     else:  # also for a folder outside runs_dir, whose manifest is not trusted
         settings["weights"] = None if cfg.weights is None else str(weights_file(cfg.weights))
-    return scores_of(cfg, settings, parents)
+    return plan_scores(cfg, settings, parents)
 
 
-def _is_own(place: Path, runs: Path) -> bool:
-    """Whether a complete run is in `runs_dir`, so that the identity in its manifest can be trusted."""
+def _is_trusted(place: Path, runs: Path) -> bool:
+    """Whether weights are a complete run in `runs_dir`, so that the identity in its manifest can be trusted."""
     return leads_inside(place, runs) and is_complete(place)
 
 
@@ -137,11 +143,15 @@ def evaluate(cfg: DictConfig) -> Evaluation | None:
         With several processes (system/processes.py) None in all but the last to finish.
 
     Raises:
-        ValueError: if no image can be measured.
+        ValueError: if no image can be measured, or those of a folder do not match.
     """
-    scores = planned(cfg)
-    run = _run if cfg.system is None else systems.run
-    results = load_or_measure(cfg, scores, lambda: run(cfg, scores))
+    scores = plan_evaluation(cfg)
+    if cfg.restored is not None:
+        pairs = find_pairs(cfg)  # before the record is looked for, since it does not report unmatched files
+        results = load_or_measure(cfg, scores, lambda: measure_folder(cfg, scores, pairs))
+        return None if results is None else Evaluation(folder=scores.folder, results=results, picture=None)
+    measure = _measure_method if cfg.system is None else measure_system
+    results = load_or_measure(cfg, scores, lambda: measure(cfg, scores))
     if results is None:
         return None
     picture = scores.folder / PICTURE
@@ -152,7 +162,7 @@ def evaluate(cfg: DictConfig) -> Evaluation | None:
     )
 
 
-def _run(cfg: DictConfig, scores: Scores) -> bool:
+def _measure_method(cfg: DictConfig, scores: Scores) -> bool:
     """Measure the batches of this process; the last process assembles the record and the contact sheet."""
     parts = Parts(cfg, scores)
     if cfg.again:
@@ -169,14 +179,14 @@ def _run(cfg: DictConfig, scores: Scores) -> bool:
         for number, batch in degraded_batches(cfg, module.run_device, missing):
             panels: list[Panel] = []
             if batch is not None:
-                rows, panels = _measure(module, suite, batch, variants, cfg.work_size)
+                images, panels = _measure_batch(module, suite, batch, variants, cfg.work_size)
                 if cfg.keep_images:
-                    keep_images(scores.folder, rows, batch.key)
+                    keep_images(scores.folder, images, batch.key)
             parts.write(number, suite.take(), panels)
     return parts.close()
 
 
-def _measure(
+def _measure_batch(
     module: RestorationModule,
     suite: MetricSuite,
     batch: Batch,
@@ -207,19 +217,19 @@ def _measure(
         rows[name] = (restored_BCHW, prompts(batch, training=False))
     for name, (image_BCHW, prompt) in rows.items():
         score(suite, name, image_BCHW, batch, instructions=prompt.instruction)
-    shown, first = [name for name in (ROBUST_LQ, *variants) if name in rows], next(iter(variants))
+    restored, first = [name for name in (ROBUST_LQ, *variants) if name in rows], next(iter(variants))
     ends = {} if batch.hq_BCHW is None else {ORIGINAL: batch.hq_BCHW}
-    seen = {LQ: batch.lq_BCHW, **{name: rows[name][0] for name in shown}, **ends}
+    images = {LQ: batch.lq_BCHW, **{name: rows[name][0] for name in restored}, **ends}
     panels = [
         Panel(
-            images=tuple(image_BCHW[i].cpu() for image_BCHW in seen.values()),
-            titles=("input", *tuple(seen)[1:]),
+            images=tuple(image_BCHW[i].cpu() for image_BCHW in images.values()),
+            titles=("input", *tuple(images)[1:]),
             caption=rows[first][1].semantic[i],
             instruction=rows[first][1].instruction[i],
         )
         for i in range(len(batch))
     ]
-    return seen, panels
+    return images, panels
 
 
 def _restored(module: RestorationModule, batch: Batch, work_size: int | None) -> Tensor:

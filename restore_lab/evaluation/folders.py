@@ -20,9 +20,10 @@ from restore_lab.data.sources.captions import Captions
 from restore_lab.data.sources.folder import keys_of, list_images
 from restore_lab.data.sources.paired import Pair, unmatched_names
 from restore_lab.evaluation.contact_sheet import keep_images
-from restore_lab.evaluation.plan import Scores, load_or_measure, scores_of, settings_of
+from restore_lab.evaluation.plan import Scores, plan_scores
 from restore_lab.evaluation.records import ORIGINAL, RECORD, write_record
 from restore_lab.storage.artefact import code_version
+from restore_lab.storage.identity import plain_settings
 from restore_lab.storage.locks import first_rank
 from restore_lab.storage.walk import head
 
@@ -30,36 +31,28 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import Tensor
 
-    from restore_lab.evaluation.records import Results
-
 log = logging.getLogger(__name__)
-IDENTITY_KEYS = ("restored", "reference", "pairing", "protocol", "metrics")
+FOLDER_KEYS = ("restored", "reference", "pairing", "protocol", "metrics")
 
 
-def planned(cfg: DictConfig) -> Scores:
-    """Identity and folder of the record of a folder: of its images and originals, the protocol and the metrics."""
-    settings = settings_of(cfg, IDENTITY_KEYS)
+def plan_folder(cfg: DictConfig) -> Scores:
+    """The record of a folder; its identity covers the images, their originals, the protocol and the metrics."""
+    settings = plain_settings(cfg, FOLDER_KEYS)
     for key in ("restored", "reference"):
         if settings[key] is not None:
             settings[f"{key}_folder"] = str(_folder(settings.pop(key), key))
-    return scores_of(cfg, settings)
+    return plan_scores(cfg, settings)
 
 
-def score(cfg: DictConfig) -> tuple[Path, Results | None]:
-    """Measure a folder of images, or read an existing record.
+def measure_folder(cfg: DictConfig, scores: Scores, pairs: Sequence[Pair]) -> bool:
+    """Measure all images and write the record, in the first process only: one row, named after the folder.
 
     Returns:
-        The record's folder and its results: one row, named after the folder of images.
+        Whether this process wrote the record.
 
     Raises:
-        ValueError: if images are unmatched, or a pair differs in size.
+        ValueError: if a pair differs in size, or no image can be measured.
     """
-    scores, pairs = planned(cfg), _pairs(cfg)  # pairs first: an existing record does not log unmatched files
-    return scores.folder, load_or_measure(cfg, scores, lambda: _run(cfg, scores, pairs))
-
-
-def _run(cfg: DictConfig, scores: Scores, pairs: Sequence[Pair]) -> bool:
-    """Measure all images and write the record, in the first process only."""
     if not first_rank():
         return False
     suite = build(cfg.metrics, protocol=build(cfg.protocol))
@@ -88,11 +81,11 @@ def _run(cfg: DictConfig, scores: Scores, pairs: Sequence[Pair]) -> bool:
     return True
 
 
-def _pairs(cfg: DictConfig) -> list[Pair]:
-    """The images with their originals (`lq` and `hq` of a pair).
+def find_pairs(cfg: DictConfig) -> list[Pair]:
+    """The restored images with their originals, as `lq` and `hq` of a pair.
 
     Raises:
-        ValueError: some are unmatched on either side, without `unmatched=skip`.
+        ValueError: if some on either side are unmatched, without `unmatched=skip`.
     """
     restored = _folder(cfg.restored, "restored")
     images = list_images(restored)

@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING
 from restore_lab.config.build import build
 from restore_lab.evaluation.contact_sheet import Panel, contact_sheet
 from restore_lab.evaluation.degraded import compute_results
-from restore_lab.evaluation.records import PER_IMAGE, PICTURE, RECORD, ImageValue, has_record, write_record
+from restore_lab.evaluation.records import PER_IMAGE, PICTURE, RECORD, ImageValue, write_record
 from restore_lab.evaluation.suite import Measurements, MetricSuite, Tally
-from restore_lab.storage.artefact import code_version, identity, write_bytes_atomic
+from restore_lab.storage.artefact import code_version
+from restore_lab.storage.atomic import write_bytes_atomic
 from restore_lab.storage.foreign import parse_json
+from restore_lab.storage.identity import identity
 from restore_lab.system.processes import merge_lock, own_parts
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ class Parts:
         """Assemble the record if all parts are complete and no other process has; whether this process did."""
         with merge_lock(self.scores.folder):
             ready = all(self._done(number) for number in range(self.count))
-            if not ready or (has_record(self.scores.folder, identity=self.scores.identity) and not self.cfg.again):
+            if not ready or (self.scores.is_complete() and not self.cfg.again):
                 return False
             suite: MetricSuite = build(self.cfg.metrics, protocol=build(self.cfg.protocol))
             panels: list[Panel] = []

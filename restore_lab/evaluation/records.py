@@ -22,7 +22,8 @@ from typing import Any
 
 from restore_lab.data import parquet
 from restore_lab.evaluation.protocol import Column
-from restore_lab.storage.artefact import NAME, write_bytes_atomic, write_json_atomic
+from restore_lab.storage.artefact import IDENTIFIER
+from restore_lab.storage.atomic import write_bytes_atomic, write_json_atomic
 from restore_lab.storage.files import shorten
 from restore_lab.storage.foreign import LARGEST, bytes_of, json_of, parse_dataclass
 
@@ -159,7 +160,7 @@ def read_record(folder: str | Path) -> Record:
             raise
         why = str(error).removeprefix(f"{place}: ")
         raise ValueError(f"{place} is not a record ({why}); evaluate again") from error
-    if not all(NAME.fullmatch(name) for name in (head.identity, *head.parents)):
+    if not all(IDENTIFIER.fullmatch(name) for name in (head.identity, *head.parents)):
         raise ValueError(f"{place} is not a record (identities are names); evaluate again")
     images = _images(place.with_name(PER_IMAGE), head.per_image_sha256)
     results = Results(cells=cells, images=images, notes=head.notes)

@@ -23,10 +23,10 @@ from restore_lab.data.sources.folder import list_images
 from restore_lab.evaluation.contact_sheet import keep_images
 from restore_lab.evaluation.degraded import degraded_batches, score
 from restore_lab.evaluation.parts import Parts, clear
-from restore_lab.evaluation.plan import Scores, scores_of, settings_of
+from restore_lab.evaluation.plan import Scores, plan_scores
 from restore_lab.evaluation.protocol import resize
 from restore_lab.evaluation.records import LQ, ORIGINAL
-from restore_lab.storage.artefact import fingerprint
+from restore_lab.storage.identity import fingerprint, plain_settings
 from restore_lab.system.processes import device
 
 if TYPE_CHECKING:
@@ -37,18 +37,18 @@ if TYPE_CHECKING:
     from restore_lab.types import Batch
 
 log = logging.getLogger(__name__)
-IDENTITY_KEYS = ("eval_data", "eval_degradation", "protocol", "metrics", "max_lq_psnr", "eval_crop", "seed")
+SYSTEM_KEYS = ("eval_data", "eval_degradation", "protocol", "metrics", "max_lq_psnr", "eval_crop", "seed")
 CROP_KEYS = ("eval_resize", "eval_crops", "eval_first")  # in the identity only if they are set
 Restore = Callable[["Batch"], "Tensor"]
 
 
-def planned(cfg: DictConfig) -> Scores:
-    """Identity and folder of a system's record: of its images, protocol, metrics, and outputs or weights."""
-    place, keys = _place(cfg.system), [*IDENTITY_KEYS, *(key for key in CROP_KEYS if cfg[key] is not None)]
-    return scores_of(cfg, {**settings_of(cfg, keys), "system": place.name, "system_hash": _hash(place)})
+def plan_system(cfg: DictConfig) -> Scores:
+    """A system's record; its identity covers the images, the protocol, the metrics, and the outputs or weights."""
+    place, keys = _place(cfg.system), [*SYSTEM_KEYS, *(key for key in CROP_KEYS if cfg[key] is not None)]
+    return plan_scores(cfg, {**plain_settings(cfg, keys), "system": place.name, "system_hash": _hash(place)})
 
 
-def run(cfg: DictConfig, scores: Scores) -> bool:
+def measure_system(cfg: DictConfig, scores: Scores) -> bool:
     """Measure the batches of this process; the last process assembles the record."""
     place, parts, target = _place(cfg.system), Parts(cfg, scores), device(cfg.device)
     if cfg.again:
@@ -76,10 +76,11 @@ def _measure(cfg: DictConfig, scores: Scores, suite: MetricSuite, batch: Batch, 
         keep_images(scores.folder, {**rows, **originals}, batch.key)
 
 
-def place_in(folder: str | Path | None, system: str, condition: str, *, conditions: Sequence[str]) -> Path | None:
-    """The path of a system for a condition of a table: `<folder>/<system>/<condition>/`, else `<folder>/<system>/` if
-    that has no folder for any other condition, else `<folder>/<system>.safetensors` (.pth, .pt, .ckpt); None if none of
-    these exists.
+def find_system(folder: str | Path | None, system: str, condition: str, *, conditions: Sequence[str]) -> Path | None:
+    """The outputs or weights of a system for a condition of a table; None if there are none.
+
+    They are `<folder>/<system>/<condition>/`, else `<folder>/<system>/` if that has no folder for any other condition,
+    else `<folder>/<system>.safetensors` (.pth, .pt, .ckpt).
 
     Raises:
         ValueError: if there is no such folder.
@@ -88,7 +89,9 @@ def place_in(folder: str | Path | None, system: str, condition: str, *, conditio
         return None
     base = Path(folder).expanduser()
     if not base.is_dir():
-        raise ValueError(f"systems_dir={folder}: no such folder; it holds one folder of outputs or weights a system")
+        raise ValueError(
+            f"systems_dir={folder}: no such folder; it holds one folder of outputs, or weights, per system"
+        )
     divided = any((base / system / other).is_dir() for other in conditions)
     candidates = [base / system / condition, *([] if divided else [base / system])]
     candidates += [base / f"{system}{ending}" for ending in (".safetensors", ".pth", ".pt", ".ckpt")]

@@ -1,4 +1,4 @@
-"""Imports public checkpoints as artefacts for `weights=`; every tensor must map, or the import fails with its key.
+"""Imports public checkpoints as artefacts for `weights=`; a tensor without a counterpart is an error, with its key.
 
 The network is composed on the meta device, so importing SUPIR needs no more memory than its file. Each trainable tensor
 of the network must be in the file with its shape; each key of the file must be used or belong to the prior. The output
@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-
 from restore_lab.importing.recognise import RecognisedCheckpoint
 from restore_lab.inspection.describe import on_meta
 from restore_lab.methods.weights import part_of, stored_fingerprint, write_weights
-from restore_lab.storage.artefact import Manifest, identity, is_complete
+from restore_lab.storage.artefact import Artefact, is_complete
+from restore_lab.storage.identity import identity, plain_settings
 from restore_lab.storage.locks import lock
 from restore_lab.storage.outputs import take_folder
 
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from restore_lab.methods.module import RestorationModule
 
 log = logging.getLogger(__name__)
-MAX_NAMES = 3  # per kind of mismatch in an error message
+MAX_LISTED = 3  # per kind of mismatch in an error message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +40,14 @@ class ImportResult:
     facts: Mapping[str, Any]
 
 
-def import_checkpoints(cfg: DictConfig, found: Sequence[RecognisedCheckpoint], *, words: Sequence[str]) -> ImportResult:
+def import_checkpoints(
+    cfg: DictConfig, checkpoints: Sequence[RecognisedCheckpoint], *, words: Sequence[str]
+) -> ImportResult:
     """Map the checkpoints onto the composed network and write the artefact.
 
     Args:
         cfg: the composed config of `restore-lab import`, with the network that the checkpoints belong to.
-        found: the checkpoints with their layouts.
+        checkpoints: with their layouts.
         words: the overrides that composed it, for the report.
 
     Raises:
@@ -55,44 +56,47 @@ def import_checkpoints(cfg: DictConfig, found: Sequence[RecognisedCheckpoint], *
     module = on_meta(cfg)
     converted: dict[str, Tensor] = {}
     sources = []
-    for one in found:
+    for one in checkpoints:
         taken, base = convert(one, module)
         converted |= taken
-        sources.append(_described(one, taken=len(taken), base=base))
+        sources.append(_source_facts(one, taken=len(taken), base=base))
     prior = stored_fingerprint(module.backbone.denoiser, cfg.backbone.path, family=cfg.backbone.family)
-    rest = _others(module, found)
-    settings = {name: _plain(cfg[name]) for name in ("adaptor", "lq_encoder", "decoder")}
-    settings["layouts"] = [one.layout.name for one in found]
+    uncovered = _uncovered_parts(module, checkpoints)
+    settings = {
+        **plain_settings(cfg, ("adaptor", "lq_encoder", "decoder")),
+        "layouts": [one.layout.name for one in checkpoints],
+    }
     name = identity(settings, [source["sha256"] for source in sources] + [prior or "unknown prior"])
-    folder = Path(cfg.output or Path(cfg.runs_dir) / "imported" / f"{found[0].layout.name}-{name}")
+    folder = Path(cfg.output or Path(cfg.runs_dir) / "imported" / f"{checkpoints[0].layout.name}-{name}")
     facts = {
         "sources": sources,
         "base": prior,
         "tensors": len(converted),
         "parameters": sum(value.numel() for value in converted.values()),
-        "other_parts": rest,
+        "other_parts": uncovered,
         "words": list(words),
-        "setting": found[0].layout.setting,
+        "setting": checkpoints[0].layout.setting,
     }
-    manifest = Manifest(identity=name, kind="imported", settings=settings, extra=facts)
-    write_artefact(folder, manifest, lambda: write_weights(converted, folder, dtype=None, base=prior))
+    artefact = Artefact(kind="imported", identity=name, folder=folder, settings=settings)
+    write_artefact(artefact, lambda: write_weights(converted, folder, dtype=None, base=prior), facts)
     return ImportResult(folder=folder, facts=facts)
 
 
-def write_artefact(folder: Path, manifest: Manifest, write: Callable[[], None]) -> None:
-    """Write an artefact and then its manifest, unless it exists.
+def write_artefact(artefact: Artefact, write: Callable[[], None], facts: Mapping[str, Any]) -> None:
+    """Write an artefact and then its manifest with some facts, unless it exists.
 
     Raises:
         ValueError: if the folder holds another artefact.
     """
+    folder = artefact.folder
     with lock(folder):
-        if is_complete(folder, identity=manifest.identity):
+        if artefact.is_complete():
             return
         if is_complete(folder):
             raise ValueError(f"{folder} holds another artefact; choose another output, or delete it")
         take_folder(folder, setting="output")
         write()
-        manifest.write(folder)
+        artefact.finish(**facts)
 
 
 def convert(one: RecognisedCheckpoint, module: RestorationModule) -> tuple[dict[str, Tensor], int]:
@@ -126,7 +130,7 @@ def convert(one: RecognisedCheckpoint, module: RestorationModule) -> tuple[dict[
     base = [key for key in others if layout.base(key)]
     left_over = [key for key in others if not layout.base(key)]
     problems = [
-        f"{len(names)} {what}: {', '.join(names[:MAX_NAMES])}{', ...' if len(names) > MAX_NAMES else ''}"
+        f"{len(names)} {what}: {', '.join(names[:MAX_LISTED])}{', ...' if len(names) > MAX_LISTED else ''}"
         for what, names in (("missing", missing), ("left over", left_over), ("of another shape", misshapen))
         if names
     ]
@@ -135,7 +139,7 @@ def convert(one: RecognisedCheckpoint, module: RestorationModule) -> tuple[dict[
     return taken, len(base)
 
 
-def _described(one: RecognisedCheckpoint, *, taken: int, base: int) -> dict[str, Any]:
+def _source_facts(one: RecognisedCheckpoint, *, taken: int, base: int) -> dict[str, Any]:
     with open(one.source.file, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     settings = sum(one.layout.settings(key) for key in one.source.tensors)
@@ -153,27 +157,25 @@ def _described(one: RecognisedCheckpoint, *, taken: int, base: int) -> dict[str,
     }
 
 
-def _others(module: RestorationModule, found: Sequence[RecognisedCheckpoint]) -> list[str]:
-    """Parts of the method that restoring with `weights=` needs and no checkpoint holds."""
-    if any(one.layout.setting != "weights" for one in found):
+def _uncovered_parts(module: RestorationModule, checkpoints: Sequence[RecognisedCheckpoint]) -> list[str]:
+    """Parts of the method that restoring with `weights=` needs and no checkpoint has."""
+    if any(one.layout.setting != "weights" for one in checkpoints):
         return []
-    return sorted({part_of(name) for name in module.adaptor_state()} - {p for one in found for p in one.layout.parts})
+    return sorted(
+        {part_of(name) for name in module.adaptor_state()} - {p for one in checkpoints for p in one.layout.parts}
+    )
 
 
-def _plain(node: Any) -> Any:
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-
-
-def report(done: ImportResult) -> str:
+def report_import(done: ImportResult) -> str:
     """The import's report as text."""
     lines: list[str] = []
     for source in done.facts["sources"]:
         lines.append(f"{source['file']}: {source['title']}, recognised by its keys")
-        told = f"  {source['mapped']} of {source['keys']} keys mapped to {source['tensors']} tensors"
-        told += f", {source['base']} are the prior's and not imported" if source["base"] else ""
-        told += f", {source['settings']} are settings" if source["settings"] else ""
+        line = f"  {source['mapped']} of {source['keys']} keys mapped to {source['tensors']} tensors"
+        line += f", {source['base']} are the prior's and not imported" if source["base"] else ""
+        line += f", {source['settings']} are settings" if source["settings"] else ""
         lines += [
-            f"{told}; 0 missing, 0 left over",
+            f"{line}; 0 missing, 0 left over",
             f"  licence: {source['licence']}",
             f"  sha256:  {source['sha256']}",
         ]

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-
 from restore_lab.adaptors.hint_net import HintNet
 from restore_lab.backbones.loading.load import DTYPES
 from restore_lab.importing.controlnet import sources
@@ -27,20 +25,23 @@ from restore_lab.methods.weights import (
     weights_file,
     write_weights,
 )
-from restore_lab.storage.artefact import Manifest, fingerprint, identity, is_complete
+from restore_lab.storage.artefact import Artefact, Manifest, is_complete
 from restore_lab.storage.foreign import has_type
+from restore_lab.storage.identity import fingerprint, identity, plain_settings
 
 if TYPE_CHECKING:
-    from diffusers import ControlNetModel
+    from diffusers.models.controlnets.controlnet import ControlNetModel
     from omegaconf import DictConfig
     from torch import Tensor
 
     from restore_lab.methods.module import RestorationModule
 
-CONTROLNET = "controlnet"
-LORA = "pytorch_lora_weights.safetensors"  # diffusers' default file name
+CONTROLNET_FOLDER = "controlnet"
+LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' default file name
 UPDATES = "lora.updates."
-ROOTS = {"unet": "unet", "mmdit": "transformer"}  # the denoiser's attribute in diffusers' pipelines
+PRIOR_UPDATES = f"{UPDATES}prior/"
+CONTROLNET_PARTS = ("hint", "trunk", "fusion")
+PIPELINE_ROOTS = {"unet": "unet", "mmdit": "transformer"}  # the denoiser's attribute in diffusers' pipelines
 
 
 def export(cfg: DictConfig) -> list[str]:
@@ -55,83 +56,90 @@ def export(cfg: DictConfig) -> list[str]:
     if cfg.dtype is not None and cfg.dtype not in DTYPES:
         raise ValueError(f"dtype={cfg.dtype!r} is not known; one of {', '.join(DTYPES)}, or null for the weights' own")
     module, file, folder = on_meta(cfg), weights_file(cfg.weights), Path(cfg.output)
-    found = read_weights(file, base=None)
-    wanted = module.adaptor_state()
-    wanted |= module.decoder_state() if any(name.startswith(DECODER) for name in found) else {}
-    put_weights(found, wanted, file=file)  # on the meta device: compares names and shapes only
+    tensors = read_weights(file, base=None)
+    state = module.adaptor_state()
+    state |= module.decoder_state() if any(name.startswith(DECODER) for name in tensors) else {}
+    put_weights(tensors, state, file=file)  # on the meta device: compares names and shapes only
     if cfg.dtype is not None:
-        found = {name: value.to(DTYPES[cfg.dtype]) for name, value in found.items()}
-    settings = {"adaptor": OmegaConf.to_container(cfg.adaptor, resolve=True), "dtype": cfg.dtype}
-    name = identity(settings, [fingerprint(file)])
-    controlnet, lora = as_controlnet(module, found), as_lora(module, found)
-    lines = [f"{folder / file.name}: {len(found)} tensors, for restore-lab's weights={folder}"]
+        tensors = {name: value.to(DTYPES[cfg.dtype]) for name, value in tensors.items()}
+    settings = plain_settings(cfg, ("adaptor", "dtype"))
+    artefact = Artefact(
+        kind="exported", identity=identity(settings, [fingerprint(file)]), folder=folder, settings=settings
+    )
+    controlnet, lora = as_controlnet(module, tensors), as_lora(module, tensors)
+    lines = [f"{folder / file.name}: {len(tensors)} tensors, for restore-lab's weights={folder}"]
     if controlnet is not None:
-        lines.append(f"{folder / CONTROLNET}: ControlNetModel.from_pretrained reads it; {_image(module)}")
+        lines.append(f"{folder / CONTROLNET_FOLDER}: ControlNetModel.from_pretrained reads it; {_input_range(module)}")
     if lora:
-        root = ROOTS[module.backbone.family]
-        lines.append(f"{folder / LORA}: a pipeline's load_lora_weights reads it ({root}, {len(lora)} tensors)")
-    left = sorted({_host(name) for name in found if not _told(name, controlnet is not None)})
+        root = PIPELINE_ROOTS[module.backbone.family]
+        lines.append(f"{folder / LORA_FILE}: a pipeline's load_lora_weights reads it ({root}, {len(lora)} tensors)")
+    left = sorted({_host(name) for name in tensors if not _has_format(name, controlnet is not None)})
     lines += [f"no format of diffusers' holds {', '.join(left)}"] if left else []
     facts = {"base": base_of(file), "from": str(file), "licence": _licences(file), "holds": lines}
 
     def write() -> None:
-        write_weights(found, folder, dtype=None, base=base_of(file))
+        write_weights(tensors, folder, dtype=None, base=base_of(file))
         _write_others(folder, controlnet, lora)
 
-    write_artefact(folder, Manifest(identity=name, kind="exported", settings=settings, extra=facts), write)
+    write_artefact(artefact, write, facts)
     return lines
 
 
-def as_controlnet(module: RestorationModule, found: Mapping[str, Tensor]) -> ControlNetModel | None:
+def as_controlnet(module: RestorationModule, tensors: Mapping[str, Tensor]) -> ControlNetModel | None:
     """The adaptor as diffusers' ControlNet; None if its tensors or its text encoder differ from a ControlNet's."""
     import torch
-    from diffusers import ControlNetModel
+    from diffusers.models.controlnets.controlnet import ControlNetModel
 
     adaptor, backbone = module.adaptor, module.backbone
     hint = getattr(adaptor, "hint", None)
     if backbone.family != "unet" or not isinstance(hint, HintNet) or adaptor.text != "semantic":
         return None
     with torch.device("meta"):
-        made = ControlNetModel.from_unet(
+        model = ControlNetModel.from_unet(
             backbone.denoiser, conditioning_embedding_out_channels=hint.widths, load_weights_from_unet=False
         )
-    own = {name: value for name, value in found.items() if part_of(name) in ("hint", "trunk", "fusion")}
+    own = {name: value for name, value in tensors.items() if part_of(name) in CONTROLNET_PARTS}
     pieces = sources(own, module)
     state = {pieces[name].key: value for name, value in own.items() if name in pieces}
-    shapes = {key: value.shape for key, value in made.state_dict().items()}
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
     if len(pieces) < len(own) or {key: value.shape for key, value in state.items()} != shapes:
         return None
-    made.load_state_dict(state, assign=True)
-    return made
+    model.load_state_dict(state, assign=True)
+    return model
 
 
-def as_lora(module: RestorationModule, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def as_lora(module: RestorationModule, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The LoRA updates under diffusers' names, scaled so that alpha equals the rank; empty without LoRA."""
-    root, made = ROOTS[module.backbone.family], {}
-    for name, value in found.items():
-        if name.startswith(f"{UPDATES}prior/"):
-            key = name.removeprefix(f"{UPDATES}prior/").replace("/", ".")
+    root, updates = PIPELINE_ROOTS[module.backbone.family], {}
+    for name, value in tensors.items():
+        if name.startswith(PRIOR_UPDATES):
+            assert module.adaptor.lora is not None
+            key = name.removeprefix(PRIOR_UPDATES).replace("/", ".")
             scale = module.adaptor.lora.scale if ".lora_B." in key else 1.0
-            made[f"{root}.{key}"] = value if scale == 1.0 else (scale * value.float()).to(value.dtype)
-    return made
+            updates[f"{root}.{key}"] = value if scale == 1.0 else (scale * value.float()).to(value.dtype)
+    return updates
 
 
 def _write_others(folder: Path, controlnet: ControlNetModel | None, lora: Mapping[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
     if controlnet is not None:
-        controlnet.save_pretrained(folder / CONTROLNET)
+        controlnet.save_pretrained(folder / CONTROLNET_FOLDER)
     if lora:
-        save_file({key: value.contiguous() for key, value in lora.items()}, folder / LORA, metadata={"format": "pt"})
+        save_file(
+            {key: value.contiguous() for key, value in lora.items()}, folder / LORA_FILE, metadata={"format": "pt"}
+        )
 
 
-def _image(module: RestorationModule) -> str:
-    signed = module.adaptor.hint.signed
-    return "give it the LQ as a tensor in [-1, 1], 2 * image - 1" if signed else "give it the LQ in [0, 1]"
+def _input_range(module: RestorationModule) -> str:
+    hint = module.adaptor.hint
+    assert isinstance(hint, HintNet)
+    return "give it the LQ as a tensor in [-1, 1], 2 * image - 1" if hint.signed else "give it the LQ in [0, 1]"
 
 
-def _told(name: str, controlnet: bool) -> bool:
-    return name.startswith(f"{UPDATES}prior/") or (controlnet and part_of(name) in ("hint", "trunk", "fusion"))
+def _has_format(name: str, controlnet: bool) -> bool:
+    """Whether a format of diffusers has this tensor."""
+    return name.startswith(PRIOR_UPDATES) or (controlnet and part_of(name) in CONTROLNET_PARTS)
 
 
 def _host(name: str) -> str:

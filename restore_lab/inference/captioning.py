@@ -1,7 +1,7 @@
-"""The captioner's own pass: look at all images, let the prior go from the GPU, caption, and bring the prior back.
+"""Captions all images before any is restored, so that captioner and prior are never in GPU memory together.
 
-And `restore-lab caption`: a table of captions for a folder of images, made in parts, so that several processes share
-it and a run that was stopped goes on.
+Also `restore-lab caption`: a table of captions for a folder of images, made in parts, so that several processes share
+the work and an interrupted command resumes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from restore_lab.data.image_io import BadImage, read_image, resize_image, to_ima
 from restore_lab.data.sources.captions import read_table
 from restore_lab.data.sources.folder import list_images
 from restore_lab.prompts.vlm import Vlm
-from restore_lab.storage.artefact import Manifest, identity, is_complete, json_bytes, write_json_atomic
+from restore_lab.storage.artefact import CAPTIONS, Artefact
+from restore_lab.storage.atomic import json_bytes, write_json_atomic
+from restore_lab.storage.identity import identity, plain_settings
 from restore_lab.storage.outputs import require_free, take_folder, write_output
 from restore_lab.system.processes import merge_lock, own_parts, rank_and_world
 
@@ -44,11 +46,11 @@ def caption_ahead(module: RestorationModule, prompts: Sequence[PromptSources], b
     """Caption every image for each of the prompts whose semantic source is a `Vlm`; without one nothing is read.
 
     Args:
-        module: the method, whose LQ encoder and codec show what it makes of an LQ.
-        prompts: whose captions are wanted.
+        module: the method, which reconstructs the LQ for a source that captions the reconstruction.
+        prompts: get the captions.
         batches: all images that will be restored.
     """
-    # Rows that differ in other words share one source.
+    # Prompts that differ in other slots share one source.
     sources = list(dict.fromkeys(one.semantic for one in prompts if isinstance(one.semantic, Vlm)))
     if not sources:
         return
@@ -56,8 +58,8 @@ def caption_ahead(module: RestorationModule, prompts: Sequence[PromptSources], b
         keys: list[str] = []
         for batch in batches:
             for index, source in enumerate(sources):
-                for number, image_CHW in enumerate(view(module, source, batch).cpu(), start=len(keys)):
-                    image_HWC = shrunk(to_image(image_CHW), side=source.side)
+                for number, image_CHW in enumerate(image_to_caption(module, source, batch).cpu(), start=len(keys)):
+                    image_HWC = shrink(to_image(image_CHW), side=source.side)
                     write_png(Path(folder) / f"{index}-{number}.png", image_HWC)
             keys += batch.key
         device = module.device
@@ -72,13 +74,13 @@ def caption_ahead(module: RestorationModule, prompts: Sequence[PromptSources], b
 
 
 def find_captioners(*nodes: Any) -> None:
-    """Look whether the captioners that some configs name are there, before a prior is loaded.
+    """Check that the captioners in some nodes of a config exist, before a prior is loaded.
 
     Args:
-        nodes: of a config, at any depth; None is passed over.
+        nodes: with captioners at any depth, or None.
 
     Raises:
-        ValueError: for the first that is not.
+        ValueError: for the first that does not exist.
     """
     for node in nodes:
         plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
@@ -90,8 +92,8 @@ def find_captioners(*nodes: Any) -> None:
             find_captioners(*plain)
 
 
-def view(module: RestorationModule, source: Vlm, batch: Batch) -> Tensor:
-    """What the source looks at, (B, 3, h, w) in [0, 1].
+def image_to_caption(module: RestorationModule, source: Vlm, batch: Batch) -> Tensor:
+    """The image that the source captions, (B, 3, h, w) in [0, 1].
 
     Raises:
         ValueError: if the batch lacks it.
@@ -110,10 +112,10 @@ def _read(folder: str, index: int, count: int) -> Iterator[np.ndarray]:
 
 
 @dataclass(kw_only=True)
-class Captioned:
-    """How it went: the table, its entries, and one line for each image that was left out.
+class CaptionReport:
+    """A table of captions, the number of its new entries, and one line per image that was left out.
 
-    `written` is None in a process of several that is not the last to finish.
+    With several processes `written` is None in all but the last to finish.
     """
 
     output: Path
@@ -121,94 +123,86 @@ class Captioned:
     bad: list[str]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Captions:
-    """A table of captions before it is made: its identity, and what that is made of."""
-
-    identity: str
-    settings: Mapping[str, Any]
-
-
-def planned(cfg: DictConfig) -> Captions:
-    """What `caption_folder` will make; nothing is built or run."""
-    parts = {"semantic": cfg.prompt.semantic, "data": cfg.get("data")}
-    settings: dict[str, Any] = {
-        key: OmegaConf.to_container(node, resolve=True) for key, node in parts.items() if node is not None
-    }
-    settings |= {"input": cfg.input, "recursive": cfg.recursive}
-    return Captions(identity=identity(settings), settings=settings)
+def plan_captions(cfg: DictConfig) -> Artefact:
+    """The table that `caption_folder` makes, in `cfg.run_dir`; without one it leaves no artefact."""
+    keys = ("input", "recursive", *(["data"] if cfg.get("data") is not None else []))
+    settings = {**plain_settings(cfg.prompt, ("semantic",)), **plain_settings(cfg, keys)}
+    return Artefact(kind=CAPTIONS, identity=identity(settings), folder=Path(cfg.run_dir or ""), settings=settings)
 
 
-def caption_folder(cfg: DictConfig) -> Captioned:
-    """Caption every readable image of `cfg.input`, or of the dataset `cfg.data`, into one JSON table; several processes
-    (system/processes.py) share the images. With `cfg.run_dir` the table is an artefact there.
+def caption_folder(cfg: DictConfig) -> CaptionReport:
+    """Caption every readable image of `cfg.input`, or of the dataset `cfg.data`, into one JSON table.
 
-    A part is a batch of the captioner's: a file {name: caption} that lies beside the table until all are there, so
-    that what is asked together is the same however many processes there are.
+    Several processes (system/processes.py) share the images. A part is one batch of the captioner, a file
+    {name: caption} that lies next to the table until all are there, so the batches do not depend on the number of
+    processes. With `cfg.run_dir` the table is an artefact there.
 
     Raises:
         ValueError: if there is no such input, no readable image, or no captioner.
     """
-    from tqdm import tqdm
-
     root = _root(cfg)
     images = list_images(root, recursive=cfg.recursive)
     base, names = images.base, images.names
-    output = base / TABLE if cfg.output is None else Path(cfg.output)
-    if cfg.run_dir is not None:
-        output = Path(cfg.run_dir) / TABLE
-        if is_complete(cfg.run_dir, identity=planned(cfg).identity):
-            return Captioned(output=output, written=len(read_table(output)), bad=[])
-        take_folder(cfg.run_dir, setting="run_dir")
+    artefact = None if cfg.run_dir is None else plan_captions(cfg)
+    if artefact is None:
+        output = base / TABLE if cfg.output is None else Path(cfg.output)
+    else:
+        output = artefact.folder / TABLE
+        if artefact.is_complete():
+            return CaptionReport(output=output, written=len(read_table(output)), bad=[])
+        take_folder(artefact.folder, setting="run_dir")
     images.report()
     require_free([output])
     captioner: Captioner = build(cfg.prompt.semantic.captioner)
-    size, bad = captioner.batch_size, []
-    count = -(-len(names) // size)
-    looked_at = [[name, (base / name).stat().st_size, (base / name).stat().st_mtime_ns] for name in names]
-    folder = output.with_name(f".{output.name}.{captioner.name_of([looked_at, cfg.prompt.semantic.side])}")
+    size = captioner.batch_size
+    files = [[name, (base / name).stat().st_size, (base / name).stat().st_mtime_ns] for name in names]
+    folder = output.with_name(f".{output.name}.{captioner.name_of([files, cfg.prompt.semantic.side])}")
+    batches = [names[start : start + size] for start in range(0, len(names), size)]
+    parts = [folder / f"{number:06d}.json" for number in range(len(batches))]
+    bad = _caption_batches(cfg, captioner, base, batches, parts)
+    with merge_lock(folder):
+        if not parts or not all(part.is_file() for part in parts):
+            return CaptionReport(output=output, written=None, bad=bad)
+        captions = {name: caption for part in parts for name, caption in read_table(part).items()}
+        if captions:
+            existing = read_table(output) if output.is_file() else {}  # entries of other images stay
+            write_output(output, json_bytes(existing | captions))
+    shutil.rmtree(folder, ignore_errors=True)
+    if not captions:
+        raise ValueError(f"{root}: none of {len(names)} images can be read" + (f"; the first: {bad[0]}" if bad else ""))
+    if artefact is not None:
+        artefact.finish()
+    return CaptionReport(output=output, written=len(captions), bad=bad)
 
-    def file(number: int) -> Path:
-        return folder / f"{number:06d}.json"
 
-    def done(number: int) -> bool:
-        return file(number).is_file()
+def _caption_batches(
+    cfg: DictConfig, captioner: Captioner, base: Path, batches: Sequence[Sequence[str]], parts: Sequence[Path]
+) -> list[str]:
+    """Caption this process's batches into their parts; returns one line per image that cannot be read."""
+    from tqdm import tqdm
 
-    bar = {"desc": "captions", "disable": not cfg.progress or rank_and_world()[0] > 0}
-    for number in tqdm(own_parts(count, done=done), **bar):
-        seen: dict[str, np.ndarray] = {}
-        for name in names[number * size : (number + 1) * size]:
+    bad: list[str] = []
+    missing = own_parts(len(parts), done=lambda number: parts[number].is_file())
+    for number in tqdm(missing, desc="captions", disable=not cfg.progress or rank_and_world()[0] > 0):
+        images: dict[str, np.ndarray] = {}
+        for name in batches[number]:
             try:
-                seen[name] = shrunk(read_image(base / name), side=cfg.prompt.semantic.side)
+                images[name] = shrink(read_image(base / name), side=cfg.prompt.semantic.side)
             except BadImage as error:
                 bad.append(str(error))
                 log.warning("left out: %s", error)
-        captions = captioner.captions(seen.values())
-        write_json_atomic(file(number), dict(zip(seen, captions, strict=True)))
+        captions = captioner.captions(images.values())
+        write_json_atomic(parts[number], dict(zip(images, captions, strict=True)))
     if frames := describe_frames(take_frames()):
         log.warning("%s", frames)
-    with merge_lock(folder):
-        if not count or not all(done(number) for number in range(count)):
-            return Captioned(output=output, written=None, bad=bad)
-        parts = [read_table(file(number)) for number in range(count)]
-        said = {name: caption for part in parts for name, caption in part.items()}
-        if said:
-            before = read_table(output) if output.is_file() else {}  # those of other images stay
-            write_output(output, json_bytes(before | said))
-    shutil.rmtree(folder, ignore_errors=True)
-    if not said:
-        raise ValueError(f"{root}: none of {len(names)} images can be read" + (f"; the first: {bad[0]}" if bad else ""))
-    if cfg.run_dir is not None:
-        made = planned(cfg)
-        Manifest(identity=made.identity, kind="captions", settings=made.settings).write(cfg.run_dir)
-    return Captioned(output=output, written=len(said), bad=bad)
+    return bad
 
 
 def _root(cfg: DictConfig) -> Path:
-    """The folder of the images, or the one image.
+    """The folder of the images, or one image.
 
     Raises:
-        ValueError: if neither a folder nor a dataset that is a folder is named.
+        ValueError: without `input` and without a dataset that is a folder, or with both.
     """
     if cfg.input is not None and cfg.get("data") is not None:
         raise ValueError("input= and data= are two things to caption; give one of them")
@@ -218,10 +212,10 @@ def _root(cfg: DictConfig) -> Path:
     return Path(root).expanduser()
 
 
-def shrunk(image_HWC: np.ndarray, *, side: int) -> np.ndarray:
-    """The image with a short side of at most `side` pixels."""
+def shrink(image_HWC: np.ndarray, *, side: int) -> np.ndarray:
+    """The image, downsampled to a short side of `side` pixels if it is larger."""
     height, width = image_HWC.shape[:2]
-    share = side / min(height, width)
-    if share >= 1:
+    scale = side / min(height, width)
+    if scale >= 1:
         return image_HWC
-    return resize_image(image_HWC, height=round(height * share), width=round(width * share))
+    return resize_image(image_HWC, height=round(height * scale), width=round(width * scale))

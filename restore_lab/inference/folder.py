@@ -35,9 +35,10 @@ from restore_lab.inference.files import (
     write_down,
 )
 from restore_lab.inference.restorer import Restorer, wanted
-from restore_lab.storage.artefact import identity, place_of
 from restore_lab.storage.free_space import require
+from restore_lab.storage.identity import identity
 from restore_lab.storage.outputs import write_output
+from restore_lab.storage.paths import place_of
 from restore_lab.system.faults import Fault, describe_fault
 from restore_lab.system.processes import merge_lock, own_parts
 

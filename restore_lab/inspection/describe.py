@@ -9,15 +9,16 @@ cached).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-
 from restore_lab.config.build import build
 from restore_lab.methods.weights import is_lora
-from restore_lab.storage.artefact import Manifest, identity, write_json_atomic
+from restore_lab.storage.artefact import DESCRIPTION, Artefact
+from restore_lab.storage.atomic import write_json_atomic
+from restore_lab.storage.identity import identity, plain_settings
 from restore_lab.storage.outputs import take_folder
 
 if TYPE_CHECKING:
@@ -27,25 +28,24 @@ if TYPE_CHECKING:
     from restore_lab.methods.module import RestorationModule
     from restore_lab.types import Prompt
 
+DESCRIPTION_FILE = "description.json"
 
-DESCRIPTION = "description.json"
 
-
-def planned(cfg: DictConfig) -> str:
-    """The identity of a description, without building the method."""
-    module: Any = OmegaConf.to_container(cfg.module, resolve=True)
-    return identity({"module": module, "size": cfg.size})
+def plan_description(cfg: DictConfig) -> Artefact:
+    """The description of a method, in `cfg.run_dir`; without one `describe` leaves no artefact."""
+    settings = plain_settings(cfg, ("module", "size"))
+    return Artefact(kind=DESCRIPTION, identity=identity(settings), folder=Path(cfg.run_dir or ""), settings=settings)
 
 
 def describe(cfg: DictConfig) -> dict[str, Any]:
     """The summary of `restore-lab describe`; also written to `cfg.run_dir` if it is set."""
-    name, folder = planned(cfg), cfg.run_dir
-    if folder:
-        take_folder(folder, setting="run_dir")
+    if not cfg.run_dir:
+        return _facts(cfg)
+    description = plan_description(cfg)  # before `_facts` changes the config
+    take_folder(description.folder, setting="run_dir")
     facts = _facts(cfg)
-    if folder:
-        write_json_atomic(Path(folder) / DESCRIPTION, facts)
-        Manifest(identity=name, kind="description").write(folder)
+    write_json_atomic(description.folder / DESCRIPTION_FILE, facts)
+    description.finish()
     return facts
 
 
@@ -94,7 +94,7 @@ def _flop_counts(module: RestorationModule, *, size: int) -> dict[str, int]:
 
 
 def on_meta(cfg: DictConfig) -> RestorationModule:
-    """The composed method on the meta device; modifies the config so that no weights are loaded."""
+    """The composed method on the meta device; changes the config so that no weights are loaded."""
     import torch
 
     cfg.backbone.meta = True
@@ -108,7 +108,7 @@ def on_meta(cfg: DictConfig) -> RestorationModule:
 
 
 def parameters(module: nn.Module) -> int:
-    """The number of parameters of a module, without LoRA in its layers, which is a part of its own."""
+    """The number of parameters of a module, without LoRA in its layers, which is counted as a part."""
     return sum(p.numel() for name, p in module.named_parameters() if not is_lora(name))
 
 
@@ -174,7 +174,7 @@ def _inputs(module: RestorationModule, size: int) -> tuple[Tensor, Tensor, Promp
     return z_BCHW, lq_BCHW, Prompt(**texts, visual_BLD=visual_BLD, visual_null_BLD=visual_BLD)
 
 
-def render(facts: dict[str, Any]) -> str:
+def render_description(facts: Mapping[str, Any]) -> str:
     """The summary as text."""
     million = {name: f"{count / 1e6:.2f} M" for name, count in facts["parameters"].items()}
     width = max(len(name) for name in million)
@@ -189,7 +189,7 @@ def render(facts: dict[str, Any]) -> str:
         *(
             (
                 f"one step   {facts['flops_per_step'] / 1e9:.2f} GFLOP",
-                f"training   {facts['flops_per_training_step'] / 1e9:.2f} GFLOP a step and image",
+                f"training   {facts['flops_per_training_step'] / 1e9:.2f} GFLOP per step and image",
             )
             if "flops_per_step" in facts
             else ()

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restore_lab.storage.artefact import place_of
 from restore_lab.storage.foreign import has_type, parse_json
 from restore_lab.storage.outputs import write_output
+from restore_lab.storage.paths import place_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -146,7 +146,7 @@ def _tokenizer(prior: Folder, part: str) -> Need:
 
 def model_need(what: str, place: str) -> Need:
     """A model other than the backbone (an image encoder, a captioner), by folder, asset or hub id."""
-    from restore_lab.storage.artefact import place_of
+    from restore_lab.storage.paths import place_of
 
     folder = place_of(place)
     if not folder.exists() and is_hub_id(place):

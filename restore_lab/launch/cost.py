@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from restore_lab.launch.job import Job, finished_facts
-from restore_lab.storage.artefact import write_bytes_atomic
+from restore_lab.storage.atomic import write_bytes_atomic
 
-FILE = Path(__file__).with_name("cost.json")
+COST_FILE = Path(__file__).with_name("cost.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ def estimate(job: Job, here: Sequence[Mapping[str, Any]], there: Sequence[Mappin
         there: facts from another machine.
     """
     alike, elsewhere = ([f for f in facts if f["like"] == job.like] for facts in (here, there))
-    same = alike or elsewhere or [f for f in here if f["kind"] == job.kind]
+    same = alike or elsewhere or [f for f in here if f["kind"] == job.artefact.kind]
     if not same:
         return Estimate(seconds=None, peak_bytes=None, disk_bytes=None)
     rates = [facts["seconds"] / max(facts["steps"], 1) for facts in same]
@@ -55,7 +55,7 @@ def estimate(job: Job, here: Sequence[Mapping[str, Any]], there: Sequence[Mappin
 
 def shipped_facts() -> list[Mapping[str, Any]]:
     """The facts that ship with the package, in the form of `finished_facts`, one entry per kind of job."""
-    return json.loads(FILE.read_text(encoding="utf-8"))
+    return json.loads(COST_FILE.read_text(encoding="utf-8"))
 
 
 def rates(facts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -82,4 +82,4 @@ def rates(facts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     lines = ",\n".join(json.dumps(rate) for rate in rates(finished_facts(Path(sys.argv[1]))))
-    write_bytes_atomic(FILE, f"[\n{lines}\n]\n".encode())
+    write_bytes_atomic(COST_FILE, f"[\n{lines}\n]\n".encode())

@@ -15,17 +15,17 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from restore_lab.storage.artefact import PACKAGE, is_complete, write_json_atomic
+from restore_lab.storage.artefact import SCORES, Artefact
+from restore_lab.storage.atomic import write_json_atomic
 from restore_lab.storage.foreign import json_of
 from restore_lab.storage.locks import first_rank
+from restore_lab.storage.paths import PACKAGE
 
 COMMAND = (sys.executable, "-m", "restore_lab.cli.main")
-SCORES, DESCRIPTION, IMAGES, CAPTIONS = "scores", "description", "images", "captions"
-NOT_WEIGHTS = (SCORES, DESCRIPTION, IMAGES, CAPTIONS)  # any other kind is a stage of training
 OWNER_VARIABLE = "RESTORE_LAB_OWNER"  # host and process id of the command that owns all jobs; workers inherit it
 
 
@@ -34,35 +34,51 @@ class Job:
     """A command that makes one artefact.
 
     Attributes:
-        identity: of the artefact.
-        kind: the stage's name, or one of `NOT_WEIGHTS`.
-        folder: the artefact's folder, which need not exist yet.
+        artefact: what it makes.
         words: the command line after `restore-lab`.
-        needs: identities of the artefacts that it depends on.
+        needs: identities of the artefacts that must be complete before.
         like: key of jobs with about the same cost per step, for estimates.
         steps: optimiser steps, or sampling steps per image.
     """
 
-    identity: str
-    kind: str
-    folder: str
+    artefact: Artefact
     words: tuple[str, ...]
     needs: tuple[str, ...] = ()
     like: str = ""
     steps: int = 0
 
-    @property
-    def done(self) -> bool:
-        """Whether the artefact exists and is complete."""
-        if self.kind == SCORES:
-            from restore_lab.evaluation.records import has_record
-
-            return has_record(self.folder, identity=self.identity)
-        return is_complete(self.folder, identity=self.identity)
+    def as_json(self) -> dict[str, Any]:
+        """The job without its artefact's settings."""
+        made = {"identity": self.artefact.identity, "kind": self.artefact.kind, "folder": str(self.artefact.folder)}
+        return {**made, "words": self.words, "needs": self.needs, "like": self.like, "steps": self.steps}
 
 
 class JobFailed(ValueError):
     """A job's command failed; the message has the last line of its output and the path of its log."""
+
+
+def write_job(job: Job, store: Path) -> None:
+    """Write a job to the store, where a task on any machine reads it."""
+    write_json_atomic(store / "jobs" / f"{job.artefact.identity}.job.json", job.as_json())
+
+
+def read_job(identity: str, store: Path) -> Job:
+    """A job that `write_job` wrote.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    from restore_lab.evaluation.plan import Scores
+
+    found = json_of(store / "jobs" / f"{identity}.job.json")
+    made = {"identity": found["identity"], "folder": Path(found["folder"])}
+    return Job(
+        artefact=Scores(**made) if found["kind"] == SCORES else Artefact(kind=found["kind"], **made),
+        words=tuple(found["words"]),
+        needs=tuple(found["needs"]),
+        like=found["like"],
+        steps=found["steps"],
+    )
 
 
 def take_ownership() -> None:
@@ -70,7 +86,7 @@ def take_ownership() -> None:
     os.environ[OWNER_VARIABLE] = f"{socket.gethostname()} {os.getpid()}"
 
 
-def run(job: Job, store: Path, *, again: bool = False) -> None:
+def run_job(job: Job, store: Path, *, again: bool = False) -> None:
     """Make the artefact unless it exists, and wait for it; the job ends when its owner does.
 
     Where a launcher starts several tasks per job, one per rank (SLURM), a training runs in each of them and any other
@@ -84,11 +100,12 @@ def run(job: Job, store: Path, *, again: bool = False) -> None:
     Raises:
         JobFailed: if the command fails.
     """
-    if (job.done and not again) or (job.kind in NOT_WEIGHTS and not first_rank()):
+    artefact = job.artefact
+    if (artefact.is_complete() and not again) or not (artefact.has_weights or first_rank()):
         return
     folder = store / "jobs"
     folder.mkdir(parents=True, exist_ok=True)
-    facts, log = folder / f"{job.identity}.json", folder / f"{job.identity}.log"
+    facts, log = folder / f"{artefact.identity}.json", folder / f"{artefact.identity}.log"
     facts.unlink(missing_ok=True)
     read_end, write_end = os.pipe()
     supervisor = [sys.executable, "-m", "restore_lab.launch.supervisor", str(read_end), str(facts), str(log)]
@@ -109,11 +126,11 @@ def run(job: Job, store: Path, *, again: bool = False) -> None:
         os._exit(1)  # the owner is gone, and a launcher's worker would wait for the next job
     found = _facts(facts)
     if found is not None:
-        write_json_atomic(facts, {**asdict(job), **found, "bytes": _size(Path(job.folder))})
-    failed = not job.done or (again and (found is None or found["rc"]))
+        write_json_atomic(facts, {**job.as_json(), **found, "bytes": _size(artefact.folder)})
+    failed = not artefact.is_complete() or (again and (found is None or found["rc"]))
     if failed and first_rank():
         status = "it was killed" if found is None else f"exit status {found['rc']}"
-        raise JobFailed(f"{job.kind} {job.identity}: {_last_line(log)} ({status}; {log})")
+        raise JobFailed(f"{artefact}: {_last_line(log)} ({status}; {log})")
 
 
 def finished_facts(store: Path) -> list[Mapping[str, Any]]:
@@ -122,9 +139,9 @@ def finished_facts(store: Path) -> list[Mapping[str, Any]]:
     return [facts for facts in found if facts is not None and facts.get("rc") == 0 and "like" in facts]
 
 
-def facts_of(job: Job) -> Mapping[str, Any] | None:
-    """The facts of one finished job, stored next to its artefact; None if no table's job made it."""
-    return _facts(Path(job.folder).parent / "jobs" / f"{job.identity}.json")
+def read_facts(job: Job) -> Mapping[str, Any] | None:
+    """The facts of one finished job, stored next to its artefact; None if no job of a table made it."""
+    return _facts(job.artefact.folder.parent / "jobs" / f"{job.artefact.identity}.json")
 
 
 def config_folders() -> list[Path]:
@@ -173,7 +190,7 @@ def _facts(file: Path) -> dict[str, Any] | None:
 def _last_line(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
     output = [line.strip() for line in lines if line.strip()]
-    return output[-1][:300] if output else "it said nothing"
+    return output[-1][:300] if output else "it printed nothing"
 
 
 def _size(folder: Path) -> int:

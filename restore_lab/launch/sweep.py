@@ -9,10 +9,13 @@ same sweep resumes.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from restore_lab.launch.job import SCORES, Job, config_flags, run
+from restore_lab.launch.job import Job, config_flags, run_job
 from restore_lab.tracking import artefact_overrides
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def is_sweep() -> bool:
@@ -23,7 +26,7 @@ def is_sweep() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def train(cfg: Any) -> Path | None:
+def train_as_job(cfg: DictConfig) -> Path | None:
     """Run this job of a sweep; its log is `<runs_dir>/<name>/jobs/<identity>.log`.
 
     Returns:
@@ -32,44 +35,30 @@ def train(cfg: Any) -> Path | None:
     Raises:
         JobFailed: if it fails; the sweep's other jobs continue.
     """
-    from restore_lab.training.run import fit, plan
+    from restore_lab.training.run import fit, plan_training
 
-    stage = plan(cfg)[-1]
+    stage = plan_training(cfg)[-1]
     if stage.debug:
         return fit(cfg)
-    job = Job(
-        identity=stage.identity,
-        kind=stage.name,
-        folder=str(stage.folder),
-        words=_words("train", cfg),
-        like=f"{stage.name} {cfg.name}",
-        steps=stage.steps,
-    )
-    run(job, Path(cfg.runs_dir) / cfg.name)
+    job = Job(artefact=stage, words=_words("train", cfg), like=f"{stage.kind} {cfg.name}", steps=stage.steps)
+    run_job(job, Path(cfg.runs_dir) / cfg.name)
     return stage.folder
 
 
-def evaluate(cfg: Any) -> None:
-    """Make this job's record, as `train` makes weights.
+def evaluate_as_job(cfg: DictConfig) -> None:
+    """Make this job's record, as `train_as_job` makes weights.
 
     Raises:
         JobFailed: if it fails; the sweep's other jobs continue.
     """
-    from restore_lab.evaluation import evaluate, folders
+    from restore_lab.evaluation.evaluate import plan_evaluation
 
-    scores = evaluate.planned(cfg) if cfg.restored is None else folders.planned(cfg)
-    job = Job(
-        identity=scores.identity,
-        kind=SCORES,
-        folder=str(scores.folder),
-        words=_words("evaluate", cfg),
-        like=f"{SCORES} {cfg.name}",
-        steps=int(cfg.sampler.steps),
-    )
-    run(job, Path(cfg.runs_dir) / cfg.name, again=cfg.again)
+    scores, steps = plan_evaluation(cfg), int(cfg.sampler.steps)
+    job = Job(artefact=scores, words=_words("evaluate", cfg), like=f"{scores.kind} {cfg.name}", steps=steps)
+    run_job(job, Path(cfg.runs_dir) / cfg.name, again=cfg.again)
 
 
-def _words(verb: str, cfg: Any) -> tuple[str, ...]:
+def _words(verb: str, cfg: DictConfig) -> tuple[str, ...]:
     """This job's command line without the sweep; the logger's group names the settings that vary."""
     from hydra.core.hydra_config import HydraConfig
 

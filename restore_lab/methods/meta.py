@@ -13,7 +13,7 @@ from torch import Tensor
 from restore_lab.config.build import build, resolve
 from restore_lab.config.checks import HUB_ID
 from restore_lab.methods.weights import WEIGHTS, weights_file
-from restore_lab.storage.artefact import place_of
+from restore_lab.storage.paths import place_of
 
 EARLIER = "stage:"  # what an earlier stage makes
 NONE: Mapping[str, Mapping[str, Tensor]] = {}

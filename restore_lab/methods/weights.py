@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from restore_lab.backbones.loading.places import DENOISERS, as_list, find_prior
-from restore_lab.storage.artefact import place_of
 from restore_lab.storage.foreign import leads_inside
 from restore_lab.storage.hashes import matches_manifest
+from restore_lab.storage.paths import place_of
 
 if TYPE_CHECKING:
     from torch import nn

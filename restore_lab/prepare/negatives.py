@@ -10,17 +10,16 @@ Selected by `restore-lab data output=FOLDER`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from omegaconf import OmegaConf
 
 from restore_lab.config.build import build
 from restore_lab.samplers.fidelity.base import Prediction, Steer
-from restore_lab.storage.artefact import Manifest, differences, identity, is_complete, write_bytes_atomic
+from restore_lab.storage.artefact import IMAGES, Artefact, Manifest, is_complete
+from restore_lab.storage.atomic import write_bytes_atomic
+from restore_lab.storage.identity import identity, plain_settings
 from restore_lab.storage.outputs import take_folder
 from restore_lab.system.processes import device, own_parts
 from restore_lab.types import Hint
@@ -36,27 +35,16 @@ if TYPE_CHECKING:
     from restore_lab.types import Batch
 
 log = logging.getLogger(__name__)
-IDENTITY_KEYS = ("data", "backbone", "sampler", "crop", "min_size", "seed", "negative", "count")
+NEGATIVES_KEYS = ("data", "backbone", "sampler", "crop", "min_size", "seed", "negative", "count")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Images:
-    """The plan of a folder of images: its identity, and the settings that it hashes."""
-
-    identity: str
-    settings: Mapping[str, Any]
+def plan_negatives(cfg: DictConfig) -> Artefact:
+    """The images of `fill_negatives`, in `cfg.output`."""
+    settings = plain_settings(cfg, NEGATIVES_KEYS)
+    return Artefact(kind=IMAGES, identity=identity(settings), folder=Path(cfg.output), settings=settings)
 
 
-def planned(cfg: DictConfig) -> Images:
-    """The identity of the images of `fill`, without building or running anything."""
-    settings = {
-        key: OmegaConf.to_container(cfg[key], resolve=True) if OmegaConf.is_config(cfg[key]) else cfg[key]
-        for key in IDENTITY_KEYS
-    }
-    return Images(identity=identity(settings), settings=settings)
-
-
-def fill(cfg: DictConfig) -> Path:
+def fill_negatives(cfg: DictConfig) -> Path:
     """Generate the missing ones of `cfg.count` images in `cfg.output`.
 
     Raises:
@@ -70,21 +58,22 @@ def fill(cfg: DictConfig) -> Path:
 
     if cfg.count < 1:
         raise ValueError(f"count={cfg.count}: at least one image must be wanted")
-    folder, images = Path(cfg.output), planned(cfg)
+    images = plan_negatives(cfg)
+    folder = images.folder
     if is_complete(folder):
-        why = differences(folder, {**images.settings, "count": Manifest.read(folder).settings.get("count")})
+        made = Manifest.read(folder)
+        why = made.changes({**images.settings, "count": made.settings.get("count")})
         if why:
             raise ValueError(
                 f"{folder} holds images that were made otherwise{why}; choose another output, or delete it"
             )
-
     take_folder(folder, setting="output")
 
-    def there(number: int) -> bool:
+    def done(number: int) -> bool:
         return (folder / f"{number:06d}.png").exists()
 
-    missing = own_parts(cfg.count, done=there)
-    if not missing and is_complete(folder, identity=images.identity):
+    missing = own_parts(cfg.count, done=done)
+    if not missing and images.is_complete():
         return folder
     source = screen(build(cfg.data), name="data", crop=cfg.crop, min_size=cfg.min_size)
     dataset = RestorationDataset(source, crop=cfg.crop, flip=False, seed=cfg.seed, min_size=cfg.min_size)
@@ -98,31 +87,34 @@ def fill(cfg: DictConfig) -> Path:
         bad.note(result.bad, result.frames)
         if result.batch is None or result.batch.hq_BCHW is None:
             raise ValueError(result.error or "negative samples are made from good images; this source gave none")
-        made_BCHW = generate_negatives(result.batch.to(target), backbone, sampler, prompt=cfg.negative)
-        for number, image_CHW in zip(numbers, made_BCHW.cpu(), strict=True):
+        images_BCHW = generate_negatives(result.batch.to(target), backbone, sampler, prompt=cfg.negative)
+        for number, image_CHW in zip(numbers, images_BCHW.cpu(), strict=True):
             # The caption first, since an image counts as done.
             write_bytes_atomic(folder / f"{number:06d}.txt", cfg.negative.encode())
             write_png(folder / f"{number:06d}.png", to_image(image_CHW))
     if summary := bad.summary():
         log.warning("%s", summary)
-    if all(there(number) for number in range(cfg.count)):  # the last of several processes
-        Manifest(identity=images.identity, kind="images", settings=images.settings).write(folder)
+    if all(done(number) for number in range(cfg.count)):  # the last of several processes
+        images.finish()
     return folder
 
 
 @torch.no_grad()
 def generate_negatives(batch: Batch, backbone: Backbone, sampler: Sampler, *, prompt: str) -> Tensor:
-    """SDEdit of the images of a batch by the prior with a prompt; BCHW in [0, 1]."""
-    hq_BCHW: Any = batch.hq_BCHW
-    size, count = tuple(hq_BCHW.shape[-2:]), len(batch)
-    cond, null = backbone.embed((prompt,) * count, size), backbone.embed(("",) * count, size)
+    """SDEdit of the HQ images of a batch by the prior with a prompt; BCHW in [0, 1]."""
+    hq_BCHW = batch.hq_BCHW
+    assert hq_BCHW is not None
+    height, width = hq_BCHW.shape[-2:]
+    cond, null = (backbone.embed((text,) * len(batch), (height, width)) for text in (prompt, ""))
     hint = Hint(lq_BCHW=hq_BCHW)
 
     def guided(z_BCHW: Tensor, t_B: Tensor, level: Level, steer: Steer) -> Prediction:
-        branches = sampler.guidance.branches(cond=cond, null=null, hint=hint, level=level)
-        out_BCHW = sum(branch.weight * backbone(z_BCHW, t_B, branch.cond) for branch in branches)
+        first, *others = sampler.guidance.branches(cond=cond, null=null, hint=hint, level=level)
+        out_BCHW = first.weight * backbone(z_BCHW, t_B, first.cond)
+        for branch in others:
+            out_BCHW = out_BCHW + branch.weight * backbone(z_BCHW, t_B, branch.cond)
         return Prediction(out_BCHW=out_BCHW)
 
     z_BCHW = backbone.codec.encode(hq_BCHW)
-    made_BCHW = sampler(guided, z_BCHW, centre_BCHW=z_BCHW, seeds=batch.seed, schedule=backbone.schedule)
-    return backbone.codec.decode(made_BCHW).clamp(0, 1)
+    z_BCHW = sampler(guided, z_BCHW, centre_BCHW=z_BCHW, seeds=batch.seed, schedule=backbone.schedule)
+    return backbone.codec.decode(z_BCHW).clamp(0, 1)

@@ -16,7 +16,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -25,7 +25,9 @@ from restore_lab.config.build import build
 from restore_lab.data.frames import describe_frames, take_frames
 from restore_lab.data.image_io import BadImage
 from restore_lab.data.sources.tar_index import index_of, tar_name
-from restore_lab.storage.artefact import Manifest, identity, is_complete, write_json_atomic
+from restore_lab.storage.artefact import SHARDS, Artefact, Manifest
+from restore_lab.storage.atomic import write_json_atomic
+from restore_lab.storage.identity import identity, plain_settings
 from restore_lab.storage.outputs import take_folder
 from restore_lab.system.faults import name_errors
 from restore_lab.system.processes import merge_lock, own_parts, rank_and_world
@@ -37,10 +39,10 @@ if TYPE_CHECKING:
     from restore_lab.types import Picture
 
 log = logging.getLogger(__name__)
-IDENTITY_KEYS = ("data", "shard_size", "images", "quality", "samples")
-HIDDEN = ".index"  # next to the tars, whose content only is the data's identity
-CLAIM = "unfinished.json"
-FORMATS = ("png", "webp", "jpg")  # png and webp are lossless
+SHARD_KEYS = ("data", "shard_size", "images", "quality", "samples")
+HIDDEN = ".index"  # folder of the manifest: the identity of a source of shards is the content of its tars only
+UNFINISHED = "unfinished.json"
+IMAGE_FORMATS = ("png", "webp", "jpg")  # png and webp are lossless
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,20 +54,23 @@ class PackReport:
     samples: int | None
 
 
+def plan_shards(cfg: DictConfig) -> Artefact:
+    """The shards of `pack`; the manifest is in a hidden folder of `cfg.output`."""
+    settings = plain_settings(cfg, SHARD_KEYS)
+    return Artefact(kind=SHARDS, identity=identity(settings), folder=Path(cfg.output) / HIDDEN, settings=settings)
+
+
 def pack(cfg: DictConfig) -> PackReport:
     """Write the missing shards of `cfg.data` to `cfg.output`.
 
     Raises:
         ValueError: for settings out of range, or a folder with shards of other data.
     """
-    from omegaconf import OmegaConf
     from tqdm import tqdm
 
-    if cfg.shard_size < 1 or cfg.images not in FORMATS or (cfg.samples is not None and cfg.samples < 1):
-        raise ValueError(f"shard_size and samples are 1 or more, images one of {', '.join(FORMATS)}")
-    settings: dict[str, Any] = {key: cfg[key] for key in IDENTITY_KEYS if key != "data"}
-    settings["data"] = OmegaConf.to_container(cfg.data, resolve=True)
-    folder, name = Path(cfg.output), identity(settings)
+    if cfg.shard_size < 1 or cfg.images not in IMAGE_FORMATS or (cfg.samples is not None and cfg.samples < 1):
+        raise ValueError(f"shard_size and samples are 1 or more, images one of {', '.join(IMAGE_FORMATS)}")
+    shards, folder = plan_shards(cfg), Path(cfg.output)
     source: Source = build(cfg.data)
     total = len(source) if cfg.samples is None else min(cfg.samples, len(source))
     count = -(-total // cfg.shard_size)
@@ -74,8 +79,8 @@ def pack(cfg: DictConfig) -> PackReport:
     def done(number: int) -> bool:
         return tars[number].is_file()
 
-    if not is_complete(folder / HIDDEN, identity=name):
-        _claim(folder, name)
+    if not shards.is_complete():
+        _claim(folder, shards)
         missing = own_parts(count, done=done)
         for number in tqdm(missing, desc="shards", disable=not cfg.progress or rank_and_world()[0] > 0):
             first = number * cfg.shard_size
@@ -84,14 +89,13 @@ def pack(cfg: DictConfig) -> PackReport:
             index_of(tars[number])
         if frames := describe_frames(take_frames()):
             log.warning("%s", frames)
-    with merge_lock(folder / HIDDEN):
-        if not is_complete(folder / HIDDEN, identity=name) and all(done(number) for number in range(count)):
+    with merge_lock(shards.folder):
+        if not shards.is_complete() and all(done(number) for number in range(count)):
             packed = sum(len(index_of(tar).keys) for tar in tars)
-            extra = {"samples": packed, "left_out": total - packed}
-            Manifest(identity=name, kind="shards", settings=settings, extra=extra).write(folder / HIDDEN)
-            for left in (folder / HIDDEN / CLAIM, *folder.glob(".*.part")):
+            shards.finish(samples=packed, left_out=total - packed)
+            for left in (shards.folder / UNFINISHED, *folder.glob(".*.part")):
                 left.unlink(missing_ok=True)
-    samples = Manifest.read(folder / HIDDEN).extra["samples"] if is_complete(folder / HIDDEN, identity=name) else None
+    samples = Manifest.read(shards.folder).extra["samples"] if shards.is_complete() else None
     return PackReport(output=folder, shards=count, samples=samples)
 
 
@@ -150,18 +154,18 @@ def _pictures(source: Source, indices: range) -> Iterator[Picture]:
             log.warning("left out: %s", error)
 
 
-def _claim(folder: Path, name: str) -> None:
+def _claim(folder: Path, shards: Artefact) -> None:
     """Mark the folder with the identity of its shards, so that shards of different sources are never mixed.
 
     Raises:
         ValueError: if the folder has other shards.
     """
-    claim = folder / HIDDEN / CLAIM
-    with merge_lock(folder / HIDDEN):
-        if is_complete(folder / HIDDEN, identity=name):  # by another process, meanwhile
+    claim = shards.folder / UNFINISHED
+    with merge_lock(shards.folder):
+        if shards.is_complete():  # another process may have completed them meanwhile
             return
         take_folder(folder, setting="output")
-        own = claim.is_file() and name in claim.read_text(encoding="utf-8")
+        own = claim.is_file() and shards.identity in claim.read_text(encoding="utf-8")
         if not own and (claim.is_file() or any(folder.glob("*.tar"))):
             raise ValueError(f"{folder} holds shards of something else; choose another output, or delete it")
-        write_json_atomic(claim, {"identity": name})
+        write_json_atomic(claim, {"identity": shards.identity})

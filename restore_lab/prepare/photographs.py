@@ -24,11 +24,11 @@ import numpy as np
 import yaml
 
 from restore_lab.data.image_io import read_image, resize_image, write_png
-from restore_lab.storage.artefact import write_bytes_atomic
+from restore_lab.storage.atomic import write_bytes_atomic
 from restore_lab.storage.hashes import hash_of
 
 log = logging.getLogger(__name__)
-MANIFEST = Path(__file__).with_suffix(".yaml")
+LISTING = Path(__file__).with_suffix(".yaml")
 TILE = 256  # pixels
 SHORT_SIDES = (288, 448, 704, 1088, 1600)  # in pixels, for scales of at most `SHRINK`
 SHRINK = 0.75  # photographs are compressed or soft at full resolution
@@ -37,8 +37,8 @@ WHOLE = 0.5  # a tile of at least this fraction of the area has the caption of t
 
 
 @dataclass(frozen=True, kw_only=True)
-class Photograph:
-    """One photograph of the manifest.
+class DebianPhotograph:
+    """One photograph of the list.
 
     Attributes:
         package: the Debian package.
@@ -75,9 +75,9 @@ class Tile:
 
 
 @cache
-def photographs() -> tuple[Photograph, ...]:
-    """The photographs of the manifest."""
-    listed = yaml.safe_load(MANIFEST.read_text(encoding="utf-8"))["photographs"]
+def photographs() -> tuple[DebianPhotograph, ...]:
+    """All photographs of the list."""
+    listed = yaml.safe_load(LISTING.read_text(encoding="utf-8"))["photographs"]
     return tuple(_photograph(entry) for entry in listed)
 
 
@@ -111,7 +111,7 @@ def fetch(output: str | Path, *, packages: str | Path | None = None) -> dict[str
     return {half: sum(1 for _ in (output / half).glob("*.png")) for half in ("train", "val")}
 
 
-def tiles(photograph: Photograph, image_HWC: np.ndarray) -> Iterator[Tile]:
+def tiles(photograph: DebianPhotograph, image_HWC: np.ndarray) -> Iterator[Tile]:
     """The tiles of a photograph with enough detail, coarsest scale first.
 
     Args:
@@ -137,9 +137,9 @@ def detail(image_HWC: np.ndarray) -> float:
     return float((np.abs(np.diff(grey_HW, axis=0)).mean() + np.abs(np.diff(grey_HW, axis=1)).mean()) / 2)
 
 
-def _photograph(entry: Mapping[str, Any]) -> Photograph:
+def _photograph(entry: Mapping[str, Any]) -> DebianPhotograph:
     parts = tuple((tuple(part["box"]), part["caption"]) for part in entry.get("parts", ()))
-    return Photograph(**{**entry, "parts": parts})
+    return DebianPhotograph(**{**entry, "parts": parts})
 
 
 def _corners(height: int, width: int) -> list[tuple[int, int]]:
@@ -150,7 +150,7 @@ def _corners(height: int, width: int) -> list[tuple[int, int]]:
     return [(int(top), int(left)) for top in tops for left in lefts]
 
 
-def _caption(photograph: Photograph, *, top: int, left: int, shape: Sequence[int]) -> str:
+def _caption(photograph: DebianPhotograph, *, top: int, left: int, shape: Sequence[int]) -> str:
     height, width = shape
     if WHOLE * height * width <= TILE * TILE:
         return photograph.caption
@@ -159,7 +159,7 @@ def _caption(photograph: Photograph, *, top: int, left: int, shape: Sequence[int
     return next(inside, photograph.caption)
 
 
-def _write(folder: Path, chosen: Sequence[Photograph], unpacked: Path) -> None:
+def _write(folder: Path, chosen: Sequence[DebianPhotograph], unpacked: Path) -> None:
     """Write the tiles and captions of some photographs to a folder, atomically."""
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         part, captions = Path(scratch) / folder.name, []
@@ -203,7 +203,7 @@ def _unpack(scratch: Path, packages: str | Path | None) -> Path:
 def _call(command: Sequence[str], *, folder: Path, hint: str) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        reason = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
         raise ValueError(f"{' '.join(command[:2])} failed ({reason}); {hint}")
 
 

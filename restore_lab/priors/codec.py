@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from restore_lab.methods.trainable import Trainable
 from restore_lab.priors.codec_start import start_as_dct
-from restore_lab.storage.artefact import place_of
+from restore_lab.storage.paths import place_of
 from restore_lab.system.quiet import silence_libraries
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from restore_lab.degradation.resize import resize
 from restore_lab.methods.trainable import Trainable
 from restore_lab.priors.factory import fresh_mmdit, fresh_unet, save_pipeline
 from restore_lab.random import uniform
-from restore_lab.storage.artefact import place_of
+from restore_lab.storage.paths import place_of
 from restore_lab.system.quiet import silence_libraries
 
 if TYPE_CHECKING:

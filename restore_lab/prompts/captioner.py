@@ -22,8 +22,10 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
 from restore_lab.random import generator
-from restore_lab.storage.artefact import identity, place_of, write_json_atomic
+from restore_lab.storage.atomic import write_json_atomic
 from restore_lab.storage.foreign import check_model, json_of
+from restore_lab.storage.identity import identity
+from restore_lab.storage.paths import place_of
 from restore_lab.system.processes import device as chosen
 from restore_lab.system.quiet import silence_libraries
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from restore_lab.storage.artefact import place_of
 from restore_lab.storage.foreign import check_model, json_of
+from restore_lab.storage.paths import place_of
 from restore_lab.system.quiet import silence_libraries
 
 

@@ -15,7 +15,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from restore_lab.storage.artefact import MANIFEST, write_bytes_atomic, write_json_atomic
+from restore_lab.storage.artefact import MANIFEST
+from restore_lab.storage.atomic import write_bytes_atomic, write_json_atomic
 from restore_lab.storage.foreign import json_of
 from restore_lab.storage.walk import head
 

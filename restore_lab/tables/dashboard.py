@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from restore_lab.evaluation.page import SCORE
-from restore_lab.launch.job import NOT_WEIGHTS, config_flags, config_folders
+from restore_lab.launch.job import config_flags, config_folders
 from restore_lab.storage.outputs import write_output
 from restore_lab.tables import file
 from restore_lab.tables.grid import grid
 from restore_lab.tables.jobs import Plan, with_dependencies
 from restore_lab.tables.numbers import read_measurements
-from restore_lab.tables.plan import plan
+from restore_lab.tables.plan import plan_tables
 from restore_lab.tables.render import render
 from restore_lab.tables.spec import Spec
 from restore_lab.tracking import has_wandb_account
@@ -60,7 +60,7 @@ def run(cfg: Any) -> str:
         raise ValueError(f"name a table; there are: {', '.join(file.tables(folders))}")
     spec = file.read(cfg.table, folders, scale=cfg.at_scale)
     store = Path(cfg.runs_dir) / cfg.name
-    planned = plan(
+    planned = plan_tables(
         [spec],
         store=store,
         seeds=int(cfg.seeds),
@@ -89,7 +89,7 @@ def row_runs(plan: Plan, spec: Spec) -> list[RowRuns]:
             for name in spec.conditions
         }
         jobs = with_dependencies(plan, [one for ids in records.values() for one in ids])
-        trainings = [job.identity for job in jobs if job.kind not in NOT_WEIGHTS]
+        trainings = [job.artefact.identity for job in jobs if job.artefact.has_weights]
         found.append(
             RowRuns(name=row.name, colour=COLOURS[number % len(COLOURS)], trainings=trainings, records=records)
         )

@@ -8,11 +8,10 @@ resumed job counts the minutes of its last run only.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-from restore_lab.inspection.describe import DESCRIPTION
-from restore_lab.launch.job import facts_of
+from restore_lab.inspection.describe import DESCRIPTION_FILE
+from restore_lab.launch.job import read_facts
 from restore_lab.storage.foreign import json_of
 from restore_lab.tables.jobs import Plan
 from restore_lab.tables.spec import TRAINING_COSTS, Spec
@@ -32,12 +31,12 @@ def description_column(plan: Plan, spec: Spec, what: str | None) -> dict[str, fl
 
 def _facts(plan: Plan, row: tuple[str, str], what: str) -> Mapping[str, Any] | None:
     identity = (plan.trainings if what in TRAINING_COSTS else plan.descriptions).get(row)
-    if identity is None or not plan.jobs[identity].done:
+    if identity is None or not plan.jobs[identity].artefact.is_complete():
         return None
     job = plan.jobs[identity]
     if what in TRAINING_COSTS:
-        return facts_of(job)
-    return json_of(Path(job.folder) / DESCRIPTION)
+        return read_facts(job)
+    return json_of(job.artefact.folder / DESCRIPTION_FILE)
 
 
 def _adaptor(facts: Mapping[str, Any]) -> float:

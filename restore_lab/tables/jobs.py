@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """One evaluation of a table: row, condition and seed."""
+class ScoresKey:
+    """One evaluation of a table."""
 
     table: str
     row: str
@@ -28,12 +28,12 @@ class Plan:
 
     Attributes:
         specs: the tables.
+        seeds: number of seeds.
         jobs: by identity, in dependency order.
-        scores: the record's identity, by place.
+        scores: the record's identity, by evaluation.
         descriptions: the description's identity, by (table, row).
         trainings: the identity of the last training stage at seed 0, by (table, row).
-        refusals: the reason why a place cannot be evaluated, by place.
-        seeds: number of seeds.
+        refusals: the reason why an evaluation is impossible.
         weights_dir: folder of the methods' own weights that do not ship, or None.
         data: the paths of each table's named datasets, by table and dataset.
     """
@@ -41,12 +41,17 @@ class Plan:
     specs: Sequence[Spec]
     seeds: int
     jobs: dict[str, Job] = field(default_factory=dict)
-    scores: dict[Place, str] = field(default_factory=dict)
+    scores: dict[ScoresKey, str] = field(default_factory=dict)
     descriptions: dict[tuple[str, str], str] = field(default_factory=dict)
     trainings: dict[tuple[str, str], str] = field(default_factory=dict)
-    refusals: dict[Place, str] = field(default_factory=dict)
+    refusals: dict[ScoresKey, str] = field(default_factory=dict)
     weights_dir: str | None = None
     data: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
+
+    def add(self, job: Job) -> str:
+        """Add a job unless there is one for the same artefact; the artefact's identity."""
+        self.jobs.setdefault(job.artefact.identity, job)
+        return job.artefact.identity
 
     def missing(self) -> list[Job]:
         """The jobs to run, in dependency order.
@@ -55,8 +60,8 @@ class Plan:
         """
         wanted = self.jobs.keys() - {need for job in self.jobs.values() for need in job.needs}
         found: list[Job] = []
-        for job in reversed(self.jobs.values()):
-            if job.identity in wanted and not job.done:
+        for identity, job in reversed(self.jobs.items()):
+            if identity in wanted and not job.artefact.is_complete():
                 found.append(job)
                 wanted |= set(job.needs)
         return found[::-1]

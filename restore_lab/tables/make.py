@@ -10,69 +10,67 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from restore_lab.launch.job import Job, JobFailed, run
-from restore_lab.storage.artefact import write_json_atomic
-from restore_lab.storage.foreign import json_of
+from restore_lab.launch.job import JobFailed, read_job, run_job, write_job
 from restore_lab.tables.jobs import Plan
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 log = logging.getLogger(__name__)
 Launch = Callable[[Sequence[str]], Sequence[str | None]]
 
 
-def make(plan: Plan, *, store: Path, launch: Launch) -> dict[str, str]:
+def make_artefacts(plan: Plan, *, launch: Launch) -> dict[str, str]:
     """Run the missing jobs.
 
     Args:
         plan: the plan.
-        store: folder of logs and facts.
         launch: runs jobs by identity and returns an error message or None for each.
 
     Returns:
-        One line per job whose artefact is still missing, by identity.
+        One line per artefact that is still missing, by identity.
     """
     failed: dict[str, str] = {}
     while True:
-        missing = [job for job in plan.missing() if job.identity not in failed]
-        blocked = [job for job in missing if any(need in failed for need in job.needs)]
-        failed |= {job.identity: f"{job.kind} {job.identity}: what it needs failed" for job in blocked}
-        absent = {job.identity for job in missing}
-        ready = [job for job in missing if not absent.intersection(job.needs) and job.identity not in failed]
+        missing = {job.artefact.identity: job for job in plan.missing() if job.artefact.identity not in failed}
+        for identity, job in missing.items():
+            if any(need in failed for need in job.needs):
+                failed[identity] = f"{job.artefact}: what it needs failed"
+        ready = [i for i, job in missing.items() if not missing.keys() & job.needs and i not in failed]
         if not ready:
             return failed
         log.info("%d of %d jobs are missing; running %d", len(missing), len(plan.jobs), len(ready))
-        problems = launch([job.identity for job in ready])
-        for job, problem in zip(ready, problems, strict=True):
-            if problem is None and not job.done:
-                problem = f"{job.kind} {job.identity}: ended without its artefact"
+        for identity, problem in zip(ready, launch(ready), strict=True):
+            artefact = plan.jobs[identity].artefact
+            if problem is None and not artefact.is_complete():
+                problem = f"{artefact}: ended without its artefact"
             if problem is not None:
-                failed[job.identity] = problem
+                failed[identity] = problem
                 log.warning("failed: %s", problem)
 
 
 def write_jobs(plan: Plan, store: Path) -> None:
     """Write the missing jobs to the store, where tasks on any machine read them."""
     for job in plan.missing():
-        write_json_atomic(store / "jobs" / f"{job.identity}.job.json", asdict(job))
+        write_job(job, store)
 
 
-def task(cfg: Any) -> str | None:
+def task(cfg: DictConfig) -> str | None:
     """The launcher's task function: runs the job `cfg.job` of the store; an error message, or None."""
     store = Path(cfg.runs_dir) / cfg.name
-    raw = json_of(store / "jobs" / f"{cfg.job}.job.json")
-    job = Job(**{**raw, "words": tuple(raw["words"]), "needs": tuple(raw["needs"])})
-    log.info("%s %s: %s", job.kind, job.identity, " ".join(job.words))
+    job = read_job(cfg.job, store)
+    log.info("%s: %s", job.artefact, " ".join(job.words))
     try:
-        run(job, store)
+        run_job(job, store)
     except JobFailed as error:
         return str(error)
     return None
 
 
-def hydra_launcher(cfg: Any, *, function: Callable[[Any], str | None] = task) -> Launch:
+def hydra_launcher(cfg: DictConfig, *, function: Callable[[DictConfig], str | None] = task) -> Launch:
     """The configured launcher of the running Hydra; it runs `function` once per job."""
     from hydra._internal.callbacks import Callbacks
     from hydra.core.global_hydra import GlobalHydra
@@ -95,8 +93,8 @@ def hydra_launcher(cfg: Any, *, function: Callable[[Any], str | None] = task) ->
 
 
 def _problem(returned: Any) -> str | None:
-    """A task's return value, or the launcher's own error."""
+    """A task's return value, or the error of the launcher itself."""
     try:
         return returned.return_value
-    except Exception as error:  # the launcher's own: the task never raises
+    except Exception as error:  # of the launcher, since the task never raises
         return f"the launcher: {' '.join(str(error).split())[:300]}"

@@ -16,7 +16,7 @@ from restore_lab.evaluation.metrics.kernel_distance import KERNEL_ID
 from restore_lab.evaluation.records import DECODED_HQ, DECODED_LQ, LQ, Record, method_rows, read_record
 from restore_lab.evaluation.statistics import photograph
 from restore_lab.tables.described import description_column
-from restore_lab.tables.jobs import Place, Plan
+from restore_lab.tables.jobs import Plan, ScoresKey
 from restore_lab.tables.means import means
 from restore_lab.tables.number import CellKey, Number
 from restore_lab.tables.spec import Spec
@@ -133,9 +133,9 @@ def records_of(plan: Plan, table: str, row: str, condition: str) -> dict[int, Re
     """The existing records of a row under a condition, by seed."""
     found: dict[int, Record] = {}
     for seed in range(plan.seeds):
-        identity = plan.scores.get(Place(table=table, row=row, condition=condition, seed=seed))
-        if identity is not None and plan.jobs[identity].done:
-            found[seed] = read_record(plan.jobs[identity].folder)
+        identity = plan.scores.get(ScoresKey(table=table, row=row, condition=condition, seed=seed))
+        if identity is not None and plan.jobs[identity].artefact.is_complete():
+            found[seed] = read_record(plan.jobs[identity].artefact.folder)
     return found
 
 

@@ -12,19 +12,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from restore_lab.config.compose import NO_FOLLOW
-from restore_lab.evaluation import evaluate, systems
-from restore_lab.inspection import describe
-from restore_lab.launch.job import DESCRIPTION, SCORES, Job
+from restore_lab.evaluation.evaluate import plan_evaluation
+from restore_lab.evaluation.systems import find_system
+from restore_lab.inspection.describe import plan_description
+from restore_lab.launch.job import Job
 from restore_lab.methods.weights import weights_file
+from restore_lab.storage.artefact import DESCRIPTION
 from restore_lab.tables.compose import job_config
-from restore_lab.tables.jobs import Place, Plan
-from restore_lab.tables.prerequisites import Around, like_of, place_overrides, store, training_job
+from restore_lab.tables.jobs import Plan, ScoresKey
+from restore_lab.tables.prerequisites import JobContext, like_of, place_overrides, training_job
 from restore_lab.tables.spec import COUNTS, Condition, Row, Spec, merge
 
 log = logging.getLogger(__name__)
 
 
-def plan(
+def plan_tables(
     specs: Sequence[Spec],
     *,
     store: Path,
@@ -45,148 +47,141 @@ def plan(
         systems_dir: outputs or weights of external systems (restore_lab.evaluation.systems).
         weights_dir: methods' own weights that do not ship, <weights_dir>/supir_full[.safetensors].
     """
-    found = Plan(specs=specs, seeds=seeds, weights_dir=weights_dir)
+    plan = Plan(specs=specs, seeds=seeds, weights_dir=weights_dir)
     for spec in specs:
         for seed in range(seeds):
-            common = (f"experiment={spec.name}", f"scale={spec.scale}", f"seed={seed}")
-            where = (f"runs_dir='{store.parent}'", f"name={store.name}", "progress=false", *words)
-            already: dict[str, Job] = {}
+            context = JobContext(table=spec.name, scale=spec.scale, seed=seed, store=store, words=words)
+            trained: dict[str, Job] = {}
             for row in spec.rows.values():
-                if row.system is not None and seed == 0:  # external outputs belong to one draw of the degradations
-                    _system(found, spec, row, (common, where), systems_dir)
-                _row(found, spec, row, seed, (common, where), already)
-    found.jobs = {
-        identity: replace(job, words=(job.words[0], *flags, *job.words[1:])) for identity, job in found.jobs.items()
-    }
-    return found
+                if row.system is None:
+                    _plan_row(plan, spec, row, context, trained)
+                elif seed == 0:  # external outputs belong to one draw of the degradations
+                    _plan_system_row(plan, spec, row, context, systems_dir)
+    for identity, job in plan.jobs.items():
+        plan.jobs[identity] = replace(job, words=(job.words[0], *flags, *job.words[1:]))
+    return plan
 
 
-def _row(plan: Plan, spec: Spec, row: Row, seed: int, around: Around, already: dict[str, Job]) -> None:
-    """Add a row's jobs under every condition."""
-    if row.system is not None or row.only not in (None, spec.scale):
+def _plan_row(plan: Plan, spec: Spec, row: Row, context: JobContext, trained: dict[str, Job]) -> None:
+    """Add a row's jobs under every condition; `trained` are the jobs of the rows' trainings so far."""
+    if row.only not in (None, spec.scale):
         return
-    measured = _measured(spec)
-    places = [Place(table=spec.name, row=row.name, condition=c.name, seed=seed) for c in measured]
+    conditions = _evaluated_conditions(spec)
+    keys = [_key(spec, row, c.name, context) for c in conditions]
     try:
         if any(column.describe in COUNTS for column in spec.columns.values()):
-            job = _description(spec, row, around)
-            plan.jobs.setdefault(job.identity, job)
-            plan.descriptions[spec.name, row.name] = job.identity
-        weights = _weights(plan, spec, row, around, already) if measured else None
+            plan.descriptions[spec.name, row.name] = plan.add(_description_job(spec, row, context))
+        weights = _weights(plan, spec, row, context, trained) if conditions else None
         if isinstance(weights, Job):
-            plan.trainings.setdefault((spec.name, row.name), weights.identity)
-        for place, condition in zip(places, measured, strict=True):
-            job = _scores(plan, spec, row, condition, around, weights)
-            plan.jobs.setdefault(job.identity, job)
-            plan.scores[place] = job.identity
+            plan.trainings.setdefault((spec.name, row.name), weights.artefact.identity)
+        for key, condition in zip(keys, conditions, strict=True):
+            plan.scores[key] = plan.add(_scores_job(plan, spec, row, condition, context, weights))
     except (ValueError, FileNotFoundError) as error:
-        line = " ".join(str(error).split())[:300]
-        lost = places or [Place(table=spec.name, row=row.name, condition="", seed=seed)]
-        plan.refusals |= {place: line for place in lost if place not in plan.scores}
+        reason = _one_line(error)
+        lost = keys or [_key(spec, row, "", context)]
+        plan.refusals |= {key: reason for key in lost if key not in plan.scores}
 
 
-def _system(plan: Plan, spec: Spec, row: Row, around: Around, systems_dir: str | None) -> None:
+def _plan_system_row(plan: Plan, spec: Spec, row: Row, context: JobContext, systems_dir: str | None) -> None:
     """Add the jobs that evaluate an external system, under the conditions for which its outputs or weights exist."""
     assert row.system is not None
-    for condition in _measured(spec):
-        place = Place(table=spec.name, row=row.name, condition=condition.name, seed=0)
+    for condition in _evaluated_conditions(spec):
+        key = _key(spec, row, condition.name, context)
         try:
-            system = systems.place_in(systems_dir, row.system, condition.name, conditions=list(spec.conditions))
+            system = find_system(systems_dir, row.system, condition.name, conditions=list(spec.conditions))
             if system is None:
                 continue
-            job = _scores(plan, spec, row, condition, around, None, more=(f"system='{system.resolve()}'",))
+            job = _scores_job(plan, spec, row, condition, context, None, more=(f"system='{system.resolve()}'",))
         except (ValueError, FileNotFoundError) as error:
-            plan.refusals[place] = " ".join(str(error).split())[:300]
+            plan.refusals[key] = _one_line(error)
             continue
-        plan.jobs.setdefault(job.identity, replace(job, like=f"{job.like} {row.system}", steps=1))
-        plan.scores[place] = job.identity
+        plan.scores[key] = plan.add(replace(job, like=f"{job.like} {row.system}", steps=1))
 
 
-def _measured(spec: Spec) -> list[Condition]:
-    """The conditions that are evaluated."""
+def _key(spec: Spec, row: Row, condition: str, context: JobContext) -> ScoresKey:
+    return ScoresKey(table=spec.name, row=row.name, condition=condition, seed=context.seed)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _evaluated_conditions(spec: Spec) -> list[Condition]:
+    """The conditions that are evaluated: those with metrics that are no mean of others."""
     return [
         c for c in spec.conditions.values() if not c.mean and any(spec.columns[title].metric for title in c.columns)
     ]
 
 
-def _weights(plan: Plan, spec: Spec, row: Row, around: Around, already: dict[str, Job]) -> Job | Path | None:
+def _weights(plan: Plan, spec: Spec, row: Row, context: JobContext, trained: dict[str, Job]) -> Job | Path | None:
     """The job that trains the row's weights, added with its earlier stages.
 
     A path if the weights exist already; None if the config names them itself.
     """
     if row.weights == "shipped":
-        return _shipped(plan, spec, row, around) if spec.scale == "full" else None
+        return _shipped_weights(plan, spec, row, context) if spec.scale == "full" else None
     source = row if row.weights == "own" else spec.rows[row.weights]
     if source.weights != "own":
-        return _weights(plan, spec, source, around, already)
-    if source.name not in already:
-        common, where = around
-        words = merge([*common, *spec.words_of("train", source), *where])
-        already[source.name] = training_job(plan, words, around)
-    return already[source.name]
+        return _weights(plan, spec, source, context, trained)
+    if source.name not in trained:
+        trained[source.name] = training_job(plan, context.overrides(spec.words_of("train", source)), context)
+    return trained[source.name]
 
 
-def _shipped(plan: Plan, spec: Spec, row: Row, around: Around) -> Job | Path | None:
+def _shipped_weights(plan: Plan, spec: Spec, row: Row, context: JobContext) -> Job | Path | None:
     """A method's own weights at full size, where none ship: from `weights_dir`, else trained with the method's config.
 
     That training takes only the row's own overrides from the table, so all tables share it.
     """
-    common, where = around
-    with job_config("evaluate", merge([*common, *spec.words.overrides, *row.words.overrides, *where])) as cfg:
+    with job_config("evaluate", context.overrides([*spec.words.overrides, *row.words.overrides])) as cfg:
         method, name = cfg.hydra.runtime.choices.method, str(cfg.shipped).removeprefix("asset:")
         if cfg.weights != cfg.shipped or weights_file(cfg.weights).is_file():
             return None
     places = [] if plan.weights_dir is None else [Path(plan.weights_dir, n) for n in (name, f"{name}.safetensors")]
     if place := next((place for place in places if place.exists()), None):
         return place.resolve()
-    own = [word for word in common if not word.startswith("experiment=")]
-    words = merge([f"method={method}", *own, *row.words.of("train"), *where])
-    return training_job(plan, words, around)
+    words = merge([f"method={method}", *context.overrides(row.words.of("train"), experiment=False)])
+    return training_job(plan, words, context)
 
 
-def _scores(
+def _scores_job(
     plan: Plan,
     spec: Spec,
     row: Row,
     condition: Condition,
-    around: Around,
+    context: JobContext,
     weights: Job | Path | None,
     *,
     more: Sequence[str] = (),
 ) -> Job:
     """The job that evaluates a row under a condition; `more` are overrides after all others."""
-    common, where = around
     metrics = ("metrics=paper",) if spec.scale == "full" else ()
     place = [f"weights='{weights}'"] if isinstance(weights, Path) else []
-    words = merge([*common, *metrics, *spec.words_of("evaluate", row, condition), *where, *place, *more])
-    places, needs = place_overrides(plan, "evaluate", words, around)
-    words, job = merge([*words, *places]), weights if isinstance(weights, Job) else None
+    own = [*metrics, *spec.words_of("evaluate", row, condition)]
+    words = merge([*context.overrides(own), *place, *more])
+    places, needs = place_overrides(plan, "evaluate", words, context)
+    words, trained = merge([*words, *places]), weights.artefact if isinstance(weights, Job) else None
     with job_config("evaluate", words) as cfg:
-        scores = evaluate.planned(cfg, weights=job.identity if job else None)
+        scores = plan_evaluation(cfg, weights=trained.identity if trained else None)
         like, steps = like_of(cfg), int(cfg.sampler.steps)
-    own = [NO_FOLLOW, *([f"weights='{job.folder}'"] if job else [])]  # a row's overrides are complete
+    last = [NO_FOLLOW, *([f"weights='{trained.folder}'"] if trained else [])]  # a row's overrides are complete
     return Job(
-        identity=scores.identity,
-        kind=SCORES,
-        folder=str(scores.folder),
-        words=("evaluate", *merge([*words, *own])),
-        needs=(*([job.identity] if job else []), *needs),
-        like=f"{SCORES} {like}",
+        artefact=scores,
+        words=("evaluate", *merge([*words, *last])),
+        needs=(*([trained.identity] if trained else []), *needs),
+        like=f"{scores.kind} {like}",
         steps=steps,
     )
 
 
-def _description(spec: Spec, row: Row, around: Around) -> Job:
+def _description_job(spec: Spec, row: Row, context: JobContext) -> Job:
     """The job that counts a row's parameters; its config has no seed and no folder."""
-    common, _ = around
-    words = merge(word for word in (*common, *spec.words_of("describe", row)) if not word.startswith("seed="))
+    own = [f"experiment={spec.name}", f"scale={spec.scale}", *spec.words_of("describe", row)]
+    words = merge(word for word in own if not word.startswith("seed="))
     with job_config("describe", words) as cfg:
-        name = describe.planned(cfg)
-    folder = store(around) / f"{DESCRIPTION}-{name}"
+        description = context.in_store(plan_description(cfg), DESCRIPTION)
     return Job(
-        identity=name,
-        kind=DESCRIPTION,
-        folder=str(folder),
-        words=("describe", *words, f"run_dir='{folder}'", "format=json"),
+        artefact=description,
+        words=("describe", *words, f"run_dir='{description.folder}'", "format=json"),
         like=DESCRIPTION,
     )

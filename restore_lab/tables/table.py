@@ -9,16 +9,16 @@ from typing import Any
 
 from restore_lab.evaluation.degraded import write_inputs
 from restore_lab.launch.cost import estimate, shipped_facts
-from restore_lab.launch.job import NOT_WEIGHTS, Job, config_flags, config_folders, finished_facts
+from restore_lab.launch.job import Job, config_flags, config_folders, finished_facts
 from restore_lab.storage.outputs import require_free, write_output
 from restore_lab.tables import file
 from restore_lab.tables.compose import job_config
 from restore_lab.tables.figures.drawing import draw
 from restore_lab.tables.grid import Grid, grid
 from restore_lab.tables.jobs import Plan, with_dependencies
-from restore_lab.tables.make import hydra_launcher, make, write_jobs
+from restore_lab.tables.make import hydra_launcher, make_artefacts, write_jobs
 from restore_lab.tables.numbers import Measurements, read_measurements
-from restore_lab.tables.plan import plan
+from restore_lab.tables.plan import plan_tables
 from restore_lab.tables.power import powers
 from restore_lab.tables.render import ENDINGS, FORMATS, render
 from restore_lab.tables.spec import Spec, merge
@@ -55,7 +55,7 @@ def run(cfg: Any) -> dict[str, str]:
         require_free(
             _file(spec.name, Path(cfg.output), ending) for spec in wanted for ending in (*ENDINGS.values(), "png")
         )
-    planned = plan(
+    planned = plan_tables(
         wanted,
         store=store,
         seeds=int(cfg.seeds),
@@ -70,7 +70,7 @@ def run(cfg: Any) -> dict[str, str]:
     failed: dict[str, str] = {}
     if cfg.make:
         write_jobs(planned, store)
-        failed = make(planned, store=store, launch=hydra_launcher(cfg))
+        failed = make_artefacts(planned, launch=hydra_launcher(cfg))
     for spec in wanted:
         numbers = read_measurements(planned, spec)
         table = grid(planned, numbers)
@@ -96,13 +96,13 @@ def inputs(spec: Spec, folder: Path, words: Sequence[str]) -> list[str]:
 def plan_text(plan: Plan, store: Path) -> str:
     """The plan as text: one line per job, whether it exists, and the estimated cost of the rest."""
     finished = finished_facts(store)
-    missing = {job.identity for job in plan.missing()}
+    missing = {job.artefact.identity for job in plan.missing()}
     lines = []
     for spec in plan.specs:
         own = [p for p in plan.scores if p.table == spec.name]
         described = [identity for (table, _), identity in plan.descriptions.items() if table == spec.name]
         reached = with_dependencies(plan, [*(plan.scores[p] for p in own), *described])
-        absent = sum(job.identity in missing for job in reached)
+        absent = sum(job.artefact.identity in missing for job in reached)
         lines.append(f"{spec.name}  {spec.title} ({spec.source}; {len(spec.rows)} rows)")
         lines.append(f"  {len(reached)} artefacts, {len(reached) - absent} there, {absent} missing")
         lines += [_datum(name, paths) for name, paths in sorted(plan.data.get(spec.name, {}).items())]
@@ -115,7 +115,7 @@ def plan_text(plan: Plan, store: Path) -> str:
         lines += [f"    cannot be planned: {p.row}, {p.condition}: {why}" for p, why in plan.refusals.items()
                   if p.table == spec.name]  # fmt: skip
     lines.append("")
-    lines += [_line(plan, job, job.identity in missing, finished) for job in plan.jobs.values()]
+    lines += [_line(plan, job, identity in missing, finished) for identity, job in plan.jobs.items()]
     return "\n".join([*lines, "", _total(plan, finished)])
 
 
@@ -126,13 +126,14 @@ def _datum(name: str, paths: Sequence[str]) -> str:
 
 
 def _line(plan: Plan, job: Job, missing: bool, finished: Sequence[Any]) -> str:
-    used = [f"{p.table}/{p.row}" for p, identity in plan.scores.items() if identity == job.identity]
-    used += [f"{table}/{row}" for (table, row), identity in plan.descriptions.items() if identity == job.identity]
-    used += [other.identity for other in plan.jobs.values() if job.identity in other.needs]
-    there = "there" if job.done else "not needed: what it is for is there"
+    artefact = job.artefact
+    used = [f"{p.table}/{p.row}" for p, identity in plan.scores.items() if identity == artefact.identity]
+    used += [f"{table}/{row}" for (table, row), identity in plan.descriptions.items() if identity == artefact.identity]
+    used += [identity for identity, other in plan.jobs.items() if artefact.identity in other.needs]
+    there = "there" if artefact.is_complete() else "not needed: what it is for is there"
     state = f"missing {_takes(job, finished)}" if missing else there
-    what = job.kind if job.kind in NOT_WEIGHTS else f"weights ({job.kind}, {job.steps} steps)"
-    return f"{job.identity}  {what}  {state}  for {', '.join(dict.fromkeys(used))}"
+    what = f"weights ({artefact.kind}, {job.steps} steps)" if artefact.has_weights else artefact.kind
+    return f"{artefact.identity}  {what}  {state}  for {', '.join(dict.fromkeys(used))}"
 
 
 def _takes(job: Job, finished: Sequence[Any]) -> str:

@@ -20,7 +20,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from restore_lab.storage.artefact import write_bytes_atomic
+from restore_lab.storage.atomic import write_bytes_atomic
 from restore_lab.storage.free_space import require
 from restore_lab.storage.hashes import hash_of
 from restore_lab.storage.locks import first_rank

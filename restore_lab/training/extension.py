@@ -17,14 +17,16 @@ from omegaconf import DictConfig
 
 from restore_lab.config.compose import OVERRIDES_KEY
 from restore_lab.config.trainer import ENDS
-from restore_lab.storage.artefact import Manifest, identity, is_complete, place_of
-from restore_lab.training.plan import Stage, chosen_stages, folder_of, planned
+from restore_lab.storage.artefact import Manifest, is_complete
+from restore_lab.storage.identity import identity
+from restore_lab.storage.paths import place_of
+from restore_lab.training.plan import TrainingStage, plan_stages, stage_folder, stage_names
 
 SHOWN = 3  # differences in a line
 EXTENDS = "extends"  # in the settings: the identity of the run that is trained further
 
 
-def extended(cfg: DictConfig) -> list[Stage]:
+def extended(cfg: DictConfig) -> list[TrainingStage]:
     """The plan of `extend=RUN`: RUN's own earlier stages, and its last one with the new end.
 
     Raises:
@@ -35,11 +37,11 @@ def extended(cfg: DictConfig) -> list[Stage]:
     run = place_of(str(cfg.extend))
     if not is_complete(run):
         raise ValueError(f"extend={run}: not a complete run; the command that began it continues it")
-    made, last = Manifest.read(run), chosen_stages(cfg)[-1]
+    made, last = Manifest.read(run), stage_names(cfg)[-1]
     if made.kind != last:
         raise ValueError(f"extend={run}: made by stage {made.kind}, not by {last}; set stage={made.kind}")
-    before = chosen_stages(cfg)[:-1]
-    stage = planned(cfg, earlier=dict(zip(before, made.parents, strict=False)))[-1]
+    before = stage_names(cfg)[:-1]
+    stage = plan_stages(cfg, earlier=dict(zip(before, made.parents, strict=False)))[-1]
     if stage.debug:
         raise ValueError(f"extend={run}: {stage.debug} leaves no weights; take one of the two")
     _require_same(made, stage, run)
@@ -47,7 +49,7 @@ def extended(cfg: DictConfig) -> list[Stage]:
     settings = {**stage.settings, EXTENDS: made.identity}
     parents = (*stage.parents, made.identity)
     identity_ = identity(settings, parents)
-    folder = folder_of(cfg, last, identity_, last=True)
+    folder = stage_folder(cfg, last, identity_, last=True)
     if not is_complete(folder, identity=identity_) and last_state(folder) is None:
         require_longer(run, steps=stage.steps, done=_state_of(run))
     return [
@@ -87,15 +89,15 @@ def other_rate(node: Mapping[str, Any], *, steps: int, done: int) -> str | None:
     )
 
 
-def _earlier(cfg: DictConfig, name: str, identity_: str, run: Path) -> Stage:
+def _earlier(cfg: DictConfig, name: str, identity_: str, run: Path) -> TrainingStage:
     """A stage that RUN was made from, which has to be there."""
-    folder = folder_of(cfg, name, identity_, last=False)
+    folder = stage_folder(cfg, name, identity_, last=False)
     if not is_complete(folder, identity=identity_):
         raise ValueError(f"extend={run}: stage {name}, from which it was made, is not in {folder}")
-    return Stage(name=name, identity=identity_, folder=folder, settings={}, parents=(), node={})
+    return TrainingStage(kind=name, identity=identity_, folder=folder)
 
 
-def _require_same(made: Manifest, stage: Stage, run: Path) -> None:
+def _require_same(made: Manifest, stage: TrainingStage, run: Path) -> None:
     """Refuse settings that are not RUN's, but for its end."""
     odd = list(differences(_but_the_end(made.settings), _but_the_end(stage.settings)))
     if not odd:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 import torch
 
-from restore_lab.storage.artefact import write_json_atomic
+from restore_lab.storage.atomic import write_json_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 
-from restore_lab.storage.artefact import write_bytes_atomic
+from restore_lab.storage.atomic import write_bytes_atomic
 from restore_lab.storage.foreign import json_lines, parse_json
 from restore_lab.system.faults import name_errors
 

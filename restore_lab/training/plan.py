@@ -1,14 +1,14 @@
-"""The stages of a training before anything is built: what each trains, with which trainer, under which identity.
+"""The stages of a training, planned before anything is built: what each trains, how, and under which identity.
 
 A stage is a node of `stages`: its module, its data module, its trainer settings. A string "stage:NAME" inside it stands
 for the folder of an earlier stage's artefact. Folders are `<runs_dir>/<name>/<stage>-<identity>`. What a stage
-`ignores` (the sampler, say) changes nothing of what it trains, nor its identity.
+`ignores`, such as the sampler, changes nothing of what it trains and does not enter its identity.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from restore_lab.config import trainer
 from restore_lab.config.build import resolve
 from restore_lab.config.compose import command_overrides
-from restore_lab.storage.artefact import identity
+from restore_lab.storage.artefact import Artefact
+from restore_lab.storage.identity import identity
 
-STATE = "state"  # the folder of a run's checkpoints, in its own
+STATE = "state"  # folder of the checkpoints, in the run's folder
 LOSSES = "losses.jsonl"
-DEBUG = "debug"  # the folder of what leaves no artefact
-LIGHTNINGS = "lightning.pytorch.callbacks."
-HARMLESS = frozenset(  # of Lightning's callbacks those that change no weight and end nothing
+DEBUG_FOLDER = "debug"  # where debug runs work
+LIGHTNING_CALLBACKS = "lightning.pytorch.callbacks"
+PASSIVE_CALLBACKS = frozenset(  # Lightning's callbacks that change no weights and end nothing
     ("BasePredictionWriter", "Callback", "Checkpoint", "DeviceStatsMonitor", "LearningRateMonitor", "ModelCheckpoint")
     + ("ModelSummary", "OnExceptionCheckpoint", "ProgressBar", "RichModelSummary", "RichProgressBar")
     + ("ThroughputMonitor", "TQDMProgressBar")
@@ -31,70 +32,60 @@ HARMLESS = frozenset(  # of Lightning's callbacks those that change no weight an
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A stage's artefact before it is made.
+class TrainingStage(Artefact):
+    """The artefact of a stage; its `kind` is the stage's name.
 
     Attributes:
-        name: of the stage.
-        identity: of the artefact.
-        folder: where it is, or will be.
-        settings: what its identity is made of, with `parents`.
-        parents: identities of the earlier stages, and of the run that it extends.
-        node: what to build; each "stage:NAME" in it stands for an earlier folder, `trainer` is the whole node.
-        debug: the settings by which this is a part of a training that leaves no artefact; empty for a whole one.
-        extends: the complete run that this one trains further.
+        node: what to build; "stage:NAME" stands for the folder of an earlier stage, `trainer` is complete.
+        debug: the settings that make this a debug run, which leaves no artefact; empty for a whole training.
+        extends: folder of the complete run that this one trains further.
     """
 
-    name: str
-    identity: str
-    folder: Path
-    settings: Mapping[str, Any]
-    parents: tuple[str, ...]
-    node: Mapping[str, Any]
+    node: Mapping[str, Any] = field(default_factory=dict)
     debug: str = ""
     extends: Path | None = None
 
     @property
     def steps(self) -> int:
-        """Optimiser steps at most; 0 where only something else ends it."""
+        """Optimiser steps at most; 0 if something else ends the training."""
         return int(self.node["trainer"].get("max_steps") or 0)
 
 
-def planned(cfg: DictConfig, *, earlier: Mapping[str, str] | None = None) -> list[Stage]:
-    """The chosen stages in order, with the artefacts that they make; nothing is built or run.
+def plan_stages(cfg: DictConfig, *, earlier: Mapping[str, str] | None = None) -> list[TrainingStage]:
+    """The stages up to the chosen one, in order, without `extend` (extension.py).
 
     Args:
         cfg: the composed config of `restore-lab train`.
-        earlier: identities, by stage, in place of those that the config gives the stages before the last.
+        earlier: identities by stage, to use instead of those that follow from the config.
 
     Raises:
-        ValueError: for an unknown stage, a setting without a value, or a trainer's setting that is none.
+        ValueError: for an unknown stage, a setting without a value, or an invalid setting of the trainer.
     """
-    names = chosen_stages(cfg)
+    names = stage_names(cfg)
     common: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
     trainer.check("trainer", common)
-    callbacks = counted_callbacks(cfg.callbacks)
-    stages: list[Stage] = []
+    callbacks = active_callbacks(cfg.callbacks)
+    stages: list[TrainingStage] = []
     for name in names:
         node = _node(cfg, name)
         own = node.get("trainer") or {}
         trainer.check(f"stages.{name}.trainer", own)
         node["trainer"] = trainer.trainer_of(name, own, common, words=command_overrides())
-        before = {stage.name: stage.identity for stage in stages}
-        settings = settings_of(cfg, node, own, before, callbacks)
-        parents = tuple(before.values())
+        identities = {stage.kind: stage.identity for stage in stages}
+        settings = stage_settings(cfg, node, own, identities, callbacks)
+        parents = tuple(identities.values())
         debug = trainer.debug_of(node["trainer"])
         for stage in stages if not debug else ():
             if stage.debug:
                 raise ValueError(
-                    f"stage {name} starts from stage {stage.name}, whose {stage.debug} leaves no weights; set it for "
-                    f"all stages, or stage={stage.name}"
+                    f"stage {name} starts from stage {stage.kind}, whose {stage.debug} leaves no weights; set it for "
+                    f"all stages, or stage={stage.kind}"
                 )
         identity_ = (earlier or {}).get(name) or identity(settings, parents)
-        folder = folder_of(cfg, name, identity_, last=name == names[-1], debug=bool(debug))
+        folder = stage_folder(cfg, name, identity_, last=name == names[-1], debug=bool(debug))
         stages.append(
-            Stage(
-                name=name,
+            TrainingStage(
+                kind=name,
                 identity=identity_,
                 folder=folder,
                 settings=settings,
@@ -106,8 +97,8 @@ def planned(cfg: DictConfig, *, earlier: Mapping[str, str] | None = None) -> lis
     return stages
 
 
-def chosen_stages(cfg: DictConfig) -> list[str]:
-    """The names of the stages to the chosen one.
+def stage_names(cfg: DictConfig) -> list[str]:
+    """The names of the stages up to the chosen one.
 
     Raises:
         ValueError: for an unknown stage.
@@ -119,20 +110,20 @@ def chosen_stages(cfg: DictConfig) -> list[str]:
     return names[: names.index(last) + 1]
 
 
-def settings_of(
+def stage_settings(
     cfg: DictConfig,
     node: Mapping[str, Any],
     own: Mapping[str, Any],
     earlier: Mapping[str, str],
     callbacks: list[Any],
 ) -> dict[str, Any]:
-    """What a stage's identity is made of: all that can change the weights.
+    """The settings of a stage's identity: all that can change the weights.
 
     Args:
         cfg: the composed config.
-        node: the stage's, with its whole trainer node.
-        own: what of the trainer the stage says itself.
-        earlier: the identities of the stages before it, by name.
+        node: of the stage, with its complete trainer node.
+        own: the stage's own settings of the trainer.
+        earlier: the identities of the earlier stages, by name.
         callbacks: those that can change the weights.
     """
     chosen = node["trainer"]
@@ -140,47 +131,48 @@ def settings_of(
     if callbacks:  # they may act on what validation finds
         counted |= {name: chosen[name] for name in trainer.VALIDATION if name in chosen}
     node = {**node, "trainer": counted, **({"callbacks": callbacks} if callbacks else {})}
-    settings = {**replaced(node, {name: f"stage:{value}" for name, value in earlier.items()}), "seed": cfg.seed}
+    references = {name: f"stage:{value}" for name, value in earlier.items()}
+    settings = {**replace_stages(node, references), "seed": cfg.seed}
     for place in settings.pop("ignores", ()):
         settings = _without(settings, place.split("."))
     return settings
 
 
-def counted_callbacks(node: Any) -> list[Any]:
-    """The callbacks that may change the weights, or end the training: all but Lightning's that watch.
+def active_callbacks(node: Any) -> list[Any]:
+    """The callbacks that may change the weights or end the training: all but Lightning's passive ones.
 
     A callback of your own that only watches says so with a class attribute: `changes_weights = False`.
     """
     plain: Any = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     if isinstance(plain, Mapping):
         plain = [plain] if "_target_" in plain else list(plain.values())
-    counted = []
+    found = []
     for one in plain or ():
         target = one.get("_target_", "") if isinstance(one, Mapping) else ""
         home, _, name = str(target).rpartition(".")
-        watches = f"{home}." == LIGHTNINGS and name in HARMLESS
-        if target and not watches and getattr(resolve(target), "changes_weights", True):
-            counted.append(one)
-    return counted
+        passive = home == LIGHTNING_CALLBACKS and name in PASSIVE_CALLBACKS
+        if target and not passive and getattr(resolve(target), "changes_weights", True):
+            found.append(one)
+    return found
 
 
-def folder_of(cfg: DictConfig, name: str, identity_: str, *, last: bool, debug: bool = False) -> Path:
-    """Where a stage's artefact lies; what leaves none works in a folder of its own."""
+def stage_folder(cfg: DictConfig, name: str, identity_: str, *, last: bool, debug: bool = False) -> Path:
+    """The folder of a stage's artefact; a debug run works in another one."""
     if cfg.run_dir and last and not debug:
         return Path(cfg.run_dir)
-    return Path(cfg.runs_dir) / cfg.name / (DEBUG if debug else "") / f"{name}-{identity_}"
+    return Path(cfg.runs_dir) / cfg.name / (DEBUG_FOLDER if debug else "") / f"{name}-{identity_}"
 
 
-def replaced(value: Any, names: Mapping[str, str]) -> Any:
-    """The node with each "stage:NAME[/rest]" replaced by what NAME stands for.
+def replace_stages(value: Any, names: Mapping[str, str]) -> Any:
+    """The node with each "stage:NAME[/rest]" replaced by `names[NAME]`[/rest].
 
     Raises:
-        ValueError: for a stage that has not been made.
+        ValueError: for a name that is not an earlier stage.
     """
     if isinstance(value, Mapping):
-        return {key: replaced(entry, names) for key, entry in value.items()}
+        return {key: replace_stages(entry, names) for key, entry in value.items()}
     if isinstance(value, list):
-        return [replaced(entry, names) for entry in value]
+        return [replace_stages(entry, names) for entry in value]
     if not isinstance(value, str) or not value.startswith("stage:"):
         return value
     name, slash, rest = value.removeprefix("stage:").partition("/")
@@ -190,7 +182,7 @@ def replaced(value: Any, names: Mapping[str, str]) -> Any:
 
 
 def _node(cfg: DictConfig, name: str) -> dict[str, Any]:
-    """A stage's node, resolved.
+    """A stage's node as plain values.
 
     Raises:
         ValueError: for a setting without a value.
@@ -205,7 +197,7 @@ def _node(cfg: DictConfig, name: str) -> dict[str, Any]:
 
 
 def _unset(node: Any, place: str = "") -> Iterator[str]:
-    """The settings that wait for a value, by dotted name."""
+    """Dotted names of the settings without a value."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             yield from _unset(value, f"{place}.{key}" if place else str(key))
@@ -214,7 +206,7 @@ def _unset(node: Any, place: str = "") -> Iterator[str]:
 
 
 def _without(node: Mapping[str, Any], place: Sequence[str]) -> dict[str, Any]:
-    """The node without the entry at a place; one that is not there is none."""
+    """The node without the entry at a place, if there is one."""
     first, *rest = place
     inner = node.get(first)
     if rest and isinstance(inner, Mapping):

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from restore_lab.config.build import build, resolve
 from restore_lab.methods.meta import EARLIER, check_module, needs_earlier, targets
 from restore_lab.training.ending import in_steps
-from restore_lab.training.plan import Stage
+from restore_lab.training.plan import TrainingStage
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def check(todo: Sequence[Stage]) -> None:
+def check(todo: Sequence[TrainingStage]) -> None:
     """Look at the stages that are to be trained.
 
     Raises:
@@ -31,7 +31,7 @@ def check(todo: Sequence[Stage]) -> None:
     earlier: dict[str, dict[str, Tensor]] = {}
     needed = {str(stage.node.get("weights")) for stage in todo}
     for stage in todo:
-        with _naming(stage.name if len(todo) > 1 else ""):
+        with _naming(stage.kind if len(todo) > 1 else ""):
             _check_end(stage)
             _check_words(stage.node)
             _check_trainer(stage)
@@ -39,10 +39,10 @@ def check(todo: Sequence[Stage]) -> None:
             if later and data not in seen and not needs_earlier(data):
                 build(data).setup("fit")
             seen.append(data)
-            made = f"{EARLIER}{stage.name}"
+            made = f"{EARLIER}{stage.kind}"
             module = check_module(stage.node, earlier=earlier) if later or made in needed else None
             if module is not None and (tensors := module.exported()) is not None:
-                earlier[stage.name] = tensors
+                earlier[stage.kind] = tensors
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def _naming(stage: str) -> Iterator[None]:
         raise
 
 
-def _check_end(stage: Stage) -> None:
+def _check_end(stage: TrainingStage) -> None:
     """Refuse a training without an end, and a schedule that cannot know it."""
     from restore_lab.training.module import unknown_end
 
@@ -78,7 +78,7 @@ def _check_words(node: Any) -> None:
             raise ValueError(f"prompt/semantic=vlm captions what is restored; {TRAINING_HINT}")
 
 
-def _check_trainer(stage: Stage) -> None:
+def _check_trainer(stage: TrainingStage) -> None:
     """Refuse devices that are not there, and a batch that they cannot share."""
     from restore_lab.training.trainer import trainer_for
 

@@ -27,7 +27,7 @@ from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.config_source import SECOND_NAMES
 from restore_lab.data.sources.named_dataset import dataset_paths
 from restore_lab.methods.weights import weights_file
-from restore_lab.training.run import planned
+from restore_lab.training.run import plan_training
 from restore_lab.training.trainer import trainer_for
 from tests.helpers.configs import composed, small
 from tests.helpers.toy_priors import toy_backbone, toy_dino, toy_unet_folder
@@ -147,7 +147,7 @@ def test_a_part_composes_and_builds(group, option, images, toy_folder, tmp_path,
         assert module.trainable()
         return
     if group == "trainer":
-        settings = planned(chosen(group, option))[-1].node["trainer"]
+        settings = plan_training(chosen(group, option))[-1].node["trainer"]
         absent = {"deepspeed": "(?i)deepspeed"}  # it wants CUDA, and the extra
         if importlib.util.find_spec("torch_xla") is None:  # in an environment of its own
             absent["tpu"] = "torch-xla is not installed here"
@@ -221,8 +221,8 @@ def test_a_whole_small_method_builds(toy_folder) -> None:
 
 def test_a_setting_without_a_value_is_named_where_it_is_given() -> None:
     with pytest.raises(ValueError, match=r"^not set: data\.root; give data\.root=\.\.\.$"):
-        planned(composed("train", "data=folder"))
-    assert planned(composed("train", "scale=full"))[-1].node["trainer"]["max_steps"] == 300000
+        plan_training(composed("train", "data=folder"))
+    assert plan_training(composed("train", "scale=full"))[-1].node["trainer"]["max_steps"] == 300000
 
 
 @pytest.mark.parametrize("verb", ["restore", "evaluate"])

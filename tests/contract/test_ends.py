@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from restore_lab.methods.weights import WEIGHTS
 from restore_lab.storage.artefact import Manifest, is_complete
 from restore_lab.training.module import Optimisation, TrainingModule
-from restore_lab.training.plan import planned
+from restore_lab.training.plan import plan_stages
 from restore_lab.training.run import fit
 from tests.helpers.configs import composed, few_photos, small
 from tests.helpers.toy_priors import toy_unet_folder
@@ -70,7 +70,7 @@ def test_a_debug_run_trains_says_so_and_leaves_nothing(word, batches, toy_folder
     assert len({(tuple(one["keys"]), tuple(one["seeds"])) for one in steps}) == 1  # overfitted: the same in every epoch
     assert f"a debug run ({word}): it leaves no artefact" in caplog.text
     assert [path.name for path in tmp_path.rglob("*")] == ["run"]
-    (whole,) = planned(config(toy_folder, tmp_path, *words))
+    (whole,) = plan_stages(config(toy_folder, tmp_path, *words))
     assert not whole.folder.exists()
 
 
@@ -100,7 +100,7 @@ def test_the_time_is_an_end_with_weights(toy_folder, tmp_path, steps, monkeypatc
     assert not (folder / "state").exists()
     assert Manifest.read(folder).settings["trainer"]["max_time"] == "00:00:03:00"
     assert trained(toy_folder, tmp_path, *words) == folder and len(steps) == 3  # it is complete
-    assert planned(config(toy_folder, tmp_path, "max_steps=9"))[-1].folder != folder
+    assert plan_stages(config(toy_folder, tmp_path, "max_steps=9"))[-1].folder != folder
 
 
 def test_early_stopping_is_an_end_with_weights(toy_folder, tmp_path) -> None:

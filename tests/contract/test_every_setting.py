@@ -77,15 +77,15 @@ def test_the_check_refuses_in_one_line_what_it_does_not_take(verb) -> None:
 
 @pytest.mark.parametrize("verb", ["train", "evaluate"])
 def test_what_passes_the_check_can_be_planned(verb, tmp_path, monkeypatch) -> None:
-    from restore_lab.evaluation import evaluate
-    from restore_lab.training import run as training
+    from restore_lab.evaluation.evaluate import plan_evaluation
+    from restore_lab.training.run import plan_training
 
     monkeypatch.chdir(tmp_path)
     cfg, planned = config(verb), 0
     for number, place in enumerate(list(kinds(verb))[::3]):
         with Changed(cfg, place, EVERY[number % 8]):
             if refusal(partial(check, cfg, verb)) is None:
-                planned += refusal(partial({"train": training, "evaluate": evaluate}[verb].planned, cfg)) is None
+                planned += refusal(partial({"train": plan_training, "evaluate": plan_evaluation}[verb], cfg)) is None
     assert planned > 10
 
 

@@ -64,7 +64,7 @@ def test_killed_it_leaves_nothing_and_goes_on(launcher, tmp_path) -> None:
     assert none_left(store), processes_of(store)
     assert start(tmp_path, launcher).wait() == 0
     assert none_left(store)
-    assert all(job.done for job in six(store).jobs.values())
+    assert all(job.artefact.is_complete() for job in six(store).jobs.values())
     assert sorted(set(history(store, "begun"))) == SIX
     assert len(history(store, "made")) == len(set(history(store, "made"))) >= len(SIX) - 2
 

@@ -14,7 +14,7 @@ from restore_lab.inference.captioning import find_captioners
 from restore_lab.inference.restorer import load
 from restore_lab.methods.meta import check_module
 from restore_lab.training import run as fit_module
-from restore_lab.training.plan import planned
+from restore_lab.training.plan import plan_stages
 from restore_lab.training.run import fit
 from tests.helpers.configs import composed, small
 from tests.helpers.toy_priors import toy_unet_folder
@@ -143,7 +143,7 @@ def test_an_absent_device_is_refused_before_the_first_stage(fitting) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_later_stage_of_every_method_can_be_looked_at(method) -> None:
     """None is passed over because it would not build without weights."""
-    for stage in planned(composed("train", f"method={method}"))[1:]:
+    for stage in plan_stages(composed("train", f"method={method}"))[1:]:
         module = check_module(stage.node)
         assert module is not None and module.trainable()
         assert all(p.is_meta for p in module.trainable().values())

@@ -25,13 +25,14 @@ import pytest
 from restore_lab.cli.main import main
 from restore_lab.data.image_io import read_image
 from restore_lab.data.photograph import read_photograph
-from restore_lab.evaluation.evaluate import planned
+from restore_lab.evaluation.evaluate import plan_evaluation
 from restore_lab.evaluation.records import PER_IMAGE, RECORD, image_file, read_record
 from restore_lab.methods.weights import WEIGHTS, read_weights, weights_file
 from restore_lab.prompts.visual import ClipVision
-from restore_lab.storage.artefact import MANIFEST, Manifest, fingerprint
+from restore_lab.storage.artefact import MANIFEST, Manifest
 from restore_lab.storage.files import shorten, spreadsheet_cell
 from restore_lab.storage.foreign import MAX_DEPTH, bytes_of, check_model, json_of
+from restore_lab.storage.identity import fingerprint
 from restore_lab.system.terminal import Formatter, escape_control
 from restore_lab.tables.grid import grid
 from restore_lab.tables.numbers import read_measurements
@@ -150,7 +151,7 @@ def test_weights_that_claim_anothers_identity_have_a_record_of_their_own(tmp_pat
         Manifest(identity=claimed, kind="adaptor").write(place)
 
     def scores(weights: Path) -> Any:
-        return planned(composed("evaluate", *few_photos(), f"runs_dir={runs}", f"weights={weights}"))
+        return plan_evaluation(composed("evaluate", *few_photos(), f"runs_dir={runs}", f"weights={weights}"))
 
     mine, theirs = scores(runs / "mine" / f"adaptor-{claimed}"), scores(tmp_path / "sent")
     assert mine.parents == (claimed,) and theirs.parents == () and mine.identity != theirs.identity

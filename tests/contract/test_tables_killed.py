@@ -48,7 +48,7 @@ def test_killed_five_times_at_random_moments(seed, tmp_path) -> None:
             parent.wait()  # a killed job is a failed one: the others go on
     assert start(store).wait() == 0
     assert none_left(store)
-    assert all(job.done for job in six(store).jobs.values())
+    assert all(job.artefact.is_complete() for job in six(store).jobs.values())
     # One killed between its last act and its note of it is not in the list; none may be there twice.
     assert len(history(store, "made")) == len(set(history(store, "made"))) >= 4
 
@@ -63,9 +63,9 @@ def test_two_commands_at_once_make_everything_once(tmp_path) -> None:
 
 def test_a_failure_leaves_its_log_and_what_needs_it_out(tmp_path) -> None:
     jobs = [fake(tmp_path, "bad", fail=True), fake(tmp_path, "after", "bad"), fake(tmp_path, "good")]
-    plan = Plan(specs=(), seeds=1, jobs={job.identity: job for job in jobs})
+    plan = Plan(specs=(), seeds=1, jobs={job.artefact.identity: job for job in jobs})
     failed = made(plan, tmp_path)
-    assert set(failed) == {"bad", "after"} and plan.jobs["good"].done
+    assert set(failed) == {"bad", "after"} and plan.jobs["good"].artefact.is_complete()
     assert "this job fails (exit status 1" in failed["bad"] and "what it needs failed" in failed["after"]
     assert "this job fails" in (tmp_path / "jobs" / "bad.log").read_text()
     assert none_left(tmp_path)

@@ -143,7 +143,7 @@ def test_a_config_beside_weights_builds_nothing_of_its_own(tmp_path) -> None:
     words = (
         "sampler._target_=restore_lab.data.photograph_file.write_photograph",
         "adaptor={_target_: os.system}",
-        "prompt.semantic={_target_: restore_lab.storage.artefact.write_bytes_atomic, path: /tmp/x, data: x}",
+        "prompt.semantic={_target_: restore_lab.storage.atomic.write_bytes_atomic, path: /tmp/x, data: x}",
         "trusted_packages=[theirs]",
         "method=dra",
     )

@@ -32,7 +32,7 @@ def main(cfg: Any) -> None:
     store = Path(cfg.runs_dir) / cfg.name
     plan = six(store)
     make.write_jobs(plan, store)
-    failed = make.make(plan, store=store, launch=make.hydra_launcher(cfg, function=fake_task))
+    failed = make.make_artefacts(plan, launch=make.hydra_launcher(cfg, function=fake_task))
     if failed:
         raise SystemExit("\n".join(failed.values()))
 

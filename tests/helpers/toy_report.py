@@ -13,11 +13,13 @@ from pathlib import Path
 import yaml
 from PIL import Image
 
+from restore_lab.evaluation.plan import Scores
 from restore_lab.evaluation.protocol import Column as Label
 from restore_lab.evaluation.records import Cell, ImageValue, Results, image_file, write_record
 from restore_lab.launch.job import Job
+from restore_lab.storage.artefact import Artefact
 from restore_lab.tables.file import read
-from restore_lab.tables.jobs import Place, Plan
+from restore_lab.tables.jobs import Plan, ScoresKey
 from restore_lab.tables.spec import Spec
 from restore_lab.types import Recipe, Step
 
@@ -57,9 +59,9 @@ def toy_table(folder: Path, *, images: bool = True) -> tuple[Plan, Spec]:
         weights, scores = folder / f"adaptor-{row}", folder / f"scores-{row}"
         losses(weights, start=1.0 if row == "a" else 2.0)
         record(scores, row, images=images)
-        plan.jobs[f"w{row}"] = Job(identity=f"w{row}", kind="adaptor", folder=str(weights), words=())
-        plan.jobs[row] = Job(identity=row, kind="scores", folder=str(scores), words=(), needs=(f"w{row}",))
-        plan.scores[Place(table=spec.name, row=row, condition="main", seed=0)] = row
+        plan.jobs[f"w{row}"] = Job(artefact=Artefact(kind="adaptor", identity=f"w{row}", folder=weights), words=())
+        plan.jobs[row] = Job(artefact=Scores(identity=row, folder=scores), words=(), needs=(f"w{row}",))
+        plan.scores[ScoresKey(table=spec.name, row=row, condition="main", seed=0)] = row
     return plan, spec
 
 

@@ -60,8 +60,8 @@ def plan_table(folder: Path, toy_folder: Path, *, seeds: int = 1, **changed: Any
     """The plan of the table with these changes."""
     conf = write_conf(folder, toy_folder, **changed)
     with hydra_at(conf):
-        return plan([read("toy/four", [conf], scale="tiny")], store=folder / "runs" / "tables", seeds=seeds)
+        return plan_tables([read("toy/four", [conf], scale="tiny")], store=folder / "runs" / "tables", seeds=seeds)
 
 
 def kinds_of(plan: Plan) -> list[str]:
-    return sorted(job.kind for job in plan.jobs.values())
+    return sorted(job.artefact.kind for job in plan.jobs.values())

@@ -20,7 +20,7 @@ from benchmarks.theirs import Diffusers
 from benchmarks.training import OurTraining, TheirTraining
 from benchmarks.waterfall import RESTORING, TRAINING, Rung
 from restore_lab.config.build import build
-from restore_lab.storage.artefact import place_of
+from restore_lab.storage.paths import place_of
 
 PLAN = Plan(device=torch.device("cpu"), toy=True, pixels=32, restored=1, trained=1, steps=2, turns=1, warmup=0)
 

@@ -11,9 +11,9 @@ from restore_lab.config.build import build
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.config_source import hydra_at
 from restore_lab.data.sources.named_dataset import dataset_paths
-from restore_lab.launch.job import SCORES
+from restore_lab.storage.artefact import SCORES
 from restore_lab.tables.file import read, tables
-from restore_lab.tables.plan import plan
+from restore_lab.tables.plan import plan_tables
 from tests.helpers.configs import composed
 from tests.helpers.toy_datasets import write_all, write_coco
 
@@ -30,12 +30,12 @@ def datasets(tmp_path_factory) -> Path:
 def test_a_table_plans_at_full_size_without_a_word_from_the_user(name, tmp_path) -> None:
     """Nothing is refused; every measured row waits for weights, unless they ship; nothing typed names a path."""
     with hydra_at(conf_dir()):
-        found = plan([read(name, [conf_dir()], scale="full")], store=tmp_path / "runs" / "tables", seeds=1)
+        found = plan_tables([read(name, [conf_dir()], scale="full")], store=tmp_path / "runs" / "tables", seeds=1)
     assert not found.refusals, found.refusals
     for job in found.jobs.values():
         assert not any("made:" in word and str(tmp_path) not in word for word in job.words), job.words
-        kinds = [found.jobs[need].kind for need in job.needs]
-        assert job.kind != SCORES or any(kind in ("adaptor", "decoder") for kind in kinds)
+        kinds = [found.jobs[need].artefact.kind for need in job.needs]
+        assert job.artefact.kind != SCORES or any(kind in ("adaptor", "decoder") for kind in kinds)
 
 
 @pytest.mark.parametrize("name", [name for name in TABLES if name != "dra/table3"])

@@ -12,7 +12,7 @@ from restore_lab.priors.clip import instructions, learn_tokenizer, shared
 from restore_lab.priors.codec import LOGVAR, CodecPretraining, fold_normalisation
 from restore_lab.priors.codec_start import dct_basis
 from restore_lab.priors.denoiser import shrunk
-from restore_lab.storage.artefact import place_of
+from restore_lab.storage.paths import place_of
 from restore_lab.training.run import fit
 from restore_lab.types import REMOVE_ALL
 from tests.helpers.configs import composed

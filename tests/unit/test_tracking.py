@@ -21,12 +21,12 @@ from restore_lab.evaluation.page import log_record, means, per_image, read_image
 from restore_lab.evaluation.protocol import Column
 from restore_lab.evaluation.records import Cell, ImageValue, Results, image_file
 from restore_lab.methods.trainable import Trainable
-from restore_lab.storage.artefact import write_bytes_atomic
+from restore_lab.storage.atomic import write_bytes_atomic
 from restore_lab.tracking import track
 from restore_lab.training import run as fit_module
 from restore_lab.training.module import Optimisation, TrainingModule
 from restore_lab.training.monitor import page_callbacks
-from restore_lab.training.run import fit, planned
+from restore_lab.training.run import fit, plan_training
 from restore_lab.types import Batch
 from tests.helpers.configs import composed, small
 from tests.helpers.wandb_file import Page, pages
@@ -200,8 +200,8 @@ def test_an_account_that_is_refused_is_said_in_one_line() -> None:
 
 
 def test_a_logger_changes_no_identity(tmp_path) -> None:
-    plain = planned(composed("train", f"runs_dir={tmp_path}"))
-    shown = planned(composed("train", f"runs_dir={tmp_path}", "logger=wandb", "run.group=mine", "pictures=9"))
+    plain = plan_training(composed("train", f"runs_dir={tmp_path}"))
+    shown = plan_training(composed("train", f"runs_dir={tmp_path}", "logger=wandb", "run.group=mine", "pictures=9"))
     assert [stage.identity for stage in shown] == [stage.identity for stage in plain]
 
 

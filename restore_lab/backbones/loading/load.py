@@ -22,7 +22,7 @@ from restore_lab.backbones.loading.reading import BackboneError, Folder, read_js
 from restore_lab.backbones.schedule import Schedule
 from restore_lab.backbones.text.loading import load_text, load_triple_text
 from restore_lab.config.kinds import Positive, Range
-from restore_lab.storage.artefact import fingerprint
+from restore_lab.storage.identity import fingerprint
 from restore_lab.system.quiet import silence_libraries
 
 DType = Literal["float32", "float16", "bfloat16"]

@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from restore_lab.data import parquet
-from restore_lab.storage.artefact import place_of
 from restore_lab.storage.foreign import bytes_of, json_lines, parse_json
+from restore_lab.storage.paths import place_of
 
 NAME_KEYS = ("file_name", "filename", "file", "image", "image_path", "img_path", "path", "name", "key", "hq", "lq")
 CAPTION_KEYS = ("caption", "text", "prompt", "llava_long", "llava_short", "description")

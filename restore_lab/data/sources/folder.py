@@ -20,7 +20,7 @@ from typing import Literal, get_args
 
 from restore_lab.data.image_io import MAX_PIXELS, SUFFIXES, Header, read_header, read_image
 from restore_lab.data.sources.captions import Captions
-from restore_lab.storage.artefact import place_of
+from restore_lab.storage.paths import place_of
 from restore_lab.storage.walk import Walk, describe, match, walk
 from restore_lab.types import Picture
 

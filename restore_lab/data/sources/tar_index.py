@@ -21,7 +21,7 @@ from urllib.parse import unquote_to_bytes
 
 import numpy as np
 
-from restore_lab.storage.artefact import write_bytes_atomic
+from restore_lab.storage.atomic import write_bytes_atomic
 from restore_lab.storage.notes import note_place, read_note, stamp
 
 log = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from restore_lab.evaluation.metrics.frechet import frechet_distance
 from restore_lab.evaluation.protocol import ImageMetric, MetricUnavailable, SetMetric
-from restore_lab.storage.artefact import fingerprint
 from restore_lab.storage.foreign import check_model, json_of
+from restore_lab.storage.identity import fingerprint
 from restore_lab.system.quiet import silence_libraries
 
 ASSETS = Path(__file__).parents[2] / "assets"

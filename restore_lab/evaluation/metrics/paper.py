@@ -26,7 +26,7 @@ from torch import Tensor
 from restore_lab.evaluation.metrics.frechet import frechet_distance
 from restore_lab.evaluation.metrics.pyiqa import Facts, PyiqaBased, pyiqa_missing, sandbox
 from restore_lab.evaluation.protocol import MetricUnavailable, SetMetric
-from restore_lab.storage.artefact import fingerprint
+from restore_lab.storage.identity import fingerprint
 
 INCEPTION_SIDE = 299
 

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from restore_lab.evaluation.records import Record, method_rows, read_record
-from restore_lab.launch.job import NOT_WEIGHTS
 from restore_lab.storage.artefact import Manifest, is_complete
 from restore_lab.storage.foreign import leads_inside
 from restore_lab.tables.grid import Grid, grid
-from restore_lab.tables.jobs import Place, Plan, with_dependencies
+from restore_lab.tables.jobs import Plan, ScoresKey, with_dependencies
 from restore_lab.tables.numbers import (
     CellKey,
     Measurements,
@@ -28,7 +27,7 @@ from restore_lab.tables.spec import SINGLE_CONDITION, Column, Condition, Row, Sp
 from restore_lab.training.plan import LOSSES
 
 MAX_NAMES = 3  # of rows in a title
-Artefact = tuple[str, Path]  # stage and folder
+StageFolder = tuple[str, Path]  # stage and folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,25 +172,26 @@ def _titles(named: Mapping[str, str]) -> dict[str, str]:
 
 
 def _run(plan: Plan, spec: Spec, row: Row, condition: Condition, seed: int, record: Record) -> Run:
-    place = Place(table=spec.name, row=row.name, condition=condition.name, seed=seed)
-    folder = Path(plan.jobs[plan.scores[place]].folder)
+    key = ScoresKey(table=spec.name, row=row.name, condition=condition.name, seed=seed)
+    folder = plan.jobs[plan.scores[key]].artefact.folder
     return Run(folder=folder, record=record, row=row.variant or method_rows(record.results)[0])
 
 
-def _of_plan(plan: Plan, spec: Spec, titles: Mapping[str, str]) -> dict[Artefact, list[str]]:
+def _of_plan(plan: Plan, spec: Spec, titles: Mapping[str, str]) -> dict[StageFolder, list[str]]:
     """A table's trainings, started or done, each with the rows that need it."""
-    users: dict[Artefact, list[str]] = {}
+    users: dict[StageFolder, list[str]] = {}
     for place, identity in plan.scores.items():
         seed = f", seed {place.seed}" if plan.seeds > 1 else ""
         for job in with_dependencies(plan, [identity]) if place.table == spec.name else ():
-            if job.kind not in NOT_WEIGHTS:
-                users.setdefault((job.kind, Path(job.folder)), []).append(titles[place.row] + seed)
+            if job.artefact.has_weights:
+                stage = (job.artefact.kind, job.artefact.folder)
+                users.setdefault(stage, []).append(titles[place.row] + seed)
     return users
 
 
-def _beside(rows: Mapping[str, Run]) -> dict[Artefact, list[str]]:
+def _beside(rows: Mapping[str, Run]) -> dict[StageFolder, list[str]]:
     """The records' trainings, if they lie next to them as commands write them: <stage>-<identity>."""
-    users: dict[Artefact, list[str]] = {}
+    users: dict[StageFolder, list[str]] = {}
     for title, run in rows.items():
         queue, seen = list(run.record.parents), set[str]()
         while queue:
@@ -207,7 +207,7 @@ def _beside(rows: Mapping[str, Run]) -> dict[Artefact, list[str]]:
     return users
 
 
-def _trainings(users: Mapping[Artefact, Sequence[str]]) -> list[Training]:
+def _trainings(users: Mapping[StageFolder, Sequence[str]]) -> list[Training]:
     """The trainings with losses, titled by the rows that use them."""
     found = []
     for (stage, folder), rows in users.items():

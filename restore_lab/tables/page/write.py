@@ -19,7 +19,7 @@ from restore_lab.tables.grid import Cell, Grid
 from restore_lab.tables.page.browser import Pictures, browser
 from restore_lab.tables.page.curves import charts
 from restore_lab.tables.page.sources import Source, of_records, of_table
-from restore_lab.tables.plan import plan
+from restore_lab.tables.plan import plan_tables
 from restore_lab.tables.render import cell_parts, column_headings
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def _source(cfg: Any) -> Source:
     spec = file.read(cfg.table, config_folders(), scale=cfg.at_scale)
     store = Path(cfg.runs_dir) / cfg.name
     seeds, words = int(cfg.seeds), list(cfg.overrides)
-    return of_table(plan([spec], store=store, seeds=seeds, words=words, weights_dir=cfg.weights_dir), spec)
+    return of_table(plan_tables([spec], store=store, seeds=seeds, words=words, weights_dir=cfg.weights_dir), spec)
 
 
 def page(source: Source, *, images: int, worst: int) -> str:

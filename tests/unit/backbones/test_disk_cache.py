@@ -10,7 +10,7 @@ import torch
 
 from restore_lab.backbones.disk_cache import ENTRY, MARK, MARKER, DiskCache, content
 from restore_lab.backbones.loading.load import load_backbone
-from restore_lab.storage.artefact import identity
+from restore_lab.storage.identity import identity
 from tests.helpers.rounding import close
 from tests.helpers.toy_priors import toy_unet_folder
 

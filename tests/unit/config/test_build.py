@@ -68,7 +68,7 @@ def test_none_builds_nothing_and_text_is_refused() -> None:
         "restore_lab.config.build.os.remove",
         "restore_lab.config.build.build",
         "restore_lab.cli.main.main",
-        "restore_lab.storage.artefact.write_bytes_atomic",
+        "restore_lab.storage.atomic.write_bytes_atomic",
         "restore_lab.types.json.loads",
         "torch.nn.modules.module.torch.load",
         "",

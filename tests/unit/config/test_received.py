@@ -13,7 +13,7 @@ from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.kinds import Mismatch, fit
 from restore_lab.config.received import MAX_LETTERS, OPTION, filter_overrides, summary
 from restore_lab.config.received_schema import EXCLUDED_OPTIONS, GROUPS, OUTPUT_SETTINGS, SETTINGS, Text
-from restore_lab.storage.artefact import PATH_ENDINGS, PATH_KEYS
+from restore_lab.storage.identity import PATH_ENDINGS, PATH_KEYS
 from tests.helpers.manifests import manifest_folder
 
 EXPERIMENTS = conf_dir().parent / "experiments"

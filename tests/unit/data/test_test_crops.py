@@ -13,7 +13,8 @@ from restore_lab.data.sources.pooled import PooledSource
 from restore_lab.data.test_crops import EvalCrops
 from restore_lab.degradation.diff_restorer import STEPS
 from restore_lab.degradation.vocabulary import labels
-from restore_lab.evaluation import evaluate, systems
+from restore_lab.evaluation.evaluate import plan_evaluation
+from restore_lab.evaluation.systems import plan_system
 from restore_lab.types import Recipe, Step
 from tests.helpers.configs import composed
 from tests.helpers.toy_source import Coordinates, noisy
@@ -69,12 +70,12 @@ def test_the_first_of_a_set() -> None:
 
 def test_each_setting_changes_the_record_and_none_leaves_it_as_it_was() -> None:
     """A null is no setting, so records made before there was one keep their identity."""
-    settings = evaluate.planned(composed("evaluate")).settings
+    settings = plan_evaluation(composed("evaluate")).settings
     assert not {"eval_first", "eval_resize", "eval_crops"} & settings.keys()
     words = [(), ("eval_first=2",), ("eval_resize=32",), ("eval_crop=16", "eval_crops=3"), ("eval_crop=16",)]
-    assert len({evaluate.planned(composed("evaluate", *own)).identity for own in words}) == len(words)
+    assert len({plan_evaluation(composed("evaluate", *own)).identity for own in words}) == len(words)
     system = ("system=README.md",)
-    assert len({systems.planned(composed("evaluate", *system, *own)).identity for own in words}) == len(words)
+    assert len({plan_system(composed("evaluate", *system, *own)).identity for own in words}) == len(words)
 
 
 def test_an_evaluation_measures_the_part_that_was_asked_for() -> None:

@@ -17,7 +17,7 @@ from restore_lab.config.build import build
 from restore_lab.evaluation import evaluate as evaluate_module
 from restore_lab.evaluation import parts as parts_module
 from restore_lab.evaluation.contact_sheet import Panel, contact_sheet
-from restore_lab.evaluation.evaluate import Evaluation, evaluate, planned, through_codec
+from restore_lab.evaluation.evaluate import Evaluation, evaluate, plan_evaluation, through_codec
 from restore_lab.evaluation.records import image_file, read_record
 from restore_lab.types import REMOVE_ALL
 from tests.helpers.configs import composed, small
@@ -105,7 +105,7 @@ def test_names_of_kept_images_are_safe_and_distinct(tmp_path) -> None:
 
 def test_a_work_size_restores_larger_and_scales_back(toy_folder, tmp_path) -> None:
     cfg = config(toy_folder, tmp_path, "work_size=96")
-    assert planned(cfg).identity != planned(config(toy_folder, tmp_path)).identity
+    assert plan_evaluation(cfg).identity != plan_evaluation(config(toy_folder, tmp_path)).identity
     seen = []
 
     class Module:

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from restore_lab.cli.evaluate import run
+from restore_lab.evaluation.evaluate import evaluate
 from restore_lab.evaluation.explain import explain
-from restore_lab.evaluation.folders import score
+from restore_lab.evaluation.records import Results
 from tests.helpers.configs import composed
 
 
@@ -36,6 +37,12 @@ def config(folders, tmp_path, *words: str):
         "evaluate", f"restored={restored}", f"reference={reference}", "metrics=fidelity", f"runs_dir={tmp_path}/runs",
         "progress=false", *words,
     )  # fmt: skip
+
+
+def score(cfg) -> tuple[Path, Results]:
+    done = evaluate(cfg)
+    assert done is not None
+    return done.folder, done.results
 
 
 def test_a_folder_is_scored_as_its_images_are(folders, tmp_path, capsys) -> None:

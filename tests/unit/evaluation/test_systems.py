@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from restore_lab.cli.evaluate import run
 from restore_lab.config.build import build
 from restore_lab.evaluation.evaluate import evaluate
-from restore_lab.evaluation.systems import place_in
+from restore_lab.evaluation.systems import find_system
 from tests.helpers.configs import composed, few_photos
 
 
@@ -69,7 +69,7 @@ def test_what_does_not_fit_is_named(tmp_path) -> None:
 
 def test_where_a_system_is_found(tmp_path) -> None:
     def place(system: str, condition: str = "real") -> Path | None:
-        return place_in(tmp_path, system, condition, conditions=["real", "synthetic"])
+        return find_system(tmp_path, system, condition, conditions=["real", "synthetic"])
 
     (tmp_path / "stablesr" / "real").mkdir(parents=True)
     (tmp_path / "bsrgan").mkdir()
@@ -77,9 +77,9 @@ def test_where_a_system_is_found(tmp_path) -> None:
     assert place("stablesr") == tmp_path / "stablesr" / "real" and place("stablesr", "synthetic") is None
     assert place("bsrgan") == place("bsrgan", "synthetic") == tmp_path / "bsrgan"
     assert place("swinir") == tmp_path / "swinir.pth"
-    assert place("pasd") is None and place_in(None, "pasd", "real", conditions=[]) is None
+    assert place("pasd") is None and find_system(None, "pasd", "real", conditions=[]) is None
     with pytest.raises(ValueError, match=r"systems_dir=.*nowhere: no such folder"):
-        place_in(tmp_path / "nowhere", "pasd", "real", conditions=[])
+        find_system(tmp_path / "nowhere", "pasd", "real", conditions=[])
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "pth"])

@@ -151,15 +151,17 @@ with torch.no_grad():
 
 
 def test_the_plan_is_a_group_and_only_quantised_weights_are_part_of_a_record() -> None:
-    from restore_lab.evaluation.evaluate import planned
+    from restore_lab.evaluation.evaluate import plan_evaluation
 
     words = ("weights=null",)
-    plain = planned(composed("evaluate", *words)).identity
-    assert planned(composed("evaluate", *words, "memory=staged")).identity == plain
-    assert planned(composed("evaluate", *words, "memory=offload")).identity == plain
-    quantised = {planned(composed("evaluate", *words, f"memory={name}")).identity for name in ("int8", "fp8", "nf4")}
+    plain = plan_evaluation(composed("evaluate", *words)).identity
+    assert plan_evaluation(composed("evaluate", *words, "memory=staged")).identity == plain
+    assert plan_evaluation(composed("evaluate", *words, "memory=offload")).identity == plain
+    quantised = {
+        plan_evaluation(composed("evaluate", *words, f"memory={name}")).identity for name in ("int8", "fp8", "nf4")
+    }
     assert len(quantised) == 3 and plain not in quantised
-    tiled = planned(composed("evaluate", *words, "sampler/tiling=gaussian")).identity
+    tiled = plan_evaluation(composed("evaluate", *words, "sampler/tiling=gaussian")).identity
     assert tiled != plain
 
 

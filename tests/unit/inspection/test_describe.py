@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from restore_lab.inspection import describe as describe_module
-from restore_lab.inspection.describe import describe, render, training_flops
+from restore_lab.inspection.describe import describe, render_description, training_flops
 from restore_lab.samplers.guidance import Branch
 from restore_lab.types import Prompt
 from tests.helpers.configs import composed
@@ -30,7 +30,7 @@ def described(*words: str, backbone: str) -> dict[str, float]:
             *words,
         )
     )
-    assert facts["name"] in render(facts)
+    assert facts["name"] in render_description(facts)
     found = {name: count / MILLION for name, count in facts["parameters"].items()}
     return found | {name: facts[f"{name}_parameters"] / MILLION for name in ("total", "trainable")}
 
@@ -177,4 +177,4 @@ def test_a_discriminator_is_counted_apart(monkeypatch) -> None:
     assert facts["total_parameters"] == plain["total_parameters"]
     assert facts["parameters"] == plain["parameters"] | {"discriminator": 100}
     assert (plain["others"], facts["others"]) == ({}, {"discriminator": 100})
-    assert "besides    0.00 M trainable in discriminator, no part of the method" in render(facts)
+    assert "besides    0.00 M trainable in discriminator, no part of the method" in render_description(facts)

@@ -82,7 +82,7 @@ def test_clip_sees_what_its_own_processor_sees(clip) -> None:
     from PIL import Image
     from transformers import CLIPImageProcessor
 
-    from restore_lab.storage.artefact import place_of
+    from restore_lab.storage.paths import place_of
 
     image = (torch.rand(3, 96, 80, generator=torch.Generator().manual_seed(0)) * 255).to(torch.uint8)
     processor = CLIPImageProcessor.from_pretrained(place_of("asset:tiny_clip"))

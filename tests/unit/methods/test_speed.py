@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from restore_lab.adaptors.hint_net import HintNet
 from restore_lab.config.build import build
-from restore_lab.evaluation.evaluate import planned as planned_scores
+from restore_lab.evaluation.evaluate import plan_evaluation
 from restore_lab.inference.placement import Memory
 from restore_lab.methods.denoiser import Denoiser, alike
 from restore_lab.methods.pipeline import pad
@@ -22,7 +22,7 @@ from restore_lab.methods.trainable import Trainable
 from restore_lab.samplers.guidance import Branch
 from restore_lab.samplers.tiling import Gaussian
 from restore_lab.training.module import Optimisation, TrainingModule, _laid_out
-from restore_lab.training.run import planned
+from restore_lab.training.run import plan_training
 from tests.helpers.configs import composed
 from tests.helpers.matrix import Priors, made
 from tests.helpers.rounding import close
@@ -326,8 +326,8 @@ def test_an_unknown_kernel_is_refused() -> None:
 
 def identities(*words: str) -> list[str]:
     """Of two methods' trainings and of an evaluation."""
-    trained = [planned(composed("train", f"method={method}", *words))[-1] for method in ("spire", "instantir")]
-    return [plan.identity for plan in (*trained, planned_scores(composed("evaluate", *words)))]
+    trained = [plan_training(composed("train", f"method={method}", *words))[-1] for method in ("spire", "instantir")]
+    return [plan.identity for plan in (*trained, plan_evaluation(composed("evaluate", *words)))]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from PIL import Image
 from restore_lab.config.build import build
 from restore_lab.data.sources.folder import FolderSource
 from restore_lab.data.sources.mixed import MixedSource
-from restore_lab.prepare.negatives import fill, planned
+from restore_lab.prepare.negatives import fill_negatives, plan_negatives
 from restore_lab.samplers.init import LqNoised
 from restore_lab.samplers.loop import SchedulerSampler
 from restore_lab.samplers.schedulers import ddim, unipc
@@ -30,13 +30,13 @@ def config(toy_folder: Path, output: Path, *words: str):
 
 def test_a_folder_is_filled_continued_and_the_same_however_it_was_cut(toy_folder, tmp_path) -> None:
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
-    fill(config(toy_folder, whole))
+    fill_negatives(config(toy_folder, whole))
     names = sorted(path.name for path in whole.iterdir() if path.name != MANIFEST and path.name[0] != ".")
     assert names == [f"{n:06d}{suffix}" for n in range(5) for suffix in (".png", ".txt")]
-    fill(config(toy_folder, pieces, "count=2"))
+    fill_negatives(config(toy_folder, pieces, "count=2"))
     before = (pieces / "000001.png").stat().st_mtime_ns
     (pieces / "000000.png").unlink()  # as if killed between caption and image
-    fill(config(toy_folder, pieces, "batch_size=4"))
+    fill_negatives(config(toy_folder, pieces, "batch_size=4"))
     assert (pieces / "000001.png").stat().st_mtime_ns == before
     for name in names:
         if name.endswith(".txt"):
@@ -44,12 +44,12 @@ def test_a_folder_is_filled_continued_and_the_same_however_it_was_cut(toy_folder
         else:
             one, other = (np.asarray(Image.open(folder / name)).astype(int) for folder in (whole, pieces))
             assert np.abs(one - other).max() <= 1  # a batch of another size may differ in a last bit
-    assert fill(config(toy_folder, whole)) == whole  # nothing is missing, nothing is loaded
-    assert is_complete(whole, identity=planned(config(toy_folder, whole)).identity)
+    assert fill_negatives(config(toy_folder, whole)) == whole  # nothing is missing, nothing is loaded
+    assert is_complete(whole, identity=plan_negatives(config(toy_folder, whole)).identity)
     with pytest.raises(ValueError, match="holds images that were made otherwise"):
-        fill(config(toy_folder, whole, "seed=1"))
+        fill_negatives(config(toy_folder, whole, "seed=1"))
     with pytest.raises(ValueError, match="count=0: at least one image"):
-        fill(config(toy_folder, whole, "count=0"))
+        fill_negatives(config(toy_folder, whole, "count=0"))
 
 
 @pytest.mark.parametrize(
@@ -105,5 +105,5 @@ def test_shares_decide_and_the_index_alone(tmp_path) -> None:
 
 
 def test_a_filled_folder_is_a_captioned_source(toy_folder, tmp_path) -> None:
-    fill(config(toy_folder, tmp_path / "made", "count=1"))
+    fill_negatives(config(toy_folder, tmp_path / "made", "count=1"))
     assert FolderSource(tmp_path / "made").read(0).caption.startswith("oil painting, cartoon")

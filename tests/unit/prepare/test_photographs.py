@@ -15,8 +15,8 @@ from PIL import Image
 from restore_lab.prepare import photographs as free
 
 
-def _photograph(**settings) -> free.Photograph:
-    return free.Photograph(
+def _photograph(**settings) -> free.DebianPhotograph:
+    return free.DebianPhotograph(
         package="p", file="usr/share/a/b.jpg", author="A", licence="CC0", sha256="0", caption="all", **settings
     )
 
@@ -94,7 +94,7 @@ def test_without_the_tools_of_debian_one_line_says_what_to_do(tmp_path: Path, mo
     assert "\n" not in str(caught.value)
 
 
-def _packages(folder: Path, **changes) -> tuple[free.Photograph, ...]:
+def _packages(folder: Path, **changes) -> tuple[free.DebianPhotograph, ...]:
     """Two packages with a photograph each, and the manifest of them."""
     listed = []
     (folder / "debs").mkdir()
@@ -110,5 +110,5 @@ def _packages(folder: Path, **changes) -> tuple[free.Photograph, ...]:
         subprocess.run(command, check=True, capture_output=True)
         facts = {"package": f"pack-{half}", "file": f"usr/share/a/{half}.png", "sha256": free.hash_of(file)}
         facts |= {"author": "A", "licence": "CC0", "caption": "all", "held": half == "val"}
-        listed.append(free.Photograph(**{**facts, **changes}))
+        listed.append(free.DebianPhotograph(**{**facts, **changes}))
     return tuple(listed)

@@ -13,7 +13,7 @@ from restore_lab.data.sources.procedural import ProceduralSource
 from restore_lab.degradation.noise import gaussian_noise
 from restore_lab.priors.dino import DinoPretraining, taught
 from restore_lab.prompts.visual import ClipVision, DinoVision
-from restore_lab.storage.artefact import place_of
+from restore_lab.storage.paths import place_of
 from restore_lab.training.run import fit
 from restore_lab.types import Batch
 from tests.helpers.configs import composed

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from restore_lab.inference.captioning import caption_ahead, caption_folder, shrunk
+from restore_lab.inference.captioning import caption_ahead, caption_folder, shrink
 from restore_lab.prompts.captioner import Captioner, GumbelSampling
 from restore_lab.prompts.semantic import FromFile
 from restore_lab.prompts.slots import PromptSources
@@ -140,7 +140,7 @@ def test_the_pass_shows_the_captioner_what_was_asked_for(llava, looks_at) -> Non
     assert len(shown) == 3 and all(image.shape == (8, 8, 3) for image in shown)
     for image, view in zip(shown, wanted, strict=True):
         full = (view.permute(1, 2, 0) * 255).round().byte().numpy()
-        np.testing.assert_array_equal(image, shrunk(full, side=8))
+        np.testing.assert_array_equal(image, shrink(full, side=8))
     assert module.conditioner.prompts(pairs, training=False).semantic == ("caption 1", "caption 2", "caption 3")
     assert module.restore(pairs).shape == pairs.lq_BCHW.shape
 

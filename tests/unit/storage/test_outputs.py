@@ -116,7 +116,7 @@ def test_every_verb_that_writes_refuses_what_is_not_ours(foreign, toy_folder, tm
     from restore_lab.evaluation.evaluate import evaluate
     from restore_lab.importing.exporting import export
     from restore_lab.inspection.describe import describe
-    from restore_lab.prepare.negatives import fill
+    from restore_lab.prepare.negatives import fill_negatives
     from restore_lab.prepare.pack import pack
     from restore_lab.tables.page.write import run as report
     from restore_lab.tables.table import run as table
@@ -130,7 +130,7 @@ def test_every_verb_that_writes_refuses_what_is_not_ours(foreign, toy_folder, tm
         "evaluate": lambda: evaluate(composed("evaluate", *toy, *there, "progress=false")),
         "describe": lambda: describe(composed("describe", *toy, f"run_dir={foreign}", "flops=false")),
         "pack": lambda: pack(composed("data", f"output={foreign}", "make=pack", "samples=1", "progress=false")),
-        "negatives": lambda: fill(composed("data", f"output={foreign}", "count=1", "progress=false")),
+        "negatives": lambda: fill_negatives(composed("data", f"output={foreign}", "count=1", "progress=false")),
         "export": lambda: export(composed("export", "method=spire", f"output={foreign}")),
         "report": lambda: report(composed("report", f"output={file}", "records=[x]")),
         "trace": lambda: diff.write({}, file, keys=""),

@@ -9,7 +9,8 @@ import pytest
 
 from restore_lab.config.build import ALLOWED
 from restore_lab.storage import source_code
-from restore_lab.storage.artefact import Manifest, differences, identity
+from restore_lab.storage.artefact import Manifest
+from restore_lab.storage.identity import identity
 
 OURS = {"module": {"_target_": "restore_lab.objectives.denoising.Denoising", "t_min": 0.1}}
 
@@ -86,8 +87,8 @@ def test_the_line_says_what_changed(package, tmp_path) -> None:
     mine, run = settings("outside_lab.loss.Mine"), tmp_path / "run"
     run.mkdir()
     Manifest(identity=identity(mine), kind="adaptor", settings=mine).write(run)
-    assert differences(run, mine) == ""
+    assert Manifest.read(run).changes(mine) == ""
     edited(package / "loss.py", "# two\n")
-    assert differences(run, mine) == " (other sources: outside_lab/loss.py)"
+    assert Manifest.read(run).changes(mine) == " (other sources: outside_lab/loss.py)"
     other = {**mine, "seed": 1}
-    assert differences(run, other) == " (other sources: outside_lab/loss.py; other settings: seed)"
+    assert Manifest.read(run).changes(other) == " (other sources: outside_lab/loss.py; other settings: seed)"

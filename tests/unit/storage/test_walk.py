@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from restore_lab.data.sources.folder import fold, keys_of, list_images, unique_names
 from restore_lab.data.sources.shards import list_tars
-from restore_lab.storage.artefact import fingerprint, identity
+from restore_lab.storage.identity import fingerprint, identity
 from restore_lab.storage.walk import MAX_PATHS, describe, match, walk
 from tests.helpers.checkout import PACKAGE
 

@@ -11,10 +11,11 @@ import pytest
 import yaml
 
 from restore_lab.launch.job import Job
+from restore_lab.storage.artefact import Artefact
 from restore_lab.tables import dashboard as dashboard_module
 from restore_lab.tables.dashboard import COLOURS, dashboard, row_runs
 from restore_lab.tables.file import read
-from restore_lab.tables.jobs import Place, Plan
+from restore_lab.tables.jobs import Plan, ScoresKey
 from restore_lab.tables.spec import Spec
 
 TABLE = {
@@ -39,7 +40,9 @@ def planned(tmp_path) -> tuple[Plan, Spec]:
     spec = read("toy/one", [tmp_path / "conf"], scale="tiny")
 
     def job(name: str, kind: str, *needs: str) -> Job:
-        return Job(identity=name, kind=kind, folder=str(tmp_path / name), words=("evaluate",), needs=needs)
+        return Job(
+            artefact=Artefact(kind=kind, identity=name, folder=tmp_path / name), words=("evaluate",), needs=needs
+        )
 
     trained = [job("encoder", "encoder"), job("adaptor", "adaptor", "encoder")]
     records = [job(name, "scores", "adaptor") for name in ("blur0", "blur1", "noise0", "other")]
@@ -48,7 +51,7 @@ def planned(tmp_path) -> tuple[Plan, Spec]:
         ("ours", "blur", 0, "blur0"), ("ours", "blur", 1, "blur1"), ("ours", "noise", 0, "noise0"),
         ("shared", "noise", 0, "other"),
     ):  # fmt: skip
-        plan.scores[Place(table="toy/one", row=row, condition=condition, seed=seed)] = identity
+        plan.scores[ScoresKey(table="toy/one", row=row, condition=condition, seed=seed)] = identity
     return plan, spec
 
 

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from restore_lab.evaluation.plan import Scores
 from restore_lab.evaluation.protocol import Column as Label
 from restore_lab.evaluation.records import Cell, ImageValue, Results, write_record
 from restore_lab.launch.job import Job
+from restore_lab.storage.artefact import DESCRIPTION, Artefact
 from restore_lab.tables.described import description_column
 from restore_lab.tables.file import read
-from restore_lab.tables.jobs import Place, Plan
+from restore_lab.tables.jobs import Plan, ScoresKey
 from restore_lab.tables.number import Number, compare, shared_values
 from restore_lab.tables.numbers import read_measurements
 from restore_lab.tables.spec import Scale, Spec
@@ -38,7 +40,7 @@ def record(plan: Plan, place: Path, identity: str, means: dict[str, float], *, p
     settings = {"module": {"backbone": {"path": prior}}}
     results = Results(cells=tuple(cells), images=tuple(images))
     write_record(place, results=results, settings=settings, identity=identity, code="x")
-    plan.jobs[identity] = Job(identity=identity, kind="scores", folder=str(place), words=())
+    plan.jobs[identity] = Job(artefact=Scores(identity=identity, folder=place), words=())
 
 
 PSNR = {"PSNR": {"metric": "psnr", "better": "more"}}
@@ -48,7 +50,7 @@ def test_rows_that_differ_in_the_variant_share_a_record(tmp_path) -> None:
     table = spec(tmp_path, {"first": {}, "weak": {"variant": "weak"}, "strong": {"variant": "strong"}}, PSNR)
     plan = Plan(specs=[table], seeds=1)
     record(plan, tmp_path / "r", "r", {"LQ": 10.0, "weak": 20.0, "strong": 30.0}, prior="asset:tiny_sd")
-    plan.scores = {Place(table=table.name, row=row, condition="main", seed=0): "r" for row in table.rows}
+    plan.scores = {ScoresKey(table=table.name, row=row, condition="main", seed=0): "r" for row in table.rows}
     numbers = read_measurements(plan, table).numbers
     assert {row: number.mean for (row, _, _), number in numbers.items()} == {
         "first": 20.0, "weak": 20.0, "strong": 30.0, "LQ": 10.0,
@@ -62,7 +64,7 @@ def test_each_codec_has_rows_of_its_own(tmp_path) -> None:
     for row, decoded in (("sd", 25.0), ("sdxl", 25.0), ("sd3", 26.0)):
         means = {"LQ": 10.0, "D(E(LQ))": 11.0, "D(E(HQ))": decoded, "own": 20.0}
         record(plan, tmp_path / row, row, means, prior=f"some/where/tiny_{row}")
-        plan.scores[Place(table=table.name, row=row, condition="main", seed=0)] = row
+        plan.scores[ScoresKey(table=table.name, row=row, condition="main", seed=0)] = row
     found = read_measurements(plan, table)
     expected = ["LQ", "D(E(LQ)), tiny_sd", "D(E(LQ)), tiny_sd3", "D(E(HQ)), tiny_sd", "D(E(HQ)), tiny_sd3"]
     assert list(found.references) == expected
@@ -86,10 +88,10 @@ def test_columns_of_counts_and_of_what_training_took(tmp_path) -> None:
         facts = {"trainable_parameters": count, "parameters": {"adaptor.trunk": count, "codec": 7}}
         (folder / "description.json").write_text(json.dumps({**facts, "flops_per_step": 3 * count}))
         (folder / "manifest.json").write_text("{}")
-        plan.jobs[f"d{row}"] = Made(identity=f"d{row}", kind="description", folder=str(folder), words=())
+        plan.jobs[f"d{row}"] = Job(artefact=Complete(kind=DESCRIPTION, identity=f"d{row}", folder=folder), words=())
         plan.descriptions["toy/one", row] = f"d{row}"
-    plan.jobs["t"] = Made(
-        identity="t", kind="adaptor", folder=str(tmp_path / "store" / "adaptor-t"), words=(), steps=50
+    plan.jobs["t"] = Job(
+        artefact=Complete(kind="adaptor", identity="t", folder=tmp_path / "store" / "adaptor-t"), words=(), steps=50
     )
     plan.trainings["toy/one", "a"] = "t"
     (tmp_path / "store" / "jobs").mkdir()
@@ -103,11 +105,10 @@ def test_columns_of_counts_and_of_what_training_took(tmp_path) -> None:
     assert description_column(plan, table, "peak_gigabytes") == {"a": 3.0}
 
 
-class Made(Job):
-    """A job whose artefact is there."""
+class Complete(Artefact):
+    """An artefact that is there."""
 
-    @property
-    def done(self) -> bool:
+    def is_complete(self) -> bool:
         return True
 
 
@@ -129,7 +130,7 @@ def numbered(plan: Plan, place: Path, identity: str, values: dict[str, float], f
     images = [ImageValue(row="own", key=key, metric="psnr", value=value) for key, value in values.items()]
     results = Results(cells=tuple(cells), images=tuple(images))
     write_record(place, results=results, settings={}, identity=identity, code="x")
-    plan.jobs[identity] = Job(identity=identity, kind="scores", folder=str(place), words=())
+    plan.jobs[identity] = Job(artefact=Scores(identity=identity, folder=place), words=())
 
 
 MEAN = {
@@ -149,9 +150,9 @@ def test_a_condition_that_is_the_mean_of_others(tmp_path) -> None:
     for row, shift in (("a", 0.0), ("b", 3.0)):
         numbered(plan, tmp_path / f"{row}1", f"{row}1", {k: v + shift for k, v in few.items()}, 5.0)
         numbered(plan, tmp_path / f"{row}2", f"{row}2", {k: v + 2 * shift for k, v in many.items()}, 7.0)
-        plan.scores[Place(table=table.name, row=row, condition="few", seed=0)] = f"{row}1"
-        plan.scores[Place(table=table.name, row=row, condition="many", seed=0)] = f"{row}2"
-    plan.scores[Place(table=table.name, row="c", condition="few", seed=0)] = "a1"
+        plan.scores[ScoresKey(table=table.name, row=row, condition="few", seed=0)] = f"{row}1"
+        plan.scores[ScoresKey(table=table.name, row=row, condition="many", seed=0)] = f"{row}2"
+    plan.scores[ScoresKey(table=table.name, row="c", condition="few", seed=0)] = "a1"
     found = read_measurements(plan, table).numbers
     a, b = (found[row, "average", "PSNR"] for row in "ab")
     assert (a.mean, b.mean, a.n, found["a", "average", "FID"].mean) == (27.5, 32.0, 8, 6.0)

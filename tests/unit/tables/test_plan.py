@@ -13,15 +13,17 @@ from PIL import Image
 from restore_lab.cli import front
 from restore_lab.config.compose import OVERRIDES_KEY, merge_and_log
 from restore_lab.config.config_source import hydra_at
-from restore_lab.evaluation import evaluate
-from restore_lab.launch.job import DESCRIPTION, SCORES, Job
-from restore_lab.prepare import negatives
-from restore_lab.storage.artefact import Manifest
+from restore_lab.evaluation.evaluate import plan_evaluation
+from restore_lab.evaluation.plan import Scores
+from restore_lab.launch.job import Job
+from restore_lab.prepare.negatives import plan_negatives
+from restore_lab.storage.artefact import DESCRIPTION, IMAGES, SCORES
 from restore_lab.tables.file import read
 from restore_lab.tables.jobs import Plan
-from restore_lab.tables.plan import plan
+from restore_lab.tables.plan import plan_tables
 from restore_lab.tables.table import plan_text
-from restore_lab.training import run
+from restore_lab.training.plan import TrainingStage
+from restore_lab.training.run import plan_training
 from tests.helpers.configs import composed, small
 from tests.helpers.toy_table import NOISE, kinds_of, plan_table, write_conf
 
@@ -40,7 +42,9 @@ def four(toy_folder, tmp_path_factory) -> Callable[..., Plan]:
         store = folder / "runs" / "tables"
         with hydra_at(conf):
             GlobalHydra.instance().hydra = hydra
-            return plan([read("toy/four", [conf], scale="tiny")], store=store, seeds=seeds, systems_dir=systems_dir)
+            return plan_tables(
+                [read("toy/four", [conf], scale="tiny")], store=store, seeds=seeds, systems_dir=systems_dir
+            )
 
     return again
 
@@ -73,13 +77,14 @@ def test_images_that_a_training_needs_are_made_first(toy_folder, tmp_path) -> No
     more = {"top": {"makes": makes}, "overrides": overrides, "conditions": NOISE}
     found = plan_table(tmp_path, toy_folder, rows=rows, **more)
     assert not found.refusals, found.refusals
-    assert kinds_of(found) == ["adaptor"] * 3 + ["images"] + [SCORES] * 3
-    images = next(job for job in found.jobs.values() if job.kind == "images")
-    waiting = [job for job in found.jobs.values() if images.identity in job.needs]
-    assert len(waiting) == 2 and all(any(images.folder in word for word in job.words) for job in waiting)
-    assert f"output='{images.folder}'" in images.words and list(found.jobs).index(images.identity) == 0
-    cfg = composed("data", *(word for word in front.parse(images.words[1:]).overrides))
-    assert negatives.planned(cfg).identity == images.identity
+    assert kinds_of(found) == ["adaptor"] * 3 + [IMAGES] + [SCORES] * 3
+    job = next(job for job in found.jobs.values() if job.artefact.kind == IMAGES)
+    images = job.artefact
+    waiting = [other for other in found.jobs.values() if images.identity in other.needs]
+    assert len(waiting) == 2 and all(any(str(images.folder) in word for word in other.words) for other in waiting)
+    assert f"output='{images.folder}'" in job.words and list(found.jobs).index(images.identity) == 0
+    cfg = composed("data", *(word for word in front.parse(job.words[1:]).overrides))
+    assert plan_negatives(cfg).identity == images.identity
 
 
 def test_a_system_is_measured_where_its_outputs_are(four, tmp_path) -> None:
@@ -116,15 +121,15 @@ def test_a_job_is_a_command_that_makes_what_was_planned(four) -> None:
         words = front.parse(job.words[1:]).overrides
         return composed(job.words[0], *(word for word in words if not word.startswith("experiment=")))
 
-    stage = run.planned(typed(adaptor))[-1]
-    assert (stage.identity, str(stage.folder)) == (adaptor.identity, adaptor.folder)
-    Manifest(identity=adaptor.identity, kind="adaptor", code="").write(adaptor.folder)
+    stage = plan_training(typed(adaptor))[-1]
+    assert (stage.identity, stage.folder) == (adaptor.artefact.identity, adaptor.artefact.folder)
+    adaptor.artefact.finish()
     try:
-        record = evaluate.planned(typed(scores))
-        assert (record.identity, str(record.folder)) == (scores.identity, scores.folder)
-        assert adaptor.done and not scores.done and scores.needs == (adaptor.identity,)
+        record = plan_evaluation(typed(scores))
+        assert record == scores.artefact and scores.needs == (stage.identity,)
+        assert adaptor.artefact.is_complete() and not scores.artefact.is_complete()
     finally:
-        shutil.rmtree(adaptor.folder)
+        shutil.rmtree(adaptor.artefact.folder)
 
 
 def test_borrowed_weights_bring_none_of_their_own_words(toy_folder, tmp_path) -> None:
@@ -135,21 +140,22 @@ def test_borrowed_weights_bring_none_of_their_own_words(toy_folder, tmp_path) ->
     scores = next(found.jobs[found.scores[place]] for place in found.scores if place.row == "clip")
     adaptor = found.jobs[scores.needs[0]]
     extra = {OVERRIDES_KEY: list(front.parse(adaptor.words[1:]).overrides)}
-    Manifest(identity=adaptor.identity, kind="adaptor", code="", extra=extra).write(adaptor.folder)
+    adaptor.artefact.finish(**extra)
     words = merge_and_log(front.parse(scores.words[1:]).overrides)
-    record = evaluate.planned(composed("evaluate", *(word for word in words if not word.startswith("experiment="))))
-    assert (record.identity, str(record.folder)) == (scores.identity, scores.folder)
+    record = plan_evaluation(composed("evaluate", *(word for word in words if not word.startswith("experiment="))))
+    assert (record.identity, record.folder) == (scores.artefact.identity, scores.artefact.folder)
 
 
 def test_weights_are_wanted_for_what_is_still_to_be_measured(four, monkeypatch) -> None:
     found = four(seeds=2)
     there = set(found.scores.values())
-    monkeypatch.setattr(Job, "done", property(lambda job: job.identity in there))
+    for kind in (Scores, TrainingStage):
+        monkeypatch.setattr(kind, "is_complete", lambda artefact: artefact.identity in there)
     assert found.missing() == []
     place = next(place for place in found.scores if (place.row, place.seed) == ("one", 1))
     there.remove(found.scores[place])
     scores = found.jobs[found.scores[place]]
-    assert [job.identity for job in found.missing()] == [*scores.needs, scores.identity]
+    assert [job.artefact.identity for job in found.missing()] == [*scores.needs, scores.artefact.identity]
 
 
 def test_the_plan_in_words(four, tmp_path) -> None:

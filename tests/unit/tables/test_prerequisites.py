@@ -10,14 +10,13 @@ from PIL import Image
 
 from restore_lab.cli import front
 from restore_lab.data.sources.folder import FolderSource
-from restore_lab.inference import captioning
-from restore_lab.inference.captioning import caption_folder
-from restore_lab.launch.job import CAPTIONS, SCORES
-from restore_lab.storage.artefact import Manifest, identity, is_complete
+from restore_lab.inference.captioning import caption_folder, plan_captions
+from restore_lab.storage.artefact import CAPTIONS, SCORES
+from restore_lab.storage.identity import identity
 from restore_lab.storage.named import prerequisite_name, prerequisite_path
 from restore_lab.tables.jobs import Plan
 from restore_lab.tables.table import plan_text
-from restore_lab.training import run
+from restore_lab.training.run import plan_training
 from tests.helpers.configs import composed
 from tests.helpers.toy_captioners import toy_captioner
 from tests.helpers.toy_table import NOISE, kinds_of, plan_table
@@ -49,11 +48,12 @@ def test_captions_are_made_once_and_trainings_wait_for_them(toy_folder, tmp_path
     found = captioned(tmp_path, toy_folder)
     assert not found.refusals, found.refusals
     assert kinds_of(found) == ["adaptor"] * 2 + [CAPTIONS] + [SCORES] * 2
-    job = next(job for job in found.jobs.values() if job.kind == CAPTIONS)
-    waiting = [other for other in found.jobs.values() if job.identity in other.needs]
-    assert [other.kind for other in waiting] == ["adaptor"] * 2 and list(found.jobs).index(job.identity) == 0
-    place = f"data.source.captions='made:{job.folder}/captions.json'"
-    assert all(place in other.words for other in waiting)
+    captions = next(job.artefact for job in found.jobs.values() if job.artefact.kind == CAPTIONS)
+    waiting = [job for job in found.jobs.values() if captions.identity in job.needs]
+    assert [job.artefact.kind for job in waiting] == ["adaptor"] * 2
+    assert list(found.jobs).index(captions.identity) == 0
+    place = f"data.source.captions='made:{captions.folder}/captions.json'"
+    assert all(place in job.words for job in waiting)
     assert "data lsdir: there" in plan_text(found, tmp_path)
 
 
@@ -62,21 +62,21 @@ def test_what_is_planned_is_what_the_commands_make(toy_folder, tmp_path) -> None
     the same before and after, and wherever the runs lie."""
     datasets = folder_of_photographs(tmp_path)
     found = captioned(tmp_path, toy_folder)
-    job = next(job for job in found.jobs.values() if job.kind == CAPTIONS)
+    job = next(job for job in found.jobs.values() if job.artefact.kind == CAPTIONS)
     words = front.parse(job.words[1:]).overrides
     model = toy_captioner(tmp_path / "llava", "llava")
     small = (f"datasets_dir={datasets}", "prompt.semantic.captioner.max_new_tokens=4")
-    assert captioning.planned(composed("caption", *words, f"datasets_dir={datasets}")).identity == job.identity
+    assert plan_captions(composed("caption", *words, f"datasets_dir={datasets}")).identity == job.artefact.identity
     cfg = composed("caption", *words, *small, f"prompt.semantic.captioner.model={model}")
     done = caption_folder(cfg)
-    assert done.written == 2 and is_complete(job.folder, identity=captioning.planned(cfg).identity)
+    assert done.written == 2 and plan_captions(cfg).is_complete()
     assert list(json.loads(done.output.read_text())) == ["0001000/0000001.png", "0001000/0000002.png"]
     before = done.output.stat().st_mtime_ns
     assert caption_folder(cfg).written == 2 and done.output.stat().st_mtime_ns == before
     source = FolderSource(datasets / "LSDIR" / "train", captions=f"made:{done.output}")
     assert source.read(1).caption == " ".join(json.loads(done.output.read_text())["0001000/0000002.png"].split())
     adaptors = [
-        {identity for identity, job in plan.jobs.items() if job.kind == "adaptor"}
+        {identity for identity, job in plan.jobs.items() if job.artefact.kind == "adaptor"}
         for plan in (found, captioned(tmp_path, toy_folder), captioned(tmp_path, toy_folder, elsewhere=True))
     ]
     assert adaptors[0] == adaptors[1] == adaptors[2]
@@ -112,12 +112,12 @@ def test_a_training_may_go_on_from_another(toy_folder, tmp_path) -> None:
     rows = {"on": {"train": ["weights=made:first"]}, "alone": {}}
     found = plan_table(tmp_path, toy_folder, top={"makes": makes}, rows=rows, conditions={"main": {}})
     assert kinds_of(found) == ["adaptor"] * 3 + [SCORES] * 2 and not found.refusals
-    second = next(job for job in found.jobs.values() if job.kind == "adaptor" and job.needs)
+    second = next(job for job in found.jobs.values() if job.artefact.kind == "adaptor" and job.needs)
     first = found.jobs[second.needs[0]]
-    assert f"weights='made:{first.folder}'" in second.words and first.steps == 2
+    assert f"weights='made:{first.artefact.folder}'" in second.words and first.steps == 2
     words = [word for word in front.parse(second.words[1:]).overrides if not word.startswith("experiment=")]
-    assert run.planned(composed("train", *words))[-1].identity == second.identity
-    Manifest(identity=first.identity, kind="adaptor", code="").write(first.folder)
+    assert plan_training(composed("train", *words))[-1].identity == second.artefact.identity
+    first.artefact.finish()
     again = plan_table(tmp_path, toy_folder, top={"makes": makes}, rows=rows, conditions={"main": {}})
     assert again.jobs.keys() == found.jobs.keys()
 

@@ -15,15 +15,17 @@ import pytest
 import yaml
 
 from restore_lab.config.conf_dir import conf_dir
+from restore_lab.evaluation.plan import Scores
 from restore_lab.evaluation.protocol import Column as Label
 from restore_lab.evaluation.records import Cell as RecordCell
 from restore_lab.evaluation.records import ImageValue, Results, read_record, write_record
 from restore_lab.evaluation.statistics import Components
 from restore_lab.launch.cost import estimate, rates, shipped_facts
 from restore_lab.launch.job import Job
+from restore_lab.storage.artefact import Artefact
 from restore_lab.tables.file import read, tables
 from restore_lab.tables.grid import grid, uneven_rows
-from restore_lab.tables.jobs import Place, Plan
+from restore_lab.tables.jobs import Plan, ScoresKey
 from restore_lab.tables.number import Number, compare
 from restore_lab.tables.numbers import read_measurements
 from restore_lab.tables.power import powers, required_images, resolvable_difference
@@ -230,8 +232,8 @@ def add(
     name = f"{row}-{seed}"
     place = tmp_path / f"scores-{name}"
     record(place, name, {"LQ": [v - 5 for v in values], "own": list(values)}, count=count)
-    plan.jobs[name] = Job(identity=name, kind="scores", folder=str(place), words=())
-    plan.scores[Place(table=plan.specs[0].name, row=row, condition="main", seed=seed)] = name
+    plan.jobs[name] = Job(artefact=Scores(identity=name, folder=place), words=())
+    plan.scores[ScoresKey(table=plan.specs[0].name, row=row, condition="main", seed=seed)] = name
 
 
 @pytest.mark.parametrize(
@@ -281,8 +283,8 @@ def test_a_claim_is_judged_by_the_seeds_that_both_rows_have(tmp_path) -> None:
     plan = planned(tmp_path, table, {"a": IMAGES + 1, "b": IMAGES})
     place = tmp_path / "scores-again"
     record(place, "again", {"LQ": [0.0] * 30, "own": [90.0] * 30})
-    plan.jobs["again"] = Job(identity="again", kind="scores", folder=str(place), words=())
-    plan.scores[Place(table=table.name, row="b", condition="main", seed=1)] = "again"
+    plan.jobs["again"] = Job(artefact=Scores(identity="again", folder=place), words=())
+    plan.scores[ScoresKey(table=table.name, row="b", condition="main", seed=1)] = "again"
     plan = replace(plan, seeds=2)
     says = "psnr +1 [+1, +1], n = 30, 1 seed, images only"
     assert grid(plan, read_measurements(plan, table)).claims == [f"a beats b: one seed ({says})"]
@@ -406,7 +408,9 @@ def test_power_is_the_closed_form(tmp_path) -> None:
 
 def test_estimates_come_from_what_was_run() -> None:
     """By the step from jobs like it, else from its kind, else nothing is said."""
-    job = Job(identity="x", kind="adaptor", folder="x", words=(), like="adaptor spire", steps=100)
+    job = Job(
+        artefact=Artefact(kind="adaptor", identity="x", folder=Path("x")), words=(), like="adaptor spire", steps=100
+    )
     took = [
         {"kind": "adaptor", "like": "adaptor spire", "seconds": 50, "steps": 50, "peak_bytes": 7, "bytes": 3},
         {"kind": "adaptor", "like": "adaptor dra", "seconds": 900, "steps": 100, "peak_bytes": 9, "bytes": 4},

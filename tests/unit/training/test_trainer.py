@@ -24,7 +24,7 @@ from restore_lab.config.trainer import (
 )
 from restore_lab.training import preflight
 from restore_lab.training.ending import in_steps
-from restore_lab.training.plan import HARMLESS, planned
+from restore_lab.training.plan import PASSIVE_CALLBACKS, plan_stages
 from restore_lab.training.trainer import trainer_for
 from tests.helpers.configs import composed
 from tests.helpers.kill_callbacks import KillAt
@@ -109,21 +109,21 @@ def test_the_shipped_trainer_names_each_setting(plain) -> None:
 
 @pytest.mark.parametrize("name", IDENTITY_ARGUMENTS)
 def test_what_can_change_the_weights_is_in_the_identity_of_all_stages(name, plain) -> None:
-    for before, after in zip(planned(plain), planned(changed(plain, **{name: OTHER[name]})), strict=True):
+    for before, after in zip(plan_stages(plain), plan_stages(changed(plain, **{name: OTHER[name]})), strict=True):
         assert after.identity != before.identity
         assert after.settings["trainer"][name] == after.node["trainer"][name] == OTHER[name]
 
 
 @pytest.mark.parametrize("name", RUNTIME_ARGUMENTS)
 def test_what_cannot_is_in_none(name, plain) -> None:
-    for before, after in zip(planned(plain), planned(changed(plain, **{name: OTHER_FREE[name]})), strict=True):
+    for before, after in zip(plan_stages(plain), plan_stages(changed(plain, **{name: OTHER_FREE[name]})), strict=True):
         assert (after.identity, after.folder, after.debug) == (before.identity, before.folder, "")
         assert after.node["trainer"][name] == OTHER_FREE[name]
 
 
 @pytest.mark.parametrize("name", DEBUG)
 def test_what_is_for_debugging_works_elsewhere(name, plain) -> None:
-    for before, after in zip(planned(plain), planned(changed(plain, **{name: OTHER_DEBUG[name]})), strict=True):
+    for before, after in zip(plan_stages(plain), plan_stages(changed(plain, **{name: OTHER_DEBUG[name]})), strict=True):
         assert after.debug == f"trainer.{name}={str(OTHER_DEBUG[name]).lower()}"
         assert after.folder != before.folder and after.folder.parent.name == "debug"
 
@@ -131,20 +131,20 @@ def test_what_is_for_debugging_works_elsewhere(name, plain) -> None:
 @pytest.mark.parametrize("name", OTHER_SETTINGS)
 def test_what_is_set_elsewhere_says_where(name, plain) -> None:
     with pytest.raises(ValueError, match=rf"trainer\.{name} cannot be set here: {OTHER_SETTINGS[name][:12]}"):
-        planned(changed(plain, **{name: True}))
+        plan_stages(changed(plain, **{name: True}))
 
 
 def test_an_unknown_one_is_refused_with_the_nearest_name(plain) -> None:
     with pytest.raises(ValueError, match="no setting 'precisoin' in trainer; did you mean 'precision'"):
-        planned(changed(plain, precisoin="32-true"))
+        plan_stages(changed(plain, precisoin="32-true"))
     with pytest.raises(
         ValueError, match=r"no setting 'max_step' in stages\.decoder\.trainer; did you mean 'max_steps'"
     ):
-        planned(composed("train", "method=diff_restorer", "+stages.decoder.trainer.max_step=3"))
+        plan_stages(composed("train", "method=diff_restorer", "+stages.decoder.trainer.max_step=3"))
 
 
 def chosen(*words: str) -> dict[str, dict[str, Any]]:
-    return {stage.name: dict(stage.node["trainer"]) for stage in planned(composed("train", "method=supir", *words))}
+    return {stage.kind: dict(stage.node["trainer"]) for stage in plan_stages(composed("train", "method=supir", *words))}
 
 
 def test_typed_for_all_wins_over_a_stages_own_and_typed_for_one_over_both() -> None:
@@ -163,20 +163,20 @@ def test_typed_for_all_wins_over_a_stages_own_and_typed_for_one_over_both() -> N
 
 def test_a_default_that_is_typed_changes_no_identity() -> None:
     plain, *others = (
-        [stage.identity for stage in planned(composed("train", *words))]
+        [stage.identity for stage in plan_stages(composed("train", *words))]
         for words in ((), ("trainer.accumulate_grad_batches=1",), ("trainer.max_epochs=null", "trainer.max_time=null"))
     )
     assert others == [plain, plain]
 
 
 def test_callbacks_that_may_act_count_and_those_that_watch_do_not(monkeypatch) -> None:
-    assert set(callbacks.__all__) == ACTING | HARMLESS
+    assert set(callbacks.__all__) == ACTING | PASSIVE_CALLBACKS
     one_stage = composed("train")
 
     def identity_with(node: Any, **more: Any) -> str:
         cfg = one_stage.copy()
         cfg.callbacks = node
-        return planned(changed(cfg, **more))[-1].identity
+        return plan_stages(changed(cfg, **more))[-1].identity
 
     stop = {"_target_": "lightning.pytorch.callbacks.EarlyStopping", "monitor": "val/psnr_restored"}
     bar = {"_target_": "lightning.pytorch.callbacks.RichProgressBar"}
@@ -197,7 +197,7 @@ JUNK = (None, 3, -1, 0.5, 1e30, float("nan"), "x", "", [1], {}, "/tmp", True)
 
 @pytest.mark.parametrize("name", SETTABLE)
 def test_any_value_of_any_setting_trains_or_is_refused_in_one_line(name, plain, tmp_path) -> None:
-    node: Any = {**planned(plain)[-1].node["trainer"], "accelerator": "cpu", "devices": 1}
+    node: Any = {**plan_stages(plain)[-1].node["trainer"], "accelerator": "cpu", "devices": 1}
     for value in JUNK:
         caught = refusal({**node, name: value}, tmp_path)
         assert caught is None or errors.is_bad_input(caught), (name, value)
@@ -231,4 +231,4 @@ def refusal(node: dict[str, Any], folder: Path) -> ValueError | None:
 )
 def test_a_training_that_cannot_be_is_refused_before_it_begins(words, said) -> None:
     with pytest.raises(ValueError, match=said):
-        preflight.check(planned(composed("train", *words)))
+        preflight.check(plan_stages(composed("train", *words)))

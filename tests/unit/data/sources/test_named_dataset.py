@@ -14,7 +14,7 @@ from restore_lab.cli.doctor import run
 from restore_lab.config.build import build
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.data.sources.named_dataset import NamedDataset, checkup, dataset_paths
-from restore_lab.storage.artefact import identity
+from restore_lab.storage.identity import identity
 from tests.helpers.configs import composed
 from tests.helpers.toy_datasets import LAYOUTS, write_coco, write_images
 

@@ -24,8 +24,8 @@ from restore_lab.data.sources.folder import FolderSource
 from restore_lab.data.sources.shards import ShardsSource
 from restore_lab.data.sources.tar_index import index_of, scan
 from restore_lab.prepare.pack import pack
-from restore_lab.storage import artefact
-from restore_lab.storage.artefact import fingerprint
+from restore_lab.storage import identity
+from restore_lab.storage.identity import fingerprint
 from restore_lab.storage.notes import note_place, read_note, stamp
 from restore_lab.types import Picture
 from tests.helpers.configs import composed
@@ -279,14 +279,14 @@ def test_the_identity_of_shards_is_their_content(tmp_path, monkeypatch) -> None:
         tar_of(tmp_path / name / "t.tar", ("1.png", encoded(1)))
     ShardsSource(tmp_path / "a")
     read: list[str] = []
-    monkeypatch.setattr(artefact.hashlib, "file_digest", lambda *a: read.append("") or real(*a))
+    monkeypatch.setattr(identity.hashlib, "file_digest", lambda *a: read.append("") or real(*a))
     assert fingerprint(tmp_path / "a") and not read
     assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b") and read
     (tmp_path / "a" / "t.tar").write_bytes((tmp_path / "a" / "t.tar").read_bytes() + b"\0" * 512)
     assert fingerprint(tmp_path / "a") != fingerprint(tmp_path / "b")
 
 
-real = artefact.hashlib.file_digest
+real = identity.hashlib.file_digest
 
 
 # Hostile tars --------------------------------------------------------------------------------------------------------
