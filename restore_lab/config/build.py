@@ -22,8 +22,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from restore_lab.config import signatures
-from restore_lab.config.kinds import Mismatch, abbreviate, fit
-from restore_lab.config.signatures import SPECIAL
+from restore_lab.config.kinds import Mismatch, abbreviate, coerce
+from restore_lab.config.signatures import HYDRA_KEYS
 from restore_lab.config.suggest import offer
 
 TRUST_VARIABLE = "RESTORE_LAB_TRUSTED_PACKAGES"
@@ -94,7 +94,7 @@ def nodes_of(config: Any, *, where: str) -> list[dict[str, Any]]:
     return [one for one in (named or {}).values() if one is not None]
 
 
-def resolve(target: Any, *, where: str = "") -> Callable[..., Any]:
+def resolve_target(target: Any, *, where: str = "") -> Callable[..., Any]:
     """The class or function of a dotted `_target_`, if it is allowed.
 
     The module that defines it must be allowed too: `restore_lab.config.build.os.remove` is `os.remove`.
@@ -179,7 +179,7 @@ def _checked(node: Any, *, where: str, given: Sequence[str] = ()) -> Any:
         return node
     kinds: Mapping[str, Any] = {}
     if "_target_" in node:
-        target = resolve(node["_target_"], where=where)
+        target = resolve_target(node["_target_"], where=where)
         _check_arguments(target, node, where=where, given=given)
         takes = signatures.source_signature(node["_target_"]) or signatures.object_signature(target)
         kinds = {} if takes is None else takes.kinds
@@ -187,7 +187,7 @@ def _checked(node: Any, *, where: str, given: Sequence[str] = ()) -> Any:
     for key, value in node.items():
         place = f"{where}.{key}" if where else str(key)
         try:
-            fitted = fit(value, kinds[str(key)]) if key in kinds else value
+            fitted = coerce(value, kinds[str(key)]) if key in kinds else value
         except Mismatch as error:
             wrong = error.value if error.place else value
             raise ValueError(f"{place}{error.place}={abbreviate(wrong)}: {error}") from error
@@ -200,7 +200,7 @@ def _check_arguments(target: Callable[..., Any], node: Mapping[str, Any], *, whe
         signature = inspect.signature(target)
     except ValueError:
         return
-    names = [key for key in node if key not in SPECIAL] + list(given)
+    names = [key for key in node if key not in HYDRA_KEYS] + list(given)
     what = f"{where or 'config'} ({node['_target_']})"
     kinds = {parameter.kind for parameter in signature.parameters.values()}
     for name in names:
@@ -221,9 +221,9 @@ def _make(node: Any, overrides: Mapping[str, Any]) -> Any:
     if "_target_" not in node:
         return {key: _make(value, {}) for key, value in node.items()}
     nested = node.get("_recursive_", True)
-    values = {key: _make(value, {}) if nested else value for key, value in node.items() if key not in SPECIAL}
+    values = {key: _make(value, {}) if nested else value for key, value in node.items() if key not in HYDRA_KEYS}
     positional = [_make(value, {}) if nested else value for value in node.get("_args_", ())]
-    target = resolve(node["_target_"])
+    target = resolve_target(node["_target_"])
     if node.get("_partial_", False):
         return functools.partial(target, *positional, **values, **overrides)
     return target(*positional, **values, **overrides)

@@ -20,7 +20,7 @@ class IncompatibleParts(ValueError):
     """A combination of parts that cannot work together."""
 
 
-def check(cfg: DictConfig) -> None:
+def check_compatibility(cfg: DictConfig) -> None:
     """Apply every rule.
 
     Raises:

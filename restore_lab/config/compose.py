@@ -48,7 +48,7 @@ def compose_config(verb: str, overrides: Sequence[str] = ()) -> Any:
         HydraConfig.instance().set_config(cfg)
         with open_dict(cfg):
             del cfg["hydra"]
-        checks.check(cfg, verb=verb)
+        checks.check_config(cfg, verb=verb)
         OmegaConf.resolve(cfg)
     except HydraException as error:
         raise ValueError(f"{verb}: {' '.join(str(error).split())}") from error

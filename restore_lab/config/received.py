@@ -16,13 +16,13 @@ from typing import Any
 
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.grammar import quote
-from restore_lab.config.kinds import Mismatch, fit
+from restore_lab.config.kinds import Mismatch, coerce
 from restore_lab.config.received_schema import (
     EXCLUDED_OPTIONS,
     GROUPS,
     OPTIONAL_SETTINGS,
     OUTPUT_SETTINGS,
-    PARTS,
+    PART_GROUPS,
     SETTINGS,
     Text,
 )
@@ -62,7 +62,7 @@ def filter_overrides(words: Any, *, trust: bool = False) -> ManifestOverrides:
         counted = _trusted(word) if trust else _counted(word)
         if counted is not None:
             taken.append(counted)
-        elif re.split(r"[./@=]", word.lstrip("+~"))[0] in PARTS:
+        elif re.split(r"[./@=]", word.lstrip("+~"))[0] in PART_GROUPS:
             left.append(word)
         else:
             others += 1
@@ -84,7 +84,7 @@ def _counted(word: str) -> str | None:
     if value is _Unread or (fact is Text and not isinstance(value, str)):
         return None
     try:
-        value = fit(value, fact)
+        value = coerce(value, fact)
     except Mismatch:
         return None
     add = "++" if key.partition(".")[0] in OPTIONAL_SETTINGS else ""
@@ -99,7 +99,7 @@ def _trusted(word: str) -> str | None:
     key = match["key"]
     if key in GROUPS:
         return word if not match["add"] and OPTION.fullmatch(match["value"]) else None
-    known = re.split(r"[./]", key)[0] in PARTS or key in SETTINGS
+    known = re.split(r"[./]", key)[0] in PART_GROUPS or key in SETTINGS
     return word if known and "/" not in key else _counted(word)
 
 

@@ -18,10 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.suggest import nearest
 
-OWN = ("train", "parts", "tracking")
+ALWAYS_READ = ("train", "parts", "tracking")
 
 
-def check(cfg: DictConfig, *, words: Sequence[str], groups: Collection[str]) -> None:
+def check_unused(cfg: DictConfig, *, words: Sequence[str], groups: Collection[str]) -> None:
     """Check the overrides of a training.
 
     Args:
@@ -48,8 +48,8 @@ def check(cfg: DictConfig, *, words: Sequence[str], groups: Collection[str]) -> 
 
 @functools.cache
 def _known(conf: Path) -> frozenset[str]:
-    """The settings and groups of the files in `OWN`."""
-    files = [yaml.safe_load((conf / f"{own}.yaml").read_text(encoding="utf-8")) for own in OWN]
+    """The settings and groups of the files in `ALWAYS_READ`."""
+    files = [yaml.safe_load((conf / f"{own}.yaml").read_text(encoding="utf-8")) for own in ALWAYS_READ]
     return frozenset(name for file in files for name in _names(file))
 
 

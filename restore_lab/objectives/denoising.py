@@ -45,8 +45,8 @@ class Denoising:
         mean: float = 0.0,
         std: Positive = 1.0,
     ) -> None:
-        if not 0.0 <= t_min < t_max <= 1.0:
-            raise ValueError(f"objective needs 0 <= t_min < t_max <= 1, not t_min={t_min}, t_max={t_max}")
+        if t_min >= t_max:
+            raise ValueError(f"objective needs t_min < t_max, not t_min={t_min}, t_max={t_max}")
         self.t_min, self.t_max, self.target = t_min, t_max, target
         self.density, self.mean, self.std = density, mean, std
 

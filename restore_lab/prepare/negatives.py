@@ -60,7 +60,7 @@ def fill(cfg: DictConfig) -> Path:
     """Generate the missing ones of `cfg.count` images in `cfg.output`.
 
     Raises:
-        ValueError: for a count below 1, a source without HQ images, or a folder of images with other settings.
+        ValueError: for a source without HQ images, or a folder of images with other settings.
     """
     from tqdm import tqdm
 
@@ -68,8 +68,6 @@ def fill(cfg: DictConfig) -> Path:
     from restore_lab.data.image_io import to_image, write_png
     from restore_lab.data.survey import BadFiles, screen
 
-    if cfg.count < 1:
-        raise ValueError(f"count={cfg.count}: at least one image must be wanted")
     folder, images = Path(cfg.output), planned(cfg)
     if is_complete(folder):
         why = differences(folder, {**images.settings, "count": Manifest.read(folder).settings.get("count")})

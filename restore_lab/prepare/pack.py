@@ -56,13 +56,11 @@ def pack(cfg: DictConfig) -> PackReport:
     """Write the missing shards of `cfg.data` to `cfg.output`.
 
     Raises:
-        ValueError: for settings out of range, or a folder with shards of other data.
+        ValueError: for a folder with shards of other data.
     """
     from omegaconf import OmegaConf
     from tqdm import tqdm
 
-    if cfg.shard_size < 1 or cfg.images not in FORMATS or (cfg.samples is not None and cfg.samples < 1):
-        raise ValueError(f"shard_size and samples are 1 or more, images one of {', '.join(FORMATS)}")
     settings: dict[str, Any] = {key: cfg[key] for key in IDENTITY_KEYS if key != "data"}
     settings["data"] = OmegaConf.to_container(cfg.data, resolve=True)
     folder, name = Path(cfg.output), identity(settings)

@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 
 from restore_lab.config import trainer
-from restore_lab.config.build import resolve
+from restore_lab.config.build import resolve_target
 from restore_lab.config.compose import command_overrides
 from restore_lab.storage.artefact import identity
 
@@ -72,13 +72,13 @@ def planned(cfg: DictConfig, *, earlier: Mapping[str, str] | None = None) -> lis
     """
     names = chosen_stages(cfg)
     common: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
-    trainer.check("trainer", common)
+    trainer.check_trainer("trainer", common)
     callbacks = counted_callbacks(cfg.callbacks)
     stages: list[Stage] = []
     for name in names:
         node = _node(cfg, name)
         own = node.get("trainer") or {}
-        trainer.check(f"stages.{name}.trainer", own)
+        trainer.check_trainer(f"stages.{name}.trainer", own)
         node["trainer"] = trainer.trainer_of(name, own, common, words=command_overrides())
         before = {stage.name: stage.identity for stage in stages}
         settings = settings_of(cfg, node, own, before, callbacks)
@@ -159,7 +159,7 @@ def counted_callbacks(node: Any) -> list[Any]:
         target = one.get("_target_", "") if isinstance(one, Mapping) else ""
         home, _, name = str(target).rpartition(".")
         watches = f"{home}." == LIGHTNINGS and name in HARMLESS
-        if target and not watches and getattr(resolve(target), "changes_weights", True):
+        if target and not watches and getattr(resolve_target(target), "changes_weights", True):
             counted.append(one)
     return counted
 
