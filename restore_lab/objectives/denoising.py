@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from restore_lab.config.kinds import Positive, Share
+from restore_lab.config.validate import check_arguments
 from restore_lab.random import noise_like, uniform
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
 Density = Literal["auto", "uniform", "logit_normal"]
 
 
+@check_arguments
 class Denoising:
     """Mean squared error at random timesteps.
 

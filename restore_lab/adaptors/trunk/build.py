@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal
 
 from restore_lab.adaptors.trunk.mmdit import MMDiTTrunk
 from restore_lab.adaptors.trunk.unet import Feed, Middle, Trunk
-from restore_lab.config.kinds import Count
 from restore_lab.config.validate import check_arguments
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ def trunk(
     *,
     hint_channels: int,
     middle: Middle,
-    depth: Literal["whole", "half"] | Count | Sequence[Count] = "whole",
+    depth: Literal["whole", "half"] | int | Sequence[int] = "whole",
     feed: Feed = "concat",
     text: bool = True,
 ) -> Trunk | MMDiTTrunk:
