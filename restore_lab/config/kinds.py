@@ -98,7 +98,7 @@ class MaxLength:
 
     count: int
 
-    def holds(self, value: Sequence[Any]) -> bool:
+    def holds(self, value: Sequence[Value]) -> bool:
         """Whether a list is short enough."""
         return len(value) <= self.count
 

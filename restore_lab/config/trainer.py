@@ -19,6 +19,7 @@ from restore_lab.config.kinds import (
     Pattern,
     Range,
     Steps,
+    Value,
     abbreviate,
     coerce,
 )
@@ -26,7 +27,7 @@ from restore_lab.config.settings import Precision
 from restore_lab.config.suggest import offer
 
 STAGE = "stage"  # a value in `trainer`: each stage uses its own
-IDENTITY_ARGUMENTS: Mapping[str, Any] = {  # with Lightning's defaults
+IDENTITY_ARGUMENTS: Mapping[str, Value] = {  # with Lightning's defaults
     "max_steps": -1,
     "max_epochs": None,
     "max_time": None,
@@ -47,7 +48,7 @@ RUNTIME_ARGUMENTS = (
     *("detect_anomaly", "profiler", "num_sanity_val_steps", "log_every_n_steps", *VALIDATION),
     *("enable_progress_bar", "enable_model_summary", "enable_autolog_hparams"),
 )
-DEBUG_ARGUMENTS: Mapping[str, Any] = {  # with the values that disable them
+DEBUG_ARGUMENTS: Mapping[str, Value] = {  # with the values that disable them
     "fast_dev_run": False,
     "overfit_batches": 0,
     "limit_train_batches": None,
@@ -110,7 +111,7 @@ class TrainerArguments(TypedDict):
     num_nodes: Annotated[int, Range(1, 10**5)]
 
 
-def check_trainer(place: str, node: Mapping[str, Any]) -> None:
+def check_trainer_arguments(place: str, node: Mapping[str, Value]) -> None:
     """Refuse unknown, invalid and unsupported arguments.
 
     Args:
@@ -133,8 +134,8 @@ def check_trainer(place: str, node: Mapping[str, Any]) -> None:
 
 
 def trainer_of(
-    stage: str, own: Mapping[str, Any], common: Mapping[str, Any], *, words: Sequence[str]
-) -> dict[str, Any]:
+    stage: str, own: Mapping[str, Value], common: Mapping[str, Value], *, words: Sequence[str]
+) -> dict[str, Value]:
     """The merged trainer node of a stage.
 
     An override of the stage's node wins, then `trainer`, then the stage's own config. A value that `trainer` leaves to
@@ -151,7 +152,7 @@ def trainer_of(
     for name, value in own.items():
         place = f"stages.{stage}.trainer.{name}"
         by_stage = any(place == key or place.startswith(f"{key}.") for key in keys)
-        for_all = f"trainer.{name}" in keys or _says(common, name)
+        for_all = f"trainer.{name}" in keys or _is_set(common, name)
         if name not in common or by_stage or not for_all:
             chosen[name] = value
     for name in ("fast_dev_run", "overfit_batches"):  # Lightning reads 1.0 as all batches
@@ -160,7 +161,7 @@ def trainer_of(
     return {name: value for name, value in chosen.items() if value != STAGE}
 
 
-def identity_arguments(chosen: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+def identity_arguments(chosen: Mapping[str, Value], own: Mapping[str, Value]) -> dict[str, Value]:
     """The arguments of a stage's trainer node that enter its identity, without defaults.
 
     Args:
@@ -174,13 +175,13 @@ def identity_arguments(chosen: Mapping[str, Any], own: Mapping[str, Any]) -> dic
     }
 
 
-def debug_of(chosen: Mapping[str, Any]) -> str:
+def debug_of(chosen: Mapping[str, Value]) -> str:
     """The debug settings of a trainer node as text, "trainer.fast_dev_run=True"; "" for a full training."""
     on = {name: chosen[name] for name, off in DEBUG_ARGUMENTS.items() if chosen.get(name, off) not in (off, None)}
     return ", ".join(f"trainer.{name}={str(value).lower()}" for name, value in on.items())
 
 
-def _says(common: Mapping[str, Any], name: str) -> bool:
+def _is_set(common: Mapping[str, Value], name: str) -> bool:
     """Whether `trainer` itself sets an argument."""
     if name in BY_STAGE:
         return common.get(name, STAGE) != STAGE

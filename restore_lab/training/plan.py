@@ -72,13 +72,13 @@ def planned(cfg: DictConfig, *, earlier: Mapping[str, str] | None = None) -> lis
     """
     names = chosen_stages(cfg)
     common: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
-    trainer.check_trainer("trainer", common)
+    trainer.check_trainer_arguments("trainer", common)
     callbacks = counted_callbacks(cfg.callbacks)
     stages: list[Stage] = []
     for name in names:
         node = _node(cfg, name)
         own = node.get("trainer") or {}
-        trainer.check_trainer(f"stages.{name}.trainer", own)
+        trainer.check_trainer_arguments(f"stages.{name}.trainer", own)
         node["trainer"] = trainer.trainer_of(name, own, common, words=command_overrides())
         before = {stage.name: stage.identity for stage in stages}
         settings = settings_of(cfg, node, own, before, callbacks)

@@ -12,8 +12,8 @@ import yaml
 from restore_lab.config.compose import NO_FOLLOW, OVERRIDES_KEY, merge_and_log, merge_overrides, training_overrides
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.kinds import Mismatch, coerce
-from restore_lab.config.received import MAX_LETTERS, OPTION, filter_overrides, summary
-from restore_lab.config.received_schema import EXCLUDED_OPTIONS, GROUPS, OUTPUT_SETTINGS, SETTINGS, Text
+from restore_lab.config.manifest_overrides import MAX_LETTERS, OPTION, filter_overrides, summary
+from restore_lab.config.manifest_schema import EXCLUDED_OPTIONS, GROUPS, OUTPUT_SETTINGS, SETTINGS, Text
 from restore_lab.storage.artefact import PATH_ENDINGS, PATH_KEYS, Manifest
 
 EXPERIMENTS = conf_dir().parent / "experiments"

@@ -20,7 +20,7 @@ from restore_lab.config.trainer import (
     SETTABLE,
     STAGE,
     TrainerArguments,
-    check_trainer,
+    check_trainer_arguments,
 )
 from restore_lab.training import preflight
 from restore_lab.training.ending import in_steps
@@ -207,7 +207,7 @@ def test_any_value_of_any_setting_trains_or_is_refused_in_one_line(name, plain, 
 def refusal(node: dict[str, Any], folder: Path) -> ValueError | None:
     """Why no trainer comes of a node; any other error is a bug."""
     try:
-        check_trainer("trainer", node)
+        check_trainer_arguments("trainer", node)
         trainer_for(in_steps(node, None), folder=folder, average=False)
     except ValueError as error:
         return error

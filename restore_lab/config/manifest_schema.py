@@ -1,4 +1,4 @@
-"""The allowlist of overrides in an untrusted manifest (received.py): keys with their kinds, groups, and exclusions.
+"""The allowlist of overrides in an untrusted manifest: keys with their kinds, groups, and exclusions.
 
 Settings that the weights' network needs, and its author's sampling settings, are added here; paths, hub ids, caches,
 classes and outputs never are (tests/unit/test_received.py). Numbers have an upper bound, which bounds memory and time.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from restore_lab.config.kinds import DType, MaxLength, Range, Share
+from restore_lab.config.kinds import DType, Kind, MaxLength, Range, Share
 
 
 @dataclass(frozen=True)
@@ -25,23 +25,24 @@ class SingleLine:
         return "in one line"
 
 
-def integer(low: int, high: int) -> Any:
+def integer(low: int, high: int) -> Kind:
     """An integer between bounds."""
     return Annotated[int, Range(low, high)]
 
 
 Text = Annotated[str, SingleLine()]  # for a text encoder
 Channels = integer(0, 8192) | None
-SmallCount = integer(0, 256)
+SmallCount = Annotated[int, Range(0, 256)]
 Strength = Annotated[float, Range(-1, 1000)] | None
-Widths = Annotated[Sequence[integer(1, 8192)], MaxLength(16)] | None  # pyright: ignore[reportInvalidTypeForm]
-SmallCounts = Annotated[Sequence[integer(0, 256)], MaxLength(32)]  # pyright: ignore[reportInvalidTypeForm]
+Width = Annotated[int, Range(1, 8192)]
+Widths = Annotated[Sequence[Width], MaxLength(16)] | None
+SmallCounts = Annotated[Sequence[SmallCount], MaxLength(32)]
 Side = integer(0, 16384) | None
 Mode = Literal["reference", "residual", "off"]
 FreezablePart = Literal["stream", "lora", "hint", "trunk", "fusion", "encoder"]
 Encoders = Literal["text_encoder", "text_encoder_2", "text_encoder_3"]
 
-SETTINGS: Mapping[str, Any] = {
+SETTINGS: Mapping[str, Kind] = {
     # the weights' network
     "adaptor.text": Literal["instruction", "semantic", "none", "removed"],
     "adaptor.hint_widths": Widths,
