@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from restore_lab.adaptors.hint_net import HintNet
 from restore_lab.adaptors.lora import Lora
+from restore_lab.config.kinds import Count, CountOrZero
+from restore_lab.config.validate import check_arguments
 from restore_lab.types import Cond, Hint, Tap
 
 if TYPE_CHECKING:
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
     from restore_lab.adaptors.trunk.unet import Trunk
     from restore_lab.adaptors.visual_stream import VisualStream
     from restore_lab.backbones.base import Backbone
-
-TEXTS = ("instruction", "semantic", "none", "removed")
 
 
 class Adaptor(nn.Module):
@@ -87,6 +87,7 @@ class StreamAdaptor(Adaptor):
         self.install(backbone, stream=stream, lora=lora, visual=visual)
 
 
+@check_arguments
 class ControlAdaptor(Adaptor):
     """SPIRE's adaptor and its variants.
 
@@ -115,8 +116,8 @@ class ControlAdaptor(Adaptor):
         trunk: Callable[..., Trunk | MMDiTTrunk],
         fusion: Callable[..., nn.Module],
         text: Literal["instruction", "semantic", "none", "removed"],
-        hint_widths: Sequence[int] | None,
-        hint_channels: int | None,
+        hint_widths: Sequence[Count] | None,
+        hint_channels: CountOrZero | None,
         hint_signed: bool = True,
         lq_latent: bool = False,
         encoder: Callable[..., nn.Module] | None = None,
@@ -125,8 +126,6 @@ class ControlAdaptor(Adaptor):
         visual: int = 0,
     ) -> None:
         super().__init__()
-        if text not in TEXTS:
-            raise ValueError(f"adaptor.text={text!r} is not known; one of {', '.join(TEXTS)}")
         if hint_widths is None and encoder is None and not lq_latent:
             raise ValueError("this adaptor sees nothing of the LQ; set adaptor.lq_latent=true or give hint_widths")
         self.text, self.lq_latent = text, lq_latent

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from restore_lab.adaptors.fusion.zero_sft import group_norm
+from restore_lab.config.kinds import Count, CountOrZero
 from restore_lab.system.xla import upsample_nearest_2x
 from restore_lab.types import Hint
 
@@ -73,7 +74,7 @@ class ControlEncoder(nn.Module):
         embedding: width of P_D; 0 for an encoder without modulation.
     """
 
-    def __init__(self, *, compression: int, widths: Sequence[int], out: int, embedding: int) -> None:
+    def __init__(self, *, compression: int, widths: Sequence[Count], out: Count, embedding: CountOrZero) -> None:
         super().__init__()
         halvings = int(math.log2(compression))
         if halvings > len(widths):

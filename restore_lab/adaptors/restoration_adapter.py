@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from restore_lab.adaptors.control import Adaptor
 from restore_lab.adaptors.fusion.zero_conv import zero_conv
 from restore_lab.adaptors.fusion.zero_sft import group_norm
+from restore_lab.config.kinds import Count
 from restore_lab.types import Cond, Hint, Tap
 
 if TYPE_CHECKING:
@@ -104,15 +105,13 @@ class RestorationAdapters(Adaptor):
         *,
         lq_kernel: int,
         kernels: Sequence[int],
-        every: int,
+        every: Count,
         stream: Callable[..., VisualStream] | None,
         lora: Callable[..., Lora] | None,
         visual: int = 0,
     ) -> None:
         super().__init__()
         transformer = backbone.family == "mmdit"
-        if every < 1:
-            raise ValueError(f"adaptor.every={every} must be at least 1")
         blocks = [tap for tap in backbone.taps if tap.kind in ("block", "middle") and tap.name != "patch"]
         places = blocks[every - 1 :: every] if transformer else blocks[:-1]
         if not places:

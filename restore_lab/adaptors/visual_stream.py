@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from restore_lab.config.kinds import Count
+from restore_lab.config.validate import check_arguments
+
 if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention
 
@@ -59,6 +62,7 @@ class Layer(nn.Module):
         return k_BLC, v_BLC
 
 
+@check_arguments
 class VisualStream(nn.Module):
     """The resampler and the layers of all attentions, which it installs in the backbone.
 
@@ -70,7 +74,7 @@ class VisualStream(nn.Module):
         scale: w; 0 turns the stream off.
 
     Raises:
-        ValueError: for an unknown `adaln_on`, or without an image encoder (`inputs` 0).
+        ValueError: without an image encoder (`inputs` 0).
     """
 
     def __init__(
@@ -78,19 +82,17 @@ class VisualStream(nn.Module):
         backbone: Backbone,
         *,
         inputs: int,
-        hidden: int,
-        depth: int,
-        heads: int,
-        dim_head: int,
-        queries: int,
+        hidden: Count,
+        depth: Count,
+        heads: Count,
+        dim_head: Count,
+        queries: Count,
         adaln_on: Literal["kv", "context"] = "kv",
         scale: float = 1.0,
     ) -> None:
         super().__init__()
         if not inputs:
             raise ValueError("a visual stream reads what an image encoder sees; set prompt/visual=dino or clip")
-        if adaln_on not in ("kv", "context"):
-            raise ValueError(f"adaptor.stream.adaln_on={adaln_on!r} is not known; one of kv, context")
         from diffusers.models.embeddings import IPAdapterPlusImageProjection
 
         self.scale = float(scale)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from restore_lab.config import bounds
+from restore_lab.config.bounds import check_config_folder
 from restore_lab.config.extras import advice
 from restore_lab.config.kinds import abbreviate
 from restore_lab.config.suggest import nearest, offer
@@ -57,7 +57,7 @@ def explain(*, verb: str, folders: Sequence[Path], overrides: Sequence[str]) -> 
 
     try:
         for folder in folders[1:]:
-            bounds.check(folder)
+            check_config_folder(folder)
         _check_choices(overrides, verb=verb, folders=folders)
         yield
     except RecursionError as error:

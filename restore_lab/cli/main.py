@@ -182,7 +182,7 @@ def _hydra(*, verb: str, run: Run, arguments: Sequence[str], conf: Path) -> None
         # Lightning starts its other ranks with sys.argv, which must be the original command line.
         sys.argv = typed
         try:
-            checks.check(cfg, verb=verb)
+            checks.check_config(cfg, verb=verb)
             checks.check_files(cfg, verb=verb)
             processes.check_device(cfg.get("device"))
             return run(cfg)  # a sweeper's objective

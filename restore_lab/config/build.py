@@ -22,8 +22,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from restore_lab.config import signatures
-from restore_lab.config.kinds import Mismatch, abbreviate, fit
-from restore_lab.config.signatures import SPECIAL
+from restore_lab.config.kinds import Kind, Mismatch, Value, abbreviate, coerce
+from restore_lab.config.signatures import HYDRA_KEYS
 from restore_lab.config.suggest import offer
 
 TRUST_VARIABLE = "RESTORE_LAB_TRUSTED_PACKAGES"
@@ -46,7 +46,7 @@ class InvalidTarget(ValueError):
     """A `_target_` that is not allowed or does not exist."""
 
 
-def build(config: Any, **overrides: Any) -> Any:
+def build(config: Value, **overrides: Any) -> Any:
     """Build the objects of a config.
 
     Args:
@@ -65,15 +65,15 @@ def build(config: Any, **overrides: Any) -> Any:
         if not isinstance(node, dict) or "_target_" not in node:
             raise ValueError(f"overrides {sorted(overrides)} need a config with a _target_; got {_short(node)}")
         node = {key: value for key, value in node.items() if key not in overrides}
-    return _make(_checked(node, where="", given=tuple(overrides)), overrides)
+    return _instantiate(_validated(node, where="", overridden=tuple(overrides)), overrides)
 
 
-def build_nodes(config: Any, *, where: str) -> list[Any]:
+def build_nodes(config: Value, *, where: str) -> list[Any]:
     """Build each node of a setting with several nodes (`nodes_of`)."""
     return [build(node) for node in nodes_of(config, where=where)]
 
 
-def nodes_of(config: Any, *, where: str) -> list[dict[str, Any]]:
+def nodes_of(config: Value, *, where: str) -> list[dict[str, Value]]:
     """The nodes of a setting: a mapping by name, in which null drops one, a list, or a single node.
 
     Args:
@@ -94,7 +94,7 @@ def nodes_of(config: Any, *, where: str) -> list[dict[str, Any]]:
     return [one for one in (named or {}).values() if one is not None]
 
 
-def resolve(target: Any, *, where: str = "") -> Callable[..., Any]:
+def resolve_target(target: Value, *, where: str = "") -> Callable[..., Any]:
     """The class or function of a dotted `_target_`, if it is allowed.
 
     The module that defines it must be allowed too: `restore_lab.config.build.os.remove` is `os.remove`.
@@ -145,7 +145,7 @@ def _locate(target: str, place: str) -> Any:
     raise InvalidTarget(f"{place}_target_ {target!r} does not exist: no module {parts[0]!r}")
 
 
-def _walk(found: Any, names: Sequence[str], what: str) -> Any:
+def _walk(found: object, names: Sequence[str], what: str) -> object:
     for name in names:
         if not hasattr(found, name):
             public = [other for other in vars(found) if not other.startswith("_")] if hasattr(found, "__dict__") else []
@@ -154,7 +154,7 @@ def _walk(found: Any, names: Sequence[str], what: str) -> Any:
     return found
 
 
-def _plain(config: Any) -> Any:
+def _plain(config: Value) -> Value:
     """A config with interpolations resolved and OmegaConf's containers converted to dicts and lists."""
     if isinstance(config, DictConfig | ListConfig):
         try:
@@ -166,7 +166,7 @@ def _plain(config: Any) -> Any:
     return [_plain(value) for value in config] if isinstance(config, list | tuple) else config
 
 
-def _checked(node: Any, *, where: str, given: Sequence[str] = ()) -> Any:
+def _validated(node: Value, *, where: str, overridden: Sequence[str] = ()) -> Value:
     """The validated tree, each value converted to its annotation.
 
     Raises:
@@ -174,33 +174,35 @@ def _checked(node: Any, *, where: str, given: Sequence[str] = ()) -> Any:
         ValueError: for an argument or a value that does not fit.
     """
     if isinstance(node, list | tuple):
-        return [_checked(value, where=f"{where}[{index}]") for index, value in enumerate(node)]
+        return [_validated(value, where=f"{where}[{index}]") for index, value in enumerate(node)]
     if not isinstance(node, Mapping):
         return node
-    kinds: Mapping[str, Any] = {}
+    kinds: Mapping[str, Kind] = {}
     if "_target_" in node:
-        target = resolve(node["_target_"], where=where)
-        _check_arguments(target, node, where=where, given=given)
-        takes = signatures.source_signature(node["_target_"]) or signatures.object_signature(target)
-        kinds = {} if takes is None else takes.kinds
+        target = resolve_target(node["_target_"], where=where)
+        _check_arguments(target, node, where=where, overridden=overridden)
+        signature = signatures.source_signature(node["_target_"]) or signatures.object_signature(target)
+        kinds = {} if signature is None else signature.kinds
     found = {}
     for key, value in node.items():
         place = f"{where}.{key}" if where else str(key)
         try:
-            fitted = fit(value, kinds[str(key)]) if key in kinds else value
+            fitted = coerce(value, kinds[str(key)]) if key in kinds else value
         except Mismatch as error:
             wrong = error.value if error.place else value
             raise ValueError(f"{place}{error.place}={abbreviate(wrong)}: {error}") from error
-        found[key] = _checked(fitted, where=place)
+        found[key] = _validated(fitted, where=place)
     return found
 
 
-def _check_arguments(target: Callable[..., Any], node: Mapping[str, Any], *, where: str, given: Sequence[str]) -> None:
+def _check_arguments(
+    target: Callable[..., Any], node: Mapping[str, Value], *, where: str, overridden: Sequence[str]
+) -> None:
     try:
         signature = inspect.signature(target)
     except ValueError:
         return
-    names = [key for key in node if key not in SPECIAL] + list(given)
+    names = [key for key in node if key not in HYDRA_KEYS] + list(overridden)
     what = f"{where or 'config'} ({node['_target_']})"
     kinds = {parameter.kind for parameter in signature.parameters.values()}
     for name in names:
@@ -213,26 +215,26 @@ def _check_arguments(target: Callable[..., Any], node: Mapping[str, Any], *, whe
         raise ValueError(f"{what}: {error}; it takes {', '.join(signature.parameters)}") from error
 
 
-def _make(node: Any, overrides: Mapping[str, Any]) -> Any:
+def _instantiate(node: Value, overrides: Mapping[str, Any]) -> Any:
     if isinstance(node, list | tuple):
-        return [_make(value, {}) for value in node]
+        return [_instantiate(value, {}) for value in node]
     if not isinstance(node, Mapping):
         return node
     if "_target_" not in node:
-        return {key: _make(value, {}) for key, value in node.items()}
+        return {key: _instantiate(value, {}) for key, value in node.items()}
     nested = node.get("_recursive_", True)
-    values = {key: _make(value, {}) if nested else value for key, value in node.items() if key not in SPECIAL}
-    positional = [_make(value, {}) if nested else value for value in node.get("_args_", ())]
-    target = resolve(node["_target_"])
+    values = {key: _instantiate(value, {}) if nested else value for key, value in node.items() if key not in HYDRA_KEYS}
+    positional = [_instantiate(value, {}) if nested else value for value in node.get("_args_", ())]
+    target = resolve_target(node["_target_"])
     if node.get("_partial_", False):
         return functools.partial(target, *positional, **values, **overrides)
     return target(*positional, **values, **overrides)
 
 
-def _label(found: Any) -> str:
+def _label(found: object) -> str:
     return getattr(found, "__name__", type(found).__name__)
 
 
-def _short(value: Any) -> str:
+def _short(value: Value) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -11,17 +11,17 @@ import glob
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from restore_lab.config import build, compatibility, signatures, unused
+from restore_lab.config import build, compatibility, unused
+from restore_lab.config.arguments import arguments, entry
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.grammar import names_path
-from restore_lab.config.kinds import Mismatch, abbreviate, fit
-from restore_lab.config.settings import settings_of
+from restore_lab.config.kinds import Kind, Mismatch, Value, abbreviate, coerce
+from restore_lab.config.settings import verb_settings
 from restore_lab.config.suggest import offer
 from restore_lab.storage.free_space import check_names, writable_folder
 from restore_lab.storage.named import PREREQUISITE
@@ -30,7 +30,7 @@ from restore_lab.storage.walk import match
 from restore_lab.system.faults import describe_bad_path
 
 # The settings with inputs of each verb; `data` and `eval_data` stand for the folders in these nodes.
-READS: Mapping[str, Sequence[str]] = {
+_INPUTS: Mapping[str, Sequence[str]] = {
     "train": ("weights", "extend", "backbone", "data", "eval_data"),
     "restore": ("input", "words", "weights", "backbone"),
     "evaluate": ("weights", "system", "backbone", "eval_data"),
@@ -39,7 +39,7 @@ READS: Mapping[str, Sequence[str]] = {
     "export": ("weights", "backbone"),
 }
 # The settings with outputs of each verb: folders, and files (whose folder is checked).
-FOLDERS: Mapping[str, Sequence[str]] = {
+_OUTPUT_FOLDERS: Mapping[str, Sequence[str]] = {
     "train": ("run_dir", "runs_dir"),
     "restore": ("output",),
     "evaluate": ("run_dir", "runs_dir", "inputs_dir"),
@@ -50,18 +50,18 @@ FOLDERS: Mapping[str, Sequence[str]] = {
     "import": ("output", "runs_dir"),
     "table": ("output", "inputs_dir", "runs_dir"),
 }
-FILES: Mapping[str, Sequence[str]] = {
+_OUTPUT_FILES: Mapping[str, Sequence[str]] = {
     "caption": ("output",),
     "diff": ("trace",),
     "report": ("output",),
     "dashboard": ("output",),
 }
-RUN_OUTPUTS = ("stage:", PREREQUISITE)  # an earlier stage's folder, a prerequisite of a table's job
-ROOTS = ("root", "lq", "hq")  # a data source's input folders, files or patterns
+_RUN_OUTPUTS = ("stage:", PREREQUISITE)  # an earlier stage's folder, a prerequisite of a table's job
+_SOURCE_PATHS = ("root", "lq", "hq")  # a data source's input folders, files or patterns
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
-def check(cfg: DictConfig, *, verb: str) -> None:
+def check_config(cfg: DictConfig, *, verb: str) -> None:
     """Check every setting and every part's argument in a verb's config, and combinations of parts.
 
     Numbers in another notation (1e5 for an integer) are converted in place.
@@ -70,11 +70,11 @@ def check(cfg: DictConfig, *, verb: str) -> None:
         ValueError: with the first error.
     """
     _check_paths(cfg, "")
-    kinds = settings_of(verb)
+    kinds = verb_settings(verb)
     for name in [name for name in cfg if name in kinds]:
         _check_setting(cfg, str(name), kinds[str(name)])
-    _check_parts(cfg, "")
-    compatibility.check(cfg)
+    _check_parts(cfg)
+    compatibility.check_compatibility(cfg)
     stages = _value(cfg, "stages")
     if verb == "train" and isinstance(stages, DictConfig):
         names = [str(name) for name in stages if stages[name] is not None]
@@ -90,7 +90,7 @@ def check(cfg: DictConfig, *, verb: str) -> None:
         compatibility.log_once(mixed)
     if verb == "train":
         build.nodes_of(cfg.callbacks, where="callbacks")
-        unused.check(cfg, words=HydraConfig.get().overrides.task, groups={str(group) for group in choices})
+        unused.check_unused(cfg, words=HydraConfig.get().overrides.task, groups={str(group) for group in choices})
 
 
 def check_files(cfg: DictConfig, *, verb: str) -> None:
@@ -103,7 +103,7 @@ def check_files(cfg: DictConfig, *, verb: str) -> None:
     if verb == "evaluate" and (cfg.explain or cfg.restored is not None):  # reads these folders only
         return
     systems = verb == "evaluate" and cfg.system is not None  # external, instead of the weights
-    for setting in READS.get(verb, ()):
+    for setting in _INPUTS.get(verb, ()):
         if setting == "backbone":
             _check_backbone(_value(cfg, "backbone.path"))
         elif setting in ("data", "eval_data"):
@@ -118,12 +118,12 @@ def check_files(cfg: DictConfig, *, verb: str) -> None:
 
 def _check_outputs(cfg: DictConfig, *, verb: str) -> None:
     """Check the verb's output paths; an existing folder may be complete and then is only read."""
-    for setting in (*FOLDERS.get(verb, ()), *FILES.get(verb, ())):
+    for setting in (*_OUTPUT_FOLDERS.get(verb, ()), *_OUTPUT_FILES.get(verb, ())):
         value = _value(cfg, setting)
         if not isinstance(value, str) or not value:
             continue
         place = Path(value).expanduser()
-        is_file = setting in FILES.get(verb, ())
+        is_file = setting in _OUTPUT_FILES.get(verb, ())
         try:
             check_names(place)
             if is_file and place.is_dir():
@@ -144,8 +144,8 @@ def _instead(cfg: DictConfig, setting: str, value: str) -> str:
     return f"{none}; train some with restore-lab train, then give weights=FOLDER"
 
 
-def _check_setting(cfg: DictConfig, place: str, kind: Any) -> None:
-    """Check one setting against its annotation.
+def _check_setting(cfg: DictConfig, place: str, kind: Kind) -> None:
+    """Check one setting against its annotation, and convert a number in another notation (1e5 for an integer).
 
     Raises:
         ValueError: if it does not fit.
@@ -153,43 +153,33 @@ def _check_setting(cfg: DictConfig, place: str, kind: Any) -> None:
     value = _plain(_value(cfg, place), place)
     if value is _ABSENT:
         return
-    fitted = _fit(value, kind, place)
-    if not isinstance(fitted, Mapping) and _types(fitted) != _types(value):
-        OmegaConf.update(cfg, place, fitted)
+    coerced = _coerce(value, kind, place)
+    if not isinstance(coerced, Mapping) and _types(coerced) != _types(value):
+        OmegaConf.update(cfg, place, coerced)
 
 
-def _types(value: Any) -> Any:
+def _types(value: Value) -> object:
     """The type of a value, or the types of a list's values."""
     return [type(one) for one in value] if isinstance(value, list) else type(value)
 
 
-def _check_parts(node: DictConfig | ListConfig, place: str) -> None:
-    """Check the arguments of every part below a node; a reference to another node is checked at that node.
+def _check_parts(cfg: DictConfig) -> None:
+    """Check the arguments of every part.
 
     Raises:
         ValueError: for the first argument that does not fit, or that a constructor lacks.
     """
-    target = None if isinstance(node, ListConfig) else _value(node, "_target_")
-    takes = signatures.source_signature(target) if isinstance(target, str) else None
-    for key in range(len(node)) if isinstance(node, ListConfig) else list(node):
-        if OmegaConf.is_missing(node, key) or (not place and key == "hydra"):
-            continue
-        inner = f"{place}[{key}]" if isinstance(node, ListConfig) else f"{place}.{key}".lstrip(".")
-        value = _at(node, key, inner)
-        if takes is not None and key not in signatures.SPECIAL:
-            if key not in takes.kinds and takes.others is None:
-                raise ValueError(f"{inner}: {target} takes no {key!r}{offer(str(key), takes.kinds)}")
-            _fit(_plain(value, inner), takes.kinds.get(str(key), takes.others), inner)
-        elif key in signatures.SPECIAL:
-            _fit(_plain(value, inner), signatures.SPECIAL[key], inner)
-        if isinstance(value, DictConfig | ListConfig) and not OmegaConf.is_interpolation(node, key):
-            _check_parts(value, inner)
+    for argument in arguments(cfg):
+        if argument.is_reference:
+            _check_setting(cfg, argument.place, argument.kind)
+        else:
+            _coerce(_plain(argument.value, argument.place), argument.kind, argument.place)
 
 
-def _fit(value: Any, kind: Any, place: str) -> Any:
-    """`kinds.fit`, with the place and value in its message, and how to choose a part there."""
+def _coerce(value: Value, kind: Kind, place: str) -> Value:
+    """`kinds.coerce`, with the place and value in its message, and how to choose a part there."""
     try:
-        return fit(value, kind)
+        return coerce(value, kind)
     except Mismatch as error:
         group = f"{place}{error.place}".replace(".", "/")
         choose = f"; choose one with {group}=NAME" if (conf_dir() / group).is_dir() else ""
@@ -200,50 +190,38 @@ def _fit(value: Any, kind: Any, place: str) -> Any:
 _ABSENT = object()
 
 
-def _value(cfg: DictConfig, place: str) -> Any:
+def _value(cfg: DictConfig, place: str) -> Value:
     """The resolved value at a dotted key; _ABSENT if there is none, or it is missing (`???`)."""
-    node: Any = cfg
+    node: Value = cfg
     for key in place.split("."):
         if not isinstance(node, DictConfig) or key not in node or OmegaConf.is_missing(node, key):
             return _ABSENT
-        node = _at(node, key, place)
+        node = entry(node, key, place)
     return node
 
 
-def _at(node: DictConfig | ListConfig, key: Any, place: str) -> Any:
-    """An entry of a node.
-
-    Raises:
-        ValueError: if its interpolation cannot be resolved.
-    """
-    try:
-        return node[key]
-    except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{place}: {reason}; a setting or part that it stands for was taken away") from error
-
-
-def _plain(value: Any, place: str) -> Any:
+def _plain(value: Value, place: str) -> Value:
     """A node as lists and dicts; parts stay nodes, and missing values are left out."""
     if isinstance(value, ListConfig):
-        return [_plain(_at(value, n, place), place) for n in range(len(value)) if not OmegaConf.is_missing(value, n)]
+        return [_plain(entry(value, n, place), place) for n in range(len(value)) if not OmegaConf.is_missing(value, n)]
     if isinstance(value, DictConfig) and "_target_" not in value:
         there = [key for key in value if not OmegaConf.is_missing(value, key)]
-        return {str(key): _plain(_at(value, key, place), place) for key in there}
+        return {str(key): _plain(entry(value, key, place), place) for key in there}
     return value
 
 
 def _there(text: str) -> bool:
     """Whether a file or folder exists, or a file matches a pattern; the run's own outputs count as existing."""
-    if text.startswith(RUN_OUTPUTS):
+    if text.startswith(_RUN_OUTPUTS):
         return True
     return place_of(text).exists() or (glob.has_magic(text) and bool(match(place_of(text))[1].files))
 
 
 def _check_paths(node: DictConfig, within: str) -> None:
     """Refuse an empty path, which Python takes as the working directory."""
-    for key in node:
-        is_path = names_path(str(key)) or (key in ROOTS and "rule" in node)  # of a pair; a rule's are suffixes
+    keys: Sequence[Value] = list(node)
+    for key in keys:
+        is_path = names_path(str(key)) or (key in _SOURCE_PATHS and "rule" in node)  # of a pair; a rule's are suffixes
         if OmegaConf.is_interpolation(node, key) and not is_path:
             continue
         try:
@@ -257,7 +235,7 @@ def _check_paths(node: DictConfig, within: str) -> None:
             raise ValueError(f"{within}{key}= is empty (a shell variable that is not set?); give a path, or null")
 
 
-def _check_backbone(path: Any) -> None:
+def _check_backbone(path: Value) -> None:
     """Refuse local paths of which none exists; hub ids are resolved when they are read."""
     places = [path] if isinstance(path, str) else list(path) if isinstance(path, ListConfig) else []
     local = [
@@ -270,7 +248,7 @@ def _check_backbone(path: Any) -> None:
         )
 
 
-def _roots(node: Any, place: str, *, origin: str) -> Iterator[tuple[str, str, str]]:
+def _roots(node: Value, place: str, *, origin: str) -> Iterator[tuple[str, str, str]]:
     """The inputs of a data node: setting, path, and the origin of a public dataset."""
     if not isinstance(node, DictConfig):
         return
@@ -282,5 +260,5 @@ def _roots(node: Any, place: str, *, origin: str) -> Iterator[tuple[str, str, st
         value = node[key]
         if isinstance(value, DictConfig):
             yield from _roots(value, f"{place}.{key}", origin=origin)
-        elif key in ROOTS and isinstance(value, str) and Path(value).name:
+        elif key in _SOURCE_PATHS and isinstance(value, str) and Path(value).name:
             yield f"{place}.{key}", value, origin

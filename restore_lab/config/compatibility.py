@@ -9,9 +9,10 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from restore_lab.config.kinds import Value
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ class IncompatibleParts(ValueError):
     """A combination of parts that cannot work together."""
 
 
-def check(cfg: DictConfig) -> None:
+def check_compatibility(cfg: DictConfig) -> None:
     """Apply every rule.
 
     Raises:
@@ -33,7 +34,7 @@ def check(cfg: DictConfig) -> None:
             raise IncompatibleParts(reason)
 
 
-def scale_mismatch(cfg: DictConfig, choices: Mapping[str, Any]) -> str | None:
+def scale_mismatch(cfg: DictConfig, choices: Mapping[str, str | None]) -> str | None:
     """A warning for a toy prior with a paper's settings, or a full prior with toy settings; None where they agree.
 
     A named prior sets its scale (conf/backbone), so the two differ only where both were given, or where a user's own
@@ -71,7 +72,7 @@ class _Read:
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
 
-    def __call__(self, place: str) -> Any:
+    def __call__(self, place: str) -> Value:
         return OmegaConf.select(self.cfg, place, default=None)
 
 

@@ -1,7 +1,7 @@
 """Composes a verb's config from Python, as the command line does; and merges the overrides stored with weights.
 
 A run's manifest has the overrides that it was made with. Manifests come with weights from others, so another verb
-applies only the overrides that received.py allows.
+applies only the overrides that manifest_overrides.py allows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from restore_lab.config import checks
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.grammar import quote_override
-from restore_lab.config.received import ManifestOverrides, filter_overrides, summary
+from restore_lab.config.manifest_overrides import ManifestOverrides, filter_overrides, summary
 from restore_lab.storage.artefact import Manifest
 from restore_lab.storage.paths import place_of
 
@@ -49,7 +49,7 @@ def compose_config(verb: str, overrides: Sequence[str] = ()) -> Any:
         HydraConfig.instance().set_config(cfg)
         with open_dict(cfg):
             del cfg["hydra"]
-        checks.check(cfg, verb=verb)
+        checks.check_config(cfg, verb=verb)
         OmegaConf.resolve(cfg)
     except HydraException as error:
         raise ValueError(f"{verb}: {' '.join(str(error).split())}") from error
@@ -67,7 +67,7 @@ class MergedOverrides:
 
 
 def training_overrides(weights: str | Path | None, *, trust: bool = False) -> ManifestOverrides:
-    """The overrides that a run's weights were trained with, filtered by received.py; empty without a manifest.
+    """The overrides of the training of some weights, filtered by manifest_overrides.py; empty without a manifest.
 
     Raises:
         ValueError: for an invalid manifest.
@@ -94,11 +94,11 @@ def merge_overrides(overrides: Sequence[str]) -> MergedOverrides:
     trust = TRUST in lowered
     given = {_key(word) for word in overrides}
     found = training_overrides(_plain(named[-1]), trust=trust)
-    anew = ManifestOverrides(
+    remaining = ManifestOverrides(
         accepted=tuple(word for word in found.accepted if _key(word) not in given),
         rejected=tuple(word for word in found.rejected if _key(word) not in given),
     )
-    return MergedOverrides(words=(*anew.accepted, *overrides), line=summary(anew, trust=trust))
+    return MergedOverrides(words=(*remaining.accepted, *overrides), line=summary(remaining, trust=trust))
 
 
 def merge_and_log(overrides: Sequence[str]) -> tuple[str, ...]:

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from hydra import initialize_config_dir
 from hydra._internal import defaults_list
 from hydra._internal.core_plugins import file_config_source
 from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.default_element import InputDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
@@ -30,7 +30,7 @@ from omegaconf import DictConfig
 from restore_lab.config.conf_dir import experiments_dir
 from restore_lab.storage.walk import walk
 
-MAP = defaults_list._create_interpolation_map
+_MAP_CHOICES = defaults_list._create_interpolation_map
 SECOND_NAMES = {
     "eval_data": "data",
     "eval_degradation": "degradation",
@@ -93,10 +93,10 @@ def _has_options(folder: Path) -> bool:
     return any(name.endswith(".yaml") for name in walk(folder).files)
 
 
-def _map_choices(overrides: Any, defaults: Sequence[Any], self_added: bool) -> DictConfig:
+def _map_choices(overrides: defaults_list.Overrides, defaults: list[InputDefault], self_added: bool) -> DictConfig:
     """Hydra's map of all choices where a default uses one, else an empty map."""
     named = any(default.is_interpolation() for default in defaults)
-    return MAP(overrides, defaults, self_added) if named else DictConfig({})
+    return _MAP_CHOICES(overrides, defaults, self_added) if named else DictConfig({})
 
 
 def register() -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from importlib import metadata
 
-PACKAGE = "restore-lab"
+DISTRIBUTION = "restore-lab"
 _REQUIREMENT = re.compile(r"(?P<library>[\w.-]+).*\bextra\s*==\s*['\"](?P<extra>[\w-]+)['\"]")
 
 
 def extras() -> dict[str, str]:
     """Each optional library and its first extra; empty if this package is not installed."""
     try:
-        listed = metadata.requires(PACKAGE) or []
+        listed = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
         return {}
     found: dict[str, str] = {}
@@ -24,10 +24,14 @@ def extras() -> dict[str, str]:
 
 def advice(text: str) -> str:
     """The install hint to append to an error, unless it names an extra or a lock file itself."""
-    if f"{PACKAGE}[" in text or ".lock" in text or not re.search(r"pip install|not installed|No module named", text):
+    if (
+        f"{DISTRIBUTION}[" in text
+        or ".lock" in text
+        or not re.search(r"pip install|not installed|No module named", text)
+    ):
         return ""
     for library, extra in extras().items():
         name = "[-_.]".join(map(re.escape, re.split("[-_.]", library)))
         if re.search(rf"(?<![\w-]){name}(?![\w-])", text, re.IGNORECASE):
-            return f"; pip install '{PACKAGE}[{extra}]'"
+            return f"; pip install '{DISTRIBUTION}[{extra}]'"
     return ""

@@ -10,10 +10,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-FREE_TEXT = frozenset(
+from restore_lab.storage.artefact import PATH_ENDINGS
+
+TEXT_SETTINGS = frozenset(
     ("caption", "instruction", "negative", "positive", "negative_text", "positive_text", "question", "text", "title")
 )
-PATHS = frozenset(
+PATH_SETTINGS = frozenset(
     (
         "input",
         "output",
@@ -38,7 +40,6 @@ PATHS = frozenset(
         "words",
     )
 )
-PATH_ENDINGS = ("_path", "_root", "_folder", "_dir", "_file")
 # Settings with nodes by name that are groups too: Hydra would read a list as a list of options.
 NODES = frozenset(("callbacks",))
 ASSIGNMENT = re.compile(r"(?P<key>(\+\+|\+|~)?[A-Za-z_][\w./@:-]*)=(?P<value>.*)", re.DOTALL)
@@ -59,7 +60,7 @@ def quote_override(word: str, *, free: Sequence[str] = ()) -> str:
         nodes = _by_name(key, value)
         return f"{'++' * nodes.startswith('{')}{key}={nodes}"  # adds to the existing nodes
     name = key.lstrip("+~").rpartition(".")[2]
-    is_text = name in FREE_TEXT or key.lstrip("+~") in free
+    is_text = name in TEXT_SETTINGS or key.lstrip("+~") in free
     if "/" in key or key.startswith("hydra.") or not (is_text or names_path(name)):
         return word
     is_list = names_path(name) and value.startswith("[") and value.endswith("]") and not Path(value).exists()
@@ -70,7 +71,7 @@ def quote_override(word: str, *, free: Sequence[str] = ()) -> str:
 
 def names_path(key: str) -> bool:
     """Whether a setting of this name holds one or more paths."""
-    return key in PATHS or key.endswith(PATH_ENDINGS)
+    return key in PATH_SETTINGS or key.endswith(PATH_ENDINGS)
 
 
 def _by_name(key: str, value: str) -> str:

@@ -1,34 +1,40 @@
-"""The kinds of all settings without a constructor: the verbs' own, and values that parts share.
+"""The kinds of a verb's own settings, by name; after the settings of all verbs come the exceptions of each.
 
-By dotted key; `OF_VERB` has the exceptions of one verb. Parts' arguments have their kinds in constructor annotations.
+A part's arguments have theirs in the constructor's annotations, and so has a setting that a config hands to a part's
+argument, such as `lora_rank` (arguments.py).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, get_type_hints
 
 from restore_lab.config.kinds import (
+    BatchSize,
     Count,
+    CountOrZero,
+    Decay,
+    DType,
+    Kind,
     NonNegative,
     Part,
     Pattern,
     Pixels,
     Positive,
+    Quality,
     Range,
+    Scale,
     Seed,
-    Share,
     Steps,
+    Workers,
 )
 
-Words = Sequence[str]
-Batch = Annotated[int, Range(1, 2**16, unit="images")]
+Texts = Sequence[str]
 Processes = Annotated[int, Range(1, 1024, unit="processes")]
-Seeds = Annotated[int, Range(1, 1000)]  # restorations per image
-TableSeeds = Annotated[int, Range(1, 100, unit="runs of everything")]
-CountOrZero = Annotated[int, Range(0, 10**6)]
-Enlarge = Annotated[float, Range(0, 64, above=True)]
-DType = Literal["float32", "float16", "bfloat16"]
+RestorationsPerImage = Annotated[int, Range(1, 1000)]
+Repeats = Annotated[int, Range(1, 100, unit="runs of everything")]
+Enlargement = Annotated[float, Range(0, 64, above=True)]
 Device = Annotated[str, Pattern(r"auto|cpu|mps|cuda(:\d{1,3})?", "auto, cpu, cuda, cuda:1 or mps")]
 Precision = Annotated[
     str,
@@ -39,7 +45,7 @@ Precision = Annotated[
 ]
 
 
-class Stage(TypedDict):
+class StageNode(TypedDict):
     """A stage of training, `stages.NAME`."""
 
     module: Part
@@ -47,175 +53,263 @@ class Stage(TypedDict):
     datamodule: Part
     trainer: Mapping[str, Any]
     weights: NotRequired[str | None]
-    ema: NotRequired[Annotated[float, Range(0, 1, below=True)] | None]
-    ignores: NotRequired[Words]
+    ema: NotRequired[Decay | None]
+    ignores: NotRequired[Texts]
 
 
-class Run(TypedDict):
+class RunNode(TypedDict):
     """The run's metadata for a logger, `run`."""
 
     id: str | None
     kind: str | None
     name: str | None
     group: str | None
-    tags: Words | None
+    tags: Texts | None
 
 
-class Knob(TypedDict):
+class KnobNode(TypedDict):
     """A slider of the demo, one of `knobs`."""
 
     says: str
-    settings: Words
+    settings: Texts
     low: float
     high: float
     step: Positive
     idle: NotRequired[float]
-    choices: NotRequired[Words]
-    methods: NotRequired[Words]
+    choices: NotRequired[Texts]
+    methods: NotRequired[Texts]
 
 
-class Bounds(TypedDict):
-    """The bounds of a sampled range."""
+class _Training(TypedDict):
+    max_steps: Steps
+    encoder_steps: Steps
+    decoder_steps: Steps
+    dcp_steps: Steps
+    previewer_steps: Steps
+    checkpoint_every: Steps
+    log_every: Steps
+    batch_size: BatchSize
+    workers: Workers
+    stage: str
+    stages: Mapping[str, Mapping[str, Any] | None]  # other verbs have only an experiment's settings of them
+    run: RunNode
+    trainer: Part
+    optimisation: Part
+    speed: Part
+    logger: Part | Mapping[str, Part | None]
+    callbacks: Sequence[Part] | Mapping[str, Part | None] | None
+    ema: Decay | None
+    precision: Precision
+    optimized_metric: str | None
+    keep_state: bool
 
-    min: NonNegative
-    max: NonNegative
+
+class _Images(TypedDict):
+    data: Part
+    eval_data: Part
+    datamodule: Part
+    pairing: Part
+    degradation: Part | None
+    eval_degradation: Part | None
+    crop: Pixels | None
+    min_size: Pixels | None
+    work_size: Pixels | None
+    samples: Count | None
+    count: Count
+    shard_size: Count
+    max_pixels: Count
+    max_lq_psnr: float | None
+    pictures: CountOrZero
+    upscale: Enlargement
+    quality: Quality
+    flip: bool
+    recursive: bool
+    compare: bool
+    keep_images: bool
 
 
-TRAINING: Mapping[str, Any] = {
-    "max_steps": Steps,
-    **dict.fromkeys(("encoder_steps", "decoder_steps", "dcp_steps", "previewer_steps"), Steps),
-    **dict.fromkeys(("batch_size", "eval_batch_size", "first_batch_size", "decoder_batch_size"), Batch),
-    **dict.fromkeys(("checkpoint_every", "log_every"), Steps),
-    "stage": str,
-    "stages": Mapping[str, Mapping[str, Any] | None],  # other verbs have only an experiment's settings of them
-    "run": Run,
-    "trainer": Part,
-    "logger": Part | Mapping[str, Part | None],
-    "callbacks": Sequence[Part] | Mapping[str, Part | None] | None,
-    "optimisation": Part,
-    "speed": Part,
-    "compile": bool,
-    "workers": Annotated[int, Range(0, 1024, unit="processes that read data")],
-    "ema": Annotated[float, Range(0, 1, below=True, unit="what the average keeps in a step")] | None,
-    "precision": Precision,
-    "optimized_metric": str | None,
-    **dict.fromkeys(("adversarial_from", "warmup_steps"), Annotated[int, Range(0, 10**9)]),
-    "solver_steps": Annotated[int, Range(1, 1000)],
-    "previewer_guidance": Bounds,
+class _Parts(TypedDict):
+    module: Part
+    method: Part
+    backbone: Part
+    adaptor: Part
+    adaptor_reference: Part
+    sampler: Part
+    objective: Part
+    prompt: Part
+    lq_encoder: Part
+    decoder: Part
+    memory: Part
+    protocol: Part
+    metrics: Part
+    resampler: Mapping[str, Any]
+    control_encoder: Mapping[str, Any]
+    previewer_guidance: Mapping[str, Any]
+    makes: Mapping[str, Texts]
+    caption: str | None
+    instruction: str | None
+    negative: str | None
+    variants: Mapping[str, Mapping[str, Any] | None] | None
+    ordered: Texts | None
+
+
+class _Places(TypedDict):
+    input: str | None
+    words: str | None
+    weights: str | None
+    restored: str | None
+    reference: str | None
+    system: str | None
+    output: str | None
+    run_dir: str | None
+    inputs_dir: str | None
+    systems_dir: str | None
+    weights_dir: str | None
+    trace: str | None
+    datasets_dir: str | None
+    shipped: str | None
+    extend: str | None
+    runs_dir: str
+    name: str
+    names: str
+
+
+class _Machine(TypedDict):
+    seed: Seed
+    seeds: RestorationsPerImage
+    device: Device
+    devices: Processes
+    dtype: DType | None
+    format: Literal["text", "json"]
+    progress: bool
+    again: bool
+    follow: bool
+    trust: bool
+    explain: bool
+    flops: bool
+
+
+class _Tables(TypedDict):
+    at_scale: Scale
+    overrides: Texts
+    plan: bool
+    all: bool
+    dry_run: bool
+    project: str | None
+    entity: str | None
+    job: str | None
+    worst: CountOrZero
+
+
+class _Caption(TypedDict):
+    data: Part | None
+    prompt: Mapping[str, Part]
+
+
+class _Dashboard(TypedDict):
+    table: str | None
+    seeds: Repeats
+
+
+class _Data(TypedDict):
+    make: Literal["negatives", "pack", "cache", "photographs"]
+    packages: str | None
+    images: Literal["png", "webp", "jpg"]
+    output: str
+    negative: str
+
+
+class _Demo(TypedDict):
+    host: str
+    port: Annotated[int, Range(0, 2**16 - 1)]
+    max_upload_mb: Count
+    max_files: Count
+    knobs: Sequence[KnobNode]
+
+
+class _Describe(TypedDict):
+    size: Pixels
+
+
+class _Diff(TypedDict):
+    sides: Texts | None
+    a: str
+    b: str
+    share: Annotated[float, Range(0, 1, below=True)]
+    tolerance: NonNegative
+
+
+class _Doctor(TypedDict):
+    size: Pixels
+    metrics: Part | None
+
+
+class _Evaluate(TypedDict):
+    records: Texts | None
+    unmatched: Literal["error", "skip"]
+
+
+class _Export(TypedDict):
+    weights: str
+    output: str
+
+
+class _Import(TypedDict):
+    files: str | Texts
+
+
+class _Report(TypedDict):
+    seeds: Repeats
+    table: str | None
+    records: Texts | None
+    images: CountOrZero
+    output: str
+
+
+class _Restore(TypedDict):
+    size: Pixels | tuple[Pixels, Pixels] | None
+    format: Literal["png", "jpeg", "webp", "tiff", "same"]
+    input: str
+    output: str
+    instruction: str
+    max_pixels: Annotated[int, Range(1, 10**12)]
+
+
+class _Table(TypedDict):
+    seeds: Repeats
+    table: str | Texts | None
+    make: bool
+    format: Literal["markdown", "latex", "csv", "html", "json", "claims"]
+
+
+class _Train(TypedDict):
+    stages: Mapping[str, StageNode | None]
+    eval_data: Part | None
+
+
+_OF_EVERY_VERB = (_Training, _Images, _Parts, _Places, _Machine, _Tables)
+_OF_VERB = {
+    "caption": _Caption,
+    "dashboard": _Dashboard,
+    "data": _Data,
+    "demo": _Demo,
+    "describe": _Describe,
+    "diff": _Diff,
+    "doctor": _Doctor,
+    "evaluate": _Evaluate,
+    "export": _Export,
+    "import": _Import,
+    "report": _Report,
+    "restore": _Restore,
+    "table": _Table,
+    "train": _Train,
 }
-IMAGES: Mapping[str, Any] = {
-    **dict.fromkeys(("data", "first_data", "eval_data"), Part),
-    **dict.fromkeys(("degradation", "eval_degradation"), Part | None),
-    "datamodule": Part,
-    "pairing": Part,
-    **dict.fromkeys(("crop", "eval_crop", "min_size", "eval_resize", "photos_size", "work_size"), Pixels | None),
-    **dict.fromkeys(("eval_crops", "eval_first", "samples"), Count | None),
-    "photos_crops": CountOrZero,
-    **dict.fromkeys(("count", "shard_size", "max_pixels"), Count),
-    "max_lq_psnr": float | None,
-    "esrgan_scale": Annotated[float, Range(1, 64)],
-    "pictures": CountOrZero,
-    "upscale": Enlarge,
-    "quality": Annotated[int, Range(1, 100)],
-    **dict.fromkeys(("flip", "recursive", "compare", "keep_images"), bool),
-}
-PARTS: Mapping[str, Any] = {
-    **dict.fromkeys(("module", "method", "backbone", "adaptor", "adaptor_reference", "sampler", "objective"), Part),
-    "prompt": Part,
-    **dict.fromkeys(("lq_encoder", "decoder", "memory", "protocol", "metrics"), Part),
-    "hint_widths": Sequence[Count] | None,
-    "hint_channels": Annotated[int, Range(0, 2**16)] | None,
-    "hint_lq_latent": bool,
-    "adapter_every": Count,
-    "lora_rank": Count,
-    "lora_alpha": Positive,
-    "adares_mode": str,
-    "reference_blended": Share,
-    **dict.fromkeys(("resampler", "control_encoder"), Mapping[str, Any]),
-    "makes": Mapping[str, Words],
-    **dict.fromkeys(("caption", "instruction", "negative"), str | None),
-    "variants": Mapping[str, Mapping[str, Any] | None] | None,
-    "ordered": Words | None,
-}
-PLACES: Mapping[str, Any] = {
-    **dict.fromkeys(("input", "words", "weights", "encoder_weights", "restored", "reference", "system"), str | None),
-    **dict.fromkeys(("output", "run_dir", "inputs_dir", "systems_dir", "weights_dir", "trace"), str | None),
-    **dict.fromkeys(("datasets_dir", "dino_path", "clip_path", "shipped"), str | None),
-    "extend": str | None,
-    "runs_dir": str,
-    "name": str,
-    "names": str,
-}
-MACHINE: Mapping[str, Any] = {
-    "seed": Seed,
-    "seeds": Seeds,
-    "device": Device,
-    "devices": Processes,
-    "dtype": DType | None,
-    **dict.fromkeys(("progress", "again", "follow", "trust", "explain", "flops", "keep_state"), bool),
-    "format": Literal["text", "json"],
-}
-TABLES: Mapping[str, Any] = {
-    "at_scale": Literal["tiny", "full"],
-    "overrides": Words,
-    **dict.fromkeys(("plan", "all", "dry_run"), bool),
-    **dict.fromkeys(("project", "entity", "job"), str | None),
-    "worst": CountOrZero,
-}
-SETTINGS: Mapping[str, Any] = {**TRAINING, **IMAGES, **PARTS, **PLACES, **MACHINE, **TABLES}
-
-OF_VERB: Mapping[str, Mapping[str, Any]] = {
-    "caption": {"data": Part | None, "prompt": Mapping[str, Part]},
-    "dashboard": {"table": str | None, "seeds": TableSeeds},
-    "data": {
-        "make": Literal["negatives", "pack", "cache", "photographs"],
-        "packages": str | None,
-        "images": Literal["png", "webp", "jpg"],
-        "output": str,
-        "negative": str,
-    },
-    "demo": {
-        "host": str,
-        "port": Annotated[int, Range(0, 2**16 - 1)],
-        **dict.fromkeys(("max_upload_mb", "max_files"), Count),
-        "knobs": Sequence[Knob],
-    },
-    "describe": {"size": Pixels},
-    "diff": {
-        "sides": Words | None,
-        **dict.fromkeys(("a", "b"), str),
-        "share": Share,
-        "tolerance": NonNegative,
-    },
-    "doctor": {"size": Pixels, "metrics": Part | None},
-    "evaluate": {"records": Words | None, "unmatched": Literal["error", "skip"]},
-    "export": {"weights": str, "output": str},
-    "import": {"files": str | Words},
-    "report": {
-        "seeds": TableSeeds,
-        "table": str | None,
-        "records": Words | None,
-        "images": Annotated[int, Range(0, 10**6)],
-        "output": str,
-    },
-    "restore": {
-        "size": Pixels | tuple[Pixels, Pixels] | None,
-        "format": Literal["png", "jpeg", "webp", "tiff", "same"],
-        "input": str,
-        "output": str,
-        "instruction": str,
-        "max_pixels": Annotated[int, Range(1, 10**12)],
-    },
-    "table": {
-        "seeds": TableSeeds,
-        "table": str | Words | None,
-        "make": bool,
-        "format": Literal["markdown", "latex", "csv", "html", "json", "claims"],
-    },
-    "train": {"stages": Mapping[str, Stage | None], "eval_data": Part | None},
-}
 
 
-def settings_of(verb: str) -> Mapping[str, Any]:
+@functools.cache
+def verb_settings(verb: str) -> Mapping[str, Kind]:
     """The annotation of each setting of a verb; empty for a verb of another package."""
-    return {**SETTINGS, **OF_VERB[verb]} if verb in OF_VERB else {}
+    if verb not in _OF_VERB:
+        return {}
+    groups = (*_OF_EVERY_VERB, _OF_VERB[verb])
+    return {name: kind for group in groups for name, kind in get_type_hints(group, include_extras=True).items()}

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from restore_lab.config.kinds import Part
+from restore_lab.config.kinds import Kind, Part, Value
 
-PACKAGE = Path(__file__).resolve().parents[1]
-PLAIN: Mapping[str, Any] = {
+_PACKAGE = Path(__file__).resolve().parents[1]
+_PLAIN_KINDS: Mapping[str, Kind] = {
     **{kind.__name__: kind for kind in (int, float, bool, str, list, dict, tuple, set, frozenset, object)},
     **{name: getattr(collections.abc, name) for name in ("Sequence", "Mapping", "Collection", "Iterable")},
     **{name: getattr(typing, name) for name in ("Any", "Literal", "Annotated", "Optional", "Union")},
@@ -32,10 +32,14 @@ PLAIN: Mapping[str, Any] = {
     "Callable": Part,
     "math": math,
 }
-
-
+_ARITHMETIC: Mapping[type, Callable[[Value, Value], Value]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Pow: operator.pow,
+}
 # Hydra's own keys of a node with a `_target_`.
-SPECIAL: Mapping[Any, Any] = {
+HYDRA_KEYS: Mapping[str, Kind] = {
     "_target_": str,
     "_args_": list,
     "_partial_": bool,
@@ -46,10 +50,10 @@ SPECIAL: Mapping[Any, Any] = {
 
 @dataclass(frozen=True)
 class Signature:
-    """Annotations by argument; `others` is the annotation of `**kwargs`, None without them."""
+    """Annotations by argument; `var_keyword` is that of `**kwargs`, None without them."""
 
-    kinds: Mapping[str, Any]
-    others: Any = None
+    kinds: Mapping[str, Kind]
+    var_keyword: Kind = None
 
 
 @functools.cache
@@ -57,7 +61,7 @@ def source_signature(target: str) -> Signature | None:
     """The signature of this package's target; None for other packages and for a missing one."""
     parts = target.split(".")
     for length in range(len(parts) - 1, 0, -1):
-        if parts[0] == PACKAGE.name and (module := _module(".".join(parts[:length]))):
+        if parts[0] == _PACKAGE.name and (module := _module(".".join(parts[:length]))):
             return module.signature(parts[length]) if len(parts) == length + 1 else None
     return None
 
@@ -70,20 +74,20 @@ def object_signature(target: Callable[..., Any]) -> Signature | None:
         return None
     hints = _hints(target.__init__ if isinstance(target, type) else target)
     named = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    kinds = {name: hints[name] if name in hints and _says_something(hints[name]) else Any for name in named}
+    kinds = {name: hints[name] if name in hints and _is_plain(hints[name]) else Any for name in named}
     return Signature(kinds, Any if any(p.kind == p.VAR_KEYWORD for p in parameters) else None)
 
 
-def _says_something(kind: Any) -> bool:
+def _is_plain(kind: Kind) -> bool:
     """Whether another package's annotation is a plain kind; its own classes cannot be checked here."""
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return any(one is not type(None) and _says_something(one) for one in typing.get_args(kind))
+        return any(one is not type(None) and _is_plain(one) for one in typing.get_args(kind))
     if typing.get_origin(kind) is Annotated:
-        return _says_something(typing.get_args(kind)[0])
+        return _is_plain(typing.get_args(kind)[0])
     return typing.get_origin(kind) in (typing.Literal, list, dict, tuple) or kind in (int, float, bool, str)
 
 
-def _hints(function: Any) -> Mapping[str, Any]:
+def _hints(function: Callable[..., Any]) -> Mapping[str, Kind]:
     try:
         return typing.get_type_hints(function, include_extras=True)
     except Exception:  # another package's annotations may name missing modules
@@ -92,7 +96,7 @@ def _hints(function: Any) -> Mapping[str, Any]:
 
 @functools.cache
 def _module(name: str) -> _Module | None:
-    file = PACKAGE.parent.joinpath(*name.split(".")).with_suffix(".py")
+    file = _PACKAGE.parent.joinpath(*name.split(".")).with_suffix(".py")
     return _Module(name, ast.parse(file.read_text(encoding="utf-8"))) if file.is_file() else None
 
 
@@ -101,22 +105,22 @@ class _Module:
 
     def __init__(self, name: str, tree: ast.Module) -> None:
         self.name = name
-        self.named: dict[str, ast.AST] = {}
-        self.imported: dict[str, tuple[str, str]] = {}
+        self.definitions: dict[str, ast.AST] = {}
+        self.imports: dict[str, tuple[str, str]] = {}
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.module:
-                self.imported |= {one.asname or one.name: (node.module, one.name) for one in node.names}
+                self.imports |= {one.asname or one.name: (node.module, one.name) for one in node.names}
         for node in tree.body:
             if isinstance(node, ast.ClassDef | ast.FunctionDef):
-                self.named[node.name] = node
+                self.definitions[node.name] = node
             elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                self.named[node.targets[0].id] = node.value
+                self.definitions[node.targets[0].id] = node.value
 
     def signature(self, name: str) -> Signature | None:
         """The signature of a class or function defined here or imported from this package."""
-        node = self.named.get(name)
-        if node is None and name in self.imported:
-            return source_signature(".".join(self.imported[name]))
+        node = self.definitions.get(name)
+        if node is None and name in self.imports:
+            return source_signature(".".join(self.imports[name]))
         if isinstance(node, ast.FunctionDef):
             return self._of_function(node, skip=0)
         if not isinstance(node, ast.ClassDef):
@@ -139,7 +143,7 @@ class _Module:
         kinds = {one.arg: self.kind(one.annotation) if one.annotation else Any for one in arguments}
         return Signature(kinds, Any if node.args.kwarg else None)
 
-    def kind(self, node: ast.expr) -> Any:
+    def kind(self, node: ast.expr) -> Kind:
         """The annotation of an expression; Part for anything but a plain value."""
         if isinstance(node, ast.Constant):
             return self.kind(ast.parse(node.value, mode="eval").body) if isinstance(node.value, str) else node.value
@@ -149,7 +153,7 @@ class _Module:
             return self._generic(node)
         return self._named(node.id) if isinstance(node, ast.Name) else Part
 
-    def _generic(self, node: ast.Subscript) -> Any:
+    def _generic(self, node: ast.Subscript) -> Kind:
         outer = self.kind(node.value)
         if outer is Part:
             return Part
@@ -161,19 +165,19 @@ class _Module:
             return Annotated[self.kind(inside[0]), *more]
         return outer[tuple(... if ast.unparse(one) == "..." else self.kind(one) for one in inside)]
 
-    def _named(self, name: str) -> Any:
+    def _named(self, name: str) -> Kind:
         """The annotation of a name: plain, an alias in this package, else a part."""
-        node = self.named.get(name)
+        node = self.definitions.get(name)
         if isinstance(node, ast.expr):
             return self.kind(node)
-        module, original = self.imported.get(name, ("", ""))
-        if module.startswith(f"{PACKAGE.name}.config."):
+        module, original = self.imports.get(name, ("", ""))
+        if module.startswith(f"{_PACKAGE.name}.config."):
             return getattr(importlib.import_module(module), original)
-        if (other := _module(module)) is not None and module.startswith(PACKAGE.name):
+        if (other := _module(module)) is not None and module.startswith(_PACKAGE.name):
             return other._named(original)
-        return Part if node is not None else PLAIN.get(name, Part)
+        return Part if node is not None else _PLAIN_KINDS.get(name, Part)
 
-    def _value(self, node: ast.expr) -> Any:
+    def _value(self, node: ast.expr) -> Value:
         """The metadata in Annotated: a Range(...) or Pattern(...) of numbers and text."""
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             make = self._named(node.func.id)
@@ -183,11 +187,3 @@ class _Module:
         if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
             return _ARITHMETIC[type(node.op)](self._value(node.left), self._value(node.right))
         return ast.literal_eval(node)
-
-
-_ARITHMETIC: Mapping[type, Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Pow: operator.pow,
-}

@@ -1,22 +1,33 @@
 """The arguments of Lightning's Trainer by role, and the trainer node of a stage.
 
 `trainer` in the config applies to all stages, `stages.NAME.trainer` to one. `IDENTITY_ARGUMENTS` can change the weights
-and enter an artefact's identity; `RUNTIME_ARGUMENTS` cannot; `DEBUG` runs part of a training, which leaves no artefact;
-`OTHER_SETTINGS` have a setting of their own. tests/unit/training/test_trainer.py compares the four with Lightning's signature.
-Without torch.
+and enter an artefact's identity; `RUNTIME_ARGUMENTS` cannot; `DEBUG_ARGUMENTS` run part of a training, which leaves no
+artefact; `OTHER_SETTINGS` have a setting of their own. tests/unit/training/test_trainer.py compares the four with Lightning's
+signature. Without torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict, get_type_hints
 
-from restore_lab.config.kinds import Mismatch, NonNegative, Part, Pattern, Range, abbreviate, fit
+from restore_lab.config.kinds import (
+    CountOrZero,
+    Mismatch,
+    NonNegative,
+    Part,
+    Pattern,
+    Range,
+    Steps,
+    Value,
+    abbreviate,
+    coerce,
+)
 from restore_lab.config.settings import Precision
 from restore_lab.config.suggest import offer
 
 STAGE = "stage"  # a value in `trainer`: each stage uses its own
-IDENTITY_ARGUMENTS: Mapping[str, Any] = {  # with Lightning's defaults
+IDENTITY_ARGUMENTS: Mapping[str, Value] = {  # with Lightning's defaults
     "max_steps": -1,
     "max_epochs": None,
     "max_time": None,
@@ -37,7 +48,7 @@ RUNTIME_ARGUMENTS = (
     *("detect_anomaly", "profiler", "num_sanity_val_steps", "log_every_n_steps", *VALIDATION),
     *("enable_progress_bar", "enable_model_summary", "enable_autolog_hparams"),
 )
-DEBUG: Mapping[str, Any] = {  # with the values that disable them
+DEBUG_ARGUMENTS: Mapping[str, Value] = {  # with the values that disable them
     "fast_dev_run": False,
     "overfit_batches": 0,
     "limit_train_batches": None,
@@ -55,42 +66,52 @@ OTHER_SETTINGS = {
     "plugins": "set trainer.precision or trainer.strategy",
     "use_distributed_sampler": "the data module shares each batch among the devices",
 }
-SETTABLE = (*IDENTITY_ARGUMENTS, *RUNTIME_ARGUMENTS, *DEBUG)
+SETTABLE = (*IDENTITY_ARGUMENTS, *RUNTIME_ARGUMENTS, *DEBUG_ARGUMENTS)
 
-MaxSteps = Annotated[int, Range(1, 10**9, unit="optimiser steps")] | None
-Epochs = Annotated[int, Range(1, 10**9, unit="passes over the training images")] | None
 Batches = Annotated[int, Range(0, 10**9, unit="batches")]
-VALUES: Mapping[str, Any] = {  # kinds of the arguments; Lightning checks a strategy
-    "max_steps": MaxSteps | Literal["stage"],
-    "min_steps": MaxSteps,
-    **dict.fromkeys(("max_epochs", "min_epochs", "check_val_every_n_epoch"), Epochs),
-    "max_time": Annotated[str, Pattern(r"\d{2}:\d{2}:\d{2}:\d{2}", "days, hours, minutes, seconds: 00:01:30:00")]
-    | None,
-    "precision": Precision | Literal["stage"] | None,
-    "accumulate_grad_batches": Annotated[int, Range(1, 2**16, unit="batches in a step")] | Literal["stage"],
-    "gradient_clip_val": NonNegative | Literal["stage"] | None,
-    "gradient_clip_algorithm": Literal["norm", "value"] | None,
-    **dict.fromkeys(("reload_dataloaders_every_n_epochs", "log_every_n_steps"), Annotated[int, Range(0, 10**9)]),
-    "fast_dev_run": bool | Batches,
-    "overfit_batches": Batches,
-    "limit_train_batches": Annotated[int, Range(1, 10**9, unit="batches")] | None,
-    "limit_val_batches": Annotated[float, Range(0, 10**9, unit="batches, or a share of them")] | None,
-    "val_check_interval": Annotated[int, Range(1, 10**9, unit="batches")],
-    "num_sanity_val_steps": Annotated[int, Range(-1, 10**9, unit="batches")],
-    "profiler": Literal["simple", "advanced"] | Mapping[str, Any] | None,
-    "deterministic": bool | Literal["warn"] | None,
-    "benchmark": bool | None,
-    **dict.fromkeys(("sync_batchnorm", "inference_mode", "detect_anomaly", "enable_autolog_hparams"), bool),
-    **dict.fromkeys(("enable_progress_bar", "enable_model_summary"), bool),
-    "accelerator": Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"],
-    "devices": Annotated[str, Pattern(r"auto|-1|[1-9]\d{0,3}(,\d{1,4})*", "auto, a number of devices, or a list")]
-    | Sequence[int],
-    "strategy": str | Part,
-    "num_nodes": Annotated[int, Range(1, 10**5)],
-}
+Epochs = Annotated[int, Range(1, 10**9, unit="passes over the training images")]
 
 
-def check(place: str, node: Mapping[str, Any]) -> None:
+class TrainerArguments(TypedDict):
+    """The kinds of `SETTABLE`; Lightning itself checks a strategy."""
+
+    max_steps: Steps | Literal["stage"] | None
+    min_steps: Steps | None
+    max_epochs: Epochs | None
+    min_epochs: Epochs | None
+    check_val_every_n_epoch: Epochs | None
+    max_time: Annotated[str, Pattern(r"\d{2}:\d{2}:\d{2}:\d{2}", "days, hours, minutes, seconds: 00:01:30:00")] | None
+    precision: Precision | Literal["stage"] | None
+    accumulate_grad_batches: Annotated[int, Range(1, 2**16, unit="batches in a step")] | Literal["stage"]
+    gradient_clip_val: NonNegative | Literal["stage"] | None
+    gradient_clip_algorithm: Literal["norm", "value"] | None
+    reload_dataloaders_every_n_epochs: CountOrZero
+    log_every_n_steps: CountOrZero
+    fast_dev_run: bool | Batches
+    overfit_batches: Batches
+    limit_train_batches: Annotated[int, Range(1, 10**9, unit="batches")] | None
+    limit_val_batches: Annotated[float, Range(0, 10**9, unit="batches, or a share of them")] | None
+    val_check_interval: Annotated[int, Range(1, 10**9, unit="batches")]
+    num_sanity_val_steps: Annotated[int, Range(-1, 10**9, unit="batches")]
+    profiler: Literal["simple", "advanced"] | Mapping[str, Any] | None
+    deterministic: bool | Literal["warn"] | None
+    benchmark: bool | None
+    sync_batchnorm: bool
+    inference_mode: bool
+    detect_anomaly: bool
+    enable_autolog_hparams: bool
+    enable_progress_bar: bool
+    enable_model_summary: bool
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]
+    devices: (
+        Annotated[str, Pattern(r"auto|-1|[1-9]\d{0,3}(,\d{1,4})*", "auto, a number of devices, or a list")]
+        | Sequence[int]
+    )
+    strategy: str | Part
+    num_nodes: Annotated[int, Range(1, 10**5)]
+
+
+def check_trainer_arguments(place: str, node: Mapping[str, Value]) -> None:
     """Refuse unknown, invalid and unsupported arguments.
 
     Args:
@@ -100,20 +121,21 @@ def check(place: str, node: Mapping[str, Any]) -> None:
     Raises:
         ValueError: with the setting and its valid values, the nearest name, or the setting to use instead.
     """
+    kinds = get_type_hints(TrainerArguments, include_extras=True)
     for name, value in node.items():
         if name in OTHER_SETTINGS:
             raise ValueError(f"{place}.{name} cannot be set here: {OTHER_SETTINGS[name]}")
         if name not in SETTABLE and name != "_target_":
             raise ValueError(f"no setting {name!r} in {place}{offer(str(name), SETTABLE)}")
         try:
-            fit(value, VALUES.get(name, Any))
+            coerce(value, kinds.get(name, Any))
         except Mismatch as error:
             raise ValueError(f"{place}.{name}={abbreviate(value)}: {error}") from error
 
 
 def trainer_of(
-    stage: str, own: Mapping[str, Any], common: Mapping[str, Any], *, words: Sequence[str]
-) -> dict[str, Any]:
+    stage: str, own: Mapping[str, Value], common: Mapping[str, Value], *, words: Sequence[str]
+) -> dict[str, Value]:
     """The merged trainer node of a stage.
 
     An override of the stage's node wins, then `trainer`, then the stage's own config. A value that `trainer` leaves to
@@ -130,7 +152,7 @@ def trainer_of(
     for name, value in own.items():
         place = f"stages.{stage}.trainer.{name}"
         by_stage = any(place == key or place.startswith(f"{key}.") for key in keys)
-        for_all = f"trainer.{name}" in keys or _says(common, name)
+        for_all = f"trainer.{name}" in keys or _is_set(common, name)
         if name not in common or by_stage or not for_all:
             chosen[name] = value
     for name in ("fast_dev_run", "overfit_batches"):  # Lightning reads 1.0 as all batches
@@ -139,7 +161,7 @@ def trainer_of(
     return {name: value for name, value in chosen.items() if value != STAGE}
 
 
-def identity_arguments(chosen: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+def identity_arguments(chosen: Mapping[str, Value], own: Mapping[str, Value]) -> dict[str, Value]:
     """The arguments of a stage's trainer node that enter its identity, without defaults.
 
     Args:
@@ -153,13 +175,13 @@ def identity_arguments(chosen: Mapping[str, Any], own: Mapping[str, Any]) -> dic
     }
 
 
-def debug_of(chosen: Mapping[str, Any]) -> str:
+def debug_of(chosen: Mapping[str, Value]) -> str:
     """The debug settings of a trainer node as text, "trainer.fast_dev_run=True"; "" for a full training."""
-    on = {name: chosen[name] for name, off in DEBUG.items() if chosen.get(name, off) not in (off, None)}
+    on = {name: chosen[name] for name, off in DEBUG_ARGUMENTS.items() if chosen.get(name, off) not in (off, None)}
     return ", ".join(f"trainer.{name}={str(value).lower()}" for name, value in on.items())
 
 
-def _says(common: Mapping[str, Any], name: str) -> bool:
+def _is_set(common: Mapping[str, Value], name: str) -> bool:
     """Whether `trainer` itself sets an argument."""
     if name in BY_STAGE:
         return common.get(name, STAGE) != STAGE

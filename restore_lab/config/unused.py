@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from restore_lab.config.conf_dir import conf_dir
+from restore_lab.config.kinds import Value
 from restore_lab.config.suggest import nearest
 
-OWN = ("train", "parts", "tracking")
+ALWAYS_READ = ("train", "parts", "tracking")
 
 
-def check(cfg: DictConfig, *, words: Sequence[str], groups: Collection[str]) -> None:
+def check_unused(cfg: DictConfig, *, words: Sequence[str], groups: Collection[str]) -> None:
     """Check the overrides of a training.
 
     Args:
@@ -48,12 +48,12 @@ def check(cfg: DictConfig, *, words: Sequence[str], groups: Collection[str]) -> 
 
 @functools.cache
 def _known(conf: Path) -> frozenset[str]:
-    """The settings and groups of the files in `OWN`."""
-    files = [yaml.safe_load((conf / f"{own}.yaml").read_text(encoding="utf-8")) for own in OWN]
+    """The settings and groups of the files in `ALWAYS_READ`."""
+    files = [yaml.safe_load((conf / f"{own}.yaml").read_text(encoding="utf-8")) for own in ALWAYS_READ]
     return frozenset(name for file in files for name in _names(file))
 
 
-def _names(node: dict[str, Any]) -> Iterator[str]:
+def _names(node: Mapping[str, Value]) -> Iterator[str]:
     """The settings of a config file, and the groups that it lists."""
     yield from (str(key) for key in node)
     for entry in node.get("defaults", ()):
@@ -61,7 +61,7 @@ def _names(node: dict[str, Any]) -> Iterator[str]:
         yield re.split(r"[/@]", words.rpartition(" ")[2].lstrip("/"))[0]
 
 
-def _references(cfg: Any) -> set[str]:
+def _references(cfg: DictConfig) -> set[str]:
     """The top-level keys of all interpolations."""
     return set(re.findall(r"\$\{(?:oc\.select:)?([A-Za-z_]\w*)", OmegaConf.to_yaml(cfg)))
 

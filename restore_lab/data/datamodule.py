@@ -19,6 +19,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from restore_lab.config.kinds import BatchSize, Pixels, Seed, Workers
 from restore_lab.data.dataset import Ordered, RestorationDataset, Source, identity_collate, ignore_signals
 from restore_lab.data.image_io import BadImage
 from restore_lab.data.sampler import PositionSampler, SequentialSampler
@@ -108,15 +109,15 @@ class RestorationDataModule(LightningDataModule):
         predict: Source | None = None,
         degradation: Degradation | None = None,
         eval_degradation: Degradation | None = None,
-        crop: int | None = None,
-        eval_crop: int | None = None,
-        min_size: int | None = None,
+        crop: Pixels | None = None,
+        eval_crop: Pixels | None = None,
+        min_size: Pixels | None = None,
         flip: bool = True,
         min_scale: float = 1.0,
-        batch_size: int = 8,
-        eval_batch_size: int = 8,
-        workers: int = 0,
-        seed: int = 0,
+        batch_size: BatchSize = 8,
+        eval_batch_size: BatchSize = 8,
+        workers: Workers = 0,
+        seed: Seed = 0,
     ) -> None:
         """Set sources, degradations, crops and batch sizes.
 

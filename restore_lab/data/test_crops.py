@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from restore_lab.config.kinds import Count, Pixels
+from restore_lab.config.validate import check_arguments
 from restore_lab.data.dataset import Source, Window, apply_window, choose_window, header_of
 from restore_lab.data.image_io import Header
 from restore_lab.random import rng
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+@check_arguments
 class EvalCrops:
     """A test set with the resize and crops of a paper; LQ and HQ of a pair have the same window.
 
@@ -31,15 +34,18 @@ class EvalCrops:
         crops: random crops per image; null for whole images.
 
     Raises:
-        ValueError: for numbers below 1, or random crops without a side.
+        ValueError: for random crops without a side, or fewer images than `first`.
     """
 
     def __init__(
-        self, *, source: Source, first: int | None, resize: int | None, crop: int | None, crops: int | None
+        self,
+        *,
+        source: Source,
+        first: Count | None,
+        resize: Pixels | None,
+        crop: Pixels | None,
+        crops: Count | None,
     ) -> None:
-        for name, value in (("eval_first", first), ("eval_resize", resize), ("eval_crops", crops)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: give at least 1, or null")
         if crops is not None and crop is None:
             raise ValueError(f"eval_crops={crops} needs the side of the squares: eval_crop=512")
         self._source, self._resize, self._crop, self._crops = source, resize, crop, crops

@@ -21,6 +21,8 @@ from restore_lab.adaptors.fusion.zero_conv import zero_conv
 from restore_lab.adaptors.fusion.zero_sft import group_norm
 from restore_lab.backbones.codec.banded import decode, levels
 from restore_lab.backbones.codec.bands import Canvas, map_bands
+from restore_lab.config.kinds import CountOrZero
+from restore_lab.config.validate import check_arguments
 
 if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
@@ -85,6 +87,7 @@ class RefinementBlock(nn.Module):
         return merged
 
 
+@check_arguments
 class DegradationAwareDecoder(nn.Module):
     """A trainable copy of the codec's decoder with refinement blocks.
 
@@ -99,7 +102,7 @@ class DegradationAwareDecoder(nn.Module):
 
     in_checkpoint = True  # saved with the method's weights
 
-    def __init__(self, backbone: Backbone, *, blocks: int, embedding: int) -> None:
+    def __init__(self, backbone: Backbone, *, blocks: CountOrZero, embedding: CountOrZero) -> None:
         super().__init__()
         vae = backbone.codec.vae
         if not isinstance(vae, AutoencoderKL):
@@ -108,7 +111,7 @@ class DegradationAwareDecoder(nn.Module):
                 "set decoder=codec"
             )
         widths = tuple(reversed(vae.config["block_out_channels"]))
-        if not 0 <= blocks <= len(widths):
+        if blocks > len(widths):
             raise ValueError(f"decoder.blocks={blocks}: this codec has {len(widths)} levels")
         self.embedding = embedding
         self.decoder = copy.deepcopy(vae.decoder).float().requires_grad_(True)  # float32 for training

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from restore_lab.config.kinds import Count, NonNegative, Quality
+from restore_lab.config.validate import check_arguments
 from restore_lab.degradation.apply import Pipeline
 from restore_lab.degradation.parameterized import jpeg_stage, noise_stage
 from restore_lab.degradation.vocabulary import LABELS
@@ -63,6 +65,7 @@ def step_of(kind: str, *, seed: int, noise: float, quality: int) -> Step:
     return Step(kind=kind, params=params, says=VERBS[kind], says_type=VERBS[kind])
 
 
+@check_arguments
 class RandomKinds(Pipeline):
     """A random subset of the eight degradations per image.
 
@@ -79,15 +82,15 @@ class RandomKinds(Pipeline):
         *,
         name: str,
         kinds: Sequence[str] = KINDS,
-        counts: Sequence[int] = (1,),
-        noise: float = 50 / 255,
-        quality: int = 10,
+        counts: Sequence[Count] = (1,),
+        noise: NonNegative = 50 / 255,
+        quality: Quality = 10,
     ) -> None:
         unknown = [kind for kind in kinds if kind not in KINDS]
         if unknown:
             raise ValueError(f"{name}: degradation {unknown[0]!r} is not one of {', '.join(KINDS)}")
-        if not counts or not all(1 <= count <= len(kinds) for count in counts):
-            raise ValueError(f"{name}: counts={list(counts)} must lie between 1 and the {len(kinds)} kinds given")
+        if not counts or max(counts) > len(kinds):
+            raise ValueError(f"{name}: counts={list(counts)}: give numbers up to {len(kinds)}, the number of kinds")
         self.name, self.kinds, self.counts = name, tuple(kinds), tuple(counts)
         self.noise, self.quality = noise, quality
 

@@ -11,23 +11,26 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from restore_lab.config.kinds import NonNegative
+from restore_lab.config.validate import check_arguments
 from restore_lab.degradation.apply import Pipeline
 from restore_lab.random import mix, rng
 from restore_lab.types import Recipe
 
 
+@check_arguments
 class Mixture(Pipeline):
     """Pipelines by name, with unnormalised weights.
 
     Raises:
-        ValueError: if the names of pipelines and weights differ, a weight is negative, or all are 0.
+        ValueError: if the names of pipelines and weights differ, or all weights are 0.
     """
 
-    def __init__(self, *, pipelines: Mapping[str, Pipeline], weights: Mapping[str, float]) -> None:
+    def __init__(self, *, pipelines: Mapping[str, Pipeline], weights: Mapping[str, NonNegative]) -> None:
         if set(pipelines) != set(weights):
             raise ValueError(f"pipelines {sorted(pipelines)} and weights {sorted(weights)} must name the same parts")
-        if min(weights.values()) < 0 or sum(weights.values()) <= 0:
-            raise ValueError(f"weights {dict(weights)} must be 0 or more, and not all 0")
+        if not any(weights.values()):
+            raise ValueError(f"weights {dict(weights)} must not all be 0")
         self.names = tuple(pipelines)
         self.pipelines = dict(pipelines)
         self.bounds = np.cumsum([weights[name] for name in self.names])

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from restore_lab.config.kinds import Share
+from restore_lab.config.validate import check_arguments
 from restore_lab.degradation.apply import Pipeline
 from restore_lab.random import mix, rng
 from restore_lab.types import Recipe, Step
@@ -56,6 +58,7 @@ def finish(steps: Sequence[Step], *, height: int, width: int, back: str) -> tupl
     return (*steps, *last)
 
 
+@check_arguments
 class Parameterized(Pipeline):
     """SPIRE's parameterized degradation.
 
@@ -76,7 +79,7 @@ class Parameterized(Pipeline):
         self,
         *,
         name: str,
-        keep: float = 0.5,
+        keep: Share = 0.5,
         blur: Sequence[float] = (0.2, 3.0),
         upsample: Sequence[float] = (1.0, 7.0),
         noise: Sequence[float] = (0.0, 0.12),
@@ -86,8 +89,8 @@ class Parameterized(Pipeline):
         back: str = "bicubic",
         at_least_one: bool = False,
     ) -> None:
-        if not 0 <= keep <= 1 or (at_least_one and keep == 0):
-            raise ValueError(f"keep={keep} with at_least_one={at_least_one}; keep is a probability, and above 0 for it")
+        if at_least_one and keep == 0:
+            raise ValueError(f"keep={keep}: at_least_one needs a probability above 0")
         self.name, self.keep, self.kernel_size, self.at_least_one = name, keep, kernel_size, at_least_one
         self.ranges = {"blur": blur, "downsample": upsample, "noise": noise, "jpeg": quality}
         self.down, self.back = tuple(down), back

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from restore_lab.config.kinds import Count
 from restore_lab.degradation.apply import Pipeline
 from restore_lab.random import mix, rng
 from restore_lab.types import Recipe, Step
@@ -63,7 +64,7 @@ class SecondOrder(Pipeline):
         name: str,
         first: Stage,
         second: Stage,
-        scale: int = 4,
+        scale: Count = 4,
         modes: Sequence[str] = ("area", "bilinear", "bicubic"),
         final_sinc_prob: float = 0.8,
         final_kernel_sizes: Sequence[int] = (7, 9, 11, 13, 15, 17, 19, 21),

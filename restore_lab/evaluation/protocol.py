@@ -20,8 +20,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from restore_lab.config.kinds import CountOrZero, Pixels
+from restore_lab.config.validate import check_arguments
+
 Colour = Literal["rgb", "y", "yiq"]
-COLOURS = ("rgb", "y", "yiq")
 Rounding = Literal["8bit", "none"]
 
 
@@ -29,6 +31,7 @@ class MetricUnavailable(ValueError):
     """A metric that cannot run; the message is one line with what is missing and how to get it."""
 
 
+@check_arguments
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """The preparation of images for metrics.
@@ -39,22 +42,10 @@ class Protocol:
     """
 
     colour: Colour = "rgb"
-    border: int = 0
+    border: CountOrZero = 0
     rounding: Rounding = "8bit"
-    resize: int | None = None
-    crop: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.colour not in COLOURS:
-            raise ValueError(f"protocol colour {self.colour!r} is unknown; choose {', '.join(COLOURS)}")
-        if self.rounding not in ("8bit", "none"):
-            raise ValueError(f"protocol rounding {self.rounding!r} is unknown; choose 8bit or none")
-        if self.border < 0:
-            raise ValueError(f"protocol border {self.border} is negative; give the pixels to cut from each side")
-        for name in ("resize", "crop"):
-            side = getattr(self, name)
-            if side is not None and side < 1:
-                raise ValueError(f"protocol {name} {side} is no size; give pixels, or null to leave images as they are")
+    resize: Pixels | None = None
+    crop: Pixels | None = None
 
     def prepare(self, image_BCHW: Tensor) -> Tensor:
         """Resize, crop and round, as for every metric.

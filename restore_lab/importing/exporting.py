@@ -53,8 +53,6 @@ def export(cfg: DictConfig) -> list[str]:
     Raises:
         ValueError: for weights that do not fit the method, or a folder with other content.
     """
-    if cfg.dtype is not None and cfg.dtype not in DTYPES:
-        raise ValueError(f"dtype={cfg.dtype!r} is not known; one of {', '.join(DTYPES)}, or null for the weights' own")
     module, file, folder = on_meta(cfg), weights_file(cfg.weights), Path(cfg.output)
     tensors = read_weights(file, base=None)
     state = module.adaptor_state()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from restore_lab.data.frames import describe_frames, take_frames
 from restore_lab.data.image_io import BadImage
-from restore_lab.data.photograph import ENDINGS, Photograph, decode_photograph
+from restore_lab.data.photograph import Photograph, decode_photograph
 from restore_lab.data.photograph_file import encode_photograph
 from restore_lab.data.sources.folder import FolderSource
 from restore_lab.data.word_table import Words, WordTable
@@ -73,8 +73,6 @@ def restore_folder(cfg: DictConfig) -> Restored:
             input, nothing can be written, or no image can be restored.
     """
     done = Restored(output=Path(cfg.output).expanduser())
-    if cfg.format not in ("same", *ENDINGS):
-        raise ValueError(f"format={cfg.format!r} is not known; one of same, {', '.join(ENDINGS)}")
     jobs = _jobs(cfg, done.output)
     refuse_clashes(jobs, cfg, done.output)
     settings = _settings(cfg)

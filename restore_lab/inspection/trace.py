@@ -35,12 +35,10 @@ def trace(module: RestorationModule, batch: Batch, *, share: float) -> Trace:
         share: timestep as a fraction in [0, 1), from no noise to pure noise.
 
     Raises:
-        ValueError: if there is no LQ, or `share` is out of range.
+        ValueError: if there is no LQ.
     """
     if batch.lq_BCHW is None:
         raise ValueError("there is no LQ to restore; give eval_data with HQ images an eval_degradation, or LQ images")
-    if not 0 <= share < 1:
-        raise ValueError(f"share={share} is a share of the way to all noise; give a number from 0 up to 1")
     backbone, conditioner, found = module.backbone, module.conditioner, Trace()
     prompt = conditioner.prompts(batch, training=False)
     lq_BCHW = pad_to_multiple(batch.lq_BCHW, backbone.multiple)

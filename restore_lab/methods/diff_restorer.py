@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from restore_lab.config.kinds import CountOrZero, Positive
 from restore_lab.degradation.vocabulary import labels
 from restore_lab.methods.conditioning import Conditioner, Conditions
 from restore_lab.methods.module import RestorationModule
@@ -207,8 +208,8 @@ class DecoderTraining(Trainable):
         perceptual: Perceptual | None,
         perceptual_weight: float,
         adversarial_weight: float,
-        adversarial_from: int,
-        discriminator_lr: float,
+        adversarial_from: CountOrZero,
+        discriminator_lr: Positive,
         discriminator_betas: Sequence[float],
     ) -> None:
         super().__init__()

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from restore_lab.config.kinds import Share
+from restore_lab.config.validate import check_arguments
 from restore_lab.degradation.vocabulary import degradation_word
 from restore_lab.methods.module import RestorationModule
 from restore_lab.random import uniform
@@ -30,6 +32,7 @@ class DRA(RestorationModule):
     """Adapters in the prior's blocks that read the LQ's latent, and LoRA in the prior."""
 
 
+@check_arguments
 class LqTargets:
     """Some images of a batch with their LQ as target.
 
@@ -37,9 +40,7 @@ class LqTargets:
         share: of the images, in [0, 1].
     """
 
-    def __init__(self, *, share: float) -> None:
-        if not 0.0 <= share <= 1.0:
-            raise ValueError(f"module.lq_targets.share={share} is a probability; give a number from 0 to 1")
+    def __init__(self, *, share: Share) -> None:
         self.share = float(share)
 
     def __call__(self, batch: Batch, prompt: Prompt) -> tuple[Batch, Prompt]:

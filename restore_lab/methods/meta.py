@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from restore_lab.config.build import build, resolve
+from restore_lab.config.build import build, resolve_target
 from restore_lab.config.checks import HUB_ID
 from restore_lab.methods.weights import WEIGHTS, weights_file
 from restore_lab.storage.paths import place_of
@@ -57,7 +57,7 @@ def meta_node(node: Any) -> Any:
     if not isinstance(node, Mapping):
         return node
     made = {name: meta_node(value) for name, value in node.items()}
-    if "_target_" in node and "meta" in inspect.signature(resolve(node["_target_"])).parameters:
+    if "_target_" in node and "meta" in inspect.signature(resolve_target(node["_target_"])).parameters:
         made["meta"] = True
     if str(node.get("weights")).startswith(EARLIER):
         made["weights"] = None

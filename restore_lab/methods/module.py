@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from restore_lab.adaptors.lq_encoder import CodecEncoder
 from restore_lab.backbones.loading.load import DTYPES
+from restore_lab.config.kinds import DType
 from restore_lab.decoders.codec import CodecDecoder
 from restore_lab.methods.conditioning import Conditioner, Conditions
 from restore_lab.methods.denoiser import Denoiser
@@ -102,14 +103,12 @@ class RestorationModule(Trainable):
         sampler: Sampler,
         lq_encoder: Callable[[Backbone], CodecEncoder | RobustEncoder] | None = None,
         decoder: Callable[[Backbone], Decoder] | None = None,
-        weights_dtype: str = "float32",
+        weights_dtype: DType = "float32",
         reference: Reference | None = None,
         frozen: Sequence[str] = (),
         lq_targets: Callable[[Batch, Prompt], tuple[Batch, Prompt]] | None = None,
     ) -> None:
         super().__init__()
-        if weights_dtype not in DTYPES:
-            raise ValueError(f"weights_dtype={weights_dtype!r} is not known; one of {', '.join(DTYPES)}")
         self.weights_dtype = DTYPES[weights_dtype]
         self.backbone = backbone
         # In float32 whatever the prior's type: a copy of its layers is to be trained.

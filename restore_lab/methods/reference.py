@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from restore_lab.config.kinds import Share
+from restore_lab.config.validate import check_arguments
 from restore_lab.objectives.consistency import consistency_function
 from restore_lab.random import noise_like, uniform
 
@@ -26,9 +28,8 @@ if TYPE_CHECKING:
     from restore_lab.samplers.tiling import Tiles
     from restore_lab.types import Cond, Hint
 
-KINDS = ("lq", "hq", "mean", "preview")
 
-
+@check_arguments
 class Reference:
     """A source of references.
 
@@ -41,8 +42,6 @@ class Reference:
         blended: share of the images in training whose reference moves towards the LQ's latent, so that the adaptor
             knows what AdaRes will show it; the paper says nothing of it.
 
-    Raises:
-        ValueError: for an unknown kind or a share outside [0, 1].
     """
 
     def __init__(
@@ -52,12 +51,8 @@ class Reference:
         dcp: bool = True,
         prompt: bool = False,
         fresh_noise: bool = False,
-        blended: float = 0.0,
+        blended: Share = 0.0,
     ) -> None:
-        if not 0.0 <= blended <= 1.0:
-            raise ValueError(f"adaptor_reference.blended={blended} is a share of the images; give a number from 0 to 1")
-        if kind not in KINDS:
-            raise ValueError(f"adaptor_reference.kind={kind!r} is not known; one of {', '.join(KINDS)}")
         self.kind, self.dcp, self.prompt, self.fresh_noise, self.blended = kind, dcp, prompt, fresh_noise, blended
 
     @property

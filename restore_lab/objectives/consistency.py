@@ -10,11 +10,13 @@ Shapes: latents (B, C, h, w), timesteps (B,).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from restore_lab.config.kinds import NonNegative, Range
+from restore_lab.config.validate import check_arguments
 from restore_lab.random import noise_like, uniform
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ def consistency_function(model_out_BCHW: Tensor, z_BCHW: Tensor, t_B: Tensor, *,
     return skip * z_BCHW + out * schedule.to_x0(model_out_BCHW, z_BCHW, t_B)
 
 
+@check_arguments
 class Distillation:
     """The consistency distillation loss (Eq. 5) at random solver steps.
 
@@ -46,11 +49,14 @@ class Distillation:
         distance: "squared" or "huber".
     """
 
-    def __init__(self, *, solver_steps: int, w_min: float, w_max: float, distance: Literal["squared", "huber"]) -> None:
-        if solver_steps < 1:
-            raise ValueError(f"objective.solver_steps={solver_steps} must be at least 1")
-        if distance not in ("squared", "huber"):
-            raise ValueError(f"objective.distance={distance!r} is not known; one of squared, huber")
+    def __init__(
+        self,
+        *,
+        solver_steps: Annotated[int, Range(1, 1000)],
+        w_min: NonNegative,
+        w_max: NonNegative,
+        distance: Literal["squared", "huber"],
+    ) -> None:
         self.solver_steps, self.w_min, self.w_max, self.distance = solver_steps, float(w_min), float(w_max), distance
 
     def __call__(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from restore_lab.config.kinds import Positive, Share
+from restore_lab.config.validate import check_arguments
 from restore_lab.random import noise_like, uniform
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
 Density = Literal["auto", "uniform", "logit_normal"]
 
 
+@check_arguments
 class Denoising:
     """Mean squared error at random timesteps.
 
@@ -45,8 +47,8 @@ class Denoising:
         mean: float = 0.0,
         std: Positive = 1.0,
     ) -> None:
-        if not 0.0 <= t_min < t_max <= 1.0:
-            raise ValueError(f"objective needs 0 <= t_min < t_max <= 1, not t_min={t_min}, t_max={t_max}")
+        if t_min >= t_max:
+            raise ValueError(f"objective needs t_min < t_max, not t_min={t_min}, t_max={t_max}")
         self.t_min, self.t_max, self.target = t_min, t_max, target
         self.density, self.mean, self.std = density, mean, std
 

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from restore_lab.config.validate import check_arguments
+
 if TYPE_CHECKING:
     from restore_lab.backbones.codec.codec import Codec
 
 Target = Literal["codec", "image", "printed"]
 
 
+@check_arguments
 class EncoderLoss:
     """Mean squared error between decoded images.
 
@@ -29,8 +32,6 @@ class EncoderLoss:
     """
 
     def __init__(self, *, target: Target, both_halves: bool) -> None:
-        if target not in ("codec", "image", "printed"):
-            raise ValueError(f"objective.target={target!r} is not known; one of codec, image, printed")
         self.target, self.both_halves = target, both_halves
 
     def __call__(

@@ -48,7 +48,7 @@ def fill_negatives(cfg: DictConfig) -> Path:
     """Generate the missing ones of `cfg.count` images in `cfg.output`.
 
     Raises:
-        ValueError: for a count below 1, a source without HQ images, or a folder of images with other settings.
+        ValueError: for a source without HQ images, or a folder of images with other settings.
     """
     from tqdm import tqdm
 
@@ -56,8 +56,6 @@ def fill_negatives(cfg: DictConfig) -> Path:
     from restore_lab.data.image_io import to_image, write_png
     from restore_lab.data.survey import BadFiles, screen
 
-    if cfg.count < 1:
-        raise ValueError(f"count={cfg.count}: at least one image must be wanted")
     images = plan_negatives(cfg)
     folder = images.folder
     if is_complete(folder):

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
+from restore_lab.config.kinds import BatchSize, Count, NonNegative, Range
+from restore_lab.config.validate import check_arguments
 from restore_lab.random import generator
 from restore_lab.storage.atomic import write_json_atomic
 from restore_lab.storage.foreign import check_model, json_of
@@ -41,6 +43,7 @@ ADVICE = {  # by the error that loading raised; for any other, the model is prob
 }
 
 
+@check_arguments
 class Captioner:
     """Captions images with a vision-language model, through a cache.
 
@@ -54,9 +57,6 @@ class Captioner:
         bits: 4 or 8 for weights quantised by bitsandbytes; null for bfloat16 on a GPU, float32 on a CPU.
         cache: folder of cached captions; null for none.
         device: auto, cpu, cuda, cuda:1, ...
-
-    Raises:
-        ValueError: for settings out of range.
     """
 
     def __init__(
@@ -64,18 +64,14 @@ class Captioner:
         *,
         model: str,
         question: str,
-        batch_size: int,
-        max_new_tokens: int,
-        temperature: float,
-        top_p: float,
-        bits: int | None,
+        batch_size: BatchSize,
+        max_new_tokens: Count,
+        temperature: NonNegative,
+        top_p: Annotated[float, Range(0, 1, above=True)],
+        bits: Literal[4, 8] | None,
         cache: str | None,
         device: str,
     ) -> None:
-        if bits not in (None, 4, 8):
-            raise ValueError(f"captioner.bits={bits}: weights are quantised to 4 or 8 bits, or not (null)")
-        if temperature < 0 or not 0 < top_p <= 1 or batch_size < 1:
-            raise ValueError("captioner: temperature is 0 or more, top_p in (0, 1], batch_size 1 or more")
         self.model, self.question, self.batch_size, self.bits = model, question, batch_size, bits
         self.settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "bits": bits}
         self.cache = None if cache is None else Path(cache)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from restore_lab.config.kinds import Share
+from restore_lab.config.validate import check_arguments
 from restore_lab.random import uniform
 from restore_lab.types import REMOVE_ALL
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from restore_lab.types import Batch, Recipe
 
 
+@check_arguments
 class FromRecipe:
     """The true degradation of each image, with its parameters or by type only.
 
@@ -24,9 +27,7 @@ class FromRecipe:
         unknown: instruction for an image without a recipe (a real photograph, a real pair); null is an error.
     """
 
-    def __init__(self, *, values: float, unknown: str | None = None) -> None:
-        if not 0.0 <= values <= 1.0:
-            raise ValueError(f"prompt.instruction.values={values} is a probability; give a number from 0 to 1")
+    def __init__(self, *, values: Share, unknown: str | None = None) -> None:
         self.values, self.unknown = values, unknown
 
     def __call__(self, batch: Batch) -> tuple[str, ...]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from restore_lab.config.kinds import Share
+from restore_lab.config.validate import check_arguments
 from restore_lab.random import uniform
 from restore_lab.types import Prompt
 
@@ -25,6 +27,7 @@ class TextSource(Protocol):
     def __call__(self, batch: Batch) -> tuple[str, ...]: ...
 
 
+@check_arguments
 class Dropout:
     """Condition dropout per sample: of each slot independently (SPIRE: semantic 0.1, instruction 0), or of all at once.
 
@@ -35,11 +38,7 @@ class Dropout:
         visual: probability for the visual slot, which then has the features of a black image (InstantIR).
     """
 
-    def __init__(self, *, semantic: float, instruction: float, together: float = 0.0, visual: float = 0.0) -> None:
-        named = {"semantic": semantic, "instruction": instruction, "together": together, "visual": visual}
-        for name, p in named.items():
-            if not 0.0 <= p <= 1.0:
-                raise ValueError(f"prompt.dropout.{name}={p} is a probability; give a number from 0 to 1")
+    def __init__(self, *, semantic: Share, instruction: Share, together: Share = 0.0, visual: Share = 0.0) -> None:
         self.p = {"semantic": semantic, "instruction": instruction, "visual": visual}
         self.together = together
 

@@ -7,7 +7,10 @@ captioner and prior need not be in memory together.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
+
+from restore_lab.config.kinds import Pixels
+from restore_lab.config.validate import check_arguments
 
 if TYPE_CHECKING:
     from restore_lab.prompts.captioner import Captioner
@@ -20,6 +23,7 @@ TRAINING_HINT = (
 )
 
 
+@check_arguments
 class Vlm:
     """The captions of the captioning pass, by the images' keys.
 
@@ -32,17 +36,11 @@ class Vlm:
         for_restoring: True, since it has no captions in training.
         captions: by key, set by the captioning pass.
 
-    Raises:
-        ValueError: for another `looks_at`.
     """
 
     for_restoring = True
 
-    def __init__(self, *, captioner: Captioner, looks_at: CaptionInput, side: int) -> None:
-        if looks_at not in get_args(CaptionInput):
-            raise ValueError(
-                f"prompt.semantic.looks_at={looks_at!r} is not known; one of {', '.join(get_args(CaptionInput))}"
-            )
+    def __init__(self, *, captioner: Captioner, looks_at: CaptionInput, side: Pixels) -> None:
         self.captioner, self.looks_at, self.side = captioner, looks_at, side
         self.captions: dict[str, str] = {}
 

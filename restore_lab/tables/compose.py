@@ -47,5 +47,5 @@ def _compose(verb: str, words: Sequence[str]) -> tuple[Any, Any]:
 
     cfg = compose(config_name=verb, overrides=list(words), return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
-    checks.check(cfg, verb=verb)
+    checks.check_config(cfg, verb=verb)
     return cfg, HydraConfig.instance().cfg

@@ -25,10 +25,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from restore_lab.config.conf_dir import experiments_dir
+from restore_lab.config.kinds import Scale
 from restore_lab.config.suggest import offer
+from restore_lab.config.validate import check_arguments
 from restore_lab.tables.figures.settings import read as read_figure
 from restore_lab.tables.layout import validate
 from restore_lab.tables.spec import (
@@ -40,7 +42,6 @@ from restore_lab.tables.spec import (
     Column,
     Condition,
     Row,
-    Scale,
     Spec,
     Words,
 )
@@ -58,6 +59,7 @@ def tables(folders: Sequence[Path]) -> dict[str, Path]:
     return found
 
 
+@check_arguments
 def read(name: str, folders: Sequence[Path], *, scale: Scale) -> Spec:
     """A table by name.
 
@@ -71,8 +73,6 @@ def read(name: str, folders: Sequence[Path], *, scale: Scale) -> Spec:
     """
     import yaml
 
-    if scale not in get_args(Scale):
-        raise ValueError(f"scale={scale!r} is not known; one of {', '.join(get_args(Scale))}")
     known = tables(folders)
     if name not in known:
         raise ValueError(f"no table {name!r}{offer(name, known)}")

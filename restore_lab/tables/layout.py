@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
-from restore_lab.config.kinds import Mismatch, Range, abbreviate, fit
+from restore_lab.config.kinds import Mismatch, Range, abbreviate, coerce
 
 Words = Sequence[str]
 Direction = Literal["more", "less"]
@@ -108,7 +108,7 @@ def validate(node: Any, where: str) -> dict[str, Any]:
         ValueError: with the first entry that does not fit the schema.
     """
     try:
-        return fit(node, TableEntry)
+        return coerce(node, TableEntry)
     except Mismatch as error:
         place = f"{error.place.lstrip('.')}={abbreviate(error.value)}: " if error.place else ""
         raise ValueError(f"{where}: {place}{error}") from error

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from restore_lab.config.kinds import Scale
 from restore_lab.tables.figures.settings import Figure
 
-Scale = Literal["tiny", "full"]
 WORDS = ("overrides", "train", "evaluate", "describe")
 COUNTS = ("trainable_millions", "adaptor_millions", "relative_adaptor", "step_gflops")  # the third: to the first row's
 TRAINING_COSTS = ("minutes_per_100_steps", "peak_gigabytes")  # of the row's last training stage

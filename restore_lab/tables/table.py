@@ -20,7 +20,7 @@ from restore_lab.tables.make import hydra_launcher, make_artefacts, write_jobs
 from restore_lab.tables.numbers import Measurements, read_measurements
 from restore_lab.tables.plan import plan_tables
 from restore_lab.tables.power import powers
-from restore_lab.tables.render import ENDINGS, FORMATS, render
+from restore_lab.tables.render import ENDINGS, render
 from restore_lab.tables.spec import Spec, merge
 
 log = logging.getLogger(__name__)
@@ -35,8 +35,6 @@ def run(cfg: Any) -> dict[str, str]:
     Raises:
         ValueError: without a table, or for an unknown one.
     """
-    if cfg.format not in FORMATS:
-        raise ValueError(f"format={cfg.format!r} is not known; one of {', '.join(FORMATS)}")
     folders = config_folders()
     if cfg.all and cfg.table:
         raise ValueError(f"--all and {', '.join(cfg.table)}: give one of them")

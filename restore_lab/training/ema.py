@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 import torch
 
+from restore_lab.config.kinds import Decay
+from restore_lab.config.validate import check_arguments
 from restore_lab.training.sharding import like, whole
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from restore_lab.training.module import TrainingModule
 
 
+@check_arguments
 class EMA(L.Callback):
     """average <- d average + (1 - d) weights, after each optimiser step.
 
@@ -29,9 +32,7 @@ class EMA(L.Callback):
         decay: d at the end; early on it is (1 + n) / (10 + n) after n steps if that is less, so that the start fades.
     """
 
-    def __init__(self, *, decay: float) -> None:
-        if not 0.0 <= decay < 1.0:
-            raise ValueError(f"ema.decay={decay}: give a number from 0 to below 1")
+    def __init__(self, *, decay: Decay) -> None:
         self.decay = decay
         self.average: dict[str, Tensor] = {}
         self.seen = 0

@@ -14,6 +14,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from restore_lab.config.kinds import NonNegative, Positive, Range
+from restore_lab.config.validate import check_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,6 +29,7 @@ EXTRA = "training_state"  # in a checkpoint: what the module keeps besides its p
 FUSED = ("cpu", "cuda")  # where torch has the fused kernel, and it was tried
 
 
+@check_arguments
 @dataclass(frozen=True, kw_only=True)
 class Optimisation:
     """AdamW and its schedule: linear warm-up, then constant or a cosine down to zero at the training's last step.
@@ -44,19 +46,13 @@ class Optimisation:
     fused: bool | Literal["auto"] = "auto"
 
     def factor(self, step: int, total: int) -> float:
-        """The learning rate of a step as a fraction of `lr`.
-
-        Raises:
-            ValueError: for an unknown decay.
-        """
+        """The learning rate of a step as a fraction of `lr`."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         if self.decay == "constant":
             return 1.0
-        if self.decay == "cosine":
-            progress = (step - self.warmup_steps) / max(total - self.warmup_steps, 1)
-            return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
-        raise ValueError(f"optimisation.decay={self.decay!r} is not known; one of constant, cosine")
+        progress = (step - self.warmup_steps) / max(total - self.warmup_steps, 1)
+        return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
 
 
 class TrainingModule(L.LightningModule):
@@ -190,14 +186,8 @@ def unknown_end(decay: str) -> str:
     )
 
 
-def fused(choice: bool | str, parameters: Iterable[Tensor]) -> bool | None:
-    """Whether AdamW runs as one kernel; None, which is torch's own choice among the others, where it cannot.
-
-    Raises:
-        ValueError: for a choice that is not known.
-    """
-    if choice not in (True, False, "auto"):
-        raise ValueError(f"optimisation.fused={choice!r} is not known; one of auto, true, false")
+def fused(choice: bool | Literal["auto"], parameters: Iterable[Tensor]) -> bool | None:
+    """Whether AdamW runs as one kernel; None, which is torch's own choice among the others, where it cannot."""
     if choice != "auto":
         return bool(choice)
     return all(p.device.type in FUSED and p.is_floating_point() for p in parameters) or None

@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 
 from restore_lab.config import trainer
-from restore_lab.config.build import resolve
+from restore_lab.config.build import resolve_target
 from restore_lab.config.compose import command_overrides
 from restore_lab.storage.artefact import Artefact
 from restore_lab.storage.identity import identity
@@ -63,13 +63,13 @@ def plan_stages(cfg: DictConfig, *, earlier: Mapping[str, str] | None = None) ->
     """
     names = stage_names(cfg)
     common: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
-    trainer.check("trainer", common)
+    trainer.check_trainer_arguments("trainer", common)
     callbacks = active_callbacks(cfg.callbacks)
     stages: list[TrainingStage] = []
     for name in names:
         node = _node(cfg, name)
         own = node.get("trainer") or {}
-        trainer.check(f"stages.{name}.trainer", own)
+        trainer.check_trainer_arguments(f"stages.{name}.trainer", own)
         node["trainer"] = trainer.trainer_of(name, own, common, words=command_overrides())
         identities = {stage.kind: stage.identity for stage in stages}
         settings = stage_settings(cfg, node, own, identities, callbacks)
@@ -151,7 +151,7 @@ def active_callbacks(node: Any) -> list[Any]:
         target = one.get("_target_", "") if isinstance(one, Mapping) else ""
         home, _, name = str(target).rpartition(".")
         passive = home == LIGHTNING_CALLBACKS and name in PASSIVE_CALLBACKS
-        if target and not passive and getattr(resolve(target), "changes_weights", True):
+        if target and not passive and getattr(resolve_target(target), "changes_weights", True):
             found.append(one)
     return found
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from restore_lab.config.build import build, resolve
+from restore_lab.config.build import build, resolve_target
 from restore_lab.methods.meta import EARLIER, check_module, needs_earlier, targets
 from restore_lab.training.ending import in_steps
 from restore_lab.training.plan import TrainingStage
@@ -74,7 +74,7 @@ def _check_words(node: Any) -> None:
     from restore_lab.prompts.vlm import TRAINING_HINT
 
     for part in targets(node):
-        if getattr(resolve(part["_target_"]), "for_restoring", False):
+        if getattr(resolve_target(part["_target_"]), "for_restoring", False):
             raise ValueError(f"prompt/semantic=vlm captions what is restored; {TRAINING_HINT}")
 
 
@@ -90,6 +90,6 @@ def _check_trainer(stage: TrainingStage) -> None:
             f"batch_size={batch} does not divide among {world} processes, whose samples it counts all together; choose "
             f"a multiple of {world}, or another trainer.devices"
         )
-    target = resolve(node["module"]["_target_"])
+    target = resolve_target(node["module"]["_target_"])
     if world > 1 and not getattr(target, "divides", True):
         raise ValueError(f"{target.__name__} looks at a batch as a whole; train it with trainer.devices=1")

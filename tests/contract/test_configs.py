@@ -22,7 +22,7 @@ from PIL import Image
 
 from restore_lab.cli.errors import groups
 from restore_lab.config.build import build
-from restore_lab.config.checks import check
+from restore_lab.config.checks import check_config
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.config_source import SECOND_NAMES
 from restore_lab.data.sources.named_dataset import dataset_paths
@@ -195,7 +195,7 @@ def test_an_experiment_composes(name, images) -> None:
         try:
             cfg = filled(composed(verb, f"experiment={name}"), images)
             OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-            check(cfg, verb=verb)
+            check_config(cfg, verb=verb)
             return
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             refusals[verb] = str(error)

@@ -7,6 +7,7 @@ command line, what a verb plans, and the building of light parts run for some, c
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import Any
 
@@ -14,41 +15,48 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from restore_lab.config import checks, signatures
+from restore_lab.config.arguments import arguments
 from restore_lab.config.build import build
 from restore_lab.config.conf_dir import conf_dir
-from restore_lab.config.kinds import fit
-from restore_lab.config.settings import settings_of
+from restore_lab.config.kinds import coerce
+from restore_lab.config.settings import verb_settings
 from tests.helpers.settings import VALUES, VERBS, Changed, config, kinds, refusal, settings
 
 LIGHT = ("data", "eval_data", "degradation", "eval_degradation", "sampler", "objective", "optimisation", "speed")
 EVERY = list(VALUES.values())
+CONFIGS = "\n".join(file.read_text(encoding="utf-8") for file in conf_dir().rglob("*.yaml"))
 
 
 def check(cfg: DictConfig, verb: str) -> None:
     """What the command line does with a config before it runs."""
-    checks.check(cfg, verb=verb)
+    checks.check_config(cfg, verb=verb)
     checks.check_files(cfg, verb=verb)
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_setting_is_annotated(verb) -> None:
-    """A verb's own in settings.py, a part's in its constructor, a mapping's by the mapping."""
+    """A verb's own in settings.py, a part's in its constructor, a mapping's by the mapping.
+
+    One that only parts read has their annotations, and none where the composition has no such part.
+    """
     cfg = config(verb)
-    assert [str(name) for name in cfg if name not in settings_of(verb)] == []
+    shared = {argument.place.partition(".")[0] for argument in arguments(cfg) if argument.is_reference}
+    named = re.findall(r"\$\{(?:oc\.select:)?(\w+)", OmegaConf.to_yaml(cfg))
+    elsewhere = {name for name in re.findall(r"\$\{(?:oc\.select:)?(\w+)", CONFIGS) if name not in named}
+    assert [str(name) for name in cfg if name not in {*verb_settings(verb), *shared, *elsewhere}] == []
     for place, kind in settings(cfg):
         parent, _, name = place.rpartition(".")
         node: Any = OmegaConf.select(cfg, parent) if parent else None
         target = node.get("_target_") if isinstance(node, DictConfig) else None
-        if isinstance(target, str) and target.startswith("restore_lab.") and name not in signatures.SPECIAL:
+        if isinstance(target, str) and target.startswith("restore_lab.") and name not in signatures.HYDRA_KEYS:
             assert kind is not None, f"{place}: {target} does not say what it may be"
 
 
 def test_no_annotation_stands_for_a_setting_that_no_config_has() -> None:
-    text = "\n".join(file.read_text(encoding="utf-8") for file in conf_dir().rglob("*.yaml"))
-    named = {name for verb in VERBS for name in settings_of(verb)} - {
+    named = {name for verb in VERBS for name in verb_settings(verb)} - {
         str(name) for verb in VERBS for name in config(verb)
     }
-    assert [name for name in sorted(named) if f"{name}:" not in text and f"@{name}:" not in text] == []
+    assert [name for name in sorted(named) if f"{name}:" not in CONFIGS and f"@{name}:" not in CONFIGS] == []
 
 
 def test_every_value_fits_or_is_refused_in_words() -> None:
@@ -57,7 +65,7 @@ def test_every_value_fits_or_is_refused_in_words() -> None:
         for kind in kinds(verb).values():
             for value in EVERY:
                 cases += 1
-                refused += refusal(partial(fit, value, Any if kind is None else kind)) is not None
+                refused += refusal(partial(coerce, value, Any if kind is None else kind)) is not None
     assert cases > 15_000 and refused > cases / 3, (cases, refused)
 
 
@@ -72,7 +80,7 @@ def test_the_check_refuses_in_one_line_what_it_does_not_take(verb) -> None:
             with Changed(cfg, place, value):
                 refused += refusal(partial(check, cfg, verb)) is not None
     assert refused > len(places) / 4
-    checks.check(cfg, verb=verb)  # all was put back
+    checks.check_config(cfg, verb=verb)  # all was put back
 
 
 @pytest.mark.parametrize("verb", ["train", "evaluate"])

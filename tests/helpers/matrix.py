@@ -145,7 +145,7 @@ class Priors:
     def config(self, choice: Choice) -> Any:
         cfg = composed("evaluate", *(f"++{w}" if w.startswith(("encoder_weights", "lora_rank", "resampler")) else w
                                      for w in self.words(choice)))  # fmt: skip
-        compatibility.check(cfg)
+        compatibility.check_compatibility(cfg)
         return cfg
 
 

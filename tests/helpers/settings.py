@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from restore_lab.cli import errors
 from restore_lab.cli.main import verbs
 from restore_lab.config import signatures
-from restore_lab.config.settings import settings_of
+from restore_lab.config.arguments import arguments
+from restore_lab.config.settings import verb_settings
 from tests.helpers.configs import composed
 
 VALUES: dict[str, Any] = {
@@ -45,7 +46,10 @@ def settings(node: DictConfig, place: str = "") -> Iterator[tuple[str, Any]]:
     takes = signatures.source_signature(target) if isinstance(target, str) else None
     for key in node:
         inner = f"{place}.{key}".lstrip(".")
-        yield inner, takes.kinds.get(str(key), takes.others) if takes and key not in signatures.SPECIAL else None
+        yield (
+            inner,
+            takes.kinds.get(str(key), takes.var_keyword) if takes and key not in signatures.HYDRA_KEYS else None,
+        )
         if not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
             value = node[key]
             if isinstance(value, DictConfig):
@@ -55,7 +59,9 @@ def settings(node: DictConfig, place: str = "") -> Iterator[tuple[str, Any]]:
 def kinds(verb: str) -> dict[str, Any]:
     """The annotation of each setting of a verb, by place; None inside a mapping that is annotated as a whole."""
     cfg = config(verb)
-    return {**dict(settings(cfg)), **{name: kind for name, kind in settings_of(verb).items() if name in cfg}}
+    shared = {one.place: one.kind for one in arguments(cfg) if one.is_reference}
+    own = {name: kind for name, kind in verb_settings(verb).items() if name in cfg}
+    return {**dict(settings(cfg)), **shared, **own}
 
 
 class Changed:

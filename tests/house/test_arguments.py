@@ -181,3 +181,74 @@ class Child_(Base_):
     finally:
         del modules()["restore_lab._example"]
         classes.cache_clear()
+
+
+CHECKS = (ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.In, ast.NotIn)  # of a range, and of a choice
+PLAIN_CALLS = {"get_args", "isinstance", "min", "max"}
+
+
+def single_checks(part: ast.ClassDef | ast.FunctionDef, choices: set[str]) -> list[str]:
+    """The ranges and choices of one argument for which a constructor raises itself; `choices` are names of some."""
+    bodies = [part] if isinstance(part, ast.FunctionDef) else [node for one in lineage(part) for node in one.body]
+    found = []
+    for init in (node for node in bodies if isinstance(node, ast.FunctionDef)):
+        if init is part or init.name in ("__init__", "__post_init__"):
+            raising = [
+                n for n in ast.walk(init) if isinstance(n, ast.If) and any(isinstance(m, ast.Raise) for m in n.body)
+            ]
+            clauses = [clause for node in raising for clause in alternatives(node.test)]
+            found += [ast.unparse(one) for one in clauses if is_single(one, {*arguments(init), "self"}, choices)]
+    return found
+
+
+def alternatives(test: ast.expr) -> list[ast.expr]:
+    """The operands of `or`."""
+    return test.values if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.Or) else [test]
+
+
+def is_single(clause: ast.expr, known: set[str], choices: set[str]) -> bool:
+    """Whether a condition compares one argument, or one field of self, with constants alone."""
+    fields = {ast.unparse(node) for node in ast.walk(clause) if isinstance(node, ast.Attribute)}
+    used = (names(clause) | fields) - PLAIN_CALLS - choices - ({"self"} if fields else set())
+    compared = any(
+        isinstance(op, CHECKS) for node in ast.walk(clause) if isinstance(node, ast.Compare) for op in node.ops
+    )
+    return compared and len(used) == 1 and used.pop().partition(".")[0] in known
+
+
+def constants(tree: ast.Module) -> set[str]:
+    """The names of a module's choices: tuples of plain values, and Literals."""
+    assigned_ = [n for n in tree.body if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name)]
+    return {
+        n.targets[0].id
+        for n in assigned_
+        if ast.unparse(n.value).startswith("Literal[")
+        or (isinstance(n.value, ast.Tuple) and all(isinstance(one, ast.Constant) for one in n.value.elts))
+    }
+
+
+@pytest.mark.parametrize("target", parts())
+def test_a_constructor_leaves_to_its_annotations_what_they_can_say(target) -> None:
+    found = single_checks(parts()[target], constants(modules()[target.rpartition(".")[0]]))
+    assert found == [], f"{target}: say it in the argument's annotation (config/kinds.py), {' and '.join(found)}"
+
+
+def test_that_check_sees_what_it_is_for() -> None:
+    source = """
+SIDES = ("left", "right")
+class Part_:
+    def __init__(self, *, share, side, low, high, backbone):
+        if not 0 <= share <= 1:
+            raise ValueError
+        if side not in SIDES:
+            raise ValueError
+        if low >= high or low > backbone.most:
+            raise ValueError
+        if share > 0 and side is None:
+            raise ValueError
+        if side is None or self.low < 0:
+            raise ValueError
+"""
+    tree = ast.parse(source)
+    (part,) = definitions(tree)
+    assert single_checks(part, constants(tree)) == ["not 0 <= share <= 1", "side not in SIDES", "self.low < 0"]

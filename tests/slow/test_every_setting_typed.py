@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from restore_lab.cli.main import main
-from restore_lab.config.kinds import Mismatch, fit
+from restore_lab.config.kinds import Mismatch, coerce
 from tests.helpers.configs import few_photos, small
 from tests.helpers.settings import VALUES, VERBS, kinds
 
@@ -52,7 +52,7 @@ def cases(verb: str) -> list[tuple[str, str]]:
     for place, kind in kinds(verb).items():
         for typed, value in VALUES.items():
             try:
-                fit(value, Any if kind is None else kind)
+                coerce(value, Any if kind is None else kind)
             except Mismatch:
                 continue
             found.append((place, typed))

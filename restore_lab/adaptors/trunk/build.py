@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from restore_lab.adaptors.trunk.mmdit import MMDiTTrunk
 from restore_lab.adaptors.trunk.unet import Feed, Middle, Trunk
+from restore_lab.config.validate import check_arguments
 
 if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
 
 
+@check_arguments
 def trunk(
     backbone: Backbone,
     *,
     hint_channels: int,
     middle: Middle,
-    depth: str | int | Sequence[int] = "whole",
+    depth: Literal["whole", "half"] | int | Sequence[int] = "whole",
     feed: Feed = "concat",
     text: bool = True,
 ) -> Trunk | MMDiTTrunk:
@@ -35,12 +37,8 @@ def trunk(
         text: false removes the cross attention to the text.
 
     Raises:
-        ValueError: for an unknown option.
+        ValueError: for an unknown option, or a depth that does not fit the prior.
     """
-    if middle not in ("frozen", "trainable"):
-        raise ValueError(f"adaptor.trunk.middle={middle!r} is not known; one of frozen, trainable")
-    if feed not in ("concat", "add", "spatial"):
-        raise ValueError(f"adaptor.trunk.feed={feed!r} is not known; one of concat, add, spatial")
     if backbone.family == "mmdit":
         return MMDiTTrunk(backbone, hint_channels=hint_channels, depth=depth, feed=feed, text=text)
     return Trunk(backbone, hint_channels=hint_channels, middle=middle, depth=depth, feed=feed, text=text)

@@ -68,8 +68,6 @@ def trim(blocks: nn.Module, depth: str | int | Sequence[int]) -> None:
     whole = [len(block.attentions[0].transformer_blocks) for block in levels]
     if depth == "whole":
         return
-    if isinstance(depth, str) and depth != "half":
-        raise ValueError(f"adaptor.trunk.depth={depth!r} is not known; one of whole, half, or a list of layers")
     if isinstance(depth, int):
         raise ValueError(f"adaptor.trunk.depth={depth} counts an MM-DiT's blocks; for a UNet list layers like {whole}")
     kept = [max(1, layers // 2) for layers in whole] if depth == "half" else list(depth)

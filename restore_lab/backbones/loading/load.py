@@ -21,15 +21,16 @@ from restore_lab.backbones.loading.places import DENOISERS, as_list, find_codec,
 from restore_lab.backbones.loading.reading import BackboneError, Folder, read_json
 from restore_lab.backbones.schedule import Schedule
 from restore_lab.backbones.text.loading import load_text, load_triple_text
-from restore_lab.config.kinds import Positive, Range
+from restore_lab.config.kinds import DType, Positive, Range
+from restore_lab.config.validate import check_arguments
 from restore_lab.storage.identity import fingerprint
 from restore_lab.system.quiet import silence_libraries
 
-DType = Literal["float32", "float16", "bfloat16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 CACHE_BYTES = 256 * 2**20
 
 
+@check_arguments
 def load_backbone(
     path: str | Sequence[str],
     *,
@@ -69,13 +70,7 @@ def load_backbone(
     Raises:
         BackboneError: if there is no prior at `path`, or it cannot be read.
     """
-    if family not in DENOISERS:
-        known = "unet (SD 1.5, SD 2.1, SDXL shapes), mmdit (SD3, SD3.5)"
-        raise BackboneError(f"backbone family {family!r} is not known; one of {known}")
     dtypes = {"dtype": dtype, "text_dtype": text_dtype or dtype, "codec_dtype": codec_dtype or dtype}
-    for name, word in dtypes.items():
-        if word not in DTYPES:
-            raise BackboneError(f"backbone {name} {word!r} is not one of {', '.join(DTYPES)}")
     without = as_list(without)
     prior = find_prior(as_list(path), family=family, meta=meta, config_path=config_path, without=without)
     denoiser = _diffusers_part(prior, DENOISERS[family], dtype=DTYPES[dtype], meta=meta)

@@ -16,8 +16,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
+from restore_lab.config.validate import check_arguments
 from restore_lab.data.image_io import MAX_PIXELS, SUFFIXES, Header, read_header, read_image
 from restore_lab.data.sources.captions import Captions
 from restore_lab.storage.paths import place_of
@@ -33,6 +34,7 @@ PHOTOGRAPHS = frozenset(
 Role = Literal["hq", "lq"]
 
 
+@check_arguments
 class FolderSource:
     """The images of a folder or a glob pattern, or a single image file."""
 
@@ -57,8 +59,6 @@ class FolderSource:
         Raises:
             ValueError: the folder does not exist or has no image file, or the caption table is malformed.
         """
-        if role not in get_args(Role):
-            raise ValueError(f"role={role!r}: expected one of {', '.join(get_args(Role))}")
         self._role = role
         self._max_pixels = max_pixels
         images = list_images(place_of(str(root)), recursive=recursive)

@@ -10,11 +10,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from restore_lab.config.kinds import NonNegative
+from restore_lab.config.validate import check_arguments
 from restore_lab.data.dataset import Source
 from restore_lab.random import mix, rng
 from restore_lab.types import Picture
 
 
+@check_arguments
 class MixedSource:
     """A mixture of sources, with the length of the first.
 
@@ -23,14 +26,14 @@ class MixedSource:
         shares: unnormalised probability of each source.
 
     Raises:
-        ValueError: if the names differ, a share is negative, or all are 0.
+        ValueError: if the names differ, or all shares are 0.
     """
 
-    def __init__(self, *, sources: Mapping[str, Source], shares: Mapping[str, float]) -> None:
+    def __init__(self, *, sources: Mapping[str, Source], shares: Mapping[str, NonNegative]) -> None:
         if not sources or set(sources) != set(shares):
             raise ValueError(f"data.sources {sorted(sources)} and shares {sorted(shares)} must name the same parts")
-        if min(shares.values()) < 0 or sum(shares.values()) <= 0:
-            raise ValueError(f"data.shares {dict(shares)} must be 0 or more, and not all 0")
+        if not any(shares.values()):
+            raise ValueError(f"data.shares {dict(shares)} must not all be 0")
         self._names, self._sources = tuple(sources), dict(sources)
         self._shares = dict(shares)
         self._bounds = np.cumsum([shares[name] for name in self._names])

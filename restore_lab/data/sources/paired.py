@@ -16,8 +16,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
+from restore_lab.config.validate import check_arguments
 from restore_lab.data.image_io import MAX_PIXELS, Header, read_header, read_image, resize_image
 from restore_lab.data.sources.captions import Captions
 from restore_lab.data.sources.folder import keys_of, list_images
@@ -116,6 +117,7 @@ class Manifest:
             raise ValueError(f"{self._path}: not a readable manifest ({error}); expected CSV or JSONL") from error
 
 
+@check_arguments
 class PairedSource:
     """Pairs of LQ and HQ images."""
 
@@ -144,8 +146,6 @@ class PairedSource:
         Raises:
             ValueError: no names pair, or a folder or table is missing or malformed.
         """
-        if unmatched not in get_args(Unmatched):
-            raise ValueError(f"unmatched={unmatched!r}: expected one of {', '.join(get_args(Unmatched))}")
         self._lq = Path(lq).expanduser()
         self._hq = Path(hq).expanduser() if hq is not None else None
         self._max_pixels = max_pixels

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from restore_lab.config.kinds import CountOrZero, Pixels
+from restore_lab.config.validate import check_arguments
 from restore_lab.data.image_io import read_image, resize_image
 from restore_lab.types import Picture
 
@@ -49,10 +51,11 @@ PHOTOS = {
 }
 
 
+@check_arguments
 class PhotosSource:
     """Evaluation photographs, whole or as crops."""
 
-    def __init__(self, names: Sequence[str], *, size: int | None, crops: int, crop: int | None) -> None:
+    def __init__(self, names: Sequence[str], *, size: Pixels | None, crops: CountOrZero, crop: Pixels | None) -> None:
         """Select the photographs; each is decoded at its first use and then cached.
 
         Args:
@@ -67,8 +70,8 @@ class PhotosSource:
         unknown = [name for name in names if name not in PHOTOS]
         if unknown or not names:
             raise ValueError(f"names={list(names)}: unknown {unknown or 'empty list'}; there are {', '.join(PHOTOS)}")
-        if crops < 0 or (crops > 0 and (crop is None or crop < 1)):
-            raise ValueError(f"crops={crops}, crop={crop}: give crops >= 0 and the side of a crop in pixels")
+        if crops > 0 and crop is None:
+            raise ValueError(f"crops={crops} needs the side of a crop in pixels: crop=512")
         if crops > 0 and size is not None and crop is not None and crop > size:
             raise ValueError(f"crop={crop} is larger than size={size}; lower crop or raise size")
         self._names = tuple(names)

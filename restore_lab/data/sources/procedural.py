@@ -8,10 +8,12 @@ texture and a slight lens blur vary, so that the statistics are close to those o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
+from restore_lab.config.kinds import Count, Range
+from restore_lab.config.validate import check_arguments
 from restore_lab.data.sources import drawing as draw
 from restore_lab.random import rng as seeded
 from restore_lab.types import Picture
@@ -36,6 +38,7 @@ COLOURS = {
     "black": (0.07, 0.07, 0.08),
     "teal": (0.12, 0.55, 0.58),
 }
+Size = Annotated[int, Range(16, 2**16, unit="pixels")]
 KINDS = ("leaves", "texture", "gradient", "stripes", "shapes", "text", "landscape")
 ANGLES = {"horizontal": np.pi / 2, "vertical": 0.0, "diagonal": np.pi / 4}
 WORDS = (
@@ -220,6 +223,7 @@ def _list(words) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
+@check_arguments
 class ProceduralSource:
     """Procedural scenes; epoch e continues where e - 1 ended, so that no scene repeats.
 
@@ -230,9 +234,7 @@ class ProceduralSource:
         kinds: subset of `KINDS`, equally likely.
     """
 
-    def __init__(self, *, seed: int, size: int, length: int, kinds: Sequence[str] = KINDS) -> None:
-        if size < 16 or length < 1:
-            raise ValueError(f"procedural scenes need size >= 16 and length >= 1, not size={size}, length={length}")
+    def __init__(self, *, seed: int, size: Size, length: Count, kinds: Sequence[str] = KINDS) -> None:
         self.seed, self.size, self.length, self.kinds = seed, size, length, tuple(kinds)
 
     def __len__(self) -> int:

@@ -16,10 +16,12 @@ import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
+from restore_lab.config.kinds import Count
+from restore_lab.config.validate import check_arguments
 from restore_lab.data.image_io import (
     MAX_PIXELS,
     SUFFIXES,
@@ -42,6 +44,7 @@ OPEN_FILES = 32
 HQ, LQ, TEXT, JSON = range(4)  # columns of the table of offsets
 
 
+@check_arguments
 class ShardsSource:
     """The samples of a folder of tars, or of one tar.
 
@@ -64,15 +67,11 @@ class ShardsSource:
         *,
         role: Role = "hq",
         captions: bool = True,
-        window: int | None = None,
+        window: Count | None = None,
         image: str | None = None,
         max_pixels: int = MAX_PIXELS,
         max_bytes: int = 2**29,
     ) -> None:
-        if role not in get_args(Role):
-            raise ValueError(f"role={role!r}: expected one of {', '.join(get_args(Role))}")
-        if window is not None and window < 1:
-            raise ValueError(f"window={window}: give the number of samples that are mixed, or null for all")
         self._tars, self._role, self._captions, self._window = list_tars(root), role, captions, window
         self._max_pixels, self._max_bytes = max_pixels, max_bytes
         indices = [index_of(tar) for tar in self._tars]

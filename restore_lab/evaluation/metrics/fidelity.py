@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from restore_lab.evaluation.protocol import COLOURS, Colour, ImageMetric, MetricUnavailable
+from restore_lab.config.validate import check_arguments
+from restore_lab.evaluation.protocol import Colour, ImageMetric, MetricUnavailable
 
 SCALES = 5
 PYIQA_EPSILON = 1e-8
@@ -73,6 +74,7 @@ def _blur(image_BCHW: Tensor, window: int, sigma: float) -> Tensor:
     return F.conv2d(rows, kernel.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
 
 
+@check_arguments
 class Psnr(ImageMetric):
     """PSNR in dB.
 
@@ -103,6 +105,7 @@ class Psnr(ImageMetric):
         return psnr(restored_BCHW, reference, ceiling=self.ceiling, epsilon=self.epsilon)
 
 
+@check_arguments
 class Ssim(ImageMetric):
     """SSIM with a Gaussian window. `colour`, `implementation` and `column` as in `Psnr`."""
 
@@ -134,6 +137,7 @@ class Ssim(ImageMetric):
         return ssim(*images, window=self.window, sigma=self.sigma, k1=self.k1, k2=self.k2, clamp=self.as_pyiqa)
 
 
+@check_arguments
 class MsSsim(ImageMetric):
     """MS-SSIM by torchmetrics with five scales; a window of 11 needs images of 176 pixels."""
 
@@ -174,9 +178,5 @@ def _named(metric: str, colour: Colour | None, implementation: str, column: str 
     psnr uses the protocol's colour; psnr_y and psnr_rgb do not depend on it. The label of pyiqa's PSNR is psnr_pyiqa
     for any column name.
     """
-    if colour is not None and colour not in COLOURS:
-        raise ValueError(f"{metric}: colour {colour!r} is unknown; choose {', '.join(COLOURS)} or null")
-    if implementation not in ("basicsr", "pyiqa"):
-        raise ValueError(f"{metric}: implementation {implementation!r} is unknown; choose basicsr or pyiqa")
     name = "_".join([metric, *([] if implementation == "basicsr" else [implementation]), *([colour] if colour else [])])
     return column or name, "" if implementation == "basicsr" and column in (None, name) else name

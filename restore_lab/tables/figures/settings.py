@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from restore_lab.config.kinds import Mismatch, abbreviate, fit
+from restore_lab.config.kinds import Mismatch, abbreviate, coerce
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ def read(
 def _fitting(entry: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
     """The validated settings of a kind of figure."""
     try:
-        return fit(entry, KINDS[kind])
+        return coerce(entry, KINDS[kind])
     except Mismatch as error:
         place = f"{error.place.lstrip('.')}={abbreviate(error.value)}: " if error.place else ""
         raise ValueError(f"{where}: {place}{error}") from error

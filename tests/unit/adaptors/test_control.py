@@ -179,9 +179,9 @@ def test_hint_network_sizes_and_errors() -> None:
     with pytest.raises(ValueError, match=r"adaptor.hint_widths=\[4, 8\] has 2 widths; this codec needs 4"):
         HintNet(compression=8, widths=[4, 8], out=5)
     backbone = toy_backbone("sd")
-    with pytest.raises(ValueError, match=r"adaptor.trunk.middle='warm' is not known; one of frozen, trainable"):
+    with pytest.raises(ValueError, match=r"trunk\.middle=warm: there are: frozen, trainable"):
         toy_adaptor(middle="warm")(backbone)
-    with pytest.raises(ValueError, match=r"adaptor.text='both' is not known"):
+    with pytest.raises(ValueError, match="text=both: there are: instruction, semantic"):
         toy_adaptor(text="both")(backbone)
 
 

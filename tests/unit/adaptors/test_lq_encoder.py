@@ -64,7 +64,7 @@ def test_losses_and_what_they_compare_with(backbone) -> None:
         loss, restored = EncoderLoss(target=target, both_halves=False)(lq, hq, encode=encode, codec=codec)
         assert float(loss) == pytest.approx(float((made - image).square().mean()), rel=1e-5)
         torch.testing.assert_close(restored, made)
-    with pytest.raises(ValueError, match=r"objective\.target='gt' is not known; one of codec, image, printed"):
+    with pytest.raises(ValueError, match=r"target=gt: there are: codec, image, printed"):
         EncoderLoss(target="gt", both_halves=False)
 
 

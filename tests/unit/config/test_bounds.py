@@ -25,10 +25,10 @@ def test_values_are_counted_with_aliases_written_out(text, values) -> None:
 def test_a_bomb_is_refused_by_name(text, tmp_path) -> None:
     (tmp_path / "sampler").mkdir()
     (tmp_path / "sampler" / "fine.yaml").write_text("steps: 3")
-    bounds.check(tmp_path)
+    bounds.check_config_folder(tmp_path)
     (tmp_path / "sampler" / "bomb.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"sampler/bomb\.yaml: its aliases \(\*name\) stand for more than"):
-        bounds.check(tmp_path)
+        bounds.check_config_folder(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["linked/bomb.yaml", ".hidden/bomb.yaml"])
@@ -38,13 +38,13 @@ def test_nothing_that_hydra_could_read_is_passed_over(name, tmp_path) -> None:
     (tmp_path / "conf/linked").symlink_to(tmp_path / "away")
     os.mkfifo(tmp_path / "conf/pipe.yaml")  # would be waited for
     (tmp_path / "conf/dead.yaml").symlink_to("nowhere.yaml")
-    bounds.check(tmp_path / "conf")
+    bounds.check_config_folder(tmp_path / "conf")
     (tmp_path / "conf" / name).write_text(BOMB)
     with pytest.raises(ValueError, match=r"bomb\.yaml: its aliases"):
-        bounds.check(tmp_path / "conf")
+        bounds.check_config_folder(tmp_path / "conf")
 
 
 def test_a_file_of_data_is_no_config(tmp_path) -> None:
     (tmp_path / "large.yaml").write_bytes(b"x: 1\n" * 300_000)
     with pytest.raises(ValueError, match=r"large\.yaml: larger than 1 MiB"):
-        bounds.check(tmp_path)
+        bounds.check_config_folder(tmp_path)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from restore_lab.config.build import TRUST_VARIABLE, InvalidTarget, build, resolve, trust
+from restore_lab.config.build import TRUST_VARIABLE, InvalidTarget, build, resolve_target, trust
 
 STEP = {"_target_": "restore_lab.types.Step", "kind": "blur"}
 TAP = {"_target_": "restore_lab.types.Tap", "name": "a", "kind": "join", "channels": 4, "stride": 1}
@@ -92,9 +92,9 @@ def test_a_bad_target_deep_inside_stops_everything_before_anything_is_built(tmp_
 
 def test_names_that_do_not_exist_say_what_does() -> None:
     with pytest.raises(InvalidTarget, match="did you mean 'Step'"):
-        resolve("restore_lab.types.Stepp")
+        resolve_target("restore_lab.types.Stepp")
     with pytest.raises(InvalidTarget, match="does not exist"):
-        resolve("restore_lab.no_such_module.Part")
+        resolve_target("restore_lab.no_such_module.Part")
 
 
 def test_arguments_are_checked_before_building() -> None:

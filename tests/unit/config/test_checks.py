@@ -11,7 +11,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from restore_lab.cli.main import verbs
-from restore_lab.config.checks import check, check_files
+from restore_lab.config.checks import check_config, check_files
 from restore_lab.config.grammar import names_path
 from restore_lab.config.suggest import nearest, offer
 from restore_lab.storage.free_space import require
@@ -62,7 +62,7 @@ WRONG = [
 @pytest.mark.parametrize(("settings", "said"), WRONG, ids=[said.partition(":")[0] for _, said in WRONG])
 def test_a_value_that_a_setting_cannot_have(settings, said) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011
-        check(OmegaConf.create(settings), verb="restore")
+        check_config(OmegaConf.create(settings), verb="restore")
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -77,7 +77,7 @@ def test_a_value_that_a_setting_cannot_have(settings, said) -> None:
     ],
 )
 def test_what_will_do_passes(settings) -> None:
-    check(OmegaConf.create(settings), verb="restore")
+    check_config(OmegaConf.create(settings), verb="restore")
 
 
 VERBS = sorted(verbs())
@@ -105,7 +105,7 @@ def test_an_empty_path_is_never_the_working_directory(verb) -> None:
         node = OmegaConf.select(cfg, within) if within else cfg
         before, node[key] = copy.deepcopy(node._get_node(key)), ("", " ", [""], ["x", ""])[number % 4]
         with pytest.raises(ValueError, match=re.escape(f"{place}= is empty")):
-            check(cfg, verb=verb)
+            check_config(cfg, verb=verb)
         node.__dict__["_content"][key] = before
 
 
@@ -114,18 +114,18 @@ def test_of_pairs_too_and_an_ending_of_names_may_be_empty(monkeypatch) -> None:
     for place in ("eval_data.lq", "eval_data.hq"):
         cfg = composed("evaluate", *words, f"{place}=''")
         with pytest.raises(ValueError, match=re.escape(f"{place}= is empty")):
-            check(cfg, verb="evaluate")
+            check_config(cfg, verb="evaluate")
     rule = ("pairing._target_=restore_lab.data.sources.paired.SuffixStem", "+pairing.lq=''", "+pairing.hq=_clean")
-    check(composed("evaluate", *rule), verb="evaluate")
+    check_config(composed("evaluate", *rule), verb="evaluate")
     monkeypatch.setenv("RESTORE_LAB_DATASETS", "")
     with pytest.raises(ValueError, match="datasets_dir= is empty"):
-        check(composed("evaluate"), verb="evaluate")
+        check_config(composed("evaluate"), verb="evaluate")
 
 
 def test_a_number_written_otherwise_stands_as_what_it_means() -> None:
     typed = {"max_steps": 1e5, "batch_size": 2.0, "precision": 16, "name": 2024, "size": [32.0, 48], "overrides": [3]}
     cfg = OmegaConf.create({**typed, "also": "${max_steps}"})
-    check(cfg, verb="restore")
+    check_config(cfg, verb="restore")
     meant = {"max_steps": 100_000, "batch_size": 2, "precision": "16", "name": "2024", "size": [32, 48]}
     assert cfg == {**meant, "overrides": ["3"], "also": 100_000}
     assert isinstance(cfg.max_steps, int) and isinstance(cfg.batch_size, int)
@@ -133,9 +133,9 @@ def test_a_number_written_otherwise_stands_as_what_it_means() -> None:
 
 def test_formats_are_a_verbs_own() -> None:
     with pytest.raises(ValueError, match="format=jsn: did you mean json"):
-        check(OmegaConf.create({"format": "jsn"}), verb="evaluate")
+        check_config(OmegaConf.create({"format": "jsn"}), verb="evaluate")
     with pytest.raises(ValueError, match="format=text: there are: png, jpeg, webp, tiff, same"):
-        check(OmegaConf.create({"format": "text"}), verb="restore")
+        check_config(OmegaConf.create({"format": "text"}), verb="restore")
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_a_working_directory_that_is_not_to_be_written_to(verb, setting, tmp_pat
 def test_files_that_a_verb_reads(tmp_path) -> None:
     cfg = composed("train", "data=folder", f"data.root={tmp_path / 'nope'}", "stage=adapter")
     with pytest.raises(ValueError, match="stage='adapter' is not known here; did you mean 'adaptor'"):
-        check(cfg, verb="train")
+        check_config(cfg, verb="train")
     with pytest.raises(ValueError, match=r"^data\.root=.*nope: no such file or folder$"):
         check_files(cfg, verb="train")
     cfg.data.root = str(tmp_path)

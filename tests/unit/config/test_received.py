@@ -10,9 +10,9 @@ import yaml
 
 from restore_lab.config.compose import NO_FOLLOW, merge_and_log, merge_overrides, training_overrides
 from restore_lab.config.conf_dir import conf_dir
-from restore_lab.config.kinds import Mismatch, fit
-from restore_lab.config.received import MAX_LETTERS, OPTION, filter_overrides, summary
-from restore_lab.config.received_schema import EXCLUDED_OPTIONS, GROUPS, OUTPUT_SETTINGS, SETTINGS, Text
+from restore_lab.config.kinds import Mismatch, coerce
+from restore_lab.config.manifest_overrides import MAX_LETTERS, OPTION, filter_overrides, summary
+from restore_lab.config.manifest_schema import EXCLUDED_OPTIONS, GROUPS, OUTPUT_SETTINGS, SETTINGS, Text
 from restore_lab.storage.identity import PATH_ENDINGS, PATH_KEYS
 from tests.helpers.manifests import manifest_folder
 
@@ -213,7 +213,7 @@ def test_no_listed_setting_is_a_place_a_cache_or_a_class() -> None:
         assert last not in PATH_KEYS | set(REACHES) and not last.endswith(PATH_ENDINGS), key
         for wrong in () if fact is Text else ("/etc/passwd", "org/name", 10**12):
             with pytest.raises(Mismatch):
-                fit(wrong, fact)
+                coerce(wrong, fact)
 
 
 def test_only_backbones_and_an_image_encoder_name_a_hub_id() -> None:

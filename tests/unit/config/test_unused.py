@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hydra.core.hydra_config import HydraConfig
 
-from restore_lab.config.checks import check
+from restore_lab.config.checks import check_config
 from tests.helpers.configs import composed
 
 
@@ -19,13 +19,13 @@ from tests.helpers.configs import composed
 )
 def test_what_nothing_reads_is_refused(words, said) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011
-        check(composed("train", *words), verb="train")
+        check_config(composed("train", *words), verb="train")
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_what_a_part_reads_passes_and_so_does_what_tables_give_all_their_jobs() -> None:
     read = ("method=dra", "lora_rank=4", "encoder_steps=3", "sampler.steps=3", "adaptor/lora=self_attention")
     common = ("max_steps=2", "esrgan_scale=4", "+makes.x=[caption]", "callbacks=[]")
-    check(composed("train", *read, *common), verb="train")
+    check_config(composed("train", *read, *common), verb="train")
     assert "method" in HydraConfig.get().runtime.choices
-    check(composed("evaluate", "method=dra", "adaptor=spire", "lora_rank=4"), verb="evaluate")
+    check_config(composed("evaluate", "method=dra", "adaptor=spire", "lora_rank=4"), verb="evaluate")

@@ -64,7 +64,7 @@ def test_the_first_of_a_set() -> None:
         cuts(Coordinates(5), first=6)
     with pytest.raises(ValueError, match="eval_crops=2 needs the side"):
         cuts(Coordinates(5), crops=2)
-    with pytest.raises(ValueError, match="eval_resize=0: give at least 1"):
+    with pytest.raises(ValueError, match=r"EvalCrops\.resize=0: expected a whole number"):
         cuts(Coordinates(5), resize=0)
 
 

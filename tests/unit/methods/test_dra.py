@@ -187,7 +187,7 @@ def test_some_lqs_are_their_own_target() -> None:
         )
         assert torch.equal(alone.hq_BCHW, some.hq_BCHW) and said.semantic == (words.semantic[3], words.semantic[5])
     assert describe(None) == "low quality"
-    with pytest.raises(ValueError, match=r"share=2\.0 is a probability"):
+    with pytest.raises(ValueError, match=r"LqTargets\.share=2\.0: expected a number from 0 to 1"):
         LqTargets(share=2.0)
 
 

@@ -320,8 +320,8 @@ def test_a_loaded_state_lies_as_its_parameter_does() -> None:
 
 
 def test_an_unknown_kernel_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"optimisation.fused='maybe' is not known; one of auto, true, false"):
-        Convolution(torch.contiguous_format, fused="maybe")
+    with pytest.raises(ValueError, match=r"Optimisation\.fused=maybe: expected true or false, or auto"):
+        Optimisation(lr=1.0, fused="maybe")
 
 
 def identities(*words: str) -> list[str]:

@@ -145,7 +145,7 @@ def test_quality_words_are_said_at_test_alone() -> None:
 
 @pytest.mark.parametrize("p", [-0.1, 1.5])
 def test_probabilities_are_probabilities(p) -> None:
-    with pytest.raises(ValueError, match=r"prompt.dropout.semantic=.* is a probability"):
+    with pytest.raises(ValueError, match=r"Dropout\.semantic=.*: expected a number from 0 to 1"):
         Dropout(semantic=p, instruction=0.0)
-    with pytest.raises(ValueError, match=r"prompt.instruction.values=.* is a probability"):
+    with pytest.raises(ValueError, match=r"FromRecipe\.values=.*: expected a number from 0 to 1"):
         FromRecipe(values=p)

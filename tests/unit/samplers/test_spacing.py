@@ -11,7 +11,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retri
 
 from restore_lab.backbones.schedule import FlowMatching, Schedule
 from restore_lab.config.build import build
-from restore_lab.config.checks import check
+from restore_lab.config.checks import check_config
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.samplers.edm import EdmSampler
 from tests.helpers.closed_form import SDXL
@@ -92,7 +92,9 @@ def test_sdxls_timesteps_for_instantirs_release() -> None:
 
 def test_a_misspelt_spacing_is_refused_before_torch() -> None:
     with pytest.raises(ValueError, match="did you mean leading"):
-        check(composed("evaluate", "sampler.scheduler.timestep_spacing=leadign", "data=procedural"), verb="evaluate")
+        check_config(
+            composed("evaluate", "sampler.scheduler.timestep_spacing=leadign", "data=procedural"), verb="evaluate"
+        )
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "edm"])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from restore_lab.config.kinds import Scale
 from restore_lab.evaluation.plan import Scores
 from restore_lab.evaluation.protocol import Column as Label
 from restore_lab.evaluation.records import Cell, ImageValue, Results, write_record
@@ -19,7 +20,7 @@ from restore_lab.tables.file import read
 from restore_lab.tables.jobs import Plan, ScoresKey
 from restore_lab.tables.number import Number, compare, shared_values
 from restore_lab.tables.numbers import read_measurements
-from restore_lab.tables.spec import Scale, Spec
+from restore_lab.tables.spec import Spec
 
 LABEL = Label(metric="psnr", weights="", colour="rgb", border=0, size="8x8", rounding="8bit", count=2)
 

@@ -141,7 +141,7 @@ def test_ema_stands_in_while_validating_and_in_its_context(tmp_path) -> None:
     with pytest.raises(RuntimeError, match="on purpose"), ema.applied(module):
         raise RuntimeError("on purpose")
     assert torch.equal(module.get_parameter("module.weight"), watch.steps[4])
-    with pytest.raises(ValueError, match=r"ema.decay=1.0"):
+    with pytest.raises(ValueError, match=r"EMA\.decay=1\.0: expected a number of at least 0 and below 1"):
         EMA(decay=1.0)
 
 
@@ -156,8 +156,8 @@ def test_learning_rate_factors() -> None:
     assert cosine.factor(60, 110) == pytest.approx(0.5)
     assert cosine.factor(35, 110) == pytest.approx(0.5 + 0.5 * 0.5**0.5)
     assert cosine.factor(110, 110) == cosine.factor(500, 110) == 0.0
-    with pytest.raises(ValueError, match=r"optimisation.decay='linear' is not known; one of constant, cosine"):
-        Optimisation(lr=1.0, decay="linear").factor(0, 10)
+    with pytest.raises(ValueError, match=r"Optimisation\.decay=linear: .*constant, cosine"):
+        Optimisation(lr=1.0, decay="linear")
 
 
 def test_the_schedule_reaches_the_optimiser() -> None:

@@ -13,14 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 from restore_lab.cli import errors
 from restore_lab.config import trainer as settings
 from restore_lab.config.trainer import (
-    DEBUG,
+    DEBUG_ARGUMENTS,
     IDENTITY_ARGUMENTS,
     OTHER_SETTINGS,
     RUNTIME_ARGUMENTS,
     SETTABLE,
     STAGE,
-    VALUES,
-    check,
+    TrainerArguments,
+    check_trainer_arguments,
 )
 from restore_lab.training import preflight
 from restore_lab.training.ending import in_steps
@@ -88,16 +88,16 @@ def changed(cfg: DictConfig, **values: Any) -> DictConfig:
 
 
 def test_each_argument_of_lightnings_trainer_is_classified_once() -> None:
-    classes = [*IDENTITY_ARGUMENTS, *RUNTIME_ARGUMENTS, *DEBUG, *OTHER_SETTINGS]
+    classes = [*IDENTITY_ARGUMENTS, *RUNTIME_ARGUMENTS, *DEBUG_ARGUMENTS, *OTHER_SETTINGS]
     assert sorted(classes) == sorted(SIGNATURE)
     for name, default in IDENTITY_ARGUMENTS.items():
         assert SIGNATURE[name].default == default, name
-    assert all(not SIGNATURE[name].default and not off for name, off in DEBUG.items())
-    assert {*VALUES} == {*SETTABLE}
+    assert all(not SIGNATURE[name].default and not off for name, off in DEBUG_ARGUMENTS.items())
+    assert {*TrainerArguments.__annotations__} == {*SETTABLE}
     assert (
         OTHER.keys() == IDENTITY_ARGUMENTS.keys()
         and OTHER_FREE.keys() == set(RUNTIME_ARGUMENTS)
-        and OTHER_DEBUG.keys() == DEBUG.keys()
+        and OTHER_DEBUG.keys() == DEBUG_ARGUMENTS.keys()
     )
 
 
@@ -121,7 +121,7 @@ def test_what_cannot_is_in_none(name, plain) -> None:
         assert after.node["trainer"][name] == OTHER_FREE[name]
 
 
-@pytest.mark.parametrize("name", DEBUG)
+@pytest.mark.parametrize("name", DEBUG_ARGUMENTS)
 def test_what_is_for_debugging_works_elsewhere(name, plain) -> None:
     for before, after in zip(plan_stages(plain), plan_stages(changed(plain, **{name: OTHER_DEBUG[name]})), strict=True):
         assert after.debug == f"trainer.{name}={str(OTHER_DEBUG[name]).lower()}"
@@ -207,7 +207,7 @@ def test_any_value_of_any_setting_trains_or_is_refused_in_one_line(name, plain, 
 def refusal(node: dict[str, Any], folder: Path) -> ValueError | None:
     """Why no trainer comes of a node; any other error is a bug."""
     try:
-        check("trainer", node)
+        check_trainer_arguments("trainer", node)
         trainer_for(in_steps(node, None), folder=folder, average=False)
     except ValueError as error:
         return error

@@ -104,8 +104,6 @@ def test_half_of_the_layers_of_each_attention_the_first_ones(backbone) -> None:
         ValueError, match=r"depth=\[3, 1, 1\] does not fit this backbone, whose attentions have \[1, 2, 2\]"
     ):
         supir(backbone, depth=[3, 1, 1])
-    with pytest.raises(ValueError, match="depth='third' is not known"):
-        supir(backbone, depth="third")
 
 
 def test_the_trunk_starts_blind_to_the_lq_and_learns(backbone) -> None:

@@ -348,12 +348,18 @@ def test_depth_says_how_many_blocks_are_copied(depth, blocks, text, backbones) -
     assert list(module.controls.channels) == [f"block.{i}" for i in range(blocks)]
 
 
-@pytest.mark.parametrize("depth", [0, 4, -1, 1.5, "most", [1, 2], None])
+@pytest.mark.parametrize("depth", [0, 4, -1, [1, 2]])
 def test_a_bad_depth_is_refused_in_one_line(depth, backbones) -> None:
     with pytest.raises(ValueError, match="give whole, half, or a number of blocks from 1 to 3") as caught:
         made(backbones["sd3"], depth=depth)
     assert str(caught.value).startswith(f"adaptor.trunk.depth={depth!r}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("depth", [1.5, "most", None])
+def test_what_is_no_depth_is_refused(depth, backbones) -> None:
+    with pytest.raises(ValueError, match=r"trunk\.depth=.*: expected whole | half, a whole number"):
+        made(backbones["sd3"], depth=depth)
 
 
 UNIFORM = [("concat", True), ("spatial", True), ("add", True), ("concat", False)]
@@ -369,7 +375,7 @@ def test_the_trunk_has_the_priors_dtype(feed, text) -> None:
 
 
 def test_a_bad_feed_and_missing_pooled_text_are_refused(backbones) -> None:
-    with pytest.raises(ValueError, match=r"adaptor.trunk.feed='below' is not known; one of concat, add, spatial"):
+    with pytest.raises(ValueError, match=r"trunk\.feed=below: there are: concat, add, spatial"):
         made(backbones["sd3"], feed="below")
     z, t, cond = toy_inputs(backbones["sd3"])
     with pytest.raises(ValueError, match="needs pooled text"):

@@ -191,5 +191,5 @@ def test_a_tokenizer_without_a_length_takes_its_encoders(tmp_path) -> None:
 
 @pytest.mark.parametrize("argument", [{"family": "flux"}, {"family": "unet", "dtype": "int8"}])
 def test_unknown_family_and_dtype(argument) -> None:
-    with pytest.raises(BackboneError, match=r"flux|int8"):
+    with pytest.raises(ValueError, match=r"flux|int8"):
         load_backbone("config:sd15", **argument)

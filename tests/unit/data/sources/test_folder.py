@@ -44,7 +44,7 @@ def test_single_file_and_roles(tmp_path: Path) -> None:
     source = FolderSource(tmp_path / "my photo, 1.png", role="lq")
     picture = source.read(0)
     assert source.keys() == ["my photo, 1"] and picture.hq_HWC is None and picture.lq_HWC.shape == (6, 8, 3)
-    with pytest.raises(ValueError, match="role='good': expected one of hq, lq"):
+    with pytest.raises(ValueError, match="role=good: there are: hq, lq"):
         FolderSource(tmp_path, role="good")
 
 

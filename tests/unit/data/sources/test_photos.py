@@ -57,7 +57,7 @@ def test_wrong_arguments_are_named() -> None:
         PhotosSource(["lena"], size=64, crops=0, crop=None)
     with pytest.raises(ValueError, match="crop=128 is larger than size=64"):
         PhotosSource(["coffee"], size=64, crops=1, crop=128)
-    with pytest.raises(ValueError, match="give crops >= 0"):
+    with pytest.raises(ValueError, match="crops=1 needs the side of a crop"):
         PhotosSource(["coffee"], size=64, crops=1, crop=None)
     with pytest.raises(ValueError, match="smaller than crop=300; lower crop"):
         PhotosSource(["text"], size=None, crops=1, crop=300).read(0)

@@ -1,7 +1,7 @@
 """Filters the overrides in an untrusted manifest: an allowlist of keys with their kinds, and of group options.
 
 Weights come with the overrides of their training (compose.py), and a manifest may contain anything. Only the settings
-and groups of received_schema.py are accepted: those that the weights' network needs, and its author's sampling
+and groups of manifest_schema.py are accepted: those that the weights' network needs, and its author's sampling
 settings. Paths, hub ids, caches, captioners, outputs, `_target_` and interpolations are not among them. With
 `trust=true`, which only the command line can set, every setting of a part is accepted; outputs, Hydra's settings,
 `_target_` and interpolations never are.
@@ -12,17 +12,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.grammar import quote
-from restore_lab.config.kinds import Mismatch, fit
-from restore_lab.config.received_schema import (
+from restore_lab.config.kinds import Mismatch, Value, coerce
+from restore_lab.config.manifest_schema import (
     EXCLUDED_OPTIONS,
     GROUPS,
     OPTIONAL_SETTINGS,
     OUTPUT_SETTINGS,
-    PARTS,
+    PART_GROUPS,
     SETTINGS,
     Text,
 )
@@ -30,6 +29,7 @@ from restore_lab.config.received_schema import (
 MAX_WORDS, MAX_LETTERS = 200, 2500  # overrides per manifest, and characters of each
 WORD = re.compile(r"(?P<add>\+{0,2})(?P<key>[A-Za-z_][\w./]*)=(?P<value>.*)", re.DOTALL)
 LONG_NUMBER = re.compile(r"\d{19}")  # more digits than a float holds
+_UNPARSED = object()  # text that is no value in Hydra's grammar, or is a sweep
 OPTION = re.compile(r"\w+(/\w+)*", re.ASCII)
 
 
@@ -48,7 +48,7 @@ class ManifestOverrides:
     others: int = 0
 
 
-def filter_overrides(words: Any, *, trust: bool = False) -> ManifestOverrides:
+def filter_overrides(words: Value, *, trust: bool = False) -> ManifestOverrides:
     """Filter the overrides of a manifest.
 
     Args:
@@ -57,19 +57,19 @@ def filter_overrides(words: Any, *, trust: bool = False) -> ManifestOverrides:
     """
     found = list(words[:MAX_WORDS]) if isinstance(words, list) else []
     plain = [word for word in found if isinstance(word, str) and len(word) <= MAX_LETTERS]
-    taken, left, others = [], [], len(found) - len(plain)
+    accepted, rejected, others = [], [], len(found) - len(plain)
     for word in plain:
-        counted = _trusted(word) if trust else _counted(word)
-        if counted is not None:
-            taken.append(counted)
-        elif re.split(r"[./@=]", word.lstrip("+~"))[0] in PARTS:
-            left.append(word)
+        override = _trusted_override(word) if trust else _allowed_override(word)
+        if override is not None:
+            accepted.append(override)
+        elif re.split(r"[./@=]", word.lstrip("+~"))[0] in PART_GROUPS:
+            rejected.append(word)
         else:
             others += 1
-    return ManifestOverrides(accepted=tuple(taken), rejected=tuple(left), others=others)
+    return ManifestOverrides(accepted=tuple(accepted), rejected=tuple(rejected), others=others)
 
 
-def _counted(word: str) -> str | None:
+def _allowed_override(word: str) -> str | None:
     """An override in normal form if the schema has its key and its value fits; else None."""
     match = WORD.fullmatch(word)
     if match is None or "${" in word:
@@ -77,21 +77,21 @@ def _counted(word: str) -> str | None:
     key, text = match["key"], match["value"]
     if key in GROUPS:
         return word if not match["add"] and _is_option(key, text) else None
-    fact = SETTINGS.get(key)
-    if fact is None or (fact is not Text and LONG_NUMBER.search(text)):
+    kind = SETTINGS.get(key)
+    if kind is None or (kind is not Text and LONG_NUMBER.search(text)):
         return None
     value = _value(text)
-    if value is _Unread or (fact is Text and not isinstance(value, str)):
+    if value is _UNPARSED or (kind is Text and not isinstance(value, str)):
         return None
     try:
-        value = fit(value, fact)
+        value = coerce(value, kind)
     except Mismatch:
         return None
     add = "++" if key.partition(".")[0] in OPTIONAL_SETTINGS else ""
-    return f"{add}{key}={_written(value)}"
+    return f"{add}{key}={_override_text(value)}"
 
 
-def _trusted(word: str) -> str | None:
+def _trusted_override(word: str) -> str | None:
     """An override of any part's setting, for a trusted manifest; else None."""
     match = WORD.fullmatch(word)
     if match is None or "${" in word or "_target_" in word:
@@ -99,8 +99,8 @@ def _trusted(word: str) -> str | None:
     key = match["key"]
     if key in GROUPS:
         return word if not match["add"] and OPTION.fullmatch(match["value"]) else None
-    known = re.split(r"[./]", key)[0] in PARTS or key in SETTINGS
-    return word if known and "/" not in key else _counted(word)
+    of_part = re.split(r"[./]", key)[0] in PART_GROUPS or key in SETTINGS
+    return word if of_part and "/" not in key else _allowed_override(word)
 
 
 def _is_option(group: str, name: str) -> bool:
@@ -118,42 +118,38 @@ def _is_option(group: str, name: str) -> bool:
     return not set(yaml.safe_load(file.read_text(encoding="utf-8")) or {}) & set(OUTPUT_SETTINGS)
 
 
-class _Unread:
-    """Text that is no value in Hydra's grammar, or is a sweep."""
-
-
-def _value(text: str) -> Any:
+def _value(text: str) -> Value:
     """The value of an override, parsed by Hydra's grammar."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     try:
         override = OverridesParser.create().parse_override(f"x={text}")
-        return _Unread if override.is_sweep_override() else override.value()
+        return _UNPARSED if override.is_sweep_override() else override.value()
     except (HydraException, ValueError, RecursionError):
-        return _Unread
+        return _UNPARSED
 
 
-def _written(value: Any) -> str:
+def _override_text(value: Value) -> str:
     """A plain value in Hydra's grammar."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list):
-        return f"[{','.join(_written(one) for one in value)}]"
+        return f"[{','.join(_override_text(one) for one in value)}]"
     if isinstance(value, str):
         return value if re.fullmatch(r"[A-Za-z_]\w*", value, re.ASCII) else quote(value)
     return repr(value)
 
 
-def summary(received: ManifestOverrides, *, trust: bool) -> str:
+def summary(overrides: ManifestOverrides, *, trust: bool) -> str:
     """One line with the accepted and the rejected overrides and the reason; "" if there are none."""
     why = "never taken from a manifest" if trust else "type it again, or trust=true if you trust who made them"
-    parts = [f"bring along {_listed(received.accepted)} (follow=false: without)"] if received.accepted else []
-    parts += [f"leave out {_listed(received.rejected)} ({why})"] if received.rejected else []
+    parts = [f"bring along {_listed(overrides.accepted)} (follow=false: without)"] if overrides.accepted else []
+    parts += [f"leave out {_listed(overrides.rejected)} ({why})"] if overrides.rejected else []
     return f"the weights {'; '.join(parts)}" if parts else ""
 
 
 def _listed(words: Iterable[str], most: int = 12) -> str:
-    shown = [word if len(word) <= 100 else f"{word[:97]}..." for word in words]
-    more = f" and {len(shown) - most} more" if len(shown) > most else ""
-    return " ".join(shown[:most]) + more
+    short = [word if len(word) <= 100 else f"{word[:97]}..." for word in words]
+    more = f" and {len(short) - most} more" if len(short) > most else ""
+    return " ".join(short[:most]) + more

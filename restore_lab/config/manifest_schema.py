@@ -1,4 +1,4 @@
-"""The allowlist of overrides in an untrusted manifest (received.py): keys with their kinds, groups, and exclusions.
+"""The allowlist of overrides in an untrusted manifest: keys with their kinds, groups, and exclusions.
 
 Settings that the weights' network needs, and its author's sampling settings, are added here; paths, hub ids, caches,
 classes and outputs never are (tests/unit/config/test_received.py). Numbers have an upper bound, which bounds memory and time.
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from restore_lab.config.kinds import MaxLength, Range, Share
+from restore_lab.config.kinds import DType, Kind, MaxLength, Range, Share
 
 
 @dataclass(frozen=True)
-class Line:
+class SingleLine:
     """Single-line text without control characters."""
 
     def holds(self, value: str) -> bool:
@@ -25,24 +25,24 @@ class Line:
         return "in one line"
 
 
-def integer(low: int, high: int) -> Any:
+def integer(low: int, high: int) -> Kind:
     """An integer between bounds."""
     return Annotated[int, Range(low, high)]
 
 
-Text = Annotated[str, Line()]  # for a text encoder
+Text = Annotated[str, SingleLine()]  # for a text encoder
 Channels = integer(0, 8192) | None
-SmallCount = integer(0, 256)
+SmallCount = Annotated[int, Range(0, 256)]
 Strength = Annotated[float, Range(-1, 1000)] | None
-Widths = Annotated[Sequence[integer(1, 8192)], MaxLength(16)] | None  # pyright: ignore[reportInvalidTypeForm]
-SmallCounts = Annotated[Sequence[integer(0, 256)], MaxLength(32)]  # pyright: ignore[reportInvalidTypeForm]
+Width = Annotated[int, Range(1, 8192)]
+Widths = Annotated[Sequence[Width], MaxLength(16)] | None
+SmallCounts = Annotated[Sequence[SmallCount], MaxLength(32)]
 Side = integer(0, 16384) | None
-DType = Literal["float32", "float16", "bfloat16"] | None
 Mode = Literal["reference", "residual", "off"]
 FreezablePart = Literal["stream", "lora", "hint", "trunk", "fusion", "encoder"]
 Encoders = Literal["text_encoder", "text_encoder_2", "text_encoder_3"]
 
-SETTINGS: Mapping[str, Any] = {
+SETTINGS: Mapping[str, Kind] = {
     # the weights' network
     "adaptor.text": Literal["instruction", "semantic", "none", "removed"],
     "adaptor.hint_widths": Widths,
@@ -80,14 +80,14 @@ SETTINGS: Mapping[str, Any] = {
     "decoder.dense": SmallCount,
     "decoder.w": Share,
     "module.frozen": Annotated[Sequence[FreezablePart], MaxLength(6)],
-    "module.weights_dtype": DType,
+    "module.weights_dtype": DType | None,
     "module.degradation_prompt": bool,
     **dict.fromkeys(("module.degradation_weight", "module.reconstruction_weight"), Strength),
     **dict.fromkeys(("module.processor.hidden", "module.processor.degradation", "module.processor.kinds"), Channels),
     "module.processor.semantic": bool,
     "module.control_decoder.widths": Widths,
     "module.lq_targets.share": Share,
-    **dict.fromkeys(("backbone.dtype", "backbone.text_dtype", "backbone.codec_dtype"), DType),
+    **dict.fromkeys(("backbone.dtype", "backbone.text_dtype", "backbone.codec_dtype"), DType | None),
     "backbone.cache_text": bool,
     "backbone.t5_length": integer(0, 512),
     "backbone.without": Annotated[Sequence[Encoders], MaxLength(3)],
@@ -153,4 +153,4 @@ GROUPS = frozenset(
 EXCLUDED_OPTIONS = frozenset((("prompt/semantic", "vlm"), ("prompt/semantic", "file"), ("decoder", "consistency")))
 # An experiment with an output path belongs to an evaluation, not to a training.
 OUTPUT_SETTINGS = ("run_dir", "output", "output_dir", "inputs_dir", "runs_dir", "hydra", "table")
-PARTS = frozenset(group.partition("/")[0] for group in GROUPS) | {"adaptor_reference", "module"}
+PART_GROUPS = frozenset(group.partition("/")[0] for group in GROUPS) | {"adaptor_reference", "module"}
