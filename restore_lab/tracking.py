@@ -29,7 +29,7 @@ PLUMBING = IGNORED_KEYS | {"name", "stage", "experiment", "run", "weights", "tra
 PLUMBING |= {"log_every", "checkpoint_every", "pictures", "keep_images"}
 FAILED, INTERRUPTED = 1, 255  # exit codes as wandb reads them
 LONGEST_NAME = 128  # characters of a wandb name
-GAP = 4  # pixels between the images of a panel
+PANEL_GAP = 4  # pixels between the images of a panel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,11 +153,11 @@ def _beside(images: Mapping[str, Image]) -> Image:
     from PIL import Image
 
     tiles = list(images.values())
-    width = sum(tile.width for tile in tiles) + GAP * (len(tiles) - 1)
+    width = sum(tile.width for tile in tiles) + PANEL_GAP * (len(tiles) - 1)
     whole, x = Image.new("RGB", (width, max(tile.height for tile in tiles)), "white"), 0
     for tile in tiles:
         whole.paste(tile, (x, 0))
-        x += tile.width + GAP
+        x += tile.width + PANEL_GAP
     return whole
 
 

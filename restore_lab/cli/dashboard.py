@@ -15,6 +15,6 @@ KEY_ALIASES = {"scale": "at_scale"}  # `scale` is a config group, of the jobs' c
 
 def run(cfg: Any) -> None:
     """Print the addresses of workspace and report, their JSON, or the path of the written file."""
-    from restore_lab.tables.dashboard import run as dashboard
+    from restore_lab.tables.dashboard import publish_dashboard
 
-    print(dashboard(cfg))
+    print(publish_dashboard(cfg))

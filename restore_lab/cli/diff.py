@@ -27,7 +27,7 @@ def run(cfg: Any) -> None:
         if cfg.sides or cfg.a or cfg.b:
             raise ValueError("trace= writes the features of this composition and compares nothing; leave out the sides")
         found, shown = diff.run_trace(cfg)
-        diff.write(found, Path(cfg.trace), keys=shown)
+        diff.write_trace(found, Path(cfg.trace), keys=shown)
         print(f"{len(found)} places of {shown}: {cfg.trace}")
         return
     sides = list(cfg.sides or ())
@@ -38,8 +38,8 @@ def run(cfg: Any) -> None:
     a, b = (_side(place, more) for place, more in zip([*sides, None, None], (cfg.a, cfg.b), strict=False))
     if a[1] != b[1]:
         raise ValueError(f"A saw {a[1]} and B saw {b[1]}: give both the same eval_data and seed")
-    differences = diff.compare(a[0], b[0])
-    say = diff.as_json if cfg.format == "json" else diff.page
+    differences = diff.compare_traces(a[0], b[0])
+    say = diff.differences_as_json if cfg.format == "json" else diff.differences_as_text
     print(say(differences, tolerance=cfg.tolerance))
     if diff.first_difference(differences, tolerance=cfg.tolerance):
         raise SystemExit(1)
@@ -53,7 +53,7 @@ def _side(place: str | None, settings: str) -> tuple[Trace, str]:
     from restore_lab.inspection import diff
     from restore_lab.tables.compose import job_config
 
-    found = None if place is None else diff.read(place)
+    found = None if place is None else diff.read_trace(place)
     if found is not None:
         if settings:
             raise ValueError(f"{place} is a trace: settings ({settings}) do not change it")

@@ -30,10 +30,10 @@ def run(cfg: Any) -> None:
 
 
 def _method(cfg: Any) -> bool:
-    from restore_lab.inspection.doctor import checkup, render
+    from restore_lab.inspection.doctor import check_method, render_checkup
 
-    found = checkup(cfg)
-    print(json.dumps(found) if cfg.format == "json" else render(found))
+    found = check_method(cfg)
+    print(json.dumps(found) if cfg.format == "json" else render_checkup(found))
     return not found["missing"]
 
 

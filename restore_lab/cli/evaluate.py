@@ -27,9 +27,9 @@ def run(cfg: Any) -> float | None:
     if cfg.explain:
         if len(cfg.records or ()) != 2:
             raise ValueError("--explain compares two records; give two of their folders")
-        from restore_lab.evaluation.explain import explain
+        from restore_lab.evaluation.explain import explain_records
 
-        print("\n".join(explain(*cfg.records)))
+        print("\n".join(explain_records(*cfg.records)))
         return None
     if cfg.records:
         words = cfg.records if isinstance(cfg.records, str) else " ".join(cfg.records)

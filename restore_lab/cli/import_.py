@@ -12,7 +12,7 @@ import json
 from typing import Any
 
 POSITIONAL = ("files...",)
-OWN = ("files", "output", "format", "runs_dir")  # settings of the import, not of the network
+IMPORT_SETTINGS = ("files", "output", "format", "runs_dir")  # settings of the import, not of the network
 
 
 def run(cfg: Any) -> None:
@@ -27,8 +27,8 @@ def run(cfg: Any) -> None:
     typed = list(HydraConfig.get().overrides.task)
     chosen = {word.partition("=")[0] for word in typed}
     words = [word for word in words_of(found) if word.partition("=")[0] not in chosen]
-    words += [word for word in typed if word.partition("=")[0] not in OWN]
-    own = [word for word in typed if word.partition("=")[0] in OWN]
+    words += [word for word in typed if word.partition("=")[0] not in IMPORT_SETTINGS]
+    own = [word for word in typed if word.partition("=")[0] in IMPORT_SETTINGS]
     with job_config("import", [*words, *own]) as network:
         done = import_checkpoints(network, found, words=words)
     print(json.dumps({"folder": str(done.folder), **done.facts}) if cfg.format == "json" else report(done))

@@ -36,7 +36,6 @@ from restore_lab.system.terminal import EscapedStream, escape_control
 
 COMPLETES = re.compile(r"[^\x00-\x1f\x7f$`\\\"'()<>|&;*?{}!#]*")
 NOT_VERBS = frozenset(("__init__", "main", "front", "errors"))
-Run = Callable[[Any], Any]
 
 
 def main() -> None:
@@ -92,10 +91,10 @@ def _dispatch(words: Sequence[str]) -> None:
         module = _load(words[0])
         if "-h" in words[1:] or "--help" in words[1:]:
             print((module.__doc__ or "").strip(), end="\n\n")
-        launch(verb=words[0], module=module, words=words[1:], conf=conf_dir())
+        run_verb(verb=words[0], module=module, words=words[1:], conf=conf_dir())
 
 
-def launch(*, verb: str, module: ModuleType, words: Sequence[str], conf: Path) -> None:
+def run_verb(*, verb: str, module: ModuleType, words: Sequence[str], conf: Path) -> None:
     """Compose the verb's config from `words` and run it; errors that the user can fix are one line and exit code 2.
 
     Args:
@@ -121,7 +120,7 @@ def launch(*, verb: str, module: ModuleType, words: Sequence[str], conf: Path) -
             if found.line and first_rank() and not processes.is_launched_rank():
                 print(f"restore-lab: {escape_control(found.line)}", file=sys.stderr)
         folders = [conf, *typed.config_dirs]
-        with errors.explain(verb=verb, folders=folders, overrides=typed.overrides):
+        with errors.explain_override_errors(verb=verb, folders=folders, overrides=typed.overrides):
             _hydra(verb=verb, run=module.run, arguments=typed.arguments, conf=conf)
 
 
@@ -167,7 +166,7 @@ def _load(verb: str) -> ModuleType:
     return importlib.import_module(f"restore_lab.cli.{verb}{'_' if keyword.iskeyword(verb) else ''}")
 
 
-def _hydra(*, verb: str, run: Run, arguments: Sequence[str], conf: Path) -> None:
+def _hydra(*, verb: str, run: Callable[[Any], Any], arguments: Sequence[str], conf: Path) -> None:
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -215,11 +214,11 @@ def _complete(words: Sequence[str]) -> None:
     querying = len(typed) > 2 and typed[1] in listed
     verb = typed[1] if querying else next(iter(listed))
     if not querying:
-        launch(verb=verb, module=_load(verb), words=words, conf=conf_dir())
+        run_verb(verb=verb, module=_load(verb), words=words, conf=conf_dir())
         return
     os.environ["COMP_LINE"] = " ".join([typed[0], *typed[2:]])
     with contextlib.redirect_stdout(io.StringIO()) as offered:
-        launch(verb=verb, module=_load(verb), words=words, conf=conf_dir())
+        run_verb(verb=verb, module=_load(verb), words=words, conf=conf_dir())
     # Hydra hands these to `compgen -W`, where bash would run a file's name such as $(command).
     print(" ".join(word for word in offered.getvalue().split() if COMPLETES.fullmatch(word)))
 

@@ -15,6 +15,6 @@ KEY_ALIASES = {"scale": "at_scale"}  # `scale` is a config group, of the jobs' c
 
 def run(cfg: Any) -> None:
     """Write the page; runs no jobs."""
-    from restore_lab.tables.page.write import run as write
+    from restore_lab.tables.page.write import write_report
 
-    write(cfg)
+    write_report(cfg)

@@ -15,7 +15,7 @@ KEY_ALIASES = {"scale": "at_scale"}  # `scale` is a config group, of the jobs' c
 
 def run(cfg: Any) -> None:
     """Print the plan, or run the missing jobs and print the tables; failures are listed, with exit code 1."""
-    from restore_lab.tables.table import run as make
+    from restore_lab.tables.table import make_tables
 
-    if make(cfg):
+    if make_tables(cfg):
         raise SystemExit(1)

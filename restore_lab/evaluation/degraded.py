@@ -47,7 +47,7 @@ def degraded_batches(
         log.warning("%s", summary)
 
 
-def score(
+def score_batch(
     suite: MetricSuite, row: str, image_BCHW: Tensor, batch: Batch, *, instructions: Sequence[str] | None = None
 ) -> None:
     """Measure a row's restored images of a batch, against the originals if there are any."""

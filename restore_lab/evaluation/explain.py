@@ -12,7 +12,7 @@ from restore_lab.evaluation.records import RECORD, Record, read_record
 MAX_KEYS = 5  # per line
 
 
-def explain(a: str | Path, b: str | Path) -> list[str]:
+def explain_records(a: str | Path, b: str | Path) -> list[str]:
     """One line per kind of difference between two records, the likeliest causes of different numbers first.
 
     Args:

@@ -10,7 +10,7 @@ from restore_lab.evaluation.records import LQ, ORIGINAL, Results, image_file, me
 from restore_lab.tracking import ImagePanel, log_panels
 
 SCORE = "score"  # alias of the method's row, so that runs of different names share charts: score/psnr
-WORDS = ("caption", "instruction", "recipe")
+PROMPT_COLUMNS = ("caption", "instruction", "recipe")
 
 
 def log_record(logger: Any, folder: str | Path, results: Results, *, pictures: int) -> None:
@@ -22,14 +22,14 @@ def log_record(logger: Any, folder: str | Path, results: Results, *, pictures: i
         results: of the record.
         pictures: number of images to log.
     """
-    logger.log_metrics(means(results), step=0)
+    logger.log_metrics(metric_means(results), step=0)
     if hasattr(logger, "log_table"):
         columns, lines = per_image(results)
         logger.log_table("per_image", columns=columns, data=lines, step=0)
     log_panels(logger, "images", read_images(folder, results, limit=pictures), step=0)
 
 
-def means(results: Results) -> dict[str, float]:
+def metric_means(results: Results) -> dict[str, float]:
     """Means by `row/metric`, and by `score/metric` for the method's first row.
 
     The column is part of the name if a metric has several (of different size or count).
@@ -49,9 +49,9 @@ def per_image(results: Results) -> tuple[list[str], list[list[Any]]]:
     metrics = list(dict.fromkeys(image.metric for image in results.images))
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for image in results.images:
-        line = found.setdefault((image.row, image.key), {name: getattr(image, name) for name in WORDS})
+        line = found.setdefault((image.row, image.key), {name: getattr(image, name) for name in PROMPT_COLUMNS})
         line[image.metric] = image.value
-    columns = ["key", "row", *metrics, *WORDS]
+    columns = ["key", "row", *metrics, *PROMPT_COLUMNS]
     lines = [[key, row, *(line.get(name) for name in columns[2:])] for (row, key), line in found.items()]
     return columns, lines
 

@@ -46,7 +46,7 @@ def rank_correlation(results: Results, *, rows: Sequence[str], metric: str) -> t
     return float(spearmanr(order, matrix.mean(axis=0)).statistic), float(np.mean(each)) if each else float("nan")
 
 
-def report(
+def report_comparisons(
     results: Results, *, variants: Sequence[str], ordered: Sequence[str], settings: Mapping[str, Any]
 ) -> list[str]:
     """Lines that compare the first variant with D(E(LQ)), each other variant with the first, and ranks along `ordered`.

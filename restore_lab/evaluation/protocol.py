@@ -1,7 +1,7 @@
 """Evaluation protocols: image preparation, the label of a number, and the interfaces of metrics.
 
-`Protocol` prepares an image_BCHW in [0, 1] (size, crop, 8-bit rounding, border, RGB or luma). `Column` is the label of
-a number; two numbers share a column of a table only if their `Column.id` is equal. `ImageMetric` and `SetMetric` are
+`Protocol` prepares an image_BCHW in [0, 1] (size, crop, 8-bit rounding, border, RGB or luma). `ColumnLabel` labels a
+number; two numbers share a column of a table only if their `ColumnLabel.id` is equal. `ImageMetric` and `SetMetric` are
 the interfaces of metrics.
 
 Luma is BT.601: `y` in studio range, 16-235, as in MATLAB's rgb2ycbcr and BasicSR; `yiq` in full range, 0-255, pyiqa's
@@ -15,13 +15,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 Colour = Literal["rgb", "y", "yiq"]
-COLOURS = ("rgb", "y", "yiq")
 Rounding = Literal["8bit", "none"]
 
 
@@ -45,9 +44,9 @@ class Protocol:
     crop: int | None = None
 
     def __post_init__(self) -> None:
-        if self.colour not in COLOURS:
-            raise ValueError(f"protocol colour {self.colour!r} is unknown; choose {', '.join(COLOURS)}")
-        if self.rounding not in ("8bit", "none"):
+        if self.colour not in get_args(Colour):
+            raise ValueError(f"protocol colour {self.colour!r} is unknown; choose {', '.join(get_args(Colour))}")
+        if self.rounding not in get_args(Rounding):
             raise ValueError(f"protocol rounding {self.rounding!r} is unknown; choose 8bit or none")
         if self.border < 0:
             raise ValueError(f"protocol border {self.border} is negative; give the pixels to cut from each side")
@@ -95,10 +94,10 @@ class Protocol:
 def resize_shorter_side(image_BCHW: Tensor, side: int) -> Tensor:
     """Resize images in [0, 1] to a shorter side of `side` pixels."""
     height, width = (round(length * side / min(image_BCHW.shape[-2:])) for length in image_BCHW.shape[-2:])
-    return resize(image_BCHW, height=height, width=width)
+    return resize_bicubic(image_BCHW, height=height, width=width)
 
 
-def resize(image_BCHW: Tensor, *, height: int, width: int) -> Tensor:
+def resize_bicubic(image_BCHW: Tensor, *, height: int, width: int) -> Tensor:
     """Resize images in [0, 1]: bicubic with antialiasing."""
     if image_BCHW.shape[-2:] == (height, width):
         return image_BCHW
@@ -116,7 +115,7 @@ def luma(image_BCHW: Tensor, *, full_range: bool = False) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
+class ColumnLabel:
     """The label of a number. `weights` identifies the metric's code and weights; `size` is "WxH" of the measured
     images, or "mixed"."""
 

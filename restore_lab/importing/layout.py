@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class Checkpoint:
     """One checkpoint as read: tensors by key, and settings stored with them (a LoRA's alpha)."""
 
     file: Path
@@ -44,7 +44,7 @@ def no_keys(key: str) -> bool:
     return False
 
 
-def no_words(source: Source) -> list[str]:
+def no_words(source: Checkpoint) -> list[str]:
     """No further overrides."""
     return []
 
@@ -79,11 +79,11 @@ class Layout:
     words: tuple[str, ...]
     parts: tuple[str, ...]
     matches: Callable[[Collection[str]], bool]
-    sources: Callable[[Iterable[str], RestorationModule, Source], Mapping[str, Piece]]
+    sources: Callable[[Iterable[str], RestorationModule, Checkpoint], Mapping[str, Piece]]
     tidy: Callable[[str], str] = same_key
     base: Callable[[str], bool] = no_keys
     settings: Callable[[str], bool] = no_keys
-    more_words: Callable[[Source], list[str]] = no_words
+    more_words: Callable[[Checkpoint], list[str]] = no_words
     setting: str = "weights"
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restore_lab.importing.layout import Source
+from restore_lab.importing.layout import Checkpoint
 from restore_lab.storage.foreign import json_of, parse_json
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ PICKLES = (".ckpt", ".pth", ".pt", ".bin")
 LORA_HEADER = "lora_adapter_metadata"  # diffusers' name in a safetensors header
 
 
-def files_of(place: Path) -> list[Path]:
+def checkpoint_files(place: Path) -> list[Path]:
     """The checkpoints at a place: the file itself, or those in a folder.
 
     In a folder safetensors take precedence over pickles, and full precision over `.fp16.`.
@@ -42,7 +42,7 @@ def files_of(place: Path) -> list[Path]:
     return full or found
 
 
-def read(file: Path) -> Source:
+def read_checkpoint(file: Path) -> Checkpoint:
     """A checkpoint's tensors on the CPU, memory-mapped where possible.
 
     Raises:
@@ -59,7 +59,7 @@ def read(file: Path) -> Source:
         raise ValueError(f"{file}: no tensors in it")
     if all(key.startswith("module.") for key in tensors):
         tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
-    return Source(file=file, tensors=tensors, settings=settings)
+    return Checkpoint(file=file, tensors=tensors, settings=settings)
 
 
 def _safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

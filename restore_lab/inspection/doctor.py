@@ -18,17 +18,17 @@ from omegaconf import OmegaConf
 from restore_lab.backbones.loading.places import as_list
 from restore_lab.config.build import build
 from restore_lab.inspection.describe import on_meta
-from restore_lab.inspection.memory import estimates
+from restore_lab.inspection.memory import estimate_memory
 from restore_lab.inspection.needs import Need, access_to, backbone_needs, model_need, part_sizes
+from restore_lab.storage.free_space import format_bytes
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-GIB = 2**30
 MODELS = ("path", "model", "weights")  # keys of a part's config that name a model
 
 
-def checkup(cfg: DictConfig) -> dict[str, Any]:
+def check_method(cfg: DictConfig) -> dict[str, Any]:
     """The report of `restore-lab doctor` on a method, as plain values.
 
     Args:
@@ -47,7 +47,7 @@ def checkup(cfg: DictConfig) -> dict[str, Any]:
     needs += _own_weights(cfg)
     needs += _metric_needs(cfg)
     with torch.no_grad():
-        memory = estimates(
+        memory = estimate_memory(
             module,
             settings,
             size=cfg.size,
@@ -135,14 +135,14 @@ def _disk(needed: int) -> dict[str, Any]:
     return {"at": HF_HUB_CACHE, "needed": needed, "free": shutil.disk_usage(place).free}
 
 
-def render(found: Mapping[str, Any]) -> str:
+def render_checkup(found: Mapping[str, Any]) -> str:
     """The report as text."""
     needs = found["needs"]
     width = max(len(need["what"]) for need in needs)
     lines = [f"{found['name']}: {_verdict(found)}", ""]
     for need in needs:
         state = "there  " if need["at"] else ("to come" if need["optional"] else "MISSING")
-        size = f"{_size(need['size']):>9}" if need["size"] is not None else " " * 9
+        size = f"{format_bytes(need['size']):>9}" if need["size"] is not None else " " * 9
         licence = f"  ({need['licence']})" if need["licence"] else ""
         lines.append(f"  {need['what']:<{width}}  {state} {size}  {need['at'] or need['gap']}{licence}".rstrip())
         if need["access"]:
@@ -154,20 +154,18 @@ def render(found: Mapping[str, Any]) -> str:
         "training": f"{found['batch_size']} images of {found['crop']} pixels a side",
     }
     for name, memory in found["memory"].items():
-        parts = ", ".join(f"{part} {_size(count)}" for part, count in memory.items() if part != "total" and count)
+        parts = ", ".join(
+            f"{part} {format_bytes(count)}" for part, count in memory.items() if part != "total" and count
+        )
         enough = "" if memory["total"] <= free else "  NOT ENOUGH"
-        lines += [f"  {name:<9} {_size(memory['total']):>9}{enough}  {doing[name]}: {parts}"]
-    lines += ["", f"{found['device']['name']}: {_size(free)} of memory free"]
+        lines += [f"  {name:<9} {format_bytes(memory['total']):>9}{enough}  {doing[name]}: {parts}"]
+    lines += ["", f"{found['device']['name']}: {format_bytes(free)} of memory free"]
     disk = found["disk"]
     short = "" if disk["needed"] <= disk["free"] else ", NOT ENOUGH"
-    fetch = f"; {_size(disk['needed'])} to be fetched{short}" if disk["needed"] else ""
-    return "\n".join([*lines, f"{disk['at']}: {_size(disk['free'])} of disk free{fetch}"])
+    fetch = f"; {format_bytes(disk['needed'])} to be fetched{short}" if disk["needed"] else ""
+    return "\n".join([*lines, f"{disk['at']}: {format_bytes(disk['free'])} of disk free{fetch}"])
 
 
 def _verdict(found: Mapping[str, Any]) -> str:
     missing = found["missing"]
     return "all that it needs is there" if not missing else f"{len(missing)} of what it needs are MISSING"
-
-
-def _size(count: int) -> str:
-    return f"{count / GIB:.2f} GiB" if count >= GIB / 100 else f"{count / 2**20:.1f} MiB"

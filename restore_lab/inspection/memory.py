@@ -32,7 +32,7 @@ FLOAT32, HALF = 4, 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
+class MemoryEstimate:
     """Bytes on the device, by use."""
 
     prior: int
@@ -110,9 +110,9 @@ def peak_bytes(compute: Callable[[], Any]) -> int:
     return live.peak
 
 
-def estimates(
+def estimate_memory(
     module: RestorationModule, settings: Any, *, size: int, crop: int, batch: int, ema: bool, precision: str
-) -> dict[str, Memory]:
+) -> dict[str, MemoryEstimate]:
     """Memory for restoring one image and for training on one device.
 
     Args:
@@ -136,8 +136,8 @@ def estimates(
     sixteen = settings["dtype"] != "float32"
     copied = precision != "bf16-true" and (sixteen or not precision.startswith("32"))
     return {
-        "restoring": Memory(prior=prior, method=own, copies=HALF * count * sixteen, activations=restoring),
-        "training": Memory(
+        "restoring": MemoryEstimate(prior=prior, method=own, copies=HALF * count * sixteen, activations=restoring),
+        "training": MemoryEstimate(
             prior=prior,
             method=own - FLOAT32 * count + trained,
             gradients=trained,

@@ -20,7 +20,7 @@ from restore_lab.backbones.text.loading import ENCODERS
 if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
 
-FACTS = Path(__file__).with_name("hub_facts.yaml")
+HUB_FACTS = Path(__file__).with_name("hub_facts.yaml")
 STORED = {"float32": 4, "float16": 2}
 HUB = "https://huggingface.co"
 
@@ -50,7 +50,7 @@ class Need:
 
 def hub_facts(place: str) -> dict[str, Any]:
     """The entry of a repository in hub_facts.yaml; empty for none."""
-    return yaml.safe_load(FACTS.read_text(encoding="utf-8")).get(place, {}) if is_hub_id(place) else {}
+    return yaml.safe_load(HUB_FACTS.read_text(encoding="utf-8")).get(place, {}) if is_hub_id(place) else {}
 
 
 def licence_of(place: str) -> str:

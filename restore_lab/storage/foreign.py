@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-MAX_BYTES = 256 * 2**20
+MAX_FILE_BYTES = 256 * 2**20
 MAX_DEPTH = 64
 LARGEST = 1e30  # of a measured number: sums and squares stay finite
 # Keys of a model's config that make a library fetch code or weights from outside the folder.
@@ -31,7 +31,7 @@ VOCABULARIES = ("vocab_file", "merges_file", "tokenizer_file", "spm_file", "sour
 T = TypeVar("T")
 
 
-def bytes_of(path: Path, *, limit: int = MAX_BYTES, within: Path | None = None) -> bytes:
+def bytes_of(path: Path, *, limit: int = MAX_FILE_BYTES, within: Path | None = None) -> bytes:
     """The content of a regular file.
 
     Args:
@@ -89,7 +89,9 @@ def leads_inside(path: Path, folder: Path) -> bool:
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
-def json_of(path: Path, *, limit: int = MAX_BYTES, within: Path | None = None, require_finite: bool = False) -> Any:
+def json_of(
+    path: Path, *, limit: int = MAX_FILE_BYTES, within: Path | None = None, require_finite: bool = False
+) -> Any:
     """The value of a JSON file; for the arguments see `bytes_of` and `parse_json`.
 
     Raises:

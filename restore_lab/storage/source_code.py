@@ -15,28 +15,27 @@ from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES
 from pathlib import Path
 from typing import Any
 
-from restore_lab.storage.walk import walk
+from restore_lab.storage.walk import head, walk
 
 LIBRARIES = frozenset(("restore_lab", "torch", "diffusers", "lightning"))  # `_target_`s that need no trust
-MAX_NAMES = 4  # in a line
 
 
 def sources_of(settings: Any) -> dict[str, str]:
     """The code of the other packages that these settings name: {"mypkg/loss.py": hash}."""
     found: dict[str, str] = {}
     for target in _targets(settings):
-        found |= files_of(target.partition(".")[0])
+        found |= hash_files(target.partition(".")[0])
     return found
 
 
 def source_hash(target: Any) -> dict[str, str]:
     """The entries that another package's `_target_` adds to its node; empty for this package and the libraries."""
-    files = files_of(target.partition(".")[0]) if isinstance(target, str) else {}
+    files = hash_files(target.partition(".")[0]) if isinstance(target, str) else {}
     return {"_sources_": hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:32]} if files else {}
 
 
 @functools.cache
-def files_of(package: str) -> Mapping[str, str]:
+def hash_files(package: str) -> Mapping[str, str]:
     """The hashes of a top-level package's files; empty for a library and for a missing package.
 
     Args:
@@ -67,13 +66,12 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any], *, sources: Map
     said = []
     now = sources_of(after)
     if sources != now:
-        said.append(
-            f"other sources: {_listed(name for name in {**sources, **now} if sources.get(name) != now.get(name))}"
-        )
+        files = [name for name in {**sources, **now} if sources.get(name) != now.get(name)]
+        said.append(f"other sources: {head(files, count=4)}")
     old, new = dict(_leaves(before)), dict(_leaves(after))
     other = [place for place in {**old, **new} if old.get(place, _ABSENT) != new.get(place, _ABSENT)]
     if other:
-        said.append(f"other settings: {_listed(other)}")
+        said.append(f"other settings: {head(other, count=4)}")
     return f" ({'; '.join(said)})" if said else ""
 
 
@@ -102,9 +100,3 @@ def _leaves(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{place}.{key}" if place else str(key))
     else:
         yield place, list(node) if isinstance(node, list | tuple) else node
-
-
-def _listed(names: Any) -> str:
-    found = list(names)
-    more = f" and {len(found) - MAX_NAMES} more" if len(found) > MAX_NAMES else ""
-    return ", ".join(found[:MAX_NAMES]) + more

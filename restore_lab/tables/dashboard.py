@@ -19,16 +19,16 @@ from restore_lab.storage.outputs import write_output
 from restore_lab.tables import file
 from restore_lab.tables.grid import grid
 from restore_lab.tables.jobs import Plan, with_dependencies
-from restore_lab.tables.numbers import read_measurements
+from restore_lab.tables.numbers import read_numbers
 from restore_lab.tables.plan import plan
-from restore_lab.tables.render import render
+from restore_lab.tables.render import render_table
 from restore_lab.tables.spec import Spec
 from restore_lab.tracking import has_wandb_account
 
 CURVES = ("train/loss", "val/psnr_restored", "train/images_per_second", "train/grad_norm")
 STEP = "trainer/global_step"
 # The colour-blind safe palette of Okabe and Ito.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class RowRuns:
         return [*self.trainings, *(one for ids in self.records.values() for one in ids)]
 
 
-def run(cfg: Any) -> str:
+def publish_dashboard(cfg: Any) -> str:
     """Run `restore-lab dashboard`.
 
     Returns:
@@ -58,7 +58,7 @@ def run(cfg: Any) -> str:
     folders = config_folders()
     if not cfg.table:
         raise ValueError(f"name a table; there are: {', '.join(file.tables(folders))}")
-    spec = file.read(cfg.table, folders, scale=cfg.at_scale)
+    spec = file.read_spec(cfg.table, folders, scale=cfg.at_scale)
     store = Path(cfg.runs_dir) / cfg.name
     planned = plan(
         [spec],
@@ -69,7 +69,7 @@ def run(cfg: Any) -> str:
         systems_dir=cfg.systems_dir,
         weights_dir=cfg.weights_dir,
     )
-    markdown = render(grid(planned, read_measurements(planned, spec)), "markdown")
+    markdown = render_table(grid(planned, read_numbers(planned, spec)), "markdown")
     if cfg.dry_run or cfg.output:
         made = dashboard(planned, spec, markdown, entity="", project=cfg.project)
         text = json.dumps({name: _plain(part) for name, part in made.items()}, indent=1)
@@ -91,7 +91,7 @@ def row_runs(plan: Plan, spec: Spec) -> list[RowRuns]:
         jobs = with_dependencies(plan, [one for ids in records.values() for one in ids])
         trainings = [job.identity for job in jobs if job.kind not in NOT_WEIGHTS]
         found.append(
-            RowRuns(name=row.name, colour=COLOURS[number % len(COLOURS)], trainings=trainings, records=records)
+            RowRuns(name=row.name, colour=PALETTE[number % len(PALETTE)], trainings=trainings, records=records)
         )
     return found
 

@@ -29,20 +29,20 @@ from typing import Any, get_args
 
 from restore_lab.config.conf_dir import experiments_dir
 from restore_lab.config.suggest import offer
-from restore_lab.tables.figures.settings import read as read_figure
+from restore_lab.tables.figures.settings import read_figure
 from restore_lab.tables.layout import validate
 from restore_lab.tables.spec import (
-    COUNTS,
+    DESCRIPTION_COUNTS,
+    OVERRIDE_KEYS,
     SINGLE_CONDITION,
     TRAINING_COSTS,
-    WORDS,
     Claim,
     Column,
     Condition,
+    Overrides,
     Row,
     Scale,
     Spec,
-    Words,
 )
 
 
@@ -58,7 +58,7 @@ def tables(folders: Sequence[Path]) -> dict[str, Path]:
     return found
 
 
-def read(name: str, folders: Sequence[Path], *, scale: Scale) -> Spec:
+def read_spec(name: str, folders: Sequence[Path], *, scale: Scale) -> Spec:
     """A table by name.
 
     Args:
@@ -119,16 +119,16 @@ def _spec(name: str, node: Any, scale: Scale) -> Spec:
     )
 
 
-def _words(node: Mapping[str, Any], scale: Scale) -> Words:
+def _words(node: Mapping[str, Any], scale: Scale) -> Overrides:
     at_scale = node.get(scale) or {}
-    return Words(**{key: (*(node.get(key) or ()), *(at_scale.get(key) or ())) for key in WORDS})
+    return Overrides(**{key: (*(node.get(key) or ()), *(at_scale.get(key) or ())) for key in OVERRIDE_KEYS})
 
 
 def _column(name: str, title: str, entry: Mapping[str, Any], scale: Scale) -> Column:
     stand_in = entry.get("tiny", entry.get("metric")) if scale == "tiny" else entry.get("metric")
     chosen = stand_in if isinstance(stand_in, Mapping) else {"metric": stand_in, "better": entry.get("better")}
-    if entry.get("describe") not in (None, *COUNTS, *TRAINING_COSTS):
-        known = ", ".join((*COUNTS, *TRAINING_COSTS))
+    if entry.get("describe") not in (None, *DESCRIPTION_COUNTS, *TRAINING_COSTS):
+        known = ", ".join((*DESCRIPTION_COUNTS, *TRAINING_COSTS))
         raise ValueError(f"table {name}, column {title}: describe={entry['describe']!r} is one of {known}")
     return Column(
         title=title,

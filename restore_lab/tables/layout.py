@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from restore_lab.config.kinds import Mismatch, Range, abbreviate, fit
 
-Words = Sequence[str]
+Texts = Sequence[str]
 Direction = Literal["more", "less"]
 Numbers = Sequence[float | None]
 
@@ -18,17 +18,17 @@ Numbers = Sequence[float | None]
 class Jobs(TypedDict):
     """Overrides of jobs: for every verb, and for one."""
 
-    overrides: NotRequired[Words | None]
-    train: NotRequired[Words | None]
-    evaluate: NotRequired[Words | None]
-    describe: NotRequired[Words | None]
+    overrides: NotRequired[Texts | None]
+    train: NotRequired[Texts | None]
+    evaluate: NotRequired[Texts | None]
+    describe: NotRequired[Texts | None]
 
 
 class AtScale(Jobs):
     """The entries of one scale."""
 
     weights: NotRequired[str | None]
-    mean: NotRequired[Words | None]
+    mean: NotRequired[Texts | None]
 
 
 class Scaled(Jobs):
@@ -59,9 +59,9 @@ class ConditionEntry(Scaled):
     """An entry of `conditions`."""
 
     title: NotRequired[str]
-    columns: NotRequired[Words | None]
+    columns: NotRequired[Texts | None]
     only: NotRequired[Literal["tiny", "full"] | None]
-    mean: NotRequired[Words | None]
+    mean: NotRequired[Texts | None]
 
 
 class RowEntry(Scaled):
@@ -97,7 +97,7 @@ class TableEntry(Scaled):
     source: NotRequired[Mapping[str, str] | None]
     conditions: NotRequired[Mapping[str, ConditionEntry | None] | None]
     claims: NotRequired[Sequence[ClaimEntry] | None]
-    notes: NotRequired[Words | None]
+    notes: NotRequired[Texts | None]
     figure: NotRequired[Mapping[str, Any] | None]
 
 

@@ -19,7 +19,7 @@ from restore_lab.methods.weights import weights_file
 from restore_lab.tables.compose import job_config
 from restore_lab.tables.jobs import Place, Plan
 from restore_lab.tables.prerequisites import Around, like_of, place_overrides, store, training_job
-from restore_lab.tables.spec import COUNTS, Condition, Row, Spec, merge
+from restore_lab.tables.spec import DESCRIPTION_COUNTS, Condition, Row, Spec, merge
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def _row(plan: Plan, spec: Spec, row: Row, seed: int, around: Around, already: d
     measured = _measured(spec)
     places = [Place(table=spec.name, row=row.name, condition=c.name, seed=seed) for c in measured]
     try:
-        if any(column.describe in COUNTS for column in spec.columns.values()):
+        if any(column.describe in DESCRIPTION_COUNTS for column in spec.columns.values()):
             job = _description(spec, row, around)
             plan.jobs.setdefault(job.identity, job)
             plan.descriptions[spec.name, row.name] = job.identity

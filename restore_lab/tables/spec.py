@@ -9,14 +9,19 @@ from typing import Any, Literal
 from restore_lab.tables.figures.settings import Figure
 
 Scale = Literal["tiny", "full"]
-WORDS = ("overrides", "train", "evaluate", "describe")
-COUNTS = ("trainable_millions", "adaptor_millions", "relative_adaptor", "step_gflops")  # the third: to the first row's
+OVERRIDE_KEYS = ("overrides", "train", "evaluate", "describe")
+DESCRIPTION_COUNTS = (
+    "trainable_millions",
+    "adaptor_millions",
+    "relative_adaptor",
+    "step_gflops",
+)  # the third: to the first row's
 TRAINING_COSTS = ("minutes_per_100_steps", "peak_gigabytes")  # of the row's last training stage
 SINGLE_CONDITION = "main"  # the condition's name in a table that lists none
 
 
 @dataclass(frozen=True, kw_only=True)
-class Words:
+class Overrides:
     """Overrides for every verb (`overrides`), and for one of them."""
 
     overrides: tuple[str, ...] = ()
@@ -51,7 +56,7 @@ class Condition:
 
     name: str
     title: str
-    words: Words
+    words: Overrides
     columns: tuple[str, ...]
     mean: tuple[str, ...] = ()
 
@@ -63,7 +68,7 @@ class Row:
     name: str
     title: str
     labels: Mapping[str, str]
-    words: Words
+    words: Overrides
     weights: str
     system: str | None
     published: Mapping[tuple[str, str], float | None]
@@ -97,7 +102,7 @@ class Spec:
     title: str
     source: str
     scale: Scale
-    words: Words
+    words: Overrides
     columns: Mapping[str, Column]
     conditions: Mapping[str, Condition]
     rows: Mapping[str, Row]

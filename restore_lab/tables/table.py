@@ -13,20 +13,20 @@ from restore_lab.launch.job import NOT_WEIGHTS, Job, config_flags, config_folder
 from restore_lab.storage.outputs import require_free, write_output
 from restore_lab.tables import file
 from restore_lab.tables.compose import job_config
-from restore_lab.tables.figures.drawing import draw
+from restore_lab.tables.figures.drawing import draw_figure
 from restore_lab.tables.grid import Grid, grid
 from restore_lab.tables.jobs import Plan, with_dependencies
 from restore_lab.tables.make import hydra_launcher, make, write_jobs
-from restore_lab.tables.numbers import Measurements, read_measurements
+from restore_lab.tables.numbers import TableNumbers, read_numbers
 from restore_lab.tables.plan import plan
 from restore_lab.tables.power import powers
-from restore_lab.tables.render import ENDINGS, FORMATS, render
+from restore_lab.tables.render import EXTENSIONS, RENDERERS, render_table
 from restore_lab.tables.spec import Spec, merge
 
 log = logging.getLogger(__name__)
 
 
-def run(cfg: Any) -> dict[str, str]:
+def make_tables(cfg: Any) -> dict[str, str]:
     """Run `restore-lab table`.
 
     Returns:
@@ -35,8 +35,8 @@ def run(cfg: Any) -> dict[str, str]:
     Raises:
         ValueError: without a table, or for an unknown one.
     """
-    if cfg.format not in FORMATS:
-        raise ValueError(f"format={cfg.format!r} is not known; one of {', '.join(FORMATS)}")
+    if cfg.format not in RENDERERS:
+        raise ValueError(f"format={cfg.format!r} is not known; one of {', '.join(RENDERERS)}")
     folders = config_folders()
     if cfg.all and cfg.table:
         raise ValueError(f"--all and {', '.join(cfg.table)}: give one of them")
@@ -47,13 +47,13 @@ def run(cfg: Any) -> dict[str, str]:
     words = list(cfg.overrides) + ([] if cfg.datasets_dir is None else [f"datasets_dir='{cfg.datasets_dir}'"])
     if cfg.output and Path(cfg.output).exists() and not Path(cfg.output).is_dir():
         raise ValueError(f"output={cfg.output}: a file is in the way; name a folder")
-    wanted = [file.read(name, folders, scale=cfg.at_scale) for name in names]
+    wanted = [file.read_spec(name, folders, scale=cfg.at_scale) for name in names]
     if cfg.inputs_dir:
         print("\n".join(line for spec in wanted for line in inputs(spec, Path(cfg.inputs_dir), words)))
         return {}
     if cfg.output:
         require_free(
-            _file(spec.name, Path(cfg.output), ending) for spec in wanted for ending in (*ENDINGS.values(), "png")
+            _file(spec.name, Path(cfg.output), ending) for spec in wanted for ending in (*EXTENSIONS.values(), "png")
         )
     planned = plan(
         wanted,
@@ -72,9 +72,9 @@ def run(cfg: Any) -> dict[str, str]:
         write_jobs(planned, store)
         failed = make(planned, store=store, launch=hydra_launcher(cfg))
     for spec in wanted:
-        numbers = read_measurements(planned, spec)
+        numbers = read_numbers(planned, spec)
         table = grid(planned, numbers)
-        print(render(table, cfg.format))
+        print(render_table(table, cfg.format))
         if cfg.output:
             _write(table, numbers, Path(cfg.output))
     if failed:
@@ -106,7 +106,7 @@ def plan_text(plan: Plan, store: Path) -> str:
         lines.append(f"{spec.name}  {spec.title} ({spec.source}; {len(spec.rows)} rows)")
         lines.append(f"  {len(reached)} artefacts, {len(reached) - absent} there, {absent} missing")
         lines += [_datum(name, paths) for name, paths in sorted(plan.data.get(spec.name, {}).items())]
-        lines += [f"    power: {line}" for line in powers(read_measurements(plan, spec), seeds=plan.seeds)]
+        lines += [f"    power: {line}" for line in powers(read_numbers(plan, spec), seeds=plan.seeds)]
         for row in spec.rows.values():
             if row.system is not None and not any(p.row == row.name for p in own):
                 lines.append(f"    {row.title}: published numbers (system {row.system}; see systems_dir)")
@@ -154,11 +154,11 @@ def _total(plan: Plan, finished: Sequence[Any]) -> str:
     return f"{len(plan.jobs)} artefacts, {len(missing)} missing: {whole}"
 
 
-def _write(table: Grid, numbers: Measurements, folder: Path) -> None:
+def _write(table: Grid, numbers: TableNumbers, folder: Path) -> None:
     """Write every format, then the figure, for which matplotlib may be missing."""
-    for written, ending in ENDINGS.items():
-        write_output(_file(table.name, folder, ending), render(table, written).encode())
-    picture = draw(numbers)
+    for written, ending in EXTENSIONS.items():
+        write_output(_file(table.name, folder, ending), render_table(table, written).encode())
+    picture = draw_figure(numbers)
     if picture is not None:
         write_output(_file(table.name, folder, "png"), picture)
 

@@ -19,7 +19,7 @@ from restore_lab.evaluation import evaluate
 from restore_lab.launch.job import DESCRIPTION, SCORES, Job
 from restore_lab.prepare import negatives
 from restore_lab.storage.artefact import Manifest
-from restore_lab.tables.file import read
+from restore_lab.tables.file import read_spec
 from restore_lab.tables.jobs import Plan
 from restore_lab.tables.plan import plan
 from restore_lab.tables.table import plan_text
@@ -71,7 +71,7 @@ def planned(folder: Path, toy_folder: Path, *, seeds: int = 1, **changed) -> Pla
     """The plan of the table with these changes."""
     conf = written(folder, toy_folder, **changed)
     with hydra_at(conf):
-        return plan([read("toy/four", [conf], scale="tiny")], store=folder / "runs" / "tables", seeds=seeds)
+        return plan([read_spec("toy/four", [conf], scale="tiny")], store=folder / "runs" / "tables", seeds=seeds)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,9 @@ def four(toy_folder, tmp_path_factory) -> Callable[..., Plan]:
         store = folder / "runs" / "tables"
         with hydra_at(conf):
             GlobalHydra.instance().hydra = hydra
-            return plan([read("toy/four", [conf], scale="tiny")], store=store, seeds=seeds, systems_dir=systems_dir)
+            return plan(
+                [read_spec("toy/four", [conf], scale="tiny")], store=store, seeds=seeds, systems_dir=systems_dir
+            )
 
     return again
 

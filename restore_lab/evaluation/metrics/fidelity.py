@@ -13,13 +13,13 @@ Config: metrics=fidelity, or one entry of metrics.metrics in conf/metrics/*.yaml
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from restore_lab.evaluation.protocol import COLOURS, Colour, ImageMetric, MetricUnavailable
+from restore_lab.evaluation.protocol import Colour, ImageMetric, MetricUnavailable
 
 SCALES = 5
 PYIQA_EPSILON = 1e-8
@@ -174,8 +174,8 @@ def _named(metric: str, colour: Colour | None, implementation: str, column: str 
     psnr uses the protocol's colour; psnr_y and psnr_rgb do not depend on it. The label of pyiqa's PSNR is psnr_pyiqa
     for any column name.
     """
-    if colour is not None and colour not in COLOURS:
-        raise ValueError(f"{metric}: colour {colour!r} is unknown; choose {', '.join(COLOURS)} or null")
+    if colour is not None and colour not in get_args(Colour):
+        raise ValueError(f"{metric}: colour {colour!r} is unknown; choose {', '.join(get_args(Colour))} or null")
     if implementation not in ("basicsr", "pyiqa"):
         raise ValueError(f"{metric}: implementation {implementation!r} is unknown; choose basicsr or pyiqa")
     name = "_".join([metric, *([] if implementation == "basicsr" else [implementation]), *([colour] if colour else [])])

@@ -18,7 +18,7 @@ from restore_lab.tables.number import shared_values
 
 if TYPE_CHECKING:
     from restore_lab.tables.figures.settings import Frontier
-    from restore_lab.tables.numbers import Measurements
+    from restore_lab.tables.numbers import TableNumbers
     from restore_lab.tables.spec import Condition, Row
 
 MARKERS = "oDs^vP<>Xhp"
@@ -42,7 +42,7 @@ class Plane:
     values_NSI2: Points | None
 
 
-def plane(table: Measurements, figure: Frontier, condition: Condition) -> Plane | None:
+def plane(table: TableNumbers, figure: Frontier, condition: Condition) -> Plane | None:
     """The rows with both numbers; None if there are none."""
     names = (figure.fidelity, figure.quality)
     pairs = {
@@ -63,7 +63,7 @@ def plane(table: Measurements, figure: Frontier, condition: Condition) -> Plane 
     )
 
 
-def findings(table: Measurements, figure: Frontier) -> list[str]:
+def frontier_findings(table: TableNumbers, figure: Frontier) -> list[str]:
     """Pareto front and hypervolume of all points and of each method's points, one line each."""
     lines = []
     for condition in table.spec.conditions.values():
@@ -105,12 +105,12 @@ def _setting(row: Row, figure: Frontier) -> str:
     return f"{row.labels.get(figure.knob, '')} {row.labels.get(figure.value, '')}".strip()
 
 
-def _axis(table: Measurements, name: str) -> str:
+def _axis(table: TableNumbers, name: str) -> str:
     column = table.spec.columns[name]
     return f"{column.metric} ({'more' if column.metric_higher_is_better else 'less'} is better)"
 
 
-def draw(table: Measurements, figure: Frontier, page: Any) -> None:
+def draw_frontier(table: TableNumbers, figure: Frontier, page: Any) -> None:
     """One panel per condition; better is right and up."""
     planes = [(c, found) for c in table.spec.conditions.values() if (found := plane(table, figure, c)) is not None]
     page.set_size_inches(9 * len(planes) + 2, 8)
@@ -150,7 +150,7 @@ def _points(axes: Any, found: Plane, figure: Frontier, colours: Mapping[str, str
         _write(axes, _setting(row, figure) if on_front else row.labels.get(figure.value, ""), point, colour)
 
 
-def _references(axes: Any, table: Measurements, figure: Frontier, condition: Condition) -> None:
+def _references(axes: Any, table: TableNumbers, figure: Frontier, condition: Condition) -> None:
     """LQ and the codec's rows in grey; a point outside the axes, such as D(E(HQ)), is a label at the edge."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     for name in table.references:

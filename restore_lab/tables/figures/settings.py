@@ -73,10 +73,10 @@ class SurfaceEntry(TypedDict):
     actual: Mapping[str, float]
 
 
-KINDS = {"frontier": FrontierEntry, "surface": SurfaceEntry}
+SCHEMAS = {"frontier": FrontierEntry, "surface": SurfaceEntry}
 
 
-def read(
+def read_figure(
     entry: Mapping[str, Any] | None,
     where: str,
     scale: str,
@@ -99,8 +99,8 @@ def read(
     if entry is None:
         return None
     where = f"{where}, figure"
-    if entry.get("kind") not in KINDS:
-        raise ValueError(f"{where}: kind={entry.get('kind')!r} is one of {', '.join(KINDS)}")
+    if entry.get("kind") not in SCHEMAS:
+        raise ValueError(f"{where}: kind={entry.get('kind')!r} is one of {', '.join(SCHEMAS)}")
     entry = {"kind": entry["kind"], **_fitting({k: v for k, v in entry.items() if k != "kind"}, entry["kind"], where)}
     named = (entry["fidelity"], entry["quality"]) if entry["kind"] == "frontier" else (entry["best"], *entry["columns"])
     for column in named:
@@ -125,7 +125,7 @@ def read(
 def _fitting(entry: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
     """The validated settings of a kind of figure."""
     try:
-        return fit(entry, KINDS[kind])
+        return fit(entry, SCHEMAS[kind])
     except Mismatch as error:
         place = f"{error.place.lstrip('.')}={abbreviate(error.value)}: " if error.place else ""
         raise ValueError(f"{where}: {place}{error}") from error

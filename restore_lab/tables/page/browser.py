@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from restore_lab.data.image_io import MAX_PIXELS, open_image
-from restore_lab.evaluation.protocol import Column
+from restore_lab.evaluation.protocol import ColumnLabel
 from restore_lab.evaluation.records import DECODED_HQ, DECODED_LQ, LQ, ORIGINAL, ROBUST_LQ, image_file
 from restore_lab.storage.foreign import bytes_of
-from restore_lab.tables.page.sources import Block, Run
+from restore_lab.tables.page.sources import Block, RecordRow
 from restore_lab.types import Recipe
 
 Image = tuple[int, str]  # seed and key
 MAX_FILE = 64 * 2**20  # bytes
-REFERENCES = (ORIGINAL, LQ, DECODED_LQ, ROBUST_LQ, DECODED_HQ)
+REFERENCE_IMAGES = (ORIGINAL, LQ, DECODED_LQ, ROBUST_LQ, DECODED_HQ)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +146,7 @@ def _rows(block: Block) -> tuple[dict[str, dict[Image, View]], list[str]]:
     """Every row's views, references first, and notes on values of another protocol."""
     found: dict[str, dict[Image, View]] = {}
     methods: dict[str, dict[Image, View]] = {}
-    labels: dict[str, Column] = {}
+    labels: dict[str, ColumnLabel] = {}
     notes: list[str] = []
     for title, runs in block.rows.items():
         methods[title] = {}
@@ -154,12 +154,14 @@ def _rows(block: Block) -> tuple[dict[str, dict[Image, View]], list[str]]:
             metrics, odd = _comparable(run, block.metrics, labels)
             notes += [f"{title}, {line}" for line in odd]
             methods[title] |= _views(run, seed, metrics)
-            for reference in REFERENCES:
+            for reference in REFERENCE_IMAGES:
                 _merge(found, reference, title, _views(replace(run, row=reference), seed, metrics))
     return {**found, **methods}, list(dict.fromkeys(notes))
 
 
-def _comparable(run: Run, metrics: Mapping[str, bool], labels: dict[str, Column]) -> tuple[list[str], list[str]]:
+def _comparable(
+    run: RecordRow, metrics: Mapping[str, bool], labels: dict[str, ColumnLabel]
+) -> tuple[list[str], list[str]]:
     """The metrics that a run measured like the runs before it, and how the others differ.
 
     The number and the sizes of the images do not matter, since each value is of one image.
@@ -175,7 +177,7 @@ def _comparable(run: Run, metrics: Mapping[str, bool], labels: dict[str, Column]
     return same, odd
 
 
-def _views(run: Run, seed: int, metrics: Sequence[str]) -> dict[Image, View]:
+def _views(run: RecordRow, seed: int, metrics: Sequence[str]) -> dict[Image, View]:
     """A run's view of each image in its record; images with neither file nor value are left out."""
     results = run.record.results
     views: dict[Image, View] = {}

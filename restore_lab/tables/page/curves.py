@@ -20,14 +20,14 @@ def charts(trainings: Sequence[Training]) -> list[dict[str, Any]]:
     """One chart per stage and loss: {"title", "lines": [{"title", "steps", "values"}]}."""
     found: dict[str, list[dict[str, Any]]] = {}
     for training in trainings:
-        for loss, points in read(training.losses).items():
+        for loss, points in read_losses(training.losses).items():
             steps, values = thin(points)
             line = {"title": training.title, "steps": steps, "values": values}
             found.setdefault(f"{training.stage}: {loss}", []).append(line)
     return [{"title": title, "lines": lines} for title, lines in found.items()]
 
 
-def read(losses: Path) -> Mapping[str, list[tuple[int, float]]]:
+def read_losses(losses: Path) -> Mapping[str, list[tuple[int, float]]]:
     """(step, value) pairs by loss.
 
     Truncated lines, values that are not finite, and files that are no history are skipped.

@@ -15,10 +15,10 @@ from typing import Any
 from restore_lab.launch.job import config_folders
 from restore_lab.storage.outputs import require_free, write_output
 from restore_lab.tables import file
-from restore_lab.tables.grid import Cell, Grid
+from restore_lab.tables.grid import Grid, GridCell
 from restore_lab.tables.page.browser import Pictures, browser
 from restore_lab.tables.page.curves import charts
-from restore_lab.tables.page.sources import Source, of_records, of_table
+from restore_lab.tables.page.sources import PageContent, of_records, of_table
 from restore_lab.tables.plan import plan
 from restore_lab.tables.render import cell_parts, column_headings
 
@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 SCRIPTS = ("dom.js", "table.js", "curves.js", "zoom.js", "viewer.js", "browser.js", "main.js")  # in this order
 
 
-def run(cfg: Any) -> Path:
+def write_report(cfg: Any) -> Path:
     """Run `restore-lab report`: write the page, print its path, and log what is missing.
 
     Raises:
@@ -39,7 +39,7 @@ def run(cfg: Any) -> Path:
         raise ValueError(f"output={cfg.output} is a folder; name the file to write: output=report.html")
     require_free([output])
     source = _source(cfg)
-    text = page(source, images=int(cfg.images), worst=int(cfg.worst))
+    text = render_page(source, images=int(cfg.images), worst=int(cfg.worst))
     write_output(output, text.encode())
     if source.missing:
         log.info("%s", source.missing)
@@ -47,19 +47,19 @@ def run(cfg: Any) -> Path:
     return output
 
 
-def _source(cfg: Any) -> Source:
+def _source(cfg: Any) -> PageContent:
     if bool(cfg.table) == bool(cfg.records):
         raise ValueError("name a table (restore-lab report spire/table6) or records (records=[FOLDER,FOLDER])")
     if cfg.records:
         folders = [cfg.records] if isinstance(cfg.records, str) else cfg.records
         return of_records([Path(folder).expanduser() for folder in folders])
-    spec = file.read(cfg.table, config_folders(), scale=cfg.at_scale)
+    spec = file.read_spec(cfg.table, config_folders(), scale=cfg.at_scale)
     store = Path(cfg.runs_dir) / cfg.name
     seeds, words = int(cfg.seeds), list(cfg.overrides)
     return of_table(plan([spec], store=store, seeds=seeds, words=words, weights_dir=cfg.weights_dir), spec)
 
 
-def page(source: Source, *, images: int, worst: int) -> str:
+def render_page(source: PageContent, *, images: int, worst: int) -> str:
     """The HTML page.
 
     Args:
@@ -123,7 +123,7 @@ def headings(grid: Grid) -> list[str]:
     ]
 
 
-def _cell(cell: Cell) -> dict[str, Any]:
+def _cell(cell: GridCell) -> dict[str, Any]:
     measured, spread, published = cell_parts(cell)
     return {
         "measured": measured,
