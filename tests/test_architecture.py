@@ -262,7 +262,8 @@ def test_extras_that_are_named_are_there() -> None:
     assert {"iqa", "demo"} <= said <= names
 
 
-# What several modules may define: a logger, a console script's `main`, a type variable of one letter, a verb's interface.
+# What several modules may define: a logger, a console script's `main`, the interface of a verb's module. Names of one
+# letter are type variables.
 SHARED_NAMES = frozenset(("log", "main"))
 VERB_INTERFACE = frozenset(("run", "POSITIONAL", "KEY_ALIASES", "FOLLOWS_WEIGHTS", "FREE_TEXT"))
 

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from restore_lab.inspection.trace import Trace
 
 POSITIONAL = ("sides...",)
 FREE_TEXT = ("a", "b")
 
 
-def run(cfg: Any) -> None:
+def run(cfg: DictConfig) -> None:
     """Print the difference at every place of the trace; exit code 1 if the runs diverge."""
     from restore_lab.inspection import diff
 
@@ -51,7 +53,7 @@ def _side(place: str | None, settings: str) -> tuple[Trace, str]:
 
     from restore_lab.cli.front import parse, quote
     from restore_lab.inspection import diff
-    from restore_lab.tables.compose import job_config
+    from restore_lab.tables.job_config import job_config
 
     found = None if place is None else diff.read_trace(place)
     if found is not None:

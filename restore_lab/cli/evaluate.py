@@ -12,13 +12,16 @@ restore-lab evaluate --explain RECORD RECORD
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 POSITIONAL = ("records...",)
 FOLLOWS_WEIGHTS = True
 
 
-def run(cfg: Any) -> float | None:
+def run(cfg: DictConfig) -> float | None:
     """Print the table and the paths of record and picture, or everything as JSON, or the difference of two records.
 
     Returns:

@@ -23,7 +23,7 @@ from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from restore_lab.cli import front
 from restore_lab.config import build, checks, compose
@@ -33,6 +33,9 @@ from restore_lab.storage.locks import first_rank
 from restore_lab.system import processes, xla
 from restore_lab.system.faults import EXIT_CODE, Termination
 from restore_lab.system.terminal import EscapedStream, escape_control
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 COMPLETES = re.compile(r"[^\x00-\x1f\x7f$`\\\"'()<>|&;*?{}!#]*")
 NOT_VERBS = frozenset(("__init__", "main", "front", "errors"))
@@ -66,7 +69,7 @@ def _open_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor
     sys.stdin, sys.stdout, sys.stderr = (
-        stream or open(number, mode, closefd=False)  # noqa: SIM115
+        stream or os.fdopen(number, mode, closefd=False)
         for number, (stream, mode) in enumerate(((sys.stdin, "r"), (sys.stdout, "w"), (sys.stderr, "w")))
     )
     for stream in (sys.stdout, sys.stderr):
@@ -166,7 +169,7 @@ def _load(verb: str) -> ModuleType:
     return importlib.import_module(f"restore_lab.cli.{verb}{'_' if keyword.iskeyword(verb) else ''}")
 
 
-def _hydra(*, verb: str, run: Callable[[Any], Any], arguments: Sequence[str], conf: Path) -> None:
+def _hydra(*, verb: str, run: Callable[[DictConfig], object], arguments: Sequence[str], conf: Path) -> None:
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -177,7 +180,7 @@ def _hydra(*, verb: str, run: Callable[[Any], Any], arguments: Sequence[str], co
     typed = list(sys.argv)
     failed: list[Exception] = []
 
-    def task(cfg: Any) -> Any:
+    def task(cfg: DictConfig) -> object:
         # Lightning starts its other ranks with sys.argv, which must be the original command line.
         sys.argv = typed
         try:

@@ -18,9 +18,9 @@ import torch
 from restore_lab.adaptors.lq_encoder import CodecEncoder
 from restore_lab.config.build import build
 from restore_lab.evaluation import systems
+from restore_lab.evaluation.comparisons import report_comparisons
 from restore_lab.evaluation.contact_sheet import Panel, keep_images
 from restore_lab.evaluation.degraded import degraded_batches, score_batch
-from restore_lab.evaluation.paired import report_comparisons
 from restore_lab.evaluation.parts import Parts, clear
 from restore_lab.evaluation.plan import Scores, load_or_measure, scores_of, settings_of
 from restore_lab.evaluation.protocol import resize_bicubic, resize_shorter_side

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from restore_lab.evaluation.page import log_record
+from restore_lab.evaluation.record_tracking import log_record
 from restore_lab.evaluation.records import RECORD, has_record, read_record
 from restore_lab.storage.artefact import identity
 from restore_lab.storage.locks import first_rank, lock

@@ -23,8 +23,8 @@ from typing import Any
 from restore_lab.data import parquet
 from restore_lab.evaluation.protocol import ColumnLabel
 from restore_lab.storage.artefact import NAME, write_bytes_atomic, write_json_atomic
-from restore_lab.storage.files import shorten
 from restore_lab.storage.foreign import LARGEST, bytes_of, json_of, parse_dataclass
+from restore_lab.storage.safe_names import shorten
 
 LQ, DECODED_LQ, DECODED_HQ = "LQ", "D(E(LQ))", "D(E(HQ))"
 ROBUST_LQ = "D(E_dr(LQ))"  # with a robust LQ encoder
@@ -101,7 +101,7 @@ def write_record(
     folder: str | Path,
     *,
     results: Results,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     identity: str,
     code: str,
     parents: Sequence[str] = (),
@@ -256,7 +256,7 @@ def _number(cell: Cell | None, digits: int) -> str:
     return f"{cell.mean:.{digits}f}{spread}"
 
 
-def _cell(entry: Mapping[str, Any], place: Path) -> Cell:
+def _cell(entry: object, place: Path) -> Cell:
     if not isinstance(entry, Mapping):
         raise ValueError(f"{place}: a cell is {type(entry).__name__}")
     column = parse_dataclass(ColumnLabel, entry.get("column"), name="a cell's column")
@@ -289,7 +289,7 @@ def _images(path: Path, expected: str) -> tuple[ImageValue, ...]:
     return tuple(ImageValue(**line) for line in lines)
 
 
-def _is_image(line: Mapping[str, Any]) -> bool:
+def _is_image(line: Mapping[str, object]) -> bool:
     value = line["value"]
     sound = value is None or (isinstance(value, float) and not LARGEST < abs(value) < math.inf)
     return sound and all(type(line[name]) is str for name in TEXT_COLUMNS)

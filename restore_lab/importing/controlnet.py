@@ -11,7 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 
-from restore_lab.importing.layout import Checkpoint, Layout, Piece, has_prefixes, prior_words
+from torch import Tensor
+
+from restore_lab.importing.checkpoint import Checkpoint
+from restore_lab.importing.layout import Layout, Piece, has_prefixes, prior_words
 from restore_lab.importing.ldm import layers_of, unet_key
 from restore_lab.methods.module import RestorationModule
 
@@ -78,10 +81,10 @@ def is_diffbir(keys: Collection[str]) -> bool:
     )
 
 
-def text_width(tensors: Mapping[str, object]) -> int | None:
+def text_width(tensors: Mapping[str, Tensor]) -> int | None:
     """Width of the text tokens that a network in either layout reads; None if it reads none."""
     found = [value for key, value in tensors.items() if key.endswith("attn2.to_k.weight")]
-    return int(found[0].shape[1]) if found else None  # type: ignore[attr-defined]
+    return found[0].shape[1] if found else None
 
 
 CONTROLNET_LAYOUT = Layout(

@@ -13,7 +13,8 @@ from collections.abc import Collection, Iterable
 
 from torch import Tensor
 
-from restore_lab.importing.layout import Checkpoint, Layout, Piece, has_prefixes
+from restore_lab.importing.checkpoint import Checkpoint
+from restore_lab.importing.layout import Layout, Piece, has_prefixes
 from restore_lab.methods.module import RestorationModule
 
 LICENCE = "Apache-2.0, https://huggingface.co/InstantX/InstantIR"

@@ -7,23 +7,14 @@ and errors use the checkpoint's own key names. One file per family of layouts; r
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from restore_lab.importing.checkpoint import Checkpoint
     from restore_lab.methods.module import RestorationModule
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """One checkpoint as read: tensors by key, and settings stored with them (a LoRA's alpha)."""
-
-    file: Path
-    tensors: Mapping[str, Tensor]
-    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def unchanged(value: Tensor) -> Tensor:

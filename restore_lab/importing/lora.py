@@ -11,8 +11,9 @@ import re
 from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING
 
+from restore_lab.importing.checkpoint import Checkpoint
 from restore_lab.importing.instantir import INSTANTIR_WORDS, LICENCE, resampler_piece
-from restore_lab.importing.layout import Checkpoint, Layout, Piece, prior_words
+from restore_lab.importing.layout import Layout, Piece, prior_words
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,6 +93,7 @@ def _pieces(
             piece = Piece(key=f"{streams[attention]}.{inner}")
         take = piece.take
         if ending.startswith("lora_B"):
+            assert module.adaptor.lora is not None
             take = _scaled(take, _scale(source, piece.key, alpha=alpha) / module.adaptor.lora.scale)
         found[name] = Piece(key=f"{piece.key}.{ending}", take=take)
     return found
@@ -129,7 +131,7 @@ def more_words(source: Checkpoint) -> list[str]:
     """Overrides of the prior (from its text width), of the rank, and of the target modules (name suffixes)."""
     layers = [key.removesuffix(".lora_A.weight") for key in source.tensors if key.endswith(".lora_A.weight")]
     rank = source.tensors[f"{layers[0]}.lora_A.weight"].shape[0]
-    endings = sorted({re.search(r"[^.]+(\.\d+)*$", layer)[0] for layer in layers})  # type: ignore[index]
+    endings = sorted({match[0] for layer in layers if (match := re.search(r"[^.]+(\.\d+)*$", layer))})
     text = next((source.tensors[f"{x}.lora_A.weight"].shape[1] for x in layers if x.endswith("attn2.to_k")), None)
     own = [f"adaptor.lora.targets=[{','.join(endings)}]", f"adaptor.lora.rank={rank}", f"adaptor.lora.alpha={rank}"]
     return [*prior_words(text), *own]

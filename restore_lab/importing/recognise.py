@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from restore_lab.importing.checkpoint import Checkpoint, checkpoint_files, read_checkpoint
 from restore_lab.importing.controlnet import CONTROLNET_LAYOUT, DIFFBIR_LAYOUT
 from restore_lab.importing.instantir import ADAPTER_LAYOUT, AGGREGATOR_LAYOUT
-from restore_lab.importing.layout import Checkpoint, Layout
+from restore_lab.importing.layout import Layout
 from restore_lab.importing.lora import LORA_LAYOUT, PREVIEWER_LAYOUT
-from restore_lab.importing.reading import checkpoint_files, read_checkpoint
 from restore_lab.importing.stablesr import CFW_LAYOUT
 from restore_lab.importing.supir import SUPIR_LAYOUT
 

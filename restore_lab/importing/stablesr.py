@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 
-from restore_lab.importing.layout import Checkpoint, Layout, Piece, has_prefixes
+from restore_lab.importing.checkpoint import Checkpoint
+from restore_lab.importing.layout import Layout, Piece, has_prefixes
 from restore_lab.methods.module import RestorationModule
 
 FUSION = "decoder.fusion_layer_"
@@ -23,12 +24,9 @@ def is_cfw(keys: Collection[str]) -> bool:
 
 def cfw_sources(names: Iterable[str], module: RestorationModule, source: Checkpoint) -> dict[str, Piece]:
     """The fusion layers; this package numbers them from the latent's side."""
-    levels = len(module.decoder.blocks)
-    found: dict[str, Piece] = {}
-    for name in names:
-        if match := re.fullmatch(r"decoder\.blocks\.(\d+)\.(.+)", name):
-            found[name] = Piece(key=f"{FUSION}{levels - int(match[1])}.{_inner(match[2])}")
-    return found
+    matches = {name: match for name in names if (match := re.fullmatch(r"decoder\.blocks\.(\d+)\.(.+)", name))}
+    levels = len({match[1] for match in matches.values()})
+    return {name: Piece(key=f"{FUSION}{levels - int(match[1])}.{_inner(match[2])}") for name, match in matches.items()}
 
 
 def _inner(name: str) -> str:

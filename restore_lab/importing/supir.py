@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-from restore_lab.importing.layout import Checkpoint, Layout, Piece, has_prefixes
+from restore_lab.importing.checkpoint import Checkpoint
+from restore_lab.importing.layout import Layout, Piece, has_prefixes
 from restore_lab.importing.ldm import kl_encoder_piece, layers_of, unet_key
 from restore_lab.methods.module import RestorationModule
 

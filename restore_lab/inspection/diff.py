@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from restore_lab.storage.artefact import place_of
 from restore_lab.storage.foreign import has_type, parse_json
@@ -113,7 +113,7 @@ def read_trace(place: str) -> tuple[Trace, str] | None:
         return None
     try:
         with safe_open(file, framework="pt") as opened:
-            header: dict[str, Any] = opened.metadata() or {}
+            header = opened.metadata() or {}
             if ORDER_KEY not in header:
                 return None
             names = parse_json(header[ORDER_KEY], name="its order")

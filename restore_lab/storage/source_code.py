@@ -13,14 +13,13 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES
 from pathlib import Path
-from typing import Any
 
 from restore_lab.storage.walk import head, walk
 
 LIBRARIES = frozenset(("restore_lab", "torch", "diffusers", "lightning"))  # `_target_`s that need no trust
 
 
-def sources_of(settings: Any) -> dict[str, str]:
+def sources_of(settings: object) -> dict[str, str]:
     """The code of the other packages that these settings name: {"mypkg/loss.py": hash}."""
     found: dict[str, str] = {}
     for target in _targets(settings):
@@ -28,7 +27,7 @@ def sources_of(settings: Any) -> dict[str, str]:
     return found
 
 
-def source_hash(target: Any) -> dict[str, str]:
+def source_hash(target: object) -> dict[str, str]:
     """The entries that another package's `_target_` adds to its node; empty for this package and the libraries."""
     files = hash_files(target.partition(".")[0]) if isinstance(target, str) else {}
     return {"_sources_": hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:32]} if files else {}
@@ -55,7 +54,7 @@ def hash_files(package: str) -> Mapping[str, str]:
     return {name: hashlib.sha256(file.read_bytes()).hexdigest()[:32] for name, file in sorted(named.items())}
 
 
-def changes(before: Mapping[str, Any], after: Mapping[str, Any], *, sources: Mapping[str, str]) -> str:
+def changes(before: Mapping[str, object], after: Mapping[str, object], *, sources: Mapping[str, str]) -> str:
     """The difference of an existing artefact from a wanted one: " (other sources: mypkg/loss.py)", or "".
 
     Args:
@@ -82,7 +81,7 @@ def _is_code(name: str) -> bool:
     return name.endswith((*SOURCE_SUFFIXES, *EXTENSION_SUFFIXES))
 
 
-def _targets(node: Any) -> Iterator[str]:
+def _targets(node: object) -> Iterator[str]:
     if isinstance(node, Mapping):
         if isinstance(node.get("_target_"), str):
             yield node["_target_"]
@@ -93,7 +92,7 @@ def _targets(node: Any) -> Iterator[str]:
             yield from _targets(value)
 
 
-def _leaves(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(node: object, place: str = "") -> Iterator[tuple[str, object]]:
     """Values by dotted key."""
     if isinstance(node, Mapping) and node:
         for key, value in node.items():

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from restore_lab.evaluation.page import SCORE
+from restore_lab.evaluation.record_tracking import SCORE
 from restore_lab.launch.job import NOT_WEIGHTS, config_flags, config_folders
 from restore_lab.storage.outputs import write_output
 from restore_lab.tables import file

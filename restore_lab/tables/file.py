@@ -30,7 +30,7 @@ from typing import Any, get_args
 from restore_lab.config.conf_dir import experiments_dir
 from restore_lab.config.suggest import offer
 from restore_lab.tables.figures.settings import read_figure
-from restore_lab.tables.layout import validate
+from restore_lab.tables.schema import validate
 from restore_lab.tables.spec import (
     DESCRIPTION_COUNTS,
     OVERRIDE_KEYS,

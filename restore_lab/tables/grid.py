@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from restore_lab.evaluation.metrics.kernel_distance import KERNEL_ID
 from restore_lab.evaluation.statistics import MIN_SEEDS, Difference
-from restore_lab.tables.figures.drawing import figure_findings
+from restore_lab.tables.figures.figure import figure_findings
 from restore_lab.tables.jobs import Plan
 from restore_lab.tables.number import Number, compare_numbers
 from restore_lab.tables.numbers import TableNumbers

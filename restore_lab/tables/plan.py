@@ -16,7 +16,7 @@ from restore_lab.evaluation import evaluate, systems
 from restore_lab.inspection import describe
 from restore_lab.launch.job import DESCRIPTION, SCORES, Job
 from restore_lab.methods.weights import weights_file
-from restore_lab.tables.compose import job_config
+from restore_lab.tables.job_config import job_config
 from restore_lab.tables.jobs import Place, Plan
 from restore_lab.tables.prerequisites import Around, like_of, place_overrides, store, training_job
 from restore_lab.tables.spec import DESCRIPTION_COUNTS, Condition, Row, Spec, merge

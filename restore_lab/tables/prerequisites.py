@@ -18,7 +18,7 @@ from restore_lab.inference import captioning
 from restore_lab.launch.job import CAPTIONS, IMAGES, Job
 from restore_lab.prepare import negatives
 from restore_lab.storage.named import PREREQUISITE
-from restore_lab.tables.compose import job_config
+from restore_lab.tables.job_config import job_config
 from restore_lab.tables.jobs import Plan
 from restore_lab.tables.spec import merge
 from restore_lab.training import run

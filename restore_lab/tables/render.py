@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
-from restore_lab.storage.files import spreadsheet_cell
+from restore_lab.storage.safe_names import spreadsheet_cell
 from restore_lab.tables.grid import Grid, GridCell
 from restore_lab.tables.ranking import BEST, SECOND
 from restore_lab.tables.spec import Column

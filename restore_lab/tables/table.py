@@ -12,9 +12,9 @@ from restore_lab.launch.cost import estimate, shipped_facts
 from restore_lab.launch.job import NOT_WEIGHTS, Job, config_flags, config_folders, finished_facts
 from restore_lab.storage.outputs import require_free, write_output
 from restore_lab.tables import file
-from restore_lab.tables.compose import job_config
-from restore_lab.tables.figures.drawing import draw_figure
+from restore_lab.tables.figures.figure import draw_figure
 from restore_lab.tables.grid import Grid, grid
+from restore_lab.tables.job_config import job_config
 from restore_lab.tables.jobs import Plan, with_dependencies
 from restore_lab.tables.make import hydra_launcher, make, write_jobs
 from restore_lab.tables.numbers import TableNumbers, read_numbers

@@ -30,8 +30,8 @@ from restore_lab.evaluation.records import PER_IMAGE, RECORD, image_file, read_r
 from restore_lab.methods.weights import WEIGHTS, read_weights, weights_file
 from restore_lab.prompts.visual import ClipVision
 from restore_lab.storage.artefact import MANIFEST, Manifest, fingerprint
-from restore_lab.storage.files import shorten, spreadsheet_cell
 from restore_lab.storage.foreign import MAX_DEPTH, bytes_of, check_model, json_of
+from restore_lab.storage.safe_names import shorten, spreadsheet_cell
 from restore_lab.system.terminal import Formatter, escape_control
 from restore_lab.tables.grid import grid
 from restore_lab.tables.numbers import read_numbers

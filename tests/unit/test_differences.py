@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from restore_lab.evaluation.paired import rank_correlation, report_comparisons
+from restore_lab.evaluation.comparisons import order_correlation, report_comparisons
 from restore_lab.evaluation.records import DECODED_LQ, ImageValue, Results
 from restore_lab.evaluation.statistics import difference
 
@@ -24,12 +24,12 @@ def record(**rows: list[float]) -> Results:
 
 def test_rank_correlation_of_means_and_of_images() -> None:
     rows = {"1": [1.0, 3.0, 0.0], "2": [2.0, 2.0, 0.0], "3": [4.0, 1.0, 0.0], "4": [3.0, 0.0, 0.0]}
-    means, each = rank_correlation(record(**rows), rows=list(rows), metric="psnr")
+    means, each = order_correlation(record(**rows), rows=list(rows), metric="psnr")
     by_hand = [spearmanr([1, 2, 3, 4], [rows[name][i] for name in rows]).statistic for i in range(2)]
     assert each == pytest.approx(np.mean(by_hand))  # the third image is flat and has no order
     assert means == pytest.approx(spearmanr([1, 2, 3, 4], [sum(row) for row in rows.values()]).statistic)
     with pytest.raises(ValueError, match="at least 3 rows"):
-        rank_correlation(record(**rows), rows=["1", "2"], metric="psnr")
+        order_correlation(record(**rows), rows=["1", "2"], metric="psnr")
 
 
 def test_the_report_names_codec_first_variant_and_order() -> None:

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from restore_lab.evaluation.protocol import ColumnLabel
-from restore_lab.tables.figures.drawing import draw_figure, figure_findings
+from restore_lab.tables.figures.figure import draw_figure, figure_findings
 from restore_lab.tables.file import read_spec
-from restore_lab.tables.frontier import bootstrap, hypervolume, pareto
 from restore_lab.tables.numbers import Number, TableNumbers
+from restore_lab.tables.pareto import bootstrap, hypervolume, pareto
 from restore_lab.tables.spec import Spec
 
 

@@ -12,9 +12,9 @@ from diffusers import UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_diffusers
 
 from restore_lab.backbones.loading import places
+from restore_lab.importing.checkpoint import Checkpoint
 from restore_lab.importing.engine import convert
 from restore_lab.importing.instantir import ADAPTER_LAYOUT, AGGREGATOR_LAYOUT
-from restore_lab.importing.layout import Checkpoint
 from restore_lab.importing.lora import PREVIEWER_LAYOUT, tidy
 from restore_lab.importing.recognise import RecognisedCheckpoint, recognise
 from restore_lab.inspection.describe import on_meta

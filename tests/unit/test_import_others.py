@@ -11,7 +11,7 @@ import torch
 from diffusers import ControlNetModel, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_diffusers
 
-from restore_lab.importing.reading import checkpoint_files, read_checkpoint
+from restore_lab.importing.checkpoint import checkpoint_files, read_checkpoint
 from restore_lab.importing.recognise import recognise
 from restore_lab.types import Hint
 from tests.importers import HEADS, LAYERS, WIDTHS, imported, method_with, prior_folder, stored

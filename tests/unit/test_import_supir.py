@@ -9,8 +9,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
+from restore_lab.importing.checkpoint import Checkpoint
 from restore_lab.importing.engine import convert
-from restore_lab.importing.layout import Checkpoint
 from restore_lab.importing.recognise import RecognisedCheckpoint
 from restore_lab.importing.supir import SUPIR_LAYOUT
 from restore_lab.inspection.describe import on_meta

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 
 from restore_lab import tracking
 from restore_lab.evaluation.evaluate import evaluate
-from restore_lab.evaluation.page import log_record, metric_means, per_image, read_images
 from restore_lab.evaluation.protocol import ColumnLabel
+from restore_lab.evaluation.record_tracking import log_record, metric_means, per_image, read_images
 from restore_lab.evaluation.records import Cell, ImageValue, Results, image_file
 from restore_lab.methods.trainable import Trainable
 from restore_lab.storage.artefact import write_bytes_atomic

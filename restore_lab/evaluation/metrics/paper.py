@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -144,7 +144,7 @@ class Fid(SetMetric):
     higher_is_better = False
 
     def __init__(self) -> None:
-        self._network: Any = None
+        self._network: torch.nn.Module | None = None
 
     def missing(self) -> str:
         return pyiqa_missing(self.id) or _first_gap(self.id, (INCEPTION,))
@@ -158,7 +158,7 @@ class Fid(SetMetric):
     def distance(self, restored_ND: Tensor, reference_ND: Tensor) -> float:
         return frechet_distance(restored_ND, reference_ND)
 
-    def _inception(self) -> Any:
+    def _inception(self) -> torch.nn.Module:
         if self._network is None:
             gap = self.missing()
             if gap:

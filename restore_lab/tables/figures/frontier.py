@@ -13,8 +13,8 @@ import numpy as np
 
 from restore_lab.evaluation.records import DECODED_HQ, DECODED_LQ, LQ
 from restore_lab.evaluation.statistics import MIN_IMAGES
-from restore_lab.tables.frontier import Points, bootstrap, hypervolume, pareto
 from restore_lab.tables.number import shared_values
+from restore_lab.tables.pareto import Points, bootstrap, hypervolume, pareto
 
 if TYPE_CHECKING:
     from restore_lab.tables.figures.settings import Frontier

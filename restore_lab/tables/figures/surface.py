@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from restore_lab.evaluation.statistics import MIN_IMAGES, common_grid, redraw
+from restore_lab.evaluation.statistics import MIN_IMAGES, common_grid, rank_correlation, redraw
 from restore_lab.tables.number import shared_values
 
 if TYPE_CHECKING:
     from restore_lab.tables.figures.settings import Surface
-    from restore_lab.tables.frontier import Points
     from restore_lab.tables.numbers import TableNumbers
+    from restore_lab.tables.pareto import Points
 
 
 def strength_means(table: TableNumbers, figure: Surface, column: str) -> Points:
@@ -76,12 +76,7 @@ def _share_best(values_NSI: Points | None, best: int, sign: float) -> str:
 
 def _correlation(first: Sequence[float] | Points, second: Sequence[float] | Points) -> float:
     """Spearman's rank correlation; 0 where one of them is constant."""
-    from scipy.stats import spearmanr
-
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return 0.0
-    found: Any = spearmanr(first, second)
-    return float(found.statistic)
+    return 0.0 if np.ptp(first) == 0 or np.ptp(second) == 0 else rank_correlation(first, second)
 
 
 def draw_surface(table: TableNumbers, figure: Surface, page: Any) -> None:
