@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
@@ -68,9 +68,19 @@ class Model:
 
 def sliders_of(cfg: DictConfig) -> list[Slider]:
     """The sliders of conf/demo.yaml."""
-    plain: Any = OmegaConf.to_container(cfg.knobs, resolve=True)
-    lists = ("settings", "choices", "methods")
-    return [Slider(**{key: tuple(v) if key in lists else v for key, v in slider.items()}) for slider in plain]
+    return [
+        Slider(
+            says=knob.says,
+            settings=tuple(knob.settings),
+            low=knob.low,
+            high=knob.high,
+            step=knob.step,
+            choices=tuple(knob.get("choices", ())),
+            methods=tuple(knob.get("methods", ())),
+            idle=knob.get("idle"),
+        )
+        for knob in cfg.knobs
+    ]
 
 
 def models(cfg: DictConfig) -> dict[str, Model]:

@@ -13,7 +13,7 @@ import time
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from restore_lab.data.frames import take_frames
 from restore_lab.data.sources.folder import keys_of
@@ -22,10 +22,12 @@ from restore_lab.demo.words import NUMBERS, instruction
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+    from PIL.Image import Image
     from torch import Tensor
 
     from restore_lab.inference.result import Restoration
 
+R = TypeVar("R")
 SEEDS = 8
 BUTTONS = ["download", "fullscreen"]  # none that uploads a picture
 RETENTION_SECONDS = 3600  # seconds that an upload or a result stays on disk
@@ -62,7 +64,7 @@ def launch_page(cfg: DictConfig, *, wait: bool, port: int | None) -> tuple[Any, 
         port: None for any free port.
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    import gradio
+    from gradio.themes import Default
 
     blocks = build_page(cfg).queue(max_size=20, api_open=False)
     _, address, _ = blocks.launch(
@@ -75,7 +77,7 @@ def launch_page(cfg: DictConfig, *, wait: bool, port: int | None) -> tuple[Any, 
         footer_links=[],
         run_history=False,
         ssr_mode=False,
-        theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        theme=Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css="footer {display: none !important}",
     )
     return blocks, address
@@ -142,7 +144,7 @@ def _one(gr: Any, cfg: DictConfig, shelf: ModelCache, parts: Sequence[Any]) -> N
             buttons=BUTTONS,
         )
 
-    def restore(picture: str | None, seed: int, seeds: int, upscale: float, *fields: Any) -> tuple[Any, ...]:
+    def restore(picture: str | None, seed: int, seeds: int, upscale: float, *fields: Any) -> tuple[object, ...]:
         if picture is None:
             raise ValueError("drop a photograph first")
         restored = _restored(shelf, picture, fields, seed=int(seed), seeds=int(seeds), upscale=float(upscale))
@@ -173,7 +175,7 @@ def _several(gr: Any, cfg: DictConfig, shelf: ModelCache, parts: Sequence[Any]) 
     gallery = gr.Gallery(label="Restored", columns=4, format="png", interactive=False, buttons=BUTTONS)
     archive = gr.DownloadButton("Download all (zip)", visible=False)
 
-    def restore(pictures: list[str] | None, *fields: Any) -> tuple[Any, ...]:
+    def restore(pictures: list[str] | None, *fields: Any) -> tuple[object, ...]:
         if not pictures:
             raise ValueError("drop some photographs first")
         if len(pictures) > cfg.max_files:
@@ -272,19 +274,19 @@ def _before(restored: Restoration) -> Tensor:
     return torch.stack([torch.from_numpy(channel_HW) for channel_HW in restored.lq.planes()])
 
 
-def _picture(image_CHW: Tensor) -> Any:
+def _picture(image_CHW: Tensor) -> Image:
     """The image in 8 bits, for the browser."""
-    from PIL import Image
+    from PIL.Image import fromarray
 
     from restore_lab.data.image_io import to_image
 
-    return Image.fromarray(to_image(image_CHW))
+    return fromarray(to_image(image_CHW))
 
 
-def _clearly(gr: Any, work: Callable[..., Any]) -> Callable[..., Any]:
+def _clearly(gr: Any, work: Callable[..., R]) -> Callable[..., R]:
     """The function with user errors shown as one line on the page; other errors by name, with a logged traceback."""
 
-    def shown(*args: Any) -> Any:
+    def checked(*args: object) -> R:
         began = time.monotonic()
         try:
             return work(*args)
@@ -295,4 +297,4 @@ def _clearly(gr: Any, work: Callable[..., Any]) -> Callable[..., Any]:
             after = time.monotonic() - began
             raise gr.Error(f"failed after {after:.0f} s ({type(error).__name__}); the terminal says more") from error
 
-    return shown
+    return checked

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from restore_lab.evaluation.record_tracking import SCORE
 from restore_lab.launch.job import NOT_WEIGHTS, config_flags, config_folders
@@ -24,6 +24,9 @@ from restore_lab.tables.plan import plan
 from restore_lab.tables.render import render_table
 from restore_lab.tables.spec import Spec
 from restore_lab.tracking import has_wandb_account
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 CURVES = ("train/loss", "val/psnr_restored", "train/images_per_second", "train/grad_norm")
 STEP = "trainer/global_step"
@@ -46,7 +49,7 @@ class RowRuns:
         return [*self.trainings, *(one for ids in self.records.values() for one in ids)]
 
 
-def publish_dashboard(cfg: Any) -> str:
+def publish_dashboard(cfg: DictConfig) -> str:
     """Run `restore-lab dashboard`.
 
     Returns:
@@ -158,7 +161,7 @@ def dashboard(plan: Plan, spec: Spec, markdown: str, *, entity: str, project: st
     return {"workspace": workspace, "report": report}
 
 
-def _send(cfg: Any, plan: Plan, spec: Spec, markdown: str) -> str:
+def _send(cfg: DictConfig, plan: Plan, spec: Spec, markdown: str) -> str:
     """Save workspace and report to the account."""
     if not has_wandb_account():
         raise ValueError("dashboard: nobody is logged in to wandb here; run `wandb login`, or give output=FILE")

@@ -10,7 +10,6 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from restore_lab.evaluation.metrics.kernel_distance import KERNEL_ID
 from restore_lab.evaluation.records import DECODED_HQ, DECODED_LQ, LQ, Record, method_rows, read_record
@@ -65,6 +64,7 @@ def read_numbers(plan: Plan, spec: Spec) -> TableNumbers:
     return TableNumbers(spec=spec, numbers=numbers, problems=problems, references=sort_references(names))
 
 
+CodecMeans = Mapping[tuple[int, str, str], float]  # by seed, row and metric
 # A row's name, its records by seed, and its name inside them (None: the method's own row).
 RowRecords = tuple[str, Mapping[int, Record], str | None]
 
@@ -88,13 +88,13 @@ def references(candidates: Iterable[Mapping[int, Record]]) -> list[RowRecords]:
     return list(rows.values())
 
 
-def _codec(records: Mapping[int, Record]) -> dict[tuple[int, str, str], float]:
-    """The means of the codec's rows, by seed, row and metric."""
+def _codec(records: Mapping[int, Record]) -> CodecMeans:
+    """The means of the codec's rows."""
     cells = [(seed, cell) for seed, record in records.items() for cell in record.results.cells]
     return {(seed, c.row, c.metric): c.mean for seed, c in cells if c.row in (DECODED_LQ, DECODED_HQ)}
 
 
-def _alike(a: Mapping[Any, float], b: Mapping[Any, float]) -> bool:
+def _alike(a: CodecMeans, b: CodecMeans) -> bool:
     """Whether the shared entries are equal up to rounding; threads and versions sum in different orders."""
     return all(math.isclose(a[key], b[key], rel_tol=1e-3) for key in a.keys() & b.keys())
 
@@ -106,7 +106,7 @@ def sort_references(names: Iterable[str]) -> list[str]:
 
 def _backbone(records: Mapping[int, Record]) -> str:
     """The prior of a row's records, by the last part of its path: "tiny_sdxl"."""
-    settings: Any = next(iter(records.values())).settings
+    settings = next(iter(records.values())).settings
     place = settings.get("module", {}).get("backbone", {}).get("path", "")
     return str(place).rpartition("/")[2].rpartition(":")[2]
 

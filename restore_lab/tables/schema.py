@@ -101,7 +101,7 @@ class TableEntry(Scaled):
     figure: NotRequired[Mapping[str, Any] | None]
 
 
-def validate(node: Any, where: str) -> dict[str, Any]:
+def validate(node: object, where: str) -> TableEntry:
     """The validated node `table` of a file.
 
     Raises:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from restore_lab.tables.figures.settings import Figure
 
@@ -123,7 +123,7 @@ class Spec:
         return merge(word for part in parts for word in part.of(verb))
 
 
-def merge(words: Any) -> tuple[str, ...]:
+def merge(words: Iterable[str]) -> tuple[str, ...]:
     """Overrides with each key once; the last one wins, at its own position."""
     found: dict[str, str] = {}
     for word in words:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from restore_lab.evaluation.degraded import write_inputs
 from restore_lab.launch.cost import estimate, shipped_facts
@@ -23,10 +23,13 @@ from restore_lab.tables.power import powers
 from restore_lab.tables.render import EXTENSIONS, RENDERERS, render_table
 from restore_lab.tables.spec import Spec, merge
 
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
 log = logging.getLogger(__name__)
 
 
-def make_tables(cfg: Any) -> dict[str, str]:
+def make_tables(cfg: DictConfig) -> dict[str, str]:
     """Run `restore-lab table`.
 
     Returns:
@@ -125,7 +128,7 @@ def _datum(name: str, paths: Sequence[str]) -> str:
     return f"    data {name}: " + (f"MISSING {gone[0]} (restore-lab doctor data={name})" if gone else "there")
 
 
-def _line(plan: Plan, job: Job, missing: bool, finished: Sequence[Any]) -> str:
+def _line(plan: Plan, job: Job, missing: bool, finished: Sequence[Mapping[str, Any]]) -> str:
     used = [f"{p.table}/{p.row}" for p, identity in plan.scores.items() if identity == job.identity]
     used += [f"{table}/{row}" for (table, row), identity in plan.descriptions.items() if identity == job.identity]
     used += [other.identity for other in plan.jobs.values() if job.identity in other.needs]
@@ -135,7 +138,7 @@ def _line(plan: Plan, job: Job, missing: bool, finished: Sequence[Any]) -> str:
     return f"{job.identity}  {what}  {state}  for {', '.join(dict.fromkeys(used))}"
 
 
-def _takes(job: Job, finished: Sequence[Any]) -> str:
+def _takes(job: Job, finished: Sequence[Mapping[str, Any]]) -> str:
     needed = estimate(job, finished, shipped_facts())
     if needed.seconds is None or needed.peak_bytes is None or needed.disk_bytes is None:
         return "(nothing like it was run here yet)"
@@ -144,7 +147,7 @@ def _takes(job: Job, finished: Sequence[Any]) -> str:
     return f"(about {needed.seconds / 60:.1f} min, {memory:.1f} GB memory, {disk:.1f} MB disk{where})"
 
 
-def _total(plan: Plan, finished: Sequence[Any]) -> str:
+def _total(plan: Plan, finished: Sequence[Mapping[str, Any]]) -> str:
     missing = plan.missing()
     needed = [estimate(job, finished, shipped_facts()) for job in missing]
     seconds = sum(e.seconds for e in needed if e.seconds is not None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from restore_lab.tables.figures import frontier, surface
 from restore_lab.tables.figures.settings import Frontier
@@ -35,7 +35,7 @@ def draw_figure(table: TableNumbers) -> bytes | None:
         from matplotlib.figure import Figure
     except ImportError:
         raise ValueError("pictures of tables are drawn with matplotlib: pip install 'restore-lab[figures]'") from None
-    page: Any = Figure(layout="constrained", dpi=110)
+    page = Figure(layout="constrained", dpi=110)
     match table.spec.figure:
         case Frontier() as figure:
             frontier.draw_frontier(table, figure, page)

@@ -7,7 +7,7 @@ strengths, I images.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from restore_lab.evaluation.statistics import MIN_IMAGES, common_grid, rank_corr
 from restore_lab.tables.number import shared_values
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from restore_lab.tables.figures.settings import Surface
     from restore_lab.tables.numbers import TableNumbers
     from restore_lab.tables.pareto import Points
@@ -79,7 +81,7 @@ def _correlation(first: Sequence[float] | Points, second: Sequence[float] | Poin
     return 0.0 if np.ptp(first) == 0 or np.ptp(second) == 0 else rank_correlation(first, second)
 
 
-def draw_surface(table: TableNumbers, figure: Surface, page: Any) -> None:
+def draw_surface(table: TableNumbers, figure: Surface, page: Figure) -> None:
     """One heat map per column: true strength on the x axis, instructed strength on the y axis."""
     from matplotlib.patches import Rectangle
 
