@@ -15,7 +15,7 @@ import numpy as np
 
 from restore_lab.degradation.diff_restorer import KINDS
 from restore_lab.degradation.vocabulary import labels
-from restore_lab.evaluation.paired import values
+from restore_lab.evaluation.comparisons import values
 from restore_lab.evaluation.records import DECODED_LQ, read_record
 from restore_lab.evaluation.statistics import difference
 from restore_lab.types import Recipe

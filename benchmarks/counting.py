@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.alternating import clock
-from restore_lab.inspection.memory import LiveStorages
+from restore_lab.inspection.memory_estimate import LiveStorages
 
 SIDE = {"cuda": 8192, "cpu": 1024}  # of the matrices of the peak
 MATMULS = 20

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
@@ -20,7 +20,7 @@ from restore_lab.storage.artefact import code_version
 from restore_lab.storage.identity import IGNORED_KEYS
 
 if TYPE_CHECKING:
-    from lightning.pytorch.loggers import Logger
+    from lightning.pytorch.loggers import Logger, WandbLogger
     from omegaconf import DictConfig
     from PIL.Image import Image
 
@@ -30,7 +30,7 @@ PLUMBING = IGNORED_KEYS | {"name", "stage", "experiment", "run", "weights", "tra
 PLUMBING |= {"log_every", "checkpoint_every", "pictures", "keep_images"}
 FAILED, INTERRUPTED = 1, 255  # exit codes as wandb reads them
 LONGEST_NAME = 128  # characters of a wandb name
-GAP = 4  # pixels between the images of a panel
+PANEL_GAP = 4  # pixels between the images of a panel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,13 @@ class ImagePanel:
     images: Mapping[str, Image]
     caption: str
     instruction: str
+
+
+@runtime_checkable
+class ImageLogger(Protocol):
+    """A logger that supports images, such as wandb's."""
+
+    def log_image(self, key: str, images: list[Image], step: int | None = None, *, caption: list[str]) -> None: ...
 
 
 @contextmanager
@@ -82,10 +89,11 @@ def artefact_overrides() -> list[str]:
     return [word for word in words if word.lstrip("+~").partition("=")[0].split(".")[0] not in PLUMBING]
 
 
-def log_panels(logger: Any, key: str, shown: Sequence[ImagePanel], *, step: int) -> None:
+def log_panels(logger: Logger, key: str, panels: Sequence[ImagePanel], *, step: int) -> None:
     """Log panels under one key, if the logger supports images."""
-    if shown and hasattr(logger, "log_image"):
-        logger.log_image(key, [_beside(one.images) for one in shown], step=step, caption=[_words(one) for one in shown])
+    if panels and isinstance(logger, ImageLogger):
+        images, captions = [_beside(panel.images) for panel in panels], [_words(panel) for panel in panels]
+        logger.log_image(key, images, step=step, caption=captions)
 
 
 def has_wandb_account() -> bool:
@@ -105,16 +113,18 @@ def _described(cfg: DictConfig, kind: str, settings: Mapping[str, Any]) -> dict[
     return {"group": group, "name": f"{group} {kind} {words}".strip()[:LONGEST_NAME], "tags": tags}
 
 
-def _begun(node: DictConfig) -> Any:
+def _begun(node: DictConfig) -> Logger:
     """The logger, with its run started."""
+    from lightning.pytorch.loggers import WandbLogger
+
     try:
-        logger = build(node)
+        logger: Logger = build(node)
     except ModuleNotFoundError as error:
         raise ValueError(f"logger: {' '.join(str(error).split())}") from error
-    return _wandb(logger, node) if hasattr(logger, "use_artifact") else logger
+    return _wandb(logger, node) if isinstance(logger, WandbLogger) else logger
 
 
-def _wandb(logger: Any, node: DictConfig) -> Any:
+def _wandb(logger: WandbLogger, node: DictConfig) -> Logger:
     """A started wandb run; offline if wandb cannot be reached.
 
     Raises:
@@ -122,8 +132,9 @@ def _wandb(logger: Any, node: DictConfig) -> Any:
     """
     import wandb
     from lightning.pytorch.utilities import rank_zero_only
+    from wandb.errors import AuthenticationError, CommError
 
-    if rank_zero_only.rank != 0:
+    if getattr(rank_zero_only, "rank", 0) != 0:
         return logger
     if node.get("mode") == "online" and not has_wandb_account():
         raise ValueError(
@@ -131,21 +142,23 @@ def _wandb(logger: Any, node: DictConfig) -> Any:
             "what was written with `wandb sync` later"
         )
     try:
-        logger.experiment  # noqa: B018 - Lightning starts the run at the first access
-    except wandb.errors.AuthenticationError as error:
+        _ = logger.experiment  # Lightning starts the run at the first access
+    except AuthenticationError as error:
         raise ValueError(f"logger=wandb: {' '.join(str(error).split())}") from error
-    except wandb.errors.CommError as error:
+    except CommError as error:
         why = " ".join(str(error).split())
         log.warning("wandb cannot be reached (%s); writing to disk, for `wandb sync` later", why)
         wandb.teardown()  # its service still holds the run's id
-        logger = build(node, mode="offline")
+        return build(node, mode="offline")
     return logger
 
 
-def _end(logger: Any, exit_code: int) -> None:
+def _end(logger: Logger, exit_code: int) -> None:
     """Finish the run; Lightning leaves wandb's open, and the process's next job would log into it."""
+    from lightning.pytorch.loggers import WandbLogger
+
     logger.finalize("failed" if exit_code else "success")
-    if hasattr(logger, "use_artifact"):
+    if isinstance(logger, WandbLogger):
         logger.experiment.finish(exit_code=exit_code)
 
 
@@ -154,14 +167,14 @@ def _beside(images: Mapping[str, Image]) -> Image:
     from PIL import Image
 
     tiles = list(images.values())
-    width = sum(tile.width for tile in tiles) + GAP * (len(tiles) - 1)
+    width = sum(tile.width for tile in tiles) + PANEL_GAP * (len(tiles) - 1)
     whole, x = Image.new("RGB", (width, max(tile.height for tile in tiles)), "white"), 0
     for tile in tiles:
         whole.paste(tile, (x, 0))
-        x += tile.width + GAP
+        x += tile.width + PANEL_GAP
     return whole
 
 
-def _words(one: ImagePanel) -> str:
-    said = (f"instruction: {one.instruction or '(none)'}", f"caption: {one.caption or '(none)'}")
-    return "\n".join([f"{one.key}: {' | '.join(one.images)}", *said])
+def _words(panel: ImagePanel) -> str:
+    prompts = (f"instruction: {panel.instruction or '(none)'}", f"caption: {panel.caption or '(none)'}")
+    return "\n".join([f"{panel.key}: {' | '.join(panel.images)}", *prompts])

@@ -215,6 +215,6 @@ class Edit(Protocol):
     def __call__(self, tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: Any) -> tuple[Tensor, Any]: ...
 
 
-def identity(tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: Any) -> tuple[Tensor, Any]:
+def identity_edit(tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: Any) -> tuple[Tensor, Any]:
     """The identity edit, with which the backbone equals diffusers' own forward."""
     return h_BCHW, carry

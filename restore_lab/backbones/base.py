@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from restore_lab.backbones.codec.codec import Codec
 from restore_lab.backbones.schedule import Schedule
 from restore_lab.backbones.text.clip import TextEncoder
-from restore_lab.types import Cond, Edit, Tap, identity
+from restore_lab.types import Cond, Edit, Tap, identity_edit
 
 
 class Backbone(nn.Module, ABC):
@@ -74,7 +74,7 @@ class Backbone(nn.Module, ABC):
         """
 
     @abstractmethod
-    def forward(self, z_BCHW: Tensor, t_B: Tensor, cond: Cond, at: Edit = identity, carry: Any = None) -> Tensor:
+    def forward(self, z_BCHW: Tensor, t_B: Tensor, cond: Cond, at: Edit = identity_edit, carry: Any = None) -> Tensor:
         """The prior's prediction (`schedule.prediction_type`) at z, (B, C, H, W), in z's dtype.
 
         Args:

@@ -21,7 +21,7 @@ from restore_lab.backbones.base import Backbone, extra_stream
 from restore_lab.backbones.codec.codec import Codec
 from restore_lab.backbones.schedule import Schedule
 from restore_lab.backbones.text.clip import TextEncoder
-from restore_lab.types import Cond, Edit, Tap, identity
+from restore_lab.types import Cond, Edit, Tap, identity_edit
 
 
 class MMDiTBackbone(Backbone):
@@ -57,7 +57,7 @@ class MMDiTBackbone(Backbone):
         tokens_BLD, pooled_BD = self.text(texts)
         return Cond(tokens_BLD=tokens_BLD, pooled_BD=pooled_BD)
 
-    def forward(self, z_BCHW: Tensor, t_B: Tensor, cond: Cond, at: Edit = identity, carry: Any = None) -> Tensor:
+    def forward(self, z_BCHW: Tensor, t_B: Tensor, cond: Cond, at: Edit = identity_edit, carry: Any = None) -> Tensor:
         """As in `Backbone`; t is a real number in [0, T]."""
         model = self.transformer
         dtype = model.proj_out.weight.dtype
@@ -133,7 +133,7 @@ def run_blocks(
     *,
     taps: Sequence[Tap],
     size: tuple[int, int],
-    at: Edit = identity,
+    at: Edit = identity_edit,
     carry: Any = None,
     visual_BLD: Tensor | None = None,
     checkpointing: Any = None,

@@ -20,7 +20,7 @@ from restore_lab.backbones.schedule import Schedule
 from restore_lab.backbones.text.clip import TextEncoder
 from restore_lab.backbones.unet_loop import decode, encode, time_embedding
 from restore_lab.backbones.unet_taps import check_supported, decoder_taps, encoder_taps
-from restore_lab.types import Cond, Edit, identity
+from restore_lab.types import Cond, Edit, identity_edit
 
 
 class UNetBackbone(Backbone):
@@ -62,7 +62,7 @@ class UNetBackbone(Backbone):
         size_BD = torch.tensor(ids, dtype=torch.float32, device=tokens_BLD.device)
         return Cond(tokens_BLD=tokens_BLD, pooled_BD=pooled_BD, size_BD=size_BD)
 
-    def forward(self, z_BCHW: Tensor, t_B: Tensor, cond: Cond, at: Edit = identity, carry: Any = None) -> Tensor:
+    def forward(self, z_BCHW: Tensor, t_B: Tensor, cond: Cond, at: Edit = identity_edit, carry: Any = None) -> Tensor:
         """As in `Backbone`; t holds integers."""
         dtype = self.unet.conv_in.weight.dtype
         ctx_BLD = cond.tokens_BLD.to(dtype)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from restore_lab.backbones.base import extra_stream
 from restore_lab.system.xla import upsample_nearest_2x
-from restore_lab.types import Cond, Edit, Tap, identity
+from restore_lab.types import Cond, Edit, Tap, identity_edit
 
 
 class EncoderModules(Protocol):
@@ -63,7 +63,7 @@ def encode(
     ctx_BLD: Tensor,
     *,
     taps: Sequence[Tap],
-    at: Edit = identity,
+    at: Edit = identity_edit,
     carry: Any = None,
     visual_BLD: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...], Any]:
@@ -108,7 +108,7 @@ def decode(
     ctx_BLD: Tensor,
     *,
     taps: Sequence[Tap],
-    at: Edit = identity,
+    at: Edit = identity_edit,
     carry: Any = None,
     visual_BLD: Tensor | None = None,
 ) -> tuple[Tensor, Any]:

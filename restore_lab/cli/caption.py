@@ -8,10 +8,13 @@ restore-lab caption input=photos prompt.semantic.captioner.model=Qwen/Qwen2.5-VL
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
-def run(cfg: Any) -> None:
+def run(cfg: DictConfig) -> None:
     """Write the table of captions and print its path."""
     from restore_lab.inference.captioning import caption_folder
     from restore_lab.system.processes import launch_ranks, rank_and_world

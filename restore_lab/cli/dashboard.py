@@ -7,14 +7,17 @@ restore-lab dashboard spire/table6 output=dashboard.json
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 POSITIONAL = ("table",)
 KEY_ALIASES = {"scale": "at_scale"}  # `scale` is a config group, of the jobs' configs
 
 
-def run(cfg: Any) -> None:
+def run(cfg: DictConfig) -> None:
     """Print the addresses of workspace and report, their JSON, or the path of the written file."""
-    from restore_lab.tables.dashboard import run as dashboard
+    from restore_lab.tables.dashboard import publish_dashboard
 
-    print(dashboard(cfg))
+    print(publish_dashboard(cfg))

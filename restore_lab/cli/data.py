@@ -9,12 +9,15 @@ restore-lab data photographs output=datasets/photographs_free
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 POSITIONAL = ("make",)
 
 
-def run(cfg: Any) -> None:
+def run(cfg: DictConfig) -> None:
     """Make the missing data and print its path."""
     from restore_lab.system.processes import launch_ranks, rank_and_world
 

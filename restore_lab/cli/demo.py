@@ -7,10 +7,13 @@ restore-lab demo device=cuda overrides=['scale=full']
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
-def run(cfg: Any) -> None:
+def run(cfg: DictConfig) -> None:
     """Serve the page until it is interrupted."""
     from restore_lab.demo.page import serve
 

@@ -7,10 +7,13 @@ restore-lab describe method=spire backbone=sd15 adaptor/fusion=modulation_decode
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
-def run(cfg: Any) -> None:
+def run(cfg: DictConfig) -> None:
     """Print the facts as text or JSON."""
     from restore_lab.inspection.describe import describe, render_description
 

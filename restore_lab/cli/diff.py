@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from restore_lab.inspection.trace import Trace
 
 POSITIONAL = ("sides...",)
 FREE_TEXT = ("a", "b")
 
 
-def run(cfg: Any) -> None:
+def run(cfg: DictConfig) -> None:
     """Print the difference at every place of the trace; exit code 1 if the runs diverge."""
     from restore_lab.inspection import diff
 
@@ -27,7 +29,7 @@ def run(cfg: Any) -> None:
         if cfg.sides or cfg.a or cfg.b:
             raise ValueError("trace= writes the features of this composition and compares nothing; leave out the sides")
         found, shown = diff.run_trace(cfg)
-        diff.write(found, Path(cfg.trace), keys=shown)
+        diff.write_trace(found, Path(cfg.trace), keys=shown)
         print(f"{len(found)} places of {shown}: {cfg.trace}")
         return
     sides = list(cfg.sides or ())
@@ -38,8 +40,8 @@ def run(cfg: Any) -> None:
     a, b = (_side(place, more) for place, more in zip([*sides, None, None], (cfg.a, cfg.b), strict=False))
     if a[1] != b[1]:
         raise ValueError(f"A saw {a[1]} and B saw {b[1]}: give both the same eval_data and seed")
-    differences = diff.compare(a[0], b[0])
-    say = diff.as_json if cfg.format == "json" else diff.page
+    differences = diff.compare_traces(a[0], b[0])
+    say = diff.differences_as_json if cfg.format == "json" else diff.differences_as_text
     print(say(differences, tolerance=cfg.tolerance))
     if diff.first_difference(differences, tolerance=cfg.tolerance):
         raise SystemExit(1)
@@ -51,9 +53,9 @@ def _side(place: str | None, settings: str) -> tuple[Trace, str]:
 
     from restore_lab.cli.front import parse, quote
     from restore_lab.inspection import diff
-    from restore_lab.tables.compose import job_config
+    from restore_lab.tables.job_config import job_config
 
-    found = None if place is None else diff.read(place)
+    found = None if place is None else diff.read_trace(place)
     if found is not None:
         if settings:
             raise ValueError(f"{place} is a trace: settings ({settings}) do not change it")

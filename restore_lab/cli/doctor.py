@@ -9,12 +9,15 @@ restore-lab doctor data=supir_train datasets_dir=/data
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 METHODS = ("method=", "backbone=", "scale=", "metrics=", "experiment=")
 
 
-def run(cfg: Any) -> None:
+def run(cfg: DictConfig) -> None:
     """Print what exists and what is missing; exit code 1 if anything is missing."""
     from hydra.core.hydra_config import HydraConfig
 
@@ -29,15 +32,15 @@ def run(cfg: Any) -> None:
         raise SystemExit(1)
 
 
-def _method(cfg: Any) -> bool:
-    from restore_lab.inspection.doctor import checkup, render
+def _method(cfg: DictConfig) -> bool:
+    from restore_lab.inspection.doctor import check_method, render_checkup
 
-    found = checkup(cfg)
-    print(json.dumps(found) if cfg.format == "json" else render(found))
-    return not found["missing"]
+    found = check_method(cfg)
+    print(found.as_json() if cfg.format == "json" else render_checkup(found))
+    return not found.missing
 
 
-def _dataset(cfg: Any) -> bool:
+def _dataset(cfg: DictConfig) -> bool:
     from dataclasses import asdict
 
     from omegaconf import OmegaConf

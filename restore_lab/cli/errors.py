@@ -21,7 +21,7 @@ from restore_lab.config.suggest import nearest, offer
 from restore_lab.system.faults import EXIT_CODE, Fault, Termination, describe_bad_path, describe_fault
 from restore_lab.system.terminal import escape_control
 
-PACKAGE = str(Path(__file__).resolve().parents[1])
+PACKAGE_FOLDER = str(Path(__file__).resolve().parents[1])
 PLUGINS = ("joblib", "optuna", "ray", "submitit")  # of Hydra's, extras of this package
 
 
@@ -46,7 +46,7 @@ def exit_with_one_line() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def explain(*, verb: str, folders: Sequence[Path], overrides: Sequence[str]) -> Iterator[None]:
+def explain_override_errors(*, verb: str, folders: Sequence[Path], overrides: Sequence[str]) -> Iterator[None]:
     """Add the existing settings, parts or options to Hydra's error about an override.
 
     Args:
@@ -91,7 +91,7 @@ def is_bad_input(error: Exception) -> bool:
         return True
     if isinstance(error, ModuleNotFoundError):
         return bool(advice(str(error)))  # an extra installs it
-    return isinstance(error, ValueError) and _raised_in(error).startswith((PACKAGE, hydra_folder))
+    return isinstance(error, ValueError) and _raised_in(error).startswith((PACKAGE_FOLDER, hydra_folder))
 
 
 def flatten(error: BaseException) -> str:

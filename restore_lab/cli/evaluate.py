@@ -12,13 +12,16 @@ restore-lab evaluate --explain RECORD RECORD
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 POSITIONAL = ("records...",)
 FOLLOWS_WEIGHTS = True
 
 
-def run(cfg: Any) -> float | None:
+def run(cfg: DictConfig) -> float | None:
     """Print the table and the paths of record and picture, or everything as JSON, or the difference of two records.
 
     Returns:
@@ -27,9 +30,9 @@ def run(cfg: Any) -> float | None:
     if cfg.explain:
         if len(cfg.records or ()) != 2:
             raise ValueError("--explain compares two records; give two of their folders")
-        from restore_lab.evaluation.explain import explain
+        from restore_lab.evaluation.explain import explain_records
 
-        print("\n".join(explain(*cfg.records)))
+        print("\n".join(explain_records(*cfg.records)))
         return None
     if cfg.records:
         words = cfg.records if isinstance(cfg.records, str) else " ".join(cfg.records)

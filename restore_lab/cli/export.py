@@ -6,10 +6,13 @@ restore-lab export method=dra weights=runs/dra/adaptor-<id> output=my_dra dtype=
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
-def run(cfg: Any) -> None:
+def run(cfg: DictConfig) -> None:
     """Write the folder and print its content."""
     from restore_lab.importing.exporting import export
 

@@ -30,7 +30,7 @@ INFO_TOPICS = frozenset(("all", "config", "defaults", "defaults-tree", "plugins"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Words:
+class CommandLine:
     """A parsed command line: Hydra's flags, overrides in Hydra's grammar, trusted packages."""
 
     flags: tuple[str, ...]
@@ -56,7 +56,7 @@ def parse(
     positional: Sequence[str] = (),
     free: Sequence[str] = (),
     aliases: Mapping[str, str] | None = None,
-) -> Words:
+) -> CommandLine:
     """Parse and quote the words after the verb.
 
     Args:
@@ -88,7 +88,7 @@ def parse(
     overrides += _place(bare, positional)
     for typed, key in (aliases or {}).items():
         overrides = [f"{key}={word[len(typed) + 1 :]}" if word.startswith(f"{typed}=") else word for word in overrides]
-    return Words(flags=tuple(flags), overrides=tuple(overrides), trusted_packages=trusted)
+    return CommandLine(flags=tuple(flags), overrides=tuple(overrides), trusted_packages=trusted)
 
 
 def _flag_value(word: str, queue: list[str]) -> list[str]:

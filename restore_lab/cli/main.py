@@ -23,7 +23,7 @@ from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from restore_lab.cli import front
 from restore_lab.config import build, checks, compose
@@ -34,9 +34,11 @@ from restore_lab.system import processes, xla
 from restore_lab.system.faults import EXIT_CODE, Termination
 from restore_lab.system.terminal import EscapedStream, escape_control
 
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
 COMPLETES = re.compile(r"[^\x00-\x1f\x7f$`\\\"'()<>|&;*?{}!#]*")
 NOT_VERBS = frozenset(("__init__", "main", "front", "errors"))
-Run = Callable[[Any], Any]
 
 
 def main() -> None:
@@ -67,7 +69,7 @@ def _open_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor
     sys.stdin, sys.stdout, sys.stderr = (
-        stream or open(number, mode, closefd=False)  # noqa: SIM115
+        stream or os.fdopen(number, mode, closefd=False)
         for number, (stream, mode) in enumerate(((sys.stdin, "r"), (sys.stdout, "w"), (sys.stderr, "w")))
     )
     for stream in (sys.stdout, sys.stderr):
@@ -92,10 +94,10 @@ def _dispatch(words: Sequence[str]) -> None:
         module = _load(words[0])
         if "-h" in words[1:] or "--help" in words[1:]:
             print((module.__doc__ or "").strip(), end="\n\n")
-        launch(verb=words[0], module=module, words=words[1:], conf=conf_dir())
+        run_verb(verb=words[0], module=module, words=words[1:], conf=conf_dir())
 
 
-def launch(*, verb: str, module: ModuleType, words: Sequence[str], conf: Path) -> None:
+def run_verb(*, verb: str, module: ModuleType, words: Sequence[str], conf: Path) -> None:
     """Compose the verb's config from `words` and run it; errors that the user can fix are one line and exit code 2.
 
     Args:
@@ -121,7 +123,7 @@ def launch(*, verb: str, module: ModuleType, words: Sequence[str], conf: Path) -
             if found.line and first_rank() and not processes.is_launched_rank():
                 print(f"restore-lab: {escape_control(found.line)}", file=sys.stderr)
         folders = [conf, *typed.config_dirs]
-        with errors.explain(verb=verb, folders=folders, overrides=typed.overrides):
+        with errors.explain_override_errors(verb=verb, folders=folders, overrides=typed.overrides):
             _hydra(verb=verb, run=module.run, arguments=typed.arguments, conf=conf)
 
 
@@ -167,7 +169,7 @@ def _load(verb: str) -> ModuleType:
     return importlib.import_module(f"restore_lab.cli.{verb}{'_' if keyword.iskeyword(verb) else ''}")
 
 
-def _hydra(*, verb: str, run: Run, arguments: Sequence[str], conf: Path) -> None:
+def _hydra(*, verb: str, run: Callable[[DictConfig], object], arguments: Sequence[str], conf: Path) -> None:
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -178,7 +180,7 @@ def _hydra(*, verb: str, run: Run, arguments: Sequence[str], conf: Path) -> None
     typed = list(sys.argv)
     failed: list[Exception] = []
 
-    def task(cfg: Any) -> Any:
+    def task(cfg: DictConfig) -> object:
         # Lightning starts its other ranks with sys.argv, which must be the original command line.
         sys.argv = typed
         try:
@@ -215,11 +217,11 @@ def _complete(words: Sequence[str]) -> None:
     querying = len(typed) > 2 and typed[1] in listed
     verb = typed[1] if querying else next(iter(listed))
     if not querying:
-        launch(verb=verb, module=_load(verb), words=words, conf=conf_dir())
+        run_verb(verb=verb, module=_load(verb), words=words, conf=conf_dir())
         return
     os.environ["COMP_LINE"] = " ".join([typed[0], *typed[2:]])
     with contextlib.redirect_stdout(io.StringIO()) as offered:
-        launch(verb=verb, module=_load(verb), words=words, conf=conf_dir())
+        run_verb(verb=verb, module=_load(verb), words=words, conf=conf_dir())
     # Hydra hands these to `compgen -W`, where bash would run a file's name such as $(command).
     print(" ".join(word for word in offered.getvalue().split() if COMPLETES.fullmatch(word)))
 

@@ -7,14 +7,17 @@ restore-lab report records=[runs/a/scores-<id>,runs/b/scores-<id>]
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 POSITIONAL = ("table",)
 KEY_ALIASES = {"scale": "at_scale"}  # `scale` is a config group, of the jobs' configs
 
 
-def run(cfg: Any) -> None:
+def run(cfg: DictConfig) -> None:
     """Write the page; runs no jobs."""
-    from restore_lab.tables.page.write import run as write
+    from restore_lab.tables.page.write import write_report
 
-    write(cfg)
+    write_report(cfg)

@@ -9,13 +9,16 @@ restore-lab restore input=photos/ devices=4
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 FOLLOWS_WEIGHTS = True
 FREE_TEXT = ("names",)
 
 
-def run(cfg: Any) -> None:
+def run(cfg: DictConfig) -> None:
     """Restore, and print the number of written images and their folder.
 
     Raises:

@@ -7,15 +7,18 @@ restore-lab table --all --plan
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 POSITIONAL = ("table...",)
 KEY_ALIASES = {"scale": "at_scale"}  # `scale` is a config group, of the jobs' configs
 
 
-def run(cfg: Any) -> None:
+def run(cfg: DictConfig) -> None:
     """Print the plan, or run the missing jobs and print the tables; failures are listed, with exit code 1."""
-    from restore_lab.tables.table import run as make
+    from restore_lab.tables.table import make_tables
 
-    if make(cfg):
+    if make_tables(cfg):
         raise SystemExit(1)

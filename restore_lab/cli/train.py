@@ -10,10 +10,13 @@ restore-lab train -m hydra/sweeper=optuna_seeded 'optimisation.lr=interval(1e-4,
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
-def run(cfg: Any) -> float | None:
+def run(cfg: DictConfig) -> float | None:
     """Train, and print the folder of the result; each job of a sweep runs in its own process group.
 
     Returns:

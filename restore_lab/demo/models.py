@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
@@ -28,7 +28,7 @@ MAX_LOADED = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Knob:
+class Slider:
     """One slider: its label `says`, the settings that it sets, and its range."""
 
     says: str
@@ -67,11 +67,21 @@ class Model:
     words: tuple[str, ...]
 
 
-def knobs_of(cfg: DictConfig) -> list[Knob]:
+def sliders_of(cfg: DictConfig) -> list[Slider]:
     """The sliders of conf/demo.yaml."""
-    plain: Any = OmegaConf.to_container(cfg.knobs, resolve=True)
-    lists = ("settings", "choices", "methods")
-    return [Knob(**{key: tuple(v) if key in lists else v for key, v in knob.items()}) for knob in plain]
+    return [
+        Slider(
+            says=knob.says,
+            settings=tuple(knob.settings),
+            low=knob.low,
+            high=knob.high,
+            step=knob.step,
+            choices=tuple(knob.get("choices", ())),
+            methods=tuple(knob.get("methods", ())),
+            idle=knob.get("idle"),
+        )
+        for knob in cfg.knobs
+    ]
 
 
 def models(cfg: DictConfig) -> dict[str, Model]:
@@ -118,7 +128,7 @@ class ModelCache:
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
         self.models = models(cfg)
-        self.knobs = knobs_of(cfg)
+        self.sliders = sliders_of(cfg)
         self._loaded: OrderedDict[str, Restorer] = OrderedDict()
 
     def config(self, name: str, more: Sequence[str] = ()) -> DictConfig:
@@ -144,8 +154,10 @@ class ModelCache:
         from restore_lab.inference.restorer import Restorer
 
         plain = self.config(name)
-        moved = [(knob, values[knob.says]) for knob in self.knobs if knob.says in values]
-        words = [word for knob, value in moved if knob.value(plain) is not None for word in knob.words(value, plain)]
+        moved = [(slider, values[slider.says]) for slider in self.sliders if slider.says in values]
+        words = [
+            word for slider, value in moved if slider.value(plain) is not None for word in slider.words(value, plain)
+        ]
         cfg = self.config(name, list(dict.fromkeys(words))) if words else plain
         if name not in self._loaded:
             while len(self._loaded) >= MAX_LOADED:

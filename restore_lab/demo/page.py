@@ -13,19 +13,21 @@ import time
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from restore_lab.data.frames import take_frames
 from restore_lab.data.sources.folder import keys_of
-from restore_lab.demo.models import Knob, ModelCache
+from restore_lab.demo.models import ModelCache, Slider
 from restore_lab.demo.words import NUMBERS, instruction
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+    from PIL.Image import Image
     from torch import Tensor
 
     from restore_lab.inference.result import Restoration
 
+R = TypeVar("R")
 SEEDS = 8
 BUTTONS = ["download", "fullscreen"]  # none that uploads a picture
 RETENTION_SECONDS = 3600  # seconds that an upload or a result stays on disk
@@ -48,12 +50,12 @@ def serve(cfg: DictConfig) -> None:
         raise ValueError("restore-lab demo needs the extra demo; pip install 'restore-lab[demo]'") from error
     assert gradio
     try:
-        launch(cfg, wait=True, port=cfg.port)
+        launch_page(cfg, wait=True, port=cfg.port)
     except OSError as error:
         raise ValueError(f"port={cfg.port}: {error}; choose another, port={cfg.port + 1}") from error
 
 
-def launch(cfg: DictConfig, *, wait: bool, port: int | None) -> tuple[Any, str]:
+def launch_page(cfg: DictConfig, *, wait: bool, port: int | None) -> tuple[Any, str]:
     """Start the server; the page and its address.
 
     Args:
@@ -62,9 +64,9 @@ def launch(cfg: DictConfig, *, wait: bool, port: int | None) -> tuple[Any, str]:
         port: None for any free port.
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    import gradio
+    from gradio.themes import Default
 
-    blocks = page(cfg).queue(max_size=20, api_open=False)
+    blocks = build_page(cfg).queue(max_size=20, api_open=False)
     _, address, _ = blocks.launch(
         server_name=cfg.host,
         server_port=port,
@@ -75,13 +77,13 @@ def launch(cfg: DictConfig, *, wait: bool, port: int | None) -> tuple[Any, str]:
         footer_links=[],
         run_history=False,
         ssr_mode=False,
-        theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        theme=Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css="footer {display: none !important}",
     )
     return blocks, address
 
 
-def page(cfg: DictConfig) -> Any:
+def build_page(cfg: DictConfig) -> Any:
     """The Gradio page, not yet launched."""
     import gradio as gr
 
@@ -95,7 +97,7 @@ def page(cfg: DictConfig) -> Any:
         with gr.Accordion("Strengths", open=False):
             plain = shelf.config(first)
             with gr.Row():
-                knobs = [_slider(gr, knob, knob.value(plain)) for knob in shelf.knobs]
+                sliders = [_slider(gr, slider, slider.value(plain)) for slider in shelf.sliders]
         with gr.Group(visible=_listens(plain)) as group:
             words = gr.Textbox(label="What to undo", value=instruction(_off()), max_length=2000)
             with gr.Row():
@@ -103,7 +105,7 @@ def page(cfg: DictConfig) -> Any:
                     gr.Slider(min(off, end), max(off, end), off, step=step, label=says, min_width=120)
                     for says, (_, off, end, step) in NUMBERS.items()
                 ]
-        parts = [model, caption, words, *knobs]
+        parts = [model, caption, words, *sliders]
         with gr.Tab("One photograph"):
             _one(gr, cfg, shelf, parts)
         with gr.Tab("Several"):
@@ -111,7 +113,7 @@ def page(cfg: DictConfig) -> Any:
 
         for number in numbers:
             number.release(lambda *values: instruction(list(values)), numbers, words, show_progress="hidden")
-        model.change(lambda name: _shown(gr, shelf, name), model, [group, *knobs], show_progress="hidden")
+        model.change(lambda name: _shown(gr, shelf, name), model, [group, *sliders], show_progress="hidden")
     return blocks
 
 
@@ -128,7 +130,9 @@ def _one(gr: Any, cfg: DictConfig, shelf: ModelCache, parts: Sequence[Any]) -> N
                 upscale = gr.Slider(1, 4, 1, step=0.5, label="Enlarge", min_width=120)
             go = gr.Button("Restore", variant="primary")
         with gr.Column(scale=3):
-            slider = gr.ImageSlider(label="Before and after", type="pil", format="png", height=420, interactive=False)
+            comparison = gr.ImageSlider(
+                label="Before and after", type="pil", format="png", height=420, interactive=False
+            )
             report = gr.Markdown()
             file = gr.DownloadButton("Download the restored file", visible=False)
     with gr.Row(visible=False) as spread:
@@ -140,7 +144,7 @@ def _one(gr: Any, cfg: DictConfig, shelf: ModelCache, parts: Sequence[Any]) -> N
             buttons=BUTTONS,
         )
 
-    def restore(picture: str | None, seed: int, seeds: int, upscale: float, *fields: Any) -> tuple[Any, ...]:
+    def restore(picture: str | None, seed: int, seeds: int, upscale: float, *fields: Any) -> tuple[object, ...]:
         if picture is None:
             raise ValueError("drop a photograph first")
         restored = _restored(shelf, picture, fields, seed=int(seed), seeds=int(seeds), upscale=float(upscale))
@@ -157,7 +161,7 @@ def _one(gr: Any, cfg: DictConfig, shelf: ModelCache, parts: Sequence[Any]) -> N
             restored.uncertainty_map().rgb_HWC if several else None,
         )
 
-    outputs = [slider, report, file, spread, every, unsure]
+    outputs = [comparison, report, file, spread, every, unsure]
     go.click(_clearly(gr, restore), [image, seed, seeds, upscale, *parts], outputs, concurrency_limit=1, api_name=False)
 
 
@@ -171,7 +175,7 @@ def _several(gr: Any, cfg: DictConfig, shelf: ModelCache, parts: Sequence[Any]) 
     gallery = gr.Gallery(label="Restored", columns=4, format="png", interactive=False, buttons=BUTTONS)
     archive = gr.DownloadButton("Download all (zip)", visible=False)
 
-    def restore(pictures: list[str] | None, *fields: Any) -> tuple[Any, ...]:
+    def restore(pictures: list[str] | None, *fields: Any) -> tuple[object, ...]:
         if not pictures:
             raise ValueError("drop some photographs first")
         if len(pictures) > cfg.max_files:
@@ -212,7 +216,7 @@ def _restored(
     name, caption, words, *turned = fields
     if not 1 <= seeds <= SEEDS:
         raise ValueError(f"{seeds} seeds; from 1 to {SEEDS}")
-    values = {knob.says: value for knob, value in zip(shelf.knobs, turned, strict=True) if value is not None}
+    values = {slider.says: value for slider, value in zip(shelf.sliders, turned, strict=True) if value is not None}
     restorer = shelf.restorer(name, values)
     return restorer(picture, caption=caption or "", instruction=words or "", seed=seed, seeds=seeds, upscale=upscale)
 
@@ -220,17 +224,17 @@ def _restored(
 def _shown(gr: Any, shelf: ModelCache, name: str) -> list[Any]:
     """The visible fields of a model, and its sliders' values."""
     cfg = shelf.config(name)
-    values = [knob.value(cfg) for knob in shelf.knobs]
+    values = [slider.value(cfg) for slider in shelf.sliders]
     return [
         gr.Group(visible=_listens(cfg)),
         *(gr.Slider(visible=False) if value is None else gr.Slider(value=value, visible=True) for value in values),
     ]
 
 
-def _slider(gr: Any, knob: Knob, value: float | None) -> Any:
+def _slider(gr: Any, slider: Slider, value: float | None) -> Any:
     """A slider at its value; hidden for a model that lacks its settings."""
-    shown = {"step": knob.step, "label": knob.says, "visible": value is not None, "min_width": 360}
-    return gr.Slider(knob.low, knob.high, knob.low if value is None else value, **shown)
+    shown = {"step": slider.step, "label": slider.says, "visible": value is not None, "min_width": 360}
+    return gr.Slider(slider.low, slider.high, slider.low if value is None else value, **shown)
 
 
 def _listens(cfg: DictConfig) -> bool:
@@ -270,19 +274,19 @@ def _before(restored: Restoration) -> Tensor:
     return torch.stack([torch.from_numpy(channel_HW) for channel_HW in restored.lq.planes()])
 
 
-def _picture(image_CHW: Tensor) -> Any:
+def _picture(image_CHW: Tensor) -> Image:
     """The image in 8 bits, for the browser."""
-    from PIL import Image
+    from PIL.Image import fromarray
 
     from restore_lab.data.image_io import to_image
 
-    return Image.fromarray(to_image(image_CHW))
+    return fromarray(to_image(image_CHW))
 
 
-def _clearly(gr: Any, work: Callable[..., Any]) -> Callable[..., Any]:
+def _clearly(gr: Any, work: Callable[..., R]) -> Callable[..., R]:
     """The function with user errors shown as one line on the page; other errors by name, with a logged traceback."""
 
-    def shown(*args: Any) -> Any:
+    def checked(*args: object) -> R:
         began = time.monotonic()
         try:
             return work(*args)
@@ -293,4 +297,4 @@ def _clearly(gr: Any, work: Callable[..., Any]) -> Callable[..., Any]:
             after = time.monotonic() - began
             raise gr.Error(f"failed after {after:.0f} s ({type(error).__name__}); the terminal says more") from error
 
-    return shown
+    return checked

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from restore_lab.config.build import build
-from restore_lab.storage.files import path_inside
 from restore_lab.storage.outputs import write_output
+from restore_lab.storage.safe_names import path_inside
 from restore_lab.system.processes import rank_and_world
 
 if TYPE_CHECKING:
+    import torch
     from omegaconf import DictConfig
     from torch import Tensor
 
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def degraded_batches(
-    cfg: DictConfig, device: Any, numbers: Sequence[int] | None = None
+    cfg: DictConfig, device: torch.device | str, numbers: Sequence[int] | None = None
 ) -> Iterator[tuple[int, Batch | None]]:
     """Index and degraded batch of the test set, on a device, with a progress bar.
 
@@ -47,7 +48,7 @@ def degraded_batches(
         log.warning("%s", summary)
 
 
-def score(
+def score_batch(
     suite: MetricSuite, row: str, image_BCHW: Tensor, batch: Batch, *, instructions: Sequence[str] | None = None
 ) -> None:
     """Measure a row's restored images of a batch, against the originals if there are any."""

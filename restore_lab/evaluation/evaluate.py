@@ -18,13 +18,13 @@ import torch
 
 from restore_lab.adaptors.lq_encoder import CodecEncoder
 from restore_lab.config.build import build
+from restore_lab.evaluation.comparisons import report_comparisons
 from restore_lab.evaluation.contact_sheet import Panel, keep_images
-from restore_lab.evaluation.degraded import degraded_batches, score
+from restore_lab.evaluation.degraded import degraded_batches, score_batch
 from restore_lab.evaluation.folders import find_pairs, measure_folder, plan_folder
-from restore_lab.evaluation.paired import report
 from restore_lab.evaluation.parts import Parts, clear
 from restore_lab.evaluation.plan import Scores, load_or_measure, plan_scores
-from restore_lab.evaluation.protocol import resize, resize_shorter_side
+from restore_lab.evaluation.protocol import resize_bicubic, resize_shorter_side
 from restore_lab.evaluation.records import (
     DECODED_HQ,
     DECODED_LQ,
@@ -34,7 +34,7 @@ from restore_lab.evaluation.records import (
     ROBUST_LQ,
     Results,
     method_rows,
-    render,
+    render_results,
 )
 from restore_lab.evaluation.systems import CROP_KEYS, measure_system, plan_system
 from restore_lab.inference.captioning import caption_ahead, find_captioners
@@ -83,7 +83,7 @@ class Evaluation:
 
     def page(self) -> str:
         """The table as text, followed by the comparisons of the variants."""
-        return "\n".join([render(self.results), *([""] if self.comparisons else []), *self.comparisons])
+        return "\n".join([render_results(self.results), *([""] if self.comparisons else []), *self.comparisons])
 
     def mean(self, metric: str) -> float:
         """A metric's mean over the images of the method's row (of the first variant).
@@ -156,7 +156,7 @@ def evaluate(cfg: DictConfig) -> Evaluation | None:
         return None
     picture = scores.folder / PICTURE
     ordered = list(cfg.ordered or ())
-    compared = report(results, variants=method_rows(results), ordered=ordered, settings=scores.settings)
+    compared = report_comparisons(results, variants=method_rows(results), ordered=ordered, settings=scores.settings)
     return Evaluation(
         folder=scores.folder, results=results, picture=picture if picture.is_file() else None, comparisons=compared
     )
@@ -216,7 +216,7 @@ def _measure_batch(
         module.stage("words")
         rows[name] = (restored_BCHW, prompts(batch, training=False))
     for name, (image_BCHW, prompt) in rows.items():
-        score(suite, name, image_BCHW, batch, instructions=prompt.instruction)
+        score_batch(suite, name, image_BCHW, batch, instructions=prompt.instruction)
     restored, first = [name for name in (ROBUST_LQ, *variants) if name in rows], next(iter(variants))
     ends = {} if batch.hq_BCHW is None else {ORIGINAL: batch.hq_BCHW}
     images = {LQ: batch.lq_BCHW, **{name: rows[name][0] for name in restored}, **ends}
@@ -239,7 +239,7 @@ def _restored(module: RestorationModule, batch: Batch, work_size: int | None) ->
     height, width = batch.lq_BCHW.shape[-2:]
     original_BCHW = None if batch.hq_BCHW is None else resize_shorter_side(batch.hq_BCHW, work_size)
     larger = replace(batch, lq_BCHW=resize_shorter_side(batch.lq_BCHW, work_size), hq_BCHW=original_BCHW)
-    return resize(module.restore(larger), height=height, width=width)
+    return resize_bicubic(module.restore(larger), height=height, width=width)
 
 
 def _with_slots(own: PromptSources, slots: Any) -> PromptSources:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from restore_lab.evaluation.records import RECORD, Record, read_record
 
 MAX_KEYS = 5  # per line
 
 
-def explain(a: str | Path, b: str | Path) -> list[str]:
+def explain_records(a: str | Path, b: str | Path) -> list[str]:
     """One line per kind of difference between two records, the likeliest causes of different numbers first.
 
     Args:
@@ -75,7 +74,7 @@ def _settings(a: Record, b: Record) -> Iterator[str]:
             yield f"{'seed' if key == 'seed' else f'setting {key}'}: {values[0]} against {values[1]}"
 
 
-def _flat(node: Any, place: str) -> Iterator[tuple[str, Any]]:
+def _flat(node: object, place: str) -> Iterator[tuple[str, object]]:
     """Leaves of nested plain values by dotted name."""
     if isinstance(node, Mapping):
         for key, value in node.items():

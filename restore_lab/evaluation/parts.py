@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from restore_lab.evaluation.plan import Scores
 
 log = logging.getLogger(__name__)
-PREFIX = "parts-"
+PARTS_PREFIX = "parts-"
 
 
 class Parts:
@@ -51,7 +51,7 @@ class Parts:
         data = build(cfg.datamodule)
         self.count = data.test_count()
         cut = {"batch": cfg.datamodule.eval_batch_size, "count": self.count, "pictures": cfg.pictures}
-        self.folder = scores.folder / f"{PREFIX}{identity({**cut, 'code': code_version()}, (scores.identity,))}"
+        self.folder = scores.folder / f"{PARTS_PREFIX}{identity({**cut, 'code': code_version()}, (scores.identity,))}"
         self._panels = 0
 
     def missing(self) -> list[int]:
@@ -118,7 +118,7 @@ class Parts:
 
 def clear(folder: Path) -> None:
     """Remove all parts of a record."""
-    for place in folder.glob(f"{PREFIX}*"):
+    for place in folder.glob(f"{PARTS_PREFIX}*"):
         shutil.rmtree(place, ignore_errors=True)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restore_lab.evaluation.page import log_record
+from restore_lab.evaluation.record_tracking import log_record
 from restore_lab.evaluation.records import RECORD, has_record, read_record
 from restore_lab.storage.artefact import SCORES, Artefact
 from restore_lab.storage.identity import identity

@@ -1,7 +1,7 @@
 """Evaluation protocols: image preparation, the label of a number, and the interfaces of metrics.
 
-`Protocol` prepares an image_BCHW in [0, 1] (size, crop, 8-bit rounding, border, RGB or luma). `Column` is the label of
-a number; two numbers share a column of a table only if their `Column.id` is equal. `ImageMetric` and `SetMetric` are
+`Protocol` prepares an image_BCHW in [0, 1] (size, crop, 8-bit rounding, border, RGB or luma). `ColumnLabel` labels a
+number; two numbers share a column of a table only if their `ColumnLabel.id` is equal. `ImageMetric` and `SetMetric` are
 the interfaces of metrics.
 
 Luma is BT.601: `y` in studio range, 16-235, as in MATLAB's rgb2ycbcr and BasicSR; `yiq` in full range, 0-255, pyiqa's
@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -86,10 +86,10 @@ class Protocol:
 def resize_shorter_side(image_BCHW: Tensor, side: int) -> Tensor:
     """Resize images in [0, 1] to a shorter side of `side` pixels."""
     height, width = (round(length * side / min(image_BCHW.shape[-2:])) for length in image_BCHW.shape[-2:])
-    return resize(image_BCHW, height=height, width=width)
+    return resize_bicubic(image_BCHW, height=height, width=width)
 
 
-def resize(image_BCHW: Tensor, *, height: int, width: int) -> Tensor:
+def resize_bicubic(image_BCHW: Tensor, *, height: int, width: int) -> Tensor:
     """Resize images in [0, 1]: bicubic with antialiasing."""
     if image_BCHW.shape[-2:] == (height, width):
         return image_BCHW
@@ -107,7 +107,7 @@ def luma(image_BCHW: Tensor, *, full_range: bool = False) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
+class ColumnLabel:
     """The label of a number. `weights` identifies the metric's code and weights; `size` is "WxH" of the measured
     images, or "mixed"."""
 

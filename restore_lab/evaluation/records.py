@@ -21,19 +21,19 @@ from pathlib import Path
 from typing import Any
 
 from restore_lab.data import parquet
-from restore_lab.evaluation.protocol import Column
+from restore_lab.evaluation.protocol import ColumnLabel
 from restore_lab.storage.artefact import IDENTIFIER
 from restore_lab.storage.atomic import write_bytes_atomic, write_json_atomic
-from restore_lab.storage.files import shorten
 from restore_lab.storage.foreign import LARGEST, bytes_of, json_of, parse_dataclass
+from restore_lab.storage.safe_names import shorten
 
 LQ, DECODED_LQ, DECODED_HQ = "LQ", "D(E(LQ))", "D(E(HQ))"
 ROBUST_LQ = "D(E_dr(LQ))"  # with a robust LQ encoder
 ORIGINAL = "original"
-RECORD, PER_IMAGE, IMAGES, PICTURE = "record.json", "per_image.parquet", "images", "pictures.png"
-FORMAT = 1
-TEXT = ("row", "key", "metric", "caption", "instruction", "recipe")
-COLUMNS = [*TEXT, "value"]
+RECORD, PER_IMAGE, IMAGES_FOLDER, PICTURE = "record.json", "per_image.parquet", "images", "pictures.png"
+RECORD_FORMAT = 1
+TEXT_COLUMNS = ("row", "key", "metric", "caption", "instruction", "recipe")
+PER_IMAGE_COLUMNS = [*TEXT_COLUMNS, "value"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class Cell:
     std: float | None
     n: int
     higher_is_better: bool
-    column: Column
+    column: ColumnLabel
     interval: tuple[float, float] | None = None
 
 
@@ -102,7 +102,7 @@ def write_record(
     folder: str | Path,
     *,
     results: Results,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     identity: str,
     code: str,
     parents: Sequence[str] = (),
@@ -123,7 +123,7 @@ def write_record(
     write_json_atomic(
         place / RECORD,
         {
-            "format": FORMAT,
+            "format": RECORD_FORMAT,
             "identity": identity,
             "code": code,
             "settings": settings,
@@ -150,8 +150,10 @@ def read_record(folder: str | Path) -> Record:
         raise FileNotFoundError(2, "no record here; run restore-lab evaluate first", str(place))
     try:
         raw = json_of(place, within=place.parent, require_finite=True)
-        if isinstance(raw, Mapping) and isinstance(raw.get("format"), int) and raw["format"] != FORMAT:
-            raise ValueError(f"{place}: record format {raw['format']}, this version reads {FORMAT}; evaluate again")
+        if isinstance(raw, Mapping) and isinstance(raw.get("format"), int) and raw["format"] != RECORD_FORMAT:
+            raise ValueError(
+                f"{place}: record format {raw['format']}, this version reads {RECORD_FORMAT}; evaluate again"
+            )
         known = {"parents": [], **raw} if isinstance(raw, Mapping) else raw
         head = parse_dataclass(_Head, known, name=place)
         cells = tuple(_cell(entry, place) for entry in head.cells)
@@ -177,7 +179,7 @@ def has_record(folder: str | Path, *, identity: str) -> bool:
 
 def image_file(folder: str | Path, row: str, key: str) -> Path:
     """The path of a record's saved image; invalid file names are replaced by valid, distinct ones."""
-    return Path(folder) / IMAGES / _safe(row) / f"{_safe(key)}.webp"
+    return Path(folder) / IMAGES_FOLDER / _safe(row) / f"{_safe(key)}.webp"
 
 
 def _safe(name: str) -> str:
@@ -188,7 +190,7 @@ def _safe(name: str) -> str:
     return f"{plain}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
-def render(results: Results) -> str:
+def render_results(results: Results) -> str:
     """A Markdown table, rows by columns, with the protocol of every column at its foot.
 
     "+" marks a metric where higher is better, "-" one where lower is; a cell is mean and (std). Numbers of one metric
@@ -255,10 +257,10 @@ def _number(cell: Cell | None, digits: int) -> str:
     return f"{cell.mean:.{digits}f}{spread}"
 
 
-def _cell(entry: Mapping[str, Any], place: Path) -> Cell:
+def _cell(entry: object, place: Path) -> Cell:
     if not isinstance(entry, Mapping):
         raise ValueError(f"{place}: a cell is {type(entry).__name__}")
-    column = parse_dataclass(Column, entry.get("column"), name="a cell's column")
+    column = parse_dataclass(ColumnLabel, entry.get("column"), name="a cell's column")
     fields = {key: value for key, value in entry.items() if key not in ("column", "column_id")}
     cell = parse_dataclass(Cell, {**fields, "column": column}, name="a cell")
     if cell.column.id != entry.get("column_id"):
@@ -270,7 +272,7 @@ def _parquet(images: Sequence[ImageValue]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema([*((name, pa.string()) for name in TEXT), ("value", pa.float64())])
+    schema = pa.schema([*((name, pa.string()) for name in TEXT_COLUMNS), ("value", pa.float64())])
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist([asdict(image) for image in images], schema=schema), sink)
     return sink.getvalue()
@@ -283,12 +285,12 @@ def _images(path: Path, expected: str) -> tuple[ImageValue, ...]:
     if hashlib.sha256(data).hexdigest() != expected:
         raise ValueError(f"{path} is not the one that its {RECORD} was written with; evaluate again")
     lines = parquet.rows(data, name=path)
-    if lines and (list(lines[0]) != COLUMNS or not all(_is_image(line) for line in lines)):
-        raise ValueError(f"{path} holds other columns than {', '.join(COLUMNS)}; evaluate again")
+    if lines and (list(lines[0]) != PER_IMAGE_COLUMNS or not all(_is_image(line) for line in lines)):
+        raise ValueError(f"{path} holds other columns than {', '.join(PER_IMAGE_COLUMNS)}; evaluate again")
     return tuple(ImageValue(**line) for line in lines)
 
 
-def _is_image(line: Mapping[str, Any]) -> bool:
+def _is_image(line: Mapping[str, object]) -> bool:
     value = line["value"]
     sound = value is None or (isinstance(value, float) and not LARGEST < abs(value) < math.inf)
-    return sound and all(type(line[name]) is str for name in TEXT)
+    return sound and all(type(line[name]) is str for name in TEXT_COLUMNS)

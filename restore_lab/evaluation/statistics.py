@@ -16,12 +16,12 @@ Shapes: N rows, S seeds, I images, T tables, D draws.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from restore_lab.random import rng
 
@@ -114,14 +114,14 @@ def by_photograph(values_SI: Values, keys: Sequence[str], photographs: Mapping[s
     return mean + (values_SI - mean) @ member_IU * (len(found) / len(keys))
 
 
-def photograph(key: str, settings: Mapping[str, Any]) -> str:
+def photograph(key: str, settings: Mapping[str, object]) -> str:
     """The photograph of a crop, by the record's settings: "astronaut" of "astronaut_2"."""
     whole, _, number = key.rpartition("_")
     is_crop = whole and number.isdecimal() and int(number) < _crops(settings)
     return whole if is_crop else key
 
 
-def _crops(settings: Any) -> int:
+def _crops(settings: object) -> int:
     """The maximum number of crops per image: `eval_crops`, or `crops` of a source."""
     if not isinstance(settings, Mapping):
         return 0
@@ -190,6 +190,14 @@ def components(values_TSI: Values) -> Components:
     )
 
 
+def rank_correlation(first: ArrayLike, second: ArrayLike) -> float:
+    """Spearman's rank correlation."""
+    from scipy.stats import spearmanr
+
+    found: Any = spearmanr(first, second)
+    return float(found.statistic)
+
+
 def redraw(values_NSI: Values, *, draws: int = 1000) -> Values:
     """Means_DN over resampled seeds and images, the same for every row (the pigeonhole bootstrap, Owen 2007).
 
@@ -197,7 +205,5 @@ def redraw(values_NSI: Values, *, draws: int = 1000) -> Values:
     """
     _, seeds, images = values_NSI.shape
     draw = rng("redraw", seeds, images)
-    picks: Iterable[tuple[Values, Values]] = (
-        (draw.integers(seeds, size=(seeds, 1)), draw.integers(images, size=images)) for _ in range(draws)
-    )
+    picks = ((draw.integers(seeds, size=(seeds, 1)), draw.integers(images, size=images)) for _ in range(draws))
     return np.stack([values_NSI[:, s, i].mean(axis=(1, 2)) for s, i in picks])

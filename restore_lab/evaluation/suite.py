@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from restore_lab.evaluation.metrics.kernel_distance import FEW_IMAGES, KERNEL_ID, kernel_distance
-from restore_lab.evaluation.protocol import Column, ImageMetric, Metric, MetricUnavailable, Protocol, SetMetric
+from restore_lab.evaluation.protocol import ColumnLabel, ImageMetric, Metric, MetricUnavailable, Protocol, SetMetric
 from restore_lab.evaluation.records import Cell, ImageValue, Results
 from restore_lab.types import Recipe
 
@@ -217,7 +217,7 @@ class MetricSuite:
             found.append(replace(self._cell(row, metric, column, kernel.value, None), interval=kernel.interval))
         return found
 
-    def _cell(self, row: str, metric: Metric, column: Column, mean: float, std: float | None) -> Cell:
+    def _cell(self, row: str, metric: Metric, column: ColumnLabel, mean: float, std: float | None) -> Cell:
         return Cell(
             row=row,
             metric=column.metric,
@@ -228,9 +228,9 @@ class MetricSuite:
             column=column,
         )
 
-    def _column(self, metric: Metric, tally: Tally, count: int) -> Column:
+    def _column(self, metric: Metric, tally: Tally, count: int) -> ColumnLabel:
         pixel = self._pixel_protocol(metric)
-        return Column(
+        return ColumnLabel(
             metric=metric.id,
             weights=metric.weights,
             colour=pixel.colour if metric.pixel else "rgb",

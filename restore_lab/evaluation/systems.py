@@ -21,10 +21,10 @@ from restore_lab.data.frames import describe_frames, take_frames
 from restore_lab.data.image_io import read_image, to_tensor
 from restore_lab.data.sources.folder import list_images
 from restore_lab.evaluation.contact_sheet import keep_images
-from restore_lab.evaluation.degraded import degraded_batches, score
+from restore_lab.evaluation.degraded import degraded_batches, score_batch
 from restore_lab.evaluation.parts import Parts, clear
 from restore_lab.evaluation.plan import Scores, plan_scores
-from restore_lab.evaluation.protocol import resize
+from restore_lab.evaluation.protocol import resize_bicubic
 from restore_lab.evaluation.records import LQ, ORIGINAL
 from restore_lab.storage.identity import fingerprint, plain_settings
 from restore_lab.system.processes import device
@@ -70,7 +70,7 @@ def _measure(cfg: DictConfig, scores: Scores, suite: MetricSuite, batch: Batch, 
         raise ValueError("there is nothing to restore; give eval_data with HQ images an eval_degradation")
     rows = {LQ: batch.lq_BCHW, cfg.name: restore(batch).to(batch.lq_BCHW.device)}
     for name, image_BCHW in rows.items():
-        score(suite, name, image_BCHW, batch)
+        score_batch(suite, name, image_BCHW, batch)
     if cfg.keep_images:
         originals = {} if batch.hq_BCHW is None else {ORIGINAL: batch.hq_BCHW}
         keep_images(scores.folder, {**rows, **originals}, batch.key)
@@ -169,7 +169,7 @@ def _pixel_model(file: Path, device: Any) -> Restore:
         lq_BCHW = batch.lq_BCHW
         assert lq_BCHW is not None
         height, width = lq_BCHW.shape[-2:]
-        smaller = resize(lq_BCHW, height=round(height / model.scale), width=round(width / model.scale))
-        return resize(model(smaller), height=height, width=width).clamp(0.0, 1.0)
+        smaller = resize_bicubic(lq_BCHW, height=round(height / model.scale), width=round(width / model.scale))
+        return resize_bicubic(model(smaller), height=height, width=width).clamp(0.0, 1.0)
 
     return restore

@@ -11,12 +11,17 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 
-from restore_lab.importing.layout import Layout, Piece, Source, has_prefixes, prior_words
+from torch import Tensor
+
+from restore_lab.importing.checkpoint import Checkpoint
+from restore_lab.importing.layout import Layout, Piece, has_prefixes, prior_words
 from restore_lab.importing.ldm import layers_of, unet_key
 from restore_lab.methods.module import RestorationModule
 
 
-def sources(names: Iterable[str], module: RestorationModule, source: Source | None = None) -> dict[str, Piece]:
+def controlnet_sources(
+    names: Iterable[str], module: RestorationModule, source: Checkpoint | None = None
+) -> dict[str, Piece]:
     """Hint network, trunk, zero convolutions."""
     joins = sum(tap.kind == "join" for tap in module.backbone.taps)
     keys = {name: diffusers_key(name, joins=joins) for name in names}
@@ -42,7 +47,7 @@ def diffusers_key(name: str, *, joins: int) -> str | None:
     return f"controlnet_mid_block.{ending}" if skip is None else f"controlnet_down_blocks.{skip}.{ending}"
 
 
-def diffbir_sources(names: Iterable[str], module: RestorationModule, source: Source) -> dict[str, Piece]:
+def diffbir_sources(names: Iterable[str], module: RestorationModule, source: Checkpoint) -> dict[str, Piece]:
     """Trunk and zero convolutions."""
     layers, joins = layers_of(module.adaptor.trunk), sum(tap.kind == "join" for tap in module.backbone.taps)
     found: dict[str, Piece] = {}
@@ -76,23 +81,23 @@ def is_diffbir(keys: Collection[str]) -> bool:
     )
 
 
-def text_width(tensors: Mapping[str, object]) -> int | None:
+def text_width(tensors: Mapping[str, Tensor]) -> int | None:
     """Width of the text tokens that a network in either layout reads; None if it reads none."""
     found = [value for key, value in tensors.items() if key.endswith("attn2.to_k.weight")]
-    return int(found[0].shape[1]) if found else None  # type: ignore[attr-defined]
+    return found[0].shape[1] if found else None
 
 
-CONTROLNET = Layout(
+CONTROLNET_LAYOUT = Layout(
     name="controlnet",
     title="a ControlNet (diffusers)",
     licence="not known from the keys; see where it was published",
     words=("method=controlnet", "scale=full", "adaptor=controlnet_diffusers"),
     parts=("hint", "trunk", "fusion"),
     matches=is_controlnet,
-    sources=sources,
+    sources=controlnet_sources,
     more_words=lambda source: prior_words(text_width(source.tensors)),
 )
-DIFFBIR = Layout(
+DIFFBIR_LAYOUT = Layout(
     name="diffbir",
     title="DiffBIR's IRControlNet",
     licence="Apache-2.0, https://github.com/XPixelGroup/DiffBIR",

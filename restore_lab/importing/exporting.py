@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from restore_lab.adaptors.hint_net import HintNet
 from restore_lab.backbones.loading.load import DTYPES
-from restore_lab.importing.controlnet import sources
+from restore_lab.importing.controlnet import controlnet_sources
 from restore_lab.importing.engine import write_artefact
 from restore_lab.inspection.describe import on_meta
 from restore_lab.methods.weights import (
@@ -97,7 +97,7 @@ def as_controlnet(module: RestorationModule, tensors: Mapping[str, Tensor]) -> C
             backbone.denoiser, conditioning_embedding_out_channels=hint.widths, load_weights_from_unet=False
         )
     own = {name: value for name, value in tensors.items() if part_of(name) in CONTROLNET_PARTS}
-    pieces = sources(own, module)
+    pieces = controlnet_sources(own, module)
     state = {pieces[name].key: value for name, value in own.items() if name in pieces}
     shapes = {key: value.shape for key, value in model.state_dict().items()}
     if len(pieces) < len(own) or {key: value.shape for key, value in state.items()} != shapes:

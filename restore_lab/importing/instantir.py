@@ -13,11 +13,12 @@ from collections.abc import Collection, Iterable
 
 from torch import Tensor
 
-from restore_lab.importing.layout import Layout, Piece, Source, has_prefixes
+from restore_lab.importing.checkpoint import Checkpoint
+from restore_lab.importing.layout import Layout, Piece, has_prefixes
 from restore_lab.methods.module import RestorationModule
 
 LICENCE = "Apache-2.0, https://huggingface.co/InstantX/InstantIR"
-WORDS = ("method=instantir", "scale=full")
+INSTANTIR_WORDS = ("method=instantir", "scale=full")
 RESAMPLER = {  # inside a layer, ours to theirs
     "ln0": "0.norm1",
     "ln1": "0.norm2",
@@ -27,7 +28,7 @@ RESAMPLER = {  # inside a layer, ours to theirs
     "ff.1.net.0.proj": "1.1",
     "ff.1.net.2": "1.3",
 }
-CONNECTOR = {"shared.0": "0.mlp_shared.0", "alpha": "0.mul", "beta": "0.add", "zero": "1"}
+SFT_CONNECTOR = {"shared.0": "0.mlp_shared.0", "alpha": "0.mul", "beta": "0.add", "zero": "1"}
 
 
 def half(index: int, value: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ def resampler_piece(name: str) -> Piece | None:
     return Piece(key=f"layers.{place}.{RESAMPLER[inner]}.{ending}") if inner in RESAMPLER else None
 
 
-def adapter_sources(names: Iterable[str], module: RestorationModule, source: Source) -> dict[str, Piece]:
+def adapter_sources(names: Iterable[str], module: RestorationModule, source: Checkpoint) -> dict[str, Piece]:
     """Resampler and streams."""
     processors = module.backbone.denoiser.attn_processors
     numbers = {name.removesuffix(".processor").replace(".", "_"): n for n, name in enumerate(processors)}
@@ -75,7 +76,7 @@ def adapter_sources(names: Iterable[str], module: RestorationModule, source: Sou
     return found
 
 
-def aggregator_sources(names: Iterable[str], module: RestorationModule, source: Source) -> dict[str, Piece]:
+def aggregator_sources(names: Iterable[str], module: RestorationModule, source: Checkpoint) -> dict[str, Piece]:
     """Trunk and connectors; the connector at join n belongs to the skip that is consumed there, the last first."""
     joins = sum(tap.kind == "join" for tap in module.backbone.taps)
     found: dict[str, Piece] = {}
@@ -85,8 +86,8 @@ def aggregator_sources(names: Iterable[str], module: RestorationModule, source: 
             found[name] = Piece(key=re.sub(r"^conv_reference\.", "ref_conv_in.", rest))
         elif match := re.fullmatch(r"connectors\.(?:mid|join_(\d+))\.(.+)\.(weight|bias)", rest):
             place = f"controlnet_down_blocks.{joins - 1 - int(match[1])}" if match[1] else "controlnet_mid_block"
-            if match[2] in CONNECTOR:
-                found[name] = Piece(key=f"{place}.{CONNECTOR[match[2]]}.{match[3]}")
+            if match[2] in SFT_CONNECTOR:
+                found[name] = Piece(key=f"{place}.{SFT_CONNECTOR[match[2]]}.{match[3]}")
     return found
 
 
@@ -105,21 +106,21 @@ def is_aggregator(keys: Collection[str]) -> bool:
     return has_prefixes(keys, "ref_conv_in.", "controlnet_mid_block.")
 
 
-ADAPTER = Layout(
+ADAPTER_LAYOUT = Layout(
     name="instantir_adapter",
     title="InstantIR's adapter (DCP)",
     licence=LICENCE,
-    words=WORDS,
+    words=INSTANTIR_WORDS,
     parts=("stream",),
     matches=is_adapter,
     sources=adapter_sources,
     tidy=tidy_adapter,
 )
-AGGREGATOR = Layout(
+AGGREGATOR_LAYOUT = Layout(
     name="instantir_aggregator",
     title="InstantIR's aggregator",
     licence=LICENCE,
-    words=WORDS,
+    words=INSTANTIR_WORDS,
     parts=("trunk", "fusion"),
     matches=is_aggregator,
     sources=aggregator_sources,

@@ -7,23 +7,14 @@ and errors use the checkpoint's own key names. One file per family of layouts; r
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from restore_lab.importing.checkpoint import Checkpoint
     from restore_lab.methods.module import RestorationModule
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """One checkpoint as read: tensors by key, and settings stored with them (a LoRA's alpha)."""
-
-    file: Path
-    tensors: Mapping[str, Tensor]
-    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def unchanged(value: Tensor) -> Tensor:
@@ -44,7 +35,7 @@ def no_keys(key: str) -> bool:
     return False
 
 
-def no_words(source: Source) -> list[str]:
+def no_words(source: Checkpoint) -> list[str]:
     """No further overrides."""
     return []
 
@@ -79,11 +70,11 @@ class Layout:
     words: tuple[str, ...]
     parts: tuple[str, ...]
     matches: Callable[[Collection[str]], bool]
-    sources: Callable[[Iterable[str], RestorationModule, Source], Mapping[str, Piece]]
+    sources: Callable[[Iterable[str], RestorationModule, Checkpoint], Mapping[str, Piece]]
     tidy: Callable[[str], str] = same_key
     base: Callable[[str], bool] = no_keys
     settings: Callable[[str], bool] = no_keys
-    more_words: Callable[[Source], list[str]] = no_words
+    more_words: Callable[[Checkpoint], list[str]] = no_words
     setting: str = "weights"
 
 

@@ -16,7 +16,7 @@ from restore_lab.importing.layout import Piece
 if TYPE_CHECKING:
     from torch import Tensor
 
-RESIDUAL = {
+RESIDUAL_BLOCK = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
     "time_emb_proj": "emb_layers.1",
@@ -62,7 +62,7 @@ def unet_key(name: str, *, layers: Sequence[int]) -> str | None:
 
 
 def _inside(place: str, index: int, kind: str, inner: str, ending: str) -> str | None:
-    inner = RESIDUAL.get(inner, "") if kind == "resnets" else inner
+    inner = RESIDUAL_BLOCK.get(inner, "") if kind == "resnets" else inner
     return f"{place}.{index}.{inner}.{ending}" if inner else None
 
 

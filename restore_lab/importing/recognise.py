@@ -6,15 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from restore_lab.importing.controlnet import CONTROLNET, DIFFBIR
-from restore_lab.importing.instantir import ADAPTER, AGGREGATOR
-from restore_lab.importing.layout import Layout, Source
-from restore_lab.importing.lora import LORA, PREVIEWER
-from restore_lab.importing.reading import files_of, read
-from restore_lab.importing.stablesr import CFW
-from restore_lab.importing.supir import SUPIR
+from restore_lab.importing.checkpoint import Checkpoint, checkpoint_files, read_checkpoint
+from restore_lab.importing.controlnet import CONTROLNET_LAYOUT, DIFFBIR_LAYOUT
+from restore_lab.importing.instantir import ADAPTER_LAYOUT, AGGREGATOR_LAYOUT
+from restore_lab.importing.layout import Layout
+from restore_lab.importing.lora import LORA_LAYOUT, PREVIEWER_LAYOUT
+from restore_lab.importing.stablesr import CFW_LAYOUT
+from restore_lab.importing.supir import SUPIR_LAYOUT
 
-LAYOUTS = (SUPIR, ADAPTER, AGGREGATOR, PREVIEWER, DIFFBIR, CFW, CONTROLNET, LORA)
+LAYOUTS = (
+    SUPIR_LAYOUT,
+    ADAPTER_LAYOUT,
+    AGGREGATOR_LAYOUT,
+    PREVIEWER_LAYOUT,
+    DIFFBIR_LAYOUT,
+    CFW_LAYOUT,
+    CONTROLNET_LAYOUT,
+    LORA_LAYOUT,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +31,7 @@ class RecognisedCheckpoint:
     """A checkpoint with its layout, its keys in the layout's spelling."""
 
     layout: Layout
-    source: Source
+    source: Checkpoint
 
 
 def recognise(places: Sequence[str]) -> list[RecognisedCheckpoint]:
@@ -31,7 +40,9 @@ def recognise(places: Sequence[str]) -> list[RecognisedCheckpoint]:
     Raises:
         ValueError: for an unknown layout, or for checkpoints of different networks.
     """
-    found = [_recognised(read(file)) for place in places for file in files_of(Path(place).expanduser())]
+    found = [
+        _recognised(read_checkpoint(file)) for place in places for file in checkpoint_files(Path(place).expanduser())
+    ]
     words = {one.layout.words for one in found}
     parts = [part for one in found for part in one.layout.parts]
     if len(words) > 1 or len(parts) != len(set(parts)):
@@ -47,7 +58,7 @@ def words_of(found: Sequence[RecognisedCheckpoint]) -> list[str]:
     )
 
 
-def _recognised(source: Source) -> RecognisedCheckpoint:
+def _recognised(source: Checkpoint) -> RecognisedCheckpoint:
     for layout in LAYOUTS:
         keys = {layout.tidy(key): key for key in source.tensors}
         if layout.matches(keys):
@@ -59,7 +70,7 @@ def _recognised(source: Source) -> RecognisedCheckpoint:
                     "a file of one set"
                 )
             return RecognisedCheckpoint(
-                layout=layout, source=Source(file=source.file, tensors=tidied, settings=source.settings)
+                layout=layout, source=Checkpoint(file=source.file, tensors=tidied, settings=source.settings)
             )
     first = ", ".join(list(source.tensors)[:3])
     known = ", ".join(layout.title for layout in LAYOUTS)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 
-from restore_lab.importing.layout import Layout, Piece, Source, has_prefixes
+from restore_lab.importing.checkpoint import Checkpoint
+from restore_lab.importing.layout import Layout, Piece, has_prefixes
 from restore_lab.methods.module import RestorationModule
 
 FUSION = "decoder.fusion_layer_"
-BASE = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "loss.", "quantize.", "model_ema.")
+AUTOENCODER = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "loss.", "quantize.", "model_ema.")
 
 
 def is_cfw(keys: Collection[str]) -> bool:
@@ -21,14 +22,11 @@ def is_cfw(keys: Collection[str]) -> bool:
     return has_prefixes(keys, FUSION)
 
 
-def sources(names: Iterable[str], module: RestorationModule, source: Source) -> dict[str, Piece]:
+def cfw_sources(names: Iterable[str], module: RestorationModule, source: Checkpoint) -> dict[str, Piece]:
     """The fusion layers; this package numbers them from the latent's side."""
-    levels = len(module.decoder.blocks)
-    found: dict[str, Piece] = {}
-    for name in names:
-        if match := re.fullmatch(r"decoder\.blocks\.(\d+)\.(.+)", name):
-            found[name] = Piece(key=f"{FUSION}{levels - int(match[1])}.{_inner(match[2])}")
-    return found
+    matches = {name: match for name in names if (match := re.fullmatch(r"decoder\.blocks\.(\d+)\.(.+)", name))}
+    levels = len({match[1] for match in matches.values()})
+    return {name: Piece(key=f"{FUSION}{levels - int(match[1])}.{_inner(match[2])}") for name, match in matches.items()}
 
 
 def _inner(name: str) -> str:
@@ -42,15 +40,15 @@ def _inner(name: str) -> str:
     return f"encode_enc_{number}.{rest.replace('conv_shortcut', 'conv_out')}"
 
 
-CFW = Layout(
+CFW_LAYOUT = Layout(
     name="stablesr_cfw",
     title="StableSR's feature wrapping (CFW)",
     licence="S-Lab License 1.0: non-commercial use only, https://github.com/IceClear/StableSR",
     words=("scale=full", "backbone=sd21", "decoder=cfw"),
     parts=("decoder",),
     matches=is_cfw,
-    sources=sources,
+    sources=cfw_sources,
     tidy=lambda key: key.removeprefix("first_stage_model."),
-    base=lambda key: key.startswith(BASE) and not key.startswith(FUSION),
+    base=lambda key: key.startswith(AUTOENCODER) and not key.startswith(FUSION),
     setting="decoder.weights",
 )

@@ -9,22 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-from restore_lab.importing.layout import Layout, Piece, Source, has_prefixes
+from restore_lab.importing.checkpoint import Checkpoint
+from restore_lab.importing.layout import Layout, Piece, has_prefixes
 from restore_lab.importing.ldm import kl_encoder_piece, layers_of, unet_key
 from restore_lab.methods.module import RestorationModule
 
 CONTROL = "model.control_model."
 PROJECT = "model.diffusion_model.project_modules."
 ENCODER = "first_stage_model.denoise_encoder."
-BASE = ("model.diffusion_model.", "first_stage_model.", "conditioner.", "denoiser.", "model_ema.")
-CONNECTOR = {  # ours to theirs: of ZeroSFT, then of ZeroCrossAttn
+PRIOR = ("model.diffusion_model.", "first_stage_model.", "conditioner.", "denoiser.", "model_ema.")
+ZERO_SFT = {  # ours to theirs: of ZeroSFT, then of ZeroCrossAttn
     "norm": "param_free_norm",
     "shared.0": "mlp_shared.0",
     "gamma": "zero_mul",
     "beta": "zero_add",
     "zero": "zero_conv",
 }
-ATTENTION = {"norm": "norm1", "norm_control": "norm2"}
+ZERO_CROSS_ATTENTION = {"norm": "norm1", "norm_control": "norm2"}
 
 
 def is_supir(keys: Collection[str]) -> bool:
@@ -32,7 +33,7 @@ def is_supir(keys: Collection[str]) -> bool:
     return has_prefixes(keys, f"{CONTROL}input_hint_block.", PROJECT)
 
 
-def sources(names: Iterable[str], module: RestorationModule, source: Source) -> dict[str, Piece]:
+def supir_sources(names: Iterable[str], module: RestorationModule, source: Checkpoint) -> dict[str, Piece]:
     """Trunk, connectors, robust encoder."""
     layers = layers_of(module.adaptor.trunk)
     keys = getattr(module.adaptor.fusion, "keys", {})
@@ -60,19 +61,21 @@ def _connector(name: str, numbers: Mapping[str, int]) -> Piece | None:
     if place not in numbers:
         return None
     if place.startswith("upsample"):
-        inner = ATTENTION.get(stem) or (f"attn.{stem.removeprefix('attention.')}" if "attention." in stem else None)
+        inner = ZERO_CROSS_ATTENTION.get(stem) or (
+            f"attn.{stem.removeprefix('attention.')}" if "attention." in stem else None
+        )
     else:
-        inner = CONNECTOR.get(stem)
+        inner = ZERO_SFT.get(stem)
     return Piece(key=f"{PROJECT}{numbers[place]}.{inner}.{ending}") if inner else None
 
 
-SUPIR = Layout(
+SUPIR_LAYOUT = Layout(
     name="supir",
     title="SUPIR (v0Q or v0F)",
     licence="SUPIR's own: non-commercial use only, https://github.com/Fanghua-Yu/SUPIR",
     words=("method=supir", "scale=full", "adaptor=supir_release"),
     parts=("trunk", "fusion", "lq_encoder"),
     matches=is_supir,
-    sources=sources,
-    base=lambda key: key.startswith(BASE) and not key.startswith((PROJECT, ENCODER)),
+    sources=supir_sources,
+    base=lambda key: key.startswith(PRIOR) and not key.startswith((PROJECT, ENCODER)),
 )

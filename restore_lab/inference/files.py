@@ -24,9 +24,9 @@ from restore_lab.data.photograph import ENDINGS, kind_of
 from restore_lab.data.sources.folder import unique_names
 from restore_lab.data.word_table import Words
 from restore_lab.storage.atomic import write_bytes_atomic
-from restore_lab.storage.files import path_inside, shorten, spreadsheet_cell
 from restore_lab.storage.foreign import json_of
 from restore_lab.storage.outputs import require_free, write_output
+from restore_lab.storage.safe_names import path_inside, shorten, spreadsheet_cell
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

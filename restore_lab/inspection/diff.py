@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from restore_lab.storage.foreign import has_type, parse_json
 from restore_lab.storage.outputs import write_output
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
     from restore_lab.inspection.trace import Trace
 
-ORDER, INPUT = "trace", "input"  # metadata of a trace file: its places in order, and the keys of the input
+ORDER_KEY, INPUT_KEY = "trace", "input"  # metadata of a trace file: its places in order, and the keys of the input
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
+class PlaceDifference:
     """One place of two traces: max |a - b| and |a - b| / |a| (Euclidean norms); infinite if one trace lacks it."""
 
     place: str
@@ -35,31 +35,31 @@ class Difference:
     note: str = ""
 
 
-def compare(a: Trace, b: Trace) -> list[Difference]:
+def compare_traces(a: Trace, b: Trace) -> list[PlaceDifference]:
     """The difference at every place of either trace, in the order of `a`, then those of `b` only."""
     return [_difference(place, a, b) for place in [*a, *(place for place in b if place not in a)]]
 
 
-def first_difference(differences: Sequence[Difference], *, tolerance: float) -> Difference | None:
+def first_difference(differences: Sequence[PlaceDifference], *, tolerance: float) -> PlaceDifference | None:
     """The first place whose relative difference is above the tolerance, or NaN."""
     return next((found for found in differences if not found.relative <= tolerance), None)
 
 
-def _difference(place: str, a: Trace, b: Trace) -> Difference:
+def _difference(place: str, a: Trace, b: Trace) -> PlaceDifference:
     if place not in a or place not in b:
         where = "A" if place in a else "B"
-        return Difference(place=place, largest=math.inf, relative=math.inf, note=f"only in {where}")
+        return PlaceDifference(place=place, largest=math.inf, relative=math.inf, note=f"only in {where}")
     first, second = a[place].double(), b[place].double()
     if first.shape != second.shape:
         shapes = " and ".join("x".join(map(str, one.shape)) for one in (first, second))
-        return Difference(place=place, largest=math.inf, relative=math.inf, note=f"shapes {shapes}")
+        return PlaceDifference(place=place, largest=math.inf, relative=math.inf, note=f"shapes {shapes}")
     apart, size = (first - second).abs(), float(first.norm())
     norm = float(apart.norm())
     relative = 0.0 if norm == 0 else norm / size if size else math.inf
-    return Difference(place=place, largest=float(apart.max()) if apart.numel() else 0.0, relative=relative)
+    return PlaceDifference(place=place, largest=float(apart.max()) if apart.numel() else 0.0, relative=relative)
 
 
-def page(differences: Sequence[Difference], *, tolerance: float) -> str:
+def differences_as_text(differences: Sequence[PlaceDifference], *, tolerance: float) -> str:
     """The table of differences and the first one above the tolerance, as text."""
     first = first_difference(differences, tolerance=tolerance)
     width = max(len("place"), *(len(found.place) for found in differences))
@@ -73,7 +73,7 @@ def page(differences: Sequence[Difference], *, tolerance: float) -> str:
     return "\n".join([*lines, "", f"they part at {first.place}: {why}"])
 
 
-def as_json(differences: Sequence[Difference], *, tolerance: float) -> str:
+def differences_as_json(differences: Sequence[PlaceDifference], *, tolerance: float) -> str:
     """The differences as JSON; values that are not finite are null."""
     first = first_difference(differences, tolerance=tolerance)
     rows = [
@@ -96,15 +96,15 @@ def run_trace(cfg: DictConfig) -> tuple[Trace, str]:
     return trace(module, batch, share=cfg.share), ", ".join(batch.key)
 
 
-def write(found: Trace, file: Path, *, keys: str) -> None:
+def write_trace(found: Trace, file: Path, *, keys: str) -> None:
     """Write a trace as a safetensors file, atomically, with the keys of its input."""
     from safetensors.torch import save
 
     tensors = {name: value.contiguous().clone() for name, value in found.items()}
-    write_output(file, save(tensors, metadata={ORDER: json.dumps(list(found)), INPUT: keys}))
+    write_output(file, save(tensors, metadata={ORDER_KEY: json.dumps(list(found)), INPUT_KEY: keys}))
 
 
-def read(place: str) -> tuple[Trace, str] | None:
+def read_trace(place: str) -> tuple[Trace, str] | None:
     """A trace file and the keys of its input; None if `place` is something else, such as weights."""
     from safetensors import SafetensorError, safe_open
 
@@ -113,12 +113,12 @@ def read(place: str) -> tuple[Trace, str] | None:
         return None
     try:
         with safe_open(file, framework="pt") as opened:
-            header: dict[str, Any] = opened.metadata() or {}
-            if ORDER not in header:
+            header = opened.metadata() or {}
+            if ORDER_KEY not in header:
                 return None
-            names = parse_json(header[ORDER], name="its order")
+            names = parse_json(header[ORDER_KEY], name="its order")
             if not has_type(names, tuple[str, ...]):
                 raise ValueError("its order is no list of names")
-            return {name: opened.get_tensor(name) for name in names}, header.get(INPUT, "")
+            return {name: opened.get_tensor(name) for name in names}, header.get(INPUT_KEY, "")
     except (SafetensorError, ValueError, OSError) as error:
         raise ValueError(f"{file}: cannot be read as a trace ({error})") from error

@@ -7,9 +7,10 @@ available.
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,18 +19,80 @@ from omegaconf import OmegaConf
 from restore_lab.backbones.loading.places import as_list
 from restore_lab.config.build import build
 from restore_lab.inspection.describe import on_meta
-from restore_lab.inspection.memory import estimates
+from restore_lab.inspection.memory_estimate import MemoryEstimate, estimate_memory
 from restore_lab.inspection.needs import Need, access_to, backbone_needs, model_need, part_sizes
+from restore_lab.storage.free_space import format_bytes
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-GIB = 2**30
 MODELS = ("path", "model", "weights")  # keys of a part's config that name a model
 
 
-def checkup(cfg: DictConfig) -> dict[str, Any]:
-    """The report of `restore-lab doctor` on a method, as plain values.
+@dataclass(frozen=True, kw_only=True)
+class DeviceMemory:
+    """A device's name and its free bytes."""
+
+    name: str
+    free: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskSpace:
+    """Bytes to download to a folder, and bytes free on its disk."""
+
+    at: str
+    needed: int
+    free: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodCheckup:
+    """The report of `restore-lab doctor` on a method.
+
+    Attributes:
+        name: of the method.
+        size: side of the image to restore, in pixels.
+        crop: side of the training images, in pixels.
+        batch_size: images per training step on one device.
+        needs: the requirements, present or missing.
+        memory: the estimates for "restoring" and "training".
+        device: where it would run.
+        disk: where missing files would go.
+    """
+
+    name: str
+    size: int
+    crop: int
+    batch_size: int
+    needs: Sequence[Need]
+    memory: Mapping[str, MemoryEstimate]
+    device: DeviceMemory
+    disk: DiskSpace
+
+    @property
+    def missing(self) -> list[str]:
+        """The names of the missing requirements, without the optional ones."""
+        return [need.what for need in self.needs if need.missing]
+
+    def as_json(self) -> str:
+        """The report as JSON; each memory estimate has its total."""
+        whole = {
+            "name": self.name,
+            "size": self.size,
+            "crop": self.crop,
+            "batch_size": self.batch_size,
+            "needs": [asdict(need) for need in self.needs],
+            "missing": self.missing,
+            "memory": {name: {**asdict(found), "total": found.total} for name, found in self.memory.items()},
+            "device": asdict(self.device),
+            "disk": asdict(self.disk),
+        }
+        return json.dumps(whole)
+
+
+def check_method(cfg: DictConfig) -> MethodCheckup:
+    """The report of `restore-lab doctor` on a method.
 
     Args:
         cfg: the composed config: `module`, `backbone`, `metrics`, `weights`, `crop`, `batch_size`, `size`, `device`.
@@ -47,7 +110,7 @@ def checkup(cfg: DictConfig) -> dict[str, Any]:
     needs += _own_weights(cfg)
     needs += _metric_needs(cfg)
     with torch.no_grad():
-        memory = estimates(
+        memory = estimate_memory(
             module,
             settings,
             size=cfg.size,
@@ -56,25 +119,24 @@ def checkup(cfg: DictConfig) -> dict[str, Any]:
             ema=bool(cfg.ema),
             precision=str(cfg.precision),
         )
-    device, free = _device(cfg.device)
-    absent = [need for need in needs if need.at is None and not need.optional]
-    return {
-        "name": cfg.name,
-        "size": cfg.size,
-        "crop": cfg.crop,
-        "batch_size": cfg.batch_size,
-        "needs": [asdict(need) for need in needs],
-        "missing": [need.what for need in absent],
-        "memory": {name: {**asdict(found), "total": found.total} for name, found in memory.items()},
-        "device": {"name": device, "free": free},
-        "disk": _disk(sum(need.size or 0 for need in absent)),
-    }
+    return MethodCheckup(
+        name=cfg.name,
+        size=cfg.size,
+        crop=cfg.crop,
+        batch_size=cfg.batch_size,
+        needs=needs,
+        memory=memory,
+        device=_device(cfg.device),
+        disk=_disk(sum(need.size or 0 for need in needs if need.missing)),
+    )
 
 
-def _models(node: Any, *, where: str) -> dict[str, str]:
+def _models(node: object, *, where: str) -> dict[str, str]:
     """The models of parts other than the backbone, by dotted key."""
     found: dict[str, str] = {}
-    for key, value in node.items() if isinstance(node, Mapping) else ():
+    if not isinstance(node, Mapping):
+        return found
+    for key, value in node.items():
         place = f"{where}.{key}" if where else str(key)
         if key != "backbone" and isinstance(value, Mapping):
             found |= _models(value, where=place)
@@ -113,61 +175,55 @@ def _metric_needs(cfg: DictConfig) -> list[Need]:
     return found
 
 
-def _device(word: str) -> tuple[str, int]:
-    """A device's name and its free bytes."""
+def _device(word: str) -> DeviceMemory:
     import os
 
     import torch
 
     if word == "cpu" or not torch.cuda.is_available():
-        return "cpu", os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return DeviceMemory(name="cpu", free=os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     index = torch.device("cuda" if word == "auto" else word)
-    return torch.cuda.get_device_name(index), torch.cuda.mem_get_info(index)[0]
+    return DeviceMemory(name=torch.cuda.get_device_name(index), free=torch.cuda.mem_get_info(index)[0])
 
 
-def _disk(needed: int) -> dict[str, Any]:
-    """Bytes to download, and bytes free on the disk of the hub's cache."""
+def _disk(needed: int) -> DiskSpace:
+    """The disk of the hub's cache."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     place = Path(HF_HUB_CACHE)
     while not place.exists():
         place = place.parent
-    return {"at": HF_HUB_CACHE, "needed": needed, "free": shutil.disk_usage(place).free}
+    return DiskSpace(at=HF_HUB_CACHE, needed=needed, free=shutil.disk_usage(place).free)
 
 
-def render(found: Mapping[str, Any]) -> str:
+def render_checkup(found: MethodCheckup) -> str:
     """The report as text."""
-    needs = found["needs"]
-    width = max(len(need["what"]) for need in needs)
-    lines = [f"{found['name']}: {_verdict(found)}", ""]
-    for need in needs:
-        state = "there  " if need["at"] else ("to come" if need["optional"] else "MISSING")
-        size = f"{_size(need['size']):>9}" if need["size"] is not None else " " * 9
-        licence = f"  ({need['licence']})" if need["licence"] else ""
-        lines.append(f"  {need['what']:<{width}}  {state} {size}  {need['at'] or need['gap']}{licence}".rstrip())
-        if need["access"]:
-            lines.append(f"  {'':<{width}}  get it: {need['access']}")
+    width = max(len(need.what) for need in found.needs)
+    lines = [f"{found.name}: {_verdict(found)}", ""]
+    for need in found.needs:
+        state = "there  " if need.at else ("to come" if need.optional else "MISSING")
+        size = f"{format_bytes(need.size):>9}" if need.size is not None else " " * 9
+        licence = f"  ({need.licence})" if need.licence else ""
+        lines.append(f"  {need.what:<{width}}  {state} {size}  {need.at or need.gap}{licence}".rstrip())
+        if need.access:
+            lines.append(f"  {'':<{width}}  get it: {need.access}")
     lines += ["", "estimated memory on the device", ""]
-    free = found["device"]["free"]
+    free = found.device.free
     doing = {
-        "restoring": f"one image of {found['size']} pixels a side",
-        "training": f"{found['batch_size']} images of {found['crop']} pixels a side",
+        "restoring": f"one image of {found.size} pixels a side",
+        "training": f"{found.batch_size} images of {found.crop} pixels a side",
     }
-    for name, memory in found["memory"].items():
-        parts = ", ".join(f"{part} {_size(count)}" for part, count in memory.items() if part != "total" and count)
-        enough = "" if memory["total"] <= free else "  NOT ENOUGH"
-        lines += [f"  {name:<9} {_size(memory['total']):>9}{enough}  {doing[name]}: {parts}"]
-    lines += ["", f"{found['device']['name']}: {_size(free)} of memory free"]
-    disk = found["disk"]
-    short = "" if disk["needed"] <= disk["free"] else ", NOT ENOUGH"
-    fetch = f"; {_size(disk['needed'])} to be fetched{short}" if disk["needed"] else ""
-    return "\n".join([*lines, f"{disk['at']}: {_size(disk['free'])} of disk free{fetch}"])
+    for name, memory in found.memory.items():
+        parts = ", ".join(f"{part} {format_bytes(count)}" for part, count in asdict(memory).items() if count)
+        enough = "" if memory.total <= free else "  NOT ENOUGH"
+        lines += [f"  {name:<9} {format_bytes(memory.total):>9}{enough}  {doing[name]}: {parts}"]
+    lines += ["", f"{found.device.name}: {format_bytes(free)} of memory free"]
+    disk = found.disk
+    short = "" if disk.needed <= disk.free else ", NOT ENOUGH"
+    fetch = f"; {format_bytes(disk.needed)} to be fetched{short}" if disk.needed else ""
+    return "\n".join([*lines, f"{disk.at}: {format_bytes(disk.free)} of disk free{fetch}"])
 
 
-def _verdict(found: Mapping[str, Any]) -> str:
-    missing = found["missing"]
+def _verdict(found: MethodCheckup) -> str:
+    missing = found.missing
     return "all that it needs is there" if not missing else f"{len(missing)} of what it needs are MISSING"
-
-
-def _size(count: int) -> str:
-    return f"{count / GIB:.2f} GiB" if count >= GIB / 100 else f"{count / 2**20:.1f} MiB"

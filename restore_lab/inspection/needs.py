@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
 import yaml
 
@@ -20,7 +20,7 @@ from restore_lab.backbones.text.loading import ENCODERS
 if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
 
-FACTS = Path(__file__).with_name("hub_facts.yaml")
+HUB_FACTS = Path(__file__).with_name("hub_facts.yaml")
 STORED = {"float32": 4, "float16": 2}
 HUB = "https://huggingface.co"
 
@@ -47,28 +47,44 @@ class Need:
     access: str = ""
     optional: bool = False
 
+    @property
+    def missing(self) -> bool:
+        """Whether a run lacks it."""
+        return self.at is None and not self.optional
 
-def hub_facts(place: str) -> dict[str, Any]:
-    """The entry of a repository in hub_facts.yaml; empty for none."""
-    return yaml.safe_load(FACTS.read_text(encoding="utf-8")).get(place, {}) if is_hub_id(place) else {}
+
+class HubEntry(TypedDict):
+    """The entry of a repository in hub_facts.yaml; its head explains the keys."""
+
+    licence: str
+    stored: Literal["float32", "float16"]
+    seen: bool
+    gated: NotRequired[bool]
+    note: NotRequired[str]
+
+
+def hub_facts(place: str) -> HubEntry | None:
+    """The entry of a repository in hub_facts.yaml; None if it has none."""
+    return yaml.safe_load(HUB_FACTS.read_text(encoding="utf-8")).get(place) if is_hub_id(place) else None
 
 
 def licence_of(place: str) -> str:
     """A repository's licence, marked if it is not verified."""
     facts = hub_facts(place)
-    return facts["licence"] + ("" if facts["seen"] else " (not verified)") if facts else "unknown"
+    return "unknown" if facts is None else facts["licence"] + ("" if facts["seen"] else " (not verified)")
 
 
 def access_to(places: Sequence[str]) -> str:
     """How to get the first of the repositories that still exists."""
     ids = [place for place in places if is_hub_id(place)]
-    open_ids = [place for place in ids if "taken down" not in str(hub_facts(place).get("note", ""))]
+    facts = {place: hub_facts(place) for place in ids}
+    open_ids = [place for place, entry in facts.items() if entry is None or "taken down" not in entry.get("note", "")]
     if not open_ids:
         return "no known repository; give a folder"
     name = open_ids[0]
-    gate = (
-        f"gated: accept its licence at {HUB}/{name}, then hf auth login, then " if hub_facts(name).get("gated") else ""
-    )
+    entry = facts[name]
+    gated = entry is not None and entry.get("gated", False)
+    gate = f"gated: accept its licence at {HUB}/{name}, then hf auth login, then " if gated else ""
     return f"{gate}hf download {name} (licence {licence_of(name)})"
 
 
@@ -90,11 +106,16 @@ def backbone_needs(settings: Mapping[str, Any], sizes: Mapping[str, int]) -> lis
         sizes: number of parameters by part, from `part_sizes`.
     """
     places, reasons = as_list(settings["path"]), []
-    options: dict[str, Any] = {"family": settings["family"], "config_path": settings.get("config_path")}
-    options["without"] = as_list(settings.get("without", ()))
     for place in places:
         try:
-            prior = resolve(place, meta=False, download=False, **options)
+            prior = resolve(
+                place,
+                family=settings["family"],
+                meta=False,
+                config_path=settings.get("config_path"),
+                without=as_list(settings.get("without", ())),
+                download=False,
+            )
         except BackboneError as error:
             reasons += [] if place.startswith("config:") else [str(error)]
             continue

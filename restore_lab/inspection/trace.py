@@ -69,12 +69,12 @@ def trace(module: RestorationModule, batch: Batch, *, share: float) -> Trace:
     return found | _flat("restored", module.restore(batch))
 
 
-def _flat(name: str, value: Any) -> Trace:
+def _flat(name: str, value: object) -> Trace:
     """Every tensor in a value, by a dotted name."""
     return {place: tensor.detach().float().cpu() for place, tensor in _tensors(name, value)}
 
 
-def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+def _tensors(name: str, value: object) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
         yield name, value
     elif is_dataclass(value):

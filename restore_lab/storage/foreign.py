@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import io
 import json
 import math
 import os
@@ -19,19 +20,27 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, ClassVar, Protocol, TypeVar
 
-MAX_BYTES = 256 * 2**20
+MAX_FILE_BYTES = 256 * 2**20
 MAX_DEPTH = 64
 LARGEST = 1e30  # of a measured number: sums and squares stay finite
 # Keys of a model's config that make a library fetch code or weights from outside the folder.
 REMOTE_SETTINGS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 REDIRECT = "adapter_config.json"  # PEFT's: transformers loads the base model that it names instead
 VOCABULARIES = ("vocab_file", "merges_file", "tokenizer_file", "spm_file", "source_spm", "target_spm")
-T = TypeVar("T")
 
 
-def bytes_of(path: Path, *, limit: int = MAX_BYTES, within: Path | None = None) -> bytes:
+class Dataclass(Protocol):
+    """Any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+T = TypeVar("T", bound=Dataclass)
+
+
+def bytes_of(path: Path, *, limit: int = MAX_FILE_BYTES, within: Path | None = None) -> bytes:
     """The content of a regular file.
 
     Args:
@@ -68,7 +77,7 @@ def open_regular(path: str | Path) -> Iterator[BinaryIO]:
         OSError: if it does not exist or cannot be read.
     """
     try:
-        file = open(path, "rb", opener=_at_once)  # noqa: SIM115
+        file = io.BufferedReader(io.FileIO(path, opener=_at_once))
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.EISDIR):
             raise NotRegularFile(f"cannot be read as a file ({error.strerror})") from error
@@ -89,7 +98,9 @@ def leads_inside(path: Path, folder: Path) -> bool:
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
-def json_of(path: Path, *, limit: int = MAX_BYTES, within: Path | None = None, require_finite: bool = False) -> Any:
+def json_of(
+    path: Path, *, limit: int = MAX_FILE_BYTES, within: Path | None = None, require_finite: bool = False
+) -> Any:
     """The value of a JSON file; for the arguments see `bytes_of` and `parse_json`.
 
     Raises:
@@ -112,7 +123,8 @@ def parse_json(text: str | bytes, *, name: object, require_finite: bool = False)
     """
     try:
         plain = text.decode("utf-8-sig") if isinstance(text, bytes) else text
-        value = json.loads(plain, **({"parse_constant": _finite, "parse_float": _finite} if require_finite else {}))
+        number = _finite if require_finite else None
+        value = json.loads(plain, parse_constant=number, parse_float=number)
     except RecursionError:
         raise ValueError(f"{name}: JSON nested too deep to be read") from None
     except ValueError as error:
@@ -132,7 +144,7 @@ def json_lines(text: str, *, name: object) -> list[Any]:
     return [parse_json(line, name=f"{name}, line {number}") for number, line in lines if line.strip()]
 
 
-def parse_dataclass(cls: type[T], raw: Any, *, name: object) -> T:
+def parse_dataclass(cls: type[T], raw: object, *, name: object) -> T:
     """A dataclass from a mapping whose values have the types of its fields.
 
     Raises:
@@ -148,7 +160,7 @@ def parse_dataclass(cls: type[T], raw: Any, *, name: object) -> T:
     return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()})
 
 
-def has_type(value: Any, hint: Any) -> bool:
+def has_type(value: object, hint: Any) -> bool:
     """Whether a JSON value has an annotation's type; integers count as floats, lists as tuples."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
@@ -182,14 +194,18 @@ def check_model(folder: Path) -> None:
     if os.path.lexists(folder / REDIRECT):
         raise ValueError(f"{folder / REDIRECT}: names another model to load in place of this one; merge or remove it")
     for file in sorted(folder.glob("*config.json")):
-        queue: list[Any] = [json_of(file)]
+        queue = [json_of(file)]
         while queue:
             node = queue.pop()
-            queue += node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ()
-            for key in REMOTE_SETTINGS if isinstance(node, Mapping) else ():
+            if isinstance(node, list):
+                queue += node
+            if not isinstance(node, Mapping):
+                continue
+            queue += node.values()
+            for key in REMOTE_SETTINGS:
                 if "/" in str(node.get(key, "")):
                     raise ValueError(f"{file}: {key} names code on the hub; remove the setting")
-            for key in VOCABULARIES if isinstance(node, Mapping) else ():
+            for key in VOCABULARIES:
                 named = node.get(key)
                 if isinstance(named, str) and os.path.exists(named) and not leads_inside(Path(named), folder):
                     raise ValueError(f"{file}: {key} names a file elsewhere; remove the setting")
@@ -202,8 +218,8 @@ def _finite(text: str) -> float:
     return value
 
 
-def _is_deep(value: Any) -> bool:
-    level: Sequence[Any] = [value]
+def _is_deep(value: object) -> bool:
+    level: Sequence[object] = [value]
     for _ in range(MAX_DEPTH + 1):
         nodes = [node for node in level if isinstance(node, dict | list)]
         if not nodes:
@@ -213,12 +229,12 @@ def _is_deep(value: Any) -> bool:
 
 
 @functools.cache
-def _fields(cls: type) -> tuple[dict[str, Any], list[str]]:
+def _fields(cls: type[Dataclass]) -> tuple[dict[str, Any], list[str]]:
     """The types of a dataclass's fields, and the names of the required ones."""
     import dataclasses
 
     hints = typing.get_type_hints(cls)
-    own = dataclasses.fields(cls)  # type: ignore[arg-type]
+    own = dataclasses.fields(cls)
     missing = dataclasses.MISSING
     required = [one.name for one in own if one.default is missing and one.default_factory is missing]
     return {one.name: hints[one.name] for one in own}, required

@@ -9,7 +9,7 @@ from pathlib import Path
 from restore_lab.system.faults import short_name
 
 GIB = 2**30
-NAME = 255  # bytes of a file's name, of most file systems
+MAX_NAME_BYTES = 255  # bytes of a file's name, of most file systems
 
 
 def require(folder: str | Path, *, needed: int, what: str) -> None:
@@ -27,7 +27,8 @@ def require(folder: str | Path, *, needed: int, what: str) -> None:
     free = shutil.disk_usage(place).free
     if needed > free:
         raise ValueError(
-            f"{folder}: {what} take about {size(needed)}, and {size(free)} are free; free some, or choose another disk"
+            f"{folder}: {what} take about {format_bytes(needed)}, and {format_bytes(free)} are free; free some, or "
+            "choose another disk"
         )
 
 
@@ -55,10 +56,10 @@ def check_names(place: str | Path) -> None:
     Raises:
         ValueError: with the path.
     """
-    if any(len(os.fsencode(name)) > NAME for name in Path(place).parts):
-        raise ValueError(f"{short_name(place)}: a name of more than {NAME} bytes; give a shorter one")
+    if any(len(os.fsencode(name)) > MAX_NAME_BYTES for name in Path(place).parts):
+        raise ValueError(f"{short_name(place)}: a name of more than {MAX_NAME_BYTES} bytes; give a shorter one")
 
 
-def size(count: int) -> str:
+def format_bytes(count: int) -> str:
     """A size in bytes as text: "3.20 GiB"."""
     return f"{count / GIB:.2f} GiB" if count >= GIB / 100 else f"{count / 2**20:.1f} MiB"

@@ -13,30 +13,28 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES
 from pathlib import Path
-from typing import Any
 
-from restore_lab.storage.walk import walk
+from restore_lab.storage.walk import head, walk
 
 LIBRARIES = frozenset(("restore_lab", "torch", "diffusers", "lightning"))  # `_target_`s that need no trust
-MAX_NAMES = 4  # in a line
 
 
-def sources_of(settings: Any) -> dict[str, str]:
+def sources_of(settings: object) -> dict[str, str]:
     """The code of the other packages that these settings name: {"mypkg/loss.py": hash}."""
     found: dict[str, str] = {}
     for target in _targets(settings):
-        found |= files_of(target.partition(".")[0])
+        found |= hash_files(target.partition(".")[0])
     return found
 
 
-def source_hash(target: Any) -> dict[str, str]:
+def source_hash(target: object) -> dict[str, str]:
     """The entries that another package's `_target_` adds to its node; empty for this package and the libraries."""
-    files = files_of(target.partition(".")[0]) if isinstance(target, str) else {}
+    files = hash_files(target.partition(".")[0]) if isinstance(target, str) else {}
     return {"_sources_": hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:32]} if files else {}
 
 
 @functools.cache
-def files_of(package: str) -> Mapping[str, str]:
+def hash_files(package: str) -> Mapping[str, str]:
     """The hashes of a top-level package's files; empty for a library and for a missing package.
 
     Args:
@@ -56,7 +54,7 @@ def files_of(package: str) -> Mapping[str, str]:
     return {name: hashlib.sha256(file.read_bytes()).hexdigest()[:32] for name, file in sorted(named.items())}
 
 
-def changes(before: Mapping[str, Any], after: Mapping[str, Any], *, sources: Mapping[str, str]) -> str:
+def changes(before: Mapping[str, object], after: Mapping[str, object], *, sources: Mapping[str, str]) -> str:
     """The difference of an existing artefact from a wanted one: " (other sources: mypkg/loss.py)", or "".
 
     Args:
@@ -67,13 +65,12 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any], *, sources: Map
     said = []
     now = sources_of(after)
     if sources != now:
-        said.append(
-            f"other sources: {_listed(name for name in {**sources, **now} if sources.get(name) != now.get(name))}"
-        )
+        files = [name for name in {**sources, **now} if sources.get(name) != now.get(name)]
+        said.append(f"other sources: {head(files, count=4)}")
     old, new = dict(_leaves(before)), dict(_leaves(after))
     other = [place for place in {**old, **new} if old.get(place, _ABSENT) != new.get(place, _ABSENT)]
     if other:
-        said.append(f"other settings: {_listed(other)}")
+        said.append(f"other settings: {head(other, count=4)}")
     return f" ({'; '.join(said)})" if said else ""
 
 
@@ -84,7 +81,7 @@ def _is_code(name: str) -> bool:
     return name.endswith((*SOURCE_SUFFIXES, *EXTENSION_SUFFIXES))
 
 
-def _targets(node: Any) -> Iterator[str]:
+def _targets(node: object) -> Iterator[str]:
     if isinstance(node, Mapping):
         if isinstance(node.get("_target_"), str):
             yield node["_target_"]
@@ -95,16 +92,10 @@ def _targets(node: Any) -> Iterator[str]:
             yield from _targets(value)
 
 
-def _leaves(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(node: object, place: str = "") -> Iterator[tuple[str, object]]:
     """Values by dotted key."""
     if isinstance(node, Mapping) and node:
         for key, value in node.items():
             yield from _leaves(value, f"{place}.{key}" if place else str(key))
     else:
         yield place, list(node) if isinstance(node, list | tuple) else node
-
-
-def _listed(names: Any) -> str:
-    found = list(names)
-    more = f" and {len(found) - MAX_NAMES} more" if len(found) > MAX_NAMES else ""
-    return ", ".join(found[:MAX_NAMES]) + more

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 MAX_PATHS = 1000  # to one folder: links to each other's parents multiply its paths
-NOTES = frozenset((".restore-lab", ".restored", ".index", ".lock"))  # this package's own, not counted
+OWN_ENTRIES = frozenset((".restore-lab", ".restored", ".index", ".lock"))  # this package's own, not counted
 PLURALS = {
     "hidden": "hidden",
     "link without target": "links without target",
@@ -62,7 +62,7 @@ def walk(root: str | os.PathLike[str], *, depth: int | None = None, hidden: bool
         for entry in _entries(place, over, first=below == ""):
             name = below + entry.name
             if not hidden and (entry.name.startswith(".") or entry.name == "__MACOSX"):
-                over["hidden"] += entry.name not in NOTES
+                over["hidden"] += entry.name not in OWN_ENTRIES
                 continue
             found = _folder(entry, over)
             if found is None:
@@ -92,7 +92,7 @@ def match(pattern: str | os.PathLike[str]) -> tuple[Path, Walk]:
     return base, Walk(files=tuple(name for name in found.files if _fits(name.split("/"), rest)), skipped=found.skipped)
 
 
-def describe(skipped: Mapping[str, int]) -> str:
+def describe_skipped(skipped: Mapping[str, int]) -> str:
     """The skipped entries as text: "12 files that are no images, 1 link without target"; "" for none."""
     return ", ".join(
         f"{count} {kind if count == 1 else PLURALS.get(kind, f'{kind}s')}"

@@ -17,7 +17,7 @@ EXIT_CODE = 3
 SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}  # the exit code is 128 more, as shells have it
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Errors of a user-given path, and the advice.
-PLACES = {
+PATH_ADVICE = {
     errno.ENOENT: "",
     errno.ENOTDIR: "a file is in the way; name another place",
     errno.EISDIR: "it is a folder; name a file",
@@ -90,9 +90,9 @@ def describe_fault(error: BaseException, *, where: object = None) -> str | None:
 
 def describe_bad_path(error: BaseException) -> str | None:
     """Cause and remedy of an error in a user-given path; None for any other error."""
-    if not isinstance(error, OSError) or error.errno not in PLACES or error.filename is None:
+    if not isinstance(error, OSError) or error.errno not in PATH_ADVICE or error.filename is None:
         return None
-    advice = PLACES[error.errno]
+    advice = PATH_ADVICE[error.errno]
     return f"{short_name(error.filename)}: {error.strerror}{f'; {advice}' if advice else ''}"
 
 

@@ -9,8 +9,8 @@ docs/tpu.md.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,9 +21,7 @@ LOCK = "requirements-xla.lock"
 def sync(tensor: Tensor) -> None:
     """End the traced graph and run it, compiled if it is new; does nothing for tensors of other devices."""
     if tensor.device.type == "xla":
-        import torch_xla
-
-        torch_xla.sync()
+        import_module("torch_xla").sync()
 
 
 def to_host(tensor: Tensor) -> Tensor:
@@ -52,7 +50,7 @@ def check_versions() -> None:
         )
 
 
-def check_trainer(settings: Mapping[str, Any]) -> None:
+def check_trainer(settings: Mapping[str, object]) -> None:
     """Refuse unsupported settings of a TPU trainer; other accelerators are not checked.
 
     Args:

@@ -11,24 +11,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from restore_lab.evaluation.page import SCORE
+from restore_lab.evaluation.record_tracking import SCORE
 from restore_lab.launch.job import config_flags, config_folders
 from restore_lab.storage.outputs import write_output
 from restore_lab.tables import file
 from restore_lab.tables.grid import grid
 from restore_lab.tables.jobs import Plan, with_dependencies
-from restore_lab.tables.numbers import read_measurements
+from restore_lab.tables.numbers import read_numbers
 from restore_lab.tables.plan import plan_tables
-from restore_lab.tables.render import render
+from restore_lab.tables.render import render_table
 from restore_lab.tables.spec import Spec
 from restore_lab.tracking import has_wandb_account
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 CURVES = ("train/loss", "val/psnr_restored", "train/images_per_second", "train/grad_norm")
 STEP = "trainer/global_step"
 # The colour-blind safe palette of Okabe and Ito.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +49,7 @@ class RowRuns:
         return [*self.trainings, *(one for ids in self.records.values() for one in ids)]
 
 
-def run(cfg: Any) -> str:
+def publish_dashboard(cfg: DictConfig) -> str:
     """Run `restore-lab dashboard`.
 
     Returns:
@@ -58,7 +61,7 @@ def run(cfg: Any) -> str:
     folders = config_folders()
     if not cfg.table:
         raise ValueError(f"name a table; there are: {', '.join(file.tables(folders))}")
-    spec = file.read(cfg.table, folders, scale=cfg.at_scale)
+    spec = file.read_spec(cfg.table, folders, scale=cfg.at_scale)
     store = Path(cfg.runs_dir) / cfg.name
     planned = plan_tables(
         [spec],
@@ -69,7 +72,7 @@ def run(cfg: Any) -> str:
         systems_dir=cfg.systems_dir,
         weights_dir=cfg.weights_dir,
     )
-    markdown = render(grid(planned, read_measurements(planned, spec)), "markdown")
+    markdown = render_table(grid(planned, read_numbers(planned, spec)), "markdown")
     if cfg.dry_run or cfg.output:
         made = dashboard(planned, spec, markdown, entity="", project=cfg.project)
         text = json.dumps({name: _plain(part) for name, part in made.items()}, indent=1)
@@ -91,7 +94,7 @@ def row_runs(plan: Plan, spec: Spec) -> list[RowRuns]:
         jobs = with_dependencies(plan, [one for ids in records.values() for one in ids])
         trainings = [job.artefact.identity for job in jobs if job.artefact.has_weights]
         found.append(
-            RowRuns(name=row.name, colour=COLOURS[number % len(COLOURS)], trainings=trainings, records=records)
+            RowRuns(name=row.name, colour=PALETTE[number % len(PALETTE)], trainings=trainings, records=records)
         )
     return found
 
@@ -158,7 +161,7 @@ def dashboard(plan: Plan, spec: Spec, markdown: str, *, entity: str, project: st
     return {"workspace": workspace, "report": report}
 
 
-def _send(cfg: Any, plan: Plan, spec: Spec, markdown: str) -> str:
+def _send(cfg: DictConfig, plan: Plan, spec: Spec, markdown: str) -> str:
     """Save workspace and report to the account."""
     if not has_wandb_account():
         raise ValueError("dashboard: nobody is logged in to wandb here; run `wandb login`, or give output=FILE")

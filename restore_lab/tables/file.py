@@ -25,25 +25,33 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from restore_lab.config.conf_dir import experiments_dir
 from restore_lab.config.kinds import Scale
 from restore_lab.config.suggest import offer
 from restore_lab.config.validate import check_arguments
-from restore_lab.tables.figures.settings import read as read_figure
-from restore_lab.tables.layout import validate
+from restore_lab.tables.figures.settings import read_figure
+from restore_lab.tables.schema import (
+    AtScale,
+    ClaimEntry,
+    ColumnEntry,
+    ConditionEntry,
+    RowEntry,
+    Scaled,
+    TableEntry,
+    validate,
+)
 from restore_lab.tables.spec import (
-    COUNTS,
+    DESCRIPTION_COUNTS,
+    OVERRIDE_KEYS,
     SINGLE_CONDITION,
     TRAINING_COSTS,
-    WORDS,
     Claim,
     Column,
     Condition,
+    Overrides,
     Row,
     Spec,
-    Words,
 )
 
 
@@ -60,7 +68,7 @@ def tables(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 @check_arguments
-def read(name: str, folders: Sequence[Path], *, scale: Scale) -> Spec:
+def read_spec(name: str, folders: Sequence[Path], *, scale: Scale) -> Spec:
     """A table by name.
 
     Args:
@@ -81,13 +89,13 @@ def read(name: str, folders: Sequence[Path], *, scale: Scale) -> Spec:
         node = whole["table"] if isinstance(whole, dict) and "table" in whole else None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{known[name]}: not YAML ({' '.join(str(error).split())})") from error
-    return _spec(name, node, scale)
+    return _spec(name, validate(node, f"table {name}"), scale)
 
 
-def _spec(name: str, node: Any, scale: Scale) -> Spec:
-    node = validate(node, f"table {name}")
-    columns = {title: _column(name, title, entry or {}, scale) for title, entry in node["columns"].items()}
-    entries = {key: entry or {} for key, entry in (node.get("conditions") or {SINGLE_CONDITION: {}}).items()}
+def _spec(name: str, node: TableEntry, scale: Scale) -> Spec:
+    columns = {title: _column(name, title, entry, scale) for title, entry in node["columns"].items()}
+    given: Mapping[str, ConditionEntry | None] = node.get("conditions") or {SINGLE_CONDITION: None}
+    entries: dict[str, ConditionEntry] = {key: entry or {} for key, entry in given.items()}
     conditions = {
         key: _condition(name, key, entry, scale, columns)
         for key, entry in entries.items()
@@ -119,29 +127,38 @@ def _spec(name: str, node: Any, scale: Scale) -> Spec:
     )
 
 
-def _words(node: Mapping[str, Any], scale: Scale) -> Words:
-    at_scale = node.get(scale) or {}
-    return Words(**{key: (*(node.get(key) or ()), *(at_scale.get(key) or ())) for key in WORDS})
+def _at_scale(entry: Scaled, scale: Scale) -> AtScale:
+    return entry.get(scale) or {}
 
 
-def _column(name: str, title: str, entry: Mapping[str, Any], scale: Scale) -> Column:
-    stand_in = entry.get("tiny", entry.get("metric")) if scale == "tiny" else entry.get("metric")
-    chosen = stand_in if isinstance(stand_in, Mapping) else {"metric": stand_in, "better": entry.get("better")}
-    if entry.get("describe") not in (None, *COUNTS, *TRAINING_COSTS):
-        known = ", ".join((*COUNTS, *TRAINING_COSTS))
-        raise ValueError(f"table {name}, column {title}: describe={entry['describe']!r} is one of {known}")
+def _words(entry: Scaled, scale: Scale) -> Overrides:
+    at_scale = _at_scale(entry, scale)
+    return Overrides(**{key: (*(entry.get(key) or ()), *(at_scale.get(key) or ())) for key in OVERRIDE_KEYS})
+
+
+def _column(name: str, title: str, entry: ColumnEntry, scale: Scale) -> Column:
+    metric, better, describe = entry.get("metric"), entry["better"], entry.get("describe")
+    if scale == "tiny" and "tiny" in entry:
+        stand_in = entry["tiny"]
+        if stand_in is None or isinstance(stand_in, str):
+            metric = stand_in
+        else:
+            metric, better = stand_in["metric"], stand_in["better"]
+    if describe not in (None, *DESCRIPTION_COUNTS, *TRAINING_COSTS):
+        known = ", ".join((*DESCRIPTION_COUNTS, *TRAINING_COSTS))
+        raise ValueError(f"table {name}, column {title}: describe={describe!r} is one of {known}")
     return Column(
         title=title,
-        metric=chosen["metric"],
+        metric=metric,
         higher_is_better=entry["better"] == "more",
-        metric_higher_is_better=chosen["better"] == "more",
+        metric_higher_is_better=better == "more",
         digits=entry.get("digits", 2),
-        stand_in=chosen["metric"] != entry.get("metric"),
-        describe=entry.get("describe"),
+        stand_in=metric != entry.get("metric"),
+        describe=describe,
     )
 
 
-def _condition(name: str, key: str, entry: Mapping[str, Any], scale: Scale, columns: Mapping[str, Column]) -> Condition:
+def _condition(name: str, key: str, entry: ConditionEntry, scale: Scale, columns: Mapping[str, Column]) -> Condition:
     chosen = tuple(entry.get("columns") or columns)
     if odd := [column for column in chosen if column not in columns]:
         raise ValueError(f"table {name}, condition {key}: no column {odd[0]!r}; there are {', '.join(columns)}")
@@ -150,26 +167,21 @@ def _condition(name: str, key: str, entry: Mapping[str, Any], scale: Scale, colu
         title=entry.get("title", ""),
         words=_words(entry, scale),
         columns=chosen,
-        mean=tuple(_at(entry, scale, "mean") or ()),
+        mean=tuple(_at_scale(entry, scale).get("mean", entry.get("mean")) or ()),
     )
-
-
-def _at(entry: Mapping[str, Any], scale: Scale, key: str) -> Any:
-    """A setting, or its value for one scale."""
-    return (entry.get(scale) or {}).get(key, entry.get(key))
 
 
 def _row(
     name: str,
     key: str,
-    entry: Mapping[str, Any],
+    entry: RowEntry,
     scale: Scale,
     conditions: Mapping[str, Condition],
     elsewhere: Collection[str],
 ) -> Row:
     where = f"table {name}, row {key}"
     raw = entry.get("published") or {}
-    by_condition = {next(iter(conditions)): raw} if isinstance(raw, list) else raw
+    by_condition = raw if isinstance(raw, Mapping) else {next(iter(conditions)): raw}
     published: dict[tuple[str, str], float | None] = {}
     for condition, numbers in by_condition.items():
         if condition in elsewhere:
@@ -185,7 +197,7 @@ def _row(
         title=entry.get("title", key),
         labels={k: str(v) for k, v in (entry.get("labels") or {}).items()},
         words=_words(entry, scale),
-        weights=_at(entry, scale, "weights") or "own",
+        weights=_at_scale(entry, scale).get("weights", entry.get("weights")) or "own",
         system=entry.get("system"),
         published=published,
         note=entry.get("note", ""),
@@ -196,12 +208,12 @@ def _row(
 
 def _claim(
     name: str,
-    entry: Mapping[str, Any],
+    entry: ClaimEntry,
     rows: Mapping[str, Row],
     columns: Mapping[str, Column],
     conditions: Mapping[str, Condition],
 ) -> Claim:
-    where = f"table {name}, claim {entry.get('says', '')!r}"
+    where = f"table {name}, claim {entry['says']!r}"
     condition = entry.get("condition", next(iter(conditions)))
     for value, known in ((entry["row"], rows), (entry["baseline"], rows), (entry["column"], columns)):
         if value not in known:

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 from restore_lab.evaluation.metrics.kernel_distance import KERNEL_ID
 from restore_lab.evaluation.statistics import MIN_SEEDS, Difference
-from restore_lab.tables.figures.drawing import findings
+from restore_lab.tables.figures.figure import figure_findings
 from restore_lab.tables.jobs import Plan
-from restore_lab.tables.number import Number, compare
-from restore_lab.tables.numbers import Measurements
+from restore_lab.tables.number import Number, compare_numbers
+from restore_lab.tables.numbers import TableNumbers
 from restore_lab.tables.ranking import marks
 from restore_lab.tables.spec import TRAINING_COSTS, Claim, Column, Row
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class GridCell:
     """A measured and a published number, None where missing.
 
     `in_paper`: the paper has a number here, perhaps an illegible one.
@@ -31,14 +31,14 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class GridLine:
     """A row of the table. `kind` is "reference" (LQ, the codec's rows), "ours" (measured here), or "system"."""
 
     name: str
     title: str
     labels: Mapping[str, str]
     kind: str
-    cells: Sequence[Cell]
+    cells: Sequence[GridCell]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,20 +51,20 @@ class Grid:
     scale: str
     label_names: Sequence[str]
     headings: Sequence[tuple[str, Column]]
-    lines: Sequence[Line]
+    lines: Sequence[GridLine]
     claims: Sequence[str]
     notes: Sequence[str]
     findings: Sequence[str] = ()
 
 
-def grid(plan: Plan, table: Measurements) -> Grid:
+def grid(plan: Plan, table: TableNumbers) -> Grid:
     """The table's cells, claims and notes."""
     spec, marked = table.spec, marks(table)
     places = [(c, title) for c in spec.conditions.values() for title in c.columns]
 
-    def cells(name: str, row: Row | None) -> list[Cell]:
+    def cells(name: str, row: Row | None) -> list[GridCell]:
         return [
-            Cell(
+            GridCell(
                 number=table.numbers.get((name, c.name, title)),
                 published=None if row is None else row.published.get((c.name, title)),
                 in_paper=row is not None and (c.name, title) in row.published,
@@ -75,12 +75,12 @@ def grid(plan: Plan, table: Measurements) -> Grid:
         ]
 
     lines = [
-        Line(name=name, title=name, labels={}, kind="reference", cells=cells(name, None))
+        GridLine(name=name, title=name, labels={}, kind="reference", cells=cells(name, None))
         for name in table.references
         if any(key[0] == name for key in table.numbers)
     ]
     lines += [
-        Line(
+        GridLine(
             name=row.name,
             title=row.title,
             labels=row.labels,
@@ -99,11 +99,11 @@ def grid(plan: Plan, table: Measurements) -> Grid:
         lines=lines,
         claims=[verdict(table, claim) for claim in spec.claims],
         notes=_notes(plan, table),
-        findings=findings(table),
+        findings=figure_findings(table),
     )
 
 
-def verdict(table: Measurements, claim: Claim) -> str:
+def verdict(table: TableNumbers, claim: Claim) -> str:
     """Whether a claim holds, is reversed or is inconclusive, as one line.
 
     A claim about trained weights needs at least `MIN_SEEDS` seeds; with fewer the line gives their number instead.
@@ -114,7 +114,7 @@ def verdict(table: Measurements, claim: Claim) -> str:
     if a is None or b is None:
         return f"{claim.says}: not run"
     values = f"{column.metric or ''} {a.mean:.4g} against {b.mean:.4g}".strip()
-    found = compare(a, b)  # over the shared seeds
+    found = compare_numbers(a, b)  # over the shared seeds
     rises = a.mean > b.mean if found is None else found.mean > 0
     right = "holds" if rises == more else "reversed"
     if column.describe:
@@ -134,7 +134,7 @@ def _word(found: Difference, right: str, *, trained: bool) -> str:
     return right if found.clear else "inconclusive"
 
 
-def _notes(plan: Plan, table: Measurements) -> list[str]:
+def _notes(plan: Plan, table: TableNumbers) -> list[str]:
     """Notes on stand-in metrics, labels, missing rows and other code versions."""
     spec = table.spec
     notes = []
@@ -162,7 +162,7 @@ def _notes(plan: Plan, table: Measurements) -> list[str]:
     return [*notes, *(f"{spec.rows[row].full_title}: not run; {why}" for row, why in refused.items())]
 
 
-def uneven_rows(table: Measurements) -> list[str]:
+def uneven_rows(table: TableNumbers) -> list[str]:
     """A note on the rows with fewer seeds than others."""
     found: dict[str, int] = {}
     for (row, _, _), number in table.numbers.items():
@@ -177,7 +177,7 @@ def uneven_rows(table: Measurements) -> list[str]:
     )
 
 
-def _marked(table: Measurements) -> list[str]:
+def _marked(table: TableNumbers) -> list[str]:
     """The legend of marks and brackets, where there are any."""
     if not marks(table) and not table.spec.claims:
         return []
@@ -188,7 +188,7 @@ def _marked(table: Measurements) -> list[str]:
     return [f"best, second and claims: paired 95 percent intervals over {over}{few if once else ''}"]
 
 
-def _kernels(table: Measurements) -> list[str]:
+def _kernels(table: TableNumbers) -> list[str]:
     """The kernel distance of each row, where a Frechet distance is over few images.
 
     With its interval over images for one seed, or its deviation over several.

@@ -13,7 +13,7 @@ from restore_lab.tables.number import CellKey, Number
 from restore_lab.tables.spec import Spec
 
 
-def means(spec: Spec, numbers: Mapping[CellKey, Number]) -> dict[CellKey, Number]:
+def average_conditions(spec: Spec, numbers: Mapping[CellKey, Number]) -> dict[CellKey, Number]:
     """The numbers of the averaged conditions, for every row that has all of their parts."""
     found: dict[CellKey, Number] = {}
     rows = dict.fromkeys(row for row, _, _ in numbers)

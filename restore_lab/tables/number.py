@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from restore_lab.evaluation.protocol import Column
+from restore_lab.evaluation.protocol import ColumnLabel
 from restore_lab.evaluation.statistics import Difference, Values, by_photograph, common_grid, difference
 
 CellKey = tuple[str, str, str]  # row, condition, column
@@ -32,7 +32,7 @@ class Number:
     spread: float | None
     n: int
     seeds: int
-    label: Column | None
+    label: ColumnLabel | None
     code: tuple[str, ...]
     images: Mapping[tuple[int, str], float]
     photographs: Mapping[str, str] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class Number:
     interval: tuple[float, float] | None = None
 
 
-def compare(a: Number, b: Number) -> Difference | None:
+def compare_numbers(a: Number, b: Number) -> Difference | None:
     """a minus b over shared images and seeds; None if there are none (a set metric)."""
     return difference(a.images, b.images, photographs={**a.photographs, **b.photographs})
 

@@ -1,7 +1,7 @@
 """The numbers of a table's cells, read from records: means over images and seeds.
 
-Rows are compared image by image with the same noise, seed by seed (number.compare). Numbers with different labels
-(another protocol, other images) are never compared.
+Rows are compared image by image with the same noise, seed by seed (`number.compare_numbers`). Numbers with different
+labels (another protocol, other images) are never compared.
 """
 
 from __future__ import annotations
@@ -10,31 +10,30 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from restore_lab.evaluation.metrics.kernel_distance import KERNEL_ID
 from restore_lab.evaluation.records import DECODED_HQ, DECODED_LQ, LQ, Record, method_rows, read_record
 from restore_lab.evaluation.statistics import photograph
 from restore_lab.tables.described import description_column
 from restore_lab.tables.jobs import Plan, ScoresKey
-from restore_lab.tables.means import means
+from restore_lab.tables.means import average_conditions
 from restore_lab.tables.number import CellKey, Number
 from restore_lab.tables.spec import Spec
 
-REFERENCES = (LQ, DECODED_LQ, DECODED_HQ)
+REFERENCE_ROWS = (LQ, DECODED_LQ, DECODED_HQ)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measurements:
+class TableNumbers:
     """The numbers of one table by row, condition and column; `references` names the LQ and the codec's rows."""
 
     spec: Spec
     numbers: Mapping[CellKey, Number]
     problems: Sequence[str]
-    references: Sequence[str] = REFERENCES
+    references: Sequence[str] = REFERENCE_ROWS
 
 
-def read_measurements(plan: Plan, spec: Spec) -> Measurements:
+def read_numbers(plan: Plan, spec: Spec) -> TableNumbers:
     """The numbers of a table's existing records; missing records are left out.
 
     A number whose label differs from its column's first label is left out, and `problems` gives the difference.
@@ -55,16 +54,17 @@ def read_measurements(plan: Plan, spec: Spec) -> Measurements:
             values, problem = column(rows, spec.columns[title].metric, title)
             numbers |= {(name, condition.name, title): number for name, number in values.items()}
             problems += problem
-    numbers |= means(spec, numbers)
+    numbers |= average_conditions(spec, numbers)
     numbers |= {
         (row, condition.name, title): Number(mean=value, spread=None, n=0, seeds=1, label=None, code=(), images={})
         for condition in spec.conditions.values()
         for title in condition.columns
         for row, value in description_column(plan, spec, spec.columns[title].describe).items()
     }
-    return Measurements(spec=spec, numbers=numbers, problems=problems, references=sort_references(names))
+    return TableNumbers(spec=spec, numbers=numbers, problems=problems, references=sort_references(names))
 
 
+CodecMeans = Mapping[tuple[int, str, str], float]  # by seed, row and metric
 # A row's name, its records by seed, and its name inside them (None: the method's own row).
 RowRecords = tuple[str, Mapping[int, Record], str | None]
 
@@ -88,25 +88,25 @@ def references(candidates: Iterable[Mapping[int, Record]]) -> list[RowRecords]:
     return list(rows.values())
 
 
-def _codec(records: Mapping[int, Record]) -> dict[tuple[int, str, str], float]:
-    """The means of the codec's rows, by seed, row and metric."""
+def _codec(records: Mapping[int, Record]) -> CodecMeans:
+    """The means of the codec's rows."""
     cells = [(seed, cell) for seed, record in records.items() for cell in record.results.cells]
     return {(seed, c.row, c.metric): c.mean for seed, c in cells if c.row in (DECODED_LQ, DECODED_HQ)}
 
 
-def _alike(a: Mapping[Any, float], b: Mapping[Any, float]) -> bool:
+def _alike(a: CodecMeans, b: CodecMeans) -> bool:
     """Whether the shared entries are equal up to rounding; threads and versions sum in different orders."""
     return all(math.isclose(a[key], b[key], rel_tol=1e-3) for key in a.keys() & b.keys())
 
 
 def sort_references(names: Iterable[str]) -> list[str]:
-    """Unique names of references, in the order of `REFERENCES`."""
-    return sorted(dict.fromkeys(names), key=lambda name: REFERENCES.index(name.partition(",")[0]))
+    """Unique names of references, in the order of `REFERENCE_ROWS`."""
+    return sorted(dict.fromkeys(names), key=lambda name: REFERENCE_ROWS.index(name.partition(",")[0]))
 
 
 def _backbone(records: Mapping[int, Record]) -> str:
     """The prior of a row's records, by the last part of its path: "tiny_sdxl"."""
-    settings: Any = next(iter(records.values())).settings
+    settings = next(iter(records.values())).settings
     place = settings.get("module", {}).get("backbone", {}).get("path", "")
     return str(place).rpartition("/")[2].rpartition(":")[2]
 

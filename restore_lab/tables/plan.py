@@ -18,10 +18,10 @@ from restore_lab.inspection.describe import plan_description
 from restore_lab.launch.job import Job
 from restore_lab.methods.weights import weights_file
 from restore_lab.storage.artefact import DESCRIPTION
-from restore_lab.tables.compose import job_config
+from restore_lab.tables.job_config import job_config
 from restore_lab.tables.jobs import Plan, ScoresKey
 from restore_lab.tables.prerequisites import JobContext, like_of, place_overrides, training_job
-from restore_lab.tables.spec import COUNTS, Condition, Row, Spec, merge
+from restore_lab.tables.spec import DESCRIPTION_COUNTS, Condition, Row, Spec, merge
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def _plan_row(plan: Plan, spec: Spec, row: Row, context: JobContext, trained: di
     conditions = _evaluated_conditions(spec)
     keys = [_key(spec, row, c.name, context) for c in conditions]
     try:
-        if any(column.describe in COUNTS for column in spec.columns.values()):
+        if any(column.describe in DESCRIPTION_COUNTS for column in spec.columns.values()):
             plan.descriptions[spec.name, row.name] = plan.add(_description_job(spec, row, context))
         weights = _weights(plan, spec, row, context, trained) if conditions else None
         if isinstance(weights, Job):

@@ -14,13 +14,13 @@ import itertools
 
 from restore_lab.evaluation.statistics import MIN_SEEDS, Components, components
 from restore_lab.tables.number import Number, shared_values
-from restore_lab.tables.numbers import Measurements
+from restore_lab.tables.numbers import TableNumbers
 from restore_lab.tables.spec import Claim
 
 MAX_IMAGES = 10_000_000  # a difference that needs more is not resolvable by images
 
 
-def powers(table: Measurements, *, seeds: int) -> list[str]:
+def powers(table: TableNumbers, *, seeds: int) -> list[str]:
     """One line per claim whose two published numbers are of the metric that is measured here.
 
     Args:
@@ -53,7 +53,7 @@ def required_images(parts: Components, difference: float, *, seeds: int) -> int 
     return found + 2 if found + 2 < MAX_IMAGES else None
 
 
-def _power(table: Measurements, claim: Claim, seeds: int) -> str:
+def _power(table: TableNumbers, claim: Claim, seeds: int) -> str:
     column = table.spec.columns[claim.column]
     place = (claim.condition, claim.column)
     published = [table.spec.rows[row].published.get(place) for row in (claim.row, claim.baseline)]

@@ -20,7 +20,7 @@ from restore_lab.launch.job import Job
 from restore_lab.prepare.negatives import plan_negatives
 from restore_lab.storage.artefact import CAPTIONS, IMAGES, Artefact
 from restore_lab.storage.named import PREREQUISITE
-from restore_lab.tables.compose import job_config
+from restore_lab.tables.job_config import job_config
 from restore_lab.tables.jobs import Plan
 from restore_lab.tables.spec import Scale, merge
 from restore_lab.training.run import plan_training

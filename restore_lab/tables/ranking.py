@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from restore_lab.tables.number import Number, compare, shared_values
-from restore_lab.tables.numbers import Measurements
+from restore_lab.tables.number import Number, compare_numbers, shared_values
+from restore_lab.tables.numbers import TableNumbers
 
 BEST, SECOND = "best", "second"
 
 
-def marks(table: Measurements) -> Mapping[tuple[str, str, str], str]:
+def marks(table: TableNumbers) -> Mapping[tuple[str, str, str], str]:
     """ "best" and "second" by cell.
 
     Best are the rows whose paired interval to the best row includes zero, second likewise among the rest. A column has
@@ -52,5 +52,5 @@ def _leaders(rows: Mapping[str, Number], *, more: bool) -> list[str]:
 
 
 def _tied(a: Number, b: Number) -> bool:
-    found = compare(a, b)
+    found = compare_numbers(a, b)
     return found is None or not found.clear

@@ -15,8 +15,8 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
-from restore_lab.storage.files import spreadsheet_cell
-from restore_lab.tables.grid import Cell, Grid
+from restore_lab.storage.safe_names import spreadsheet_cell
+from restore_lab.tables.grid import Grid, GridCell
 from restore_lab.tables.ranking import BEST, SECOND
 from restore_lab.tables.spec import Column
 
@@ -30,15 +30,15 @@ TEX = {sign: f"\\{sign}" for sign in "&%$#_{}"} | {
 WIDE = 10  # columns; a table with several conditions and more columns is split
 
 
-def render(table: Grid, format: str) -> str:  # noqa: A002  # the word on the command line
+def render_table(table: Grid, format: str) -> str:  # noqa: A002  # the word on the command line
     """The table as text.
 
     Raises:
         ValueError: for an unknown format.
     """
-    if format not in FORMATS:
-        raise ValueError(f"format={format!r} is not known; one of {', '.join(FORMATS)}")
-    return FORMATS[format](table)
+    if format not in RENDERERS:
+        raise ValueError(f"format={format!r} is not known; one of {', '.join(RENDERERS)}")
+    return RENDERERS[format](table)
 
 
 def markdown(table: Grid) -> str:
@@ -132,7 +132,7 @@ def claims(table: Grid) -> str:
     return "".join(f"- {table.name}: {claim}\n" for claim in table.claims)
 
 
-FORMATS: dict[str, Callable[[Grid], str]] = {
+RENDERERS: dict[str, Callable[[Grid], str]] = {
     "markdown": markdown,
     "latex": latex,
     "csv": as_csv,
@@ -140,7 +140,7 @@ FORMATS: dict[str, Callable[[Grid], str]] = {
     "json": as_json,
     "claims": claims,
 }
-ENDINGS = {"markdown": "md", "latex": "tex", "csv": "csv", "html": "html", "json": "json"}
+EXTENSIONS = {"markdown": "md", "latex": "tex", "csv": "csv", "html": "html", "json": "json"}
 
 
 def parts(table: Grid) -> list[tuple[str, Grid]]:
@@ -157,7 +157,7 @@ def parts(table: Grid) -> list[tuple[str, Grid]]:
     return found
 
 
-def cell_parts(cell: Cell) -> tuple[str, str, str]:
+def cell_parts(cell: GridCell) -> tuple[str, str, str]:
     """The measured number, its spread over seeds, and the published number; "" for a missing one."""
     digits, number = cell.column.digits, cell.number
     published = "" if not cell.in_paper else f"[{'?' if cell.published is None else f'{cell.published:.{digits}f}'}]"
@@ -195,7 +195,7 @@ def _table_element(table: Grid, corner: str) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
-def _text(cell: Cell, *, best: str, second: str) -> str:
+def _text(cell: GridCell, *, best: str, second: str) -> str:
     """The measured number with its mark, then the published one in brackets."""
     measured, spread, published = cell_parts(cell)
     if not measured:

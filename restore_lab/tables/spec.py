@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from restore_lab.config.kinds import Scale
 from restore_lab.tables.figures.settings import Figure
 
-WORDS = ("overrides", "train", "evaluate", "describe")
-COUNTS = ("trainable_millions", "adaptor_millions", "relative_adaptor", "step_gflops")  # the third: to the first row's
+OVERRIDE_KEYS = ("overrides", "train", "evaluate", "describe")
+DESCRIPTION_COUNTS = (
+    "trainable_millions",
+    "adaptor_millions",
+    "relative_adaptor",
+    "step_gflops",
+)  # the third: to the first row's
 TRAINING_COSTS = ("minutes_per_100_steps", "peak_gigabytes")  # of the row's last training stage
 SINGLE_CONDITION = "main"  # the condition's name in a table that lists none
 
 
 @dataclass(frozen=True, kw_only=True)
-class Words:
+class Overrides:
     """Overrides for every verb (`overrides`), and for one of them."""
 
     overrides: tuple[str, ...] = ()
@@ -51,7 +55,7 @@ class Condition:
 
     name: str
     title: str
-    words: Words
+    words: Overrides
     columns: tuple[str, ...]
     mean: tuple[str, ...] = ()
 
@@ -63,7 +67,7 @@ class Row:
     name: str
     title: str
     labels: Mapping[str, str]
-    words: Words
+    words: Overrides
     weights: str
     system: str | None
     published: Mapping[tuple[str, str], float | None]
@@ -97,7 +101,7 @@ class Spec:
     title: str
     source: str
     scale: Scale
-    words: Words
+    words: Overrides
     columns: Mapping[str, Column]
     conditions: Mapping[str, Condition]
     rows: Mapping[str, Row]
@@ -118,7 +122,7 @@ class Spec:
         return merge(word for part in parts for word in part.of(verb))
 
 
-def merge(words: Any) -> tuple[str, ...]:
+def merge(words: Iterable[str]) -> tuple[str, ...]:
     """Overrides with each key once; the last one wins, at its own position."""
     found: dict[str, str] = {}
     for word in words:

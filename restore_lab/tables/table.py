@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from restore_lab.evaluation.degraded import write_inputs
 from restore_lab.launch.cost import estimate, shipped_facts
 from restore_lab.launch.job import Job, config_flags, config_folders, finished_facts
 from restore_lab.storage.outputs import require_free, write_output
 from restore_lab.tables import file
-from restore_lab.tables.compose import job_config
-from restore_lab.tables.figures.drawing import draw
+from restore_lab.tables.figures.figure import draw_figure
 from restore_lab.tables.grid import Grid, grid
+from restore_lab.tables.job_config import job_config
 from restore_lab.tables.jobs import Plan, with_dependencies
 from restore_lab.tables.make import hydra_launcher, make_artefacts, write_jobs
-from restore_lab.tables.numbers import Measurements, read_measurements
+from restore_lab.tables.numbers import TableNumbers, read_numbers
 from restore_lab.tables.plan import plan_tables
 from restore_lab.tables.power import powers
-from restore_lab.tables.render import ENDINGS, render
+from restore_lab.tables.render import EXTENSIONS, RENDERERS, render_table
 from restore_lab.tables.spec import Spec, merge
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 log = logging.getLogger(__name__)
 
 
-def run(cfg: Any) -> dict[str, str]:
+def make_tables(cfg: DictConfig) -> dict[str, str]:
     """Run `restore-lab table`.
 
     Returns:
@@ -45,13 +48,13 @@ def run(cfg: Any) -> dict[str, str]:
     words = list(cfg.overrides) + ([] if cfg.datasets_dir is None else [f"datasets_dir='{cfg.datasets_dir}'"])
     if cfg.output and Path(cfg.output).exists() and not Path(cfg.output).is_dir():
         raise ValueError(f"output={cfg.output}: a file is in the way; name a folder")
-    wanted = [file.read(name, folders, scale=cfg.at_scale) for name in names]
+    wanted = [file.read_spec(name, folders, scale=cfg.at_scale) for name in names]
     if cfg.inputs_dir:
         print("\n".join(line for spec in wanted for line in inputs(spec, Path(cfg.inputs_dir), words)))
         return {}
     if cfg.output:
         require_free(
-            _file(spec.name, Path(cfg.output), ending) for spec in wanted for ending in (*ENDINGS.values(), "png")
+            _file(spec.name, Path(cfg.output), ending) for spec in wanted for ending in (*EXTENSIONS.values(), "png")
         )
     planned = plan_tables(
         wanted,
@@ -70,9 +73,9 @@ def run(cfg: Any) -> dict[str, str]:
         write_jobs(planned, store)
         failed = make_artefacts(planned, launch=hydra_launcher(cfg))
     for spec in wanted:
-        numbers = read_measurements(planned, spec)
+        numbers = read_numbers(planned, spec)
         table = grid(planned, numbers)
-        print(render(table, cfg.format))
+        print(render_table(table, cfg.format))
         if cfg.output:
             _write(table, numbers, Path(cfg.output))
     if failed:
@@ -104,7 +107,7 @@ def plan_text(plan: Plan, store: Path) -> str:
         lines.append(f"{spec.name}  {spec.title} ({spec.source}; {len(spec.rows)} rows)")
         lines.append(f"  {len(reached)} artefacts, {len(reached) - absent} there, {absent} missing")
         lines += [_datum(name, paths) for name, paths in sorted(plan.data.get(spec.name, {}).items())]
-        lines += [f"    power: {line}" for line in powers(read_measurements(plan, spec), seeds=plan.seeds)]
+        lines += [f"    power: {line}" for line in powers(read_numbers(plan, spec), seeds=plan.seeds)]
         for row in spec.rows.values():
             if row.system is not None and not any(p.row == row.name for p in own):
                 lines.append(f"    {row.title}: published numbers (system {row.system}; see systems_dir)")
@@ -123,7 +126,7 @@ def _datum(name: str, paths: Sequence[str]) -> str:
     return f"    data {name}: " + (f"MISSING {gone[0]} (restore-lab doctor data={name})" if gone else "there")
 
 
-def _line(plan: Plan, job: Job, missing: bool, finished: Sequence[Any]) -> str:
+def _line(plan: Plan, job: Job, missing: bool, finished: Sequence[Mapping[str, Any]]) -> str:
     artefact = job.artefact
     used = [f"{p.table}/{p.row}" for p, identity in plan.scores.items() if identity == artefact.identity]
     used += [f"{table}/{row}" for (table, row), identity in plan.descriptions.items() if identity == artefact.identity]
@@ -134,7 +137,7 @@ def _line(plan: Plan, job: Job, missing: bool, finished: Sequence[Any]) -> str:
     return f"{artefact.identity}  {what}  {state}  for {', '.join(dict.fromkeys(used))}"
 
 
-def _takes(job: Job, finished: Sequence[Any]) -> str:
+def _takes(job: Job, finished: Sequence[Mapping[str, Any]]) -> str:
     needed = estimate(job, finished, shipped_facts())
     if needed.seconds is None or needed.peak_bytes is None or needed.disk_bytes is None:
         return "(nothing like it was run here yet)"
@@ -143,7 +146,7 @@ def _takes(job: Job, finished: Sequence[Any]) -> str:
     return f"(about {needed.seconds / 60:.1f} min, {memory:.1f} GB memory, {disk:.1f} MB disk{where})"
 
 
-def _total(plan: Plan, finished: Sequence[Any]) -> str:
+def _total(plan: Plan, finished: Sequence[Mapping[str, Any]]) -> str:
     missing = plan.missing()
     needed = [estimate(job, finished, shipped_facts()) for job in missing]
     seconds = sum(e.seconds for e in needed if e.seconds is not None)
@@ -153,11 +156,11 @@ def _total(plan: Plan, finished: Sequence[Any]) -> str:
     return f"{len(plan.jobs)} artefacts, {len(missing)} missing: {whole}"
 
 
-def _write(table: Grid, numbers: Measurements, folder: Path) -> None:
+def _write(table: Grid, numbers: TableNumbers, folder: Path) -> None:
     """Write every format, then the figure, for which matplotlib may be missing."""
-    for written, ending in ENDINGS.items():
-        write_output(_file(table.name, folder, ending), render(table, written).encode())
-    picture = draw(numbers)
+    for written, ending in EXTENSIONS.items():
+        write_output(_file(table.name, folder, ending), render_table(table, written).encode())
+    picture = draw_figure(numbers)
     if picture is not None:
         write_output(_file(table.name, folder, "png"), picture)
 

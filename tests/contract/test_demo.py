@@ -61,7 +61,7 @@ def test_shipped_models_and_runs_can_be_chosen(shelf, cfg) -> None:
 def test_a_model_has_the_sliders_of_its_sampler(shelf) -> None:
     def has(method: str) -> dict[str, float]:
         plain = shelf.config(f"{method} (shipped toy)")
-        return {k.settings[-1]: k.value(plain) for k in shelf.knobs if k.value(plain) is not None}
+        return {s.settings[-1]: s.value(plain) for s in shelf.sliders if s.value(plain) is not None}
 
     assert has("supir")["sampler.fidelity.tau_r"] == 4.0
     assert has("dra")["sampler.fidelity.weight"] == 0.05
@@ -79,7 +79,7 @@ def test_turned_sliders_reach_the_sampler_and_nothing_is_loaded_again(shelf, cfg
     assert (module.sampler.steps, module.sampler.strength.start, module.sampler.strength.end) == (3, 0.5, 0.5)
     shelf.restorer(run, {})
     assert (module.sampler.steps, module.sampler.strength.start) == (2, 1.0)
-    creative = next(knob for knob in shelf.knobs if knob.choices)
+    creative = next(slider for slider in shelf.sliders if slider.choices)
     instant = shelf.config("instantir (shipped toy)")
     assert creative.words(1, instant) == []
     assert creative.words(0.5, instant) == ["sampler/strength=until", "sampler.strength.share=0.5"]
@@ -97,9 +97,9 @@ def test_numbers_become_an_instruction() -> None:
 def served(cfg) -> Iterator[str]:
     """The page's address."""
     pytest.importorskip("gradio", reason="no gradio; pip install restore-lab[demo]")
-    from restore_lab.demo.page import launch
+    from restore_lab.demo.page import launch_page
 
-    blocks, address = launch(cfg, wait=False, port=None)
+    blocks, address = launch_page(cfg, wait=False, port=None)
     yield address.rstrip("/")
     blocks.close()
 

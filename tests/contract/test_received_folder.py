@@ -30,15 +30,15 @@ from restore_lab.evaluation.records import PER_IMAGE, RECORD, image_file, read_r
 from restore_lab.methods.weights import WEIGHTS, read_weights, weights_file
 from restore_lab.prompts.visual import ClipVision
 from restore_lab.storage.artefact import MANIFEST, Manifest
-from restore_lab.storage.files import shorten, spreadsheet_cell
 from restore_lab.storage.foreign import MAX_DEPTH, bytes_of, check_model, json_of
 from restore_lab.storage.identity import fingerprint
+from restore_lab.storage.safe_names import shorten, spreadsheet_cell
 from restore_lab.system.terminal import Formatter, escape_control
 from restore_lab.tables.grid import grid
-from restore_lab.tables.numbers import read_measurements
+from restore_lab.tables.numbers import read_numbers
 from restore_lab.tables.page.sources import of_records
-from restore_lab.tables.page.write import page
-from restore_lab.tables.render import render
+from restore_lab.tables.page.write import render_page
+from restore_lab.tables.render import render_table
 from tests.helpers.checkout import PACKAGE, ROOT
 from tests.helpers.configs import composed, few_photos
 from tests.helpers.manifests import manifest_folder
@@ -244,7 +244,7 @@ def test_a_link_in_a_record_is_not_embedded(tmp_path, caplog) -> None:
     elsewhere.write_bytes(whole[:-1] + b"\1")
     image_file(place, "own", KEYS[3]).unlink()
     os.symlink(elsewhere, image_file(place, "own", KEYS[3]))
-    text = page(of_records([place]), images=64, worst=10)
+    text = render_page(of_records([place]), images=64, worst=10)
     data = data_of(text)
     shown = [base64.b64decode(uri.partition(",")[2]) for uri in data["pictures"]]
     assert (
@@ -265,7 +265,7 @@ def test_a_record_whose_parents_go_in_a_circle_ends(tmp_path) -> None:
     os.unlink(tmp_path / "adaptor-wb" / "losses.jsonl")
     (tmp_path / "private.jsonl").write_text('{"step": 1, "train/secret": 42.0}\n')
     os.symlink(tmp_path / "private.jsonl", tmp_path / "adaptor-wb" / "losses.jsonl")
-    charts = data_of(page(of_records([place]), images=4, worst=1))["charts"]
+    charts = data_of(render_page(of_records([place]), images=4, worst=1))["charts"]
     assert charts and not any("secret" in chart["title"] for chart in charts)
 
 
@@ -356,17 +356,17 @@ def test_what_a_table_prints_is_text_in_every_format(tmp_path) -> None:
     titles = ("=cmd|' /C calc'!A0", HOSTILE + " ^^5c \n\\write18{id} ~", "<img src=x onerror=alert(1)>\n| a | b |")
     rows = {name: replace(row, title=title) for (name, row), title in zip(spec.rows.items(), titles, strict=True)}
     spec = replace(spec, rows=rows, title="@SUM(A1)\n\\input{x}")
-    table = grid(plan, read_measurements(plan, spec))
+    table = grid(plan, read_numbers(plan, spec))
     table = replace(table, notes=[*table.notes, "a note\n\\input{x}\r\\input{y}"])
-    latex = render(table, "latex")
+    latex = render_table(table, "latex")
     assert all(line.startswith("%") for line in latex.splitlines() if "\\input" in line)
     assert "\\textbackslash{}input\\{/etc/passwd\\}" in latex
     assert "\\textbackslash{}write18\\{id\\} \\textasciitilde{}" in latex and "^^" not in latex
     assert "\r" not in latex
-    markdown = render(table, "markdown")
+    markdown = render_table(table, "markdown")
     assert "<img" not in markdown and "&lt;img src=x" in markdown
-    assert "<img" not in render(table, "html")
-    lines = list(csv.reader(io.StringIO(render(table, "csv"))))
+    assert "<img" not in render_table(table, "html")
+    lines = list(csv.reader(io.StringIO(render_table(table, "csv"))))
     assert len({len(line) for line in lines}) == 1
     for line in lines:
         assert not [

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from restore_lab.tables.page.sources import of_table
-from restore_lab.tables.page.write import page as written
+from restore_lab.tables.page.write import render_page
 from tests.helpers.toy_report import KEYS, N, toy_table
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -44,7 +44,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("report")
-    (place / "page.html").write_text(written(of_table(*toy_table(place)), images=64, worst=10))
+    (place / "page.html").write_text(render_page(of_table(*toy_table(place)), images=64, worst=10))
     return place / "page.html"
 
 

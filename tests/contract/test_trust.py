@@ -27,7 +27,7 @@ from restore_lab.evaluation.protocol import MetricUnavailable
 from restore_lab.prompts import captioner
 from restore_lab.prompts.visual import ClipVision, DinoVision
 from restore_lab.storage.artefact import Manifest
-from restore_lab.storage.files import path_inside
+from restore_lab.storage.safe_names import path_inside
 from tests.helpers.checkout import PACKAGE
 from tests.helpers.configs import composed, few_photos
 from tests.helpers.payload import Payload, code

@@ -22,7 +22,7 @@ from restore_lab.methods.module import RestorationModule
 from restore_lab.methods.reference import Reference
 from restore_lab.methods.trainable import Trainable
 from restore_lab.samplers.fidelity.base import Prediction
-from restore_lab.types import Cond, Edit, Hint, Tap, identity
+from restore_lab.types import Cond, Edit, Hint, Tap, identity_edit
 
 TAP = Tap(name="out", kind="middle", channels=4, stride=1)
 SDXL = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -37,7 +37,7 @@ class Prior(nn.Module):
         super().__init__()
         self.say, self.schedule, self.denoiser = say, schedule, nn.Linear(1, 1)
 
-    def forward(self, z_BCHW: Tensor, t_B: Tensor, cond: Cond, at: Edit = identity, carry: Any = None) -> Tensor:
+    def forward(self, z_BCHW: Tensor, t_B: Tensor, cond: Cond, at: Edit = identity_edit, carry: Any = None) -> Tensor:
         return at(TAP, self.say(z_BCHW, t_B, cond), t_B, carry)[0]
 
 

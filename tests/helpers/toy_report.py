@@ -14,11 +14,11 @@ import yaml
 from PIL import Image
 
 from restore_lab.evaluation.plan import Scores
-from restore_lab.evaluation.protocol import Column as Label
+from restore_lab.evaluation.protocol import ColumnLabel
 from restore_lab.evaluation.records import Cell, ImageValue, Results, image_file, write_record
 from restore_lab.launch.job import Job
 from restore_lab.storage.artefact import Artefact
-from restore_lab.tables.file import read
+from restore_lab.tables.file import read_spec
 from restore_lab.tables.jobs import Plan, ScoresKey
 from restore_lab.tables.spec import Spec
 from restore_lab.types import Recipe, Step
@@ -48,7 +48,7 @@ def toy_spec(folder: Path) -> Spec:
     file = folder / "conf" / "experiment" / "toy" / "one.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump({"table": TABLE}, sort_keys=False))
-    return read("toy/one", [folder / "conf"], scale="tiny")
+    return read_spec("toy/one", [folder / "conf"], scale="tiny")
 
 
 def toy_table(folder: Path, *, images: bool = True) -> tuple[Plan, Spec]:
@@ -74,7 +74,7 @@ def record(place: Path, row: str, *, images: bool = True, border: int = 0, lq: i
     cells = [
         Cell(
             row=name, metric=metric, mean=sum(found) / N, std=None, n=N, higher_is_better=metric == "psnr",
-            column=Label(
+            column=ColumnLabel(
                 metric=metric, weights="", colour="rgb", border=border, size="32x24", rounding="8bit", count=N
             ),
         )

@@ -261,6 +261,41 @@ def test_extras_that_are_named_are_there() -> None:
     assert {"iqa", "demo"} <= said <= names
 
 
+# What several modules may define: a logger, a console script's `main`, the interface of a verb's module. Names of one
+# letter are type variables.
+SHARED_NAMES = frozenset(("log", "main"))
+VERB_INTERFACE = frozenset(("run", "POSITIONAL", "KEY_ALIASES", "FOLLOWS_WEIGHTS", "FREE_TEXT"))
+
+
+def public_names(path: Path, tree: ast.Module) -> set[str]:
+    """The public names that a module defines at its top, without those that modules may share."""
+    found: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [name for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+            found |= {name.id for name in names if isinstance(name.ctx, ast.Store)}
+    shared = SHARED_NAMES | (VERB_INTERFACE if path.parent == PACKAGE / "cli" else frozenset())
+    return {name for name in found if not name.startswith("_") and len(name) > 1} - shared
+
+
+def test_a_public_name_stands_in_one_module() -> None:
+    places: dict[str, list[str]] = {}
+    for path in MODULES:
+        for name in public_names(path, parsed(path)):
+            places.setdefault(name, []).append(name_of(path))
+    twice = {name: found for name, found in sorted(places.items()) if len(found) > 1}
+    assert twice == {}, "one name for one thing: give each a more precise name, or a private one"
+
+
+def test_the_check_itself_finds_the_public_names() -> None:
+    tree = ast.parse("log, A = 1, 2\nB: int = 3\nTWO, _OWN = 1, 2\ndef run(): ...\nclass Part: ...\nx.y = 1")
+    assert public_names(PACKAGE / "types.py", tree) == {"TWO", "Part", "run"}
+    assert public_names(PACKAGE / "cli/train.py", tree) == {"TWO", "Part"}
+
+
 def configs() -> list[Path]:
     """Every shipped config, experiments included."""
     return sorted({path.resolve() for folder in (CONF, ROOT / "experiments") for path in folder.rglob("*.yaml")})

@@ -29,7 +29,7 @@ from restore_lab.data.sources.tar_index import scan
 from restore_lab.data.word_table import WordTable
 from restore_lab.degradation.instruction import parse_instruction
 from restore_lab.evaluation.records import read_record
-from restore_lab.importing.reading import read as read_checkpoint
+from restore_lab.importing.checkpoint import read_checkpoint
 from restore_lab.methods.weights import read_weights
 from restore_lab.storage.artefact import Manifest
 from restore_lab.types import Recipe, Step

@@ -36,8 +36,8 @@ save_file({name: value.contiguous() for name, value in network.state_dict().item
 """
 PAGE = """
 from restore_lab.config.compose import composed
-from restore_lab.demo.page import page
-print(type(page(composed("demo", ["device=cpu"]))).__name__)
+from restore_lab.demo.page import build_page
+print(type(build_page(composed("demo", ["device=cpu"]))).__name__)
 """
 
 

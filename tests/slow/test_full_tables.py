@@ -12,7 +12,7 @@ from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.config_source import hydra_at
 from restore_lab.data.sources.named_dataset import dataset_paths
 from restore_lab.storage.artefact import SCORES
-from restore_lab.tables.file import read, tables
+from restore_lab.tables.file import read_spec, tables
 from restore_lab.tables.plan import plan_tables
 from tests.helpers.configs import composed
 from tests.helpers.toy_datasets import write_all, write_coco
@@ -30,7 +30,7 @@ def datasets(tmp_path_factory) -> Path:
 def test_a_table_plans_at_full_size_without_a_word_from_the_user(name, tmp_path) -> None:
     """Nothing is refused; every measured row waits for weights, unless they ship; nothing typed names a path."""
     with hydra_at(conf_dir()):
-        found = plan_tables([read(name, [conf_dir()], scale="full")], store=tmp_path / "runs" / "tables", seeds=1)
+        found = plan_tables([read_spec(name, [conf_dir()], scale="full")], store=tmp_path / "runs" / "tables", seeds=1)
     assert not found.refusals, found.refusals
     for job in found.jobs.values():
         assert not any("made:" in word and str(tmp_path) not in word for word in job.words), job.words
@@ -42,7 +42,7 @@ def test_a_table_plans_at_full_size_without_a_word_from_the_user(name, tmp_path)
 def test_what_a_table_measures_is_read(name, datasets, tmp_path) -> None:
     """One row under each condition: the first batch, degraded; images that differ in size never share one."""
     write_coco(tmp_path, 3)
-    spec = read(name, [conf_dir()], scale="full")
+    spec = read_spec(name, [conf_dir()], scale="full")
     row = next(row for row in spec.rows.values() if row.system is None)
     for condition in spec.conditions.values():
         if condition.mean:

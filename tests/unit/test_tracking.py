@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 
 from restore_lab import tracking
 from restore_lab.evaluation.evaluate import evaluate
-from restore_lab.evaluation.page import log_record, means, per_image, read_images
-from restore_lab.evaluation.protocol import Column
+from restore_lab.evaluation.protocol import ColumnLabel
+from restore_lab.evaluation.record_tracking import log_record, metric_means, per_image, read_images
 from restore_lab.evaluation.records import Cell, ImageValue, Results, image_file
 from restore_lab.methods.trainable import Trainable
 from restore_lab.storage.atomic import write_bytes_atomic
@@ -92,7 +92,7 @@ def results() -> Results:
     label = {"weights": "", "colour": "rgb", "border": 0, "size": "16x16", "rounding": "8bit"}
     cells = [
         Cell(row=row, metric=metric, mean=mean, std=None, n=n, higher_is_better=True,
-             column=Column(metric=metric, count=n, **label))
+             column=ColumnLabel(metric=metric, count=n, **label))
         for row, metric, mean, n in [("LQ", "psnr", 20.0, 2), ("LQ", "ssim", 0.5, 1), ("mine", "psnr", 25.0, 2),
                                      ("mine", "ssim", 0.75, 1)]
     ]  # fmt: skip
@@ -217,7 +217,7 @@ def test_group_and_name(tmp_path) -> None:
 def test_what_a_record_shows(tmp_path) -> None:
     own = {"psnr": 25.0, "ssim": 0.75}
     named = {f"{row}/{metric}": mean for row in ("mine", "score") for metric, mean in own.items()}
-    assert means(results()) == {"LQ/psnr": 20.0, "LQ/ssim": 0.5, **named}
+    assert metric_means(results()) == {"LQ/psnr": 20.0, "LQ/ssim": 0.5, **named}
     columns, lines = per_image(results())
     assert columns == ["key", "row", "psnr", "ssim", "caption", "instruction", "recipe"]
     assert lines[3] == ["b", "mine", 1.0, None, "a picture of b", "Deblur", "{}"] and len(lines) == 2 * 2
@@ -230,9 +230,10 @@ def test_what_a_record_shows(tmp_path) -> None:
 
 def test_one_metric_in_two_columns_stays_two_numbers() -> None:
     cells = [Cell(row="LQ", metric="psnr", mean=mean, std=None, n=1, higher_is_better=True,
-                  column=Column(metric="psnr", weights="", colour="rgb", border=0, size=size, rounding="8bit", count=1))
+                  column=ColumnLabel(metric="psnr", weights="", colour="rgb", border=0, size=size, rounding="8bit",
+                                     count=1))
              for mean, size in ((1.0, "8x8"), (2.0, "16x16"))]  # fmt: skip
-    found = means(Results(cells=tuple(cells), images=()))
+    found = metric_means(Results(cells=tuple(cells), images=()))
     assert found == {f"LQ/psnr {cell.column.id}": cell.mean for cell in cells}
 
 

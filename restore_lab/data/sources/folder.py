@@ -22,7 +22,7 @@ from restore_lab.config.validate import check_arguments
 from restore_lab.data.image_io import MAX_PIXELS, SUFFIXES, Header, read_header, read_image
 from restore_lab.data.sources.captions import Captions
 from restore_lab.storage.paths import place_of
-from restore_lab.storage.walk import Walk, describe, match, walk
+from restore_lab.storage.walk import Walk, describe_skipped, match, walk
 from restore_lab.types import Picture
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class Images:
 
     def report(self) -> None:
         """Log skipped files in one line, if there are any."""
-        if left := describe(self.passed_over):
+        if left := describe_skipped(self.passed_over):
             log.warning("%s: %d images; passed over: %s", self.base, len(self.names), left)
 
 
@@ -164,7 +164,7 @@ def _images(base: Path, found: Walk, *, what: str, where: str) -> Images:
         elif suffix.lower() not in SUFFIXES and not (suffix == ".txt" and stem in stems):  # a caption file
             over["file that is no image"] += 1
     if not names:
-        left = f"; passed over: {describe(over)}" if over else ""
+        left = f"; passed over: {describe_skipped(over)}" if over else ""
         raise ValueError(f"{what}: no image files {where}; looked for {' '.join(sorted(SUFFIXES))}{left}")
     return Images(base=base, names=names, passed_over=over)
 

@@ -46,4 +46,5 @@ class TotalVariation(ImageMetric):
 
     def __call__(self, restored_BCHW: Tensor, reference_BCHW: Tensor | None, captions: Sequence[str] | None) -> Tensor:
         y_B1HW = luma(restored_BCHW.double()) * FULL_RANGE
-        return sum(y_B1HW.diff(dim=dim).abs().mean(dim=(1, 2, 3)) for dim in (-2, -1))
+        vertical_B, horizontal_B = (y_B1HW.diff(dim=dim).abs().mean(dim=(1, 2, 3)) for dim in (-2, -1))
+        return vertical_B + horizontal_B

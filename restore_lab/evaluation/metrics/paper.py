@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -81,7 +81,7 @@ _RN50 = WeightFile(
 )
 INCEPTION = WeightFile(place="pyiqa", name="pt_inception-2015-12-05-6726825d.pth")
 
-FILES: Mapping[str, tuple[WeightFile, ...]] = {
+METRIC_FILES: Mapping[str, tuple[WeightFile, ...]] = {
     "lpips": (
         WeightFile(place="torchvision", name="alexnet-owt-7be5be79.pth"),
         WeightFile(place="pyiqa", name="LPIPS_v0.1_alex-df73285e.pth"),
@@ -104,7 +104,7 @@ FILES: Mapping[str, tuple[WeightFile, ...]] = {
         ),  # pyiqa keeps the quoting of the hub's address
     ),
 }
-FACTS: Mapping[str, Facts] = {
+METRIC_FACTS: Mapping[str, Facts] = {
     "lpips": Facts(higher_is_better=False, needs_reference=True, min_size=32),
     "lpips-vgg": Facts(higher_is_better=False, needs_reference=True, min_size=32),
     "dists": Facts(higher_is_better=False, needs_reference=True, min_size=32),
@@ -125,16 +125,16 @@ class PaperMetric(PyiqaBased):
     """
 
     def __init__(self, *, name: str, column: str | None = None) -> None:
-        if name not in FILES:
-            raise ValueError(f"metric {name!r} is unknown; choose {', '.join(FILES)}")
-        super().__init__(name=name, facts=FACTS[name], column=column)
+        if name not in METRIC_FILES:
+            raise ValueError(f"metric {name!r} is unknown; choose {', '.join(METRIC_FILES)}")
+        super().__init__(name=name, facts=METRIC_FACTS[name], column=column)
 
     def missing(self) -> str:
-        return pyiqa_missing(self.id) or _first_gap(self.id, FILES[self.name])
+        return pyiqa_missing(self.id) or _first_gap(self.id, METRIC_FILES[self.name])
 
     def source(self) -> str:
         called = "" if self.id == self.name else f"{self.name}, "
-        return called + _source(FILES[self.name])
+        return called + _source(METRIC_FILES[self.name])
 
 
 class Fid(SetMetric):
@@ -144,7 +144,7 @@ class Fid(SetMetric):
     higher_is_better = False
 
     def __init__(self) -> None:
-        self._network: Any = None
+        self._network: torch.nn.Module | None = None
 
     def missing(self) -> str:
         return pyiqa_missing(self.id) or _first_gap(self.id, (INCEPTION,))
@@ -158,7 +158,7 @@ class Fid(SetMetric):
     def distance(self, restored_ND: Tensor, reference_ND: Tensor) -> float:
         return frechet_distance(restored_ND, reference_ND)
 
-    def _inception(self) -> Any:
+    def _inception(self) -> torch.nn.Module:
         if self._network is None:
             gap = self.missing()
             if gap:

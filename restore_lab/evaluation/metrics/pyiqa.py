@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -86,7 +86,7 @@ class PyiqaBased(ImageMetric):
         self.higher_is_better = facts.higher_is_better
         self.needs_reference = facts.needs_reference
         self.min_size = facts.min_size
-        self._network: Callable[..., Any] | None = None
+        self._network: Callable[..., Tensor] | None = None
         self._device: torch.device | None = None
 
     def missing(self) -> str:
@@ -109,7 +109,7 @@ class PyiqaBased(ImageMetric):
             raise MetricUnavailable(f"{self.id}: pyiqa failed on {width}x{height} images: {_line(error)}") from error
         return values.detach().reshape(-1)
 
-    def _metric(self, device: torch.device) -> Callable[..., Any]:
+    def _metric(self, device: torch.device) -> Callable[..., Tensor]:
         """The network on this device.
 
         Raises:

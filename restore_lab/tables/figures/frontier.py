@@ -7,18 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from restore_lab.evaluation.records import DECODED_HQ, DECODED_LQ, LQ
 from restore_lab.evaluation.statistics import MIN_IMAGES
-from restore_lab.tables.frontier import Points, bootstrap, hypervolume, pareto
 from restore_lab.tables.number import shared_values
+from restore_lab.tables.pareto import Points, bootstrap, hypervolume, pareto
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
     from restore_lab.tables.figures.settings import Frontier
-    from restore_lab.tables.numbers import Measurements
+    from restore_lab.tables.numbers import TableNumbers
     from restore_lab.tables.spec import Condition, Row
 
 MARKERS = "oDs^vP<>Xhp"
@@ -42,7 +45,7 @@ class Plane:
     values_NSI2: Points | None
 
 
-def plane(table: Measurements, figure: Frontier, condition: Condition) -> Plane | None:
+def plane(table: TableNumbers, figure: Frontier, condition: Condition) -> Plane | None:
     """The rows with both numbers; None if there are none."""
     names = (figure.fidelity, figure.quality)
     pairs = {
@@ -63,7 +66,7 @@ def plane(table: Measurements, figure: Frontier, condition: Condition) -> Plane 
     )
 
 
-def findings(table: Measurements, figure: Frontier) -> list[str]:
+def frontier_findings(table: TableNumbers, figure: Frontier) -> list[str]:
     """Pareto front and hypervolume of all points and of each method's points, one line each."""
     lines = []
     for condition in table.spec.conditions.values():
@@ -105,12 +108,12 @@ def _setting(row: Row, figure: Frontier) -> str:
     return f"{row.labels.get(figure.knob, '')} {row.labels.get(figure.value, '')}".strip()
 
 
-def _axis(table: Measurements, name: str) -> str:
+def _axis(table: TableNumbers, name: str) -> str:
     column = table.spec.columns[name]
     return f"{column.metric} ({'more' if column.metric_higher_is_better else 'less'} is better)"
 
 
-def draw(table: Measurements, figure: Frontier, page: Any) -> None:
+def draw_frontier(table: TableNumbers, figure: Frontier, page: Figure) -> None:
     """One panel per condition; better is right and up."""
     planes = [(c, found) for c in table.spec.conditions.values() if (found := plane(table, figure, c)) is not None]
     page.set_size_inches(9 * len(planes) + 2, 8)
@@ -131,7 +134,7 @@ def draw(table: Measurements, figure: Frontier, page: Any) -> None:
     page.suptitle(f"{table.spec.title} (scale={table.spec.scale})")
 
 
-def _points(axes: Any, found: Plane, figure: Frontier, colours: Mapping[str, str], markers: Mapping[str, str]) -> None:
+def _points(axes: Axes, found: Plane, figure: Frontier, colours: Mapping[str, str], markers: Mapping[str, str]) -> None:
     """One point per row, with a line to its method's default; points on the front get their full name."""
     defaults = {
         row.title: point
@@ -150,7 +153,7 @@ def _points(axes: Any, found: Plane, figure: Frontier, colours: Mapping[str, str
         _write(axes, _setting(row, figure) if on_front else row.labels.get(figure.value, ""), point, colour)
 
 
-def _references(axes: Any, table: Measurements, figure: Frontier, condition: Condition) -> None:
+def _references(axes: Axes, table: TableNumbers, figure: Frontier, condition: Condition) -> None:
     """LQ and the codec's rows in grey; a point outside the axes, such as D(E(HQ)), is a label at the edge."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     for name in table.references:
@@ -166,12 +169,20 @@ def _references(axes: Any, table: Measurements, figure: Frontier, condition: Con
     axes.set(xlim=(left, right), ylim=(low, high))
 
 
-def _write(axes: Any, text: str, point: Sequence[float], colour: str, *, left: bool = False) -> None:
-    axes.annotate(text, point, xytext=(-7, 4) if left else (6, 4), textcoords="offset points", fontsize=8,
-                  color=colour, ha="right" if left else "left", zorder=5)  # fmt: skip
+def _write(axes: Axes, text: str, point: Sequence[float], colour: str, *, left: bool = False) -> None:
+    axes.annotate(
+        text,
+        (point[0], point[1]),
+        xytext=(-7, 4) if left else (6, 4),
+        textcoords="offset points",
+        fontsize=8,
+        color=colour,
+        ha="right" if left else "left",
+        zorder=5,
+    )
 
 
-def _legend(page: Any, colours: Mapping[str, str], markers: Mapping[str, str]) -> None:
+def _legend(page: Figure, colours: Mapping[str, str], markers: Mapping[str, str]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=colour, linewidth=5, label=title) for title, colour in colours.items()]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TypedDict, TypeVar
 
 from restore_lab.config.kinds import Mismatch, abbreviate, coerce
 
@@ -73,11 +73,11 @@ class SurfaceEntry(TypedDict):
     actual: Mapping[str, float]
 
 
-KINDS = {"frontier": FrontierEntry, "surface": SurfaceEntry}
+E = TypeVar("E")
 
 
-def read(
-    entry: Mapping[str, Any] | None,
+def read_figure(
+    entry: Mapping[str, object] | None,
     where: str,
     scale: str,
     *,
@@ -99,33 +99,56 @@ def read(
     if entry is None:
         return None
     where = f"{where}, figure"
-    if entry.get("kind") not in KINDS:
-        raise ValueError(f"{where}: kind={entry.get('kind')!r} is one of {', '.join(KINDS)}")
-    entry = {"kind": entry["kind"], **_fitting({k: v for k, v in entry.items() if k != "kind"}, entry["kind"], where)}
-    named = (entry["fidelity"], entry["quality"]) if entry["kind"] == "frontier" else (entry["best"], *entry["columns"])
-    for column in named:
-        if column not in columns:
-            raise ValueError(f"{where}: no column {column!r}; there are {', '.join(columns)}")
-    if entry["kind"] == "frontier":
-        if scale not in entry["reference"]:
-            raise ValueError(
-                f"{where}: reference has no {scale}; give fidelity and quality, reference: {{{scale}: [0, 0]}}"
-            )
-        fidelity, quality = entry["reference"][scale]
-        settings = {key: entry[key] for key in ("fidelity", "quality", "knob", "value")}
-        return Frontier(**settings, reference=(float(fidelity), float(quality)))
-    strengths = {"instructed": rows, "actual": conditions}
-    for key, names in strengths.items():
-        if set(entry[key]) != set(names):
+    settings = {key: value for key, value in entry.items() if key != "kind"}
+    match entry.get("kind"):
+        case "frontier":
+            return _frontier(_fitting(settings, FrontierEntry, where), where, scale, columns)
+        case "surface":
+            return _surface(_fitting(settings, SurfaceEntry, where), where, columns, conditions, rows)
+        case kind:
+            raise ValueError(f"{where}: kind={kind!r} is one of frontier, surface")
+
+
+def _frontier(entry: FrontierEntry, where: str, scale: str, columns: Sequence[str]) -> Frontier:
+    _check_columns((entry["fidelity"], entry["quality"]), where, columns)
+    if scale not in entry["reference"]:
+        raise ValueError(
+            f"{where}: reference has no {scale}; give fidelity and quality, reference: {{{scale}: [0, 0]}}"
+        )
+    fidelity, quality = entry["reference"][scale]
+    return Frontier(
+        fidelity=entry["fidelity"],
+        quality=entry["quality"],
+        knob=entry["knob"],
+        value=entry["value"],
+        reference=(float(fidelity), float(quality)),
+    )
+
+
+def _surface(
+    entry: SurfaceEntry, where: str, columns: Sequence[str], conditions: Sequence[str], rows: Sequence[str]
+) -> Surface:
+    _check_columns((entry["best"], *entry["columns"]), where, columns)
+    for key, strengths, names in (("instructed", entry["instructed"], rows), ("actual", entry["actual"], conditions)):
+        if set(strengths) != set(names):
             raise ValueError(f"{where}: {key} has a number for each of {', '.join(names)}")
-    instructed, actual = (dict(sorted(entry[key].items(), key=lambda pair: float(pair[1]))) for key in strengths)
+    instructed, actual = (
+        dict(sorted(strengths.items(), key=lambda pair: float(pair[1])))
+        for strengths in (entry["instructed"], entry["actual"])
+    )
     return Surface(best=entry["best"], columns=tuple(entry["columns"]), instructed=instructed, actual=actual)
 
 
-def _fitting(entry: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
+def _check_columns(named: Sequence[str], where: str, columns: Sequence[str]) -> None:
+    for column in named:
+        if column not in columns:
+            raise ValueError(f"{where}: no column {column!r}; there are {', '.join(columns)}")
+
+
+def _fitting(entry: Mapping[str, object], schema: type[E], where: str) -> E:
     """The validated settings of a kind of figure."""
     try:
-        return coerce(entry, KINDS[kind])
+        return coerce(entry, schema)
     except Mismatch as error:
         place = f"{error.place.lstrip('.')}={abbreviate(error.value)}: " if error.place else ""
         raise ValueError(f"{where}: {place}{error}") from error

@@ -7,36 +7,38 @@ strengths, I images.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from restore_lab.evaluation.statistics import MIN_IMAGES, common_grid, redraw
+from restore_lab.evaluation.statistics import MIN_IMAGES, common_grid, rank_correlation, redraw
 from restore_lab.tables.number import shared_values
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from restore_lab.tables.figures.settings import Surface
-    from restore_lab.tables.frontier import Points
-    from restore_lab.tables.numbers import Measurements
+    from restore_lab.tables.numbers import TableNumbers
+    from restore_lab.tables.pareto import Points
 
 
-def means(table: Measurements, figure: Surface, column: str) -> Points:
+def strength_means(table: TableNumbers, figure: Surface, column: str) -> Points:
     """(S, T) means of a column; NaN where there is no measurement."""
     cells = [[table.numbers.get((row, condition, column)) for condition in figure.actual] for row in figure.instructed]
     return np.array([[np.nan if cell is None else cell.mean for cell in line] for line in cells])
 
 
-def best_instructions(table: Measurements, figure: Surface) -> dict[int, int]:
+def best_instructions(table: TableNumbers, figure: Surface) -> dict[int, int]:
     """The index S of the best instructed strength for each index T of a true one; only for complete columns."""
-    means_ST = means(table, figure, figure.best) * _sign(table, figure)
+    means_ST = strength_means(table, figure, figure.best) * _sign(table, figure)
     return {t: int(line_S.argmax()) for t, line_S in enumerate(means_ST.T) if not np.isnan(line_S).any()}
 
 
-def findings(table: Measurements, figure: Surface) -> list[str]:
+def surface_findings(table: TableNumbers, figure: Surface) -> list[str]:
     """The best instructed strength for each true one, and the rank correlations, one line each."""
     instructed, true = list(figure.instructed.values()), list(figure.actual.values())
     metric, sign = table.spec.columns[figure.best].metric, _sign(table, figure)
-    means_ST, found = means(table, figure, figure.best), best_instructions(table, figure)
+    means_ST, found = strength_means(table, figure, figure.best), best_instructions(table, figure)
     lines, chosen_TI = [], []
     for t, s in found.items():
         condition = list(figure.actual)[t]
@@ -56,13 +58,13 @@ def findings(table: Measurements, figure: Surface) -> list[str]:
     lines.append(f"true against best instructed strength, rank correlation: {both} (0 where the same is always best)")
     for name in figure.columns:
         if name != figure.best:
-            lines_TS = means(table, figure, name).T
+            lines_TS = strength_means(table, figure, name).T
             along = ", ".join(f"{_correlation(instructed, lines_TS[t]):+.2f} at {true[t]:g}" for t in found)
             lines.append(f"{table.spec.columns[name].metric} against the instruction, rank correlation: {along}")
     return lines
 
 
-def _sign(table: Measurements, figure: Surface) -> float:
+def _sign(table: TableNumbers, figure: Surface) -> float:
     return 1.0 if table.spec.columns[figure.best].metric_higher_is_better else -1.0
 
 
@@ -76,22 +78,17 @@ def _share_best(values_NSI: Points | None, best: int, sign: float) -> str:
 
 def _correlation(first: Sequence[float] | Points, second: Sequence[float] | Points) -> float:
     """Spearman's rank correlation; 0 where one of them is constant."""
-    from scipy.stats import spearmanr
-
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return 0.0
-    found: Any = spearmanr(first, second)
-    return float(found.statistic)
+    return 0.0 if np.ptp(first) == 0 or np.ptp(second) == 0 else rank_correlation(first, second)
 
 
-def draw(table: Measurements, figure: Surface, page: Any) -> None:
+def draw_surface(table: TableNumbers, figure: Surface, page: Figure) -> None:
     """One heat map per column: true strength on the x axis, instructed strength on the y axis."""
     from matplotlib.patches import Rectangle
 
     page.set_size_inches(5.4 * len(figure.columns), 4.8)
     for place, name in enumerate(figure.columns):
         axes = page.add_subplot(1, len(figure.columns), place + 1)
-        means_ST = means(table, figure, name)
+        means_ST = strength_means(table, figure, name)
         shades_ST = means_ST - means_ST.mean(axis=0)  # shows the effect of the instruction, not of the input's quality
         axes.imshow(shades_ST, origin="lower", cmap="viridis", aspect="auto")
         middle = (np.nanmin(shades_ST) + np.nanmax(shades_ST)) / 2

@@ -12,21 +12,21 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from restore_lab.data.image_io import MAX_PIXELS, open_image
-from restore_lab.evaluation.protocol import Column
+from restore_lab.evaluation.protocol import ColumnLabel
 from restore_lab.evaluation.records import DECODED_HQ, DECODED_LQ, LQ, ORIGINAL, ROBUST_LQ, image_file
 from restore_lab.storage.foreign import bytes_of
-from restore_lab.tables.page.sources import Block, Run
+from restore_lab.tables.page.sources import Block, RecordRow
 from restore_lab.types import Recipe
 
 Image = tuple[int, str]  # seed and key
 MAX_FILE = 64 * 2**20  # bytes
-REFERENCES = (ORIGINAL, LQ, DECODED_LQ, ROBUST_LQ, DECODED_HQ)
+REFERENCE_IMAGES = (ORIGINAL, LQ, DECODED_LQ, ROBUST_LQ, DECODED_HQ)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,49 @@ class Pictures:
         return self.places[name]
 
 
-def browser(block: Block, pictures: Pictures, *, limit: int, worst: int) -> dict[str, Any]:
+class BrowserMetric(TypedDict):
+    """A metric, and whether more of it is better."""
+
+    name: str
+    more: bool
+
+
+class BrowserRow(TypedDict):
+    """A row, and whether it is a method's or a reference."""
+
+    title: str
+    method: bool
+
+
+class BrowserView(TypedDict):
+    """A row's output for an image: its index in `Pictures`, and its values in the order of the metrics."""
+
+    picture: int | None
+    values: list[float | None]
+    instruction: str
+
+
+class BrowserImage(TypedDict):
+    """An image with one view per row."""
+
+    name: str
+    caption: str
+    recipe: str
+    views: list[BrowserView | None]
+
+
+class BrowserBlock(TypedDict):
+    """A condition as the page's script reads it; `total` counts all its images, shown or not."""
+
+    title: str
+    metrics: list[BrowserMetric]
+    rows: list[BrowserRow]
+    total: int
+    notes: list[str]
+    images: list[BrowserImage]
+
+
+def browser(block: Block, pictures: Pictures, *, limit: int, worst: int) -> BrowserBlock:
     """A condition as the page's script reads it.
 
     Args:
@@ -93,10 +135,6 @@ def browser(block: Block, pictures: Pictures, *, limit: int, worst: int) -> dict
         pictures: collects the images.
         limit: maximum number of images; the worst ones may exceed it.
         worst: number of each row's worst images by each metric that are always included.
-
-    Returns:
-        title, metrics [{name, more}], rows [{title, method}], total, notes, images [{name, caption, recipe, views}]; a
-        view, one per row, is null or {picture, values, instruction}, its values in the order of the metrics.
     """
     rows, notes = _rows(block)
     measured = {metric for row in rows.values() for view in row.values() for metric in view.values}
@@ -120,7 +158,8 @@ def browser(block: Block, pictures: Pictures, *, limit: int, worst: int) -> dict
         "images": [
             {
                 "name": f"{key}, seed {seed}" if several else key,
-                **_words([row[seed, key] for row in rows.values() if (seed, key) in row]),
+                "caption": _first(row[seed, key].caption for row in rows.values() if (seed, key) in row),
+                "recipe": _says(_first(row[seed, key].recipe for row in rows.values() if (seed, key) in row)),
                 "views": [_view(row.get((seed, key)), metrics, pictures) for row in rows.values()],
             }
             for seed, key in choose(images, always, limit)
@@ -146,7 +185,7 @@ def _rows(block: Block) -> tuple[dict[str, dict[Image, View]], list[str]]:
     """Every row's views, references first, and notes on values of another protocol."""
     found: dict[str, dict[Image, View]] = {}
     methods: dict[str, dict[Image, View]] = {}
-    labels: dict[str, Column] = {}
+    labels: dict[str, ColumnLabel] = {}
     notes: list[str] = []
     for title, runs in block.rows.items():
         methods[title] = {}
@@ -154,12 +193,14 @@ def _rows(block: Block) -> tuple[dict[str, dict[Image, View]], list[str]]:
             metrics, odd = _comparable(run, block.metrics, labels)
             notes += [f"{title}, {line}" for line in odd]
             methods[title] |= _views(run, seed, metrics)
-            for reference in REFERENCES:
+            for reference in REFERENCE_IMAGES:
                 _merge(found, reference, title, _views(replace(run, row=reference), seed, metrics))
     return {**found, **methods}, list(dict.fromkeys(notes))
 
 
-def _comparable(run: Run, metrics: Mapping[str, bool], labels: dict[str, Column]) -> tuple[list[str], list[str]]:
+def _comparable(
+    run: RecordRow, metrics: Mapping[str, bool], labels: dict[str, ColumnLabel]
+) -> tuple[list[str], list[str]]:
     """The metrics that a run measured like the runs before it, and how the others differ.
 
     The number and the sizes of the images do not matter, since each value is of one image.
@@ -175,7 +216,7 @@ def _comparable(run: Run, metrics: Mapping[str, bool], labels: dict[str, Column]
     return same, odd
 
 
-def _views(run: Run, seed: int, metrics: Sequence[str]) -> dict[Image, View]:
+def _views(run: RecordRow, seed: int, metrics: Sequence[str]) -> dict[Image, View]:
     """A run's view of each image in its record; images with neither file nor value are left out."""
     results = run.record.results
     views: dict[Image, View] = {}
@@ -219,10 +260,9 @@ def _bytes(kept: ImageFile) -> bytes:
         return str(kept.file).encode()  # refused later; equal to no other file
 
 
-def _words(views: Sequence[View]) -> dict[str, str]:
-    """Caption and recipe of an image, from the first row that has them."""
-    recipe = next((view.recipe for view in views if view.recipe), "")
-    return {"caption": next((view.caption for view in views if view.caption), ""), "recipe": _says(recipe)}
+def _first(texts: Iterable[str]) -> str:
+    """The first text that is not empty."""
+    return next((text for text in texts if text), "")
 
 
 def _says(recipe: str) -> str:
@@ -235,11 +275,11 @@ def _says(recipe: str) -> str:
     return ", ".join(f"{kind} ({' '.join(params)})" if params else kind for kind, params in described)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
 
 
-def _view(view: View | None, metrics: Mapping[str, bool], pictures: Pictures) -> dict[str, Any] | None:
+def _view(view: View | None, metrics: Mapping[str, bool], pictures: Pictures) -> BrowserView | None:
     if view is None:
         return None
     values = [float(f"{view.values[m]:.6g}") if m in view.values else None for m in metrics]

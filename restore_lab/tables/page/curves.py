@@ -7,7 +7,7 @@ import logging
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from restore_lab.storage.foreign import bytes_of, has_type, parse_json
 from restore_lab.tables.page.sources import Training
@@ -16,18 +16,33 @@ log = logging.getLogger(__name__)
 POINTS = 300  # per line
 
 
-def charts(trainings: Sequence[Training]) -> list[dict[str, Any]]:
-    """One chart per stage and loss: {"title", "lines": [{"title", "steps", "values"}]}."""
-    found: dict[str, list[dict[str, Any]]] = {}
+class Curve(TypedDict):
+    """One training's loss as the page's script reads it."""
+
+    title: str
+    steps: list[float]
+    values: list[float]
+
+
+class Chart(TypedDict):
+    """One loss of one stage, over all trainings."""
+
+    title: str
+    lines: list[Curve]
+
+
+def charts(trainings: Sequence[Training]) -> list[Chart]:
+    """One chart per stage and loss."""
+    found: dict[str, list[Curve]] = {}
     for training in trainings:
-        for loss, points in read(training.losses).items():
+        for loss, points in read_losses(training.losses).items():
             steps, values = thin(points)
-            line = {"title": training.title, "steps": steps, "values": values}
-            found.setdefault(f"{training.stage}: {loss}", []).append(line)
+            curve: Curve = {"title": training.title, "steps": steps, "values": values}
+            found.setdefault(f"{training.stage}: {loss}", []).append(curve)
     return [{"title": title, "lines": lines} for title, lines in found.items()]
 
 
-def read(losses: Path) -> Mapping[str, list[tuple[int, float]]]:
+def read_losses(losses: Path) -> Mapping[str, list[tuple[int, float]]]:
     """(step, value) pairs by loss.
 
     Truncated lines, values that are not finite, and files that are no history are skipped.

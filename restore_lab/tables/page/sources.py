@@ -10,28 +10,28 @@ from pathlib import Path
 from restore_lab.evaluation.records import Record, method_rows, read_record
 from restore_lab.storage.artefact import Manifest, is_complete
 from restore_lab.storage.foreign import leads_inside
+from restore_lab.storage.walk import head
 from restore_lab.tables.grid import Grid, grid
 from restore_lab.tables.jobs import Plan, ScoresKey, with_dependencies
 from restore_lab.tables.numbers import (
     CellKey,
-    Measurements,
     Number,
     RowRecords,
+    TableNumbers,
     column,
-    read_measurements,
+    read_numbers,
     records_of,
     references,
     sort_references,
 )
-from restore_lab.tables.spec import SINGLE_CONDITION, Column, Condition, Row, Spec, Words
+from restore_lab.tables.spec import SINGLE_CONDITION, Column, Condition, Overrides, Row, Spec
 from restore_lab.training.plan import LOSSES
 
-MAX_NAMES = 3  # of rows in a title
 StageFolder = tuple[str, Path]  # stage and folder
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class RecordRow:
     """A record on disk, and a row's name in it."""
 
     folder: Path
@@ -45,7 +45,7 @@ class Block:
 
     title: str
     metrics: Mapping[str, bool]
-    rows: Mapping[str, Mapping[int, Run]]
+    rows: Mapping[str, Mapping[int, RecordRow]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class PageContent:
     """Everything that a page shows; `missing` is one line, empty if the table is complete."""
 
     table: Grid
@@ -67,7 +67,7 @@ class Source:
     missing: str
 
 
-def of_table(plan: Plan, spec: Spec) -> Source:
+def of_table(plan: Plan, spec: Spec) -> PageContent:
     """The existing artefacts of a planned table."""
     titles = _titles({row.name: row.title for row in spec.rows.values()})
     absent = plan.missing()
@@ -90,15 +90,15 @@ def of_table(plan: Plan, spec: Spec) -> Source:
                 },
             )
         )
-    return Source(
-        table=grid(plan, read_measurements(plan, spec)),
+    return PageContent(
+        table=grid(plan, read_numbers(plan, spec)),
         blocks=blocks,
         trainings=_trainings(_of_plan(plan, spec, titles)),
         missing=f"{len(absent)} of {len(plan.jobs)} artefacts are missing; {command} makes them" if absent else "",
     )
 
 
-def of_records(folders: Sequence[Path]) -> Source:
+def of_records(folders: Sequence[Path]) -> PageContent:
     """A table of records with all of their metrics, one row per prompt variant.
 
     Raises:
@@ -106,7 +106,7 @@ def of_records(folders: Sequence[Path]) -> Source:
         ValueError: if a record is invalid.
     """
     records = {folder: read_record(folder) for folder in folders}
-    runs = [Run(folder=f, record=r, row=row) for f, r in records.items() for row in method_rows(r.results)]
+    runs = [RecordRow(folder=f, record=r, row=row) for f, r in records.items() for row in method_rows(r.results)]
     times = Counter(run.row for run in runs)
     rows = {run.row if times[run.row] == 1 else f"{run.folder}: {run.row}": run for run in runs}
     better = {cell.metric: cell.higher_is_better for r in records.values() for cell in r.results.cells}
@@ -120,8 +120,8 @@ def of_records(folders: Sequence[Path]) -> Source:
         numbers |= {(name, SINGLE_CONDITION, metric): number for name, number in own.items()}
         problems += problem
     spec, named = _spec(better, rows, numbers), sort_references(name for name, _, _ in beside)
-    table = Measurements(spec=spec, numbers=numbers, problems=problems, references=named)
-    return Source(
+    table = TableNumbers(spec=spec, numbers=numbers, problems=problems, references=named)
+    return PageContent(
         table=grid(Plan(specs=(), seeds=1), table),
         blocks=[
             Block(
@@ -150,16 +150,16 @@ def _spec(better: Mapping[str, bool], rows: Collection[str], numbers: Mapping[Ce
     }
     return Spec(
         name="records",
-        title=_few(list(rows)),
+        title=head(list(rows), count=3),
         source="",
         scale="tiny",
-        words=Words(),
+        words=Overrides(),
         columns=columns,
         conditions={
-            SINGLE_CONDITION: Condition(name=SINGLE_CONDITION, title="", words=Words(), columns=tuple(columns))
+            SINGLE_CONDITION: Condition(name=SINGLE_CONDITION, title="", words=Overrides(), columns=tuple(columns))
         },
         rows={
-            name: Row(name=name, title=name, labels={}, words=Words(), weights="own", system=None, published={})
+            name: Row(name=name, title=name, labels={}, words=Overrides(), weights="own", system=None, published={})
             for name in rows
         },
     )
@@ -171,10 +171,10 @@ def _titles(named: Mapping[str, str]) -> dict[str, str]:
     return {name: title if times[title] == 1 else f"{title} ({name})" for name, title in named.items()}
 
 
-def _run(plan: Plan, spec: Spec, row: Row, condition: Condition, seed: int, record: Record) -> Run:
+def _run(plan: Plan, spec: Spec, row: Row, condition: Condition, seed: int, record: Record) -> RecordRow:
     key = ScoresKey(table=spec.name, row=row.name, condition=condition.name, seed=seed)
     folder = plan.jobs[plan.scores[key]].artefact.folder
-    return Run(folder=folder, record=record, row=row.variant or method_rows(record.results)[0])
+    return RecordRow(folder=folder, record=record, row=row.variant or method_rows(record.results)[0])
 
 
 def _of_plan(plan: Plan, spec: Spec, titles: Mapping[str, str]) -> dict[StageFolder, list[str]]:
@@ -189,7 +189,7 @@ def _of_plan(plan: Plan, spec: Spec, titles: Mapping[str, str]) -> dict[StageFol
     return users
 
 
-def _beside(rows: Mapping[str, Run]) -> dict[StageFolder, list[str]]:
+def _beside(rows: Mapping[str, RecordRow]) -> dict[StageFolder, list[str]]:
     """The records' trainings, if they lie next to them as commands write them: <stage>-<identity>."""
     users: dict[StageFolder, list[str]] = {}
     for title, run in rows.items():
@@ -213,11 +213,5 @@ def _trainings(users: Mapping[StageFolder, Sequence[str]]) -> list[Training]:
     for (stage, folder), rows in users.items():
         names = list(dict.fromkeys(rows))
         if (folder / LOSSES).is_file():
-            found.append(Training(stage=stage, title=_few(names), losses=folder / LOSSES))
+            found.append(Training(stage=stage, title=head(names, count=3), losses=folder / LOSSES))
     return found
-
-
-def _few(names: Sequence[str]) -> str:
-    """The first names and the number of further ones."""
-    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(names[:MAX_NAMES]) + more

@@ -10,17 +10,20 @@ import json
 import logging
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 from restore_lab.launch.job import config_folders
 from restore_lab.storage.outputs import require_free, write_output
 from restore_lab.tables import file
-from restore_lab.tables.grid import Cell, Grid
+from restore_lab.tables.grid import Grid, GridCell
 from restore_lab.tables.page.browser import Pictures, browser
 from restore_lab.tables.page.curves import charts
-from restore_lab.tables.page.sources import Source, of_records, of_table
+from restore_lab.tables.page.sources import PageContent, of_records, of_table
 from restore_lab.tables.plan import plan_tables
 from restore_lab.tables.render import cell_parts, column_headings
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 log = logging.getLogger(__name__)
 MAX_REFUSALS = 5  # refused files listed on the page
@@ -28,7 +31,48 @@ HERE = Path(__file__).parent
 SCRIPTS = ("dom.js", "table.js", "curves.js", "zoom.js", "viewer.js", "browser.js", "main.js")  # in this order
 
 
-def run(cfg: Any) -> Path:
+class PageCell(TypedDict):
+    """A cell's texts, and its numbers; `value` is the sort key, `printed` the paper's number."""
+
+    measured: str
+    spread: str
+    published: str
+    mark: str | None
+    value: float | None
+    printed: float | None
+
+
+class PageLine(TypedDict):
+    """A row of the table, with one label and one cell per column."""
+
+    title: str
+    kind: str
+    labels: list[str]
+    cells: list[PageCell]
+
+
+class PageColumn(TypedDict):
+    """A column's heading, and whether more is better."""
+
+    title: str
+    condition: str
+    more: bool
+
+
+class PageTable(TypedDict):
+    """A table as the page's script reads it."""
+
+    name: str
+    title: str
+    source: str
+    labels: list[str]
+    columns: list[PageColumn]
+    lines: list[PageLine]
+    claims: list[str]
+    notes: list[str]
+
+
+def write_report(cfg: DictConfig) -> Path:
     """Run `restore-lab report`: write the page, print its path, and log what is missing.
 
     Raises:
@@ -39,7 +83,7 @@ def run(cfg: Any) -> Path:
         raise ValueError(f"output={cfg.output} is a folder; name the file to write: output=report.html")
     require_free([output])
     source = _source(cfg)
-    text = page(source, images=int(cfg.images), worst=int(cfg.worst))
+    text = render_page(source, images=int(cfg.images), worst=int(cfg.worst))
     write_output(output, text.encode())
     if source.missing:
         log.info("%s", source.missing)
@@ -47,19 +91,19 @@ def run(cfg: Any) -> Path:
     return output
 
 
-def _source(cfg: Any) -> Source:
+def _source(cfg: DictConfig) -> PageContent:
     if bool(cfg.table) == bool(cfg.records):
         raise ValueError("name a table (restore-lab report spire/table6) or records (records=[FOLDER,FOLDER])")
     if cfg.records:
         folders = [cfg.records] if isinstance(cfg.records, str) else cfg.records
         return of_records([Path(folder).expanduser() for folder in folders])
-    spec = file.read(cfg.table, config_folders(), scale=cfg.at_scale)
+    spec = file.read_spec(cfg.table, config_folders(), scale=cfg.at_scale)
     store = Path(cfg.runs_dir) / cfg.name
     seeds, words = int(cfg.seeds), list(cfg.overrides)
     return of_table(plan_tables([spec], store=store, seeds=seeds, words=words, weights_dir=cfg.weights_dir), spec)
 
 
-def page(source: Source, *, images: int, worst: int) -> str:
+def render_page(source: PageContent, *, images: int, worst: int) -> str:
     """The HTML page.
 
     Args:
@@ -84,14 +128,14 @@ def page(source: Source, *, images: int, worst: int) -> str:
     )
 
 
-def embed_json(data: Any) -> str:
+def embed_json(data: object) -> str:
     """JSON that is safe inside a script element: "<" is escaped, so it cannot end the element or open a comment."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c")
 
 
-def table(grid: Grid) -> dict[str, Any]:
-    """The table as the page's script reads it; `value` is a cell's sort key."""
+def table(grid: Grid) -> PageTable:
+    """The table as the page's script reads it."""
     scale = f", scale={grid.scale}" if grid.source else ""
     return {
         "name": grid.name,
@@ -123,7 +167,7 @@ def headings(grid: Grid) -> list[str]:
     ]
 
 
-def _cell(cell: Cell) -> dict[str, Any]:
+def _cell(cell: GridCell) -> PageCell:
     measured, spread, published = cell_parts(cell)
     return {
         "measured": measured,

@@ -39,7 +39,7 @@ import json, sys, types
 from pathlib import Path
 from omegaconf import OmegaConf
 from restore_lab.config.build import build
-from restore_lab.cli.main import launch
+from restore_lab.cli.main import run_verb
 
 def run(cfg):
     assert "torch" not in sys.modules, "the command line loaded torch"
@@ -52,7 +52,7 @@ def run(cfg):
         raise RuntimeError("a bug")
 
 verb = types.SimpleNamespace(run=run, POSITIONAL=("input",), FREE_TEXT=("motto",), __doc__="toy")
-launch(verb="toy", module=verb, words=sys.argv[1:], conf=Path(CONF))
+run_verb(verb="toy", module=verb, words=sys.argv[1:], conf=Path(CONF))
 if "torch" in sys.modules:
     sys.exit("the command line loaded torch")
 """
@@ -226,7 +226,7 @@ def test_a_word_for_the_jobs_of_a_table_is_a_setting() -> None:
 
     with (
         pytest.raises(ValueError, match=r"^cannot read 'max_steps': expected KEY=VALUE$"),
-        errors.explain(verb="table", folders=[conf_dir()], overrides=[]),
+        errors.explain_override_errors(verb="table", folders=[conf_dir()], overrides=[]),
     ):
         OverridesParser.create().parse_overrides(["max_steps"])
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from restore_lab.cli.evaluate import run
 from restore_lab.evaluation.evaluate import evaluate
-from restore_lab.evaluation.explain import explain
+from restore_lab.evaluation.explain import explain_records
 from restore_lab.evaluation.records import Results
 from tests.helpers.configs import composed
 
@@ -112,13 +112,13 @@ def test_words_that_are_no_settings_are_refused() -> None:
 def test_why_two_records_differ(folders, tmp_path, capsys) -> None:
     first, _ = score(config(folders, tmp_path))
     second, _ = score(config(folders, tmp_path, "protocol=y_border4"))
-    lines = explain(first, second / "record.json")
+    lines = explain_records(first, second / "record.json")
     assert "protocol of psnr: colour 'rgb' against 'y', border 0 against 4" in lines
     assert "setting protocol.border: 0 against 4" in lines
     (folders[0] / "a.png").unlink()
     third, _ = score(config(folders, tmp_path, "unmatched=skip"))
-    assert "images in the first alone: a" in explain(first, third)
-    assert explain(first, first) == ["nothing differs: same protocol, weights, images, seed, settings and code"]
+    assert "images in the first alone: a" in explain_records(first, third)
+    assert explain_records(first, first) == ["nothing differs: same protocol, weights, images, seed, settings and code"]
     run(composed("evaluate", "explain=true", f"records=['{first}','{third}']"))
     assert "images in the first alone: a" in capsys.readouterr().out
     with pytest.raises(ValueError, match="--explain compares two records"):

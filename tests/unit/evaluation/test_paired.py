@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from restore_lab.evaluation.paired import rank_correlation, report
+from restore_lab.evaluation.comparisons import order_correlation, report_comparisons
 from restore_lab.evaluation.records import DECODED_LQ, ImageValue, Results
 from restore_lab.evaluation.statistics import difference
 
@@ -24,18 +24,20 @@ def record(**rows: list[float]) -> Results:
 
 def test_rank_correlation_of_means_and_of_images() -> None:
     rows = {"1": [1.0, 3.0, 0.0], "2": [2.0, 2.0, 0.0], "3": [4.0, 1.0, 0.0], "4": [3.0, 0.0, 0.0]}
-    means, each = rank_correlation(record(**rows), rows=list(rows), metric="psnr")
+    means, each = order_correlation(record(**rows), rows=list(rows), metric="psnr")
     by_hand = [spearmanr([1, 2, 3, 4], [rows[name][i] for name in rows]).statistic for i in range(2)]
     assert each == pytest.approx(np.mean(by_hand))  # the third image is flat and has no order
     assert means == pytest.approx(spearmanr([1, 2, 3, 4], [sum(row) for row in rows.values()]).statistic)
     with pytest.raises(ValueError, match="at least 3 rows"):
-        rank_correlation(record(**rows), rows=["1", "2"], metric="psnr")
+        order_correlation(record(**rows), rows=["1", "2"], metric="psnr")
 
 
 def test_the_report_names_codec_first_variant_and_order() -> None:
     rows = {DECODED_LQ: [1.0, 2.0], "right": [2.0, 3.0], "wrong": [1.5, 2.5], "none": [1.0, 2.0]}
     found = record(**rows)
-    lines = report(found, variants=["right", "wrong", "none"], ordered=["none", "wrong", "right"], settings={})
+    lines = report_comparisons(
+        found, variants=["right", "wrong", "none"], ordered=["none", "wrong", "right"], settings={}
+    )
     assert [line.split(" = ")[0] for line in lines[:3]] == [
         "psnr: right - D(E(LQ))",
         "psnr: wrong - right",
@@ -52,8 +54,8 @@ def test_a_star_needs_enough_images_and_an_interval_that_leaves_out_zero() -> No
     rows = {DECODED_LQ: list(np.linspace(20, 30, 24)), "own": list(np.linspace(20, 30, 24) + 1 + noise)}
     results = record(**rows)
     by_key = [{(0, i.key): i.value for i in results.images if i.row == row and i.value is not None} for row in rows]
-    lines = report(results, variants=["own"], ordered=[], settings={})
+    lines = report_comparisons(results, variants=["own"], ordered=[], settings={})
     assert lines[0] == f"psnr: own - D(E(LQ)) = {difference(by_key[1], by_key[0])}  *"
     assert lines[1].startswith("[95 percent] over images")
     cut = Results(cells=(), images=tuple(replace(i, key=f"cat_{i.key.split()[1]}") for i in results.images))
-    assert "*" not in report(cut, variants=["own"], ordered=[], settings={"eval_crops": 24})[0]
+    assert "*" not in report_comparisons(cut, variants=["own"], ordered=[], settings={"eval_crops": 24})[0]

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from restore_lab.config.build import build
-from restore_lab.evaluation.protocol import Column, Protocol, luma
+from restore_lab.evaluation.protocol import ColumnLabel, Protocol, luma
 from tests.helpers.configs import composed
 
-COLUMN = Column(metric="psnr", weights="", colour="rgb", border=0, size="64x64", rounding="8bit", count=8)
+COLUMN = ColumnLabel(metric="psnr", weights="", colour="rgb", border=0, size="64x64", rounding="8bit", count=8)
 
 
 def test_luma_is_bt601_in_studio_range() -> None:

@@ -11,14 +11,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from restore_lab.evaluation.protocol import Column
-from restore_lab.evaluation.records import Cell, ImageValue, Record, Results, read_record, render, write_record
+from restore_lab.evaluation.protocol import ColumnLabel
+from restore_lab.evaluation.records import Cell, ImageValue, Record, Results, read_record, render_results, write_record
 
-COLUMN = Column(metric="psnr", weights="", colour="rgb", border=0, size="64x64", rounding="8bit", count=2)
+COLUMN = ColumnLabel(metric="psnr", weights="", colour="rgb", border=0, size="64x64", rounding="8bit", count=2)
 PIQE = replace(COLUMN, metric="piqe", weights="pyiqa 0.1.16")
 
 
-def cell(row: str, mean: float, column: Column = COLUMN) -> Cell:
+def cell(row: str, mean: float, column: ColumnLabel = COLUMN) -> Cell:
     better = column.metric == "psnr"
     return Cell(
         row=row, metric=column.metric, mean=mean, std=0.5, n=column.count, higher_is_better=better, column=column
@@ -104,7 +104,7 @@ def test_not_a_number_is_never_written(tmp_path: Path) -> None:
 
 
 def test_render() -> None:
-    assert render(RESULTS).splitlines() == [
+    assert render_results(RESULTS).splitlines() == [
         "|          |       psnr + |       piqe - |",
         "|----------|-------------:|-------------:|",
         "| LQ       | 20.50 (0.50) |  9.75 (0.50) |",
@@ -119,7 +119,7 @@ def test_render() -> None:
 
 def test_other_protocols_never_share_a_column() -> None:
     other = replace(COLUMN, count=3)
-    lines = render(Results(cells=(cell("LQ", 20.0), cell("m", 25.0, other)), images=())).splitlines()
+    lines = render_results(Results(cells=(cell("LQ", 20.0), cell("m", 25.0, other)), images=())).splitlines()
     assert lines[0].split("|")[2:4] == ["    psnr[1] + ", "    psnr[2] + "]
     assert [part.strip() for part in lines[3].split("|")[1:4]] == ["m", "", "25.00 (0.50)"]
     assert lines[-1].endswith("n=3")

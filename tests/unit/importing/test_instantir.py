@@ -12,10 +12,10 @@ from diffusers import UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_diffusers
 
 from restore_lab.backbones.loading import places
+from restore_lab.importing.checkpoint import Checkpoint
 from restore_lab.importing.engine import convert
-from restore_lab.importing.instantir import ADAPTER, AGGREGATOR
-from restore_lab.importing.layout import Source
-from restore_lab.importing.lora import PREVIEWER, tidy
+from restore_lab.importing.instantir import ADAPTER_LAYOUT, AGGREGATOR_LAYOUT
+from restore_lab.importing.lora import PREVIEWER_LAYOUT, tidy
 from restore_lab.importing.recognise import RecognisedCheckpoint, recognise
 from restore_lab.inspection.describe import on_meta
 from restore_lab.types import Hint
@@ -139,11 +139,15 @@ def test_the_whole_of_sdxls_size_is_covered() -> None:
         whole, aggregator = with_adapter(unet, Resampler(**sizes)), Aggregator(unet)
     adapter = {f"{part}.{k}": v for part, state in adapter_state(whole).items() for k, v in state.items()}
     lora = {tidy(key): value for key, value in lora_of(whole, rank=64, seed=None).items()}
-    files = ((ADAPTER, adapter, 849.8), (AGGREGATOR, aggregator.state_dict(), 1004.8), (PREVIEWER, lora, 232.2))
+    files = (
+        (ADAPTER_LAYOUT, adapter, 849.8),
+        (AGGREGATOR_LAYOUT, aggregator.state_dict(), 1004.8),
+        (PREVIEWER_LAYOUT, lora, 232.2),
+    )
     covered: set[str] = set()
     for layout, tensors, million in files:
         taken, base = convert(
-            RecognisedCheckpoint(layout=layout, source=Source(file=Path("none"), tensors=tensors)), module
+            RecognisedCheckpoint(layout=layout, source=Checkpoint(file=Path("none"), tensors=tensors)), module
         )
         assert base == 0 and round(sum(value.numel() for value in tensors.values()) / 1e6, 1) == million, layout.name
         covered |= taken.keys()

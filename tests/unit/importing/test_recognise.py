@@ -11,7 +11,7 @@ import torch
 from diffusers import ControlNetModel, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_diffusers
 
-from restore_lab.importing.reading import files_of, read
+from restore_lab.importing.checkpoint import checkpoint_files, read_checkpoint
 from restore_lab.importing.recognise import recognise
 from restore_lab.types import Hint
 from tests.helpers.import_priors import HEADS, LAYERS, WIDTHS, imported, method_with, prior_folder, stored
@@ -159,7 +159,7 @@ def test_a_pickle_with_a_payload_is_refused_and_does_not_run(tmp_path, form) -> 
 def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path, name, content, says) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=says) as told:
-        read(tmp_path / name)
+        read_checkpoint(tmp_path / name)
     assert str(tmp_path / name) in str(told.value) and "\n" not in str(told.value)
 
 
@@ -172,6 +172,6 @@ def test_unknown_keys_are_told_with_what_is_known(tmp_path) -> None:
 def test_a_folder_gives_full_precision_and_safetensors_first(tmp_path) -> None:
     for name in ("m.fp16.safetensors", "m.safetensors", "m.bin"):
         (tmp_path / name).write_bytes(b"")
-    assert [file.name for file in files_of(tmp_path)] == ["m.safetensors"]
+    assert [file.name for file in checkpoint_files(tmp_path)] == ["m.safetensors"]
     with pytest.raises(ValueError, match="no such file or folder"):
-        files_of(tmp_path / "nothing")
+        checkpoint_files(tmp_path / "nothing")

@@ -9,10 +9,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
+from restore_lab.importing.checkpoint import Checkpoint
 from restore_lab.importing.engine import convert
-from restore_lab.importing.layout import Source
 from restore_lab.importing.recognise import RecognisedCheckpoint
-from restore_lab.importing.supir import SUPIR
+from restore_lab.importing.supir import SUPIR_LAYOUT
 from restore_lab.inspection.describe import on_meta
 from restore_lab.methods.weights import fingerprint_of
 from restore_lab.types import Hint
@@ -146,8 +146,10 @@ def test_the_whole_of_sdxls_size_is_covered() -> None:
         **prefixed(unet.project_modules, "model.diffusion_model.project_modules."),
         **prefixed(encoder, "first_stage_model.denoise_encoder."),
     }
-    module = on_meta(composed("import", *SUPIR.words, "files=[none]"))
-    taken, base = convert(RecognisedCheckpoint(layout=SUPIR, source=Source(file=Path("none"), tensors=tensors)), module)
+    module = on_meta(composed("import", *SUPIR_LAYOUT.words, "files=[none]"))
+    taken, base = convert(
+        RecognisedCheckpoint(layout=SUPIR_LAYOUT, source=Checkpoint(file=Path("none"), tensors=tensors)), module
+    )
     assert base == 0 and len(taken) == len(tensors) == len(module.adaptor_state())
     count = {part: sum(v.numel() for k, v in taken.items() if k.startswith(part)) for part in ("trunk", "fusion")}
     assert round(count["trunk"] / 1e6, 1) == 1243.4 and round(count["fusion"] / 1e6, 1) == 54.8

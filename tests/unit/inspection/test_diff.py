@@ -13,14 +13,21 @@ import torch
 from safetensors.torch import save_file
 
 from restore_lab.cli.main import main
-from restore_lab.inspection.diff import as_json, compare, first_difference, page, read, write
+from restore_lab.inspection.diff import (
+    compare_traces,
+    differences_as_json,
+    differences_as_text,
+    first_difference,
+    read_trace,
+    write_trace,
+)
 from restore_lab.inspection.trace import trace
 from tests.helpers.toy_methods import shake, toy_batch, toy_spire
 
 
 def test_the_numbers_of_one_place() -> None:
     """a = (3, 4), b = (3, 4.5): max 0.5, and 0.5 / 5 relative."""
-    (found,) = compare({"x": torch.tensor([3.0, 4.0])}, {"x": torch.tensor([3.0, 4.5])})
+    (found,) = compare_traces({"x": torch.tensor([3.0, 4.0])}, {"x": torch.tensor([3.0, 4.5])})
     assert (found.largest, found.relative) == (0.5, pytest.approx(0.1))
 
 
@@ -33,20 +40,20 @@ def test_the_numbers_of_one_place() -> None:
     ],
 )
 def test_what_cannot_be_measured_parts(b, note) -> None:
-    first = first_difference(compare({"x": torch.ones(2, 2)}, b), tolerance=1e9)
+    first = first_difference(compare_traces({"x": torch.ones(2, 2)}, b), tolerance=1e9)
     assert first is not None and first.place == "x" and first.note == note
 
 
 def test_the_first_place_above_the_tolerance_is_named_and_not_a_later_one() -> None:
     a = {name: torch.ones(4) for name in "uvw"}
     b = {"u": torch.ones(4), "v": torch.full((4,), 1.001), "w": torch.full((4,), 9.0), "more": torch.ones(1)}
-    found = compare(a, b)
+    found = compare_traces(a, b)
     assert [one.place for one in found] == ["u", "v", "w", "more"]
-    assert page(found, tolerance=1e-5).endswith(
+    assert differences_as_text(found, tolerance=1e-5).endswith(
         "they part at v: by 0.001 of its size, more than the tolerance of 1e-05"
     )
-    assert json.loads(as_json(found, tolerance=1e-2))["parts_at"] == "w"
-    assert page(found[:2], tolerance=1e-2).endswith("they agree at all 2 places, within 0.01")
+    assert json.loads(differences_as_json(found, tolerance=1e-2))["parts_at"] == "w"
+    assert differences_as_text(found[:2], tolerance=1e-2).endswith("they agree at all 2 places, within 0.01")
 
 
 @pytest.mark.parametrize("kind", ["sd", "sd3"])
@@ -67,22 +74,22 @@ def test_a_changed_weight_parts_where_it_is_first_read(kind, part, place) -> Non
         for parameter in attrgetter(part)(changed).parameters():
             parameter.mul_(1.5)
     a, b = (trace(one, toy_batch(), share=0.5) for one in (module, changed))
-    first = first_difference(compare(a, b), tolerance=1e-6)
+    first = first_difference(compare_traces(a, b), tolerance=1e-6)
     assert first is not None and first.place.startswith(place)
-    assert first_difference(compare(a, trace(module, toy_batch(), share=0.5)), tolerance=0.0) is None
+    assert first_difference(compare_traces(a, trace(module, toy_batch(), share=0.5)), tolerance=0.0) is None
 
 
 def test_a_trace_comes_back_from_its_file_in_order(tmp_path: Path) -> None:
     found = trace(toy_spire().eval(), toy_batch(), share=0.25)
-    write(found, tmp_path / "sub" / "a.safetensors", keys="a cat")
-    again, shown = read(str(tmp_path / "sub" / "a.safetensors")) or ({}, "")
+    write_trace(found, tmp_path / "sub" / "a.safetensors", keys="a cat")
+    again, shown = read_trace(str(tmp_path / "sub" / "a.safetensors")) or ({}, "")
     assert list(again) == list(found) and shown == "a cat"
     assert all(torch.equal(again[name], found[name]) for name in found)
     save_file({"w": torch.ones(1)}, tmp_path / "weights.safetensors")
-    assert read(str(tmp_path / "weights.safetensors")) is None
+    assert read_trace(str(tmp_path / "weights.safetensors")) is None
     (tmp_path / "broken.safetensors").write_bytes(b"no")
     with pytest.raises(ValueError, match=r"broken.safetensors: cannot be read as a trace"):
-        read(str(tmp_path / "broken.safetensors"))
+        read_trace(str(tmp_path / "broken.safetensors"))
 
 
 def test_the_model_is_looked_at_between_no_noise_and_all() -> None:

@@ -12,7 +12,7 @@ import yaml
 from torch import nn
 
 from restore_lab.cli.doctor import run
-from restore_lab.inspection.memory import peak_bytes
+from restore_lab.inspection.memory_estimate import peak_bytes
 from restore_lab.inspection.needs import access_to, backbone_needs, hub_facts, licence_of, model_need
 from tests.helpers.checkout import CONF
 from tests.helpers.configs import composed

@@ -118,8 +118,8 @@ def test_every_verb_that_writes_refuses_what_is_not_ours(foreign, toy_folder, tm
     from restore_lab.inspection.describe import describe
     from restore_lab.prepare.negatives import fill_negatives
     from restore_lab.prepare.pack import pack
-    from restore_lab.tables.page.write import run as report
-    from restore_lab.tables.table import run as table
+    from restore_lab.tables.page.write import write_report
+    from restore_lab.tables.table import make_tables
     from restore_lab.training.run import fit
     from tests.helpers.configs import composed, small
 
@@ -132,8 +132,8 @@ def test_every_verb_that_writes_refuses_what_is_not_ours(foreign, toy_folder, tm
         "pack": lambda: pack(composed("data", f"output={foreign}", "make=pack", "samples=1", "progress=false")),
         "negatives": lambda: fill_negatives(composed("data", f"output={foreign}", "count=1", "progress=false")),
         "export": lambda: export(composed("export", "method=spire", f"output={foreign}")),
-        "report": lambda: report(composed("report", f"output={file}", "records=[x]")),
-        "trace": lambda: diff.write({}, file, keys=""),
+        "report": lambda: write_report(composed("report", f"output={file}", "records=[x]")),
+        "trace": lambda: diff.write_trace({}, file, keys=""),
     }
     for verb, command in refused.items():
         with pytest.raises(ValueError, match=r"not written by restore-lab|no command of ours wrote"):
@@ -142,7 +142,7 @@ def test_every_verb_that_writes_refuses_what_is_not_ours(foreign, toy_folder, tm
         assert [path.name for path in foreign.iterdir() if not path.name.startswith(".")] == ["theirs"], verb
     (foreign / "spire_table6.md").write_text("precious")
     with pytest.raises(ValueError, match=r"spire_table6\.md: not written by restore-lab"):
-        table(composed("table", "table=[spire/table6]", "make=false", f"output={foreign}"))
+        make_tables(composed("table", "table=[spire/table6]", "make=false", f"output={foreign}"))
     inputs = composed("evaluate", *toy, "eval_first=1", "progress=false")
     write_inputs(inputs, tmp_path / "inputs")
     (found,) = (tmp_path / "inputs").rglob("*.png")

@@ -25,15 +25,15 @@ def package(tmp_path, monkeypatch) -> Path:
     (folder / "inner/notes.txt").write_text("not code")
     (tmp_path / "outside_module.py").write_text("# one\n")
     monkeypatch.syspath_prepend(tmp_path)
-    source_code.files_of.cache_clear()
+    source_code.hash_files.cache_clear()
     yield folder
-    source_code.files_of.cache_clear()
+    source_code.hash_files.cache_clear()
 
 
 def edited(file: Path, text: str) -> None:
     """Write a file as an editor does before the next command."""
     file.write_text(text)
-    source_code.files_of.cache_clear()
+    source_code.hash_files.cache_clear()
 
 
 def settings(target: str) -> dict:
@@ -46,7 +46,7 @@ def test_code_behind_a_link_counts(package, tmp_path) -> None:
     (away / "far.py").write_text("# one\n")
     (package / "linked").symlink_to(away)
     (package / "linked/back").symlink_to(package)
-    assert set(source_code.files_of("outside_lab")) == {
+    assert set(source_code.hash_files("outside_lab")) == {
         f"outside_lab/{name}"
         for name in ("__init__.py", "inner/__init__.py", "inner/helper.py", "linked/far.py", "loss.py")
     }

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from restore_lab.data.sources.folder import fold, keys_of, list_images, unique_names
 from restore_lab.data.sources.shards import list_tars
 from restore_lab.storage.identity import fingerprint, identity
-from restore_lab.storage.walk import MAX_PATHS, describe, match, walk
+from restore_lab.storage.walk import MAX_PATHS, describe_skipped, match, walk
 from tests.helpers.checkout import PACKAGE
 
 
@@ -50,7 +50,7 @@ def test_links_are_followed_loops_are_not_and_the_rest_is_counted(linked) -> Non
         "link without target": 2,
         "special file": 1,
     }
-    assert describe(found.skipped) == "2 hidden, 3 links that lead back, 2 links without target, 1 special file"
+    assert describe_skipped(found.skipped) == "2 hidden, 3 links that lead back, 2 links without target, 1 special file"
     assert walk(linked, depth=1).files == ("4.png",)
     assert walk(linked, depth=2).files == ("4.png", "again/2.png", "linked/2.png", "own/1.png")
 

@@ -13,8 +13,8 @@ import yaml
 from restore_lab.launch.job import Job
 from restore_lab.storage.artefact import Artefact
 from restore_lab.tables import dashboard as dashboard_module
-from restore_lab.tables.dashboard import COLOURS, dashboard, row_runs
-from restore_lab.tables.file import read
+from restore_lab.tables.dashboard import PALETTE, dashboard, row_runs
+from restore_lab.tables.file import read_spec
 from restore_lab.tables.jobs import Plan, ScoresKey
 from restore_lab.tables.spec import Spec
 
@@ -37,7 +37,7 @@ def planned(tmp_path) -> tuple[Plan, Spec]:
     file = tmp_path / "conf" / "experiment" / "toy" / "one.yaml"
     file.parent.mkdir(parents=True)
     file.write_text(yaml.safe_dump({"table": TABLE}, sort_keys=False))
-    spec = read("toy/one", [tmp_path / "conf"], scale="tiny")
+    spec = read_spec("toy/one", [tmp_path / "conf"], scale="tiny")
 
     def job(name: str, kind: str, *needs: str) -> Job:
         return Job(
@@ -61,7 +61,7 @@ def test_the_pages_behind_each_row(planned) -> None:
     assert ours.records == {"blur": ["blur0", "blur1"], "noise": ["noise0"]}
     assert shared.records == {"blur": [], "noise": ["other"]}
     assert theirs.ids == []
-    assert len({row.colour for row in (ours, theirs, shared)}) == 3 and ours.colour in COLOURS
+    assert len({row.colour for row in (ours, theirs, shared)}) == 3 and ours.colour in PALETTE
 
 
 def test_what_would_be_sent(planned) -> None:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import yaml
 
-from restore_lab.evaluation.protocol import Column as Label
-from restore_lab.tables.figures.drawing import draw, findings
-from restore_lab.tables.file import read
-from restore_lab.tables.frontier import bootstrap, hypervolume, pareto
-from restore_lab.tables.numbers import Measurements, Number
+from restore_lab.evaluation.protocol import ColumnLabel
+from restore_lab.tables.figures.figure import draw_figure, figure_findings
+from restore_lab.tables.file import read_spec
+from restore_lab.tables.numbers import Number, TableNumbers
+from restore_lab.tables.pareto import bootstrap, hypervolume, pareto
 from restore_lab.tables.spec import Spec
 
 
@@ -70,12 +70,12 @@ def spec(tmp_path: Path, **changed) -> Spec:
     file = tmp_path / "experiment" / "toy" / "one.yaml"
     file.parent.mkdir(parents=True)
     file.write_text(yaml.safe_dump({"table": node}, sort_keys=False))
-    return read("toy/one", [tmp_path], scale="tiny")
+    return read_spec("toy/one", [tmp_path], scale="tiny")
 
 
 def number(mean: float, *, wobble: float = 0.0) -> Number:
     values = mean + wobble * np.cos(np.arange(8) * np.pi)
-    label = Label(metric="m", weights="", colour="rgb", border=0, size="8x8", rounding="8bit", count=8)
+    label = ColumnLabel(metric="m", weights="", colour="rgb", border=0, size="8x8", rounding="8bit", count=8)
     images = {(0, str(i)): float(value) for i, value in enumerate(values)}
     return Number(mean=mean, spread=None, n=8, seeds=1, label=label, code=(), images=images)
 
@@ -84,7 +84,7 @@ FRONTIER = {"kind": "frontier", "fidelity": "PSNR", "quality": "CLIPIQA", "knob"
             "reference": {"tiny": [10, 100], "full": [10, 0]}}  # fmt: skip
 
 
-def frontier(tmp_path: Path) -> Measurements:
+def frontier(tmp_path: Path) -> TableNumbers:
     rows = {
         "a": {"title": "A", "labels": {"Knob": "default"}},
         "a1": {"title": "A", "labels": {"Knob": "steps", "Value": 5}},
@@ -98,12 +98,12 @@ def frontier(tmp_path: Path) -> Measurements:
         for row, pair in at.items()
         for column, value in zip(("PSNR", "CLIPIQA"), pair, strict=True)
     }
-    return Measurements(spec=table, numbers=numbers, problems=[], references=["LQ"])
+    return TableNumbers(spec=table, numbers=numbers, problems=[], references=["LQ"])
 
 
 def test_what_a_frontier_says(tmp_path) -> None:
     """Less of the stand-in is better; the row that was not run is left out; a method's own front beside that of all."""
-    said = findings(frontier(tmp_path))
+    said = figure_findings(frontier(tmp_path))
     assert "psnr (more is better) and piqe (less is better)" in said[0] and "10 and 100" in said[0]
     whole = 10 * 40 + 2 * 30  # the default's rectangle and what five steps add to the right of it
     assert said[1:] == [
@@ -115,7 +115,7 @@ def test_what_a_frontier_says(tmp_path) -> None:
     ]
 
 
-def surface(tmp_path: Path) -> Measurements:
+def surface(tmp_path: Path) -> TableNumbers:
     """PSNR falls with the distance of what is said from what is true; the second metric follows what is said."""
     strengths = {"1": 1.0, "2": 2.0, "3": 3.0}
     table = spec(
@@ -132,11 +132,11 @@ def surface(tmp_path: Path) -> Measurements:
     for s, t in itertools.product(strengths, strengths):
         numbers[f"s{s}", f"t{t}", "PSNR"] = number(30 - abs(strengths[s] - strengths[t]), wobble=0.1)
         numbers[f"s{s}", f"t{t}", "CLIPIQA"] = number(strengths[s])
-    return Measurements(spec=table, numbers=numbers, problems=[], references=[])
+    return TableNumbers(spec=table, numbers=numbers, problems=[], references=[])
 
 
 def test_what_a_surface_says(tmp_path) -> None:
-    said = findings(surface(tmp_path))
+    said = figure_findings(surface(tmp_path))
     assert said[0] == ("true 1: instructed 1 is best (psnr 30, the worst has 28; best in 100 % of bootstrap draws over "
                        "seeds and images)")  # fmt: skip
     assert [line[: line.index("(")] for line in said[1:3]] == [
@@ -152,7 +152,7 @@ def test_a_picture_is_drawn(kind, tmp_path) -> None:
     from skimage.io import imread
 
     file = tmp_path / "picture.png"
-    file.write_bytes(draw(kind(tmp_path)) or b"")
+    file.write_bytes(draw_figure(kind(tmp_path)) or b"")
     drawn = imread(file)
     assert min(drawn.shape[:2]) > 300 and len(np.unique(drawn[..., :3].reshape(-1, 3), axis=0)) > 20
 

@@ -11,18 +11,18 @@ import yaml
 
 from restore_lab.config.kinds import Scale
 from restore_lab.evaluation.plan import Scores
-from restore_lab.evaluation.protocol import Column as Label
+from restore_lab.evaluation.protocol import ColumnLabel
 from restore_lab.evaluation.records import Cell, ImageValue, Results, write_record
 from restore_lab.launch.job import Job
 from restore_lab.storage.artefact import DESCRIPTION, Artefact
 from restore_lab.tables.described import description_column
-from restore_lab.tables.file import read
+from restore_lab.tables.file import read_spec
 from restore_lab.tables.jobs import Plan, ScoresKey
-from restore_lab.tables.number import Number, compare, shared_values
-from restore_lab.tables.numbers import read_measurements
+from restore_lab.tables.number import Number, compare_numbers, shared_values
+from restore_lab.tables.numbers import read_numbers
 from restore_lab.tables.spec import Spec
 
-LABEL = Label(metric="psnr", weights="", colour="rgb", border=0, size="8x8", rounding="8bit", count=2)
+LABEL = ColumnLabel(metric="psnr", weights="", colour="rgb", border=0, size="8x8", rounding="8bit", count=2)
 
 
 def spec(tmp_path: Path, rows: dict, columns: dict, *, conditions: dict | None = None, scale: Scale = "tiny") -> Spec:
@@ -31,7 +31,7 @@ def spec(tmp_path: Path, rows: dict, columns: dict, *, conditions: dict | None =
     node = {"title": "toy", "source": {"paper": "Toy"}, "columns": columns, "rows": rows}
     node |= {"conditions": conditions} if conditions else {}
     file.write_text(yaml.safe_dump({"table": node}, sort_keys=False))
-    return read("toy/one", [tmp_path / "conf"], scale=scale)
+    return read_spec("toy/one", [tmp_path / "conf"], scale=scale)
 
 
 def record(plan: Plan, place: Path, identity: str, means: dict[str, float], *, prior: str) -> None:
@@ -52,7 +52,7 @@ def test_rows_that_differ_in_the_variant_share_a_record(tmp_path) -> None:
     plan = Plan(specs=[table], seeds=1)
     record(plan, tmp_path / "r", "r", {"LQ": 10.0, "weak": 20.0, "strong": 30.0}, prior="asset:tiny_sd")
     plan.scores = {ScoresKey(table=table.name, row=row, condition="main", seed=0): "r" for row in table.rows}
-    numbers = read_measurements(plan, table).numbers
+    numbers = read_numbers(plan, table).numbers
     assert {row: number.mean for (row, _, _), number in numbers.items()} == {
         "first": 20.0, "weak": 20.0, "strong": 30.0, "LQ": 10.0,
     }  # fmt: skip
@@ -66,13 +66,13 @@ def test_each_codec_has_rows_of_its_own(tmp_path) -> None:
         means = {"LQ": 10.0, "D(E(LQ))": 11.0, "D(E(HQ))": decoded, "own": 20.0}
         record(plan, tmp_path / row, row, means, prior=f"some/where/tiny_{row}")
         plan.scores[ScoresKey(table=table.name, row=row, condition="main", seed=0)] = row
-    found = read_measurements(plan, table)
+    found = read_numbers(plan, table)
     expected = ["LQ", "D(E(LQ)), tiny_sd", "D(E(LQ)), tiny_sd3", "D(E(HQ)), tiny_sd", "D(E(HQ)), tiny_sd3"]
     assert list(found.references) == expected
     assert found.numbers["D(E(HQ)), tiny_sd3", "main", "PSNR"].mean == 26.0
     for place in [place for place in plan.scores if place.row == "sd3"]:
         del plan.scores[place]
-    assert list(read_measurements(plan, table).references) == ["LQ", "D(E(LQ))", "D(E(HQ))"]
+    assert list(read_numbers(plan, table).references) == ["LQ", "D(E(LQ))", "D(E(HQ))"]
 
 
 def test_columns_of_counts_and_of_what_training_took(tmp_path) -> None:
@@ -154,11 +154,11 @@ def test_a_condition_that_is_the_mean_of_others(tmp_path) -> None:
         plan.scores[ScoresKey(table=table.name, row=row, condition="few", seed=0)] = f"{row}1"
         plan.scores[ScoresKey(table=table.name, row=row, condition="many", seed=0)] = f"{row}2"
     plan.scores[ScoresKey(table=table.name, row="c", condition="few", seed=0)] = "a1"
-    found = read_measurements(plan, table).numbers
+    found = read_numbers(plan, table).numbers
     a, b = (found[row, "average", "PSNR"] for row in "ab")
     assert (a.mean, b.mean, a.n, found["a", "average", "FID"].mean) == (27.5, 32.0, 8, 6.0)
     assert ("c", "average", "PSNR") not in found and a.label is not None and a.label.count == 8
-    values, difference = shared_values([a]), compare(b, a)
+    values, difference = shared_values([a]), compare_numbers(b, a)
     assert a.label.size == "mixed" and values is not None and values.mean() == pytest.approx(27.5)
     assert difference is not None and difference.mean == pytest.approx(4.5)
     assert (difference.n, difference.photographs) == (8, 6)  # x and y are measured under both

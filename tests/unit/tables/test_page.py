@@ -16,9 +16,9 @@ from restore_lab.evaluation.records import RECORD, image_file
 from restore_lab.storage.artefact import Manifest
 from restore_lab.tables.jobs import Plan
 from restore_lab.tables.page.browser import Pictures, View, browser, choose, worst_of
-from restore_lab.tables.page.curves import read, thin
+from restore_lab.tables.page.curves import read_losses, thin
 from restore_lab.tables.page.sources import of_records, of_table
-from restore_lab.tables.page.write import page, run
+from restore_lab.tables.page.write import render_page, write_report
 from tests.helpers.toy_report import HOSTILE, KEYS, N, losses, record, toy_spec, toy_table
 
 
@@ -31,7 +31,7 @@ def data_of(text: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return page(of_table(*toy_table(tmp_path_factory.mktemp("report"))), images=64, worst=10)
+    return render_page(of_table(*toy_table(tmp_path_factory.mktemp("report"))), images=64, worst=10)
 
 
 def test_a_page_is_whole_and_reaches_for_nothing(made) -> None:
@@ -145,7 +145,7 @@ def test_curves_are_read_and_thinned(made, tmp_path) -> None:
     assert thin([(i, float(i)) for i in range(1, 7)], most=3) == ([1.5, 3.5, 5.5], [1.5, 3.5, 5.5])
     assert thin([]) == ([], [])
     (tmp_path / "l").write_text('{"step": 1, "x": 2.0}\n{"step": 2, "x": NaN}\n{"st')
-    assert read(tmp_path / "l") == {"x": [(1, 2.0)]}
+    assert read_losses(tmp_path / "l") == {"x": [(1, 2.0)]}
 
 
 def test_seeds_are_images_of_their_own(tmp_path) -> None:
@@ -167,14 +167,14 @@ def test_what_is_not_there(tmp_path) -> None:
     Weights are wanted for what is still to be measured with them alone.
     """
     spec = toy_spec(tmp_path)
-    nothing = data_of(page(of_table(Plan(specs=[spec], seeds=1), spec), images=64, worst=10))
+    nothing = data_of(render_page(of_table(Plan(specs=[spec], seeds=1), spec), images=64, worst=10))
     assert nothing["charts"] == [] and [block["images"] for block in nothing["blocks"]] == [[]]
     plan, spec = toy_table(tmp_path, images=False)
     assert of_table(plan, spec).missing == ""
     (tmp_path / "scores-b" / RECORD).unlink()
     source = of_table(plan, spec)
     assert source.missing == "2 of 4 artefacts are missing; restore-lab table toy/one scale=tiny --seeds=1 makes them"
-    data = data_of(page(source, images=64, worst=10))
+    data = data_of(render_page(source, images=64, worst=10))
     assert data["blocks"][0]["images"] == [] and data["pictures"] == [] and data["table"]["lines"]
 
 
@@ -190,13 +190,13 @@ def test_what_is_not_there(tmp_path) -> None:
 def test_a_mistake_is_one_line(words, says) -> None:
     cfg = {"table": None, "records": None, "output": "report.html", "at_scale": "tiny", "images": 1, "worst": 1}
     with pytest.raises(ValueError, match=says):
-        run(OmegaConf.create({**cfg, **words}))
+        write_report(OmegaConf.create({**cfg, **words}))
 
 
 def test_the_command_writes_the_page_and_says_its_size(tmp_path, caplog) -> None:
     record(tmp_path / "a", "a")
     cfg = {"table": None, "records": str(tmp_path / "a"), "output": str(tmp_path / "new" / "r.html")}
     caplog.set_level("INFO")
-    written = run(OmegaConf.create({**cfg, "images": 5, "worst": 0}))
+    written = write_report(OmegaConf.create({**cfg, "images": 5, "worst": 0}))
     assert written == Path(cfg["output"]) and len(data_of(written.read_text())["blocks"][0]["images"]) == 5
     assert f"report: {written} (0." in caplog.text

@@ -18,7 +18,7 @@ from restore_lab.evaluation.plan import Scores
 from restore_lab.launch.job import Job
 from restore_lab.prepare.negatives import plan_negatives
 from restore_lab.storage.artefact import DESCRIPTION, IMAGES, SCORES
-from restore_lab.tables.file import read
+from restore_lab.tables.file import read_spec
 from restore_lab.tables.jobs import Plan
 from restore_lab.tables.plan import plan_tables
 from restore_lab.tables.table import plan_text
@@ -43,7 +43,7 @@ def four(toy_folder, tmp_path_factory) -> Callable[..., Plan]:
         with hydra_at(conf):
             GlobalHydra.instance().hydra = hydra
             return plan_tables(
-                [read("toy/four", [conf], scale="tiny")], store=store, seeds=seeds, systems_dir=systems_dir
+                [read_spec("toy/four", [conf], scale="tiny")], store=store, seeds=seeds, systems_dir=systems_dir
             )
 
     return again

@@ -16,21 +16,20 @@ import yaml
 
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.evaluation.plan import Scores
-from restore_lab.evaluation.protocol import Column as Label
-from restore_lab.evaluation.records import Cell as RecordCell
-from restore_lab.evaluation.records import ImageValue, Results, read_record, write_record
+from restore_lab.evaluation.protocol import ColumnLabel
+from restore_lab.evaluation.records import Cell, ImageValue, Results, read_record, write_record
 from restore_lab.evaluation.statistics import Components
 from restore_lab.launch.cost import estimate, rates, shipped_facts
 from restore_lab.launch.job import Job
 from restore_lab.storage.artefact import Artefact
-from restore_lab.tables.file import read, tables
+from restore_lab.tables.file import read_spec, tables
 from restore_lab.tables.grid import grid, uneven_rows
 from restore_lab.tables.jobs import Plan, ScoresKey
-from restore_lab.tables.number import Number, compare
-from restore_lab.tables.numbers import read_measurements
+from restore_lab.tables.number import Number, compare_numbers
+from restore_lab.tables.numbers import read_numbers
 from restore_lab.tables.power import powers, required_images, resolvable_difference
 from restore_lab.tables.ranking import marks
-from restore_lab.tables.render import FORMATS, render
+from restore_lab.tables.render import RENDERERS, render_table
 from restore_lab.tables.spec import Spec, merge
 
 TABLE = {
@@ -59,7 +58,7 @@ def folder(tmp_path: Path, node: dict) -> Path:
 
 
 def spec(tmp_path: Path, scale: str = "tiny", **changed) -> Spec:
-    return read("toy/one", [folder(tmp_path, {**TABLE, **changed})], scale=scale)
+    return read_spec("toy/one", [folder(tmp_path, {**TABLE, **changed})], scale=scale)
 
 
 def test_words_of_a_row_at_a_scale(tmp_path) -> None:
@@ -113,20 +112,22 @@ def test_a_mistake_in_a_file_is_one_line(changed, says, tmp_path) -> None:
 
 def test_an_unknown_table_offers_those_that_there_are(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"no table 'toy/onne'; did you mean 'toy/one'"):
-        read("toy/onne", [folder(tmp_path, TABLE)], scale="tiny")
+        read_spec("toy/onne", [folder(tmp_path, TABLE)], scale="tiny")
     with pytest.raises(ValueError, match="scale=huge: there are: tiny, full"):
-        read("toy/one", [folder(tmp_path, TABLE)], scale="huge")  # type: ignore[arg-type]
+        read_spec("toy/one", [folder(tmp_path, TABLE)], scale="huge")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", tables([conf_dir()]))
 @pytest.mark.parametrize("scale", ["tiny", "full"])
 def test_the_papers_tables_can_be_read(name, scale) -> None:
-    table = read(name, [conf_dir()], scale=scale)
+    table = read_spec(name, [conf_dir()], scale=scale)
     assert table.rows and table.source and all(row.system or not row.note.endswith(" ") for row in table.rows.values())
 
 
 def number(values: list[float], *, seed: int = 0, metric: str = "psnr") -> Number:
-    label = Label(metric=metric, weights="", colour="rgb", border=0, size="8x8", rounding="8bit", count=len(values))
+    label = ColumnLabel(
+        metric=metric, weights="", colour="rgb", border=0, size="8x8", rounding="8bit", count=len(values)
+    )
     images = {(seed, str(i)): value for i, value in enumerate(values)}
     return Number(
         mean=float(np.mean(values)), spread=None, n=len(values), seeds=1, label=label, code=("x",), images=images
@@ -137,23 +138,23 @@ def test_numbers_are_compared_image_by_image() -> None:
     """A constant difference is certain, however much the images differ; noise is not."""
     images = np.linspace(10, 40, 30)
     base = number(list(images))
-    sure = compare(number(list(images + 0.1)), base)
+    sure = compare_numbers(number(list(images + 0.1)), base)
     assert sure is not None and sure.clear and sure.mean == pytest.approx(0.1) and sure.n == 30
     noise = np.random.default_rng(0).normal(0, 1, 30)
-    unsure = compare(number(list(images + noise - noise.mean() + 0.05)), base)
+    unsure = compare_numbers(number(list(images + noise - noise.mean() + 0.05)), base)
     assert unsure is not None and not unsure.clear and unsure.low is not None and unsure.high is not None
     half = 2.05 * noise.std(ddof=1) / 30**0.5  # the interval's half width, by Student's t
     assert (unsure.high - unsure.low) / 2 == pytest.approx(half, rel=0.1) and unsure.low < 0.05 < unsure.high
-    assert compare(base, number([1.0], seed=1)) is None
+    assert compare_numbers(base, number([1.0], seed=1)) is None
 
 
 def test_seeds_that_agree_add_no_images() -> None:
     """Two runs with the same values are no more images: the interval stays that of the images."""
     rng = np.random.default_rng(1)
     deltas = rng.normal(0.2, 1, 40)
-    once = compare(number(list(deltas)), number([0.0] * 40))
+    once = compare_numbers(number(list(deltas)), number([0.0] * 40))
     both = number(list(deltas)), number(list(deltas), seed=1)
-    twice = compare(
+    twice = compare_numbers(
         replace(both[0], images={**both[0].images, **both[1].images}),
         replace(both[0], images={(s, str(i)): 0.0 for s in (0, 1) for i in range(40)}),
     )
@@ -202,11 +203,11 @@ IMAGES = np.linspace(10, 40, 30)
 def record(place: Path, identity: str, values: dict[str, Sequence[float]], *, count: int | None = None) -> None:
     cells, images = [], []
     for row, found in values.items():
-        label = Label(
+        label = ColumnLabel(
             metric="psnr", weights="", colour="rgb", border=0, size="8x8", rounding="8bit", count=count or len(found)
         )
         cells.append(
-            RecordCell(
+            Cell(
                 row=row, metric="psnr", mean=float(np.mean(found)), std=None, n=len(found), higher_is_better=True,
                 column=label,
             )
@@ -256,7 +257,7 @@ def test_a_claim_says_no_more_than_seeds_and_images_show(shifts, weights, count,
         wobble = 0.1 * np.cos(np.arange(count) + seed)
         add(plan, tmp_path, "a", IMAGES[:count] + shift + wobble, seed=seed)
         add(plan, tmp_path, "b", IMAGES[:count], seed=seed)
-    numbers = read_measurements(plan, table)
+    numbers = read_numbers(plan, table)
     assert grid(plan, numbers).claims[0].startswith(f"a beats b: {word} (psnr ")
     marked = {row: mark for (row, _, _), mark in marks(numbers).items()}
     assert bool(marked) == (word not in ("inconclusive", "too few images"))
@@ -272,7 +273,7 @@ def test_a_distance_of_sets_has_no_mark_and_bears_out_no_claim(tmp_path) -> None
         found = read_record(folder)
         results = replace(found.results, images=())
         write_record(folder, results=results, settings={}, identity=found.identity, code="abc")
-    numbers = read_measurements(plan, table)
+    numbers = read_numbers(plan, table)
     assert marks(numbers) == {}
     assert grid(plan, numbers).claims == ["a beats b: no interval (psnr 26 against 25, a metric of sets)"]
 
@@ -287,17 +288,17 @@ def test_a_claim_is_judged_by_the_seeds_that_both_rows_have(tmp_path) -> None:
     plan.scores[ScoresKey(table=table.name, row="b", condition="main", seed=1)] = "again"
     plan = replace(plan, seeds=2)
     says = "psnr +1 [+1, +1], n = 30, 1 seed, images only"
-    assert grid(plan, read_measurements(plan, table)).claims == [f"a beats b: one seed ({says})"]
+    assert grid(plan, read_numbers(plan, table)).claims == [f"a beats b: one seed ({says})"]
 
 
 def test_a_table_from_records(tmp_path) -> None:
     table = spec(tmp_path)
     plan = planned(tmp_path, table, {"a": IMAGES + 1, "b": IMAGES})
-    found = grid(plan, read_measurements(plan, table))
+    found = grid(plan, read_numbers(plan, table))
     assert [line.name for line in found.lines] == ["LQ", "a", "b", "swinir"]
     assert found.claims == ["a beats b: one seed (psnr +1 [+1, +1], n = 30, 1 seed, images only)"]
     assert any("images only; rows that were trained once may stand in another order" in note for note in found.notes)
-    text = render(found, "markdown")
+    text = render_table(found, "markdown")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     assert rows[0] == ["", "PSNR +", "LPIPS (gmsd) -", "CLIPIQA (piqe) -"]
     assert rows[2:] == [
@@ -314,37 +315,37 @@ def test_a_frechet_distance_of_few_images_has_the_kernel_distance_beside_it(tmp_
     plan = planned(tmp_path, table, {"a": [20.0, 30.0]})
     values = {"tiny_fd": (8.0, None), "tiny_kd": (1.5, (0.9, 10644.0))}
     cells = tuple(
-        RecordCell(
+        Cell(
             row="own", metric=metric, mean=value, std=None, n=2, higher_is_better=False, interval=interval,
-            column=Label(metric=metric, weights="", colour="rgb", border=0, size="8x8", rounding="8bit", count=2),
+            column=ColumnLabel(metric=metric, weights="", colour="rgb", border=0, size="8x8", rounding="8bit", count=2),
         )
         for metric, (value, interval) in values.items()
     )  # fmt: skip
     write_record(
         tmp_path / "scores-a-0", results=Results(cells=cells, images=()), settings={}, identity="a-0", code="abc"
     )
-    found = grid(plan, read_measurements(plan, table))
+    found = grid(plan, read_numbers(plan, table))
     assert "FID: few images, so tiny_kd x 1000 beside it: a 1.5 [0.9, 10600]" in found.notes
 
 
 def test_formats_say_the_same(tmp_path) -> None:
     table = spec(tmp_path)
     plan = planned(tmp_path, table, {"a": IMAGES, "b": IMAGES - 10})
-    found = grid(plan, read_measurements(plan, table))
-    assert r"\textbf{25.00} [20.00]" in render(found, "latex") and r"\bottomrule" in render(found, "latex")
-    assert "<b>25.00</b> [20.00]" in render(found, "html")
-    lines = list(csv.DictReader(io.StringIO(render(found, "csv"))))
+    found = grid(plan, read_numbers(plan, table))
+    assert r"\textbf{25.00} [20.00]" in render_table(found, "latex") and r"\bottomrule" in render_table(found, "latex")
+    assert "<b>25.00</b> [20.00]" in render_table(found, "html")
+    lines = list(csv.DictReader(io.StringIO(render_table(found, "csv"))))
     own = next(line for line in lines if line["row"] == "a" and line["column"] == "PSNR")
     assert float(own["measured"]) == pytest.approx(25)
     assert (own["published"], own["mark"], own["n"]) == ("20.0", "best", "30")
-    nested = json.loads(render(found, "json"))
+    nested = json.loads(render_table(found, "json"))
     cell = next(row for row in nested["rows"] if row["row"] == "a")["cells"][0]
     assert (cell["measured"], cell["published"], cell["metric"]) == (pytest.approx(25), 20.0, "psnr")
     says = "psnr +10 [+10, +10], n = 30, 1 seed, images only"
-    assert render(found, "claims") == f"- toy/one: a beats b: one seed ({says})\n"
-    assert set(FORMATS) == {"markdown", "latex", "csv", "html", "json", "claims"}
+    assert render_table(found, "claims") == f"- toy/one: a beats b: one seed ({says})\n"
+    assert set(RENDERERS) == {"markdown", "latex", "csv", "html", "json", "claims"}
     with pytest.raises(ValueError, match="format='pdf'"):
-        render(found, "pdf")
+        render_table(found, "pdf")
 
 
 def test_a_wide_table_is_cut_into_one_a_condition(tmp_path) -> None:
@@ -355,23 +356,27 @@ def test_a_wide_table_is_cut_into_one_a_condition(tmp_path) -> None:
         conditions = {title: {"title": title} for title in titles[:count]}
         published = {title: rows["a"]["published"][title] for title in conditions}
         table = spec(tmp_path, conditions=conditions, rows={"a": {"published": published}}, claims=None)
-        found = grid(planned(tmp_path, table, {}), read_measurements(planned(tmp_path, table, {}), table))
-        lines = render(found, "markdown").splitlines()
+        found = grid(planned(tmp_path, table, {}), read_numbers(planned(tmp_path, table, {}), table))
+        lines = render_table(found, "markdown").splitlines()
         heads = [line for line, under in pairwise(lines) if under.startswith("| ---")]
-        assert len(heads) == render(found, "latex").count("tabular}") / 2 == render(found, "html").count("<table>")
+        assert (
+            len(heads)
+            == render_table(found, "latex").count("tabular}") / 2
+            == render_table(found, "html").count("<table>")
+        )
         if cut:
             assert heads == [f"| {title} | PSNR + | LPIPS (gmsd) - | CLIPIQA (piqe) - |" for title in titles[:count]]
             own = [line for line in lines if line.startswith("| a |")]
             assert own == [f"| a | [{place}.00] | [0.500] | [0.25] |" for place in range(count)]
         else:
             assert len(heads) == 1 and heads[0].startswith("|  | rain: PSNR + |")
-        assert len(list(csv.DictReader(io.StringIO(render(found, "csv"))))) == 3 * count
+        assert len(list(csv.DictReader(io.StringIO(render_table(found, "csv"))))) == 3 * count
 
 
 def test_numbers_of_another_protocol_never_share_a_column(tmp_path) -> None:
     table = spec(tmp_path)
     plan = planned(tmp_path, table, {"a": [20.0, 30.0], "b": [10.0, 20.0]}, counts={"b": 7})
-    found = read_measurements(plan, table)
+    found = read_numbers(plan, table)
     assert ("b", "main", "PSNR") not in found.numbers and ("a", "main", "PSNR") in found.numbers
     assert found.problems == [
         "b, PSNR: measured as psnr: RGB, 8x8, 8-bit, n=7, the others as psnr: RGB, 8x8, 8-bit, n=2"
@@ -393,17 +398,17 @@ def test_power_is_the_closed_form(tmp_path) -> None:
     claims = [{**TABLE["claims"][0], "column": column} for column in ("PSNR", "LPIPS", "CLIPIQA")]
     table = spec(tmp_path, rows=rows, claims=claims)
     plan = planned(tmp_path, table, {"a": list(30 + deltas), "b": [30.0] * 49})
-    said = powers(read_measurements(plan, table), seeds=1)
+    said = powers(read_numbers(plan, table), seeds=1)
     assert said == ["a beats b: published +0.5 psnr; n = 49 images, 1 seed resolve 0.409: enough"]  # others stand in
     rows["a"]["published"][0] = 20.1
-    assert powers(read_measurements(plan, spec(tmp_path, rows=rows, claims=claims[:1])), seeds=1) == [
+    assert powers(read_numbers(plan, spec(tmp_path, rows=rows, claims=claims[:1])), seeds=1) == [
         "a beats b: published +0.1 psnr; n = 49 images, 1 seed resolve 0.409: NOT enough, 787 images would"
     ]
     rows["a"]["weights"] = "own"
     table = spec(tmp_path, rows=rows, claims=claims[:1])
-    assert "NOT enough, rows that are trained need 3 seeds" in powers(read_measurements(plan, table), seeds=2)[0]
-    assert powers(read_measurements(plan, table), seeds=3)[0].endswith("between trainings nothing is measured yet")
-    assert "no spread measured yet" in powers(read_measurements(Plan(specs=[table], seeds=1), table), seeds=1)[0]
+    assert "NOT enough, rows that are trained need 3 seeds" in powers(read_numbers(plan, table), seeds=2)[0]
+    assert powers(read_numbers(plan, table), seeds=3)[0].endswith("between trainings nothing is measured yet")
+    assert "no spread measured yet" in powers(read_numbers(Plan(specs=[table], seeds=1), table), seeds=1)[0]
 
 
 def test_estimates_come_from_what_was_run() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from restore_lab.evaluation.metrics import paper, pyiqa
 from restore_lab.evaluation.metrics.fidelity import Psnr
-from restore_lab.evaluation.metrics.paper import FACTS, FILES, Fid, PaperMetric, clean_resize
+from restore_lab.evaluation.metrics.paper import METRIC_FACTS, METRIC_FILES, Fid, PaperMetric, clean_resize
 from restore_lab.evaluation.metrics.pyiqa import WEIGHTLESS, PyiqaMetric
 from restore_lab.evaluation.protocol import ImageMetric, MetricUnavailable, Protocol
 from restore_lab.evaluation.suite import MetricSuite
@@ -70,7 +70,7 @@ def test_the_smallest_size_is_true(name: str) -> None:
 def test_facts_agree_with_pyiqa() -> None:
     from pyiqa.default_model_configs import DEFAULT_CONFIGS
 
-    for name, facts in {**WEIGHTLESS, **FACTS}.items():
+    for name, facts in {**WEIGHTLESS, **METRIC_FACTS}.items():
         assert facts.higher_is_better == (not DEFAULT_CONFIGS[name].get("lower_better", False)), name
         assert facts.needs_reference == (DEFAULT_CONFIGS[name]["metric_mode"] == "FR"), name
     with pytest.raises(ValueError, match="'lpips' is not one that needs no weights"):
@@ -104,18 +104,20 @@ def test_file_names_are_those_that_pyiqa_and_torchvision_ask_for() -> None:
             clipiqa_arch.default_model_urls["clipiqa+_vitL14_512"],
         ),
     }
-    assert set(asked) == set(FILES)
+    assert set(asked) == set(METRIC_FILES)
     for name, urls in asked.items():
-        for needed, url in zip(FILES[name], urls, strict=True):
+        for needed, url in zip(METRIC_FILES[name], urls, strict=True):
             assert needed.place == "hub" if url is None else url.rsplit("/", 1)[1] == needed.name
-    assert FILES["clipiqa"][0].sha256 in clip_model._MODELS["RN50"]
-    assert FILES["clipiqa+_vitL14_512"][0].sha256 in clip_model._MODELS["ViT-L/14"]
+    assert METRIC_FILES["clipiqa"][0].sha256 in clip_model._MODELS["RN50"]
+    assert METRIC_FILES["clipiqa+_vitL14_512"][0].sha256 in clip_model._MODELS["ViT-L/14"]
     assert inception.FID_WEIGHTS_URL.endswith(paper.INCEPTION.name)
 
 
-@pytest.mark.parametrize("metric", [*(PaperMetric(name=name) for name in FILES), Fid()], ids=lambda metric: metric.id)
+@pytest.mark.parametrize(
+    "metric", [*(PaperMetric(name=name) for name in METRIC_FILES), Fid()], ids=lambda metric: metric.id
+)
 def test_missing_weights_are_one_line_with_file_and_place(metric: PaperMetric | Fid, tmp_path: Path) -> None:
-    needed = FILES[metric.id][0] if metric.id in FILES else paper.INCEPTION
+    needed = METRIC_FILES[metric.id][0] if metric.id in METRIC_FILES else paper.INCEPTION
     line = metric.missing()
     assert line.startswith(f"{metric.id}: ")
     assert "\n" not in line

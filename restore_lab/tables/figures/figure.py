@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from restore_lab.tables.figures import frontier, surface
 from restore_lab.tables.figures.settings import Frontier
 
 if TYPE_CHECKING:
-    from restore_lab.tables.numbers import Measurements
+    from restore_lab.tables.numbers import TableNumbers
 
 
-def findings(table: Measurements) -> list[str]:
+def figure_findings(table: TableNumbers) -> list[str]:
     """The figure's findings, one line each; empty for a table without a figure."""
     match table.spec.figure:
         case None:
             return []
         case Frontier() as figure:
-            return frontier.findings(table, figure)
+            return frontier.frontier_findings(table, figure)
         case figure:
-            return surface.findings(table, figure)
+            return surface.surface_findings(table, figure)
 
 
-def draw(table: Measurements) -> bytes | None:
+def draw_figure(table: TableNumbers) -> bytes | None:
     """The figure as PNG; None for a table without a figure or without measurements.
 
     Raises:
@@ -35,12 +35,12 @@ def draw(table: Measurements) -> bytes | None:
         from matplotlib.figure import Figure
     except ImportError:
         raise ValueError("pictures of tables are drawn with matplotlib: pip install 'restore-lab[figures]'") from None
-    page: Any = Figure(layout="constrained", dpi=110)
+    page = Figure(layout="constrained", dpi=110)
     match table.spec.figure:
         case Frontier() as figure:
-            frontier.draw(table, figure, page)
+            frontier.draw_frontier(table, figure, page)
         case figure:
-            surface.draw(table, figure, page)
+            surface.draw_surface(table, figure, page)
     sink = io.BytesIO()
     page.savefig(sink, format="png")
     return sink.getvalue()

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from restore_lab.config import checks
 
+if TYPE_CHECKING:
+    from hydra._internal.hydra import Hydra
+    from hydra.conf import HydraConf
+    from omegaconf import DictConfig
+
 
 @contextmanager
-def job_config(verb: str, words: Sequence[str]) -> Iterator[Any]:
+def job_config(verb: str, words: Sequence[str]) -> Iterator[DictConfig]:
     """A verb's config, inside a running Hydra; interpolations can read its node `hydra`.
 
     Composing takes half a second, so configs that differ only in their seed are composed once.
@@ -23,7 +28,9 @@ def job_config(verb: str, words: Sequence[str]) -> Iterator[Any]:
     from hydra.core.hydra_config import HydraConfig
 
     own = HydraConfig.instance().cfg
-    cache = _CONFIGS.setdefault(GlobalHydra.instance().hydra, {})
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    cache = _CONFIGS.setdefault(hydra, {})
     seeds = [word for word in words if word.startswith("seed=")]
     key = (verb, bool(seeds), *(word for word in words if word not in seeds))
     try:
@@ -37,10 +44,10 @@ def job_config(verb: str, words: Sequence[str]) -> Iterator[Any]:
         HydraConfig.instance().cfg = own
 
 
-_CONFIGS: WeakKeyDictionary[Any, dict[tuple[Any, ...], tuple[Any, Any]]] = WeakKeyDictionary()  # by Hydra instance
+_CONFIGS: WeakKeyDictionary[Hydra, dict[tuple[object, ...], tuple[DictConfig, HydraConf | None]]] = WeakKeyDictionary()
 
 
-def _compose(verb: str, words: Sequence[str]) -> tuple[Any, Any]:
+def _compose(verb: str, words: Sequence[str]) -> tuple[DictConfig, HydraConf | None]:
     """The config and its node `hydra`."""
     from hydra import compose
     from hydra.core.hydra_config import HydraConfig

@@ -8,12 +8,12 @@ the means.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from restore_lab.evaluation.records import DECODED_LQ, ROBUST_LQ
-from restore_lab.evaluation.statistics import difference, photograph
+from restore_lab.evaluation.statistics import difference, photograph, rank_correlation
 
 if TYPE_CHECKING:
     from restore_lab.evaluation.records import Results
@@ -24,7 +24,7 @@ def values(results: Results, *, row: str, metric: str) -> dict[str, float]:
     return {i.key: i.value for i in results.images if i.row == row and i.metric == metric and i.value is not None}
 
 
-def rank_correlation(results: Results, *, rows: Sequence[str], metric: str) -> tuple[float, float]:
+def order_correlation(results: Results, *, rows: Sequence[str], metric: str) -> tuple[float, float]:
     """Spearman's rank correlation of a metric with the order of the rows: of the means, and the mean over images.
 
     Images whose values are all equal are ignored.
@@ -32,8 +32,6 @@ def rank_correlation(results: Results, *, rows: Sequence[str], metric: str) -> t
     Raises:
         ValueError: if fewer than three rows are given, or no image has them all.
     """
-    from scipy.stats import spearmanr
-
     if len(rows) < 3:
         raise ValueError(f"a rank correlation needs at least 3 rows, not {len(rows)}")
     table = [values(results, row=row, metric=metric) for row in rows]
@@ -42,12 +40,12 @@ def rank_correlation(results: Results, *, rows: Sequence[str], metric: str) -> t
         raise ValueError(f"no image has a value of {metric} in all of {', '.join(rows)}")
     order = np.arange(len(rows))
     matrix = np.array([[column[key] for column in table] for key in shared])
-    each = [spearmanr(order, line).statistic for line in matrix if np.ptp(line) > 0]
-    return float(spearmanr(order, matrix.mean(axis=0)).statistic), float(np.mean(each)) if each else float("nan")
+    each = [rank_correlation(order, line) for line in matrix if np.ptp(line) > 0]
+    return rank_correlation(order, matrix.mean(axis=0)), float(np.mean(each)) if each else float("nan")
 
 
-def report(
-    results: Results, *, variants: Sequence[str], ordered: Sequence[str], settings: Mapping[str, Any]
+def report_comparisons(
+    results: Results, *, variants: Sequence[str], ordered: Sequence[str], settings: Mapping[str, object]
 ) -> list[str]:
     """Lines that compare the first variant with D(E(LQ)), each other variant with the first, and ranks along `ordered`.
 
@@ -81,7 +79,7 @@ def report(
     if any_interval:
         lines.append("[95 percent] over images: other trainings and seeds may differ; * leaves out zero")
     for metric in metrics if ordered else ():
-        means, each = rank_correlation(results, rows=ordered, metric=metric)
+        means, each = order_correlation(results, rows=ordered, metric=metric)
         along = f"{ordered[0]} .. {ordered[-1]}"
         lines.append(f"{metric}: rank correlation along {along}: means {means:+.3f}, images {each:+.3f}")
     return lines

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
 
 from restore_lab.storage.free_space import check_names
 
@@ -36,7 +35,7 @@ def shorten(name: str) -> str:
     return f"{folder}{slash}{kept}-{hashlib.sha256(whole).hexdigest()[:8]}"
 
 
-def spreadsheet_cell(value: Any) -> Any:
+def spreadsheet_cell(value: object) -> object:
     """A value for a CSV file that is safe to open in a spreadsheet.
 
     Text that a spreadsheet would run as a formula ("=cmd|...", "@SUM(...)") is prefixed with an apostrophe; numbers

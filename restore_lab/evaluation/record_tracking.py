@@ -4,16 +4,30 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from restore_lab.evaluation.records import LQ, ORIGINAL, Results, image_file, method_rows
 from restore_lab.tracking import ImagePanel, log_panels
 
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+
 SCORE = "score"  # alias of the method's row, so that runs of different names share charts: score/psnr
-WORDS = ("caption", "instruction", "recipe")
+PROMPT_COLUMNS = ("caption", "instruction", "recipe")
+
+TableValue = str | float | None  # None for a metric without a value
 
 
-def log_record(logger: Any, folder: str | Path, results: Results, *, pictures: int) -> None:
+@runtime_checkable
+class TableLogger(Protocol):
+    """A logger that supports tables, such as wandb's."""
+
+    def log_table(
+        self, key: str, columns: list[str], data: list[list[TableValue]], step: int | None = None
+    ) -> None: ...
+
+
+def log_record(logger: Logger, folder: str | Path, results: Results, *, pictures: int) -> None:
     """Log a record.
 
     Args:
@@ -22,14 +36,14 @@ def log_record(logger: Any, folder: str | Path, results: Results, *, pictures: i
         results: of the record.
         pictures: number of images to log.
     """
-    logger.log_metrics(means(results), step=0)
-    if hasattr(logger, "log_table"):
+    logger.log_metrics(metric_means(results), step=0)
+    if isinstance(logger, TableLogger):
         columns, lines = per_image(results)
         logger.log_table("per_image", columns=columns, data=lines, step=0)
     log_panels(logger, "images", read_images(folder, results, limit=pictures), step=0)
 
 
-def means(results: Results) -> dict[str, float]:
+def metric_means(results: Results) -> dict[str, float]:
     """Means by `row/metric`, and by `score/metric` for the method's first row.
 
     The column is part of the name if a metric has several (of different size or count).
@@ -44,14 +58,14 @@ def means(results: Results) -> dict[str, float]:
     return found
 
 
-def per_image(results: Results) -> tuple[list[str], list[list[Any]]]:
+def per_image(results: Results) -> tuple[list[str], list[list[TableValue]]]:
     """Column names, and one line per row and image: key, row, metric values (None for none), prompts and recipe."""
     metrics = list(dict.fromkeys(image.metric for image in results.images))
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    found: dict[tuple[str, str], dict[str, TableValue]] = {}
     for image in results.images:
-        line = found.setdefault((image.row, image.key), {name: getattr(image, name) for name in WORDS})
+        line = found.setdefault((image.row, image.key), {name: getattr(image, name) for name in PROMPT_COLUMNS})
         line[image.metric] = image.value
-    columns = ["key", "row", *metrics, *WORDS]
+    columns = ["key", "row", *metrics, *PROMPT_COLUMNS]
     lines = [[key, row, *(line.get(name) for name in columns[2:])] for (row, key), line in found.items()]
     return columns, lines
 

@@ -8,11 +8,11 @@ it. Wrappers are removed: {"state_dict": ...}, a "module." prefix of every key, 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restore_lab.importing.layout import Source
 from restore_lab.storage.foreign import json_of, parse_json
 
 if TYPE_CHECKING:
@@ -22,7 +22,16 @@ PICKLES = (".ckpt", ".pth", ".pt", ".bin")
 LORA_HEADER = "lora_adapter_metadata"  # diffusers' name in a safetensors header
 
 
-def files_of(place: Path) -> list[Path]:
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """One checkpoint as read: tensors by key, and settings stored with them (a LoRA's alpha)."""
+
+    file: Path
+    tensors: Mapping[str, Tensor]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def checkpoint_files(place: Path) -> list[Path]:
     """The checkpoints at a place: the file itself, or those in a folder.
 
     In a folder safetensors take precedence over pickles, and full precision over `.fp16.`.
@@ -42,7 +51,7 @@ def files_of(place: Path) -> list[Path]:
     return full or found
 
 
-def read(file: Path) -> Source:
+def read_checkpoint(file: Path) -> Checkpoint:
     """A checkpoint's tensors on the CPU, memory-mapped where possible.
 
     Raises:
@@ -59,7 +68,7 @@ def read(file: Path) -> Source:
         raise ValueError(f"{file}: no tensors in it")
     if all(key.startswith("module.") for key in tensors):
         tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
-    return Source(file=file, tensors=tensors, settings=settings)
+    return Checkpoint(file=file, tensors=tensors, settings=settings)
 
 
 def _safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -75,10 +84,10 @@ def _safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"{file}: damaged or no safetensors ({_first(error)}); download it again") from error
 
 
-def _pickled(file: Path) -> Any:
+def _pickled(file: Path) -> object:
     import torch
 
-    def load(*, mmap: bool) -> Any:
+    def load(*, mmap: bool) -> object:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
 
     try:
@@ -106,13 +115,13 @@ def _beside(file: Path) -> dict[str, Any]:
         raise ValueError(f"{config}: no JSON ({_first(error)})") from error
 
 
-def _settings(found: Any) -> dict[str, Any]:
+def _settings(found: object) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"expected a LoRA's settings, got {type(found).__name__}")
     return found
 
 
-def _flat(node: Any, *, file: Path, place: str = "") -> list[tuple[str, Tensor]]:
+def _flat(node: object, *, file: Path, place: str = "") -> list[tuple[str, Tensor]]:
     """Tensors by dotted key; numbers become tensors."""
     import torch
 
@@ -122,10 +131,9 @@ def _flat(node: Any, *, file: Path, place: str = "") -> list[tuple[str, Tensor]]
         return [(place, torch.tensor(node))]
     if not isinstance(node, Mapping):
         raise ValueError(f"{file}: {place or 'its content'} is {type(node).__name__}, not tensors by name")
-    inner: Sequence[tuple[str, Any]] = list(node.items())
     return [
         found
-        for key, value in inner
+        for key, value in node.items()
         for found in _flat(value, file=file, place=f"{place}.{key}" if place else str(key))
     ]
 

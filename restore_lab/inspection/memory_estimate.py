@@ -11,7 +11,7 @@ are not counted.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +28,12 @@ from restore_lab.types import Prompt
 if TYPE_CHECKING:
     from restore_lab.methods.module import RestorationModule
 
-FLOAT32, HALF = 4, 2
+FLOAT32, HALF = 4, 2  # bytes
+Arguments = Mapping[str, object]  # of a call, by keyword
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
+class MemoryEstimate:
     """Bytes on the device, by use."""
 
     prior: int
@@ -57,7 +58,9 @@ class LiveStorages(TorchDispatchMode):
         self.now = self.peak = 0
         self._known: set[int] = set()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Callable[..., object], types: object, args: Sequence[object] = (), kwargs: Arguments | None = None
+    ) -> object:
         for leaf in tree_leaves((args, kwargs)):
             self._track(leaf, allocated=False)  # existing storages, such as weights, may be returned as views
         out = func(*args, **(kwargs or {}))
@@ -65,7 +68,7 @@ class LiveStorages(TorchDispatchMode):
             self._track(leaf, allocated=True)
         return out
 
-    def _track(self, leaf: Any, *, allocated: bool) -> None:
+    def _track(self, leaf: object, *, allocated: bool) -> None:
         if not isinstance(leaf, torch.Tensor):
             return
         storage = leaf.untyped_storage()
@@ -95,14 +98,16 @@ class _Fused(torch.autograd.Function):
 class FusedAttention(TorchFunctionMode):
     """Replaces attention by a fused kernel's memory: the meta device would allocate the attention matrix."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., object], types: object, args: Sequence[object] = (), kwargs: Arguments | None = None
+    ) -> object:
         if func is F.scaled_dot_product_attention:
-            inputs = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
+            inputs = {**dict(zip(("query", "key", "value"), args, strict=False)), **(kwargs or {})}
             return _Fused.apply(inputs["query"], inputs["key"], inputs["value"])
         return func(*args, **(kwargs or {}))
 
 
-def peak_bytes(compute: Callable[[], Any]) -> int:
+def peak_bytes(compute: Callable[[], object]) -> int:
     """The peak of live bytes allocated by `compute`, with its result."""
     with FusedAttention(), LiveStorages() as live:
         result = compute()
@@ -110,9 +115,16 @@ def peak_bytes(compute: Callable[[], Any]) -> int:
     return live.peak
 
 
-def estimates(
-    module: RestorationModule, settings: Any, *, size: int, crop: int, batch: int, ema: bool, precision: str
-) -> dict[str, Memory]:
+def estimate_memory(
+    module: RestorationModule,
+    settings: Mapping[str, Any],
+    *,
+    size: int,
+    crop: int,
+    batch: int,
+    ema: bool,
+    precision: str,
+) -> dict[str, MemoryEstimate]:
     """Memory for restoring one image and for training on one device.
 
     Args:
@@ -136,8 +148,8 @@ def estimates(
     sixteen = settings["dtype"] != "float32"
     copied = precision != "bf16-true" and (sixteen or not precision.startswith("32"))
     return {
-        "restoring": Memory(prior=prior, method=own, copies=HALF * count * sixteen, activations=restoring),
-        "training": Memory(
+        "restoring": MemoryEstimate(prior=prior, method=own, copies=HALF * count * sixteen, activations=restoring),
+        "training": MemoryEstimate(
             prior=prior,
             method=own - FLOAT32 * count + trained,
             gradients=trained,
@@ -149,7 +161,7 @@ def estimates(
     }
 
 
-def _prior_bytes(module: RestorationModule, settings: Any) -> int:
+def _prior_bytes(module: RestorationModule, settings: Mapping[str, Any]) -> int:
     """Bytes of the prior's weights in the dtypes of its parts, without LoRA, which is the method's."""
     backbone, trained = module.backbone, {id(p) for p in module.trainable().values()}
     keys = {"denoiser": "dtype", "text": "text_dtype", "codec": "codec_dtype"}

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from restore_lab.config.kinds import Mismatch, Range, abbreviate, coerce
 
-Words = Sequence[str]
+Texts = Sequence[str]
 Direction = Literal["more", "less"]
 Numbers = Sequence[float | None]
 
@@ -18,17 +18,17 @@ Numbers = Sequence[float | None]
 class Jobs(TypedDict):
     """Overrides of jobs: for every verb, and for one."""
 
-    overrides: NotRequired[Words | None]
-    train: NotRequired[Words | None]
-    evaluate: NotRequired[Words | None]
-    describe: NotRequired[Words | None]
+    overrides: NotRequired[Texts | None]
+    train: NotRequired[Texts | None]
+    evaluate: NotRequired[Texts | None]
+    describe: NotRequired[Texts | None]
 
 
 class AtScale(Jobs):
     """The entries of one scale."""
 
     weights: NotRequired[str | None]
-    mean: NotRequired[Words | None]
+    mean: NotRequired[Texts | None]
 
 
 class Scaled(Jobs):
@@ -59,9 +59,9 @@ class ConditionEntry(Scaled):
     """An entry of `conditions`."""
 
     title: NotRequired[str]
-    columns: NotRequired[Words | None]
+    columns: NotRequired[Texts | None]
     only: NotRequired[Literal["tiny", "full"] | None]
-    mean: NotRequired[Words | None]
+    mean: NotRequired[Texts | None]
 
 
 class RowEntry(Scaled):
@@ -97,11 +97,11 @@ class TableEntry(Scaled):
     source: NotRequired[Mapping[str, str] | None]
     conditions: NotRequired[Mapping[str, ConditionEntry | None] | None]
     claims: NotRequired[Sequence[ClaimEntry] | None]
-    notes: NotRequired[Words | None]
+    notes: NotRequired[Texts | None]
     figure: NotRequired[Mapping[str, Any] | None]
 
 
-def validate(node: Any, where: str) -> dict[str, Any]:
+def validate(node: object, where: str) -> TableEntry:
     """The validated node `table` of a file.
 
     Raises:
