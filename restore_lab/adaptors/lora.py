@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
 
 # Target layers by family, as regular expressions that peft matches against the full module name.
-SELF_ATTENTION = {
+SELF_ATTENTION_LAYERS = {
     "unet": r".*attn1\.to_(q|k|v|out\.0)",
     "mmdit": r".*(attn|attn2)\.to_(q|k|v|out\.0)",  # the image stream's
 }
-PREVIEWER = {
+PREVIEWER_LAYERS = {
     "unet": r".*(attn\d\.to_(q|out\.0)|attn1\.to_(k|v)|proj_in|proj_out|ff\.net\.(0\.proj|2)|conv1|conv2|conv_shortcut"
     r"|(down|up)samplers\.0\.conv|time_emb_proj)",
     "mmdit": r"transformer_blocks\..*(attn|attn2)\.to_(q|k|v|out\.0)|transformer_blocks\..*\.ff\.net\.(0\.proj|2)",
 }
-TARGETS = {"self_attention": SELF_ATTENTION, "previewer": PREVIEWER}
+TARGETS = {"self_attention": SELF_ATTENTION_LAYERS, "previewer": PREVIEWER_LAYERS}
 
 
 class Lora(nn.Module):

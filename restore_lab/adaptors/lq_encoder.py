@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
     from restore_lab.backbones.codec.codec import Codec
 
-FILE = "encoder.safetensors"
+ENCODER_FILE = "encoder.safetensors"
 
 
 class CodecEncoder(nn.Module):
@@ -66,7 +66,7 @@ class RobustEncoder(nn.Module):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        file = place / FILE if place.is_dir() else place
+        file = place / ENCODER_FILE if place.is_dir() else place
         if not file.is_file():
             raise ValueError(f"{file}: no such weights; train them with restore-lab train method=supir stage=encoder")
         try:
@@ -79,7 +79,7 @@ class RobustEncoder(nn.Module):
         """Save the encoder's weights in a folder."""
         from safetensors.torch import save_file
 
-        save_file({k: v.cpu().contiguous() for k, v in self.encoder.state_dict().items()}, folder / FILE)
+        save_file({k: v.cpu().contiguous() for k, v in self.encoder.state_dict().items()}, folder / ENCODER_FILE)
 
     @property
     def _dtype(self):

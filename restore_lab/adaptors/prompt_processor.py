@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-SLOPE = 0.2
+_SLOPE = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ def mlp(widths: Sequence[int]) -> nn.Sequential:
     """Linear layers, with layer norm and LeakyReLU between them."""
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(widths):
-        layers += [nn.Linear(inputs, outputs), nn.LayerNorm(outputs), nn.LeakyReLU(SLOPE)]
+        layers += [nn.Linear(inputs, outputs), nn.LayerNorm(outputs), nn.LeakyReLU(_SLOPE)]
     return nn.Sequential(*layers[:-2])
 
 

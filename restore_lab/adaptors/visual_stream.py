@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from restore_lab.backbones.base import Backbone
 
-EPS = 1e-6
+NORM_EPS = 1e-6
 
 
 class AdaNorm(nn.Module):
@@ -28,7 +28,7 @@ class AdaNorm(nn.Module):
 
     def __init__(self, *, width: int, temb: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, eps=EPS, elementwise_affine=False)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS, elementwise_affine=False)
         self.linear = nn.Linear(temb, 2 * width)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)

@@ -62,7 +62,7 @@ class MMDiTBackbone(Backbone):
         model = self.transformer
         dtype = model.proj_out.weight.dtype
         h_BLD = embed_patches(model.pos_embed, z_BCHW.to(dtype))
-        temb_BD = time_embedding(model, t_B, cond, dtype=dtype)
+        temb_BD = embed_time_and_text(model, t_B, cond, dtype=dtype)
         ctx_BLD = model.context_embedder(cond.tokens_BLD.to(dtype))
         height, width = (side // model.config.patch_size for side in z_BCHW.shape[-2:])
         h_BLD, _ = run_blocks(
@@ -114,7 +114,7 @@ def add_positions(embedder: PatchEmbed, map_BCHW: Tensor) -> Tensor:
     return (tokens_BLD + positions_LD).to(tokens_BLD.dtype).contiguous()
 
 
-def time_embedding(model: nn.Module, t_B: Tensor, cond: Cond, *, dtype: torch.dtype) -> Tensor:
+def embed_time_and_text(model: nn.Module, t_B: Tensor, cond: Cond, *, dtype: torch.dtype) -> Tensor:
     """The embedding (B, D) of the timestep and the pooled text.
 
     Raises:
@@ -144,7 +144,7 @@ def run_blocks(
         blocks: joint transformer blocks, the prior's or a trunk's.
         h_BLD: embedded patches.
         ctx_BLD: embedded text tokens; None for image-only blocks.
-        temb_BD: from `time_embedding`.
+        temb_BD: from `embed_time_and_text`.
         taps: one tap for the patches, then one per block.
         size: (height, width) of the map of patches.
         at: called at each tap; its output is the next block's input.

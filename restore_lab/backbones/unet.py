@@ -18,7 +18,7 @@ from restore_lab.backbones.base import Backbone
 from restore_lab.backbones.codec.codec import Codec
 from restore_lab.backbones.schedule import Schedule
 from restore_lab.backbones.text.clip import TextEncoder
-from restore_lab.backbones.unet_loop import decode, encode, time_embedding
+from restore_lab.backbones.unet_loop import embed_time_and_size, run_decoder_half, run_encoder_half
 from restore_lab.backbones.unet_taps import check_supported, decoder_taps, encoder_taps
 from restore_lab.types import Cond, Edit, identity
 
@@ -66,12 +66,12 @@ class UNetBackbone(Backbone):
         """As in `Backbone`; t holds integers."""
         dtype = self.unet.conv_in.weight.dtype
         ctx_BLD = cond.tokens_BLD.to(dtype)
-        temb_BD = time_embedding(self.unet, t_B, cond, dtype=dtype)
+        temb_BD = embed_time_and_size(self.unet, t_B, cond, dtype=dtype)
         h = self.unet.conv_in(z_BCHW.to(dtype))
-        h, skips, carry = encode(
+        h, skips, carry = run_encoder_half(
             self.unet, h, temb_BD, ctx_BLD, taps=self.encoder_taps, at=at, carry=carry, visual_BLD=cond.visual_BLD
         )
-        h, _ = decode(
+        h, _ = run_decoder_half(
             self.unet.up_blocks,
             h,
             skips,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from restore_lab.adaptors.fusion.zero_conv import zero_conv
 from restore_lab.adaptors.fusion.zero_sft import group_norm
-from restore_lab.backbones.codec.banded import decode, levels
+from restore_lab.backbones.codec.banded import decode_in_bands, features_in_bands
 from restore_lab.backbones.codec.bands import Canvas, map_bands
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class DegradationAwareDecoder(nn.Module):
         p_BD = hint.degradation_BD
         features: list[list[Canvas]] = [[] for _ in hint.lq_BCHW]
         if self.blocks:
-            features = [list(levels(codec.vae.encoder, lq[None], rows=rows))[::-1] for lq in hint.lq_BCHW]
+            features = [list(features_in_bands(codec.vae.encoder, lq[None], rows=rows))[::-1] for lq in hint.lq_BCHW]
 
         def refine(number: int, index: int, h: Canvas) -> Canvas:
             if index >= len(self.blocks):
@@ -148,7 +148,7 @@ class DegradationAwareDecoder(nn.Module):
             p_1D = None if p_BD is None else p_BD[number : number + 1]
             return block.in_bands(h, features[number][index], p_1D, rows=rows, device=z.device)
 
-        return decode(self.decoder, z, rows=rows, refine=refine)
+        return decode_in_bands(self.decoder, z, rows=rows, refine=refine)
 
 
 def run_decoder(decoder: Any, z_BCHW: Tensor, *, at: Callable[[int, Tensor], Tensor]) -> Tensor:

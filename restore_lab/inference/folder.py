@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from restore_lab.data.frames import describe_frames, take_frames
 from restore_lab.data.image_io import BadImage
-from restore_lab.data.photograph import ENDINGS, Photograph, decode_photograph
+from restore_lab.data.photograph import WRITABLE_SUFFIXES, Photograph, decode_photograph
 from restore_lab.data.photograph_file import encode_photograph
 from restore_lab.data.sources.folder import FolderSource
-from restore_lab.data.word_table import Words, WordTable
+from restore_lab.data.word_table import PromptRow, WordTable
 from restore_lab.inference.files import (
     NOTES,
     Job,
@@ -72,8 +72,8 @@ def restore_folder(cfg: DictConfig) -> Restored:
             input, nothing can be written, or no image can be restored.
     """
     done = Restored(output=Path(cfg.output).expanduser())
-    if cfg.format not in ("same", *ENDINGS):
-        raise ValueError(f"format={cfg.format!r} is not known; one of same, {', '.join(ENDINGS)}")
+    if cfg.format not in ("same", *WRITABLE_SUFFIXES):
+        raise ValueError(f"format={cfg.format!r} is not known; one of same, {', '.join(WRITABLE_SUFFIXES)}")
     jobs = _jobs(cfg, done.output)
     refuse_clashes(jobs, cfg, done.output)
     settings = _settings(cfg)
@@ -117,9 +117,9 @@ def _jobs(cfg: DictConfig, output: Path) -> list[Job]:
     jobs = []
     for index, (key, named) in enumerate(zip(keys, result_names(keys, cfg), strict=True)):
         name = source.name(index)
-        said = Words() if table is None else table.of(name)
+        said = PromptRow() if table is None else table.of(name)
         beside = source.caption(index) or None
-        words = Words(caption=said.caption or cfg.caption or beside, instruction=said.instruction)
+        words = PromptRow(caption=said.caption or cfg.caption or beside, instruction=said.instruction)
         note = output / NOTES / f"{hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:32]}.json"
         jobs.append(Job(file=source.file(index), key=key, name=named, words=words, note=note))
     if table is not None:

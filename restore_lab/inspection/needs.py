@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from restore_lab.backbones.loading.places import DENOISERS, as_list, find_codec, is_hub_id, resolve
+from restore_lab.backbones.loading.places import DENOISERS, as_list, find_codec, is_hub_id, resolve_place
 from restore_lab.backbones.loading.reading import BackboneError, Folder, find_weights
 from restore_lab.backbones.text.loading import ENCODERS
 
@@ -94,7 +94,7 @@ def backbone_needs(settings: Mapping[str, Any], sizes: Mapping[str, int]) -> lis
     options["without"] = as_list(settings.get("without", ()))
     for place in places:
         try:
-            prior = resolve(place, meta=False, download=False, **options)
+            prior = resolve_place(place, meta=False, download=False, **options)
         except BackboneError as error:
             reasons += [] if place.startswith("config:") else [str(error)]
             continue

@@ -22,7 +22,7 @@ from restore_lab.adaptors.fusion.zero_sft import group_norm
 log = logging.getLogger(__name__)
 LAYERS = {2: 0.1, 7: 0.1, 16: 1.0, 25: 1.0, 34: 1.0}  # conv1_2, conv2_2, conv3_4, conv4_4, conv5_4 of torchvision's VGG
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SLOPE = 0.2
+_SLOPE = 0.2
 
 
 class Perceptual(nn.Module):
@@ -110,12 +110,12 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, *, width: int, layers: int) -> None:
         super().__init__()
-        steps: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(SLOPE)]
+        steps: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(_SLOPE)]
         channels = width
         for index in range(1, layers + 1):
             wider, stride = width * min(2**index, 8), 2 if index < layers else 1
             steps += [nn.Conv2d(channels, wider, 4, stride=stride, padding=1, bias=False), group_norm(wider)]
-            steps.append(nn.LeakyReLU(SLOPE))
+            steps.append(nn.LeakyReLU(_SLOPE))
             channels = wider
         self.body = nn.Sequential(*steps, nn.Conv2d(channels, 1, 4, padding=1))
 

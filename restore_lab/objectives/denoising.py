@@ -21,7 +21,7 @@ from restore_lab.random import noise_like, uniform
 if TYPE_CHECKING:
     from restore_lab.backbones.schedule import Schedule
 
-Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
+PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
 Density = Literal["auto", "uniform", "logit_normal"]
 
 
@@ -40,7 +40,7 @@ class Denoising:
         *,
         t_min: Share,
         t_max: Share,
-        target: Prediction | None = None,
+        target: PredictionType | None = None,
         density: Density = "auto",
         mean: float = 0.0,
         std: Positive = 1.0,

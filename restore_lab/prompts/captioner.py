@@ -202,7 +202,7 @@ class Captioner:
         """
         if self._loaded is None:
             try:
-                self._loaded = load(self._source(), bits=self.bits, device=self.device)
+                self._loaded = load_captioner(self._source(), bits=self.bits, device=self.device)
             except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
                 raise self._refusal(error) from error
         return self._loaded
@@ -242,7 +242,7 @@ class GumbelSampling(LogitsProcessor):
         return warped - torch.log(-torch.log(drawn.to(warped)))
 
 
-def load(source: str, *, bits: int | None, device: str) -> tuple[Any, Any]:
+def load_captioner(source: str, *, bits: int | None, device: str) -> tuple[Any, Any]:
     """Processor and model of a hub id or folder, ready to generate.
 
     Raises:

@@ -8,10 +8,17 @@ import numpy as np
 import pytest
 
 from restore_lab.data.sources import drawing
-from restore_lab.data.sources.procedural import COLOURS, KINDS, WORDS, ProceduralSource, captions, draw_scene
+from restore_lab.data.sources.procedural import (
+    SCENE_COLOURS,
+    SCENE_KINDS,
+    SCENE_WORDS,
+    ProceduralSource,
+    draw_captions,
+    draw_scene,
+)
 
-NAMES = list(COLOURS)
-TABLE = np.array(list(COLOURS.values()))
+NAMES = list(SCENE_COLOURS)
+TABLE = np.array(list(SCENE_COLOURS.values()))
 
 
 def source(**changes) -> ProceduralSource:
@@ -70,7 +77,7 @@ def test_size_and_type(size) -> None:
         assert picture.dtype == np.uint8
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SCENE_KINDS)
 def test_the_colours_that_a_caption_names_are_in_the_picture(kind) -> None:
     """Some pixels come nearer to the named colours than any do to the others, in nearly every scene."""
     scenes, right = source(kinds=[kind]), 0
@@ -88,7 +95,7 @@ def test_captions_name_shapes_directions_and_words() -> None:
     for index in range(30):
         assert re.search("|".join(drawing.SHAPES), source(kinds=["shapes"]).read(index).caption)
         word = re.match(r"the word (\S+) in ", source(kinds=["text"]).read(index).caption)
-        assert word and word[1] in WORDS
+        assert word and word[1] in SCENE_WORDS
         stripes = source(kinds=["stripes"]).read(index)
         assert re.match("(wide|narrow) (horizontal|vertical|diagonal) ", stripes.caption)
 
@@ -109,7 +116,7 @@ def test_stripes_run_as_their_caption_says() -> None:
 
 
 def test_captions_alone_are_those_of_the_scenes_whatever_the_size() -> None:
-    alone = captions(seed=5, count=20)
+    alone = draw_captions(seed=5, count=20)
     assert alone == [source(size=16).read(index).caption for index in range(20)]
 
 

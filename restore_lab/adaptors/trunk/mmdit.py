@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from restore_lab.adaptors.fusion.base import Controls
 from restore_lab.adaptors.trunk.unet import concat_halves, stack, widen
-from restore_lab.backbones.mmdit import add_positions, run_blocks, time_embedding
+from restore_lab.backbones.mmdit import add_positions, embed_time_and_text, run_blocks
 from restore_lab.types import Cond, Tap
 
 if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
 
 
-def collect(tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: tuple) -> tuple[Tensor, tuple]:
+def collect_blocks(tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: tuple) -> tuple[Tensor, tuple]:
     """An edit that changes nothing and collects every block's output in the carry."""
     return h_BCHW, carry if tap.name == "patch" else (*carry, h_BCHW)
 
@@ -98,10 +98,10 @@ class MMDiTTrunk(nn.Module):
             self.transformer_blocks,
             h_BLD,
             None if self.context_embedder is None else self.context_embedder(cond.tokens_BLD.to(dtype)),
-            time_embedding(self, t_B, cond, dtype=dtype),
+            embed_time_and_text(self, t_B, cond, dtype=dtype),
             taps=self.taps,
             size=(map_BCHW.shape[-2], map_BCHW.shape[-1]),
-            at=collect,
+            at=collect_blocks,
             carry=(),
             checkpointing=self if self.gradient_checkpointing else None,
         )

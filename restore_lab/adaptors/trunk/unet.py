@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from restore_lab.adaptors.fusion.base import Controls, encoder_controls
 from restore_lab.adaptors.fusion.zero_conv import zero_conv
-from restore_lab.backbones.unet_loop import encode, time_embedding
+from restore_lab.backbones.unet_loop import embed_time_and_size, run_encoder_half
 from restore_lab.types import Cond, Tap
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def widen(conv: nn.Conv2d, extra: int) -> nn.Conv2d:
     return wide
 
 
-def collect(tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: tuple) -> tuple[Tensor, tuple]:
+def collect_skips(tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: tuple) -> tuple[Tensor, tuple]:
     """An edit that changes nothing and collects the skips and the middle block's output in the carry."""
     return h_BCHW, carry + (h_BCHW,) if tap.kind in ("encoder", "middle") else carry
 
@@ -138,7 +138,7 @@ class Trunk(nn.Module):
             reference_BCHW: the reference latent, only read with `spatial`.
         """
         dtype = self.conv_in.weight.dtype
-        temb_BD = time_embedding(self, t_B, cond, dtype=dtype)
+        temb_BD = embed_time_and_size(self, t_B, cond, dtype=dtype)
         if self.feed == "add":
             h = self.conv_in(z_BCHW.to(dtype)) + self.conv_hint(hint_BCHW.to(dtype))
         elif self.feed == "spatial":
@@ -146,7 +146,9 @@ class Trunk(nn.Module):
         else:
             h = self.conv_in(torch.cat([z_BCHW, hint_BCHW], dim=1).to(dtype))
         outputs: Any = ()
-        _, _, outputs = encode(self, h, temb_BD, cond.tokens_BLD.to(dtype), taps=self.taps, at=collect, carry=())
+        _, _, outputs = run_encoder_half(
+            self, h, temb_BD, cond.tokens_BLD.to(dtype), taps=self.taps, at=collect_skips, carry=()
+        )
         if self.feed == "spatial":
             outputs = tuple(concat_halves(h) for h in outputs)
         return dict(zip(self.controls.channels, outputs, strict=True))

@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
-from restore_lab.backbones.codec import banded
+from restore_lab.backbones.codec.banded import decode_in_bands, encode_in_bands
 from restore_lab.backbones.disk_cache import DiskCache, content
 from restore_lab.system.xla import to_host
 
@@ -91,7 +91,7 @@ class Codec(nn.Module):
         rows = self.rows(image_BCHW.shape[-2:])
         if rows is not None:
             coder = encoder or self.vae.encoder
-            h = banded.encode(coder, image_BCHW, rows=rows)
+            h = encode_in_bands(coder, image_BCHW, rows=rows)
         else:
             x = (2 * image_BCHW - 1).to(self._dtype)
             if encoder is None:
@@ -119,7 +119,7 @@ class Codec(nn.Module):
         z = (z_BCHW / self._like(self.scale, z_BCHW) + self._like(self.shift, z_BCHW)).to(self._dtype)
         rows = self.rows([self.compression * side for side in z.shape[-2:]])
         if rows is not None and decoder is None:
-            decoder = partial(banded.decode, self.vae.decoder, rows=rows)
+            decoder = partial(decode_in_bands, self.vae.decoder, rows=rows)
         if decoder is None:
             sample = self.vae.decode(z).sample
         else:

@@ -25,7 +25,7 @@ from restore_lab.config.kinds import Positive, Range
 from restore_lab.storage.artefact import fingerprint
 from restore_lab.system.quiet import silence_libraries
 
-DType = Literal["float32", "float16", "bfloat16"]
+DTypeName = Literal["float32", "float16", "bfloat16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 CACHE_BYTES = 256 * 2**20
 
@@ -34,13 +34,13 @@ def load_backbone(
     path: str | Sequence[str],
     *,
     family: Literal["unet", "mmdit"],
-    dtype: DType = "float32",
+    dtype: DTypeName = "float32",
     meta: bool = False,
     cache_text: bool = True,
     without: Sequence[str] = (),
     t5_length: Annotated[int, Range(0, 512, unit="tokens")] = 256,
-    text_dtype: DType | None = None,
-    codec_dtype: DType | None = None,
+    text_dtype: DTypeName | None = None,
+    codec_dtype: DTypeName | None = None,
     codec_path: str | None = None,
     config_path: str | None = None,
     cache_dir: str | None = None,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 STEMS = ("diffusion_pytorch_model", "model")  # of diffusers' and of transformers' weight files
-VARIANTS = (None, "fp16")  # in order of preference
+WEIGHT_VARIANTS = (None, "fp16")  # in order of preference
 SHIPPED = Path(__file__).resolve().parents[1] / "configs"
 MERGES = SHIPPED / "clip_merges.txt"  # CLIP's vocabulary, which all these priors share
 
@@ -113,7 +113,7 @@ def weight_files(names: Sequence[str], *, folder: Path | None = None) -> tuple[s
         The variant and the file names, plain before fp16; None without a complete set.
     """
     present = set(names)
-    for variant in VARIANTS:
+    for variant in WEIGHT_VARIANTS:
         infix = f".{variant}" if variant else ""
         for stem in STEMS:
             single = f"{stem}{infix}.safetensors"

@@ -1,8 +1,8 @@
 """Procedural scenes with captions, drawn from (seed, index): the training data of the shipped priors.
 
-Each scene is one of seven kinds (`KINDS`), with a caption of its content: "a red circle and a small blue star on a
-green background", "diagonal black and white stripes", "the word SKY in yellow on a purple texture". Colours, lighting,
-texture and a slight lens blur vary, so that the statistics are close to those of photographs. Selected by
+Each scene is one of seven kinds (`SCENE_KINDS`), with a caption of its content: "a red circle and a small blue star on
+a green background", "diagonal black and white stripes", "the word SKY in yellow on a purple texture". Colours,
+lighting, texture and a slight lens blur vary, so that the statistics are close to those of photographs. Selected by
 `data=procedural`. Shapes: a scene is uint8, size x size x 3.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.random import Generator
 
-COLOURS = {
+SCENE_COLOURS = {
     "red": (0.80, 0.14, 0.12),
     "orange": (0.92, 0.52, 0.13),
     "yellow": (0.93, 0.84, 0.22),
@@ -36,9 +36,9 @@ COLOURS = {
     "black": (0.07, 0.07, 0.08),
     "teal": (0.12, 0.55, 0.58),
 }
-KINDS = ("leaves", "texture", "gradient", "stripes", "shapes", "text", "landscape")
+SCENE_KINDS = ("leaves", "texture", "gradient", "stripes", "shapes", "text", "landscape")
 ANGLES = {"horizontal": np.pi / 2, "vertical": 0.0, "diagonal": np.pi / 4}
-WORDS = (
+SCENE_WORDS = (
     "SKY",
     "SEA",
     "SUN",
@@ -58,20 +58,20 @@ WORDS = (
 )
 
 
-def draw_scene(rng: Generator, *, size: int, kinds: Sequence[str] = KINDS) -> tuple[np.ndarray, str]:
+def draw_scene(rng: Generator, *, size: int, kinds: Sequence[str] = SCENE_KINDS) -> tuple[np.ndarray, str]:
     """One scene as uint8 HWC and its caption.
 
     Args:
         rng: source of all randomness.
         size: side in pixels.
-        kinds: subset of `KINDS`, equally likely.
+        kinds: subset of `SCENE_KINDS`, equally likely.
 
     Raises:
         ValueError: for an unknown kind.
     """
     kind = kinds[rng.integers(len(kinds))]
     if kind not in _SCENES:
-        raise ValueError(f"unknown kind of scene {kind!r}; one of {', '.join(KINDS)}")
+        raise ValueError(f"unknown kind of scene {kind!r}; one of {', '.join(SCENE_KINDS)}")
     picture, caption = _SCENES[kind](rng, size)
     return _photograph(rng, picture), caption
 
@@ -95,8 +95,10 @@ def _photograph(rng: Generator, picture: np.ndarray) -> np.ndarray:
 
 def _colours(rng: Generator, count: int) -> list[tuple[str, np.ndarray]]:
     """Distinct colours with their names, each jittered."""
-    names = rng.choice(list(COLOURS), count, replace=False)
-    return [(str(n), np.clip(np.array(COLOURS[n]) + rng.normal(0, 0.05, 3), 0, 1).astype(np.float32)) for n in names]
+    names = rng.choice(list(SCENE_COLOURS), count, replace=False)
+    return [
+        (str(n), np.clip(np.array(SCENE_COLOURS[n]) + rng.normal(0, 0.05, 3), 0, 1).astype(np.float32)) for n in names
+    ]
 
 
 def _leaves(rng: Generator, size: int) -> tuple[np.ndarray, str]:
@@ -182,7 +184,7 @@ def _shapes(rng: Generator, size: int) -> tuple[np.ndarray, str]:
 def _text(rng: Generator, size: int) -> tuple[np.ndarray, str]:
     (ink, vi), (ground, vg) = _colours(rng, 2)
     picture, background = _surface(rng, size, ground, vg)
-    word = str(rng.choice(WORDS))
+    word = str(rng.choice(SCENE_WORDS))
     return draw.blend(picture, vi, draw.letters(rng, size, word)), f"the word {word} in {ink} on {background}"
 
 
@@ -227,10 +229,10 @@ class ProceduralSource:
         seed: of the scenes.
         size: side in pixels.
         length: scenes per epoch.
-        kinds: subset of `KINDS`, equally likely.
+        kinds: subset of `SCENE_KINDS`, equally likely.
     """
 
-    def __init__(self, *, seed: int, size: int, length: int, kinds: Sequence[str] = KINDS) -> None:
+    def __init__(self, *, seed: int, size: int, length: int, kinds: Sequence[str] = SCENE_KINDS) -> None:
         if size < 16 or length < 1:
             raise ValueError(f"procedural scenes need size >= 16 and length >= 1, not size={size}, length={length}")
         self.seed, self.size, self.length, self.kinds = seed, size, length, tuple(kinds)
@@ -248,7 +250,7 @@ class ProceduralSource:
         return Picture(hq_HWC=picture, caption=caption, key=f"scene_{number:07d}")
 
 
-def captions(*, seed: int, count: int) -> list[str]:
+def draw_captions(*, seed: int, count: int) -> list[str]:
     """The captions of `count` scenes, for training on text only."""
     source = ProceduralSource(seed=seed, size=16, length=count)
     return [source.read(index).caption for index in range(count)]

@@ -21,8 +21,8 @@ from typing import Any, get_args
 import numpy as np
 
 from restore_lab.data.image_io import (
+    IMAGE_SUFFIXES,
     MAX_PIXELS,
-    SUFFIXES,
     BadImage,
     Header,
     decode_header,
@@ -260,7 +260,7 @@ def _table(tar: Path, index: TarIndex, *, role: Role, image: str | None) -> np.n
     images = {"hq": HQ, "lq": LQ, "": HQ if role == "hq" else LQ}
     for kind in sorted(index.offsets):
         part, _, suffix = kind.rpartition(".")
-        is_image = f".{suffix}" in SUFFIXES and part in images and image in (None, suffix)
+        is_image = f".{suffix}" in IMAGE_SUFFIXES and part in images and image in (None, suffix)
         column = images[part] if is_image else columns.get(kind)
         if column is None:
             continue

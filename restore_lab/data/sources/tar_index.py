@@ -25,9 +25,9 @@ from restore_lab.storage.artefact import write_bytes_atomic
 from restore_lab.storage.notes import note_place, read_note, stamp
 
 log = logging.getLogger(__name__)
-FORMAT = 1
+INDEX_FORMAT = 1
 CHUNK = 2**20
-BLOCK = 512
+TAR_BLOCK = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def scan(tar: Path) -> dict[str, Any]:
                 for member in members:
                     if member.offset < end or member.size < 0 or member.offset_data + member.size > before["size"]:
                         raise ValueError(f"{tar}: member {member.name!r} has no place in {before['size']} bytes")
-                    end = member.offset_data + -(-member.size // BLOCK) * BLOCK
+                    end = member.offset_data + -(-member.size // TAR_BLOCK) * TAR_BLOCK
                     found.add(member)
                     members.members.clear()  # tarfile keeps them all
         except (tarfile.TarError, EOFError, OSError, OverflowError) as error:
@@ -150,7 +150,7 @@ class _Samples:
             }
             for kind, there in self.members.items()
         }
-        return {"format": FORMAT, "keys": list(self.numbers), "members": columns}
+        return {"format": INDEX_FORMAT, "keys": list(self.numbers), "members": columns}
 
 
 class _Hashing:
@@ -169,7 +169,7 @@ def _good(tar: Path) -> dict[str, Any] | None:
     """The cached index of a tar; None if there is none, or it is invalid, damaged or of another version."""
     note = read_note(tar)
     try:
-        if note is None or note["format"] != FORMAT or not all(isinstance(key, str) for key in note["keys"]):
+        if note is None or note["format"] != INDEX_FORMAT or not all(isinstance(key, str) for key in note["keys"]):
             return None
         for _, column in _kinds(note):
             offset, length = np.array(column["offset"], np.int64), np.array(column["length"], np.int64)
@@ -203,7 +203,7 @@ def _check_end(file: BinaryIO, tar: Path, end: int) -> None:
     """Check that only zeros follow the last member: tarfile stops silently at an invalid header."""
     file.seek(end)
     tail = file.read(CHUNK)
-    if len(tail) < BLOCK or any(tail):
+    if len(tail) < TAR_BLOCK or any(tail):
         raise ValueError(f"{tar}: cut off or damaged at byte {end} of {tar.stat().st_size}; copy it again")
     while tail := file.read(CHUNK):
         if any(tail):
