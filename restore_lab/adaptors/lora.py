@@ -87,7 +87,8 @@ class Lora(nn.Module):
             others_on = [(layer, layer.active_adapters) for layer in _changed(host)]
             with warnings.catch_warnings():  # several sets are intended
                 warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
-                config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=expression)
+                settings: dict[str, Any] = {"r": rank, "lora_alpha": alpha}  # peft annotates an integer alpha
+                config = LoraConfig(**settings, target_modules=expression)
                 inject_adapter_in_model(config, host, adapter_name=name)
             for layer, active in others_on:  # peft deactivates the other sets
                 layer._active_adapter = active

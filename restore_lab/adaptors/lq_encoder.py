@@ -11,7 +11,8 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusers import AutoencoderKL
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
 from restore_lab.storage.artefact import place_of
@@ -82,5 +83,5 @@ class RobustEncoder(nn.Module):
         save_file({k: v.cpu().contiguous() for k, v in self.encoder.state_dict().items()}, folder / ENCODER_FILE)
 
     @property
-    def _dtype(self):
+    def _dtype(self) -> torch.dtype:
         return next(self.encoder.parameters()).dtype

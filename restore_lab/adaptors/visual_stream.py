@@ -46,7 +46,7 @@ class Layer(nn.Module):
         width = attention.inner_dim
         self.to_k_ip, self.to_v_ip = nn.Linear(tokens, width, bias=False), nn.Linear(tokens, width, bias=False)
         for own, text in ((self.to_k_ip, attention.to_k), (self.to_v_ip, attention.to_v)):
-            if text.weight.shape == own.weight.shape:
+            if text is not None and text.weight.shape == own.weight.shape:
                 own.weight.data.copy_(text.weight.data)
         self.ln_k_ip = AdaNorm(width=width, temb=temb) if on_kv else None
         self.ln_v_ip = AdaNorm(width=width, temb=temb) if on_kv else None
@@ -109,7 +109,8 @@ class VisualStream(nn.Module):
         for name, attention in text_attentions(backbone).items():
             layer = Layer(attention, tokens=tokens, temb=temb, on_kv=adaln_on == "kv")
             self.layers[name.replace(".", "_")] = layer.to(attention.to_q.weight.device)
-            attention.set_processor(Processor(attention.processor, self, layer))
+            processor: Any = Processor(attention.processor, self, layer)  # diffusers annotates one of its classes
+            attention.set_processor(processor)
 
     def forward(self, visual_BND: Tensor) -> Tensor:
         """The tokens c_lq, (B, L, D)."""
@@ -161,7 +162,8 @@ class Processor:
         if attn.norm_k is not None:
             k = attn.norm_k(k)
         out_BLC = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype)).transpose(1, 2).flatten(2)
-        to_out = attn.to_out[0]
+        assert attn.to_out is not None
+        to_out: Any = attn.to_out[0]
         return to_out(out_BLC) - to_out.bias
 
 

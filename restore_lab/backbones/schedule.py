@@ -37,8 +37,8 @@ class Schedule(ABC):
     prediction_type: str
     num_train_timesteps: int
 
-    @staticmethod
-    def from_config(config: Mapping[str, Any]) -> Schedule:
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Schedule:
         """Read a diffusers scheduler config (the content of scheduler_config.json).
 
         Raises:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from restore_lab.backbones.base import Backbone
@@ -44,7 +44,7 @@ class UNetBackbone(Backbone):
 
     @property
     def token_width(self) -> int:
-        return self.unet.config.cross_attention_dim
+        return self.unet.config["cross_attention_dim"]
 
     @property
     def temb_width(self) -> int:
@@ -82,6 +82,6 @@ class UNetBackbone(Backbone):
             carry=carry,
             visual_BLD=cond.visual_BLD,
         )
-        if self.unet.conv_norm_out is not None:
+        if self.unet.conv_norm_out is not None and self.unet.conv_act is not None:
             h = self.unet.conv_act(self.unet.conv_norm_out(h))
         return self.unet.conv_out(h).to(z_BCHW.dtype)

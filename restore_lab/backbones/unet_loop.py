@@ -8,7 +8,7 @@ Shapes: z (B, C, H, W), temb (B, D), ctx (B, L, D).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -20,17 +20,26 @@ from restore_lab.types import Cond, Edit, Tap, identity
 
 
 class EncoderModules(Protocol):
-    """The modules that `run_encoder_half` reads: a UNet2DConditionModel's, or a trunk's copies."""
+    """The diffusers blocks that `run_encoder_half` reads: a UNet2DConditionModel's, or a trunk's copies."""
 
-    down_blocks: nn.ModuleList
-    mid_block: nn.Module
+    @property
+    def down_blocks(self) -> Iterable[Any]: ...
+
+    @property
+    def mid_block(self) -> Any: ...
 
 
 class TimeModules(Protocol):
-    """The modules that `embed_time_and_size` reads; for SDXL also `add_time_proj` and `add_embedding`."""
+    """The modules that `embed_time_and_size` reads; only SDXL's have `add_time_proj` and `add_embedding`."""
 
-    time_proj: nn.Module
-    embed_time_and_size: nn.Module
+    @property
+    def time_proj(self) -> Callable[[Tensor], Tensor]: ...
+
+    @property
+    def time_embedding(self) -> Callable[[Tensor], Tensor]: ...
+
+    @property
+    def add_time_proj(self) -> Callable[[Tensor], Tensor]: ...
 
 
 def embed_time_and_size(modules: TimeModules, t_B: Tensor, cond: Cond, *, dtype: torch.dtype) -> Tensor:
@@ -100,7 +109,7 @@ def run_encoder_half(
 
 
 def run_decoder_half(
-    up_blocks: nn.ModuleList,
+    up_blocks: Iterable[Any],
     h_BCHW: Tensor,
     skips: Sequence[Tensor],
     temb_BD: Tensor,
@@ -125,7 +134,7 @@ def run_decoder_half(
 
 
 def _layer(
-    block: nn.Module, i: int, resnet: nn.Module, h_BCHW: Tensor, temb_BD: Tensor, ctx_BLD: Tensor, extra: Any
+    block: Any, i: int, resnet: nn.Module, h_BCHW: Tensor, temb_BD: Tensor, ctx_BLD: Tensor, extra: Any
 ) -> Tensor:
     """Resnet i of a block and the attention after it, which checkpoints its own transformer blocks."""
     if torch.is_grad_enabled() and block.gradient_checkpointing:
@@ -138,7 +147,7 @@ def _layer(
     return attention(h_BCHW, encoder_hidden_states=ctx_BLD, cross_attention_kwargs=extra, return_dict=False)[0]
 
 
-def _middle(block: nn.Module, h_BCHW: Tensor, temb_BD: Tensor, ctx_BLD: Tensor, extra: Any) -> Tensor:
+def _middle(block: Any, h_BCHW: Tensor, temb_BD: Tensor, ctx_BLD: Tensor, extra: Any) -> Tensor:
     if getattr(block, "has_cross_attention", False):
         return block(h_BCHW, temb_BD, encoder_hidden_states=ctx_BLD, cross_attention_kwargs=extra)
     return block(h_BCHW, temb_BD)

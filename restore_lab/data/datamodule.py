@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from lightning import LightningDataModule
@@ -242,7 +242,8 @@ class RestorationDataModule(LightningDataModule):
         return partial(apply_degradation, degradation=degradation) if xla else None
 
     def _train_sampler(self, source: Source) -> PositionSampler:
-        trainer, (rank, world) = self.trainer, self._place()
+        trainer: Any = self.trainer  # its overfit_batches is set outside its class
+        rank, world = self._place()
         advances = trainer is not None and not trainer.overfit_batches  # which repeats the first batches every epoch
         batches = trainer.global_step * trainer.accumulate_grad_batches if trainer and advances else 0
         return PositionSampler(

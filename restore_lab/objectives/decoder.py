@@ -32,6 +32,9 @@ class Perceptual(nn.Module):
         features: the convolutional layers of torchvision's VGG-19.
     """
 
+    mean_C: Tensor
+    std_C: Tensor
+
     def __init__(self, features: nn.Sequential) -> None:
         super().__init__()
         self.features = features[: max(LAYERS) + 1].requires_grad_(False).eval()
@@ -72,6 +75,7 @@ def vgg19(weights: str | None) -> Perceptual | None:
         return None
     with torch.device("meta"):  # no memory for the classifier, 124 M of the 144 M parameters, nor for random weights
         features = architecture(init_weights=False).features
+    assert isinstance(features, nn.Sequential)
     features.to_empty(device=torch.get_default_device())
     try:
         if weights == "torchvision":

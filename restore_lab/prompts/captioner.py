@@ -262,7 +262,7 @@ def load_captioner(source: str, *, bits: int | None, device: str) -> tuple[Any, 
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
         if getattr(processor, "chat_template", None) is None:
             raise ValueError("it has no chat template; LLaVA, InternVL and Qwen-VL have")
-        model = AutoModelForImageTextToText.from_pretrained(
+        model: Any = AutoModelForImageTextToText.from_pretrained(
             source, use_safetensors=True, trust_remote_code=False, **settings
         ).eval()
     tokenizer = processor.tokenizer

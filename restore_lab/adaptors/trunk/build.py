@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from restore_lab.adaptors.trunk.mmdit import MMDiTTrunk
 from restore_lab.adaptors.trunk.unet import Feed, Middle, Trunk
+from restore_lab.backbones.unet import UNetBackbone
 
 if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
@@ -43,4 +44,5 @@ def trunk(
         raise ValueError(f"adaptor.trunk.feed={feed!r} is not known; one of concat, add, spatial")
     if backbone.family == "mmdit":
         return MMDiTTrunk(backbone, hint_channels=hint_channels, depth=depth, feed=feed, text=text)
+    assert isinstance(backbone, UNetBackbone)
     return Trunk(backbone, hint_channels=hint_channels, middle=middle, depth=depth, feed=feed, text=text)

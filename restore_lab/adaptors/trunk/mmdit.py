@@ -73,8 +73,8 @@ class MMDiTTrunk(nn.Module):
         elif feed == "add":
             like = {"device": proj.weight.device, "dtype": proj.weight.dtype}
             self.hint_proj = nn.Conv2d(hint_channels, proj.out_channels, self.patch, stride=self.patch, **like)
-            nn.init.zeros_(self.hint_proj.weight)
-            nn.init.zeros_(self.hint_proj.bias)
+            for p in self.hint_proj.parameters():
+                nn.init.zeros_(p)
         else:
             self.reference_proj = copy.deepcopy(proj)
 
@@ -110,21 +110,22 @@ class MMDiTTrunk(nn.Module):
         return dict(zip(self.controls.channels, outputs, strict=True))
 
 
-def unused_text_layers(block: nn.Module) -> list[nn.Module]:
+def unused_text_layers(block: Any) -> list[nn.Module]:
     """The last joint block's layers whose text output is unused: frozen, because DDP would wait for their gradients."""
     parts = [getattr(block, "ff_context", None)]
     parts += [getattr(block.attn, name, None) for name in ("to_add_out", "add_q_proj", "norm_added_q")]
     return [part for part in parts if isinstance(part, nn.Module)]
 
 
-def image_block(block: nn.Module, model: Any) -> SD3SingleTransformerBlock:
+def image_block(block: Any, model: Any) -> SD3SingleTransformerBlock:
     """The image stream of a joint block as a block with the same weights, without a second attention (SD3.5 medium)."""
     single = SD3SingleTransformerBlock(
         dim=model.inner_dim,
         num_attention_heads=model.config.num_attention_heads,
         attention_head_dim=model.config.attention_head_dim,
     )
-    single.attn.norm_q, single.attn.norm_k = copy.deepcopy(block.attn.norm_q), copy.deepcopy(block.attn.norm_k)
+    attention: Any = single.attn
+    attention.norm_q, attention.norm_k = copy.deepcopy(block.attn.norm_q), copy.deepcopy(block.attn.norm_k)
     target, source = single.state_dict(), block.state_dict()
     # With a second attention the first norm has nine outputs, of which the last three are that attention's.
     single.load_state_dict({name: source[name][: len(value)] for name, value in target.items()}, assign=True)

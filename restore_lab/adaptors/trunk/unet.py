@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from restore_lab.adaptors.fusion.base import Controls, encoder_controls
 from restore_lab.adaptors.fusion.zero_conv import zero_conv
-from restore_lab.backbones.unet_loop import embed_time_and_size, run_encoder_half
+from restore_lab.backbones.unet_loop import EncoderModules, embed_time_and_size, run_encoder_half
 from restore_lab.types import Cond, Tap
 
 if TYPE_CHECKING:
@@ -32,19 +33,12 @@ Feed = Literal["concat", "add", "spatial"]
 
 def widen(conv: nn.Conv2d, extra: int) -> nn.Conv2d:
     """A copy of the convolution with `extra` more input channels, zero-initialised."""
+    settings: dict[str, Any] = {name: getattr(conv, name) for name in ("kernel_size", "stride", "padding")}
+    weight_OIHW = F.pad(conv.weight.detach(), (0, 0, 0, 0, 0, extra))
     wide = nn.Conv2d(
-        conv.in_channels + extra,
-        conv.out_channels,
-        conv.kernel_size,
-        stride=conv.stride,
-        padding=conv.padding,
-        device=conv.weight.device,
-        dtype=conv.weight.dtype,
+        conv.in_channels + extra, conv.out_channels, **settings, device=weight_OIHW.device, dtype=weight_OIHW.dtype
     )
-    with torch.no_grad():
-        wide.weight.zero_()
-        wide.weight[:, : conv.in_channels] = conv.weight
-        wide.bias.copy_(conv.bias)
+    wide.load_state_dict({**conv.state_dict(), "weight": weight_OIHW})
     return wide
 
 
@@ -53,7 +47,7 @@ def collect_skips(tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: tuple) -> tu
     return h_BCHW, carry + (h_BCHW,) if tap.kind in ("encoder", "middle") else carry
 
 
-def trim(blocks: nn.Module, depth: str | int | Sequence[int]) -> None:
+def trim(blocks: EncoderModules, depth: str | int | Sequence[int]) -> None:
     """Truncate every attention of an encoder half to its first transformer layers, in place.
 
     Args:
@@ -80,7 +74,7 @@ def trim(blocks: nn.Module, depth: str | int | Sequence[int]) -> None:
             attention.transformer_blocks = attention.transformer_blocks[:k]
 
 
-def remove_cross_attention(blocks: nn.Module) -> None:
+def remove_cross_attention(blocks: EncoderModules) -> None:
     """Remove the cross attentions of an encoder half, in place."""
     for block in (*blocks.down_blocks, blocks.mid_block):
         for attention in getattr(block, "attentions", None) or ():

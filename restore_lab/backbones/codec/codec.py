@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
@@ -33,6 +35,7 @@ class Codec(nn.Module):
         pixels: pixels per band, for larger images and without gradients; None for no bands.
     """
 
+    vae: Any  # diffusers' types of its outputs are unions
     pixels: int | None = None
 
     def __init__(self, vae: AutoencoderKL | AutoencoderTiny, *, disk: DiskCache | None = None) -> None:
@@ -62,7 +65,7 @@ class Codec(nn.Module):
         if isinstance(self.vae, AutoencoderTiny):
             if generator is not None:
                 raise ValueError("AutoencoderTiny has no posterior to draw from; leave out generator")
-            z = self.vae.encode((2 * image_BCHW - 1).to(self._dtype)).latents
+            (z,) = self.vae.encode((2 * image_BCHW - 1).to(self._dtype), return_dict=False)
         else:
             posterior = self._posterior(image_BCHW, encoder)
             z = posterior.mode()

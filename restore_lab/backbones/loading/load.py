@@ -132,7 +132,10 @@ def _codec(prior: Folder, codec_path: str | None, *, dtype: torch.dtype, meta: b
 
 def _diffusers_part(prior: Folder, part: str, *, dtype: torch.dtype, meta: bool) -> Any:
     """The denoiser or the VAE, of the class in its config."""
-    from diffusers import AutoencoderKL, AutoencoderTiny, SD3Transformer2DModel, UNet2DConditionModel
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+    from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     classes = (UNet2DConditionModel, SD3Transformer2DModel, AutoencoderKL, AutoencoderTiny)
     known = {cls.__name__: cls for cls in classes}

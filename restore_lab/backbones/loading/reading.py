@@ -95,7 +95,7 @@ def shipped_tokenizer(settings: dict[str, Any]) -> Any:
     from transformers import CLIPTokenizer
 
     lines = MERGES.read_text(encoding="utf-8").splitlines()[1:]  # the first line is the version
-    merges = [tuple(line.split()) for line in lines]
+    merges: list[Any] = [tuple(line.split()) for line in lines]
     letters = sorted(ByteLevel.alphabet())
     names = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
     names += ["<|startoftext|>", "<|endoftext|>"]

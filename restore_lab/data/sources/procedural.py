@@ -17,7 +17,7 @@ from restore_lab.random import rng as seeded
 from restore_lab.types import Picture
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.random import Generator
 
@@ -69,7 +69,7 @@ def draw_scene(rng: Generator, *, size: int, kinds: Sequence[str] = SCENE_KINDS)
     Raises:
         ValueError: for an unknown kind.
     """
-    kind = kinds[rng.integers(len(kinds))]
+    kind = kinds[int(rng.integers(len(kinds)))]
     if kind not in _SCENES:
         raise ValueError(f"unknown kind of scene {kind!r}; one of {', '.join(SCENE_KINDS)}")
     picture, caption = _SCENES[kind](rng, size)
@@ -146,21 +146,20 @@ def _stripes(rng: Generator, size: int) -> tuple[np.ndarray, str]:
 
 
 def _place(
-    rng: Generator, picture: np.ndarray, name: str, value: np.ndarray, where=(0.2, 0.8)
+    rng: Generator, picture: np.ndarray, name: str, value: np.ndarray, where: tuple[float, float] = (0.2, 0.8)
 ) -> tuple[np.ndarray, str]:
     """Draw one object, randomly shaded and with a shadow; returns the image and its phrase in the caption."""
     size = picture.shape[0]
     kind = str(rng.choice(draw.SHAPES))
     small = rng.uniform() < 0.4
     radius = size * (rng.uniform(0.08, 0.15) if small else rng.uniform(0.18, 0.34))
-    centre = tuple(rng.uniform(*where, 2) * size)
+    low, high = where
+    y, x = rng.uniform(low, high, 2) * size
     angle = rng.uniform(0, 2 * np.pi)
-    mask = draw.shape_mask(kind, size, centre=centre, radius=radius, angle=angle)
+    mask = draw.shape_mask(kind, size, centre=(y, x), radius=radius, angle=angle)
     if rng.uniform() < 0.4:
         offset = rng.uniform(0.03, 0.07) * size
-        shadow = draw.shape_mask(
-            kind, size, centre=(centre[0] + offset, centre[1] + offset), radius=radius, angle=angle
-        )
+        shadow = draw.shape_mask(kind, size, centre=(y + offset, x + offset), radius=radius, angle=angle)
         picture = picture * (1 - 0.45 * shadow[..., None])
     fill = np.broadcast_to(value, picture.shape)
     if rng.uniform() < 0.6:
@@ -216,7 +215,7 @@ _SCENES = {
 }
 
 
-def _list(words) -> str:
+def _list(words: Iterable[str]) -> str:
     """An English list: "a, b and c"."""
     words = list(words)
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

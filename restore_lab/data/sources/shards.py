@@ -123,7 +123,7 @@ class ShardsSource:
             return permutation(len(self), seed=seed, epoch=epoch)
         draw, ends = rng(seed, "order", epoch), np.cumsum(np.bincount(self._shard, minlength=len(self._tars)))
         shards = draw.permutation(len(self._tars))
-        order = np.concatenate([np.arange(ends[n - 1] if n else 0, ends[n]) for n in shards])
+        order = np.concatenate([np.arange(int(ends[n - 1]) if n else 0, int(ends[n])) for n in shards])
         for first in range(0, len(order), self._window):
             draw.shuffle(order[first : first + self._window])
         return order

@@ -10,6 +10,7 @@ rejected as a whole.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import tarfile
@@ -89,13 +90,14 @@ def scan(tar: Path) -> dict[str, Any]:
     with open(tar, "rb") as file:
         hashing = _Hashing(file)
         try:
-            with tarfile.open(fileobj=hashing, mode="r|", bufsize=CHUNK) as members:
-                for member in members:
+            with tarfile.open(fileobj=hashing, mode="r|", bufsize=CHUNK) as opened:
+                archive: Any = opened  # the types of tarfile lack `members`
+                for member in archive:
                     if member.offset < end or member.size < 0 or member.offset_data + member.size > before["size"]:
                         raise ValueError(f"{tar}: member {member.name!r} has no place in {before['size']} bytes")
                     end = member.offset_data + -(-member.size // TAR_BLOCK) * TAR_BLOCK
                     found.add(member)
-                    members.members.clear()  # tarfile keeps them all
+                    archive.members.clear()  # tarfile keeps them all
         except (tarfile.TarError, EOFError, OSError, OverflowError) as error:
             raise ValueError(
                 f"{tar}: not a tar that can be read ({' '.join(str(error).split())}){_kind(tar)}"
@@ -153,13 +155,14 @@ class _Samples:
         return {"format": INDEX_FORMAT, "keys": list(self.numbers), "members": columns}
 
 
-class _Hashing:
+class _Hashing(io.RawIOBase):
     """A file that hashes the bytes read from it."""
 
     def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
         self.file, self.sha256 = file, hashlib.sha256()
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int = -1) -> bytes:
         data = self.file.read(size)
         self.sha256.update(data)
         return data
