@@ -69,39 +69,34 @@ def load_backbone(
     Raises:
         BackboneError: if there is no prior at `path`, or it cannot be read.
     """
-    if family not in DENOISERS:
-        known = "unet (SD 1.5, SD 2.1, SDXL shapes), mmdit (SD3, SD3.5)"
-        raise BackboneError(f"backbone family {family!r} is not known; one of {known}")
-    dtypes = {"dtype": dtype, "text_dtype": text_dtype or dtype, "codec_dtype": codec_dtype or dtype}
-    for name, word in dtypes.items():
-        if word not in DTYPES:
-            raise BackboneError(f"backbone {name} {word!r} is not one of {', '.join(DTYPES)}")
+    dtypes = _dtypes(dtype=dtype, text_dtype=text_dtype or dtype, codec_dtype=codec_dtype or dtype)
     without = as_list(without)
     prior = find_prior(as_list(path), family=family, meta=meta, config_path=config_path, without=without)
-    denoiser = _diffusers_part(prior, DENOISERS[family], dtype=DTYPES[dtype], meta=meta)
-    vae = _codec(prior, codec_path, dtype=DTYPES[dtypes["codec_dtype"]], meta=meta)
+    denoiser = _diffusers_part(prior, DENOISERS[family], dtype=dtypes["dtype"], meta=meta)
+    vae = _codec(prior, codec_path, dtype=dtypes["codec_dtype"], meta=meta)
     disk: DiskCache | None = None
     if cache_dir is not None and not meta:
         disk = _disk_cache(prior, codec_path, folder=cache_dir, gigabytes=cache_gigabytes)
-    parts: dict[str, Any] = {
-        "codec": Codec(vae, disk=disk if cache_latents else None),
-        "schedule": load_schedule(prior),
-    }
-    settings: dict[str, Any] = {
-        "dtype": DTYPES[dtypes["text_dtype"]],
-        "meta": meta,
-        "cache_bytes": CACHE_BYTES if cache_text else 0,
-        "disk": disk,
-    }
+    codec, schedule = Codec(vae, disk=disk if cache_latents else None), load_schedule(prior)
+    cache_bytes = CACHE_BYTES if cache_text else 0
+    settings: dict[str, Any] = {"dtype": dtypes["text_dtype"], "meta": meta, "cache_bytes": cache_bytes, "disk": disk}
     if family == "mmdit":
         from restore_lab.backbones.mmdit import MMDiTBackbone
 
         text = load_triple_text(prior, transformer=denoiser, without=without, t5_length=t5_length, **settings)
-        return MMDiTBackbone(transformer=denoiser, text=text, **parts)
+        return MMDiTBackbone(transformer=denoiser, codec=codec, text=text, schedule=schedule)
     from restore_lab.backbones.unet import UNetBackbone
 
     text = load_text(prior, penultimate=denoiser.config.addition_embed_type == "text_time", **settings)
-    return UNetBackbone(unet=denoiser, text=text, **parts)
+    return UNetBackbone(unet=denoiser, codec=codec, text=text, schedule=schedule)
+
+
+def _dtypes(**names: str) -> dict[str, torch.dtype]:
+    """The dtypes by setting, from their names."""
+    for setting, name in names.items():
+        if name not in DTYPES:
+            raise BackboneError(f"backbone {setting} {name!r} is not one of {', '.join(DTYPES)}")
+    return {setting: DTYPES[name] for setting, name in names.items()}
 
 
 def _disk_cache(prior: Folder, codec_path: str | None, *, folder: str, gigabytes: float) -> DiskCache:

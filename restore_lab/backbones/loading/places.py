@@ -36,8 +36,11 @@ def find_prior(
         without: parts whose weights are not needed.
 
     Raises:
-        BackboneError: if no place has one, with the reason for each.
+        BackboneError: for an unknown family, or if no place has one, with the reason for each.
     """
+    if family not in DENOISERS:
+        known = "unet (SD 1.5, SD 2.1, SDXL shapes), mmdit (SD3, SD3.5)"
+        raise BackboneError(f"backbone family {family!r} is not known; one of {known}")
     tried = []
     for place in places:
         try:
