@@ -74,7 +74,7 @@ class Lora(nn.Module):
 
         self.updates = nn.ParameterDict()
         self.layers: list[Any] = []
-        self.scale, self.name = alpha / rank, name
+        self.scale, self.name = alpha / rank, name  # Hu et al., section 4.1
         layers = TARGETS[targets][backbone.family] if isinstance(targets, str) else list(targets)
         hosts = {"prior": (backbone.denoiser, layers), **(others or {})}
         held = {set_ for host, _ in hosts.values() for layer in _changed(host) for set_ in layer.lora_A}

@@ -63,9 +63,9 @@ class PromptProcessor(nn.Module):
         self.classifier = nn.Linear(degradation, kinds)
 
     def forward(self, embedding_BD: Tensor) -> PromptFeatures:
-        degradation_BD = self.degradation(embedding_BD)
+        degradation_BD = self.degradation(embedding_BD)  # Diff-Restorer, Eq. 2: P_D
         return PromptFeatures(
-            tokens_BLD=self.semantic(embedding_BD)[:, None],
+            tokens_BLD=self.semantic(embedding_BD)[:, None],  # Diff-Restorer, Eq. 2: P_S
             degradation_BD=degradation_BD,
-            logits_BN=self.classifier(degradation_BD),
+            logits_BN=self.classifier(degradation_BD),  # Diff-Restorer, section III-B: the labels' logits d
         )

@@ -35,7 +35,7 @@ class AdaNorm(nn.Module):
 
     def forward(self, x_BLD: Tensor, temb_BD: Tensor) -> Tensor:
         shift_BD, scale_BD = self.linear(F.silu(temb_BD.to(x_BLD.dtype))).chunk(2, dim=-1)
-        return self.norm(x_BLD) * (1 + scale_BD[:, None]) + shift_BD[:, None]
+        return self.norm(x_BLD) * (1 + scale_BD[:, None]) + shift_BD[:, None]  # InstantIR, Eq. 4
 
 
 class Layer(nn.Module):
@@ -151,7 +151,7 @@ class Processor:
         if ip_hidden_states is None or self.stream.scale == 0:
             return out
         stream_BLC = self.stream.scale * self._attend(attn, hidden_states, *ip_hidden_states)
-        return (out[0] + stream_BLC, *out[1:]) if isinstance(out, tuple) else out + stream_BLC
+        return (out[0] + stream_BLC, *out[1:]) if isinstance(out, tuple) else out + stream_BLC  # InstantIR, Eq. 3
 
     def _attend(self, attn: Attention, h_BLC: Tensor, tokens_BLD: Tensor, temb_BD: Tensor) -> Tensor:
         """Attention of the image's queries to the stream, with the attention's output layer but not its bias."""

@@ -108,7 +108,7 @@ class WrappingDecoder(nn.Module):
             if not 1 <= index <= len(self.blocks):
                 return h_BCHW
             update_BCHW = self.blocks[index - 1](levels[index].float(), h_BCHW.float())
-            return h_BCHW + self.w * update_BCHW.to(h_BCHW.dtype)
+            return h_BCHW + self.w * update_BCHW.to(h_BCHW.dtype)  # F_m
 
         return codec.decode(z_BCHW, clamp=False, decoder=lambda z: run_decoder(codec.vae.decoder, z, at=wrap))
 

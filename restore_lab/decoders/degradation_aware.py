@@ -50,7 +50,7 @@ class RefinementBlock(nn.Module):
         )
 
     def forward(self, z_BCHW: Tensor, lq_BCHW: Tensor, degradation_BD: Tensor | None) -> Tensor:
-        return self.body(self._merge(z_BCHW, lq_BCHW, degradation_BD)) + z_BCHW  # Eq. 5
+        return self.body(self._merge(z_BCHW, lq_BCHW, degradation_BD)) + z_BCHW  # Diff-Restorer, Eq. 5: z^
 
     def in_bands(
         self, z: Canvas, lq: Canvas, degradation_1D: Tensor | None, *, rows: int, device: torch.device
@@ -69,7 +69,7 @@ class RefinementBlock(nn.Module):
         )
         normalise = h.bind_norm(norm)
         return map_bands(
-            lambda h_band, z_band: last(activate(normalise(h_band))) + z_band,
+            lambda h_band, z_band: last(activate(normalise(h_band))) + z_band,  # Diff-Restorer, Eq. 5: z^
             [h, z],
             like=like,
             channels=channels,
@@ -79,9 +79,9 @@ class RefinementBlock(nn.Module):
         )
 
     def _merge(self, z_BCHW: Tensor, lq_BCHW: Tensor, degradation_BD: Tensor | None) -> Tensor:
-        merged = self.merge(torch.cat([z_BCHW, lq_BCHW], dim=1))
+        merged = self.merge(torch.cat([z_BCHW, lq_BCHW], dim=1))  # z~
         if self.gate is not None and degradation_BD is not None:
-            merged = merged * torch.sigmoid(self.gate(degradation_BD))[:, :, None, None]
+            merged = merged * torch.sigmoid(self.gate(degradation_BD))[:, :, None, None]  # Diff-Restorer, Eq. 5: z~ * f
         return merged
 
 

@@ -25,7 +25,7 @@ def gaussian_noise(x_CHW: Tensor, *, sigma: float, grey: bool, seed: int) -> Ten
     """Add N(0, sigma^2), with one field for all channels if `grey`, and clip."""
     channels, height, width = x_CHW.shape
     field = torch.randn(1 if grey else channels, height, width, generator=generator(seed, "gaussian"))
-    return x_CHW.add(field.to(x_CHW.device), alpha=sigma).clamp_(0, 1)
+    return x_CHW.add(field.to(x_CHW.device), alpha=sigma).clamp_(0, 1)  # Real-ESRGAN, Sec. 3.1
 
 
 def poisson_noise(x_CHW: Tensor, *, scale: float, grey: bool, seed: int) -> Tensor:
@@ -44,7 +44,7 @@ def poisson_noise(x_CHW: Tensor, *, scale: float, grey: bool, seed: int) -> Tens
     table = _noise_table(peak).to(x_CHW.device)
     place = level.mul_(QUANTILES).add_(uniform.to(x_CHW.device))
     noise = table.index_select(0, place.flatten()).view(place.shape)
-    return x_CHW.add(noise, alpha=scale).clamp_(0, 1)
+    return x_CHW.add(noise, alpha=scale).clamp_(0, 1)  # Real-ESRGAN, Sec. 3.1
 
 
 @lru_cache(maxsize=9)

@@ -91,7 +91,7 @@ class SecondOrder(Pipeline):
         small = (max(1, height // self.scale), max(1, width // self.scale))
         steps += [*_blur(r, self.first), *self._resize(r, self.first, (height, width), (height, width))]
         steps += [_noise(r, self.first, mix(seed, "first")), _jpeg(r, self.first)]
-        # The second resize is relative to the LQ's size, not to the result of the first.
+        # Real-ESRGAN, Sec. 3.2: the second order. Its resize is relative to the LQ's size, not to the first's result.
         now = _size_after(steps, (height, width))
         steps += [*_blur(r, self.second), *self._resize(r, self.second, small, now)]
         steps += [_noise(r, self.second, mix(seed, "second"))]

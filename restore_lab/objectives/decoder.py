@@ -50,7 +50,7 @@ class Perceptual(nn.Module):
             x, target = (F.relu(h) if isinstance(layer, nn.ReLU) else layer(h) for h in (x, target))
             if index in LAYERS:
                 total = total + LAYERS[index] * F.l1_loss(x, target)
-        return total
+        return total  # Diff-Restorer, Eq. 8: L_per
 
 
 def vgg19(weights: str | None) -> Perceptual | None:
@@ -139,7 +139,7 @@ def generator_loss(discriminator: nn.Module, fake_BCHW: Tensor) -> Tensor:
     Decoder and discriminator are trained in the same step, so the discriminator must not get this loss's gradients.
     """
     frozen = {name: p.detach() for name, p in discriminator.named_parameters()}
-    return -functional_call(discriminator, frozen, (fake_BCHW,)).mean()
+    return -functional_call(discriminator, frozen, (fake_BCHW,)).mean()  # Diff-Restorer, Eq. 8: L_adv
 
 
 def discriminator_loss(discriminator: nn.Module, fake_BCHW: Tensor, real_BCHW: Tensor) -> Tensor:

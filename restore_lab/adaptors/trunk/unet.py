@@ -2,11 +2,12 @@
 
 SPIRE section 3.4: "an encoder initialized from pretrained UNet is finetuned", with z_t and the degraded image's
 features E'(y) concatenated as input (`feed=concat`). SUPIR section 3.1: the copy has half of its transformer layers
-(`depth=half`), and the LQ's latent, after a convolution, is added to the first convolution's output (`feed=add`). The
-new weights are zero-initialised in both cases, so an untrained trunk reads only z_t. InstantIR section 3.2: the LQ's
-latent is stacked above a reference in one map, each after its own first convolution; z_t is not read (`feed=spatial`).
-Shapes: z (B, C, h, w), hint features (B, F, h, w); output: one map per skip and the middle block's, by tap name; with
-`spatial` the two halves are concatenated in the channels, the reference's first. trunk/mmdit.py is the MM-DiT's.
+(`depth=half`); as in ControlNet, the LQ's latent, after a convolution, is added to the first convolution's output
+(`feed=add`). The new weights are zero-initialised in both cases, so an untrained trunk reads only z_t. InstantIR
+section 3.2: the LQ's latent is stacked above a reference in one map, each after its own first convolution; z_t is not
+read (`feed=spatial`). Shapes: z (B, C, h, w), hint features (B, F, h, w); output: one map per skip and the middle
+block's, by tap name; with `spatial` the two halves are concatenated in the channels, the reference's first.
+trunk/mmdit.py is the MM-DiT's.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ def trim(blocks: EncoderModules, depth: str | int | Sequence[int]) -> None:
         raise ValueError(f"adaptor.trunk.depth={depth!r} is not known; one of whole, half, or a list of layers")
     if isinstance(depth, int):
         raise ValueError(f"adaptor.trunk.depth={depth} counts an MM-DiT's blocks; for a UNet list layers like {whole}")
+    # SUPIR, section 3.1: a trimmed copy, with half of the layers
     kept = [max(1, layers // 2) for layers in whole] if depth == "half" else list(depth)
     if len(kept) != len(whole) or any(not 1 <= k <= layers for k, layers in zip(kept, whole, strict=True)):
         raise ValueError(f"adaptor.trunk.depth={kept} does not fit this backbone, whose attentions have {whole} layers")
@@ -134,11 +136,11 @@ class Trunk(nn.Module):
         dtype = self.conv_in.weight.dtype
         temb_BD = embed_time_and_size(self, t_B, cond, dtype=dtype)
         if self.feed == "add":
-            h = self.conv_in(z_BCHW.to(dtype)) + self.conv_hint(hint_BCHW.to(dtype))
+            h = self.conv_in(z_BCHW.to(dtype)) + self.conv_hint(hint_BCHW.to(dtype))  # ControlNet, Eq. 2
         elif self.feed == "spatial":
-            h = stack(self.conv_in(hint_BCHW.to(dtype)), self.conv_reference, reference_BCHW)
+            h = stack(self.conv_in(hint_BCHW.to(dtype)), self.conv_reference, reference_BCHW)  # InstantIR, section 3.2
         else:
-            h = self.conv_in(torch.cat([z_BCHW, hint_BCHW], dim=1).to(dtype))
+            h = self.conv_in(torch.cat([z_BCHW, hint_BCHW], dim=1).to(dtype))  # SPIRE, section 3.4: the encoder's input
         outputs: Any = ()
         _, _, outputs = run_encoder_half(
             self, h, temb_BD, cond.tokens_BLD.to(dtype), taps=self.taps, at=collect_skips, carry=()
