@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageCms
 
 from restore_lab.data.image_io import (
@@ -144,7 +145,7 @@ def kind_of(image: Image.Image) -> str:
     return kind if kind in WRITABLE_SUFFIXES else "png"
 
 
-def photograph_of(image: Any) -> Photograph:
+def photograph_of(image: Image.Image | ArrayLike) -> Photograph:
     """A PIL image or a NumPy array (HW, HW1, HW3, HW4; uint8, uint16, or floats in [0, 1]) as a photograph.
 
     Raises:

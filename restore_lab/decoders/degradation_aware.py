@@ -144,7 +144,8 @@ class DegradationAwareDecoder(nn.Module):
         def refine(number: int, index: int, h: Canvas) -> Canvas:
             if index >= len(self.blocks):
                 return h
-            block: Any = self.blocks[index]
+            block = self.blocks[index]
+            assert isinstance(block, RefinementBlock)
             p_1D = None if p_BD is None else p_BD[number : number + 1]
             return block.in_bands(h, features[number][index], p_1D, rows=rows, device=z.device)
 

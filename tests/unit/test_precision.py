@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 
+from restore_lab.backbones.loading.diffusers_folder import BackboneError
 from restore_lab.backbones.loading.load import load_backbone
-from restore_lab.backbones.loading.reading import BackboneError
 from tests.real_folders import write_repository
 from tests.toys import toy_unet_folder, toy_vae
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModelWithProjection
 
+from restore_lab.backbones.loading.diffusers_folder import SHIPPED, BackboneError, Folder
 from restore_lab.backbones.loading.load import load_backbone
-from restore_lab.backbones.loading.reading import SHIPPED, BackboneError, Folder
 from tests import ldm_layout, real_folders
 from tests.ldm_layout import single_file
 from tests.real_folders import public_keys, write_repository, write_weights

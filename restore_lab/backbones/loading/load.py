@@ -1,7 +1,8 @@
 """Load a `Backbone` from a diffusers-format folder, a hub id or a single file.
 
-Paths are resolved in places.py; the parts are read in reading.py, single_file.py and text/loading.py. `meta=True`
-builds the modules on torch's meta device without weights, for example to count SDXL's parameters and FLOPs on a laptop.
+Paths are resolved in places.py; the parts are read in diffusers_folder.py, single_file.py and text/loading.py.
+`meta=True` builds the modules on torch's meta device without weights, for example to count SDXL's parameters and FLOPs
+on a laptop.
 Config lines: `backbone=tiny_sd|tiny_sd3|sd15|sd21|sdxl|sd3`, `backbone.path=/folder/of/a/finetune`,
 `backbone.path=/x/sd_xl_base_1.0.safetensors`, `backbone.codec_dtype=float32`.
 """
@@ -17,8 +18,8 @@ import torch
 from restore_lab.backbones.base import Backbone
 from restore_lab.backbones.codec.codec import Codec
 from restore_lab.backbones.disk_cache import DiskCache
+from restore_lab.backbones.loading.diffusers_folder import BackboneError, Folder, read_json
 from restore_lab.backbones.loading.places import DENOISERS, as_list, find_codec, find_prior
-from restore_lab.backbones.loading.reading import BackboneError, Folder, read_json
 from restore_lab.backbones.schedule import Schedule
 from restore_lab.backbones.text.loading import load_text, load_triple_text
 from restore_lab.config.kinds import Positive, Range

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from restore_lab.backbones.loading.reading import SHIPPED, BackboneError, Folder, find_weights, weight_files
+from restore_lab.backbones.loading.diffusers_folder import SHIPPED, BackboneError, Folder, find_weights, weight_files
 from restore_lab.backbones.loading.single_file import SUFFIX, SingleFile
 from restore_lab.system.faults import describe_fault
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from restore_lab.backbones.disk_cache import DiskCache
-from restore_lab.backbones.loading.reading import BackboneError, Folder
+from restore_lab.backbones.loading.diffusers_folder import BackboneError, Folder
 from restore_lab.backbones.text.clip import TextEncoder
 from restore_lab.backbones.text.sd3 import TripleTextEncoder
 

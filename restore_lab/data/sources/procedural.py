@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from restore_lab.data.sources import drawing as draw
+from restore_lab.data.sources import scene_elements as draw
 from restore_lab.random import rng as seeded
 from restore_lab.types import Picture
 
