@@ -19,7 +19,7 @@ from restore_lab.data.image_io import BadImage, Header
 from restore_lab.types import Picture
 
 log = logging.getLogger(__name__)
-MAX_LISTED = 5  # per line of a report
+MAX_REPORTED = 5  # per line of a report
 
 
 class NamedDataset:
@@ -103,8 +103,8 @@ class Checkup:
         lines = [f"{self.name}: {'whole' if self.whole else 'NOT whole'}, {self.found}{of} pictures can be read"]
         for word, names in (("missing", self.missing), ("extra", self.extra), ("unreadable", self.unreadable)):
             if names:
-                more = f", ... ({len(names)} in all)" if len(names) > MAX_LISTED else ""
-                lines.append(f"  {word}: {', '.join(names[:MAX_LISTED])}{more}")
+                more = f", ... ({len(names)} in all)" if len(names) > MAX_REPORTED else ""
+                lines.append(f"  {word}: {', '.join(names[:MAX_REPORTED])}{more}")
         return lines
 
 
