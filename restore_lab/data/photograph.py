@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageCms
+from PIL.TiffImagePlugin import TiffImageFile
 
 from restore_lab.data.image_io import (
     DECODER_ERRORS,
@@ -204,7 +205,7 @@ def _deep_colours(image: Image.Image, data: bytes) -> np.ndarray | None:
 
         raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         return np.moveaxis(decode_image(raw, mode=ImageReadMode.UNCHANGED).numpy(), 0, 2)
-    if image.format == "TIFF" and set(image.tag_v2.get(BITS_PER_SAMPLE, ())) == {16}:  # type: ignore[attr-defined]
+    if isinstance(image, TiffImageFile) and set(image.tag_v2.get(BITS_PER_SAMPLE, ())) == {16}:
         import tifffile
 
         try:
