@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from restore_lab.degradation.diff_restorer import KINDS
-from restore_lab.degradation.vocabulary import labels
+from restore_lab.degradation.vocabulary import LABELS, labels
 from restore_lab.evaluation.comparisons import values
 from restore_lab.evaluation.records import DECODED_LQ, read_record
 from restore_lab.evaluation.statistics import difference
@@ -30,7 +29,7 @@ def main() -> None:
     results = read_record(given.record).results
     rows = list(dict.fromkeys(image.row for image in results.images))
     print("kind".ljust(10), " n ", *(row.rjust(12) for row in rows))
-    for number, kind in enumerate(KINDS):
+    for number, kind in enumerate(LABELS):
         mine = tuple(image for image in results.images if labels(Recipe.from_json(image.recipe))[number])
         part = replace(results, images=mine)
         means = [np.mean(list(values(part, row=row, metric=given.metric).values())) for row in rows]

@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 from torch.nn import functional as F
 
 from benchmarks.configs import composed
-from restore_lab.degradation.second_order import SecondOrder, Stage
+from restore_lab.degradation.second_order import Pass, SecondOrder
 
 HERE = Path(__file__).resolve().parent
 INSTALL = """BasicSR is not installed at {path}; to compare with it:
@@ -93,7 +93,7 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments = parse(words)
     torch.set_num_threads(arguments.threads)
     config = settings(usm=arguments.usm)
-    stages: dict[str, Any] = {order: Stage(**config[order]) for order in ("first", "second")}
+    stages: dict[str, Any] = {order: Pass(**config[order]) for order in ("first", "second")}
     ours, hq_BCHW = SecondOrder(**(config | stages)), images(batch=arguments.batch, size=arguments.size)
     reference = None
     if arguments.basicsr_python.exists():

@@ -20,7 +20,8 @@ from omegaconf import DictConfig
 
 from restore_lab.config.build import build
 from restore_lab.data.image_io import to_tensor
-from restore_lab.degradation.diff_restorer import KINDS, RandomKinds
+from restore_lab.degradation.diff_restorer import RandomKinds
+from restore_lab.degradation.vocabulary import LABELS
 from restore_lab.methods.weights import weights_file
 from restore_lab.random import mix
 
@@ -32,7 +33,7 @@ def looked_at(cfg: DictConfig, *, weights: str) -> tuple[np.ndarray, np.ndarray,
     pictures = [source.read(index, epoch=0) for index in range(len(source))]
     hq_BCHW = torch.stack([to_tensor(picture.hq_HWC) for picture in pictures])
     clip, embedded, predicted, kinds, photos = [], [], [], [], []
-    for number, kind in enumerate(KINDS):
+    for number, kind in enumerate(LABELS):
         degrade = RandomKinds(name=kind, kinds=[kind])
         lq_BCHW, _ = degrade(hq_BCHW, [mix("embedding", kind, picture.key) for picture in pictures])
         with torch.no_grad():
@@ -66,7 +67,7 @@ def draw(panels: dict[str, np.ndarray], kinds_N: np.ndarray, file: Path) -> None
     colours = pyplot.get_cmap("tab10")
     for axis, (title, points_ND) in zip(axes, panels.items(), strict=True):
         flat_N2 = TSNE(random_state=0, perplexity=20, init="pca").fit_transform(points_ND)
-        for number, kind in enumerate(KINDS):
+        for number, kind in enumerate(LABELS):
             axis.scatter(*flat_N2[kinds_N == number].T, s=14, color=colours(number), label=kind.replace("_", " "))
         axis.set_title(title)
         axis.set_xticks([])
@@ -91,7 +92,7 @@ def main() -> None:
     facts = {
         "images": len(kinds_N),
         "accuracy": round(float(right.mean()), 3),
-        "by kind": {kind: round(float(right[kinds_N == n].mean()), 3) for n, kind in enumerate(KINDS)},
+        "by kind": {kind: round(float(right[kinds_N == n].mean()), 3) for n, kind in enumerate(LABELS)},
         "nearest neighbour": {
             name: round(neighbours(points, kinds_N, photos_N), 3)
             for name, points in (("CLIP", clip_ND), ("P_D", embedded_ND))

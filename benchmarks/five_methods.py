@@ -21,7 +21,7 @@ from restore_lab import Restorer
 from restore_lab.data.image_io import to_image, to_tensor
 from restore_lab.data.sources.photos import PHOTOS, PhotosSource
 from restore_lab.degradation.apply import apply_recipe
-from restore_lab.degradation.fixed import Fixed
+from restore_lab.degradation.fixed import FixedDegradation
 from restore_lab.evaluation.contact_sheet import Panel, contact_sheet
 from restore_lab.storage.atomic import write_bytes_atomic
 
@@ -33,7 +33,7 @@ def degraded(name: str, size: int):
     """A photograph's middle as (LQ, HQ) CHW in [0, 1], and the instruction that is true of it."""
     source = PhotosSource([name], size=size, crops=1, crop=size)
     hq_CHW = to_tensor(source.read(0, epoch=0).hq_HWC)
-    recipe = Fixed(name="five", stages=STAGES).draw(0, size, size)
+    recipe = FixedDegradation(name="five", stages=STAGES).draw(0, size, size)
     return apply_recipe(recipe, hq_CHW).clamp(0, 1), hq_CHW, recipe.instruction()
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from restore_lab.config.build import build
 from restore_lab.data.image_io import to_tensor
-from restore_lab.degradation.fixed import Fixed
+from restore_lab.degradation.fixed import FixedDegradation
 from restore_lab.methods.module import RestorationModule
 from restore_lab.methods.reference import preview
 from restore_lab.methods.weights import weights_file
@@ -68,7 +68,7 @@ def pictures(source: Any, *, stages: Mapping[str, float], name: str) -> list[Bat
         part = found[first : first + 8]
         hq_BCHW = torch.stack([to_tensor(picture.hq_HWC) for picture in part])
         seeds = [mix("previews", name, picture.key) for picture in part]
-        lq_BCHW, recipes = Fixed(name=name, stages=stages)(hq_BCHW, seeds)
+        lq_BCHW, recipes = FixedDegradation(name=name, stages=stages)(hq_BCHW, seeds)
         batches.append(
             Batch(
                 hq_BCHW=hq_BCHW,

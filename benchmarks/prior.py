@@ -20,7 +20,7 @@ from PIL import Image
 from restore_lab.backbones.codec.codec import Codec
 from restore_lab.data.image_io import to_tensor
 from restore_lab.data.sources.photos import PhotosSource
-from restore_lab.data.sources.procedural import captions
+from restore_lab.data.sources.procedural import draw_captions
 from restore_lab.evaluation.metrics.clip import ClipText
 
 PHOTOS = (
@@ -45,7 +45,7 @@ def codec_psnr(codec: Codec, *, size: int | None) -> float:
 
 def steering(pipeline: DiffusionPipeline, *, images: int, scale: float, steps: int, sheet: Path | None) -> float:
     """The share of images whose own caption fits better, by tiny_clip, than the next image's."""
-    texts = captions(seed=99, count=images)
+    texts = draw_captions(seed=99, count=images)
     clip = ClipText(name="tiny_clip_t", path="asset:tiny_clip")
     right, drawn = [], []
     for start in range(0, images, BATCH):
@@ -73,7 +73,7 @@ def steering(pipeline: DiffusionPipeline, *, images: int, scale: float, steps: i
 
 def told_size(pipeline: DiffusionPipeline, *, images: int, scale: float, steps: int) -> dict[int, float]:
     """Mean absolute difference of neighbouring pixels in samples that are told they were 16, 32 and 64 pixels once."""
-    texts, found = captions(seed=99, count=images), {}
+    texts, found = draw_captions(seed=99, count=images), {}
     for side in (16, 32, 64):
         rough = []
         for start in range(0, images, BATCH):

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from restore_lab.backbones.loading.reading import MERGES, SHIPPED, read_json, shipped_tokenizer
+from restore_lab.backbones.loading.diffusers_folder import MERGES, SHIPPED, read_json, shipped_tokenizer
 from restore_lab.data.sources.photos import photos_folder
 
 if TYPE_CHECKING:

@@ -24,10 +24,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from restore_lab.data.image_io import to_tensor
-from restore_lab.data.sources.procedural import COLOURS, KINDS, ProceduralSource
+from restore_lab.data.sources.procedural import SCENE_COLOURS, SCENE_KINDS, ProceduralSource
 from restore_lab.degradation.apply import Pipeline
 from restore_lab.degradation.diff_restorer import RandomKinds
-from restore_lab.degradation.fixed import Fixed
+from restore_lab.degradation.fixed import FixedDegradation
 from restore_lab.prompts.visual import ClipVision, DinoVision
 from restore_lab.random import mix
 from restore_lab.storage.paths import place_of
@@ -51,14 +51,14 @@ BATCH = 64
 
 def degradations() -> dict[str, Pipeline]:
     """The columns."""
-    fixed: dict[str, Pipeline] = {name: Fixed(name=name, stages=stages) for name, stages in STAGES.items()}
+    fixed: dict[str, Pipeline] = {name: FixedDegradation(name=name, stages=stages) for name, stages in STAGES.items()}
     return fixed | {f"{name} (unseen)": RandomKinds(name=name, kinds=[kind]) for name, kind in UNSEEN.items()}
 
 
 def scenes(*, seed: int, each: int) -> tuple[Tensor, dict[str, Tensor]]:
     """`each` scenes of every kind, (N, 3, 64, 64) in [0, 1], and their labels (N,) by target."""
     images, kinds, colours = [], [], []
-    for number, kind in enumerate(KINDS):
+    for number, kind in enumerate(SCENE_KINDS):
         source = ProceduralSource(seed=mix("robustness", seed, kind), size=64, length=each, kinds=[kind])
         for index in range(each):
             picture = source.read(index)
@@ -70,11 +70,11 @@ def scenes(*, seed: int, each: int) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def first_colour(caption: str) -> int:
-    """Which of `COLOURS` a caption names first; printed words are in capitals and do not count."""
-    named = re.search(rf"\b({'|'.join(COLOURS)})\b", caption)
+    """Which of `SCENE_COLOURS` a caption names first; printed words are in capitals and do not count."""
+    named = re.search(rf"\b({'|'.join(SCENE_COLOURS)})\b", caption)
     if named is None:
-        raise ValueError(f"caption {caption!r} names none of {', '.join(COLOURS)}")
-    return list(COLOURS).index(named[1])
+        raise ValueError(f"caption {caption!r} names none of {', '.join(SCENE_COLOURS)}")
+    return list(SCENE_COLOURS).index(named[1])
 
 
 def encoder(path: str) -> Callable[[Tensor], Tensor]:
@@ -157,7 +157,7 @@ def main() -> None:
     print(
         f"n = {len(hq_NCHW)} held-out scenes, probes fitted on {len(train[0])} clean ones; percent right, 95 % interval"
     )
-    chance = {"kind": 1 / len(KINDS), "colour": 1 / len(COLOURS), "scene": 1 / len(hq_NCHW)}
+    chance = {"kind": 1 / len(SCENE_KINDS), "colour": 1 / len(SCENE_COLOURS), "scene": 1 / len(hq_NCHW)}
     for target, by_chance in chance.items():
         title = f"{target} ({100 * by_chance:.2g} by chance)"
         print("\n" + table(title, {name: rows[target] for name, rows in found.items()}, count=len(hq_NCHW)))

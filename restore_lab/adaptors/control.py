@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,14 @@ if TYPE_CHECKING:
     from restore_lab.adaptors.trunk.unet import Trunk
     from restore_lab.adaptors.visual_stream import VisualStream
     from restore_lab.backbones.base import Backbone
+
+
+class HintEncoder(Protocol):
+    """A network that maps the hint to features at the latent's size, with `out` channels."""
+
+    out: int
+
+    def __call__(self, hint: Hint) -> Tensor: ...
 
 
 class Adaptor(nn.Module):
@@ -120,7 +128,7 @@ class ControlAdaptor(Adaptor):
         hint_channels: CountOrZero | None,
         hint_signed: bool = True,
         lq_latent: bool = False,
-        encoder: Callable[..., nn.Module] | None = None,
+        encoder: Callable[..., HintEncoder] | None = None,
         stream: Callable[..., VisualStream] | None = None,
         lora: Callable[..., Lora] | None = None,
         visual: int = 0,
@@ -130,7 +138,7 @@ class ControlAdaptor(Adaptor):
             raise ValueError("this adaptor sees nothing of the LQ; set adaptor.lq_latent=true or give hint_widths")
         self.text, self.lq_latent = text, lq_latent
         codec, channels = backbone.codec, backbone.codec.channels if lq_latent else 0
-        self.hint = None if encoder is None else encoder(compression=codec.compression)
+        self.hint: HintEncoder | None = None if encoder is None else encoder(compression=codec.compression)
         if self.hint is None and hint_widths is not None:
             out = codec.channels if hint_channels is None else hint_channels
             self.hint = HintNet(compression=codec.compression, widths=hint_widths, out=out, signed=hint_signed)

@@ -1,7 +1,8 @@
 """E'(y): the small convolutional network that encodes the degraded image at the latent's size (SPIRE section 3.4).
 
-ControlNet's hint network (Zhang et al. 2023): a 3x3 convolution, then per level one convolution at the same width and
-one of stride 2 to the next width, with SiLU in between. The number of levels follows from the codec's compression.
+ControlNet's hint network (Zhang et al. 2023, section 3.2): a 3x3 convolution, then per level one convolution at the
+same width and one of stride 2 to the next width, with SiLU in between. The number of levels follows from the codec's
+compression.
 Shapes: y (B, 3, H, W) in [0, 1] -> (B, `out`, H / compression, W / compression).
 """
 
@@ -46,4 +47,4 @@ class HintNet(nn.Module):
         h = nn.functional.silu(self.conv_in(2 * hint.lq_BCHW - 1 if self.signed else hint.lq_BCHW))
         for block in self.blocks:
             h = nn.functional.silu(block(h))
-        return self.conv_out(h)
+        return self.conv_out(h)  # SPIRE, section 3.4: the features E'(y)

@@ -58,10 +58,10 @@ class ModulationBlock(nn.Module):
         self.after = ResBlock(outputs, outputs)
 
     def forward(self, x_BCHW: Tensor, degradation_BD: Tensor | None) -> Tensor:
-        h = self.before(x_BCHW)
+        h = self.before(x_BCHW)  # F~
         if self.gate is not None and degradation_BD is not None:
-            h = h * torch.sigmoid(self.gate(degradation_BD))[:, :, None, None]  # Eq. 3
-        return self.after(h)
+            h = h * torch.sigmoid(self.gate(degradation_BD))[:, :, None, None]  # F~ * f
+        return self.after(h)  # Diff-Restorer, Eq. 3: F^
 
 
 class ControlEncoder(nn.Module):

@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
 
 # Target layers by family, as regular expressions that peft matches against the full module name.
-SELF_ATTENTION = {
+SELF_ATTENTION_LAYERS = {
     "unet": r".*attn1\.to_(q|k|v|out\.0)",
     "mmdit": r".*(attn|attn2)\.to_(q|k|v|out\.0)",  # the image stream's
 }
-PREVIEWER = {
+PREVIEWER_LAYERS = {
     "unet": r".*(attn\d\.to_(q|out\.0)|attn1\.to_(k|v)|proj_in|proj_out|ff\.net\.(0\.proj|2)|conv1|conv2|conv_shortcut"
     r"|(down|up)samplers\.0\.conv|time_emb_proj)",
     "mmdit": r"transformer_blocks\..*(attn|attn2)\.to_(q|k|v|out\.0)|transformer_blocks\..*\.ff\.net\.(0\.proj|2)",
 }
-TARGETS = {"self_attention": SELF_ATTENTION, "previewer": PREVIEWER}
+TARGETS = {"self_attention": SELF_ATTENTION_LAYERS, "previewer": PREVIEWER_LAYERS}
 
 
 class Lora(nn.Module):
@@ -74,7 +74,7 @@ class Lora(nn.Module):
 
         self.updates = nn.ParameterDict()
         self.layers: list[Any] = []
-        self.scale, self.name = alpha / rank, name
+        self.scale, self.name = alpha / rank, name  # Hu et al., section 4.1
         layers = TARGETS[targets][backbone.family] if isinstance(targets, str) else list(targets)
         hosts = {"prior": (backbone.denoiser, layers), **(others or {})}
         held = {set_ for host, _ in hosts.values() for layer in _changed(host) for set_ in layer.lora_A}
@@ -87,7 +87,8 @@ class Lora(nn.Module):
             others_on = [(layer, layer.active_adapters) for layer in _changed(host)]
             with warnings.catch_warnings():  # several sets are intended
                 warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
-                config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=expression)
+                settings: dict[str, Any] = {"r": rank, "lora_alpha": alpha}  # peft annotates an integer alpha
+                config = LoraConfig(**settings, target_modules=expression)
                 inject_adapter_in_model(config, host, adapter_name=name)
             for layer, active in others_on:  # peft deactivates the other sets
                 layer._active_adapter = active

@@ -11,7 +11,8 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusers import AutoencoderKL
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
 from restore_lab.storage.paths import place_of
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
     from restore_lab.backbones.codec.codec import Codec
 
-FILE = "encoder.safetensors"
+ENCODER_FILE = "encoder.safetensors"
 
 
 class CodecEncoder(nn.Module):
@@ -66,7 +67,7 @@ class RobustEncoder(nn.Module):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        file = place / FILE if place.is_dir() else place
+        file = place / ENCODER_FILE if place.is_dir() else place
         if not file.is_file():
             raise ValueError(f"{file}: no such weights; train them with restore-lab train method=supir stage=encoder")
         try:
@@ -79,8 +80,8 @@ class RobustEncoder(nn.Module):
         """Save the encoder's weights in a folder."""
         from safetensors.torch import save_file
 
-        save_file({k: v.cpu().contiguous() for k, v in self.encoder.state_dict().items()}, folder / FILE)
+        save_file({k: v.cpu().contiguous() for k, v in self.encoder.state_dict().items()}, folder / ENCODER_FILE)
 
     @property
-    def _dtype(self):
+    def _dtype(self) -> torch.dtype:
         return next(self.encoder.parameters()).dtype

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-SLOPE = 0.2
+_SLOPE = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ def mlp(widths: Sequence[int]) -> nn.Sequential:
     """Linear layers, with layer norm and LeakyReLU between them."""
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(widths):
-        layers += [nn.Linear(inputs, outputs), nn.LayerNorm(outputs), nn.LeakyReLU(SLOPE)]
+        layers += [nn.Linear(inputs, outputs), nn.LayerNorm(outputs), nn.LeakyReLU(_SLOPE)]
     return nn.Sequential(*layers[:-2])
 
 
@@ -63,9 +63,9 @@ class PromptProcessor(nn.Module):
         self.classifier = nn.Linear(degradation, kinds)
 
     def forward(self, embedding_BD: Tensor) -> PromptFeatures:
-        degradation_BD = self.degradation(embedding_BD)
+        degradation_BD = self.degradation(embedding_BD)  # Diff-Restorer, Eq. 2: P_D
         return PromptFeatures(
-            tokens_BLD=self.semantic(embedding_BD)[:, None],
+            tokens_BLD=self.semantic(embedding_BD)[:, None],  # Diff-Restorer, Eq. 2: P_S
             degradation_BD=degradation_BD,
-            logits_BN=self.classifier(degradation_BD),
+            logits_BN=self.classifier(degradation_BD),  # Diff-Restorer, section III-B: the labels' logits d
         )

@@ -70,15 +70,15 @@ class RestorationAdapter(nn.Module):
         """The edited X_t, and the LQ stream for the next adapter."""
         dtype = self.lq.weight.dtype
         if stream_BCHW.shape[-2:] != x_BCHW.shape[-2:]:
-            stream_BCHW = resize(stream_BCHW, x_BCHW.shape[-2:])
+            stream_BCHW = resize_features(stream_BCHW, x_BCHW.shape[-2:])
         time_BC11 = self.time(F.silu(temb_BD.to(dtype)))[:, :, None, None]
-        h = self.lq(stream_BCHW.to(dtype)) + time_BC11 + x_BCHW.to(dtype)
+        h = self.lq(stream_BCHW.to(dtype)) + time_BC11 + x_BCHW.to(dtype)  # DRA, Fig. 3
         for block in self.blocks:
             h = h + block(h)
-        return x_BCHW + self.out(h).to(x_BCHW.dtype), h
+        return x_BCHW + self.out(h).to(x_BCHW.dtype), h  # DRA, Fig. 3 and section 3.2: the adapter's output
 
 
-def resize(map_BCHW: Tensor, size: Sequence[int]) -> Tensor:
+def resize_features(map_BCHW: Tensor, size: Sequence[int]) -> Tensor:
     """A feature map at another size: area averaging to downsample, bilinear to upsample."""
     if size[0] < map_BCHW.shape[-2]:
         return F.interpolate(map_BCHW, size=tuple(size), mode="area")

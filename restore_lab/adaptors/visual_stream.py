@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from restore_lab.backbones.base import Backbone
 
-EPS = 1e-6
+NORM_EPS = 1e-6
 
 
 class AdaNorm(nn.Module):
@@ -31,14 +31,14 @@ class AdaNorm(nn.Module):
 
     def __init__(self, *, width: int, temb: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, eps=EPS, elementwise_affine=False)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS, elementwise_affine=False)
         self.linear = nn.Linear(temb, 2 * width)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, x_BLD: Tensor, temb_BD: Tensor) -> Tensor:
         shift_BD, scale_BD = self.linear(F.silu(temb_BD.to(x_BLD.dtype))).chunk(2, dim=-1)
-        return self.norm(x_BLD) * (1 + scale_BD[:, None]) + shift_BD[:, None]
+        return self.norm(x_BLD) * (1 + scale_BD[:, None]) + shift_BD[:, None]  # InstantIR, Eq. 4
 
 
 class Layer(nn.Module):
@@ -49,7 +49,7 @@ class Layer(nn.Module):
         width = attention.inner_dim
         self.to_k_ip, self.to_v_ip = nn.Linear(tokens, width, bias=False), nn.Linear(tokens, width, bias=False)
         for own, text in ((self.to_k_ip, attention.to_k), (self.to_v_ip, attention.to_v)):
-            if text.weight.shape == own.weight.shape:
+            if text is not None and text.weight.shape == own.weight.shape:
                 own.weight.data.copy_(text.weight.data)
         self.ln_k_ip = AdaNorm(width=width, temb=temb) if on_kv else None
         self.ln_v_ip = AdaNorm(width=width, temb=temb) if on_kv else None
@@ -111,7 +111,8 @@ class VisualStream(nn.Module):
         for name, attention in text_attentions(backbone).items():
             layer = Layer(attention, tokens=tokens, temb=temb, on_kv=adaln_on == "kv")
             self.layers[name.replace(".", "_")] = layer.to(attention.to_q.weight.device)
-            attention.set_processor(Processor(attention.processor, self, layer))
+            processor: Any = Processor(attention.processor, self, layer)  # diffusers annotates one of its classes
+            attention.set_processor(processor)
 
     def forward(self, visual_BND: Tensor) -> Tensor:
         """The tokens c_lq, (B, L, D)."""
@@ -152,7 +153,7 @@ class Processor:
         if ip_hidden_states is None or self.stream.scale == 0:
             return out
         stream_BLC = self.stream.scale * self._attend(attn, hidden_states, *ip_hidden_states)
-        return (out[0] + stream_BLC, *out[1:]) if isinstance(out, tuple) else out + stream_BLC
+        return (out[0] + stream_BLC, *out[1:]) if isinstance(out, tuple) else out + stream_BLC  # InstantIR, Eq. 3
 
     def _attend(self, attn: Attention, h_BLC: Tensor, tokens_BLD: Tensor, temb_BD: Tensor) -> Tensor:
         """Attention of the image's queries to the stream, with the attention's output layer but not its bias."""
@@ -163,7 +164,8 @@ class Processor:
         if attn.norm_k is not None:
             k = attn.norm_k(k)
         out_BLC = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype)).transpose(1, 2).flatten(2)
-        to_out = attn.to_out[0]
+        assert attn.to_out is not None
+        to_out: Any = attn.to_out[0]
         return to_out(out_BLC) - to_out.bias
 
 

@@ -9,12 +9,12 @@ equals diffusers' forward bit for bit. Selected by `backbone=tiny_sd3|sd3|sd35_m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
 import torch
-from diffusers import SD3Transformer2DModel
 from diffusers.models.embeddings import PatchEmbed, get_2d_sincos_pos_embed_from_grid
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from torch import Tensor, nn
 
 from restore_lab.backbones.base import Backbone, extra_stream
@@ -35,7 +35,7 @@ class MMDiTBackbone(Backbone):
         super().__init__(codec=codec, text=text, schedule=schedule)
         self.transformer = transformer
         self.taps = mmdit_taps(transformer)
-        self.multiple = codec.compression * transformer.config.patch_size
+        self.multiple = codec.compression * transformer.config["patch_size"]
         self.freeze()
 
     @property
@@ -44,7 +44,7 @@ class MMDiTBackbone(Backbone):
 
     @property
     def token_width(self) -> int:
-        return self.transformer.config.joint_attention_dim
+        return self.transformer.config["joint_attention_dim"]
 
     @property
     def temb_width(self) -> int:
@@ -62,9 +62,9 @@ class MMDiTBackbone(Backbone):
         model = self.transformer
         dtype = model.proj_out.weight.dtype
         h_BLD = embed_patches(model.pos_embed, z_BCHW.to(dtype))
-        temb_BD = time_embedding(model, t_B, cond, dtype=dtype)
+        temb_BD = embed_time_and_text(model, t_B, cond, dtype=dtype)
         ctx_BLD = model.context_embedder(cond.tokens_BLD.to(dtype))
-        height, width = (side // model.config.patch_size for side in z_BCHW.shape[-2:])
+        height, width = (side // model.config["patch_size"] for side in z_BCHW.shape[-2:])
         h_BLD, _ = run_blocks(
             model.transformer_blocks,
             h_BLD,
@@ -78,14 +78,14 @@ class MMDiTBackbone(Backbone):
             checkpointing=model if model.gradient_checkpointing else None,
         )
         out_BLD = model.proj_out(model.norm_out(h_BLD, temb_BD))
-        return unpatchify(out_BLD, size=(height, width), patch=model.config.patch_size).to(z_BCHW.dtype)
+        return unpatchify(out_BLD, size=(height, width), patch=model.config["patch_size"]).to(z_BCHW.dtype)
 
 
 def mmdit_taps(model: SD3Transformer2DModel) -> tuple[Tap, ...]:
     """The taps `patch` and `block.i`, one per block, all of kind "block"."""
     names = ["patch", *(f"block.{i}" for i in range(len(model.transformer_blocks)))]
     return tuple(
-        Tap(name=name, kind="block", channels=model.inner_dim, stride=model.config.patch_size) for name in names
+        Tap(name=name, kind="block", channels=model.inner_dim, stride=model.config["patch_size"]) for name in names
     )
 
 
@@ -99,7 +99,8 @@ def add_positions(embedder: PatchEmbed, map_BCHW: Tensor) -> Tensor:
 
     For a map larger than the table, an error in diffusers, positions are extrapolated with the table's spacing.
     """
-    patch, table = embedder.patch_size, embedder.pos_embed_max_size
+    patch = embedder.patch_size
+    table: Any = embedder.pos_embed_max_size  # the side of the table, in patches
     height, width = map_BCHW.shape[-2:]
     if max(height, width) <= table:
         positions_LD = embedder.cropped_pos_embed(height * patch, width * patch)
@@ -109,12 +110,19 @@ def add_positions(embedder: PatchEmbed, map_BCHW: Tensor) -> Tensor:
             spacing * (torch.arange(side, device=map_BCHW.device) + (table - side) // 2) for side in (height, width)
         )
         grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"))
-        positions_LD = get_2d_sincos_pos_embed_from_grid(embedder.pos_embed.shape[-1], grid).float()
+        positions_LD = get_2d_sincos_pos_embed_from_grid(embedder.proj.out_channels, grid).float()
     tokens_BLD = map_BCHW.flatten(2).transpose(1, 2)
     return (tokens_BLD + positions_LD).to(tokens_BLD.dtype).contiguous()
 
 
-def time_embedding(model: nn.Module, t_B: Tensor, cond: Cond, *, dtype: torch.dtype) -> Tensor:
+class TimeTextModules(Protocol):
+    """The module that `embed_time_and_text` reads: an SD3Transformer2DModel's, or a trunk's copy."""
+
+    @property
+    def time_text_embed(self) -> Callable[[Tensor, Tensor], Tensor]: ...
+
+
+def embed_time_and_text(modules: TimeTextModules, t_B: Tensor, cond: Cond, *, dtype: torch.dtype) -> Tensor:
     """The embedding (B, D) of the timestep and the pooled text.
 
     Raises:
@@ -122,11 +130,11 @@ def time_embedding(model: nn.Module, t_B: Tensor, cond: Cond, *, dtype: torch.dt
     """
     if cond.pooled_BD is None:
         raise ValueError("this backbone needs pooled text; build the condition with embed()")
-    return model.time_text_embed(t_B, cond.pooled_BD.to(dtype))
+    return modules.time_text_embed(t_B, cond.pooled_BD.to(dtype))
 
 
 def run_blocks(
-    blocks: Sequence[nn.Module],
+    blocks: Iterable[nn.Module],
     h_BLD: Tensor,
     ctx_BLD: Tensor | None,
     temb_BD: Tensor,
@@ -144,7 +152,7 @@ def run_blocks(
         blocks: joint transformer blocks, the prior's or a trunk's.
         h_BLD: embedded patches.
         ctx_BLD: embedded text tokens; None for image-only blocks.
-        temb_BD: from `time_embedding`.
+        temb_BD: from `embed_time_and_text`.
         taps: one tap for the patches, then one per block.
         size: (height, width) of the map of patches.
         at: called at each tap; its output is the next block's input.
@@ -156,17 +164,15 @@ def run_blocks(
         The last block's patches (B, L, D) and the carry.
     """
     extra = extra_stream(visual_BLD, temb_BD)
+    recompute = None
+    if checkpointing is not None and torch.is_grad_enabled():
+        recompute = checkpointing._gradient_checkpointing_func
     h_BLD, carry = _apply_edit(at, taps[0], h_BLD, temb_BD, carry, size)
     for tap, block in zip(taps[1:], blocks, strict=True):
-        recompute = checkpointing is not None and torch.is_grad_enabled()
         if ctx_BLD is None:
-            h_BLD = (
-                checkpointing._gradient_checkpointing_func(block, h_BLD, temb_BD)
-                if recompute
-                else block(h_BLD, temb_BD)
-            )
-        elif recompute:
-            ctx_BLD, h_BLD = checkpointing._gradient_checkpointing_func(block, h_BLD, ctx_BLD, temb_BD, extra)
+            h_BLD = block(h_BLD, temb_BD) if recompute is None else recompute(block, h_BLD, temb_BD)
+        elif recompute is not None:
+            ctx_BLD, h_BLD = recompute(block, h_BLD, ctx_BLD, temb_BD, extra)
         else:
             ctx_BLD, h_BLD = block(
                 hidden_states=h_BLD, encoder_hidden_states=ctx_BLD, temb=temb_BD, joint_attention_kwargs=extra

@@ -3,7 +3,7 @@
 There are two families. Variance preserving (SD, SDXL): alpha^2 + sigma^2 = 1, t an integer in [0, T); values equal
 diffusers' DDIMScheduler bit for bit; velocity is v = alpha noise - sigma x0 (Salimans & Ho, arXiv 2202.00512), zero
 terminal SNR is Lin et al., Algorithm 1 (arXiv 2305.08891). Flow matching (SD3, Esser et al., arXiv 2403.03206, section
-2): alpha = 1 - s, sigma = s, t = T s a real number in [0, T]; the model predicts the flow noise - x0. Selected by
+3): alpha = 1 - s, sigma = s, t = T s a real number in [0, T]; the model predicts the flow noise - x0. Selected by
 `scheduler/scheduler_config.json` in the folder `backbone.path`.
 """
 
@@ -37,8 +37,8 @@ class Schedule(ABC):
     prediction_type: str
     num_train_timesteps: int
 
-    @staticmethod
-    def from_config(config: Mapping[str, Any]) -> Schedule:
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Schedule:
         """Read a diffusers scheduler config (the content of scheduler_config.json).
 
         Raises:
@@ -89,7 +89,7 @@ class Schedule(ABC):
     def velocity(self, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor | float) -> Tensor:
         """v = alpha noise - sigma x0."""
         a, s = self._alpha_sigma(t_B, x0_BCHW)
-        return a * noise_BCHW - s * x0_BCHW
+        return a * noise_BCHW - s * x0_BCHW  # Salimans & Ho, section 4
 
     def target(
         self, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor | float, *, prediction_type: str | None = None
@@ -107,7 +107,7 @@ class Schedule(ABC):
         if kind == "sample":
             return x0_BCHW
         if kind == "flow":
-            return noise_BCHW - x0_BCHW
+            return noise_BCHW - x0_BCHW  # Esser et al., section 3
         return self.velocity(x0_BCHW, noise_BCHW, t_B)
 
     def to_x0(self, model_out_BCHW: Tensor, z_BCHW: Tensor, t_B: Tensor | float) -> Tensor:
@@ -117,12 +117,12 @@ class Schedule(ABC):
         """
         a, s = self._alpha_sigma(t_B, z_BCHW)
         if self.prediction_type == "epsilon":
-            return (z_BCHW - s * model_out_BCHW) / a.clamp_min(ALPHA_FLOOR)
+            return (z_BCHW - s * model_out_BCHW) / a.clamp_min(ALPHA_FLOOR)  # InstantIR, Eq. 2
         if self.prediction_type == "sample":
             return model_out_BCHW
         if self.prediction_type == "flow":
             return (z_BCHW - s * model_out_BCHW) / (a + s)
-        return a * z_BCHW - s * model_out_BCHW
+        return a * z_BCHW - s * model_out_BCHW  # Salimans & Ho, section 4
 
     def from_x0(self, x0_BCHW: Tensor, z_BCHW: Tensor, t_B: Tensor | float) -> Tensor:
         """The model output that predicts this clean latent: the inverse of `to_x0`, for samplers that edit x0.
@@ -252,6 +252,7 @@ class FlowMatching(Schedule):
         return torch.as_tensor(t_B).to(torch.float32) / self.num_train_timesteps
 
     def time(self, share_B: Tensor) -> Tensor:
+        # Esser et al., Eq. 23
         return self.num_train_timesteps * self.shift * share_B / (1 + (self.shift - 1) * share_B)
 
     def time_of(self, ratio: float) -> float:
@@ -290,6 +291,6 @@ def _zero_terminal_snr(betas_T: Tensor) -> Tensor:
     """Betas with zero terminal SNR (Lin et al., Algorithm 1): sqrt(alpha_bar) shifted and scaled to end at 0."""
     roots = torch.cumprod(1.0 - betas_T, dim=0).sqrt()
     first, last = roots[0].clone(), roots[-1].clone()
-    roots = (roots - last) * (first / (first - last))
+    roots = (roots - last) * (first / (first - last))  # Lin et al., Algorithm 1
     bars = roots**2
     return 1 - torch.cat([bars[:1], bars[1:] / bars[:-1]])

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from restore_lab.backbones.base import Backbone
 from restore_lab.backbones.codec.codec import Codec
 from restore_lab.backbones.schedule import Schedule
 from restore_lab.backbones.text.clip import TextEncoder
-from restore_lab.backbones.unet_loop import decode, encode, time_embedding
+from restore_lab.backbones.unet_loop import embed_time_and_size, run_decoder_half, run_encoder_half
 from restore_lab.backbones.unet_taps import check_supported, decoder_taps, encoder_taps
 from restore_lab.types import Cond, Edit, identity_edit
 
@@ -44,7 +44,7 @@ class UNetBackbone(Backbone):
 
     @property
     def token_width(self) -> int:
-        return self.unet.config.cross_attention_dim
+        return self.unet.config["cross_attention_dim"]
 
     @property
     def temb_width(self) -> int:
@@ -66,12 +66,12 @@ class UNetBackbone(Backbone):
         """As in `Backbone`; t holds integers."""
         dtype = self.unet.conv_in.weight.dtype
         ctx_BLD = cond.tokens_BLD.to(dtype)
-        temb_BD = time_embedding(self.unet, t_B, cond, dtype=dtype)
+        temb_BD = embed_time_and_size(self.unet, t_B, cond, dtype=dtype)
         h = self.unet.conv_in(z_BCHW.to(dtype))
-        h, skips, carry = encode(
+        h, skips, carry = run_encoder_half(
             self.unet, h, temb_BD, ctx_BLD, taps=self.encoder_taps, at=at, carry=carry, visual_BLD=cond.visual_BLD
         )
-        h, _ = decode(
+        h, _ = run_decoder_half(
             self.unet.up_blocks,
             h,
             skips,
@@ -82,6 +82,6 @@ class UNetBackbone(Backbone):
             carry=carry,
             visual_BLD=cond.visual_BLD,
         )
-        if self.unet.conv_norm_out is not None:
+        if self.unet.conv_norm_out is not None and self.unet.conv_act is not None:
             h = self.unet.conv_act(self.unet.conv_norm_out(h))
         return self.unet.conv_out(h).to(z_BCHW.dtype)

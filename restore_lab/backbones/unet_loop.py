@@ -1,15 +1,14 @@
 """The forward loop over a diffusers UNet's modules, which calls an `Edit` at each tap.
 
-`time_embedding`, `encode` and `decode` are functions of the modules, so that a trunk (a trainable copy of the encoder
-half) runs the same code up to `encode`. A trunk is any object with `time_proj`, `time_embedding`, `down_blocks`,
-`mid_block` and, for SDXL, `add_time_proj` and `add_embedding`. With `at=identity` the result equals
+`embed_time_and_size`, `run_encoder_half` and `run_decoder_half` are functions of the modules, so that a trunk (a
+trainable copy of the encoder half) runs the same code up to the middle block. With `at=identity` the result equals
 UNet2DConditionModel.forward bit for bit, also with gradient checkpointing; taps are outside checkpointed regions.
 Shapes: z (B, C, H, W), temb (B, D), ctx (B, L, D).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -21,20 +20,29 @@ from restore_lab.types import Cond, Edit, Tap, identity_edit
 
 
 class EncoderModules(Protocol):
-    """The modules that `encode` reads: a UNet2DConditionModel's, or a trunk's copies."""
+    """The diffusers blocks that `run_encoder_half` reads: a UNet2DConditionModel's, or a trunk's copies."""
 
-    down_blocks: nn.ModuleList
-    mid_block: nn.Module
+    @property
+    def down_blocks(self) -> Iterable[Any]: ...
+
+    @property
+    def mid_block(self) -> Any: ...
 
 
 class TimeModules(Protocol):
-    """The modules that `time_embedding` reads; for SDXL also `add_time_proj` and `add_embedding`."""
+    """The modules that `embed_time_and_size` reads; only SDXL's have `add_time_proj` and `add_embedding`."""
 
-    time_proj: nn.Module
-    time_embedding: nn.Module
+    @property
+    def time_proj(self) -> Callable[[Tensor], Tensor]: ...
+
+    @property
+    def time_embedding(self) -> Callable[[Tensor], Tensor]: ...
+
+    @property
+    def add_time_proj(self) -> Callable[[Tensor], Tensor]: ...
 
 
-def time_embedding(modules: TimeModules, t_B: Tensor, cond: Cond, *, dtype: torch.dtype) -> Tensor:
+def embed_time_and_size(modules: TimeModules, t_B: Tensor, cond: Cond, *, dtype: torch.dtype) -> Tensor:
     """The embedding (B, D) of the timestep and, for SDXL, of the pooled text and the size.
 
     Args:
@@ -56,7 +64,7 @@ def time_embedding(modules: TimeModules, t_B: Tensor, cond: Cond, *, dtype: torc
     return temb_BD + add_embedding(torch.cat([cond.pooled_BD, size_BD], dim=-1).to(dtype))
 
 
-def encode(
+def run_encoder_half(
     modules: EncoderModules,
     h_BCHW: Tensor,
     temb_BD: Tensor,
@@ -72,7 +80,7 @@ def encode(
     Args:
         modules: the UNet or a trunk.
         h_BCHW: conv_in's output; a trunk may have added its own input.
-        temb_BD: from `time_embedding`.
+        temb_BD: from `embed_time_and_size`.
         ctx_BLD: tokens of the cross attention.
         taps: the encoder half's taps (`UNetBackbone.encoder_taps`).
         at: called at each tap in order; its output replaces the skip (kind "encoder") or the next layer's input.
@@ -100,8 +108,8 @@ def encode(
     return h_BCHW, tuple(skips), carry
 
 
-def decode(
-    up_blocks: nn.ModuleList,
+def run_decoder_half(
+    up_blocks: Iterable[Any],
     h_BCHW: Tensor,
     skips: Sequence[Tensor],
     temb_BD: Tensor,
@@ -126,7 +134,7 @@ def decode(
 
 
 def _layer(
-    block: nn.Module, i: int, resnet: nn.Module, h_BCHW: Tensor, temb_BD: Tensor, ctx_BLD: Tensor, extra: Any
+    block: Any, i: int, resnet: nn.Module, h_BCHW: Tensor, temb_BD: Tensor, ctx_BLD: Tensor, extra: Any
 ) -> Tensor:
     """Resnet i of a block and the attention after it, which checkpoints its own transformer blocks."""
     if torch.is_grad_enabled() and block.gradient_checkpointing:
@@ -139,7 +147,7 @@ def _layer(
     return attention(h_BCHW, encoder_hidden_states=ctx_BLD, cross_attention_kwargs=extra, return_dict=False)[0]
 
 
-def _middle(block: nn.Module, h_BCHW: Tensor, temb_BD: Tensor, ctx_BLD: Tensor, extra: Any) -> Tensor:
+def _middle(block: Any, h_BCHW: Tensor, temb_BD: Tensor, ctx_BLD: Tensor, extra: Any) -> Tensor:
     if getattr(block, "has_cross_attention", False):
         return block(h_BCHW, temb_BD, encoder_hidden_states=ctx_BLD, cross_attention_kwargs=extra)
     return block(h_BCHW, temb_BD)

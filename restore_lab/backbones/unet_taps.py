@@ -8,7 +8,9 @@ SDXL, tiny_sd and trimmed copies.
 
 from __future__ import annotations
 
-from diffusers import UNet2DConditionModel
+from typing import Any
+
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from restore_lab.types import Tap
 
@@ -36,8 +38,9 @@ def check_supported(unet: UNet2DConditionModel) -> None:
         value = unet.config.get(option, off)
         if value != off:
             raise ValueError(f"unet config {option}={value!r} is not supported; only SD and SDXL shapes are")
-    if unet.config.get("addition_embed_type") not in (None, "text_time"):
-        raise ValueError(f"unet config addition_embed_type={unet.config.addition_embed_type!r}: only text_time (SDXL)")
+    kind = unet.config.get("addition_embed_type")
+    if kind not in (None, "text_time"):
+        raise ValueError(f"unet config addition_embed_type={kind!r}: only text_time (SDXL)")
     if unet.mid_block is None:
         raise ValueError("unet without a middle block is not supported")
     named = [(DOWN, block) for block in unet.down_blocks] + [(UP, block) for block in unet.up_blocks]
@@ -51,6 +54,7 @@ def encoder_taps(unet: UNet2DConditionModel) -> tuple[Tap, ...]:
     stride, width = 1, unet.conv_in.out_channels
     taps = [Tap(name="skip.0", kind="encoder", channels=width, stride=stride)]
     skips = 1
+    block: Any
     for i, block in enumerate(unet.down_blocks):
         outputs = [(resnet.out_channels, stride) for resnet in block.resnets]
         for sampler in block.downsamplers or ():
@@ -61,8 +65,8 @@ def encoder_taps(unet: UNet2DConditionModel) -> tuple[Tap, ...]:
             skips += 1
         width = outputs[-1][0]
         taps.append(Tap(name=f"down.{i}", kind="block", channels=width, stride=stride))
-    mid = unet.mid_block.resnets[-1].out_channels
-    return (*taps, Tap(name="mid", kind="middle", channels=mid, stride=stride))
+    mid: Any = unet.mid_block
+    return (*taps, Tap(name="mid", kind="middle", channels=mid.resnets[-1].out_channels, stride=stride))
 
 
 def decoder_taps(unet: UNet2DConditionModel) -> tuple[Tap, ...]:
@@ -71,6 +75,7 @@ def decoder_taps(unet: UNet2DConditionModel) -> tuple[Tap, ...]:
     skips = [tap.channels for tap in before if tap.kind == "encoder"]
     stride, width, joins = before[-1].stride, before[-1].channels, 0
     taps: list[Tap] = []
+    block: Any
     for i, block in enumerate(unet.up_blocks):
         for resnet in block.resnets:
             skip = skips.pop()

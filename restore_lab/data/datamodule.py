@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from lightning import LightningDataModule
@@ -27,14 +27,14 @@ from restore_lab.data.survey import BadFiles, report_enlarged, screen
 from restore_lab.types import Batch, Recipe
 
 log = logging.getLogger(__name__)
-Stage = Literal["train", "val", "test", "predict"]
-STAGES: dict[str, tuple[Stage, ...]] = {
+DataStage = Literal["train", "val", "test", "predict"]
+STAGES: dict[str, tuple[DataStage, ...]] = {
     "fit": ("train", "val"),
     "validate": ("val",),
     "test": ("test",),
     "predict": ("predict",),
 }
-Sampler = PositionSampler | SequentialSampler | list[list[tuple[int, int]]]
+BatchSampler = PositionSampler | SequentialSampler | list[list[tuple[int, int]]]
 
 
 class Degradation(Protocol):
@@ -56,7 +56,7 @@ class Stream:
     """Batches of one dataset, prefetched by worker processes; bad files are recorded in `bad`."""
 
     def __init__(
-        self, dataset: RestorationDataset, *, sampler: Callable[[], Sampler], workers: int, bad: BadFiles
+        self, dataset: RestorationDataset, *, sampler: Callable[[], BatchSampler], workers: int, bad: BadFiles
     ) -> None:
         """`sampler` is called at the start of each iteration, and reads the trainer's global step then."""
         self._dataset = dataset
@@ -136,7 +136,7 @@ class RestorationDataModule(LightningDataModule):
             seed: of the run.
         """
         super().__init__()
-        self._sources: dict[Stage, Source | None] = {"train": train, "val": val, "test": test, "predict": predict}
+        self._sources: dict[DataStage, Source | None] = {"train": train, "val": val, "test": test, "predict": predict}
         self._degradation = degradation
         self._eval_degradation = eval_degradation
         self._crops = {True: crop, False: eval_crop}
@@ -201,7 +201,7 @@ class RestorationDataModule(LightningDataModule):
             return self.degrade(batch, stage="predict")
         return self.degrade(batch, stage="train" if self.trainer.training else "val")
 
-    def degrade(self, batch: Batch, *, stage: Stage) -> Batch:
+    def degrade(self, batch: Batch, *, stage: DataStage) -> Batch:
         """The batch with LQ and recipes; images that have an LQ keep it (see `dataset.collate`)."""
         if batch.hq_BCHW is None:
             return batch
@@ -216,7 +216,7 @@ class RestorationDataModule(LightningDataModule):
         degradation = self._degradation if stage == "train" else self._eval_degradation
         return batch if degradation is None else apply_degradation(batch, degradation)
 
-    def _stream(self, stage: Stage) -> Stream:
+    def _stream(self, stage: DataStage) -> Stream:
         source = self._sources[stage]
         if source is None:
             raise ValueError(f"no source of {stage} pictures; give the data module one as {stage}")
@@ -234,7 +234,7 @@ class RestorationDataModule(LightningDataModule):
         make = self._train_sampler if training else self._eval_sampler
         return Stream(dataset, sampler=lambda: make(source), workers=self._workers, bad=self.bad)
 
-    def _worker_degradation(self, stage: Stage) -> Callable[[Batch], Batch] | None:
+    def _worker_degradation(self, stage: DataStage) -> Callable[[Batch], Batch] | None:
         """The degradation to run in the workers: for an XLA device only."""
         degradation = self._degradation if stage == "train" else self._eval_degradation
         if self.trainer is None or stage == "predict" or degradation is None:
@@ -243,7 +243,8 @@ class RestorationDataModule(LightningDataModule):
         return partial(apply_degradation, degradation=degradation) if xla else None
 
     def _train_sampler(self, source: Source) -> PositionSampler:
-        trainer, (rank, world) = self.trainer, self._place()
+        trainer: Any = self.trainer  # its overfit_batches is set outside its class
+        rank, world = self._place()
         advances = trainer is not None and not trainer.overfit_batches  # which repeats the first batches every epoch
         batches = trainer.global_step * trainer.accumulate_grad_batches if trainer and advances else 0
         return PositionSampler(
@@ -267,7 +268,7 @@ class RestorationDataModule(LightningDataModule):
         trainer = self.trainer
         return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
 
-    def _screen(self, source: Source, *, name: Stage) -> Source:
+    def _screen(self, source: Source, *, name: DataStage) -> Source:
         """The source, for training without images that are too small; screened once, at the first setup."""
         if name == "train" and not self._screened:
             screened = screen(source, name="train", crop=self._crops[True], min_size=self._min_size)

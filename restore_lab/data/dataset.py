@@ -11,7 +11,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from restore_lab.data.frames import take_frames
 from restore_lab.data.image_io import BadImage, Header, resize_image, to_tensor
 from restore_lab.random import mix, rng
 from restore_lab.types import Batch, Picture, Recipe
+
+Result = TypeVar("Result")
 
 
 class Source(Protocol):
@@ -233,7 +235,7 @@ def ignore_signals(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def identity_collate(result: WorkerResult) -> WorkerResult:
+def identity_collate(result: Result) -> Result:
     """The identity: `__getitems__` collates. A module-level function, since the DataLoader pickles it."""
     return result
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from restore_lab.storage.walk import head
 
@@ -70,12 +71,12 @@ def _count(image: Image.Image) -> int:
     """The number of frames; 1 if it cannot be determined, since only the first is read."""
     try:
         count: int = getattr(image, "n_frames", 1)
-        if image.format != "TIFF" or count == 1:
+        if not isinstance(image, TiffImageFile) or count == 1:
             return count
         pages = 0
         for number in range(count):
             image.seek(number)
-            pages += not image.tag_v2.get(SUBFILE, 0) & REDUCED  # type: ignore[attr-defined]
+            pages += not image.tag_v2.get(SUBFILE, 0) & REDUCED
         return max(1, pages)
     except DECODER_ERRORS:
         return 1

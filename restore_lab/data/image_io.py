@@ -26,13 +26,13 @@ from restore_lab.data.frames import DECODER_ERRORS, may_have_more, note_frames
 from restore_lab.storage.atomic import write_bytes_atomic
 from restore_lab.storage.foreign import NotRegularFile, open_regular
 
-SUFFIXES = frozenset(
+IMAGE_SUFFIXES = frozenset(
     (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".dib")
     + (".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".jpx", ".tga", ".qoi", ".pcx", ".psd", ".ico")
     + (".icns", ".dds", ".sgi", ".ras", ".xbm", ".xpm")
 )
 # Formats that Pillow decodes itself; others (EPS, WMF) run an external program on an untrusted file.
-FORMATS = (
+PILLOW_FORMATS = (
     ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "TGA", "QOI", "PCX", "PSD", "ICO")
     + ("ICNS", "DDS", "SGI", "SUN", "XBM", "XPM")
 )  # fmt: skip
@@ -80,7 +80,7 @@ def decode_header(file: BinaryIO, *, name: str | Path) -> Header:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(file, formats=FORMATS) as image:
+            with Image.open(file, formats=PILLOW_FORMATS) as image:
                 return Header(height=image.height, width=image.width, frames=note_frames(image, name))
     except (*DECODER_ERRORS, Image.DecompressionBombError) as error:
         raise BadImage(_line(name, _reason(error))) from error
@@ -130,7 +130,7 @@ def open_image(file: BinaryIO, *, name: str | Path, size: int, max_pixels: int) 
             raise ValueError("empty file (0 bytes)")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(file, formats=FORMATS) as image:
+            with Image.open(file, formats=PILLOW_FORMATS) as image:
                 if image.width * image.height > max_pixels:
                     raise ValueError(_too_large(f"{image.width} x {image.height} pixels", max_pixels))
                 image.load()

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-MAX_BYTES = 4 * 2**30  # of all rows: a small file may repeat one value a billion times
+MAX_UNPACKED_BYTES = 4 * 2**30  # of all rows: a small file may repeat one value a billion times
 BATCH_ROWS = 1024
 ROW_BYTES = 200  # minimum size of a row as Python objects
 
@@ -34,14 +34,14 @@ def rows(
 
     place = pa.BufferReader(source) if isinstance(source, bytes) else source
     found: list[dict[str, Any]] = []
-    room = MAX_BYTES
+    room = MAX_UNPACKED_BYTES
     try:
         with pq.ParquetFile(place, pre_buffer=False) as file:
             wanted = None if columns is None else [name for name in file.schema_arrow.names if name in columns]
             for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=wanted, use_threads=False):
                 room -= batch.nbytes + batch.num_rows * ROW_BYTES
                 if room < 0:
-                    raise ValueError(f"unpacks to more than {MAX_BYTES >> 30} GiB")
+                    raise ValueError(f"unpacks to more than {MAX_UNPACKED_BYTES >> 30} GiB")
                 found += batch.to_pylist()
     except (pa.ArrowException, ValueError, UnicodeDecodeError, OverflowError) as error:
         what = name or (source if isinstance(source, Path) else "table")

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageCms
+from PIL.TiffImagePlugin import TiffImageFile
 
 from restore_lab.data.image_io import (
     DECODER_ERRORS,
@@ -29,7 +31,7 @@ from restore_lab.data.image_io import (
 )
 from restore_lab.storage.foreign import NotRegularFile, open_regular
 
-ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}  # formats that can be written
+WRITABLE_SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}  # formats that can be written
 EXIF_FOLDER, WIDTH_TAGS, HEIGHT_TAGS = 0x8769, (0x0100, 0xA002), (0x0101, 0xA003)
 # The tags of a TIFF that describe the image; the others describe the layout of the file.
 TIFF_TAGS = frozenset((270, 271, 272, 282, 283, 296, 305, 306, 315, 33432, 34665, 34853))
@@ -121,7 +123,7 @@ def decode_photograph(data: bytes, *, name: str | Path, max_pixels: int = MAX_PI
         profile, transpose = image.info.get("icc_profile") or b"", exif_transpose(image)
         exif = _exif(image)  # this removes tags, the orientation too, from the image's EXIF
         if image.mode == "CMYK":
-            pixels, profile = Pixels(rgb_HWC=_from_cmyk(image, profile)), b""
+            pixels, profile = _Pixels(rgb_HWC=_from_cmyk(image, profile)), b""
         else:
             pixels = _pixels(image, data)
         rgb_HWC, alpha_HW = pixels.rgb_HWC, pixels.alpha_HW
@@ -141,10 +143,10 @@ def decode_photograph(data: bytes, *, name: str | Path, max_pixels: int = MAX_PI
 def kind_of(image: Image.Image) -> str:
     """The format of an opened file: "png", "jpeg", "webp" or "tiff"; "png" for any other."""
     kind = {"MPO": "jpeg"}.get(image.format or "", (image.format or "").lower())
-    return kind if kind in ENDINGS else "png"
+    return kind if kind in WRITABLE_SUFFIXES else "png"
 
 
-def photograph_of(image: Any) -> Photograph:
+def photograph_of(image: Image.Image | ArrayLike) -> Photograph:
     """A PIL image or a NumPy array (HW, HW1, HW3, HW4; uint8, uint16, or floats in [0, 1]) as a photograph.
 
     Raises:
@@ -170,7 +172,7 @@ def photograph_of(image: Any) -> Photograph:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pixels:
+class _Pixels:
     """RGB, alpha, and whether the image is greyscale."""
 
     rgb_HWC: np.ndarray
@@ -178,19 +180,19 @@ class Pixels:
     grey: bool = False
 
 
-def _pixels(image: Image.Image, data: bytes) -> Pixels:
+def _pixels(image: Image.Image, data: bytes) -> _Pixels:
     deep = _deep_colours(image, data)
     if deep is None and (image.mode.startswith("I") or image.mode == "F"):
         deep = np.rint(grey_values(image) * 65535).astype(np.uint16)[..., None]
     if deep is not None:
         count = deep.shape[2]
         rgb_HWC = deep[..., :3] if count > 2 else np.repeat(deep[..., :1], 3, axis=2)
-        return Pixels(rgb_HWC=rgb_HWC, alpha_HW=deep[..., -1] if count in (2, 4) else None, grey=count < 3)
+        return _Pixels(rgb_HWC=rgb_HWC, alpha_HW=deep[..., -1] if count in (2, 4) else None, grey=count < 3)
     grey = image.mode in ("1", "L", "LA", "La")
     if image.has_transparency_data:
         rgba = np.asarray(image.convert("RGBA"))
-        return Pixels(rgb_HWC=rgba[..., :3], alpha_HW=rgba[..., 3], grey=grey)
-    return Pixels(rgb_HWC=np.asarray(image.convert("RGB")), grey=grey)
+        return _Pixels(rgb_HWC=rgba[..., :3], alpha_HW=rgba[..., 3], grey=grey)
+    return _Pixels(rgb_HWC=np.asarray(image.convert("RGB")), grey=grey)
 
 
 def _deep_colours(image: Image.Image, data: bytes) -> np.ndarray | None:
@@ -203,7 +205,7 @@ def _deep_colours(image: Image.Image, data: bytes) -> np.ndarray | None:
 
         raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         return np.moveaxis(decode_image(raw, mode=ImageReadMode.UNCHANGED).numpy(), 0, 2)
-    if image.format == "TIFF" and set(image.tag_v2.get(BITS_PER_SAMPLE, ())) == {16}:  # type: ignore[attr-defined]
+    if isinstance(image, TiffImageFile) and set(image.tag_v2.get(BITS_PER_SAMPLE, ())) == {16}:
         import tifffile
 
         try:

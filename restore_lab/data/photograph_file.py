@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from restore_lab.data.photograph import ENDINGS, Photograph
+from restore_lab.data.photograph import WRITABLE_SUFFIXES, Photograph
 from restore_lab.storage.atomic import write_bytes_atomic
 
 ALPHA = frozenset(("png", "webp", "tiff"))
 DEEP = frozenset(("png", "tiff"))
-MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+PILLOW_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
 def write_photograph(path: str | Path, photograph: Photograph, *, quality: int = 95) -> None:
@@ -41,7 +41,8 @@ def encode_photograph(photograph: Photograph, path: Path, *, quality: int = 95) 
     Raises:
         ValueError: for another suffix.
     """
-    kinds = {"." + kind: kind for kind in ENDINGS} | {ending: kind for kind, ending in ENDINGS.items()}
+    kinds = {f".{kind}": kind for kind in WRITABLE_SUFFIXES}
+    kinds |= {suffix: kind for kind, suffix in WRITABLE_SUFFIXES.items()}
     kind = kinds.get(path.suffix.lower())
     if kind is None:
         raise ValueError(f"{path}: cannot write {path.suffix or 'a name without suffix'}; one of {', '.join(kinds)}")
@@ -55,7 +56,7 @@ def _shallow(photograph: Photograph, kind: str, quality: int) -> bytes:
     planes = _channels(photograph)
     if photograph.levels > 255:
         planes = np.rint(planes / 257).astype(np.uint8)
-    image = Image.fromarray(planes[..., 0] if planes.shape[2] == 1 else planes, MODES[planes.shape[2]])
+    image = Image.fromarray(planes[..., 0] if planes.shape[2] == 1 else planes, PILLOW_MODES[planes.shape[2]])
     if image.mode in ("LA", "RGBA") and kind not in ALPHA:
         whole = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole).convert(image.mode[:-1])

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from restore_lab.backbones.codec.codec import Codec
     from restore_lab.types import Hint
 
-FILE = "adaptor.safetensors"  # written by `restore-lab import`
-PREFIX = "decoder."  # of the decoder's tensors in that file
+IMPORT_FILE = "adaptor.safetensors"  # written by `restore-lab import`
+DECODER_PREFIX = "decoder."  # of the decoder's tensors in that file
 GROWTH = 32  # output channels of each convolution in a dense block
-RESIDUAL = 0.2  # Real-ESRGAN's residual scaling
+RESIDUAL_SCALE = 0.2  # Real-ESRGAN's residual scaling
 
 
 class Dense(nn.Module):
@@ -46,7 +46,7 @@ class Dense(nn.Module):
         features = [h_BCHW]
         for conv in self.convs[:-1]:
             features.append(F.leaky_relu(conv(torch.cat(features, dim=1)), 0.2))
-        return h_BCHW + RESIDUAL * self.convs[-1](torch.cat(features, dim=1))
+        return h_BCHW + RESIDUAL_SCALE * self.convs[-1](torch.cat(features, dim=1))
 
 
 class RRDB(nn.Module):
@@ -57,7 +57,7 @@ class RRDB(nn.Module):
         self.blocks = nn.Sequential(*(Dense(width) for _ in range(3)))
 
     def forward(self, h_BCHW: Tensor) -> Tensor:
-        return h_BCHW + RESIDUAL * self.blocks(h_BCHW)
+        return h_BCHW + RESIDUAL_SCALE * self.blocks(h_BCHW)
 
 
 class Wrapping(nn.Module):
@@ -108,7 +108,7 @@ class WrappingDecoder(nn.Module):
             if not 1 <= index <= len(self.blocks):
                 return h_BCHW
             update_BCHW = self.blocks[index - 1](levels[index].float(), h_BCHW.float())
-            return h_BCHW + self.w * update_BCHW.to(h_BCHW.dtype)
+            return h_BCHW + self.w * update_BCHW.to(h_BCHW.dtype)  # F_m
 
         return codec.decode(z_BCHW, clamp=False, decoder=lambda z: run_decoder(codec.vae.decoder, z, at=wrap))
 
@@ -121,11 +121,11 @@ class WrappingDecoder(nn.Module):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        file = place / FILE if place.is_dir() else place
+        file = place / IMPORT_FILE if place.is_dir() else place
         if not file.is_file():
             raise ValueError(f"{file}: no such weights; restore-lab import vqgan_cfw_00011.ckpt makes them")
         try:
-            self.load_state_dict({name.removeprefix(PREFIX): value for name, value in load_file(file).items()})
+            self.load_state_dict({name.removeprefix(DECODER_PREFIX): value for name, value in load_file(file).items()})
         except (RuntimeError, SafetensorError) as error:
             first = " ".join(str(error).split())[:200]
             raise ValueError(f"{file}: does not fit this codec's decoder ({first})") from error

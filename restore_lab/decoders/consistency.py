@@ -34,7 +34,7 @@ class ConsistencyDecoder(nn.Module):
 
     def __init__(self, backbone: Backbone, *, path: str) -> None:
         super().__init__()
-        from diffusers import ConsistencyDecoderVAE
+        from diffusers.models.autoencoders.consistency_decoder_vae import ConsistencyDecoderVAE
 
         codec = backbone.codec
         if (codec.compression, codec.channels) != (8, 4):
@@ -50,9 +50,9 @@ class ConsistencyDecoder(nn.Module):
         except (OSError, ValueError) as error:
             first = str(error).splitlines()[0][:200]
             raise ValueError(f"decoder.path={path}: no consistency decoder ({first}); give its folder") from error
-        if abs(codec.scale[0] - self.vae.config.scaling_factor) > 1e-6:
+        if abs(codec.scale[0] - self.vae.config["scaling_factor"]) > 1e-6:
             raise ValueError(
-                f"decoder=consistency decodes latents scaled by {self.vae.config.scaling_factor}; this codec's are "
+                f"decoder=consistency decodes latents scaled by {self.vae.config['scaling_factor']}; this codec's are "
                 f"scaled by {codec.scale[0]} (SDXL's are others than SD 1.x's); set decoder=codec"
             )
         self.vae.requires_grad_(False)
@@ -67,7 +67,7 @@ class ConsistencyDecoder(nn.Module):
         unscaled = z_BCHW / codec.scale[0] + codec.shift[0]
         # One image per call, because diffusers draws the batch's noise from one generator.
         images = [
-            self.vae.decode(z[None].to(self.vae.dtype), generator=torch.Generator().manual_seed(0)).sample
+            self.vae.decode(z[None].to(self.vae.dtype), torch.Generator().manual_seed(0), return_dict=False)[0]
             for z in unscaled
         ]
         return (torch.cat(images).to(z_BCHW.dtype) + 1) / 2

@@ -14,12 +14,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
 from restore_lab.adaptors.fusion.zero_conv import zero_conv
 from restore_lab.adaptors.fusion.zero_sft import group_norm
-from restore_lab.backbones.codec.banded import decode, levels
+from restore_lab.backbones.codec.banded import decode_in_bands, features_in_bands
 from restore_lab.backbones.codec.bands import Canvas, map_bands
 from restore_lab.config.kinds import CountOrZero
 from restore_lab.config.validate import check_arguments
@@ -52,7 +52,7 @@ class RefinementBlock(nn.Module):
         )
 
     def forward(self, z_BCHW: Tensor, lq_BCHW: Tensor, degradation_BD: Tensor | None) -> Tensor:
-        return self.body(self._merge(z_BCHW, lq_BCHW, degradation_BD)) + z_BCHW  # Eq. 5
+        return self.body(self._merge(z_BCHW, lq_BCHW, degradation_BD)) + z_BCHW  # Diff-Restorer, Eq. 5: z^
 
     def in_bands(
         self, z: Canvas, lq: Canvas, degradation_1D: Tensor | None, *, rows: int, device: torch.device
@@ -71,7 +71,7 @@ class RefinementBlock(nn.Module):
         )
         normalise = h.bind_norm(norm)
         return map_bands(
-            lambda h_band, z_band: last(activate(normalise(h_band))) + z_band,
+            lambda h_band, z_band: last(activate(normalise(h_band))) + z_band,  # Diff-Restorer, Eq. 5: z^
             [h, z],
             like=like,
             channels=channels,
@@ -81,9 +81,9 @@ class RefinementBlock(nn.Module):
         )
 
     def _merge(self, z_BCHW: Tensor, lq_BCHW: Tensor, degradation_BD: Tensor | None) -> Tensor:
-        merged = self.merge(torch.cat([z_BCHW, lq_BCHW], dim=1))
+        merged = self.merge(torch.cat([z_BCHW, lq_BCHW], dim=1))  # z~
         if self.gate is not None and degradation_BD is not None:
-            merged = merged * torch.sigmoid(self.gate(degradation_BD))[:, :, None, None]
+            merged = merged * torch.sigmoid(self.gate(degradation_BD))[:, :, None, None]  # Diff-Restorer, Eq. 5: z~ * f
         return merged
 
 
@@ -142,16 +142,17 @@ class DegradationAwareDecoder(nn.Module):
         p_BD = hint.degradation_BD
         features: list[list[Canvas]] = [[] for _ in hint.lq_BCHW]
         if self.blocks:
-            features = [list(levels(codec.vae.encoder, lq[None], rows=rows))[::-1] for lq in hint.lq_BCHW]
+            features = [list(features_in_bands(codec.vae.encoder, lq[None], rows=rows))[::-1] for lq in hint.lq_BCHW]
 
         def refine(number: int, index: int, h: Canvas) -> Canvas:
             if index >= len(self.blocks):
                 return h
-            block: Any = self.blocks[index]
+            block = self.blocks[index]
+            assert isinstance(block, RefinementBlock)
             p_1D = None if p_BD is None else p_BD[number : number + 1]
             return block.in_bands(h, features[number][index], p_1D, rows=rows, device=z.device)
 
-        return decode(self.decoder, z, rows=rows, refine=refine)
+        return decode_in_bands(self.decoder, z, rows=rows, refine=refine)
 
 
 def run_decoder(decoder: Any, z_BCHW: Tensor, *, at: Callable[[int, Tensor], Tensor]) -> Tensor:

@@ -47,7 +47,7 @@ def generalized_kernel(
 ) -> Tensor:
     """Generalized Gaussian kernel: the Gaussian at beta 1, more peaked below 1, flatter above."""
     kernel = torch.exp(-0.5 * _mahalanobis(size, sigma_x, sigma_y or sigma_x, rotation) ** beta)
-    return kernel / kernel.sum()
+    return kernel / kernel.sum()  # Real-ESRGAN, Sec. 3.1
 
 
 def plateau_kernel(
@@ -55,17 +55,17 @@ def plateau_kernel(
 ) -> Tensor:
     """Plateau-shaped kernel 1 / (1 + r2^beta)."""
     kernel = 1.0 / (1.0 + _mahalanobis(size, sigma_x, sigma_y or sigma_x, rotation) ** beta)
-    return kernel / kernel.sum()
+    return kernel / kernel.sum()  # Real-ESRGAN, Sec. 3.1
 
 
 def sinc_kernel(size: int, *, cutoff: float) -> Tensor:
-    """Circular low-pass (sinc) kernel, `cutoff` in radians per pixel (pi passes all): it causes ringing, Sec. 3.3."""
+    """Circular low-pass (sinc) kernel, which causes ringing; `cutoff` in radians per pixel, pi passes all."""
     y, x = _grid(size)
     r = torch.sqrt(x**2 + y**2)
     centre = r == 0
     ring = cutoff * torch.special.bessel_j1(cutoff * r) / (2 * math.pi * r.masked_fill(centre, 1.0))
     kernel = torch.where(centre, torch.full_like(r, cutoff**2 / (4 * math.pi)), ring)
-    return kernel / kernel.sum()
+    return kernel / kernel.sum()  # Real-ESRGAN, Sec. 3.3
 
 
 def kernel_from(params: Mapping[str, Any]) -> Tensor:

@@ -21,17 +21,16 @@ from restore_lab.degradation.vocabulary import LABELS
 from restore_lab.random import mix, rng
 from restore_lab.types import Recipe, Step
 
-KINDS = LABELS  # in the paper's order
 ORDER = ("low_light", "haze", "rain", "snow", "raindrop", "blur", "noise", "jpeg")  # in which they are applied
-STEPS = {kind: "motion_blur" if kind == "blur" else kind for kind in KINDS}  # kinds of the recipe's steps
+STEP_KINDS = {kind: "motion_blur" if kind == "blur" else kind for kind in LABELS}  # kinds of the recipe's steps
 VERBS = {"low_light": "Brighten", "haze": "Dehaze", "rain": "Derain", "raindrop": "Remove raindrops", "snow": "Desnow"}
 
 
-def step_of(kind: str, *, seed: int, noise: float, quality: int) -> Step:
+def draw_step(kind: str, *, seed: int, noise: float, quality: int) -> Step:
     """One degradation with parameters drawn from the seed.
 
     Raises:
-        ValueError: for a kind that is not one of `KINDS`.
+        ValueError: for a kind that is not one of `LABELS`.
     """
     r, field = rng(seed, "eight", kind), mix(seed, kind)
     match kind:
@@ -41,7 +40,7 @@ def step_of(kind: str, *, seed: int, noise: float, quality: int) -> Step:
             return jpeg_stage(quality)
         case "blur":
             params = {"length": r.uniform(0.05, 0.2), "angle": r.uniform(0, math.pi), "bend": r.uniform(-1.5, 1.5)}
-            return Step(kind=STEPS[kind], params=params, says="Deblur", says_type="Deblur")
+            return Step(kind=STEP_KINDS[kind], params=params, says="Deblur", says_type="Deblur")
         case "haze":
             params = {"beta": r.uniform(1.0, 2.4), "airlight": r.uniform(0.7, 1.0), "seed": field}
         case "rain":
@@ -61,7 +60,7 @@ def step_of(kind: str, *, seed: int, noise: float, quality: int) -> Step:
             params = {"alpha": r.uniform(0.9, 1.0), "beta": r.uniform(0.5, 1.0), "gamma": r.uniform(2.0, 3.5)}
             params |= {"sigma": r.uniform(0.01, 0.04), "seed": field}
         case _:
-            raise ValueError(f"degradation {kind!r} is not one of {', '.join(KINDS)}")
+            raise ValueError(f"degradation {kind!r} is not one of {', '.join(LABELS)}")
     return Step(kind=kind, params=params, says=VERBS[kind], says_type=VERBS[kind])
 
 
@@ -81,14 +80,14 @@ class RandomKinds(Pipeline):
         self,
         *,
         name: str,
-        kinds: Sequence[str] = KINDS,
+        kinds: Sequence[str] = LABELS,
         counts: Sequence[Count] = (1,),
         noise: NonNegative = 50 / 255,
         quality: Quality = 10,
     ) -> None:
-        unknown = [kind for kind in kinds if kind not in KINDS]
+        unknown = [kind for kind in kinds if kind not in LABELS]
         if unknown:
-            raise ValueError(f"{name}: degradation {unknown[0]!r} is not one of {', '.join(KINDS)}")
+            raise ValueError(f"{name}: degradation {unknown[0]!r} is not one of {', '.join(LABELS)}")
         if not counts or max(counts) > len(kinds):
             raise ValueError(f"{name}: counts={list(counts)}: give numbers up to {len(kinds)}, the number of kinds")
         self.name, self.kinds, self.counts = name, tuple(kinds), tuple(counts)
@@ -99,5 +98,5 @@ class RandomKinds(Pipeline):
         r = rng(seed, "eight")
         count = self.counts[int(r.integers(len(self.counts)))]
         chosen = {self.kinds[int(i)] for i in r.permutation(np.arange(len(self.kinds)))[:count]}
-        steps = [step_of(kind, seed=seed, noise=self.noise, quality=self.quality) for kind in ORDER if kind in chosen]
+        steps = [draw_step(kind, seed=seed, noise=self.noise, quality=self.quality) for kind in ORDER if kind in chosen]
         return Recipe(pipeline=self.name, seed=seed, steps=(*steps, Step(kind="round")))

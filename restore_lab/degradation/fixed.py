@@ -17,7 +17,7 @@ from restore_lab.random import mix
 from restore_lab.types import Recipe, Step
 
 
-class Fixed(Pipeline):
+class FixedDegradation(Pipeline):
     """Stages with fixed parameters.
 
     Args:

@@ -18,7 +18,7 @@ from restore_lab.types import Recipe, Step
 
 NUMBER = r"(\d+(?:\.\d+)?)"
 KERNEL = 21
-BLOCK = 8
+POOL_SIDE = 8
 
 
 def parse_instruction(instruction: str, *, height: int, width: int) -> Recipe:
@@ -82,11 +82,11 @@ def consistency(restored_CHW: Tensor, lq_CHW: Tensor, recipe: Recipe | None) -> 
         degraded_CHW = apply_recipes((done,), restored_CHW[None].float().cpu())[0]
         return _psnr(degraded_CHW, _floats(lq_CHW)), done.instruction()
     pooled = [torch.stack([_means(channel_HW) for channel_HW in image]) for image in (restored_CHW, lq_CHW)]
-    return _psnr(*pooled), f"means of {BLOCK}x{BLOCK} pixels"
+    return _psnr(*pooled), f"means of {POOL_SIDE}x{POOL_SIDE} pixels"
 
 
 def _means(channel_HW: Tensor) -> Tensor:
-    return torch.nn.functional.avg_pool2d(_floats(channel_HW)[None], BLOCK, ceil_mode=True)[0]
+    return torch.nn.functional.avg_pool2d(_floats(channel_HW)[None], POOL_SIDE, ceil_mode=True)[0]
 
 
 def _floats(x: Tensor) -> Tensor:

@@ -7,8 +7,6 @@ Selected by the `jpeg` stages in conf/degradation/*.yaml.
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor
 
@@ -36,5 +34,6 @@ def jpeg(x_CHW: Tensor, *, quality: int) -> Tensor:
     from torchvision.io import decode_jpeg, encode_jpeg  # it imports torch's compiler
 
     file = encode_jpeg(to_8bit(x_CHW).cpu(), quality=quality)
-    decoded_CHW = cast(Tensor, decode_jpeg(file))  # a list only for a list of files
+    decoded_CHW = decode_jpeg(file)
+    assert isinstance(decoded_CHW, Tensor)  # a list only for a list of files
     return decoded_CHW.to(x_CHW.device).to(x_CHW.dtype).div_(255)

@@ -37,7 +37,6 @@ class Mixture(Pipeline):
 
     def draw(self, seed: int, height: int, width: int) -> Recipe:
         """The recipe of the chosen pipeline; its seed is derived, so that choice and recipe are independent."""
-        # SPIRE, Algorithm 1: type <- RANDCHOICE(Real-ESRGAN, Param)
         place = rng(seed, "mixture").random() * self.bounds[-1]
-        name = self.names[int(np.searchsorted(self.bounds, place, side="right"))]
+        name = self.names[int(np.searchsorted(self.bounds, place, side="right"))]  # SPIRE, Algorithm 1: RANDCHOICE
         return self.pipelines[name].draw(mix(seed, name), height, width)

@@ -18,14 +18,14 @@ from torch import Tensor
 from restore_lab.random import generator
 
 LUMA = (0.2989, 0.587, 0.114)  # torchvision's rgb_to_grayscale, which Real-ESRGAN calls
-STEPS = 1 << 14
+QUANTILES = 1 << 14
 
 
 def gaussian_noise(x_CHW: Tensor, *, sigma: float, grey: bool, seed: int) -> Tensor:
     """Add N(0, sigma^2), with one field for all channels if `grey`, and clip."""
     channels, height, width = x_CHW.shape
     field = torch.randn(1 if grey else channels, height, width, generator=generator(seed, "gaussian"))
-    return x_CHW.add(field.to(x_CHW.device), alpha=sigma).clamp_(0, 1)
+    return x_CHW.add(field.to(x_CHW.device), alpha=sigma).clamp_(0, 1)  # Real-ESRGAN, Sec. 3.1
 
 
 def poisson_noise(x_CHW: Tensor, *, scale: float, grey: bool, seed: int) -> Tensor:
@@ -40,25 +40,25 @@ def poisson_noise(x_CHW: Tensor, *, scale: float, grey: bool, seed: int) -> Tens
     level = source.clamp(0, 1).mul_(255).round_().int()
     distinct = int((torch.bincount(level.flatten(), minlength=256) > 0).sum())
     peak = 1 << math.ceil(math.log2(max(distinct, 1)))
-    uniform = torch.randint(0, STEPS, source.shape, generator=generator(seed, "poisson"), dtype=torch.int16)
+    uniform = torch.randint(0, QUANTILES, source.shape, generator=generator(seed, "poisson"), dtype=torch.int16)
     table = _noise_table(peak).to(x_CHW.device)
-    place = level.mul_(STEPS).add_(uniform.to(x_CHW.device))
+    place = level.mul_(QUANTILES).add_(uniform.to(x_CHW.device))
     noise = table.index_select(0, place.flatten()).view(place.shape)
-    return x_CHW.add(noise, alpha=scale).clamp_(0, 1)
+    return x_CHW.add(noise, alpha=scale).clamp_(0, 1)  # Real-ESRGAN, Sec. 3.1
 
 
 @lru_cache(maxsize=9)
 def _noise_table(peak: int) -> Tensor:
-    """Flat table of (quantile(Poisson(level / 255 * peak)) / peak - level / 255), 256 levels x STEPS, float32.
+    """Flat table of (quantile(Poisson(level / 255 * peak)) / peak - level / 255), 256 levels x QUANTILES, float32.
 
-    Quantiles are taken at the midpoints of STEPS equal slices of probability. A count occupies the slices whose
+    Quantiles are taken at the midpoints of QUANTILES equal slices of probability. A count occupies the slices whose
     midpoints lie between the cumulative probabilities of the previous count and its own.
     """
     rate = torch.arange(256, dtype=torch.float64) / 255 * peak
     count = torch.arange(math.ceil(peak + 12 * math.sqrt(peak)) + 2, dtype=torch.float64)
     log_p = torch.special.xlogy(count[None], rate[:, None]) - rate[:, None] - torch.lgamma(count + 1)[None]
-    filled = (torch.exp(log_p).cumsum(1) * STEPS + 0.5).floor().long()
-    filled[:, -1] = STEPS  # the last count takes the remaining tail
+    filled = (torch.exp(log_p).cumsum(1) * QUANTILES + 0.5).floor().long()
+    filled[:, -1] = QUANTILES  # the last count takes the remaining tail
     slices = filled.diff(dim=1, prepend=torch.zeros(256, 1, dtype=torch.long))
     noise = (count[None] / peak - rate[:, None] / peak).float()
     return noise.flatten().repeat_interleave(slices.flatten())

@@ -98,7 +98,7 @@ class Parameterized(Pipeline):
     def draw(self, seed: int, height: int, width: int) -> Recipe:
         """The recipe for one image; its instruction names the applied stages in order."""
         r = rng(seed, "parameterized")
-        kept = r.random(4) < self.keep
+        kept = r.random(4) < self.keep  # SPIRE, Table 2: each stage with probability 0.5
         while self.at_least_one and not kept.any():
             kept = r.random(4) < self.keep
         # All parameters are drawn even for omitted stages, so that omitting one does not change the others.
@@ -107,7 +107,7 @@ class Parameterized(Pipeline):
             kind: round(low + (high - low) * unit[kind], DECIMALS[kind]) for kind, (low, high) in self.ranges.items()
         }
         mode = self.down[int(r.integers(len(self.down)))]
-        stages = (
+        stages = (  # SPIRE, Algorithm 1 and Table 2
             blur_stage(drawn["blur"], size=self.kernel_size),
             downsample_stage(drawn["downsample"], height=height, width=width, mode=mode),
             noise_stage(drawn["noise"], seed=mix(seed, "noise")),

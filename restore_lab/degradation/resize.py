@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-MODES = ("area", "bilinear", "bicubic", "bicubic_antialias")
+RESIZE_MODES = ("area", "bilinear", "bicubic", "bicubic_antialias")
 
 
 def resize(x_CHW: Tensor, *, height: int, width: int, mode: str) -> Tensor:
@@ -19,8 +19,8 @@ def resize(x_CHW: Tensor, *, height: int, width: int, mode: str) -> Tensor:
     Raises:
         ValueError: for an unknown mode.
     """
-    if mode not in MODES:
-        raise ValueError(f"unknown resize mode {mode!r}; there are {', '.join(MODES)}")
+    if mode not in RESIZE_MODES:
+        raise ValueError(f"unknown resize mode {mode!r}; there are {', '.join(RESIZE_MODES)}")
     if tuple(x_CHW.shape[1:]) == (height, width):
         return x_CHW
     x_BCHW = x_CHW[None]

@@ -21,25 +21,25 @@ from restore_lab.degradation.apply import Pipeline
 from restore_lab.random import mix, rng
 from restore_lab.types import Recipe, Step
 
-Range = Sequence[float]
+Interval = Sequence[float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class Pass:
     """The settings of one of the two degradation passes; fields are in the order of the operations."""
 
     blur_prob: float
     kernels: Mapping[str, float]  # family_iso or family_aniso -> probability
     kernel_sizes: Sequence[int]
     sinc_prob: float
-    sigma: Range
-    beta_generalized: Range
-    beta_plateau: Range
+    sigma: Interval
+    beta_generalized: Interval
+    beta_plateau: Interval
     resize_probs: Mapping[str, float]  # up, down, keep
-    resize_range: Range
+    resize_range: Interval
     gaussian_prob: float
-    noise_levels: Range
-    poisson_scale: Range
+    noise_levels: Interval
+    poisson_scale: Interval
     grey_prob: float
     jpeg_quality: Sequence[int]
 
@@ -62,8 +62,8 @@ class SecondOrder(Pipeline):
         self,
         *,
         name: str,
-        first: Stage,
-        second: Stage,
+        first: Pass,
+        second: Pass,
         scale: Count = 4,
         modes: Sequence[str] = ("area", "bilinear", "bicubic"),
         final_sinc_prob: float = 0.8,
@@ -92,7 +92,7 @@ class SecondOrder(Pipeline):
         small = (max(1, height // self.scale), max(1, width // self.scale))
         steps += [*_blur(r, self.first), *self._resize(r, self.first, (height, width), (height, width))]
         steps += [_noise(r, self.first, mix(seed, "first")), _jpeg(r, self.first)]
-        # The second resize is relative to the LQ's size, not to the result of the first.
+        # Real-ESRGAN, Sec. 3.2: the second order. Its resize is relative to the LQ's size, not to the first's result.
         now = _size_after(steps, (height, width))
         steps += [*_blur(r, self.second), *self._resize(r, self.second, small, now)]
         steps += [_noise(r, self.second, mix(seed, "second"))]
@@ -103,7 +103,7 @@ class SecondOrder(Pipeline):
             steps.append(_resize_step((height, width), self.back))
         return Recipe(pipeline=self.name, seed=seed, steps=tuple(steps), blind=True)
 
-    def _resize(self, r: np.random.Generator, stage: Stage, base: tuple[int, int], now: tuple[int, int]) -> list[Step]:
+    def _resize(self, r: np.random.Generator, stage: Pass, base: tuple[int, int], now: tuple[int, int]) -> list[Step]:
         way = _choose(r, stage.resize_probs)
         low, high = stage.resize_range
         factor = {"up": r.uniform(1, max(high, 1)), "down": r.uniform(low, 1), "keep": 1.0}[way]
@@ -129,12 +129,12 @@ def _choose(r: np.random.Generator, weights: Mapping[str, float]) -> str:
     return names[int(np.searchsorted(bounds, r.random() * bounds[-1], side="right"))]
 
 
-def _uniform(r: np.random.Generator, bounds: Range) -> float:
+def _uniform(r: np.random.Generator, bounds: Interval) -> float:
     low, high = bounds
     return float(r.uniform(low, high))
 
 
-def _blur(r: np.random.Generator, stage: Stage) -> list[Step]:
+def _blur(r: np.random.Generator, stage: Pass) -> list[Step]:
     if r.random() >= stage.blur_prob:
         return []
     size = int(stage.kernel_sizes[int(r.integers(len(stage.kernel_sizes)))])
@@ -153,7 +153,7 @@ def _blur(r: np.random.Generator, stage: Stage) -> list[Step]:
     return [Step(kind="blur", params=params)]
 
 
-def _noise(r: np.random.Generator, stage: Stage, seed: int) -> Step:
+def _noise(r: np.random.Generator, stage: Pass, seed: int) -> Step:
     gaussian, grey = bool(r.random() < stage.gaussian_prob), bool(r.random() < stage.grey_prob)
     if gaussian:
         sigma = _uniform(r, stage.noise_levels) / 255
@@ -162,7 +162,7 @@ def _noise(r: np.random.Generator, stage: Stage, seed: int) -> Step:
     return Step(kind="noise", params={"law": "poisson", "scale": scale, "grey": grey, "seed": seed})
 
 
-def _jpeg(r: np.random.Generator, stage: Stage) -> Step:
+def _jpeg(r: np.random.Generator, stage: Pass) -> Step:
     low, high = stage.jpeg_quality
     return Step(kind="jpeg", params={"quality": int(r.integers(low, high + 1))})
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from restore_lab.types import Recipe, Step
 
-# Diff-Restorer's labels, in its paper's order (section III-B).
+# Diff-Restorer's labels, in its paper's order (section IV-A, the degradations).
 LABELS = ("noise", "low_light", "haze", "rain", "raindrop", "snow", "blur", "jpeg")
 UNNAMED = ("usm", "round")  # sharpening of the HQ and rounding to 8 bit are no visible degradations
 # Kind of step -> word in a text prompt, label. No label is for low resolution; it counts as blur, which loses the same

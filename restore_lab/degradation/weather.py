@@ -43,7 +43,7 @@ def haze(x_CHW: Tensor, *, beta: float, airlight: float, seed: int) -> Tensor:
     ramp = torch.linspace(1, 0, height, dtype=torch.float64).view(1, height, 1)
     depth = 0.5 * ramp + 0.5 * smooth_field(height, width, cells=3, seed=seed, name="depth")
     t = torch.exp(-beta * depth).to(x_CHW.device)
-    return x_CHW * t + airlight * (1 - t)
+    return x_CHW * t + airlight * (1 - t)  # as in RESIDE
 
 
 def rain(
@@ -141,7 +141,7 @@ def low_light(x_CHW: Tensor, *, alpha: float, beta: float, gamma: float, sigma: 
         sigma: of the noise, in units of the [0, 1] range.
         seed: of the noise.
     """
-    dark = beta * (alpha * x_CHW.clamp(0, 1)) ** gamma
+    dark = beta * (alpha * x_CHW.clamp(0, 1)) ** gamma  # as in MBLLEN
     field = torch.randn(x_CHW.shape, generator=generator(seed, "exposure"), dtype=torch.float64)
     return (dark + sigma * field.to(x_CHW.device)).clamp(0, 1)
 

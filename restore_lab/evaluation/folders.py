@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from restore_lab.config.build import build
 from restore_lab.data.frames import describe_frames, take_frames
 from restore_lab.data.image_io import read_image, to_tensor
-from restore_lab.data.sources.captions import Captions
+from restore_lab.data.sources.captions import FolderCaptions
 from restore_lab.data.sources.folder import keys_of, list_images
 from restore_lab.data.sources.paired import Pair, unmatched_names
 from restore_lab.evaluation.contact_sheet import keep_images
@@ -115,7 +115,7 @@ def _images(
     """Key, restored image, original, caption ("" for none)."""
     from tqdm import tqdm
 
-    captions = Captions(originals or restored, table="auto")
+    captions = FolderCaptions(originals or restored, table="auto")
     keys = keys_of(pair.lq for pair in pairs)
     for key, pair in tqdm(list(zip(keys, pairs, strict=True)), desc="scoring", disable=not cfg.progress, leave=False):
         image_HWC = read_image(restored / pair.lq)

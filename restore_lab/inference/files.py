@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from restore_lab.data.photograph import ENDINGS, kind_of
+from restore_lab.data.photograph import WRITABLE_SUFFIXES, kind_of
 from restore_lab.data.sources.folder import unique_names
-from restore_lab.data.word_table import Words
+from restore_lab.data.word_table import PromptRow
 from restore_lab.storage.atomic import write_bytes_atomic
 from restore_lab.storage.foreign import json_of
 from restore_lab.storage.outputs import require_free, write_output
@@ -56,7 +56,7 @@ class Job:
     file: Path
     key: str
     name: str
-    words: Words
+    words: PromptRow
     note: Path
 
 
@@ -71,7 +71,7 @@ def result_names(keys: Sequence[str], cfg: DictConfig) -> list[str]:
         names.append(shorten(name))
     if "{key}" not in cfg.names:  # alike because they are named so: that is refused, not mended
         return names
-    kinds = ENDINGS if cfg.format == "same" else (cfg.format,)
+    kinds = WRITABLE_SUFFIXES if cfg.format == "same" else (cfg.format,)
     endings = {ending for kind in kinds for ending in _endings(cfg, kind)}
     folders = {str(folder) for name in names for folder in PurePosixPath(name).parents}
     return unique_names(names, endings=sorted(endings), folders=folders)
@@ -87,7 +87,7 @@ def targets(job: Job, cfg: DictConfig, output: Path, kind: str) -> list[Path]:
 
 def _endings(cfg: DictConfig, kind: str) -> list[str]:
     """What comes after the name of an image's files."""
-    ending = ENDINGS[kind if cfg.format == "same" else cfg.format]
+    ending = WRITABLE_SUFFIXES[kind if cfg.format == "same" else cfg.format]
     several = cfg.seeds > 1
     variants = [f"_seed{cfg.seed + number}{ending}" for number in range(cfg.seeds)] if several else [ending]
     return [*variants, *["_compare.png"] * bool(cfg.compare), *["_uncertainty.png"] * several]
@@ -98,12 +98,12 @@ def refuse_clashes(jobs: Sequence[Job], cfg: DictConfig, output: Path) -> None:
     inputs = {job.file.resolve() for job in jobs}
     taken: Counter[Path] = Counter()
     for job in jobs:
-        for kind in ENDINGS if cfg.format == "same" else (cfg.format,):
+        for kind in WRITABLE_SUFFIXES if cfg.format == "same" else (cfg.format,):
             files = {file.resolve() for file in targets(job, cfg, output, kind)}
             over = sorted(files & inputs)
             if over:
                 raise ValueError(f"output={cfg.output} would write over {over[0]}; choose another folder")
-            if kind == next(iter(ENDINGS)) or cfg.format != "same":
+            if kind == next(iter(WRITABLE_SUFFIXES)) or cfg.format != "same":
                 taken.update(files)
     twice = [file for file, times in taken.items() if times > 1]
     if twice:
@@ -136,7 +136,7 @@ def is_done(job: Job, settings: str, cfg: DictConfig, output: Path) -> bool:
         source = hashlib.sha256(job.file.read_bytes()).hexdigest()
         same = (note["source"], note["settings"], note["words"]) == (source, settings, _words(job))
         found = [output / name for name in note["outputs"]]
-        wanted = [targets(job, cfg, output, kind) for kind in ENDINGS]  # one list, unless format=same
+        wanted = [targets(job, cfg, output, kind) for kind in WRITABLE_SUFFIXES]  # one list, unless format=same
         return same and found in wanted and all(file.is_file() for file in found)
     except (OSError, ValueError, KeyError, TypeError):
         return False

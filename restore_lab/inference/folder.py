@@ -21,7 +21,7 @@ from restore_lab.data.image_io import BadImage
 from restore_lab.data.photograph import Photograph, decode_photograph
 from restore_lab.data.photograph_file import encode_photograph
 from restore_lab.data.sources.folder import FolderSource
-from restore_lab.data.word_table import Words, WordTable
+from restore_lab.data.word_table import PromptRow, WordTable
 from restore_lab.inference.files import (
     NOTES,
     Job,
@@ -116,9 +116,9 @@ def _jobs(cfg: DictConfig, output: Path) -> list[Job]:
     jobs = []
     for index, (key, named) in enumerate(zip(keys, result_names(keys, cfg), strict=True)):
         name = source.name(index)
-        said = Words() if table is None else table.of(name)
+        said = PromptRow() if table is None else table.of(name)
         beside = source.caption(index) or None
-        words = Words(caption=said.caption or cfg.caption or beside, instruction=said.instruction)
+        words = PromptRow(caption=said.caption or cfg.caption or beside, instruction=said.instruction)
         note = output / NOTES / f"{hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:32]}.json"
         jobs.append(Job(file=source.file(index), key=key, name=named, words=words, note=note))
     if table is not None:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
 import yaml
 
-from restore_lab.backbones.loading.places import DENOISERS, as_list, find_codec, is_hub_id, resolve
-from restore_lab.backbones.loading.reading import BackboneError, Folder, find_weights
+from restore_lab.backbones.loading.diffusers_folder import BackboneError, Folder, find_weights
+from restore_lab.backbones.loading.places import DENOISERS, as_list, find_codec, is_hub_id, resolve_place
 from restore_lab.backbones.text.loading import ENCODERS
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def backbone_needs(settings: Mapping[str, Any], sizes: Mapping[str, int]) -> lis
     places, reasons = as_list(settings["path"]), []
     for place in places:
         try:
-            prior = resolve(
+            prior = resolve_place(
                 place,
                 family=settings["family"],
                 meta=False,

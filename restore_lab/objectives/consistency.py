@@ -36,7 +36,7 @@ def boundary(t_B: Tensor) -> tuple[Tensor, Tensor]:
 def consistency_function(model_out_BCHW: Tensor, z_BCHW: Tensor, t_B: Tensor, *, schedule: Schedule) -> Tensor:
     """f(z, t), from the model's output at (z, t)."""
     skip, out = (c.reshape(-1, 1, 1, 1).to(z_BCHW.device) for c in boundary(t_B))
-    return skip * z_BCHW + out * schedule.to_x0(model_out_BCHW, z_BCHW, t_B)
+    return skip * z_BCHW + out * schedule.to_x0(model_out_BCHW, z_BCHW, t_B)  # Luo et al., section 4.1
 
 
 @check_arguments
@@ -82,7 +82,7 @@ class Distillation:
         z_s = schedule.add_noise(z0_BCHW, noise_like(z0_BCHW, seeds, "diffusion noise"), s_B)
         output = student(z_s, s_B)
         with torch.no_grad():
-            w_B = self.w_min + (self.w_max - self.w_min) * uniform(seeds, "guidance")
+            w_B = self.w_min + (self.w_max - self.w_min) * uniform(seeds, "guidance")  # Luo et al., section 4.2
             target = student(solver_step(teacher(z_s, s_B, w_B.to(z_s.device)), z_s, s_B, t_B, schedule), t_B)
         difference = output.float() - target.float()
         if self.distance == "squared":
@@ -94,7 +94,7 @@ class Distillation:
         step = schedule.num_train_timesteps // self.solver_steps
         index_B = (uniform(seeds, "solver step") * self.solver_steps).long().clamp(max=self.solver_steps - 1)
         s_B = (index_B + 1) * step - 1
-        return s_B, (s_B - step).clamp(min=0)
+        return s_B, (s_B - step).clamp(min=0)  # Luo et al., section 4.3: skipping steps
 
 
 def solver_step(out_BCHW: Tensor, z_BCHW: Tensor, s_B: Tensor, t_B: Tensor, schedule: Schedule) -> Tensor:

@@ -22,7 +22,7 @@ from restore_lab.adaptors.fusion.zero_sft import group_norm
 log = logging.getLogger(__name__)
 LAYERS = {2: 0.1, 7: 0.1, 16: 1.0, 25: 1.0, 34: 1.0}  # conv1_2, conv2_2, conv3_4, conv4_4, conv5_4 of torchvision's VGG
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SLOPE = 0.2
+_SLOPE = 0.2
 
 
 class Perceptual(nn.Module):
@@ -31,6 +31,9 @@ class Perceptual(nn.Module):
     Args:
         features: the convolutional layers of torchvision's VGG-19.
     """
+
+    mean_C: Tensor
+    std_C: Tensor
 
     def __init__(self, features: nn.Sequential) -> None:
         super().__init__()
@@ -47,7 +50,7 @@ class Perceptual(nn.Module):
             x, target = (F.relu(h) if isinstance(layer, nn.ReLU) else layer(h) for h in (x, target))
             if index in LAYERS:
                 total = total + LAYERS[index] * F.l1_loss(x, target)
-        return total
+        return total  # Diff-Restorer, Eq. 8: L_per
 
 
 def vgg19(weights: str | None) -> Perceptual | None:
@@ -72,6 +75,7 @@ def vgg19(weights: str | None) -> Perceptual | None:
         return None
     with torch.device("meta"):  # no memory for the classifier, 124 M of the 144 M parameters, nor for random weights
         features = architecture(init_weights=False).features
+    assert isinstance(features, nn.Sequential)
     features.to_empty(device=torch.get_default_device())
     try:
         if weights == "torchvision":
@@ -110,12 +114,12 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, *, width: int, layers: int) -> None:
         super().__init__()
-        steps: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(SLOPE)]
+        steps: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(_SLOPE)]
         channels = width
         for index in range(1, layers + 1):
             wider, stride = width * min(2**index, 8), 2 if index < layers else 1
             steps += [nn.Conv2d(channels, wider, 4, stride=stride, padding=1, bias=False), group_norm(wider)]
-            steps.append(nn.LeakyReLU(SLOPE))
+            steps.append(nn.LeakyReLU(_SLOPE))
             channels = wider
         self.body = nn.Sequential(*steps, nn.Conv2d(channels, 1, 4, padding=1))
 
@@ -135,7 +139,7 @@ def generator_loss(discriminator: nn.Module, fake_BCHW: Tensor) -> Tensor:
     Decoder and discriminator are trained in the same step, so the discriminator must not get this loss's gradients.
     """
     frozen = {name: p.detach() for name, p in discriminator.named_parameters()}
-    return -functional_call(discriminator, frozen, (fake_BCHW,)).mean()
+    return -functional_call(discriminator, frozen, (fake_BCHW,)).mean()  # Diff-Restorer, Eq. 8: L_adv
 
 
 def discriminator_loss(discriminator: nn.Module, fake_BCHW: Tensor, real_BCHW: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from restore_lab.random import noise_like, uniform
 if TYPE_CHECKING:
     from restore_lab.backbones.schedule import Schedule
 
-Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
+PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
 Density = Literal["auto", "uniform", "logit_normal"]
 
 
@@ -42,7 +42,7 @@ class Denoising:
         *,
         t_min: Share,
         t_max: Share,
-        target: Prediction | None = None,
+        target: PredictionType | None = None,
         density: Density = "auto",
         mean: float = 0.0,
         std: Positive = 1.0,
@@ -74,12 +74,13 @@ class Denoising:
         kind = self.target or schedule.prediction_type
         target_BCHW = schedule.target(z0_BCHW, noise_BCHW, t_B, prediction_type=kind)
         output_BCHW = schedule.convert(predict(z_BCHW, t_B).float(), z_BCHW, t_B, prediction_type=kind)
-        return torch.nn.functional.mse_loss(output_BCHW, target_BCHW.float())  # SPIRE, Eq. 1
+        # SPIRE, Eq. 1; InstantIR, Eq. 1; Diff-Restorer, Eq. 6
+        return torch.nn.functional.mse_loss(output_BCHW, target_BCHW.float())
 
     def times(self, seeds: Sequence[int], schedule: Schedule) -> Tensor:
         """The timesteps, one per image, (B,)."""
         share_B = uniform(seeds, "timestep")
         logit_normal = schedule.prediction_type == "flow" if self.density == "auto" else self.density == "logit_normal"
         if logit_normal:
-            share_B = torch.sigmoid(self.mean + self.std * torch.special.ndtri(share_B))
+            share_B = torch.sigmoid(self.mean + self.std * torch.special.ndtri(share_B))  # Esser et al., section 3.1
         return schedule.time(self.t_min + (self.t_max - self.t_min) * share_B)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from restore_lab.config.validate import check_arguments
 
@@ -52,4 +53,5 @@ class EncoderLoss:
                 target_BCHW = hq_BCHW
             else:
                 target_BCHW = codec.decode(encode(hq_BCHW), clamp=False)
-        return torch.nn.functional.mse_loss(restored_BCHW.float(), target_BCHW.float()), restored_BCHW.detach()
+        loss = F.mse_loss(restored_BCHW.float(), target_BCHW.float())  # SUPIR, section 3.1: L_E, the encoder's
+        return loss, restored_BCHW.detach()

@@ -200,7 +200,7 @@ class Captioner:
         """
         if self._loaded is None:
             try:
-                self._loaded = load(self._source(), bits=self.bits, device=self.device)
+                self._loaded = load_captioner(self._source(), bits=self.bits, device=self.device)
             except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
                 raise self._refusal(error) from error
         return self._loaded
@@ -240,7 +240,7 @@ class GumbelSampling(LogitsProcessor):
         return warped - torch.log(-torch.log(drawn.to(warped)))
 
 
-def load(source: str, *, bits: int | None, device: str) -> tuple[Any, Any]:
+def load_captioner(source: str, *, bits: int | None, device: str) -> tuple[Any, Any]:
     """Processor and model of a hub id or folder, ready to generate.
 
     Raises:
@@ -260,7 +260,7 @@ def load(source: str, *, bits: int | None, device: str) -> tuple[Any, Any]:
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
         if getattr(processor, "chat_template", None) is None:
             raise ValueError("it has no chat template; LLaVA, InternVL and Qwen-VL have")
-        model = AutoModelForImageTextToText.from_pretrained(
+        model: Any = AutoModelForImageTextToText.from_pretrained(
             source, use_safetensors=True, trust_remote_code=False, **settings
         ).eval()
     tokenizer = processor.tokenizer

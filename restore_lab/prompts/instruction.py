@@ -1,7 +1,7 @@
 """The instruction slot: SPIRE's restoration prompt c_r (section 3.4, Table 2). `prompt/instruction=from_recipe|...`.
 
 A source maps a batch to one text per image: "Deblur with sigma 2.4; Denoise with sigma 0.06", "Deblur; Denoise",
-"Remove all degradation", or the empty string. `Fixed` and `NoText` (semantic.py) are instruction sources too.
+"Remove all degradation", or the empty string. `FixedText` and `NoText` (semantic.py) are instruction sources too.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class FromFile:
         return tuple(self.captions[key] for key in batch.key)
 
 
-class Fixed:
+class FixedText:
     """The same text for every image.
 
     Args:

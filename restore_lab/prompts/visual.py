@@ -66,7 +66,7 @@ class ClipVision(nn.Module):
         """Image embeddings (B, 1, E) of images in [0, 1]."""
         pixels = preprocess(lq_BCHW, short=self.size, crop=self.size, mean=self.mean, std=self.std)
         pooled_BD = self.tower(pixel_values=pixels.to(self.projection.weight.dtype)).pooler_output
-        return self.projection(pooled_BD)[:, None].to(lq_BCHW.dtype)
+        return self.projection(pooled_BD)[:, None].to(lq_BCHW.dtype)  # Diff-Restorer, Eq. 2: P_CLIP
 
 
 class DinoVision(nn.Module):

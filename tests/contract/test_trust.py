@@ -24,7 +24,7 @@ from restore_lab.evaluation.degraded import write_inputs
 from restore_lab.evaluation.metrics.clip import Clip
 from restore_lab.evaluation.metrics.paper import PaperMetric
 from restore_lab.evaluation.protocol import MetricUnavailable
-from restore_lab.prompts import captioner
+from restore_lab.prompts.captioner import load_captioner
 from restore_lab.prompts.visual import ClipVision, DinoVision
 from restore_lab.storage.artefact import Manifest
 from restore_lab.storage.safe_names import path_inside
@@ -110,7 +110,7 @@ def test_code_beside_a_model_is_not_imported(kind, tmp_path) -> None:
     (folder / "config.json").write_text(json.dumps(settings))
     (folder / "theirs.py").write_text(code(mark))
     with pytest.raises(ValueError, match=r"custom code|trust_remote_code"):
-        DinoVision(path=str(folder)) if kind == "dino" else captioner.load(str(folder), bits=None, device="cpu")
+        DinoVision(path=str(folder)) if kind == "dino" else load_captioner(str(folder), bits=None, device="cpu")
     assert not mark.exists()
 
 

@@ -24,7 +24,7 @@ from safetensors.torch import save
 from restore_lab.config.compose import training_overrides
 from restore_lab.data.image_io import decode_image
 from restore_lab.data.photograph import decode_photograph
-from restore_lab.data.sources.captions import Captions
+from restore_lab.data.sources.captions import FolderCaptions
 from restore_lab.data.sources.tar_index import scan
 from restore_lab.data.word_table import WordTable
 from restore_lab.degradation.instruction import parse_instruction
@@ -122,7 +122,7 @@ def test_tables_of_words(suffix, whole, tmp_path) -> None:
         place.write_bytes(data)
         refuses_or_reads(lambda: WordTable(place).of("a.png"))
         if suffix != ".csv":
-            refuses_or_reads(lambda: Captions(tmp_path, table=place).of(tmp_path / "a.png"))
+            refuses_or_reads(lambda: FolderCaptions(tmp_path, table=place).of(tmp_path / "a.png"))
 
     check()
 
@@ -135,7 +135,7 @@ def test_json_of_any_shape(tmp_path) -> None:
     def check(value: Any) -> None:
         place.write_text(json.dumps(value))
         refuses_or_reads(lambda: WordTable(place).of("a.png"))
-        refuses_or_reads(lambda: Captions(tmp_path, table=place).of(tmp_path / "a.png"))
+        refuses_or_reads(lambda: FolderCaptions(tmp_path, table=place).of(tmp_path / "a.png"))
         refuses_or_reads(lambda: Recipe.from_json(json.dumps(value)))
         (tmp_path / "manifest.json").write_text(json.dumps(value))
         refuses_or_reads(lambda: Manifest.read(tmp_path))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from restore_lab.adaptors.trunk.mmdit import MMDiTTrunk
 from restore_lab.adaptors.trunk.unet import Feed, Middle, Trunk
+from restore_lab.backbones.unet import UNetBackbone
 from restore_lab.config.validate import check_arguments
 
 if TYPE_CHECKING:
@@ -41,4 +42,5 @@ def trunk(
     """
     if backbone.family == "mmdit":
         return MMDiTTrunk(backbone, hint_channels=hint_channels, depth=depth, feed=feed, text=text)
+    assert isinstance(backbone, UNetBackbone)
     return Trunk(backbone, hint_channels=hint_channels, middle=middle, depth=depth, feed=feed, text=text)

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from restore_lab.adaptors.fusion.base import Controls
 from restore_lab.adaptors.trunk.unet import concat_halves, stack, widen
-from restore_lab.backbones.mmdit import add_positions, run_blocks, time_embedding
+from restore_lab.backbones.mmdit import add_positions, embed_time_and_text, run_blocks
 from restore_lab.types import Cond, Tap
 
 if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
 
 
-def collect(tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: tuple) -> tuple[Tensor, tuple]:
+def collect_blocks(tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: tuple) -> tuple[Tensor, tuple]:
     """An edit that changes nothing and collects every block's output in the carry."""
     return h_BCHW, carry if tap.name == "patch" else (*carry, h_BCHW)
 
@@ -73,8 +73,8 @@ class MMDiTTrunk(nn.Module):
         elif feed == "add":
             like = {"device": proj.weight.device, "dtype": proj.weight.dtype}
             self.hint_proj = nn.Conv2d(hint_channels, proj.out_channels, self.patch, stride=self.patch, **like)
-            nn.init.zeros_(self.hint_proj.weight)
-            nn.init.zeros_(self.hint_proj.bias)
+            for p in self.hint_proj.parameters():
+                nn.init.zeros_(p)
         else:
             self.reference_proj = copy.deepcopy(proj)
 
@@ -98,10 +98,10 @@ class MMDiTTrunk(nn.Module):
             self.transformer_blocks,
             h_BLD,
             None if self.context_embedder is None else self.context_embedder(cond.tokens_BLD.to(dtype)),
-            time_embedding(self, t_B, cond, dtype=dtype),
+            embed_time_and_text(self, t_B, cond, dtype=dtype),
             taps=self.taps,
             size=(map_BCHW.shape[-2], map_BCHW.shape[-1]),
-            at=collect,
+            at=collect_blocks,
             carry=(),
             checkpointing=self if self.gradient_checkpointing else None,
         )
@@ -110,21 +110,22 @@ class MMDiTTrunk(nn.Module):
         return dict(zip(self.controls.channels, outputs, strict=True))
 
 
-def unused_text_layers(block: nn.Module) -> list[nn.Module]:
+def unused_text_layers(block: Any) -> list[nn.Module]:
     """The last joint block's layers whose text output is unused: frozen, because DDP would wait for their gradients."""
     parts = [getattr(block, "ff_context", None)]
     parts += [getattr(block.attn, name, None) for name in ("to_add_out", "add_q_proj", "norm_added_q")]
     return [part for part in parts if isinstance(part, nn.Module)]
 
 
-def image_block(block: nn.Module, model: Any) -> SD3SingleTransformerBlock:
+def image_block(block: Any, model: Any) -> SD3SingleTransformerBlock:
     """The image stream of a joint block as a block with the same weights, without a second attention (SD3.5 medium)."""
     single = SD3SingleTransformerBlock(
         dim=model.inner_dim,
         num_attention_heads=model.config.num_attention_heads,
         attention_head_dim=model.config.attention_head_dim,
     )
-    single.attn.norm_q, single.attn.norm_k = copy.deepcopy(block.attn.norm_q), copy.deepcopy(block.attn.norm_k)
+    attention: Any = single.attn
+    attention.norm_q, attention.norm_k = copy.deepcopy(block.attn.norm_q), copy.deepcopy(block.attn.norm_k)
     target, source = single.state_dict(), block.state_dict()
     # With a second attention the first norm has nine outputs, of which the last three are that attention's.
     single.load_state_dict({name: source[name][: len(value)] for name, value in target.items()}, assign=True)

@@ -2,11 +2,12 @@
 
 SPIRE section 3.4: "an encoder initialized from pretrained UNet is finetuned", with z_t and the degraded image's
 features E'(y) concatenated as input (`feed=concat`). SUPIR section 3.1: the copy has half of its transformer layers
-(`depth=half`), and the LQ's latent, after a convolution, is added to the first convolution's output (`feed=add`). The
-new weights are zero-initialised in both cases, so an untrained trunk reads only z_t. InstantIR section 3.2: the LQ's
-latent is stacked above a reference in one map, each after its own first convolution; z_t is not read (`feed=spatial`).
-Shapes: z (B, C, h, w), hint features (B, F, h, w); output: one map per skip and the middle block's, by tap name; with
-`spatial` the two halves are concatenated in the channels, the reference's first. trunk/mmdit.py is the MM-DiT's.
+(`depth=half`); as in ControlNet, the LQ's latent, after a convolution, is added to the first convolution's output
+(`feed=add`). The new weights are zero-initialised in both cases, so an untrained trunk reads only z_t. InstantIR
+section 3.2: the LQ's latent is stacked above a reference in one map, each after its own first convolution; z_t is not
+read (`feed=spatial`). Shapes: z (B, C, h, w), hint features (B, F, h, w); output: one map per skip and the middle
+block's, by tap name; with `spatial` the two halves are concatenated in the channels, the reference's first.
+trunk/mmdit.py is the MM-DiT's.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from restore_lab.adaptors.fusion.base import Controls, encoder_controls
 from restore_lab.adaptors.fusion.zero_conv import zero_conv
-from restore_lab.backbones.unet_loop import encode, time_embedding
+from restore_lab.backbones.unet_loop import EncoderModules, embed_time_and_size, run_encoder_half
 from restore_lab.types import Cond, Tap
 
 if TYPE_CHECKING:
@@ -32,28 +34,21 @@ Feed = Literal["concat", "add", "spatial"]
 
 def widen(conv: nn.Conv2d, extra: int) -> nn.Conv2d:
     """A copy of the convolution with `extra` more input channels, zero-initialised."""
+    settings: dict[str, Any] = {name: getattr(conv, name) for name in ("kernel_size", "stride", "padding")}
+    weight_OIHW = F.pad(conv.weight.detach(), (0, 0, 0, 0, 0, extra))
     wide = nn.Conv2d(
-        conv.in_channels + extra,
-        conv.out_channels,
-        conv.kernel_size,
-        stride=conv.stride,
-        padding=conv.padding,
-        device=conv.weight.device,
-        dtype=conv.weight.dtype,
+        conv.in_channels + extra, conv.out_channels, **settings, device=weight_OIHW.device, dtype=weight_OIHW.dtype
     )
-    with torch.no_grad():
-        wide.weight.zero_()
-        wide.weight[:, : conv.in_channels] = conv.weight
-        wide.bias.copy_(conv.bias)
+    wide.load_state_dict({**conv.state_dict(), "weight": weight_OIHW})
     return wide
 
 
-def collect(tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: tuple) -> tuple[Tensor, tuple]:
+def collect_skips(tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: tuple) -> tuple[Tensor, tuple]:
     """An edit that changes nothing and collects the skips and the middle block's output in the carry."""
     return h_BCHW, carry + (h_BCHW,) if tap.kind in ("encoder", "middle") else carry
 
 
-def trim(blocks: nn.Module, depth: str | int | Sequence[int]) -> None:
+def trim(blocks: EncoderModules, depth: str | int | Sequence[int]) -> None:
     """Truncate every attention of an encoder half to its first transformer layers, in place.
 
     Args:
@@ -70,6 +65,7 @@ def trim(blocks: nn.Module, depth: str | int | Sequence[int]) -> None:
         return
     if isinstance(depth, int):
         raise ValueError(f"adaptor.trunk.depth={depth} counts an MM-DiT's blocks; for a UNet list layers like {whole}")
+    # SUPIR, section 3.1: a trimmed copy, with half of the layers
     kept = [max(1, layers // 2) for layers in whole] if depth == "half" else list(depth)
     if len(kept) != len(whole) or any(not 1 <= k <= layers for k, layers in zip(kept, whole, strict=True)):
         raise ValueError(f"adaptor.trunk.depth={kept} does not fit this backbone, whose attentions have {whole} layers")
@@ -78,7 +74,7 @@ def trim(blocks: nn.Module, depth: str | int | Sequence[int]) -> None:
             attention.transformer_blocks = attention.transformer_blocks[:k]
 
 
-def remove_cross_attention(blocks: nn.Module) -> None:
+def remove_cross_attention(blocks: EncoderModules) -> None:
     """Remove the cross attentions of an encoder half, in place."""
     for block in (*blocks.down_blocks, blocks.mid_block):
         for attention in getattr(block, "attentions", None) or ():
@@ -136,15 +132,17 @@ class Trunk(nn.Module):
             reference_BCHW: the reference latent, only read with `spatial`.
         """
         dtype = self.conv_in.weight.dtype
-        temb_BD = time_embedding(self, t_B, cond, dtype=dtype)
+        temb_BD = embed_time_and_size(self, t_B, cond, dtype=dtype)
         if self.feed == "add":
-            h = self.conv_in(z_BCHW.to(dtype)) + self.conv_hint(hint_BCHW.to(dtype))
+            h = self.conv_in(z_BCHW.to(dtype)) + self.conv_hint(hint_BCHW.to(dtype))  # ControlNet, Eq. 2
         elif self.feed == "spatial":
-            h = stack(self.conv_in(hint_BCHW.to(dtype)), self.conv_reference, reference_BCHW)
+            h = stack(self.conv_in(hint_BCHW.to(dtype)), self.conv_reference, reference_BCHW)  # InstantIR, section 3.2
         else:
-            h = self.conv_in(torch.cat([z_BCHW, hint_BCHW], dim=1).to(dtype))
+            h = self.conv_in(torch.cat([z_BCHW, hint_BCHW], dim=1).to(dtype))  # SPIRE, section 3.4: the encoder's input
         outputs: Any = ()
-        _, _, outputs = encode(self, h, temb_BD, cond.tokens_BLD.to(dtype), taps=self.taps, at=collect, carry=())
+        _, _, outputs = run_encoder_half(
+            self, h, temb_BD, cond.tokens_BLD.to(dtype), taps=self.taps, at=collect_skips, carry=()
+        )
         if self.feed == "spatial":
             outputs = tuple(concat_halves(h) for h in outputs)
         return dict(zip(self.controls.channels, outputs, strict=True))

@@ -20,7 +20,7 @@ from restore_lab.backbones.codec.bands import Canvas, map_bands
 Refine = Callable[[int, int, Canvas], Canvas]
 
 
-def encode(encoder: Any, image_BCHW: Tensor, *, rows: int) -> Tensor:
+def encode_in_bands(encoder: Any, image_BCHW: Tensor, *, rows: int) -> Tensor:
     """The encoder's output, (B, 2C, h, w), for images in [0, 1].
 
     Args:
@@ -30,12 +30,12 @@ def encode(encoder: Any, image_BCHW: Tensor, *, rows: int) -> Tensor:
     """
     outputs, like = [], _like(encoder, image_BCHW)
     for image_CHW in image_BCHW:
-        h = _last(levels(encoder, image_CHW[None], rows=rows))
+        h = _last(features_in_bands(encoder, image_CHW[None], rows=rows))
         outputs.append(_out(encoder, _middle(encoder.mid_block, h, rows, like), rows, like))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def levels(encoder: Any, image_1CHW: Tensor, *, rows: int) -> Iterator[Canvas]:
+def features_in_bands(encoder: Any, image_1CHW: Tensor, *, rows: int) -> Iterator[Canvas]:
     """The encoder's features of an image in [0, 1] at each level, before downsampling; the finest level first."""
     conv, like = encoder.conv_in, _like(encoder, image_1CHW)
     h = map_bands(
@@ -55,7 +55,7 @@ def levels(encoder: Any, image_1CHW: Tensor, *, rows: int) -> Iterator[Canvas]:
             h = map_bands(downsampler, [h], like=like, channels=channels, rows=rows, halo=2, down=2)
 
 
-def decode(decoder: Any, z_BCHW: Tensor, *, rows: int, refine: Refine | None = None) -> Tensor:
+def decode_in_bands(decoder: Any, z_BCHW: Tensor, *, rows: int, refine: Refine | None = None) -> Tensor:
     """The decoder's output, (B, 3, H, W).
 
     Args:

@@ -59,7 +59,7 @@ class Canvas:
             band_HWC = self.tensor[top:bottom]
         else:
             band_HWC = torch.empty(bottom - top, self.width, self.channels, dtype=self.dtype)
-            view = memoryview(band_HWC.view(torch.uint8).numpy()).cast("B")
+            view = band_HWC.view(torch.uint8).numpy().data.cast("B")
             self.file.seek(top * self.row_bytes)
             while view:
                 view = view[_done(self.file.readinto(view)) :]
@@ -73,7 +73,7 @@ class Canvas:
             self.tensor[top : top + len(band_HWC)] = band_HWC
             return
         rows_HWC = band_HWC.to("cpu", self.dtype).contiguous()
-        view = memoryview(rows_HWC.view(torch.uint8).numpy()).cast("B")
+        view = rows_HWC.view(torch.uint8).numpy().data.cast("B")
         self.file.seek(top * self.row_bytes)
         while view:
             view = view[_done(self.file.write(view)) :]

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
-from restore_lab.backbones.codec import banded
+from restore_lab.backbones.codec.banded import decode_in_bands, encode_in_bands
 from restore_lab.backbones.disk_cache import DiskCache, content
 from restore_lab.system.xla import to_host
 
@@ -33,6 +35,7 @@ class Codec(nn.Module):
         pixels: pixels per band, for larger images and without gradients; None for no bands.
     """
 
+    vae: Any  # diffusers' types of its outputs are unions
     pixels: int | None = None
 
     def __init__(self, vae: AutoencoderKL | AutoencoderTiny, *, disk: DiskCache | None = None) -> None:
@@ -62,7 +65,7 @@ class Codec(nn.Module):
         if isinstance(self.vae, AutoencoderTiny):
             if generator is not None:
                 raise ValueError("AutoencoderTiny has no posterior to draw from; leave out generator")
-            z = self.vae.encode((2 * image_BCHW - 1).to(self._dtype)).latents
+            (z,) = self.vae.encode((2 * image_BCHW - 1).to(self._dtype), return_dict=False)
         else:
             posterior = self._posterior(image_BCHW, encoder)
             z = posterior.mode()
@@ -91,7 +94,7 @@ class Codec(nn.Module):
         rows = self.rows(image_BCHW.shape[-2:])
         if rows is not None:
             coder = encoder or self.vae.encoder
-            h = banded.encode(coder, image_BCHW, rows=rows)
+            h = encode_in_bands(coder, image_BCHW, rows=rows)
         else:
             x = (2 * image_BCHW - 1).to(self._dtype)
             if encoder is None:
@@ -119,7 +122,7 @@ class Codec(nn.Module):
         z = (z_BCHW / self._like(self.scale, z_BCHW) + self._like(self.shift, z_BCHW)).to(self._dtype)
         rows = self.rows([self.compression * side for side in z.shape[-2:]])
         if rows is not None and decoder is None:
-            decoder = partial(banded.decode, self.vae.decoder, rows=rows)
+            decoder = partial(decode_in_bands, self.vae.decoder, rows=rows)
         if decoder is None:
             sample = self.vae.decode(z).sample
         else:

@@ -1,7 +1,8 @@
 """Load a `Backbone` from a diffusers-format folder, a hub id or a single file.
 
-Paths are resolved in places.py; the parts are read in reading.py, single_file.py and text/loading.py. `meta=True`
-builds the modules on torch's meta device without weights, for example to count SDXL's parameters and FLOPs on a laptop.
+Paths are resolved in places.py; the parts are read in diffusers_folder.py, single_file.py and text/loading.py.
+`meta=True` builds the modules on torch's meta device without weights, for example to count SDXL's parameters and FLOPs
+on a laptop.
 Config lines: `backbone=tiny_sd|tiny_sd3|sd15|sd21|sdxl|sd3`, `backbone.path=/folder/of/a/finetune`,
 `backbone.path=/x/sd_xl_base_1.0.safetensors`, `backbone.codec_dtype=float32`.
 """
@@ -17,8 +18,8 @@ import torch
 from restore_lab.backbones.base import Backbone
 from restore_lab.backbones.codec.codec import Codec
 from restore_lab.backbones.disk_cache import DiskCache
+from restore_lab.backbones.loading.diffusers_folder import BackboneError, Folder, read_json
 from restore_lab.backbones.loading.places import DENOISERS, as_list, find_codec, find_prior
-from restore_lab.backbones.loading.reading import BackboneError, Folder, read_json
 from restore_lab.backbones.schedule import Schedule
 from restore_lab.backbones.text.loading import load_text, load_triple_text
 from restore_lab.config.kinds import DType, Positive, Range
@@ -70,33 +71,25 @@ def load_backbone(
     Raises:
         BackboneError: if there is no prior at `path`, or it cannot be read.
     """
-    dtypes = {"dtype": dtype, "text_dtype": text_dtype or dtype, "codec_dtype": codec_dtype or dtype}
     without = as_list(without)
     prior = find_prior(as_list(path), family=family, meta=meta, config_path=config_path, without=without)
     denoiser = _diffusers_part(prior, DENOISERS[family], dtype=DTYPES[dtype], meta=meta)
-    vae = _codec(prior, codec_path, dtype=DTYPES[dtypes["codec_dtype"]], meta=meta)
+    vae = _codec(prior, codec_path, dtype=DTYPES[codec_dtype or dtype], meta=meta)
     disk: DiskCache | None = None
     if cache_dir is not None and not meta:
         disk = _disk_cache(prior, codec_path, folder=cache_dir, gigabytes=cache_gigabytes)
-    parts: dict[str, Any] = {
-        "codec": Codec(vae, disk=disk if cache_latents else None),
-        "schedule": load_schedule(prior),
-    }
-    settings: dict[str, Any] = {
-        "dtype": DTYPES[dtypes["text_dtype"]],
-        "meta": meta,
-        "cache_bytes": CACHE_BYTES if cache_text else 0,
-        "disk": disk,
-    }
+    codec, schedule = Codec(vae, disk=disk if cache_latents else None), load_schedule(prior)
+    cache_bytes = CACHE_BYTES if cache_text else 0
+    settings: dict[str, Any] = {"dtype": DTYPES[text_dtype or dtype], "meta": meta, "cache_bytes": cache_bytes, "disk": disk}
     if family == "mmdit":
         from restore_lab.backbones.mmdit import MMDiTBackbone
 
         text = load_triple_text(prior, transformer=denoiser, without=without, t5_length=t5_length, **settings)
-        return MMDiTBackbone(transformer=denoiser, text=text, **parts)
+        return MMDiTBackbone(transformer=denoiser, codec=codec, text=text, schedule=schedule)
     from restore_lab.backbones.unet import UNetBackbone
 
     text = load_text(prior, penultimate=denoiser.config.addition_embed_type == "text_time", **settings)
-    return UNetBackbone(unet=denoiser, text=text, **parts)
+    return UNetBackbone(unet=denoiser, codec=codec, text=text, schedule=schedule)
 
 
 def _disk_cache(prior: Folder, codec_path: str | None, *, folder: str, gigabytes: float) -> DiskCache:
@@ -127,7 +120,10 @@ def _codec(prior: Folder, codec_path: str | None, *, dtype: torch.dtype, meta: b
 
 def _diffusers_part(prior: Folder, part: str, *, dtype: torch.dtype, meta: bool) -> Any:
     """The denoiser or the VAE, of the class in its config."""
-    from diffusers import AutoencoderKL, AutoencoderTiny, SD3Transformer2DModel, UNet2DConditionModel
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+    from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     classes = (UNet2DConditionModel, SD3Transformer2DModel, AutoencoderKL, AutoencoderTiny)
     known = {cls.__name__: cls for cls in classes}

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from restore_lab.backbones.loading.reading import SHIPPED, BackboneError, Folder, find_weights, weight_files
+from restore_lab.backbones.loading.diffusers_folder import SHIPPED, BackboneError, Folder, find_weights, weight_files
 from restore_lab.backbones.loading.single_file import SUFFIX, SingleFile
 from restore_lab.system.faults import describe_fault
 
-PACKAGE = Path(__file__).resolve().parents[2]
+_ASSETS = Path(__file__).resolve().parents[2] / "assets"
 DENOISERS = {"unet": "unet", "mmdit": "transformer"}  # families, and the folders of their denoisers
-PARTS = re.compile(r"(unet|transformer|vae|text_encoder(_\d)?|tokenizer(_\d)?|scheduler)")
+PART_FOLDERS = re.compile(r"(unet|transformer|vae|text_encoder(_\d)?|tokenizer(_\d)?|scheduler)")
 SMALL = (".json", ".txt", ".model")  # configs, vocabularies, sentencepiece models
 
 
@@ -36,12 +36,15 @@ def find_prior(
         without: parts whose weights are not needed.
 
     Raises:
-        BackboneError: if no place has one, with the reason for each.
+        BackboneError: for an unknown family, or if no place has one, with the reason for each.
     """
+    if family not in DENOISERS:
+        known = "unet (SD 1.5, SD 2.1, SDXL shapes), mmdit (SD3, SD3.5)"
+        raise BackboneError(f"backbone family {family!r} is not known; one of {known}")
     tried = []
     for place in places:
         try:
-            return resolve(place, family=family, meta=meta, config_path=config_path, without=without)
+            return resolve_place(place, family=family, meta=meta, config_path=config_path, without=without)
         except BackboneError as error:
             tried.append(str(error))
     hint = "set backbone.path to a diffusers-format folder, or fetch one: hf download " + _example(places)
@@ -58,7 +61,7 @@ def is_hub_id(place: str) -> bool:
     return re.fullmatch(r"[\w.-]+/[\w.-]+", place) is not None and not place.startswith((".", "~"))
 
 
-def resolve(
+def resolve_place(
     place: str,
     *,
     family: str,
@@ -76,7 +79,7 @@ def resolve(
     """
     kind, _, name = place.partition(":")
     if kind == "asset":
-        return _checked(PACKAGE / "assets" / name, place, family=family)
+        return _checked(_ASSETS / name, place, family=family)
     if kind == "config":
         if not meta:
             raise BackboneError(f"{place} holds configs but no weights")
@@ -98,7 +101,7 @@ def _single(file: Path, *, family: str, meta: bool, config_path: str | None) -> 
         raise BackboneError(f"{file}: set backbone.config_path to its configs: a diffusers folder, or config:sdxl")
     if Path(config_path).expanduser().is_file():
         raise BackboneError(f"backbone.config_path={config_path} is a file; give a folder of configs, or config:sdxl")
-    configs = resolve(config_path, family=family, meta=True, config_path=None, download=False)
+    configs = resolve_place(config_path, family=family, meta=True, config_path=None, download=False)
     return configs if meta else SingleFile(file, configs.root)
 
 
@@ -157,7 +160,7 @@ def files_to_download(files: Sequence[str], *, without: Sequence[str] = ()) -> l
     parts: dict[str, list[str]] = defaultdict(list)
     for file in files:
         part, _, name = file.partition("/")
-        if PARTS.fullmatch(part) and "/" not in name:
+        if PART_FOLDERS.fullmatch(part) and "/" not in name:
             parts[part].append(name)
     chosen = [file for file in files if file == "model_index.json"]
     for part, names in parts.items():

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restore_lab.backbones.loading.reading import BackboneError, Folder, check_complete, first_line
+from restore_lab.backbones.loading.diffusers_folder import BackboneError, Folder, check_complete, first_line
 from restore_lab.system.quiet import silence_libraries
 
 if TYPE_CHECKING:

@@ -114,7 +114,8 @@ class TextEncoder(nn.Module):
 
     def _ids(self, texts: Sequence[str], index: int, *, warn: bool = True) -> tuple[Tensor, Tensor | None]:
         """Token ids padded to the tokenizer's length, and the attention mask if the config requires one."""
-        config, device = self.encoders[index].config, device_of(self.encoders[index])
+        encoder: Any = self.encoders[index]
+        config, device = encoder.config, device_of(encoder)
         if not self.tokenizers:
             shape = (len(texts), config.max_position_embeddings)
             return torch.zeros(shape, dtype=torch.long, device=device), None

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from restore_lab.backbones.disk_cache import DiskCache
-from restore_lab.backbones.loading.reading import BackboneError, Folder
+from restore_lab.backbones.loading.diffusers_folder import BackboneError, Folder
 from restore_lab.backbones.text.clip import TextEncoder
 from restore_lab.backbones.text.sd3 import TripleTextEncoder
 
@@ -51,7 +51,10 @@ def load_triple_text(
         raise BackboneError(f"backbone.without={list(without)}: {odd[0]!r} is not one of {', '.join(ENCODERS)}")
     parts = [name if prior.has(name) and name not in without else None for name in ENCODERS]
     kinds = (CLIPS[1:], CLIPS[1:], (T5,))
-    models = [p and _model(prior, p, kind, dtype=dtype, meta=meta) for p, kind in zip(parts, kinds, strict=True)]
+    models = [
+        None if p is None else _model(prior, p, kind, dtype=dtype, meta=meta)
+        for p, kind in zip(parts, kinds, strict=True)
+    ]
     tokenizers = [None if meta or p is None else prior.tokenizer(p) for p in parts]
     config = transformer.config
     first_width = int(prior.config(ENCODERS[0])["hidden_size"]) if prior.has(ENCODERS[0]) else CLIP_L_WIDTH

@@ -24,7 +24,7 @@ MAX_TABLE, MAX_WORDS = 4 * 2**30, 2**20  # bytes: of a table, and of a text file
 TABLE_SUFFIXES = (".json", ".jsonl", ".parquet")
 
 
-class Captions:
+class FolderCaptions:
     """The captions of one folder; an image without one gets the empty string."""
 
     def __init__(self, root: str | Path, *, table: str | Path | None = "auto") -> None:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Literal
 
 from restore_lab.config.validate import check_arguments
-from restore_lab.data.image_io import MAX_PIXELS, SUFFIXES, Header, read_header, read_image
-from restore_lab.data.sources.captions import Captions
+from restore_lab.data.image_io import IMAGE_SUFFIXES, MAX_PIXELS, Header, read_header, read_image
+from restore_lab.data.sources.captions import FolderCaptions
 from restore_lab.storage.paths import place_of
 from restore_lab.storage.walk import Walk, describe_skipped, match, walk
 from restore_lab.types import Picture
@@ -65,7 +65,7 @@ class FolderSource:
         images.report()
         self._base, self._names = images.base, images.names
         self._keys = keys_of(self._names)
-        self._captions = Captions(self._base, table=captions)
+        self._captions = FolderCaptions(self._base, table=captions)
         if captions not in (None, "auto"):
             self._captions.require_any(self._base / name for name in self._names)
 
@@ -114,7 +114,7 @@ class FolderSource:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Images:
+class ImageFiles:
     """The image files of a folder.
 
     Attributes:
@@ -133,7 +133,7 @@ class Images:
             log.warning("%s: %d images; passed over: %s", self.base, len(self.names), left)
 
 
-def list_images(root: Path, *, recursive: bool = True) -> Images:
+def list_images(root: Path, *, recursive: bool = True) -> ImageFiles:
     """The image files of a folder or a glob pattern (`photos/**/*.jpg`), or a single image file.
 
     Raises:
@@ -141,7 +141,7 @@ def list_images(root: Path, *, recursive: bool = True) -> Images:
     """
     pattern = str(root)
     if root.is_file():
-        return Images(base=root.parent, names=[root.name], passed_over={})
+        return ImageFiles(base=root.parent, names=[root.name], passed_over={})
     if not root.exists() and glob.has_magic(pattern):
         base, found = match(root)
         if not found.files:
@@ -153,20 +153,20 @@ def list_images(root: Path, *, recursive: bool = True) -> Images:
     return _images(root, walk(root, depth=None if recursive else 1), what=pattern, where=where)
 
 
-def _images(base: Path, found: Walk, *, what: str, where: str) -> Images:
-    names = [name for name in found.files if _suffix(name) in SUFFIXES]
+def _images(base: Path, found: Walk, *, what: str, where: str) -> ImageFiles:
+    names = [name for name in found.files if _suffix(name) in IMAGE_SUFFIXES]
     stems = {os.path.splitext(name)[0] for name in names} | set(names)
     over = Counter(found.skipped)
     for name in found.files:
         stem, suffix = os.path.splitext(name)
         if suffix.lower() in PHOTOGRAPHS:
             over[f"unsupported {suffix.lower()} photograph"] += 1
-        elif suffix.lower() not in SUFFIXES and not (suffix == ".txt" and stem in stems):  # a caption file
+        elif suffix.lower() not in IMAGE_SUFFIXES and not (suffix == ".txt" and stem in stems):  # a caption file
             over["file that is no image"] += 1
     if not names:
         left = f"; passed over: {describe_skipped(over)}" if over else ""
-        raise ValueError(f"{what}: no image files {where}; looked for {' '.join(sorted(SUFFIXES))}{left}")
-    return Images(base=base, names=names, passed_over=over)
+        raise ValueError(f"{what}: no image files {where}; looked for {' '.join(sorted(IMAGE_SUFFIXES))}{left}")
+    return ImageFiles(base=base, names=names, passed_over=over)
 
 
 def keys_of(names: Iterable[str]) -> list[str]:

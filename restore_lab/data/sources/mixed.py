@@ -72,6 +72,6 @@ class MixedSource:
         return name, index if first else mix(*seeds) % len(self._sources[name])
 
 
-def captions(*, sources: Mapping[str, Sequence[str]]) -> list[str]:
+def join_captions(*, sources: Mapping[str, Sequence[str]]) -> list[str]:
     """The captions of several sources in one list, for training on text only."""
     return [caption for part in sources.values() for caption in part]

@@ -19,7 +19,7 @@ from restore_lab.data.image_io import BadImage, Header
 from restore_lab.types import Picture
 
 log = logging.getLogger(__name__)
-MAX_NAMES = 5  # per line of a report
+MAX_REPORTED = 5  # per line of a report
 
 
 class NamedDataset:
@@ -103,8 +103,8 @@ class Checkup:
         lines = [f"{self.name}: {'whole' if self.whole else 'NOT whole'}, {self.found}{of} pictures can be read"]
         for word, names in (("missing", self.missing), ("extra", self.extra), ("unreadable", self.unreadable)):
             if names:
-                more = f", ... ({len(names)} in all)" if len(names) > MAX_NAMES else ""
-                lines.append(f"  {word}: {', '.join(names[:MAX_NAMES])}{more}")
+                more = f", ... ({len(names)} in all)" if len(names) > MAX_REPORTED else ""
+                lines.append(f"  {word}: {', '.join(names[:MAX_REPORTED])}{more}")
         return lines
 
 
@@ -114,7 +114,7 @@ def checkups(node: Any) -> list[Checkup]:
     found = []
     for part in parts:
         try:
-            found.append(checkup(build(part)))
+            found.append(check_source(build(part)))
         except ValueError as error:
             if len(parts) == 1:
                 raise
@@ -134,7 +134,7 @@ def checkups(node: Any) -> list[Checkup]:
     return found
 
 
-def checkup(source: Source, *, name: str = "data") -> Checkup:
+def check_source(source: Source, *, name: str = "data") -> Checkup:
     """Read every image of a source; a named dataset is compared with a complete copy."""
     keys, unreadable = source.keys(), []
     for index in range(len(source)):

@@ -2,8 +2,8 @@
 
 A rule maps the LQ and HQ names (paths below their folders) to one `Pair` per LQ: `SameStem`, `RegexStem` (several LQ
 may share an HQ, as in RESIDE: 0364_0.85_0.12 -> 0364), `SuffixStem` (a_rain -> a_clean; both may be in one folder) or
-`Manifest` (a CSV or JSONL with the columns lq, hq and optionally caption). The key is the LQ's path without suffix. An
-LQ of another size is resized to its HQ (bicubic). Selected by `data=paired data.lq=... data.hq=...
+`PairManifest` (a CSV or JSONL with the columns lq, hq and optionally caption). The key is the LQ's path without suffix.
+An LQ of another size is resized to its HQ (bicubic). Selected by `data=paired data.lq=... data.hq=...
 data/rule=same_stem`.
 """
 
@@ -20,7 +20,7 @@ from typing import Literal, Protocol
 
 from restore_lab.config.validate import check_arguments
 from restore_lab.data.image_io import MAX_PIXELS, Header, read_header, read_image, resize_image
-from restore_lab.data.sources.captions import Captions
+from restore_lab.data.sources.captions import FolderCaptions
 from restore_lab.data.sources.folder import keys_of, list_images
 from restore_lab.storage.foreign import bytes_of, json_lines
 from restore_lab.storage.walk import head
@@ -84,7 +84,7 @@ class SuffixStem:
         return pair_by_stem(matching, hq_names, hq_stem=lambda stem: stem.removesuffix(self._lq) + self._hq)
 
 
-class Manifest:
+class PairManifest:
     """Pairs from a CSV (with a header) or JSONL file; names are relative to the LQ and HQ folders."""
 
     def __init__(self, path: str | Path) -> None:
@@ -155,7 +155,7 @@ class PairedSource:
         self._pairs = self._choose(pairs, hq_names=hq_names, unmatched=unmatched) if self._hq is not None else pairs
         self._keys = keys_of(pair.lq for pair in self._pairs)
         folders = [folder for folder in (self._hq, self._lq) if folder is not None]
-        self._captions = [Captions(folder, table=captions) for folder in folders]
+        self._captions = [FolderCaptions(folder, table=captions) for folder in folders]
 
     def __len__(self) -> int:
         return len(self._pairs)

@@ -1,8 +1,8 @@
 """Procedural scenes with captions, drawn from (seed, index): the training data of the shipped priors.
 
-Each scene is one of seven kinds (`KINDS`), with a caption of its content: "a red circle and a small blue star on a
-green background", "diagonal black and white stripes", "the word SKY in yellow on a purple texture". Colours, lighting,
-texture and a slight lens blur vary, so that the statistics are close to those of photographs. Selected by
+Each scene is one of seven kinds (`SCENE_KINDS`), with a caption of its content: "a red circle and a small blue star on
+a green background", "diagonal black and white stripes", "the word SKY in yellow on a purple texture". Colours,
+lighting, texture and a slight lens blur vary, so that the statistics are close to those of photographs. Selected by
 `data=procedural`. Shapes: a scene is uint8, size x size x 3.
 """
 
@@ -14,16 +14,16 @@ import numpy as np
 
 from restore_lab.config.kinds import Count, Range
 from restore_lab.config.validate import check_arguments
-from restore_lab.data.sources import drawing as draw
+from restore_lab.data.sources import scene_elements as draw
 from restore_lab.random import rng as seeded
 from restore_lab.types import Picture
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.random import Generator
 
-COLOURS = {
+SCENE_COLOURS = {
     "red": (0.80, 0.14, 0.12),
     "orange": (0.92, 0.52, 0.13),
     "yellow": (0.93, 0.84, 0.22),
@@ -39,9 +39,9 @@ COLOURS = {
     "teal": (0.12, 0.55, 0.58),
 }
 Size = Annotated[int, Range(16, 2**16, unit="pixels")]
-KINDS = ("leaves", "texture", "gradient", "stripes", "shapes", "text", "landscape")
+SCENE_KINDS = ("leaves", "texture", "gradient", "stripes", "shapes", "text", "landscape")
 ANGLES = {"horizontal": np.pi / 2, "vertical": 0.0, "diagonal": np.pi / 4}
-WORDS = (
+SCENE_WORDS = (
     "SKY",
     "SEA",
     "SUN",
@@ -61,20 +61,20 @@ WORDS = (
 )
 
 
-def draw_scene(rng: Generator, *, size: int, kinds: Sequence[str] = KINDS) -> tuple[np.ndarray, str]:
+def draw_scene(rng: Generator, *, size: int, kinds: Sequence[str] = SCENE_KINDS) -> tuple[np.ndarray, str]:
     """One scene as uint8 HWC and its caption.
 
     Args:
         rng: source of all randomness.
         size: side in pixels.
-        kinds: subset of `KINDS`, equally likely.
+        kinds: subset of `SCENE_KINDS`, equally likely.
 
     Raises:
         ValueError: for an unknown kind.
     """
-    kind = kinds[rng.integers(len(kinds))]
+    kind = kinds[int(rng.integers(len(kinds)))]
     if kind not in _SCENES:
-        raise ValueError(f"unknown kind of scene {kind!r}; one of {', '.join(KINDS)}")
+        raise ValueError(f"unknown kind of scene {kind!r}; one of {', '.join(SCENE_KINDS)}")
     picture, caption = _SCENES[kind](rng, size)
     return _photograph(rng, picture), caption
 
@@ -98,8 +98,10 @@ def _photograph(rng: Generator, picture: np.ndarray) -> np.ndarray:
 
 def _colours(rng: Generator, count: int) -> list[tuple[str, np.ndarray]]:
     """Distinct colours with their names, each jittered."""
-    names = rng.choice(list(COLOURS), count, replace=False)
-    return [(str(n), np.clip(np.array(COLOURS[n]) + rng.normal(0, 0.05, 3), 0, 1).astype(np.float32)) for n in names]
+    names = rng.choice(list(SCENE_COLOURS), count, replace=False)
+    return [
+        (str(n), np.clip(np.array(SCENE_COLOURS[n]) + rng.normal(0, 0.05, 3), 0, 1).astype(np.float32)) for n in names
+    ]
 
 
 def _leaves(rng: Generator, size: int) -> tuple[np.ndarray, str]:
@@ -147,21 +149,20 @@ def _stripes(rng: Generator, size: int) -> tuple[np.ndarray, str]:
 
 
 def _place(
-    rng: Generator, picture: np.ndarray, name: str, value: np.ndarray, where=(0.2, 0.8)
+    rng: Generator, picture: np.ndarray, name: str, value: np.ndarray, where: tuple[float, float] = (0.2, 0.8)
 ) -> tuple[np.ndarray, str]:
     """Draw one object, randomly shaded and with a shadow; returns the image and its phrase in the caption."""
     size = picture.shape[0]
     kind = str(rng.choice(draw.SHAPES))
     small = rng.uniform() < 0.4
     radius = size * (rng.uniform(0.08, 0.15) if small else rng.uniform(0.18, 0.34))
-    centre = tuple(rng.uniform(*where, 2) * size)
+    low, high = where
+    y, x = rng.uniform(low, high, 2) * size
     angle = rng.uniform(0, 2 * np.pi)
-    mask = draw.shape_mask(kind, size, centre=centre, radius=radius, angle=angle)
+    mask = draw.shape_mask(kind, size, centre=(y, x), radius=radius, angle=angle)
     if rng.uniform() < 0.4:
         offset = rng.uniform(0.03, 0.07) * size
-        shadow = draw.shape_mask(
-            kind, size, centre=(centre[0] + offset, centre[1] + offset), radius=radius, angle=angle
-        )
+        shadow = draw.shape_mask(kind, size, centre=(y + offset, x + offset), radius=radius, angle=angle)
         picture = picture * (1 - 0.45 * shadow[..., None])
     fill = np.broadcast_to(value, picture.shape)
     if rng.uniform() < 0.6:
@@ -185,7 +186,7 @@ def _shapes(rng: Generator, size: int) -> tuple[np.ndarray, str]:
 def _text(rng: Generator, size: int) -> tuple[np.ndarray, str]:
     (ink, vi), (ground, vg) = _colours(rng, 2)
     picture, background = _surface(rng, size, ground, vg)
-    word = str(rng.choice(WORDS))
+    word = str(rng.choice(SCENE_WORDS))
     return draw.blend(picture, vi, draw.letters(rng, size, word)), f"the word {word} in {ink} on {background}"
 
 
@@ -217,7 +218,7 @@ _SCENES = {
 }
 
 
-def _list(words) -> str:
+def _list(words: Iterable[str]) -> str:
     """An English list: "a, b and c"."""
     words = list(words)
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
@@ -231,10 +232,10 @@ class ProceduralSource:
         seed: of the scenes.
         size: side in pixels.
         length: scenes per epoch.
-        kinds: subset of `KINDS`, equally likely.
+        kinds: subset of `SCENE_KINDS`, equally likely.
     """
 
-    def __init__(self, *, seed: int, size: Size, length: Count, kinds: Sequence[str] = KINDS) -> None:
+    def __init__(self, *, seed: int, size: Size, length: Count, kinds: Sequence[str] = SCENE_KINDS) -> None:
         self.seed, self.size, self.length, self.kinds = seed, size, length, tuple(kinds)
 
     def __len__(self) -> int:
@@ -250,7 +251,7 @@ class ProceduralSource:
         return Picture(hq_HWC=picture, caption=caption, key=f"scene_{number:07d}")
 
 
-def captions(*, seed: int, count: int) -> list[str]:
+def draw_captions(*, seed: int, count: int) -> list[str]:
     """The captions of `count` scenes, for training on text only."""
     source = ProceduralSource(seed=seed, size=16, length=count)
     return [source.read(index).caption for index in range(count)]

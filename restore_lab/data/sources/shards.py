@@ -23,8 +23,8 @@ import numpy as np
 from restore_lab.config.kinds import Count
 from restore_lab.config.validate import check_arguments
 from restore_lab.data.image_io import (
+    IMAGE_SUFFIXES,
     MAX_PIXELS,
-    SUFFIXES,
     BadImage,
     Header,
     decode_header,
@@ -122,7 +122,7 @@ class ShardsSource:
             return permutation(len(self), seed=seed, epoch=epoch)
         draw, ends = rng(seed, "order", epoch), np.cumsum(np.bincount(self._shard, minlength=len(self._tars)))
         shards = draw.permutation(len(self._tars))
-        order = np.concatenate([np.arange(ends[n - 1] if n else 0, ends[n]) for n in shards])
+        order = np.concatenate([np.arange(int(ends[n - 1]) if n else 0, int(ends[n])) for n in shards])
         for first in range(0, len(order), self._window):
             draw.shuffle(order[first : first + self._window])
         return order
@@ -259,7 +259,7 @@ def _table(tar: Path, index: TarIndex, *, role: Role, image: str | None) -> np.n
     images = {"hq": HQ, "lq": LQ, "": HQ if role == "hq" else LQ}
     for kind in sorted(index.offsets):
         part, _, suffix = kind.rpartition(".")
-        is_image = f".{suffix}" in SUFFIXES and part in images and image in (None, suffix)
+        is_image = f".{suffix}" in IMAGE_SUFFIXES and part in images and image in (None, suffix)
         column = images[part] if is_image else columns.get(kind)
         if column is None:
             continue

@@ -10,6 +10,7 @@ rejected as a whole.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import tarfile
@@ -25,9 +26,9 @@ from restore_lab.storage.atomic import write_bytes_atomic
 from restore_lab.storage.notes import note_place, read_note, stamp
 
 log = logging.getLogger(__name__)
-FORMAT = 1
+INDEX_FORMAT = 1
 CHUNK = 2**20
-BLOCK = 512
+TAR_BLOCK = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +90,14 @@ def scan(tar: Path) -> dict[str, Any]:
     with open(tar, "rb") as file:
         hashing = _Hashing(file)
         try:
-            with tarfile.open(fileobj=hashing, mode="r|", bufsize=CHUNK) as members:
-                for member in members:
+            with tarfile.open(fileobj=hashing, mode="r|", bufsize=CHUNK) as opened:
+                archive: Any = opened  # the types of tarfile lack `members`
+                for member in archive:
                     if member.offset < end or member.size < 0 or member.offset_data + member.size > before["size"]:
                         raise ValueError(f"{tar}: member {member.name!r} has no place in {before['size']} bytes")
-                    end = member.offset_data + -(-member.size // BLOCK) * BLOCK
+                    end = member.offset_data + -(-member.size // TAR_BLOCK) * TAR_BLOCK
                     found.add(member)
-                    members.members.clear()  # tarfile keeps them all
+                    archive.members.clear()  # tarfile keeps them all
         except (tarfile.TarError, EOFError, OSError, OverflowError) as error:
             raise ValueError(
                 f"{tar}: not a tar that can be read ({' '.join(str(error).split())}){_kind(tar)}"
@@ -150,16 +152,17 @@ class _Samples:
             }
             for kind, there in self.members.items()
         }
-        return {"format": FORMAT, "keys": list(self.numbers), "members": columns}
+        return {"format": INDEX_FORMAT, "keys": list(self.numbers), "members": columns}
 
 
-class _Hashing:
+class _Hashing(io.RawIOBase):
     """A file that hashes the bytes read from it."""
 
     def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
         self.file, self.sha256 = file, hashlib.sha256()
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int = -1) -> bytes:
         data = self.file.read(size)
         self.sha256.update(data)
         return data
@@ -169,7 +172,7 @@ def _good(tar: Path) -> dict[str, Any] | None:
     """The cached index of a tar; None if there is none, or it is invalid, damaged or of another version."""
     note = read_note(tar)
     try:
-        if note is None or note["format"] != FORMAT or not all(isinstance(key, str) for key in note["keys"]):
+        if note is None or note["format"] != INDEX_FORMAT or not all(isinstance(key, str) for key in note["keys"]):
             return None
         for _, column in _kinds(note):
             offset, length = np.array(column["offset"], np.int64), np.array(column["length"], np.int64)
@@ -203,7 +206,7 @@ def _check_end(file: BinaryIO, tar: Path, end: int) -> None:
     """Check that only zeros follow the last member: tarfile stops silently at an invalid header."""
     file.seek(end)
     tail = file.read(CHUNK)
-    if len(tail) < BLOCK or any(tail):
+    if len(tail) < TAR_BLOCK or any(tail):
         raise ValueError(f"{tar}: cut off or damaged at byte {end} of {tar.stat().st_size}; copy it again")
     while tail := file.read(CHUNK):
         if any(tail):

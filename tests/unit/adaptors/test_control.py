@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from restore_lab.adaptors.fusion.modulation import Modulation
 from restore_lab.adaptors.fusion.zero_conv import ZeroConv, zero_conv
 from restore_lab.adaptors.hint_net import HintNet
-from restore_lab.adaptors.trunk.unet import Trunk, collect
+from restore_lab.adaptors.trunk.unet import Trunk, collect_skips
 from restore_lab.config.build import build
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.types import Cond, Hint
@@ -120,7 +120,7 @@ def test_the_trunk_starts_as_the_priors_encoder(kind, backbones) -> None:
         kept: list[Tensor] = []
 
         def watch(tap, h, temb, carry):
-            kept.extend(collect(tap, h, temb, ())[1])
+            kept.extend(collect_skips(tap, h, temb, ())[1])
             return h, carry
 
         backbone(z, t, cond, watch)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from restore_lab.backbones.unet import UNetBackbone
-from restore_lab.backbones.unet_loop import encode, time_embedding
+from restore_lab.backbones.unet_loop import embed_time_and_size, run_encoder_half
 from restore_lab.types import Cond, Tap
 from tests.helpers.rounding import close
 from tests.helpers.toy_priors import toy_backbone, toy_inputs
@@ -157,8 +157,8 @@ def test_a_trunk_of_copied_modules_runs_by_the_same_loop(kind) -> None:
         if getattr(backbone.unet, name, None) is not None:
             setattr(trunk, name, copy.deepcopy(getattr(backbone.unet, name)).requires_grad_(True))
     z, t, cond = toy_inputs(backbone)
-    temb = time_embedding(trunk, t, cond, dtype=torch.float32)
-    mid, skips, _ = encode(trunk, trunk.conv_in(z), temb, cond.tokens_BLD, taps=backbone.encoder_taps)
+    temb = embed_time_and_size(trunk, t, cond, dtype=torch.float32)
+    mid, skips, _ = run_encoder_half(trunk, trunk.conv_in(z), temb, cond.tokens_BLD, taps=backbone.encoder_taps)
     kept: dict[str, Tensor] = {}
     backbone(z, t, cond, lambda tap, h, temb, carry: (kept.setdefault(tap.name, h), carry))
     assert close(mid, kept["mid"])

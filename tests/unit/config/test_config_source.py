@@ -27,7 +27,7 @@ SECOND = sorted(SECOND_NAMES.items())
 def own(tmp_path: Path) -> Path:
     """A person's config folder: a degradation, data that the verbs measure alone, an experiment with both."""
     files = {
-        "degradation/handheld.yaml": "_target_: restore_lab.degradation.fixed.Fixed\nstages: {noise: 0.5}\n",
+        "degradation/handheld.yaml": "_target_: restore_lab.degradation.fixed.FixedDegradation\nstages: {noise: 0.5}\n",
         "eval_data/mine.yaml": "_target_: mine\n",
         "experiment/both.yaml": "# @package _global_\n"
         "defaults:\n  - override /eval_degradation: handheld\n  - override /eval_data: mine\n",

@@ -8,7 +8,8 @@ import pytest
 
 from restore_lab.config.build import build
 from restore_lab.data.datamodule import RestorationDataModule
-from restore_lab.degradation.diff_restorer import KINDS, STEPS
+from restore_lab.degradation.diff_restorer import STEP_KINDS
+from restore_lab.degradation.vocabulary import LABELS
 from tests.helpers.configs import composed
 from tests.helpers.toy_datasets import write_all
 
@@ -60,8 +61,9 @@ def test_diff_restorer_sees_its_eight_kinds(datasets) -> None:
     data = training("diff_restorer", datasets, "batch_size=200")
     batch = data.degrade(next(iter(data.train_dataloader())), stage="train")
     kinds = [recipe.kinds for recipe in batch.recipe if recipe]
-    assert {kind for found in kinds for kind in found} - {"round"} == set(STEPS.values()) and len(STEPS) == len(KINDS)
-    shares = {kind: sum(kind in found for found in kinds) / 200 for kind in STEPS.values()}
+    assert {kind for found in kinds for kind in found} - {"round"} == set(STEP_KINDS.values())
+    assert len(STEP_KINDS) == len(LABELS)
+    shares = {kind: sum(kind in found for found in kinds) / 200 for kind in STEP_KINDS.values()}
     assert all(0.04 < share < 0.25 for share in shares.values()), shares
     pipelines = {recipe.kinds[0]: recipe.pipeline for recipe in batch.recipe if recipe}
     assert pipelines["haze"] == "pairs" and pipelines["noise"] == pipelines["jpeg"] == "diff_restorer"

@@ -11,7 +11,7 @@ from restore_lab.data.sources.labelled import LabelledPairs
 from restore_lab.data.sources.mixed import MixedSource
 from restore_lab.data.sources.pooled import PooledSource
 from restore_lab.data.test_crops import EvalCrops
-from restore_lab.degradation.diff_restorer import STEPS
+from restore_lab.degradation.diff_restorer import STEP_KINDS
 from restore_lab.degradation.vocabulary import labels
 from restore_lab.evaluation.evaluate import plan_evaluation
 from restore_lab.evaluation.systems import plan_system
@@ -89,7 +89,10 @@ def test_an_evaluation_measures_the_part_that_was_asked_for() -> None:
 
 def test_labelled_pairs_share_a_batch_with_images_that_are_still_to_be_degraded() -> None:
     """Pairs keep their LQ and have the label's recipe; the others get LQ and recipe, in training and in evaluation."""
-    parts = {"pairs": LabelledPairs(source=Coordinates(3, paired=True), kind=STEPS["haze"]), "alone": Coordinates(3)}
+    parts = {
+        "pairs": LabelledPairs(source=Coordinates(3, paired=True), kind=STEP_KINDS["haze"]),
+        "alone": Coordinates(3),
+    }
     data = RestorationDataModule(
         test=PooledSource(sources=parts), eval_degradation=noisy, eval_crop=8, eval_batch_size=6, workers=0
     )
@@ -100,7 +103,7 @@ def test_labelled_pairs_share_a_batch_with_images_that_are_still_to_be_degraded(
     expected, recipes = noisy(done.hq_BCHW[3:], done.seed[3:])
     assert torch.equal(done.lq_BCHW[3:], expected) and list(done.recipe[3:]) == recipes
     haze = Recipe(pipeline="pairs", seed=0, steps=(Step(kind="haze"),))
-    assert done.recipe[:3] == (haze,) * 3 and labels(haze) == tuple(kind == "haze" for kind in STEPS)
+    assert done.recipe[:3] == (haze,) * 3 and labels(haze) == tuple(kind == "haze" for kind in STEP_KINDS)
     assert data.degrade(done, stage="test") is done
     with pytest.raises(ValueError, match="only pairs can be labelled"):
         LabelledPairs(source=Coordinates(1), kind="haze").read(0)

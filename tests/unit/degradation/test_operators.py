@@ -22,7 +22,7 @@ from restore_lab.degradation.blur import (
 )
 from restore_lab.degradation.jpeg import jpeg, round_8bit
 from restore_lab.degradation.noise import gaussian_noise, poisson_noise
-from restore_lab.degradation.resize import MODES, resize
+from restore_lab.degradation.resize import RESIZE_MODES, resize
 from restore_lab.degradation.usm import usm_sharpen
 
 
@@ -96,7 +96,7 @@ def test_resize_area_is_the_block_mean_and_constants_stay() -> None:
     blocks = image.reshape(3, 16, 4, 16, 4).mean((2, 4))
     assert torch.allclose(resize(image, height=16, width=16, mode="area"), blocks)
     flat = torch.full((3, 20, 30), 0.3, dtype=torch.float64)
-    for mode in MODES:
+    for mode in RESIZE_MODES:
         assert torch.allclose(resize(flat, height=7, width=45, mode=mode), torch.tensor(0.3, dtype=torch.float64))
     with pytest.raises(ValueError, match="unknown resize mode 'lanczos'; there are area"):
         resize(flat, height=7, width=7, mode="lanczos")

@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from torch.nn import functional as F
 
 from restore_lab.degradation.apply import Pipeline, apply_recipe, apply_recipes, sharpened_targets
-from restore_lab.degradation.fixed import Fixed
+from restore_lab.degradation.fixed import FixedDegradation
 from restore_lab.degradation.parameterized import Parameterized
 from restore_lab.types import REMOVE_ALL, Recipe, Step
 from tests.helpers.checkout import CONF
@@ -259,9 +259,9 @@ def test_a_fixed_noise_has_its_std_and_another_seed_another_field() -> None:
 
 def test_bad_requests_are_one_clear_line() -> None:
     with pytest.raises(ValueError, match="odd: unknown stage 'rain'; there are blur, downsample, noise, jpeg"):
-        Fixed(name="odd", stages={"rain": 1.0})
+        FixedDegradation(name="odd", stages={"rain": 1.0})
     with pytest.raises(ValueError, match=r"odd: downsample=0\.5 is out of range"):
-        Fixed(name="odd", stages={"downsample": 0.5})
+        FixedDegradation(name="odd", stages={"downsample": 0.5})
     with pytest.raises(ValueError, match="1 seeds for 2 images"):
         pipeline("sr4")(images(2), [1])
     with pytest.raises(ValueError, match="cannot apply step 'hail'"):

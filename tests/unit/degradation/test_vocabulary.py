@@ -8,7 +8,7 @@ import pytest
 
 from restore_lab.config.build import build
 from restore_lab.config.conf_dir import conf_dir
-from restore_lab.degradation.diff_restorer import STEPS
+from restore_lab.degradation.diff_restorer import STEP_KINDS
 from restore_lab.degradation.vocabulary import LABELS, NAMES, UNNAMED, degradation_word, labels
 from restore_lab.degradation.weather import WEATHER
 from restore_lab.methods.dra import describe
@@ -44,7 +44,7 @@ def test_every_kind_of_every_pipeline_has_its_words(name) -> None:
 def test_the_pipelines_draw_every_kind_that_has_a_name() -> None:
     drawn = {kind for name in PIPELINES for recipe in recipes(name) for kind in recipe.kinds}
     assert drawn == {*NAMES, *UNNAMED}
-    assert set(WEATHER) <= drawn and set(STEPS.values()) <= drawn
+    assert set(WEATHER) <= drawn and set(STEP_KINDS.values()) <= drawn
     assert {label for _, label in NAMES.values()} == set(LABELS)
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from restore_lab.degradation.apply import apply_recipe
-from restore_lab.degradation.diff_restorer import KINDS, ORDER, STEPS, RandomKinds
-from restore_lab.degradation.vocabulary import labels
+from restore_lab.degradation.diff_restorer import ORDER, STEP_KINDS, RandomKinds
+from restore_lab.degradation.vocabulary import LABELS, labels
 from restore_lab.degradation.weather import (
     haze,
     line_kernel,
@@ -123,14 +123,14 @@ def test_a_smooth_field_spans_zero_to_one() -> None:
     assert float(field.diff(dim=2).abs().max()) < 0.2
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LABELS)
 def test_each_kind_alone_its_label_and_its_replay(kind) -> None:
     pipeline = RandomKinds(name=kind, kinds=[kind])
     x = torch.rand(4, 3, 32, 40, generator=torch.Generator().manual_seed(0))
     lq, recipes = pipeline(x, [1, 2, 3, 4])
     assert lq.dtype == torch.float32 and float(lq.min()) >= 0 and float(lq.max()) <= 1
     for i, recipe in enumerate(recipes):
-        assert labels(recipe) == tuple(name == kind for name in KINDS)
+        assert labels(recipe) == tuple(name == kind for name in LABELS)
         assert recipe.instruction()
         assert torch.equal(apply_recipe(Recipe.from_json(recipe.to_json()), x[i]), lq[i])
         assert (lq[i] - x[i]).abs().mean() > 1e-3
@@ -144,7 +144,7 @@ def test_mixtures_hold_as_many_as_asked_in_the_order_of_light() -> None:
     for seed in range(60):
         recipe = pipeline.draw(seed, 32, 32)
         kinds = [kind for kind in recipe.kinds if kind != "round"]
-        places = [[STEPS[kind] for kind in ORDER].index(kind) for kind in kinds]
+        places = [[STEP_KINDS[kind] for kind in ORDER].index(kind) for kind in kinds]
         assert places == sorted(places) and sum(labels(recipe)) == len(kinds)
         counts.append(len(kinds))
         seen.update(kinds)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from restore_lab.adaptors.lora import Lora
-from restore_lab.adaptors.restoration_adapter import RestorationAdapters, resize
+from restore_lab.adaptors.restoration_adapter import RestorationAdapters, resize_features
 from restore_lab.methods.dra import LqTargets, describe
 from restore_lab.types import Hint
 from tests.helpers.rounding import close
@@ -126,10 +126,10 @@ def test_an_adapter_is_its_formula(transformer) -> None:
 
 def test_the_stream_is_brought_to_the_maps_size() -> None:
     wide = torch.arange(16.0).reshape(1, 1, 4, 4)
-    torch.testing.assert_close(resize(wide, (2, 2)), torch.tensor([[[[2.5, 4.5], [10.5, 12.5]]]]))
-    assert resize(wide, (8, 8)).shape[-1] == 8
+    torch.testing.assert_close(resize_features(wide, (2, 2)), torch.tensor([[[[2.5, 4.5], [10.5, 12.5]]]]))
+    assert resize_features(wide, (8, 8)).shape[-1] == 8
     flat = torch.full((1, 1, 4, 4), 3.0)
-    assert close(resize(flat, (8, 6)), torch.full((1, 1, 8, 6), 3.0))
+    assert close(resize_features(flat, (8, 6)), torch.full((1, 1, 8, 6), 3.0))
 
 
 @pytest.mark.parametrize("kind", ["mini", "sd3"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from restore_lab.prompts.instruction import Blind, FromRecipe
-from restore_lab.prompts.semantic import Caption, Fixed, NoText, ShuffledCaption
+from restore_lab.prompts.semantic import Caption, FixedText, NoText, ShuffledCaption
 from restore_lab.prompts.slots import Dropout, PromptSources
 from restore_lab.types import REMOVE_ALL, Batch, Recipe
 from tests.helpers.toy_methods import recipe_of
@@ -41,7 +41,7 @@ def test_semantic_sources() -> None:
     four = batch()
     assert NoText()(four) == ("",) * 4
     assert Caption()(four) == four.caption
-    assert Fixed(text="a cat's, asleep")(four) == ("a cat's, asleep",) * 4
+    assert FixedText(text="a cat's, asleep")(four) == ("a cat's, asleep",) * 4
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 7])

@@ -8,8 +8,8 @@ import pytest
 import torch
 import yaml
 
+from restore_lab.backbones.loading.diffusers_folder import BackboneError
 from restore_lab.backbones.loading.load import load_backbone
-from restore_lab.backbones.loading.reading import BackboneError
 from tests.helpers.checkout import CONF
 from tests.helpers.toy_priors import toy_unet_folder, toy_vae
 from tests.helpers.toy_repositories import write_repository

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from restore_lab.backbones.loading.diffusers_folder import BackboneError
 from restore_lab.backbones.loading.load import load_backbone
 from restore_lab.backbones.loading.places import files_to_download
-from restore_lab.backbones.loading.reading import BackboneError
 from tests.helpers.toy_priors import MMDIT, TEXT_LENGTH
 from tests.helpers.toy_repositories import (
     HUB,

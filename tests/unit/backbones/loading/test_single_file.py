@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModelWithProjection
 
+from restore_lab.backbones.loading.diffusers_folder import SHIPPED, BackboneError, Folder
 from restore_lab.backbones.loading.load import load_backbone
-from restore_lab.backbones.loading.reading import SHIPPED, BackboneError, Folder
 from tests.helpers import ldm_layout, toy_repositories
 from tests.helpers.ldm_layout import single_file
 from tests.helpers.toy_priors import MMDIT, PROJECTION, TEXT_WIDTH, toy_mmdit, toy_text_model

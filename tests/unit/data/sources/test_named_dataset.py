@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from restore_lab.cli.doctor import run
 from restore_lab.config.build import build
 from restore_lab.config.conf_dir import conf_dir
-from restore_lab.data.sources.named_dataset import NamedDataset, checkup, dataset_paths
+from restore_lab.data.sources.named_dataset import NamedDataset, check_source, dataset_paths
 from restore_lab.storage.identity import identity
 from tests.helpers.configs import composed
 from tests.helpers.toy_datasets import LAYOUTS, write_coco, write_images
@@ -125,7 +125,7 @@ def test_the_doctor_says_what_is_wrong_with_a_copy(tmp_path, capsys) -> None:
     write_images(tmp_path, [f"DIV2K/DIV2K_valid_HR/{i:04d}.png" for i in (801, 803, 804)])
     write_images(tmp_path, ["DIV2K/DIV2K_valid_HR/0001.png"])
     (tmp_path / "DIV2K/DIV2K_valid_HR/0804.png").write_bytes(b"no image")
-    found = checkup(source("div2k_val", tmp_path))
+    found = check_source(source("div2k_val", tmp_path))
     assert (found.found, found.expected, found.extra) == (3, 100, ("0001",))
     assert "0802" in found.missing and "0803" not in found.missing and len(found.missing) == 97
     assert len(found.unreadable) == 1 and "0804.png" in found.unreadable[0]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from restore_lab.data.image_io import write_png
-from restore_lab.data.sources.paired import Manifest, PairedSource, RegexStem, SameStem, SuffixStem
+from restore_lab.data.sources.paired import PairedSource, PairManifest, RegexStem, SameStem, SuffixStem
 
 
 def put(root: Path, *names: str, level: int, size: tuple[int, int] = (8, 6)) -> Path:
@@ -61,10 +61,10 @@ def test_manifest(tmp_path: Path, suffix: str) -> None:
         path.write_text('lq,hq,caption\nx 1.png,"y, 1.png","a cat, asleep"\nx2.png,,\n')
     else:
         path.write_text("\n".join(json.dumps(row) for row in rows))
-    assert pairs(Manifest(path), [], []) == [("x 1.png", "y, 1.png"), ("x2.png", None)]
+    assert pairs(PairManifest(path), [], []) == [("x 1.png", "y, 1.png"), ("x2.png", None)]
     put(tmp_path / "lq", "x 1.png", "x2.png", level=1)
     put(tmp_path / "hq", "y, 1.png", level=9)
-    source = PairedSource(lq=tmp_path / "lq", hq=tmp_path / "hq", rule=Manifest(path))
+    source = PairedSource(lq=tmp_path / "lq", hq=tmp_path / "hq", rule=PairManifest(path))
     picture = source.read(0)
     assert len(source) == 1 and picture.caption == "a cat, asleep" and picture.hq_HWC[0, 0, 0] == 9
 
@@ -72,13 +72,13 @@ def test_manifest(tmp_path: Path, suffix: str) -> None:
 def test_wrong_manifests_are_named(tmp_path: Path) -> None:
     path = tmp_path / "pairs.csv"
     with pytest.raises(ValueError, match=r"pairs\.csv: not a readable manifest"):
-        Manifest(path)([], [])
+        PairManifest(path)([], [])
     path.write_text("low,high\na,b\n")
     with pytest.raises(ValueError, match="row 1 has no lq"):
-        Manifest(path)([], [])
+        PairManifest(path)([], [])
     path.write_text("lq,hq\n")
     with pytest.raises(ValueError, match="lists no pairs"):
-        Manifest(path)([], [])
+        PairManifest(path)([], [])
 
 
 def test_many_lq_share_a_hq_and_are_resized_to_it(tmp_path: Path) -> None:

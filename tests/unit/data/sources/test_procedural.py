@@ -7,11 +7,18 @@ import re
 import numpy as np
 import pytest
 
-from restore_lab.data.sources import drawing
-from restore_lab.data.sources.procedural import COLOURS, KINDS, WORDS, ProceduralSource, captions, draw_scene
+from restore_lab.data.sources import scene_elements
+from restore_lab.data.sources.procedural import (
+    SCENE_COLOURS,
+    SCENE_KINDS,
+    SCENE_WORDS,
+    ProceduralSource,
+    draw_captions,
+    draw_scene,
+)
 
-NAMES = list(COLOURS)
-TABLE = np.array(list(COLOURS.values()))
+NAMES = list(SCENE_COLOURS)
+TABLE = np.array(list(SCENE_COLOURS.values()))
 
 
 def source(**changes) -> ProceduralSource:
@@ -36,7 +43,7 @@ class Stuck:
 @pytest.mark.parametrize("word", ["i", "WWWWWWWW", "photograph"])
 @pytest.mark.parametrize("size", [32, 64])
 def test_words_are_whole(word, size) -> None:
-    corner, opposite = (drawing.letters(Stuck(end), size, word) for end in (0, 1))
+    corner, opposite = (scene_elements.letters(Stuck(end), size, word) for end in (0, 1))
     assert corner.sum() > 0
     assert abs(float(corner.sum() - opposite.sum())) < 0.05 * float(corner.sum())  # subpixel places differ a little
 
@@ -70,7 +77,7 @@ def test_size_and_type(size) -> None:
         assert picture.dtype == np.uint8
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SCENE_KINDS)
 def test_the_colours_that_a_caption_names_are_in_the_picture(kind) -> None:
     """Some pixels come nearer to the named colours than any do to the others, in nearly every scene."""
     scenes, right = source(kinds=[kind]), 0
@@ -86,9 +93,9 @@ def test_the_colours_that_a_caption_names_are_in_the_picture(kind) -> None:
 
 def test_captions_name_shapes_directions_and_words() -> None:
     for index in range(30):
-        assert re.search("|".join(drawing.SHAPES), source(kinds=["shapes"]).read(index).caption)
+        assert re.search("|".join(scene_elements.SHAPES), source(kinds=["shapes"]).read(index).caption)
         word = re.match(r"the word (\S+) in ", source(kinds=["text"]).read(index).caption)
-        assert word and word[1] in WORDS
+        assert word and word[1] in SCENE_WORDS
         stripes = source(kinds=["stripes"]).read(index)
         assert re.match("(wide|narrow) (horizontal|vertical|diagonal) ", stripes.caption)
 
@@ -109,7 +116,7 @@ def test_stripes_run_as_their_caption_says() -> None:
 
 
 def test_captions_alone_are_those_of_the_scenes_whatever_the_size() -> None:
-    alone = captions(seed=5, count=20)
+    alone = draw_captions(seed=5, count=20)
     assert alone == [source(size=16).read(index).caption for index in range(20)]
 
 
@@ -127,24 +134,25 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="length=0"):
         source(length=0)
     with pytest.raises(ValueError, match="unknown shape 'blob'"):
-        drawing.shape_mask("blob", 16, centre=(8, 8), radius=4, angle=0.0)
+        scene_elements.shape_mask("blob", 16, centre=(8, 8), radius=4, angle=0.0)
 
 
 def test_shapes_have_their_area() -> None:
     """Circle, square and bar against their closed forms, in pixels."""
     areas = {"circle": np.pi * 100, "ring": np.pi * (100 - 25), "square": 17.0**2, "bar": 20.0 * 6.0}
     for kind, area in areas.items():
-        mask = drawing.shape_mask(kind, 64, centre=(31.0, 32.5), radius=10.0, angle=0.3)
+        mask = scene_elements.shape_mask(kind, 64, centre=(31.0, 32.5), radius=10.0, angle=0.3)
         assert mask.sum() == pytest.approx(area, rel=0.03), kind
 
 
 def test_power_law_fields_have_their_spectrum() -> None:
     field = np.mean(
-        [np.abs(np.fft.fft2(drawing.power_law(np.random.default_rng(i), 64, 1.5))) ** 2 for i in range(20)], axis=0
+        [np.abs(np.fft.fft2(scene_elements.power_law(np.random.default_rng(i), 64, 1.5))) ** 2 for i in range(20)],
+        axis=0,
     )
     low, high = field[0, 4], field[0, 16]
     assert low / high == pytest.approx(4.0**3, rel=0.8)  # power 1 / f^(2 alpha)
-    one = drawing.power_law(np.random.default_rng(0), 64, 1.0)
+    one = scene_elements.power_law(np.random.default_rng(0), 64, 1.0)
     assert one.mean() == pytest.approx(0, abs=1e-4)
     assert one.std() == pytest.approx(1, abs=1e-3)
 

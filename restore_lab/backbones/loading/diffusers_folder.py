@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 STEMS = ("diffusion_pytorch_model", "model")  # of diffusers' and of transformers' weight files
-VARIANTS = (None, "fp16")  # in order of preference
+WEIGHT_VARIANTS = (None, "fp16")  # in order of preference
 SHIPPED = Path(__file__).resolve().parents[1] / "configs"
 MERGES = SHIPPED / "clip_merges.txt"  # CLIP's vocabulary, which all these priors share
 
@@ -95,7 +95,7 @@ def shipped_tokenizer(settings: dict[str, Any]) -> Any:
     from transformers import CLIPTokenizer
 
     lines = MERGES.read_text(encoding="utf-8").splitlines()[1:]  # the first line is the version
-    merges = [tuple(line.split()) for line in lines]
+    merges: list[Any] = [tuple(line.split()) for line in lines]
     letters = sorted(ByteLevel.alphabet())
     names = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
     names += ["<|startoftext|>", "<|endoftext|>"]
@@ -113,7 +113,7 @@ def weight_files(names: Sequence[str], *, folder: Path | None = None) -> tuple[s
         The variant and the file names, plain before fp16; None without a complete set.
     """
     present = set(names)
-    for variant in VARIANTS:
+    for variant in WEIGHT_VARIANTS:
         infix = f".{variant}" if variant else ""
         for stem in STEMS:
             single = f"{stem}{infix}.safetensors"

@@ -141,17 +141,23 @@ def _distance(kind: str, u: np.ndarray, v: np.ndarray, r: float) -> np.ndarray:
 def letters(rng: Generator, size: int, word: str) -> np.ndarray:
     """A word as a mask in [0, 1] at a random position and size, entirely inside the image."""
     largest = int(rng.uniform(0.55, 1.1) * 1.6 * size / max(len(word), 2))
-    for font_size in range(max(largest, 8), 0, -1):
-        font = ImageFont.load_default(size=font_size)
-        left, top, right, bottom = font.getbbox(word)
-        width, height = right - left, bottom - top
-        if max(width, height) <= size:
-            break
-    x = rng.uniform(0, max(size - width, 1)) - left
-    y = rng.uniform(0, max(size - height, 1)) - top
+    font = _largest_font(word, size, largest=max(largest, 8))
+    left, top, right, bottom = font.getbbox(word)
+    x = rng.uniform(0, max(size - (right - left), 1)) - left
+    y = rng.uniform(0, max(size - (bottom - top), 1)) - top
     canvas = Image.new("L", (size, size), 0)
     ImageDraw.Draw(canvas).text((x, y), word, fill=255, font=font)
     return np.asarray(canvas, np.float32) / 255.0
+
+
+def _largest_font(word: str, size: int, *, largest: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's font at the largest size, up to `largest`, at which the word fits in a square of `size` pixels."""
+    for font_size in range(largest, 1, -1):
+        font = ImageFont.load_default(size=font_size)
+        left, top, right, bottom = font.getbbox(word)
+        if max(right - left, bottom - top) <= size:
+            return font
+    return ImageFont.load_default(size=1)
 
 
 def soften(picture_HWC: np.ndarray, sigma: float) -> np.ndarray:
