@@ -72,9 +72,9 @@ def method(cfg: Any, *, device: torch.device) -> RestorationModule:
     return copy.deepcopy(module.to(device)).eval()
 
 
-def settle(module: RestorationModule, cfg: Any) -> None:
+def apply(module: RestorationModule, cfg: Any) -> None:
     """The options of speed that the config says, as every verb takes them; trained if `module` is in training mode."""
-    build(cfg.speed).settle(module)
+    build(cfg.speed).apply(module)
 
 
 def random_prior(settings: Any, device: torch.device) -> Backbone:

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from restore_lab.importing.recognise import RecognisedCheckpoint
 from restore_lab.inspection.describe import on_meta
-from restore_lab.methods.weights import part_of, stored_fingerprint, write_weights
+from restore_lab.methods.weights import part_name, stored_fingerprint, write_weights
 from restore_lab.storage.artefact import Manifest, identity, is_complete
 from restore_lab.storage.locks import lock
 from restore_lab.storage.outputs import take_folder
@@ -103,7 +103,7 @@ def convert(one: RecognisedCheckpoint, module: RestorationModule) -> tuple[dict[
     """
     layout, tensors = one.layout, one.source.tensors
     whole = module.adaptor_state() | module.decoder_state()
-    shapes = {name: tuple(t.shape) for name, t in whole.items() if part_of(name) in layout.parts}
+    shapes = {name: tuple(t.shape) for name, t in whole.items() if part_name(name) in layout.parts}
     pieces = layout.sources(shapes, module, one.source)
     odd = [name for name in shapes if name not in pieces]
     if not shapes or odd:
@@ -157,7 +157,7 @@ def _others(module: RestorationModule, found: Sequence[RecognisedCheckpoint]) ->
     """Parts of the method that restoring with `weights=` needs and no checkpoint holds."""
     if any(one.layout.setting != "weights" for one in found):
         return []
-    return sorted({part_of(name) for name in module.adaptor_state()} - {p for one in found for p in one.layout.parts})
+    return sorted({part_name(name) for name in module.adaptor_state()} - {p for one in found for p in one.layout.parts})
 
 
 def _plain(node: Any) -> Any:

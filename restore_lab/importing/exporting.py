@@ -21,8 +21,8 @@ from restore_lab.inspection.describe import on_meta
 from restore_lab.methods.weights import (
     DECODER,
     base_of,
-    part_of,
-    put_weights,
+    copy_weights,
+    part_name,
     read_weights,
     weights_file,
     write_weights,
@@ -58,7 +58,7 @@ def export(cfg: DictConfig) -> list[str]:
     found = read_weights(file, base=None)
     wanted = module.adaptor_state()
     wanted |= module.decoder_state() if any(name.startswith(DECODER) for name in found) else {}
-    put_weights(found, wanted, file=file)  # on the meta device: compares names and shapes only
+    copy_weights(found, wanted, file=file)  # on the meta device: compares names and shapes only
     if cfg.dtype is not None:
         found = {name: value.to(DTYPES[cfg.dtype]) for name, value in found.items()}
     settings = {"adaptor": OmegaConf.to_container(cfg.adaptor, resolve=True), "dtype": cfg.dtype}
@@ -95,7 +95,7 @@ def as_controlnet(module: RestorationModule, found: Mapping[str, Tensor]) -> Con
         made = ControlNetModel.from_unet(
             backbone.denoiser, conditioning_embedding_out_channels=hint.widths, load_weights_from_unet=False
         )
-    own = {name: value for name, value in found.items() if part_of(name) in ("hint", "trunk", "fusion")}
+    own = {name: value for name, value in found.items() if part_name(name) in ("hint", "trunk", "fusion")}
     pieces = sources(own, module)
     state = {pieces[name].key: value for name, value in own.items() if name in pieces}
     shapes = {key: value.shape for key, value in made.state_dict().items()}
@@ -131,12 +131,14 @@ def _image(module: RestorationModule) -> str:
 
 
 def _told(name: str, controlnet: bool) -> bool:
-    return name.startswith(f"{UPDATES}prior/") or (controlnet and part_of(name) in ("hint", "trunk", "fusion"))
+    return name.startswith(f"{UPDATES}prior/") or (controlnet and part_name(name) in ("hint", "trunk", "fusion"))
 
 
 def _host(name: str) -> str:
     """The part that a tensor belongs to, for messages."""
-    return f"lora of the {name.removeprefix(UPDATES).partition('/')[0]}" if name.startswith(UPDATES) else part_of(name)
+    return (
+        f"lora of the {name.removeprefix(UPDATES).partition('/')[0]}" if name.startswith(UPDATES) else part_name(name)
+    )
 
 
 def _licences(file: Path) -> list[Any]:

@@ -33,16 +33,16 @@ if TYPE_CHECKING:
 
     from restore_lab.inference.result import Restoration
 
-NOTES = ".restored"
+NOTES_FOLDER = ".restored"
 SUMMARY = "restored.csv"
-COLUMNS = (
+SUMMARY_COLUMNS = (
     ("file", "output", "status", "seconds", "instruction", "consistency_db", "consistency_of", "uncertainty")
     + ("frames",)  # of an animation or a multi-page file, of which the first is restored
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class ImageJob:
     """One image to restore.
 
     Attributes:
@@ -77,7 +77,7 @@ def result_names(keys: Sequence[str], cfg: DictConfig) -> list[str]:
     return unique_names(names, endings=sorted(endings), folders=folders)
 
 
-def targets(job: Job, cfg: DictConfig, output: Path, kind: str) -> list[Path]:
+def output_files(job: ImageJob, cfg: DictConfig, output: Path, kind: str) -> list[Path]:
     """The files of an image: one a seed, then what is written beside them."""
     try:
         return [path_inside(output, f"{job.name}{ending}") for ending in _endings(cfg, kind)]
@@ -93,13 +93,13 @@ def _endings(cfg: DictConfig, kind: str) -> list[str]:
     return [*variants, *["_compare.png"] * bool(cfg.compare), *["_uncertainty.png"] * several]
 
 
-def refuse_clashes(jobs: Sequence[Job], cfg: DictConfig, output: Path) -> None:
+def refuse_clashes(jobs: Sequence[ImageJob], cfg: DictConfig, output: Path) -> None:
     """Refuse, before anything runs, to write two results into one file, or one over an input or the summary."""
     inputs = {job.file.resolve() for job in jobs}
     taken: Counter[Path] = Counter()
     for job in jobs:
         for kind in ENDINGS if cfg.format == "same" else (cfg.format,):
-            files = {file.resolve() for file in targets(job, cfg, output, kind)}
+            files = {file.resolve() for file in output_files(job, cfg, output, kind)}
             over = sorted(files & inputs)
             if over:
                 raise ValueError(f"output={cfg.output} would write over {over[0]}; choose another folder")
@@ -110,17 +110,17 @@ def refuse_clashes(jobs: Sequence[Job], cfg: DictConfig, output: Path) -> None:
         raise ValueError(f"names={cfg.names!r} gives two results one name, {twice[0]}; put {{key}} into it")
 
 
-def refuse_foreign(jobs: Sequence[Job], cfg: DictConfig, output: Path) -> None:
+def refuse_foreign(jobs: Sequence[ImageJob], cfg: DictConfig, output: Path) -> None:
     """Refuse, before anything runs, to write over files that are not ours.
 
     Raises:
         ValueError: with the first of them.
     """
-    files = [file for job in jobs for file in targets(job, cfg, output, _kind(job.file, cfg))]
+    files = [file for job in jobs for file in output_files(job, cfg, output, _file_format(job.file, cfg))]
     require_free([*files, output / SUMMARY])
 
 
-def _kind(file: Path, cfg: DictConfig) -> str:
+def _file_format(file: Path, cfg: DictConfig) -> str:
     """What format=same makes of a file, by its header."""
     if cfg.format != "same":
         return cfg.format
@@ -129,22 +129,22 @@ def _kind(file: Path, cfg: DictConfig) -> str:
     return "png"
 
 
-def is_done(job: Job, settings: str, cfg: DictConfig, output: Path) -> bool:
+def is_done(job: ImageJob, settings: str, cfg: DictConfig, output: Path) -> bool:
     """Whether this very image was restored with these settings and words, and all files that are wanted are there."""
     try:
         note = json_of(job.note)
         source = hashlib.sha256(job.file.read_bytes()).hexdigest()
         same = (note["source"], note["settings"], note["words"]) == (source, settings, _words(job))
         found = [output / name for name in note["outputs"]]
-        wanted = [targets(job, cfg, output, kind) for kind in ENDINGS]  # one list, unless format=same
+        wanted = [output_files(job, cfg, output, kind) for kind in ENDINGS]  # one list, unless format=same
         return same and found in wanted and all(file.is_file() for file in found)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def note_of(
+def build_note(
     restoration: Restoration,
-    job: Job,
+    job: ImageJob,
     settings: str,
     source: str,
     outputs: Sequence[Path],
@@ -169,20 +169,20 @@ def note_of(
     }
 
 
-def _words(job: Job) -> list[str | None]:
+def _words(job: ImageJob) -> list[str | None]:
     return [job.words.caption, job.words.instruction]
 
 
-def write_down(note: Path, what: Mapping[str, Any]) -> None:
+def write_note(note: Path, what: Mapping[str, Any]) -> None:
     """Write a note as ASCII: names of files need not be valid text, which `write_json_atomic` would refuse."""
     text = json.dumps(what, indent=1, allow_nan=False)
     write_bytes_atomic(note, text.encode())
 
 
-def sum_up(jobs: Sequence[Job], output: Path) -> None:
+def write_summary(jobs: Sequence[ImageJob], output: Path) -> None:
     """`restored.csv`: a line an image and seed, from the notes of all processes."""
     text = io.StringIO()
-    table = csv.DictWriter(text, COLUMNS, extrasaction="ignore")
+    table = csv.DictWriter(text, SUMMARY_COLUMNS, extrasaction="ignore")
     table.writeheader()
     for job in jobs:
         try:

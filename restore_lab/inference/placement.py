@@ -16,11 +16,11 @@ from torch import nn
 if TYPE_CHECKING:
     from restore_lab.methods.module import RestorationModule, StageName
 
-Place = Literal["device", "staged", "offload"]
-Weights = Literal["int8", "fp8", "nf4"]
+Placement = Literal["device", "staged", "offload"]
+WeightFormat = Literal["int8", "fp8", "nf4"]
 
 
-class Memory:
+class MemoryPlan:
     """A plan.
 
     Args:
@@ -31,12 +31,12 @@ class Memory:
         ValueError: for two that exclude each other.
     """
 
-    def __init__(self, *, place: Place, weights: Weights | None) -> None:
+    def __init__(self, *, place: Placement, weights: WeightFormat | None) -> None:
         if place == "offload" and weights is not None:
             raise ValueError(f"memory.place=offload moves plain weights alone, not {weights}; set memory.place=staged")
         self.place, self.weights = place, weights
 
-    def settle(self, module: RestorationModule, device: torch.device | str) -> RestorationModule:
+    def apply(self, module: RestorationModule, device: torch.device | str) -> RestorationModule:
         """The method as planned, its weights loaded before.
 
         Args:
@@ -51,7 +51,7 @@ class Memory:
             quantise(module, self.weights)
         if self.place == "device":
             return module.to(device)
-        module.stages = Stages(module, torch.device(device), move=self.place == "staged")
+        module.stages = StageMover(module, torch.device(device), move=self.place == "staged")
         if self.place == "offload":
             if any("forward" in vars(part) for part in module.modules()):
                 raise ValueError("memory.place=offload moves weights under compiled blocks; set compile=false")
@@ -63,7 +63,7 @@ class Memory:
         return module
 
 
-class Stages:
+class StageMover:
     """Which parts are on the device.
 
     Args:
@@ -94,7 +94,7 @@ class Stages:
         self.now = name
 
 
-def quantise(module: RestorationModule, weights: Weights) -> None:
+def quantise(module: RestorationModule, weights: WeightFormat) -> None:
     """The linear layers of the frozen denoiser in fewer bits, in place.
 
     Raises:

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
     from restore_lab.methods.module import RestorationModule
 
-    Picture = str | Path | Image.Image | np.ndarray | Tensor | Photograph
-WORDS = 20_000  # characters of a caption or an instruction; encoders read 77 to 512 tokens
+    ImageInput = str | Path | Image.Image | np.ndarray | Tensor | Photograph
+_MAX_CHARACTERS = 20_000  # characters of a caption or an instruction; encoders read 77 to 512 tokens
 
 
 class Restorer:
@@ -48,7 +48,7 @@ class Restorer:
         self._module: RestorationModule | None = None
 
     @classmethod
-    def load(
+    def load_method(
         cls, weights: str | Path | None = None, *, overrides: Sequence[str] = (), device: str = "auto"
     ) -> Restorer:
         """A restorer from weights, composed of the parts with which they were trained.
@@ -74,18 +74,18 @@ class Restorer:
     def module(self) -> RestorationModule:
         """The method, on its device."""
         if self._module is None:
-            self._module = load(self.cfg)
+            self._module = load_method(self.cfg)
         return self._module
 
     @overload
-    def __call__(self, image: list[Picture], **how: Any) -> list[Restoration]: ...
+    def __call__(self, image: list[ImageInput], **how: Any) -> list[Restoration]: ...
 
     @overload
-    def __call__(self, image: Picture, **how: Any) -> Restoration: ...
+    def __call__(self, image: ImageInput, **how: Any) -> Restoration: ...
 
     def __call__(
         self,
-        image: Picture | list[Picture],
+        image: ImageInput | list[ImageInput],
         *,
         caption: str | None = None,
         instruction: str | None = None,
@@ -123,7 +123,7 @@ class Restorer:
             how: dict[str, Any] = {"caption": caption, "instruction": instruction, "upscale": upscale, "size": size}
             return [self(one, seed=seed, seeds=seeds, **how) for one in image]
         began = time.monotonic()
-        lq = self.prepared(image, upscale=upscale, size=size)
+        lq = self.prepare(image, upscale=upscale, size=size)
         first, count = self.cfg.seed if seed is None else seed, self.cfg.seeds if seeds is None else seeds
         if count < 1:
             raise ValueError(f"seeds={count}: at least one is needed")
@@ -144,8 +144,8 @@ class Restorer:
             seconds=time.monotonic() - began,
         )
 
-    def prepared(
-        self, image: Picture, *, upscale: float | None = None, size: int | tuple[int, int] | None = None
+    def prepare(
+        self, image: ImageInput, *, upscale: float | None = None, size: int | tuple[int, int] | None = None
     ) -> Photograph:
         """The image read, and enlarged if that is wanted.
 
@@ -154,7 +154,7 @@ class Restorer:
         """
         photograph = _photograph(image)
         upscale, size = self.cfg.upscale if upscale is None else upscale, self.cfg.size if size is None else size
-        height, width = wanted(photograph.rgb_HWC.shape[:2], upscale, size)
+        height, width = output_size(photograph.rgb_HWC.shape[:2], upscale, size)
         if height * width > self.cfg.max_pixels:
             raise BadImage(
                 f"{_name(image)}: {width}x{height} pixels are more than max_pixels={self.cfg.max_pixels}; "
@@ -176,7 +176,7 @@ class Restorer:
         instruction = self.cfg.instruction if instruction is None else instruction
         height, width = lq.rgb_HWC.shape[:2]
         for name, text in (("caption", caption), ("instruction", instruction or "")):
-            if len(text) > WORDS:
+            if len(text) > _MAX_CHARACTERS:
                 raise ValueError(f"{name} of {len(text)} characters; no encoder reads more than a few hundred words")
         return Batch(
             hq_BCHW=None,
@@ -188,7 +188,7 @@ class Restorer:
         )
 
 
-def load(cfg: DictConfig) -> RestorationModule:
+def load_method(cfg: DictConfig) -> RestorationModule:
     """The composed method with its weights, on the chosen device, ready to restore.
 
     Raises:
@@ -204,7 +204,7 @@ def load(cfg: DictConfig) -> RestorationModule:
     module: RestorationModule = build(cfg.module)
     if cfg.weights is not None:
         module.load_weights(weights_file(cfg.weights))
-    return build(cfg.memory).settle(build(cfg.speed).settle(module.eval()), device(cfg.device))
+    return build(cfg.memory).apply(build(cfg.speed).apply(module.eval()), device(cfg.device))
 
 
 def _photograph(image: Any) -> Photograph:
@@ -219,7 +219,7 @@ def _photograph(image: Any) -> Photograph:
     return photograph_of(image)
 
 
-def wanted(shape: Sequence[int], upscale: float, size: Any) -> tuple[int, int]:
+def output_size(shape: Sequence[int], upscale: float, size: Any) -> tuple[int, int]:
     """Height and width to restore at.
 
     Raises:

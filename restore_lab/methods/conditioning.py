@@ -37,7 +37,7 @@ class Conditions:
 
 
 class Conditioner:
-    """The way of a batch to its `Conditions`. A method that reads something else overrides `cond`, `null` or `say`.
+    """The way of a batch to its `Conditions`. A method that reads something else overrides `cond`, `null` or `prompt_hint`.
 
     Args:
         backbone: the prior, for its text encoders and codec.
@@ -84,26 +84,26 @@ class Conditioner:
         stage("words")
         if tiles is None or tiles.settings.words == "image":
             size = tuple(lq_BCHW.shape[-2:]) if tiles is None else tiles.pixels
-            said = self._say(batch, prompt, size, guided=guided)
+            said = self._encode(batch, prompt, size, guided=guided)
         else:
-            said = self._say_per_tile(batch, tiles, guided=guided)
+            said = self._encode_per_tile(batch, tiles, guided=guided)
         stage("codec")
         latents = self.latents(lq_BCHW, hq_BCHW=batch.hq_BCHW)
         return replace(said, hint=replace(said.hint, lq_BCHW=lq_BCHW, **latents))
 
-    def _say(self, batch: Batch, prompt: Prompt | None, size: Size, *, guided: bool) -> Conditions:
+    def _encode(self, batch: Batch, prompt: Prompt | None, size: Size, *, guided: bool) -> Conditions:
         """The conditions without latents: what words and image encoders say."""
         lq_BCHW: Any = batch.lq_BCHW
         prompt = self.prompts(batch, training=False) if prompt is None else prompt
         cond = self.cond(prompt, size)
         null = self.null(prompt, size, cond) if guided else cond
-        return Conditions(cond=cond, null=null, hint=self.say(lq_BCHW, prompt, size))
+        return Conditions(cond=cond, null=null, hint=self.prompt_hint(lq_BCHW, prompt, size))
 
-    def _say_per_tile(self, batch: Batch, tiles: Tiles, *, guided: bool) -> Conditions:
+    def _encode_per_tile(self, batch: Batch, tiles: Tiles, *, guided: bool) -> Conditions:
         found: list[Conditions] = []
         for first in range(0, len(tiles.windows), tiles.settings.batch):
             chosen = range(first, min(first + tiles.settings.batch, len(tiles.windows)))
-            one = self._say(crop_tiles(batch, tiles, chosen), None, tiles.pixels, guided=guided)
+            one = self._encode(crop_tiles(batch, tiles, chosen), None, tiles.pixels, guided=guided)
             found.append(replace(one, hint=replace(one.hint, lq_BCHW=batch.lq_BCHW)))  # let the crops go
         cond, same = join([one.cond for one in found]), all(one.cond is one.null for one in found)
         null = cond if same else join([one.null for one in found])
@@ -128,16 +128,16 @@ class Conditioner:
         return replace(cond, visual_BLD=stream(visual_BND), visual_BND=visual_BND)
 
     def hint(self, lq_BCHW: Tensor, prompt: Prompt, *, hq_BCHW: Tensor | None = None) -> Hint:
-        """What the adaptor reads: the LQ, what `say` gives, and latents.
+        """What the adaptor reads: the LQ, what `prompt_hint` gives, and latents.
 
         Args:
             lq_BCHW, prompt: degraded images, and the slots' words for them.
             hq_BCHW: the originals, where they are known (a reference may be theirs).
         """
-        said = self.say(lq_BCHW, prompt, (lq_BCHW.shape[-2], lq_BCHW.shape[-1]))
+        said = self.prompt_hint(lq_BCHW, prompt, (lq_BCHW.shape[-2], lq_BCHW.shape[-1]))
         return replace(said, **self.latents(lq_BCHW, hq_BCHW=hq_BCHW))
 
-    def say(self, lq_BCHW: Tensor, prompt: Prompt, size: Size) -> Hint:
+    def prompt_hint(self, lq_BCHW: Tensor, prompt: Prompt, size: Size) -> Hint:
         """The hint without latents: what words and image encoders say."""
         adaptor, backbone = self.adaptor, self.backbone
         instruction, empty = None, None

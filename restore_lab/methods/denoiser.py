@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from restore_lab.types import Cond, Hint
 
 log = logging.getLogger(__name__)
-PLAIN = Steer()
+NO_STEER = Steer()
 
 
 class Denoiser:
@@ -68,7 +68,7 @@ class Denoiser:
         guidance: ClassifierFree | None = None,
         level: Level | None = None,
         strength: Tensor | float = 1.0,
-        steer: Steer = PLAIN,
+        steer: Steer = NO_STEER,
         tiles: Tiles | None = None,
         preview: bool = False,
     ) -> Prediction:
@@ -91,7 +91,7 @@ class Denoiser:
         if guidance is not None and level is not None:
             branches = guidance.branches(cond=conditions.cond, null=conditions.null, hint=conditions.hint, level=level)
         found: list[tuple[Hint, Tensor | None]] = [(conditions.hint, None)]
-        if _acts(strength) or preview:
+        if _is_active(strength) or preview:
             own = branches if self.reference.per_branch else branches[:1]
             step: dict[str, Any] = {"seeds": seeds, "steer": steer, "tiles": tiles}
             found = [self.add_reference(z_BCHW, t_B, branch.cond, conditions.hint, **step) for branch in own]
@@ -115,7 +115,7 @@ class Denoiser:
         hint: Hint,
         *,
         seeds: Sequence[int],
-        steer: Steer = PLAIN,
+        steer: Steer = NO_STEER,
         tiles: Tiles | None = None,
     ) -> tuple[Hint, Tensor | None]:
         """The hint with the reference of this step, if the adaptor reads one, and that reference before blending.
@@ -156,7 +156,7 @@ class Denoiser:
     ) -> Sequence[Tensor]:
         """The prediction of each branch, with as few calls of trunk and prior as there can be."""
         with autocast(self.backbone):
-            if self.batched and len(branches) > 1 and alike(branches):
+            if self.batched and len(branches) > 1 and same_shapes(branches):
                 try:
                     return self._predict_together(z_BCHW, t_B, branches, strength=strength)
                 except (RuntimeError, MemoryError) as error:
@@ -174,15 +174,15 @@ class Denoiser:
         cond = join([branch.cond for branch in branches])
         many_BCHW, many_B = repeat(z_BCHW, count, rows=rows), repeat(t_B, count, rows=rows)
         controls = None
-        if _acts(strength):
-            if shared(self.adaptor, branches):
+        if _is_active(strength):
+            if shares_control(self.adaptor, branches):
                 controls = self.adaptor.control(z_BCHW, t_B, branches[0].hint, branches[0].cond)
                 controls = repeat(controls, count, rows=rows)
             else:
-                hint = in_rows([branch.hint for branch in branches], rows=rows)
+                hint = stack_hints([branch.hint for branch in branches], rows=rows)
                 controls = self.adaptor.control(many_BCHW, many_B, hint, cond)
         strength = repeat(strength, count, rows=rows)
-        return self._edited(many_BCHW, many_B, cond, controls, strength).split(rows)
+        return self._evaluate(many_BCHW, many_B, cond, controls, strength).split(rows)
 
     def _predict_in_turn(
         self, z_BCHW: Tensor, t_B: Tensor, branches: Sequence[Branch], *, strength: Tensor | float
@@ -190,27 +190,27 @@ class Denoiser:
         found: list[Tensor] = []
         controls, known = None, None
         for branch in branches:
-            if _acts(strength) and (known is None or not shared(self.adaptor, [known, branch])):
+            if _is_active(strength) and (known is None or not shares_control(self.adaptor, [known, branch])):
                 controls, known = self.adaptor.control(z_BCHW, t_B, branch.hint, branch.cond), branch
-            found.append(self._edited(z_BCHW, t_B, branch.cond, controls, strength))
+            found.append(self._evaluate(z_BCHW, t_B, branch.cond, controls, strength))
         return found
 
-    def _edited(self, z_BCHW: Tensor, t_B: Tensor, cond: Cond, controls: Any, strength: Tensor | float) -> Tensor:
+    def _evaluate(self, z_BCHW: Tensor, t_B: Tensor, cond: Cond, controls: Any, strength: Tensor | float) -> Tensor:
         """The prior's prediction, edited as far as `strength` says."""
-        if not _acts(strength):  # there was no trunk to run, and perhaps no reference for it
+        if not _is_active(strength):  # there was no trunk to run, and perhaps no reference for it
             return self.backbone(z_BCHW, t_B, cond)
         whole = isinstance(strength, float | int) and strength == 1.0
         at = self.adaptor.fuse if whole else scale_edit(self.adaptor.fuse, strength)
         return self.backbone(z_BCHW, t_B, cond, at=at, carry=controls)
 
 
-def alike(branches: Sequence[Branch]) -> bool:
+def same_shapes(branches: Sequence[Branch]) -> bool:
     """Whether the conditions and the hints of branches are of one shape."""
     first = branches[0]
     return all(shapes(b.cond) == shapes(first.cond) and shapes(b.hint) == shapes(first.hint) for b in branches)
 
 
-def shared(adaptor: Any, branches: Sequence[Branch]) -> bool:
+def shares_control(adaptor: Any, branches: Sequence[Branch]) -> bool:
     """Whether the adaptor reads the same in all branches: one hint, and one tensor of each of the conditions'."""
     first, *others = branches
     read = adaptor.reads(first.cond)
@@ -219,7 +219,7 @@ def shared(adaptor: Any, branches: Sequence[Branch]) -> bool:
     )
 
 
-def in_rows(hints: Sequence[Hint], *, rows: int) -> Hint:
+def stack_hints(hints: Sequence[Hint], *, rows: int) -> Hint:
     """The hints of branches as one of all their rows."""
     if all(hint is hints[0] for hint in hints):
         return repeat(hints[0], len(hints), rows=rows)
@@ -252,5 +252,5 @@ def autocast(backbone: Backbone) -> AbstractContextManager[Any]:
     return torch.autocast(weight.device.type, dtype=weight.dtype)
 
 
-def _acts(strength: Tensor | float) -> bool:
+def _is_active(strength: Tensor | float) -> bool:
     return isinstance(strength, Tensor) or strength != 0.0

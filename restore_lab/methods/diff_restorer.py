@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from restore_lab.degradation.vocabulary import labels
 from restore_lab.methods.conditioning import Conditioner, Conditions
 from restore_lab.methods.module import RestorationModule
-from restore_lab.methods.trainable import Trainable, mean_psnr, with_sum
+from restore_lab.methods.trainable import Trainable, mean_psnr, sum_losses
 from restore_lab.objectives.decoder import PatchDiscriminator, Perceptual, discriminator_loss, generator_loss
 from restore_lab.types import Cond, Hint
 
@@ -67,7 +67,7 @@ class VisualPromptConditioner(Conditioner):
         super().__init__(backbone=backbone, adaptor=adaptor, prompts=prompts, lq_encoder=lq_encoder)
         self.processor, self.degradation_prompt = processor, degradation_prompt
 
-    def see(self, prompt: Prompt) -> PromptFeatures:
+    def prompt_features(self, prompt: Prompt) -> PromptFeatures:
         """What the processor sees in each LQ.
 
         Raises:
@@ -79,18 +79,18 @@ class VisualPromptConditioner(Conditioner):
 
     def cond(self, prompt: Prompt, size: tuple[int, int], *, seen: PromptFeatures | None = None) -> Cond:
         """The text's condition with the semantic token in the place of its tokens."""
-        seen = self.see(prompt) if seen is None else seen
+        seen = self.prompt_features(prompt) if seen is None else seen
         return replace(super().cond(prompt, size), tokens_BLD=seen.tokens_BLD)
 
     def null(self, prompt: Prompt, size: tuple[int, int], cond: Cond) -> Cond:
         """The condition itself: without words there is nothing to guide towards."""
         return cond
 
-    def say(self, lq_BCHW: Tensor, prompt: Prompt, size: tuple[int, int]) -> Hint:
+    def prompt_hint(self, lq_BCHW: Tensor, prompt: Prompt, size: tuple[int, int]) -> Hint:
         """The hint with the degradation embedding."""
-        seen_BD = self.see(prompt).degradation_BD
+        seen_BD = self.prompt_features(prompt).degradation_BD
         read_BD = seen_BD if self.degradation_prompt else torch.zeros_like(seen_BD)
-        return replace(super().say(lq_BCHW, prompt, size), degradation_BD=read_BD)
+        return replace(super().prompt_hint(lq_BCHW, prompt, size), degradation_BD=read_BD)
 
 
 class DiffRestorer(RestorationModule):
@@ -157,7 +157,7 @@ class DiffRestorer(RestorationModule):
         if not degradation_weight:
             self.processor.classifier.requires_grad_(False)
 
-    def own_parts(self) -> dict[str, nn.Module]:
+    def extra_parts(self) -> dict[str, nn.Module]:
         """The processor's branches and classifier, and the control decoder if it is trained."""
         parts = {f"processor.{name}": part for name, part in self.processor.named_children()}
         return parts | ({"control_decoder": self.control_decoder} if self.control_decoder is not None else {})
@@ -170,16 +170,16 @@ class DiffRestorer(RestorationModule):
         """L of one batch of pairs."""
         hq_BCHW, lq_BCHW = self.pair(batch)
         prompt = self.conditioner.prompts(batch, training=True)
-        seen, hint = self.conditioner.see(prompt), self.conditioner.hint(lq_BCHW, prompt)
+        seen, hint = self.conditioner.prompt_features(prompt), self.conditioner.hint(lq_BCHW, prompt)
         cond = self.conditioner.cond(prompt, (hq_BCHW.shape[-2], hq_BCHW.shape[-1]), seen=seen)
         losses = {"diffusion": self.denoising_loss(batch, Conditions(cond=cond, null=cond, hint=hint))}
         degradation, reconstruction = self.weights
         if degradation:
-            losses["degradation"] = degradation * kinds_loss(seen.logits_BN, batch)
+            losses["degradation"] = degradation * degradation_loss(seen.logits_BN, batch)
         if reconstruction and isinstance(self.control_decoder, nn.Module):
             rebuilt_BCHW = self.control_decoder(self.adaptor.hint.features(hint))
             losses["reconstruction"] = reconstruction * F.mse_loss(rebuilt_BCHW.float(), hq_BCHW.float())
-        return with_sum(losses)
+        return sum_losses(losses)
 
 
 class DecoderTraining(Trainable):
@@ -225,9 +225,9 @@ class DecoderTraining(Trainable):
         """The finished method's."""
         self.restorer.load_weights(file, partial=partial)
 
-    def take(self, found: Mapping[str, Tensor], *, file: Path, partial: bool = False) -> None:
+    def load_tensors(self, found: Mapping[str, Tensor], *, file: Path, partial: bool = False) -> None:
         """The finished method's."""
-        self.restorer.take(found, file=file, partial=partial)
+        self.restorer.load_tensors(found, file=file, partial=partial)
 
     def decode(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What the decoder makes of the clean images' latents, and the clean images."""
@@ -250,7 +250,7 @@ class DecoderTraining(Trainable):
             losses["discriminator"] = discriminator_loss(self.discriminator, made_BCHW, hq_BCHW)
             if step >= self.adversarial_from:
                 losses["adversarial"] = deceive * generator_loss(self.discriminator, made_BCHW)
-        return with_sum(losses)
+        return sum_losses(losses)
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         """PSNR of the clean latents decoded, by this decoder and by the codec's own, in dB."""
@@ -259,7 +259,7 @@ class DecoderTraining(Trainable):
         plain_BCHW = codec.decode(codec.encode(hq_BCHW))
         return mean_psnr({"decoder": made_BCHW.clamp(0, 1), "codec": plain_BCHW}, hq_BCHW)
 
-    def groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[dict[str, Any]]:
         """The decoder's parameters and, with its own learning rate and betas, the discriminator's."""
         groups: list[dict[str, Any]] = [{"params": list(self.restorer.decoder.parameters())}]
         if self.discriminator is not None:
@@ -271,7 +271,7 @@ class DecoderTraining(Trainable):
         self.restorer.export(folder, decoder=True)
 
 
-def kinds_loss(logits_BN: Tensor, batch: Batch) -> Tensor:
+def degradation_loss(logits_BN: Tensor, batch: Batch) -> Tensor:
     """Cross-entropy against the kinds in each image's recipe, equal shares where there are several.
 
     Raises:

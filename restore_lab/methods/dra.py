@@ -23,7 +23,7 @@ from restore_lab.random import uniform
 if TYPE_CHECKING:
     from restore_lab.types import Batch, Prompt, Recipe
 
-ALWAYS = "low quality"
+_QUALITY_WORDS = "low quality"
 
 
 class DRA(RestorationModule):
@@ -48,7 +48,7 @@ class LqTargets:
             return batch, prompt
         turned = uniform(batch.seed, "lq target") < self.share
         words = tuple(
-            describe(recipe) if turn else text
+            describe_degradation(recipe) if turn else text
             for turn, recipe, text in zip(turned.tolist(), batch.recipe, prompt.semantic, strict=True)
         )
         mask = turned.to(batch.hq_BCHW.device)[:, None, None, None]
@@ -56,7 +56,7 @@ class LqTargets:
         return replace(batch, hq_BCHW=hq_BCHW), replace(prompt, semantic=words)
 
 
-def describe(recipe: Recipe | None) -> str:
+def describe_degradation(recipe: Recipe | None) -> str:
     """What is wrong with an image, in words: "low quality, low resolution, compressed"."""
     steps = () if recipe is None else recipe.steps
-    return ", ".join(dict.fromkeys([ALWAYS, *filter(None, map(degradation_word, steps))]))
+    return ", ".join(dict.fromkeys([_QUALITY_WORDS, *filter(None, map(degradation_word, steps))]))

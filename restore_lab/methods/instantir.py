@@ -67,13 +67,13 @@ class PartTraining(Trainable):
         """An earlier stage's."""
         self.restorer.load_weights(file, partial=True)
 
-    def take(self, found: Mapping[str, Tensor], *, file: Path, partial: bool = False) -> None:
+    def load_tensors(self, found: Mapping[str, Tensor], *, file: Path, partial: bool = False) -> None:
         """An earlier stage's."""
-        self.restorer.take(found, file=file, partial=True)
+        self.restorer.load_tensors(found, file=file, partial=True)
 
-    def exported(self) -> dict[str, Tensor]:
+    def export_state(self) -> dict[str, Tensor]:
         """The parts that are known now."""
-        return self.restorer.exported(only=self.known)
+        return self.restorer.export_state(only=self.known)
 
     def export(self, folder: Path) -> None:
         """The parts that are known now."""

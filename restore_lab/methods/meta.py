@@ -15,11 +15,11 @@ from restore_lab.config.checks import HUB_ID
 from restore_lab.methods.weights import WEIGHTS, weights_file
 from restore_lab.storage.artefact import place_of
 
-EARLIER = "stage:"  # what an earlier stage makes
-NONE: Mapping[str, Mapping[str, Tensor]] = {}
+STAGE_PREFIX = "stage:"  # what an earlier stage makes
+_NO_STAGES: Mapping[str, Mapping[str, Tensor]] = {}
 
 
-def check_module(node: Mapping[str, Any], *, earlier: Mapping[str, Mapping[str, Tensor]] = NONE) -> Any:
+def check_module(node: Mapping[str, Any], *, earlier: Mapping[str, Mapping[str, Tensor]] = _NO_STAGES) -> Any:
     """Refuse what a stage's module would refuse when it is built and given its weights.
 
     Args:
@@ -33,20 +33,20 @@ def check_module(node: Mapping[str, Any], *, earlier: Mapping[str, Mapping[str, 
     plain = meta_node(node["module"])
     with torch.device("meta"):
         try:
-            module = None if needs_earlier(plain) else build(plain)
+            module = None if needs_earlier_stage(plain) else build(plain)
         except (RuntimeError, TypeError):  # a user's own part may need values
             module = None
-        for part in targets(node["module"]):
+        for part in find_parts(node["module"]):
             path = part.get("path")
             if isinstance(path, str) and not place_of(path).exists() and not HUB_ID.fullmatch(path):
                 raise ValueError(f"{part['_target_'].rpartition('.')[2]}: {path}: no such file or folder")
         weights = node.get("weights")
         if module is None or not weights:
             return module
-        if not str(weights).startswith(EARLIER):
+        if not str(weights).startswith(STAGE_PREFIX):
             module.load_weights(weights_file(weights))
-        elif (stage := str(weights).removeprefix(EARLIER)) in earlier:
-            module.take(earlier[stage], file=Path(weights) / WEIGHTS, partial=True)
+        elif (stage := str(weights).removeprefix(STAGE_PREFIX)) in earlier:
+            module.load_tensors(earlier[stage], file=Path(weights) / WEIGHTS, partial=True)
     return module
 
 
@@ -59,27 +59,27 @@ def meta_node(node: Any) -> Any:
     made = {name: meta_node(value) for name, value in node.items()}
     if "_target_" in node and "meta" in inspect.signature(resolve(node["_target_"])).parameters:
         made["meta"] = True
-    if str(node.get("weights")).startswith(EARLIER):
+    if str(node.get("weights")).startswith(STAGE_PREFIX):
         made["weights"] = None
     return made
 
 
-def needs_earlier(node: Any) -> bool:
+def needs_earlier_stage(node: Any) -> bool:
     """Whether a node names what an earlier stage makes."""
     if isinstance(node, Mapping):
-        return any(needs_earlier(value) for value in node.values())
+        return any(needs_earlier_stage(value) for value in node.values())
     if isinstance(node, list):
-        return any(needs_earlier(value) for value in node)
-    return isinstance(node, str) and node.startswith(EARLIER)
+        return any(needs_earlier_stage(value) for value in node)
+    return isinstance(node, str) and node.startswith(STAGE_PREFIX)
 
 
-def targets(node: Any) -> Iterator[Mapping[str, Any]]:
+def find_parts(node: Any) -> Iterator[Mapping[str, Any]]:
     """All parts of a node, at any depth."""
     if isinstance(node, Mapping):
         if "_target_" in node:
             yield node
         for value in node.values():
-            yield from targets(value)
+            yield from find_parts(value)
     elif isinstance(node, list):
         for value in node:
-            yield from targets(value)
+            yield from find_parts(value)

@@ -29,12 +29,12 @@ from restore_lab.methods.trainable import Trainable, mean_psnr
 from restore_lab.methods.weights import (
     DECODER,
     LQ_ENCODER,
+    copy_weights,
     fingerprint_of,
-    is_lora,
-    part_of,
-    plain,
-    put_weights,
+    is_lora_tensor,
+    part_name,
     read_weights,
+    strip_base_layer,
     write_weights,
 )
 from restore_lab.samplers.fidelity.base import Steer
@@ -86,8 +86,8 @@ class RestorationModule(Trainable):
     Attributes:
         conditioner: from a batch to what prior and adaptor read.
         denoiser: prior and adaptor at z_t.
-        learned: of the adaptor's tensors those that are the method's: names in the file to names in the adaptor.
-        decoder_known: whether the decoder was trained.
+        learned_names: of the adaptor's tensors those that are the method's: names in the file to names in the adaptor.
+        has_trained_decoder: whether the decoder was trained.
     """
 
     stages: Stages | None = None  # which parts are on the device; None where all stay on it
@@ -118,7 +118,7 @@ class RestorationModule(Trainable):
         with torch.random.fork_rng(devices=[]):  # what a decoder draws must not change how the rest starts
             torch.manual_seed(torch.initial_seed() + 1)
             self.decoder = (decoder or CodecDecoder)(backbone).requires_grad_(False)
-        self.own(frozen=frozen)
+        self._collect_learned(frozen=frozen)
         self.objective, self.sampler, self.lq_targets = objective, sampler, lq_targets
         self.visual = prompts.visual  # a module, so that it moves to the device with the rest
         reference = reference or Reference(kind="lq")
@@ -157,7 +157,7 @@ class RestorationModule(Trainable):
         z0_BCHW = self.backbone.codec.encode_cached(self.pair(batch)[0])
 
         def predict(z_BCHW: Tensor, t_B: Tensor) -> Tensor:
-            steer = Steer(blend=self.denoiser.reference.blends(batch.seed))
+            steer = Steer(blend=self.denoiser.reference.draw_blend(batch.seed))
             return self.denoiser(z_BCHW, t_B, conditions, seeds=batch.seed, steer=steer).out_BCHW
 
         return self.objective(z0_BCHW, seeds=batch.seed, schedule=self.backbone.schedule, predict=predict)
@@ -193,23 +193,23 @@ class RestorationModule(Trainable):
         codec, padded_BCHW = self.backbone.codec, pad_to_multiple(lq_BCHW, self.backbone.multiple)
         return codec.decode(self.lq_encoder(padded_BCHW, codec))[..., :height, :width]
 
-    def own_parts(self) -> dict[str, torch.nn.Module]:
+    def extra_parts(self) -> dict[str, torch.nn.Module]:
         """What a method has besides the adaptor, by name, for `describe`."""
         return {}
 
-    def own(self, *, frozen: Sequence[str]) -> None:
+    def _collect_learned(self, *, frozen: Sequence[str]) -> None:
         """Take what the adaptor would train now as the method's, and freeze some of its parts.
 
         Raises:
             ValueError: for a part that the adaptor does not have.
         """
         # LoRA's tensors also stand in the layers that they change; the file names them once, in `lora`.
-        self.learned = {
-            plain(name): name
+        self.learned_names = {
+            strip_base_layer(name): name
             for name, p in self.adaptor.named_parameters(remove_duplicate=False)
-            if p.requires_grad and not is_lora(name)
+            if p.requires_grad and not is_lora_tensor(name)
         }
-        self.decoder_known = False
+        self.has_trained_decoder = False
         for name in frozen:
             part = getattr(self.adaptor, name, None)
             if not isinstance(part, nn.Module):
@@ -219,7 +219,7 @@ class RestorationModule(Trainable):
 
     def adaptor_state(self) -> dict[str, Tensor]:
         """The method's own tensors by name: the adaptor's and, if it has one, its LQ encoder's."""
-        own = {name: self.adaptor.get_parameter(place).data for name, place in self.learned.items()}
+        own = {name: self.adaptor.get_parameter(place).data for name, place in self.learned_names.items()}
         return own | {f"{LQ_ENCODER}{name}": p.data for name, p in self.lq_encoder.named_parameters()}
 
     def decoder_state(self) -> dict[str, Tensor]:
@@ -240,9 +240,9 @@ class RestorationModule(Trainable):
         """
         meta = next(self.backbone.denoiser.parameters()).is_meta
         found = read_weights(file, base=None if meta else fingerprint_of(self.backbone.denoiser), meta=meta)
-        self.take(found, file=file, partial=partial)
+        self.load_tensors(found, file=file, partial=partial)
 
-    def take(self, found: Mapping[str, Tensor], *, file: Path, partial: bool = False) -> None:
+    def load_tensors(self, found: Mapping[str, Tensor], *, file: Path, partial: bool = False) -> None:
         """Copy a file's tensors into the method's.
 
         A decoder is the last stage's: without one in the file it stays the codec's, and one that this method lacks is
@@ -260,17 +260,17 @@ class RestorationModule(Trainable):
         held = {name for name in found if name.startswith(DECODER)}
         if decoder and held:
             wanted |= decoder
-            self.decoder_known = True
+            self.has_trained_decoder = True
         else:
             found = {name: value for name, value in found.items() if name not in held}
         if decoder and not held and not meta:
             log.info("%s: no decoder in it (stage decoder makes one); it is as it starts", file)
         if partial:
-            parts = {part_of(name) for name in found}
-            wanted = {name: value for name, value in wanted.items() if part_of(name) in parts}
-        put_weights(found, wanted, file=file)
+            parts = {part_name(name) for name in found}
+            wanted = {name: value for name, value in wanted.items() if part_name(name) in parts}
+        copy_weights(found, wanted, file=file)
 
-    def exported(self, *, decoder: bool = False, only: Sequence[str] | None = None) -> dict[str, Tensor]:
+    def export_state(self, *, decoder: bool = False, only: Sequence[str] | None = None) -> dict[str, Tensor]:
         """The tensors that `export` writes, by name.
 
         Args:
@@ -279,15 +279,15 @@ class RestorationModule(Trainable):
         """
         own = self.adaptor_state()
         if only is not None:
-            own = {name: value for name, value in own.items() if part_of(name) in only}
-        return own | (self.decoder_state() if decoder or self.decoder_known else {})
+            own = {name: value for name, value in own.items() if part_name(name) in only}
+        return own | (self.decoder_state() if decoder or self.has_trained_decoder else {})
 
     def export(self, folder: Path, *, decoder: bool = False, only: Sequence[str] | None = None) -> None:
         """Write the weights as safetensors into an existing folder, with the prior's fingerprint in the header.
 
         Args:
             folder: where to.
-            decoder, only: as in `exported`.
+            decoder, only: as in `export_state`.
         """
         base = fingerprint_of(self.backbone.denoiser)
-        write_weights(self.exported(decoder=decoder, only=only), folder, dtype=self.weights_dtype, base=base)
+        write_weights(self.export_state(decoder=decoder, only=only), folder, dtype=self.weights_dtype, base=base)

@@ -124,7 +124,7 @@ def pad_to_multiple(image_BCHW: Tensor, multiple: int) -> Tensor:
     return torch.nn.functional.pad(image_BCHW, padding, mode="replicate")
 
 
-def parts_to_caption(method: Method, batch: Batch) -> Iterator[Batch]:
+def captioning_batches(method: Method, batch: Batch) -> Iterator[Batch]:
     """What a captioner will be asked about: the batch, or its tiles where each has words of its own."""
     whole, tiles = pad(method, batch)
     if tiles is None or tiles.settings.words == "image":

@@ -65,7 +65,7 @@ class Reference:
         """Whether each branch of the guidance has a reference of its own."""
         return self.kind == "preview" and self.prompt
 
-    def blends(self, seeds: Sequence[int]) -> Tensor:
+    def draw_blend(self, seeds: Sequence[int]) -> Tensor:
         """How far each training image's reference moves to the LQ's latent: delta uniform in [0, 2], cut to 1."""
         delta_B = (2 * uniform(seeds, "blend")).clamp(max=1.0)
         return delta_B * (uniform(seeds, "blended") < self.blended)
@@ -98,10 +98,10 @@ class Reference:
             ValueError: if what the kind needs is not there.
         """
         if tiles is None or self.kind in ("lq", "hq"):
-            found_BCHW = self._clean(backbone, adaptor, z_BCHW, t_B, cond, hint)
+            found_BCHW = self._clean_latent(backbone, adaptor, z_BCHW, t_B, cond, hint)
         else:
             found_BCHW = tiles.blend(
-                lambda part: self._clean(
+                lambda part: self._clean_latent(
                     backbone, adaptor, part.crop(z_BCHW), part.per_tile(t_B), part.cond(cond), part.hint(hint)
                 ),
                 z_BCHW,
@@ -111,13 +111,13 @@ class Reference:
         noise_BCHW = noise_like(found_BCHW, seeds, f"fresh noise at {float(t_B[0]):.3f}")
         return backbone.schedule.add_noise(found_BCHW, noise_BCHW, t_B)
 
-    def _clean(
+    def _clean_latent(
         self, backbone: Backbone, adaptor: Adaptor, z_BCHW: Tensor, t_B: Tensor, cond: Cond, hint: Hint
     ) -> Tensor:
         if self.kind == "lq":
-            return _given(hint.lq_latent_BCHW, "the LQ's latent; set adaptor.lq_latent=true")
+            return _require(hint.lq_latent_BCHW, "the LQ's latent; set adaptor.lq_latent=true")
         if self.kind == "hq":
-            return _given(hint.hq_latent_BCHW, "the original, which only an evaluation has")
+            return _require(hint.hq_latent_BCHW, "the original, which only an evaluation has")
         if self.kind == "mean":
             out_BCHW = backbone(z_BCHW, t_B, cond)
             return backbone.schedule.to_x0(out_BCHW, z_BCHW, t_B)
@@ -141,13 +141,13 @@ def preview(
     """
     with nullcontext() if adaptor.lora is None else adaptor.lora.switch(True):
         if adaptor.stream is not None:
-            seen_BND = _given(seen_BND, "what an image encoder sees; set prompt/visual=dino")
+            seen_BND = _require(seen_BND, "what an image encoder sees; set prompt/visual=dino")
             cond = replace(cond, visual_BLD=adaptor.stream(seen_BND))
         out_BCHW = backbone(z_BCHW, t_B, cond)
     return consistency_function(out_BCHW, z_BCHW, t_B, schedule=backbone.schedule)
 
 
-def _given(value: Tensor | None, what: str) -> Tensor:
+def _require(value: Tensor | None, what: str) -> Tensor:
     if value is None:
         raise ValueError(f"this reference needs {what}")
     return value

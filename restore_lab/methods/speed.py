@@ -27,8 +27,13 @@ if TYPE_CHECKING:
 
     M = TypeVar("M", bound=Trainable)
 
-UNITS = ("ResnetBlock2D", "BasicTransformerBlock", "JointTransformerBlock", "SD3SingleTransformerBlock")  # diffusers'
-VARIANTS = 32  # of one block's code: with gradients or without, LoRA on or off, one image or several, ...
+BLOCK_TYPES = (
+    "ResnetBlock2D",
+    "BasicTransformerBlock",
+    "JointTransformerBlock",
+    "SD3SingleTransformerBlock",
+)  # diffusers'
+RECOMPILE_LIMIT = 32  # of one block's code: with gradients or without, LoRA on or off, one image or several, ...
 
 
 class Speed:
@@ -48,17 +53,17 @@ class Speed:
         self.compiled, self.backend, self.channels_last = compiled, backend, channels_last
         self.batched, self.gradient_checkpointing = batched, gradient_checkpointing
 
-    def settle(self, module: M) -> M:
+    def apply(self, module: M) -> M:
         """The module as chosen; before it is moved, sharded or quantised."""
         methods = [part for part in module.modules() if isinstance(part, RestorationModule)]
         for method in methods:
             method.denoiser.batched = self.batched
         if self.gradient_checkpointing:
-            for host in hosts(module):
-                recompute(host, partial(checkpoint, use_reentrant=False))
+            for host in networks(module):
+                checkpoint_blocks(host, partial(checkpoint, use_reentrant=False))
             for method in methods:
                 if method.adaptor.lora is not None:  # it knows how LoRA stood in the forward pass
-                    recompute(method.backbone.denoiser, method.adaptor.lora.checkpoint)
+                    checkpoint_blocks(method.backbone.denoiser, method.adaptor.lora.checkpoint)
         if self.channels_last:
             module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         if self.compiled:
@@ -66,13 +71,13 @@ class Speed:
         return module
 
 
-def hosts(module: nn.Module) -> Iterator[nn.Module]:
+def networks(module: nn.Module) -> Iterator[nn.Module]:
     """Denoisers and trunks."""
     kinds = (UNet2DConditionModel, SD3Transformer2DModel, Trunk, MMDiTTrunk)
     return (part for part in module.modules() if isinstance(part, kinds))
 
 
-def recompute(host: nn.Module, how: Callable[..., Any]) -> None:
+def checkpoint_blocks(host: nn.Module, how: Callable[..., Any]) -> None:
     """Every block of a host through a checkpoint function, in place; diffusers' blocks look for these two names."""
     for part in host.modules():
         if hasattr(part, "gradient_checkpointing"):
@@ -85,8 +90,8 @@ def compile_blocks(module: nn.Module, *, backend: str) -> None:
 
     _config.use_duck_shape = False  # else sides that happen to be equal in the first image would have to stay equal
     made: dict[Any, Callable[..., Any]] = {}
-    for host in hosts(module):
-        for block in [part for part in host.modules() if type(part).__name__ in UNITS]:
+    for host in networks(module):
+        for block in [part for part in host.modules() if type(part).__name__ in BLOCK_TYPES]:
             kind: Any = type(block)
             shape = (kind, *((name, p.shape, p.dtype, p.requires_grad) for name, p in block.named_parameters()))
             if shape not in made:
@@ -95,6 +100,6 @@ def compile_blocks(module: nn.Module, *, backend: str) -> None:
                     backend=backend,
                     dynamic=None if module.training else True,
                     isolate_recompiles=True,  # torch counts a forward's variants over all blocks of a class otherwise
-                    recompile_limit=VARIANTS,
+                    recompile_limit=RECOMPILE_LIMIT,
                 )
             block.forward = MethodType(made[shape], block)

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 WEIGHTS = "adaptor.safetensors"
 LQ_ENCODER = "lq_encoder."  # before the names of the LQ encoder's tensors
 DECODER = "decoder."  # and of the decoder's
-FIRST = 16  # numbers of each tensor that a fingerprint reads
+_FINGERPRINT_VALUES = 16  # numbers of each tensor that a fingerprint reads
 
 
 def weights_file(place: str) -> Path:
@@ -75,7 +75,7 @@ def read_weights(file: Path, *, base: str | None, meta: bool = False) -> dict[st
     if not meta and not matches_manifest(file):
         raise ValueError(f"{file}: not what its manifest says was written; train or copy it again")
     try:
-        found = shapes_of(file) if meta else load_file(file)
+        found = read_shapes(file) if meta else load_file(file)
     except SafetensorError as error:
         raise ValueError(f"{file}: no adaptor weights, or damaged ({error}); train or copy it again") from error
     trained_on = None if meta else base_of(file)
@@ -84,7 +84,7 @@ def read_weights(file: Path, *, base: str | None, meta: bool = False) -> dict[st
     return found
 
 
-def shapes_of(file: Path) -> dict[str, Tensor]:
+def read_shapes(file: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file by name, on the meta device: their header is read, and nothing else."""
     from safetensors import safe_open
 
@@ -101,7 +101,7 @@ def base_of(file: Path) -> str | None:
         return (opened.metadata() or {}).get("base")
 
 
-def put_weights(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, file: Path) -> None:
+def copy_weights(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, file: Path) -> None:
     """Copy what was found into the tensors that are wanted: all of them and nothing else.
 
     Raises:
@@ -136,11 +136,11 @@ def fingerprint_of(denoiser: nn.Module, *, values: Callable[[str], Tensor] | Non
     """
     total = hashlib.sha256()
     for name, p in denoiser.state_dict().items():
-        if is_lora(name):
+        if is_lora_tensor(name):
             continue
-        value = p.detach() if values is None else values(plain(name))
-        first = value.flatten()[:FIRST].cpu().to(torch.bfloat16).float().numpy().tobytes()
-        total.update(f"{plain(name)}{tuple(p.shape)}".encode() + first)
+        value = p.detach() if values is None else values(strip_base_layer(name))
+        first = value.flatten()[:_FINGERPRINT_VALUES].cpu().to(torch.bfloat16).float().numpy().tobytes()
+        total.update(f"{strip_base_layer(name)}{tuple(p.shape)}".encode() + first)
     return total.hexdigest()[:16]
 
 
@@ -162,22 +162,22 @@ def stored_fingerprint(denoiser: nn.Module, path: str | Sequence[str], *, family
         def first_rows(name: str) -> Tensor:
             rows = where[name].get_slice(name)
             each = math.prod(rows.get_shape()[1:])
-            return rows[: -(-FIRST // each)] if rows.get_shape() else where[name].get_tensor(name)
+            return rows[: -(-_FINGERPRINT_VALUES // each)] if rows.get_shape() else where[name].get_tensor(name)
 
-        known = all(is_lora(name) or plain(name) in where for name in denoiser.state_dict())
+        known = all(is_lora_tensor(name) or strip_base_layer(name) in where for name in denoiser.state_dict())
         return fingerprint_of(denoiser, values=first_rows) if files and known else None
 
 
-def plain(name: str) -> str:
+def strip_base_layer(name: str) -> str:
     """A tensor's name as it was before peft wrapped its layer."""
     return name.replace(".base_layer.", ".")
 
 
-def is_lora(name: str) -> bool:
+def is_lora_tensor(name: str) -> bool:
     """Whether a tensor is one of peft's, seen from the layer that it changes."""
     return ".lora_A." in name or ".lora_B." in name
 
 
-def part_of(name: str) -> str:
+def part_name(name: str) -> str:
     """The part of a method that a tensor belongs to: the first word of its name."""
     return name.partition(".")[0]

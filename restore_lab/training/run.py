@@ -25,8 +25,8 @@ from restore_lab.storage.outputs import take_folder
 from restore_lab.system.faults import Fault, describe_fault
 from restore_lab.system.processes import end_with_first_rank, first_rank_id
 from restore_lab.tracking import logger_note, track
-from restore_lab.training.ending import ENDED, ending_of, in_steps
-from restore_lab.training.extension import extended, other_rate, require_longer
+from restore_lab.training.ending import ENDING_KEY, ending_of, epochs_to_steps
+from restore_lab.training.extension import learning_rate_warning, plan_extension, require_longer
 from restore_lab.training.plan import LOSSES, STATE, Stage, planned, replaced
 
 if TYPE_CHECKING:
@@ -56,10 +56,10 @@ def fit(cfg: DictConfig) -> Path | None:
     stages = plan(cfg)
     todo = [s for s in stages if s.debug or not is_complete(s.folder, identity=s.identity)]
     if todo:
-        from restore_lab.training.preflight import check
+        from restore_lab.training.preflight import check_stages
 
         _hush(cfg)
-        check(todo)
+        check_stages(todo)
     made: dict[str, Path] = {}
     for stage in stages:
         if stage not in todo:
@@ -82,7 +82,7 @@ def fit(cfg: DictConfig) -> Path | None:
 
 def plan(cfg: DictConfig) -> list[Stage]:
     """The stages in order: the config's own, or those of the run that it extends."""
-    return planned(cfg) if cfg.extend is None else extended(cfg)
+    return planned(cfg) if cfg.extend is None else plan_extension(cfg)
 
 
 def _make(cfg: DictConfig, stage: Stage, earlier: Mapping[str, Path]) -> None:
@@ -169,16 +169,16 @@ def _train(
 
     from restore_lab.methods.trainable import Trainable
     from restore_lab.methods.weights import weights_file
-    from restore_lab.training.checkpoints import Checkpoints, last_state, room_for, step_of
+    from restore_lab.training.checkpoints import Checkpoints, checkpoint_step, last_state, require_room
     from restore_lab.training.ema import EMA
-    from restore_lab.training.finite import Finite
+    from restore_lab.training.finite import FiniteLossCheck
     from restore_lab.training.history import History
     from restore_lab.training.module import TrainingModule
-    from restore_lab.training.monitor import page_callbacks
+    from restore_lab.training.monitor import logger_callbacks
     from restore_lab.training.progress import StepBar
-    from restore_lab.training.sharding import gather, whole
-    from restore_lab.training.termination import Terminating
-    from restore_lab.training.trainer import facts_of, trainer_for, whole_fit
+    from restore_lab.training.sharding import full_tensor, gather_weights
+    from restore_lab.training.termination import TerminationHandler
+    from restore_lab.training.trainer import fit_errors, trainer_facts, trainer_for
 
     folder.mkdir(parents=True, exist_ok=True)
     # Deterministic mode would otherwise also write NaN into every fresh tensor, a debugging aid that costs time.
@@ -191,19 +191,19 @@ def _train(
         )
     if node.get("weights"):
         module.load_weights(weights_file(node["weights"]), partial=node["partial"])
-    training = TrainingModule(build(cfg.speed).settle(module), optimisation=build(node["optimisation"]))
-    room_for(training, folder, average=bool(node.get("ema")))
+    training = TrainingModule(build(cfg.speed).apply(module), optimisation=build(node["optimisation"]))
+    require_room(training, folder, average=bool(node.get("ema")))
     ema = EMA(decay=node["ema"]) if node.get("ema") else None
-    ending = Terminating()
-    every: dict[str, Any] = {"folder": folder, "terminated": ending.now}
+    ending = TerminationHandler()
+    every: dict[str, Any] = {"folder": folder, "pending_signal": ending.pending_signal}
     checkpoints = None if debug else Checkpoints(every=cfg.checkpoint_every, last=cfg.keep_state, **every)
-    finite = Finite(every=cfg.log_every, checkpoint_every=cfg.checkpoint_every, **every)
+    finite = FiniteLossCheck(every=cfg.log_every, checkpoint_every=cfg.checkpoint_every, **every)
     history = History(file=folder / LOSSES, every=cfg.log_every)
     callbacks = [c for c in (ending, ema, checkpoints, finite, history) if c]
-    callbacks += page_callbacks(every=cfg.log_every, pictures=cfg.pictures) if logger else []
+    callbacks += logger_callbacks(every=cfg.log_every, pictures=cfg.pictures) if logger else []
     callbacks += ([StepBar()] if cfg.progress else []) + build_nodes(cfg.callbacks, where="callbacks")
-    settings = in_steps(node["trainer"], data)
-    if not module.validates():
+    settings = epochs_to_steps(node["trainer"], data)
+    if not module.has_validation():
         settings["limit_val_batches"] = 0
     trainer = trainer_for(settings, folder=folder, average=ema is not None, callbacks=callbacks, logger=logger)
     state = None if debug else last_state(folder)
@@ -211,27 +211,27 @@ def _train(
         log.info("resuming from %s", state)
     elif extends is not None:
         state = last_state(extends)
-        done = step_of(state) if state is not None else 0
+        done = checkpoint_step(state) if state is not None else 0
         require_longer(extends, steps=trainer.max_steps, done=done)
         log.info("extending %s from step %d", extends, done)
-        if said := other_rate(node, steps=trainer.max_steps, done=done):
+        if said := learning_rate_warning(node, steps=trainer.max_steps, done=done):
             log.warning("%s", said)
         if first_rank() and (extends / LOSSES).is_file():
             shutil.copyfile(extends / LOSSES, folder / LOSSES)
-    with first_rank_id(), going_on(folder), whole_fit():
+    with first_rank_id(), going_on(folder), fit_errors():
         trainer.fit(training, data, ckpt_path=state, weights_only=True)
     ended = ending_of(trainer, node["trainer"])
     if ended is None:
         raise KeyboardInterrupt(f"at step {trainer.global_step}; the same command continues")
     if ended.by != "max_steps":
         log.info("ended: %s", ended)
-    gather(training)
-    average = {} if ema is None else {name: whole(value).cpu() for name, value in ema.average.items()}
+    gather_weights(training)
+    average = {} if ema is None else {name: full_tensor(value).cpu() for name, value in ema.average.items()}
     with going_on(folder):
         if trainer.is_global_zero:
             _export(training, ema, average, folder)
         trainer.strategy.barrier()
-    return {ENDED: ended.as_json(), TRAINER: facts_of(trainer)}
+    return {ENDING_KEY: ended.as_json(), TRAINER: trainer_facts(trainer)}
 
 
 @contextmanager
@@ -242,7 +242,7 @@ def going_on(folder: Path) -> Iterator[None]:
         Fault: for a fault of the machine, such as a full disk.
         KeyboardInterrupt: for Ctrl-C between two steps.
     """
-    from restore_lab.training.checkpoints import last_state, step_of
+    from restore_lab.training.checkpoints import checkpoint_step, last_state
 
     try:
         yield
@@ -251,13 +251,13 @@ def going_on(folder: Path) -> Iterator[None]:
         if why is None:
             raise
         state = last_state(folder)
-        where = "begins again" if state is None else f"continues after step {step_of(state)}"
+        where = "begins again" if state is None else f"continues after step {checkpoint_step(state)}"
         raise Fault(f"{why}; the same command {where}") from error
     except SystemExit as stop:  # Lightning's way to end on Ctrl-C outside of a step
         if not isinstance(stop.__context__, KeyboardInterrupt):
             raise
         state = last_state(folder)
-        where = "begins again" if state is None else f"continues after step {step_of(state)}"
+        where = "begins again" if state is None else f"continues after step {checkpoint_step(state)}"
         raise KeyboardInterrupt(f"between two steps; the same command {where}") from stop
 
 
@@ -267,7 +267,7 @@ def _export(training: TrainingModule, ema: Any, average: dict[str, Any], folder:
         training.module.export(folder)
         return
     ema.average = average
-    with ema.applied(training):
+    with ema.averaged_weights(training):
         training.module.export(folder)
 
 

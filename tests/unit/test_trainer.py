@@ -23,7 +23,7 @@ from restore_lab.config.trainer import (
     check,
 )
 from restore_lab.training import preflight
-from restore_lab.training.ending import in_steps
+from restore_lab.training.ending import epochs_to_steps
 from restore_lab.training.plan import HARMLESS, planned
 from restore_lab.training.trainer import trainer_for
 from tests.composed import composed
@@ -208,7 +208,7 @@ def refusal(node: dict[str, Any], folder: Path) -> ValueError | None:
     """Why no trainer comes of a node; any other error is a bug."""
     try:
         check("trainer", node)
-        trainer_for(in_steps(node, None), folder=folder, average=False)
+        trainer_for(epochs_to_steps(node, None), folder=folder, average=False)
     except ValueError as error:
         return error
     return None
