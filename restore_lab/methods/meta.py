@@ -1,4 +1,4 @@
-"""A method on the meta device, where tensors have shapes only: what it would refuse is known before a prior is read."""
+"""Checks a stage's module on the meta device, where tensors have shapes only, before any prior is loaded."""
 
 from __future__ import annotations
 
@@ -12,29 +12,34 @@ from torch import Tensor
 
 from restore_lab.config.build import build, resolve
 from restore_lab.config.checks import HUB_ID
+from restore_lab.methods.trainable import Trainable
 from restore_lab.methods.weights import WEIGHTS, weights_file
 from restore_lab.storage.artefact import place_of
 
-STAGE_PREFIX = "stage:"  # what an earlier stage makes
+STAGE_PREFIX = "stage:"  # of a setting that names an earlier stage's result
 _NO_STAGES: Mapping[str, Mapping[str, Tensor]] = {}
 
 
-def check_module(node: Mapping[str, Any], *, earlier: Mapping[str, Mapping[str, Tensor]] = _NO_STAGES) -> Any:
-    """Refuse what a stage's module would refuse when it is built and given its weights.
+def check_module(
+    node: Mapping[str, Any], *, earlier: Mapping[str, Mapping[str, Tensor]] = _NO_STAGES
+) -> Trainable | None:
+    """Build a stage's module on the meta device and load its weights, to find errors early.
 
     Args:
-        node: the stage's.
-        earlier: the tensors that earlier stages will write, by stage, where they are known.
+        node: the stage's node.
+        earlier: the tensors that earlier stages will export, by stage, as far as known.
 
     Returns:
-        The module, on the meta device; None for one of which nothing is known: it reads what an earlier stage makes, or
-        does not build there.
+        The module on the meta device; None if it cannot be built there, or needs the result of an earlier stage.
+
+    Raises:
+        ValueError: for anything that would fail when the stage runs.
     """
-    plain = meta_node(node["module"])
+    module_node = meta_node(node["module"])
     with torch.device("meta"):
         try:
-            module = None if needs_earlier_stage(plain) else build(plain)
-        except (RuntimeError, TypeError):  # a user's own part may need values
+            module = None if needs_earlier_stage(module_node) else build(module_node)
+        except (RuntimeError, TypeError):  # a user's part may need values
             module = None
         for part in find_parts(node["module"]):
             path = part.get("path")
@@ -51,21 +56,21 @@ def check_module(node: Mapping[str, Any], *, earlier: Mapping[str, Mapping[str, 
 
 
 def meta_node(node: Any) -> Any:
-    """The node with every part that can be built without weights built so, and without what a stage makes."""
+    """The node with `meta: true` for every part that supports it, and without weights of earlier stages."""
     if isinstance(node, list):
         return [meta_node(value) for value in node]
     if not isinstance(node, Mapping):
         return node
-    made = {name: meta_node(value) for name, value in node.items()}
+    changed = {name: meta_node(value) for name, value in node.items()}
     if "_target_" in node and "meta" in inspect.signature(resolve(node["_target_"])).parameters:
-        made["meta"] = True
+        changed["meta"] = True
     if str(node.get("weights")).startswith(STAGE_PREFIX):
-        made["weights"] = None
-    return made
+        changed["weights"] = None
+    return changed
 
 
 def needs_earlier_stage(node: Any) -> bool:
-    """Whether a node names what an earlier stage makes."""
+    """Whether a node names the result of an earlier stage."""
     if isinstance(node, Mapping):
         return any(needs_earlier_stage(value) for value in node.values())
     if isinstance(node, list):
@@ -74,7 +79,7 @@ def needs_earlier_stage(node: Any) -> bool:
 
 
 def find_parts(node: Any) -> Iterator[Mapping[str, Any]]:
-    """All parts of a node, at any depth."""
+    """All nodes with a `_target_`, at any depth."""
     if isinstance(node, Mapping):
         if "_target_" in node:
             yield node

@@ -126,7 +126,7 @@ def test_where_memory_runs_out_branches_go_in_turn_from_there_on(monkeypatch, ca
     module, batch = built(), toy_batch()
     module.denoiser.batched = False
     expected = module.restore(batch)
-    module.denoiser.batched, rows, old = True, [], Denoiser._edited
+    module.denoiser.batched, rows, old = True, [], Denoiser._evaluate
 
     def edited(denoiser, z_BCHW, *rest):
         rows.append(len(z_BCHW))
@@ -134,10 +134,10 @@ def test_where_memory_runs_out_branches_go_in_turn_from_there_on(monkeypatch, ca
             raise torch.OutOfMemoryError("CUDA out of memory")
         return old(denoiser, z_BCHW, *rest)
 
-    monkeypatch.setattr(Denoiser, "_edited", edited)
+    monkeypatch.setattr(Denoiser, "_evaluate", edited)
     assert torch.equal(module.restore(batch), expected)
     assert rows == [4, 2, 2, 2, 2] and caplog.text.count("guidance branches one after another") == 1
-    monkeypatch.setattr(Denoiser, "_edited", lambda *_: 1 / 0)
+    monkeypatch.setattr(Denoiser, "_evaluate", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         module.restore(batch)
 

@@ -231,4 +231,4 @@ def refusal(node: dict[str, Any], folder: Path) -> ValueError | None:
 )
 def test_a_training_that_cannot_be_is_refused_before_it_begins(words, said) -> None:
     with pytest.raises(ValueError, match=said):
-        preflight.check(planned(composed("train", *words)))
+        preflight.check_stages(planned(composed("train", *words)))
