@@ -72,7 +72,7 @@ def method(cfg: Any, *, device: torch.device) -> RestorationModule:
     return copy.deepcopy(module.to(device)).eval()
 
 
-def apply(module: RestorationModule, cfg: Any) -> None:
+def settle(module: RestorationModule, cfg: Any) -> None:
     """The options of speed that the config says, as every verb takes them; trained if `module` is in training mode."""
     build(cfg.speed).apply(module)
 

@@ -102,7 +102,7 @@ def refuse_clashes(jobs: Sequence[ImageJob], cfg: DictConfig, output: Path) -> N
         ValueError: with the first such file.
     """
     inputs = {job.file.resolve() for job in jobs}
-    taken: Counter[Path] = Counter()
+    counts: Counter[Path] = Counter()
     for job in jobs:
         for kind in ENDINGS if cfg.format == "same" else (cfg.format,):
             files = {file.resolve() for file in output_files(job, cfg, output, kind)}
@@ -110,8 +110,8 @@ def refuse_clashes(jobs: Sequence[ImageJob], cfg: DictConfig, output: Path) -> N
             if overwritten:
                 raise ValueError(f"output={cfg.output} would write over {overwritten[0]}; choose another folder")
             if kind == next(iter(ENDINGS)) or cfg.format != "same":
-                taken.update(files)
-    clashes = [file for file, count in taken.items() if count > 1]
+                counts.update(files)
+    clashes = [file for file, count in counts.items() if count > 1]
     if clashes:
         raise ValueError(f"names={cfg.names!r} gives two results one name, {clashes[0]}; put {{key}} into it")
 

@@ -96,7 +96,7 @@ def restore_folder(cfg: DictConfig) -> FolderReport:
         find_captioners(cfg.prompt.semantic)
         prompts = [restorer.module.conditioner.prompts]
         caption_ahead(restorer.module, prompts, _caption_batches(restorer, [jobs[n] for n in todo]))
-    began = time.monotonic()
+    start = time.monotonic()
     for count, index in enumerate(todo):
         job = jobs[index]
         try:
@@ -107,14 +107,9 @@ def restore_folder(cfg: DictConfig) -> FolderReport:
             write_note(job.note, {"file": str(job.file), "error": str(error)})
             continue
         if len(jobs) > 1:
-            left = (time.monotonic() - began) / (count + 1) * (len(todo) - count - 1)
-            log.info(
-                "%d of %d: %s%s",
-                index + 1,
-                len(jobs),
-                job.key,
-                f" ({_format_duration(left)} left)" if left >= 1 else "",
-            )
+            left = (time.monotonic() - start) / (count + 1) * (len(todo) - count - 1)
+            time_left = f" ({_format_duration(left)} left)" if left >= 1 else ""
+            log.info("%d of %d: %s%s", index + 1, len(jobs), job.key, time_left)
     if frames := describe_frames(report.frames):
         log.warning("%s", frames)
     with merge_lock(report.output / NOTES_FOLDER):

@@ -195,19 +195,19 @@ class Restorer:
         """
         import torch
 
-        shown: str = (self.cfg.caption or "") if caption is None else caption
-        undone: str | None = self.cfg.instruction if instruction is None else instruction
+        semantic: str = (self.cfg.caption or "") if caption is None else caption
+        restoration: str | None = self.cfg.instruction if instruction is None else instruction
         height, width = lq.rgb_HWC.shape[:2]
-        for name, text in (("caption", shown), ("instruction", undone or "")):
+        for name, text in (("caption", semantic), ("instruction", restoration or "")):
             if len(text) > _MAX_CHARACTERS:
                 raise ValueError(f"{name} of {len(text)} characters; no encoder reads more than a few hundred words")
         return Batch(
             hq_BCHW=None,
             lq_BCHW=torch.stack([torch.from_numpy(channel_HW) for channel_HW in lq.planes()])[None],
-            caption=(shown,),
+            caption=(semantic,),
             key=(key,),
             seed=(mix(seed, "restore", hashlib.sha256(np.ascontiguousarray(lq.rgb_HWC).data).hexdigest()),),
-            recipe=(None if undone is None else parse_instruction(undone, height=height, width=width),),
+            recipe=(None if restoration is None else parse_instruction(restoration, height=height, width=width),),
         )
 
 
@@ -243,7 +243,7 @@ def _photograph(image: Any) -> Photograph:
     return photograph_of(image)
 
 
-def output_size(shape: Sequence[int], upscale: float, size: Any) -> tuple[int, int]:
+def output_size(shape: Sequence[int], upscale: float, size: int | Sequence[int] | None) -> tuple[int, int]:
     """The (height, width) at which an image is restored.
 
     Args:

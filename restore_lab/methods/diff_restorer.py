@@ -229,9 +229,9 @@ class DecoderTraining(Trainable):
         """Load the trained method's weights."""
         self.restorer.load_weights(file, partial=partial)
 
-    def load_tensors(self, found: Mapping[str, Tensor], *, file: Path, partial: bool = False) -> None:
+    def load_tensors(self, tensors: Mapping[str, Tensor], *, file: Path, partial: bool = False) -> None:
         """Load the trained method's tensors."""
-        self.restorer.load_tensors(found, file=file, partial=partial)
+        self.restorer.load_tensors(tensors, file=file, partial=partial)
 
     def decode(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The clean images' latents decoded, and the clean images."""

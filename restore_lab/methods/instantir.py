@@ -71,9 +71,9 @@ class PartTraining(Trainable):
         """Load an earlier stage's weights."""
         self.restorer.load_weights(file, partial=True)
 
-    def load_tensors(self, found: Mapping[str, Tensor], *, file: Path, partial: bool = False) -> None:
+    def load_tensors(self, tensors: Mapping[str, Tensor], *, file: Path, partial: bool = False) -> None:
         """Load an earlier stage's tensors."""
-        self.restorer.load_tensors(found, file=file, partial=True)
+        self.restorer.load_tensors(tensors, file=file, partial=True)
 
     def export_state(self) -> dict[str, Tensor]:
         """The tensors of the parts in `known`."""

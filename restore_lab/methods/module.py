@@ -200,7 +200,7 @@ class RestorationModule(Trainable):
         Raises:
             ValueError: for a part that the adaptor does not have.
         """
-        # LoRA's tensors are also submodules of the layers that they change; the file has them once, in `lora`.
+        # LoRA's tensors are also parameters of the layers that they change; the file has them once, in `lora`.
         self.learned_names = {
             strip_base_layer(name): name
             for name, p in self.adaptor.named_parameters(remove_duplicate=False)
@@ -236,17 +236,17 @@ class RestorationModule(Trainable):
             ValueError: if the file does not exist, or its tensors are not exactly the method's.
         """
         meta = next(self.backbone.denoiser.parameters()).is_meta
-        found = read_weights(file, base=None if meta else fingerprint_of(self.backbone.denoiser), meta=meta)
-        self.load_tensors(found, file=file, partial=partial)
+        tensors = read_weights(file, base=None if meta else fingerprint_of(self.backbone.denoiser), meta=meta)
+        self.load_tensors(tensors, file=file, partial=partial)
 
-    def load_tensors(self, found: Mapping[str, Tensor], *, file: Path, partial: bool = False) -> None:
+    def load_tensors(self, tensors: Mapping[str, Tensor], *, file: Path, partial: bool = False) -> None:
         """Copy tensors into the method's.
 
         The decoder is optional, since only the last stage trains it: without its tensors it keeps its initialisation,
         and tensors of a decoder that this method does not have are ignored.
 
         Args:
-            found: tensors by name.
+            tensors: tensors by name.
             file, partial: as in `load_weights`.
 
         Raises:
@@ -254,18 +254,18 @@ class RestorationModule(Trainable):
         """
         meta = next(self.backbone.denoiser.parameters()).is_meta
         target, decoder = self.adaptor_state(), self.decoder_state()
-        decoder_names = {name for name in found if name.startswith(DECODER)}
+        decoder_names = {name for name in tensors if name.startswith(DECODER)}
         if decoder and decoder_names:
             target |= decoder
             self.has_trained_decoder = True
         else:
-            found = {name: value for name, value in found.items() if name not in decoder_names}
+            tensors = {name: value for name, value in tensors.items() if name not in decoder_names}
         if decoder and not decoder_names and not meta:
             log.info("%s: no decoder in it (stage decoder makes one); it is as it starts", file)
         if partial:
-            parts = {part_name(name) for name in found}
+            parts = {part_name(name) for name in tensors}
             target = {name: value for name, value in target.items() if part_name(name) in parts}
-        copy_weights(found, target, file=file)
+        copy_weights(tensors, target, file=file)
 
     def export_state(self, *, decoder: bool = False, only: Sequence[str] | None = None) -> dict[str, Tensor]:
         """The tensors that `export` writes, by name.

@@ -79,7 +79,7 @@ class Trainable(nn.Module):
         """
         raise ValueError(f"{type(self).__name__} starts from no weights; set weights=null")
 
-    def load_tensors(self, found: Mapping[str, Tensor], *, file: Path, partial: bool = False) -> None:
+    def load_tensors(self, tensors: Mapping[str, Tensor], *, file: Path, partial: bool = False) -> None:
         """Load tensors by name; error messages name `file`, which holds them or will."""
         raise ValueError(f"{type(self).__name__} starts from no weights; set weights=null")
 

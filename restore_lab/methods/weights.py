@@ -172,8 +172,8 @@ def stored_fingerprint(denoiser: nn.Module, path: str | Sequence[str], *, family
             row_size = math.prod(rows.get_shape()[1:])
             return rows[: -(-_FINGERPRINT_VALUES // row_size)] if rows.get_shape() else where[name].get_tensor(name)
 
-        known = all(is_lora_tensor(name) or strip_base_layer(name) in where for name in denoiser.state_dict())
-        return fingerprint_of(denoiser, values=first_rows) if files and known else None
+        complete = all(is_lora_tensor(name) or strip_base_layer(name) in where for name in denoiser.state_dict())
+        return fingerprint_of(denoiser, values=first_rows) if files and complete else None
 
 
 def strip_base_layer(name: str) -> str:
