@@ -74,7 +74,7 @@ def method(cfg: Any, *, device: torch.device) -> RestorationModule:
 
 def settle(module: RestorationModule, cfg: Any) -> None:
     """The options of speed that the config says, as every verb takes them; trained if `module` is in training mode."""
-    build(cfg.speed).settle(module)
+    build(cfg.speed).apply(module)
 
 
 def random_prior(settings: Any, device: torch.device) -> Backbone:

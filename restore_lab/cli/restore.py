@@ -32,7 +32,7 @@ def run(cfg: DictConfig) -> None:
         return
     done = restore_folder(cfg)
     share = f" (process {rank_and_world()[0]} of {rank_and_world()[1]})" if rank_and_world()[1] > 1 else ""
-    already = f", {done.already} had been" if done.already else ""
+    already = f", {done.skipped} had been" if done.skipped else ""
     print(f"{done.written} restored into {done.output}{already}{share}")
     if done.bad:
         raise ValueError(f"{len(done.bad)} left out; they are named above and in {done.output / SUMMARY}")

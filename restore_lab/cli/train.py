@@ -37,8 +37,8 @@ def run(cfg: DictConfig) -> float | None:
         return None
     if folder is None:
         raise ValueError(f"optimized_metric={cfg.optimized_metric}: a debug run leaves no losses; set it to null")
-    from restore_lab.training.history import newest
+    from restore_lab.training.history import last_value
 
-    value = newest(folder / LOSSES, cfg.optimized_metric)
+    value = last_value(folder / LOSSES, cfg.optimized_metric)
     print(f"{cfg.optimized_metric}: {value:.6g}")
     return value

@@ -38,8 +38,8 @@ from restore_lab.evaluation.records import (
 )
 from restore_lab.evaluation.systems import CROP_KEYS, measure_system, plan_system
 from restore_lab.inference.captioning import caption_ahead, find_captioners
-from restore_lab.inference.restorer import load
-from restore_lab.methods.pipeline import pad_to_multiple, parts_to_caption
+from restore_lab.inference.restorer import load_method
+from restore_lab.methods.pipeline import captioning_batches, pad_to_multiple
 from restore_lab.methods.weights import weights_file
 from restore_lab.prompts.slots import PromptSources
 from restore_lab.storage.artefact import Manifest, is_complete
@@ -169,12 +169,12 @@ def _measure_method(cfg: DictConfig, scores: Scores) -> bool:
         clear(scores.folder)
     if missing := parts.missing():
         find_captioners(cfg.prompt, cfg.variants)
-        module = load(cfg)
+        module = load_method(cfg)
         suite: MetricSuite = build(cfg.metrics, protocol=build(cfg.protocol))
         words = cfg.variants or {cfg.name: None}
         variants = {name: _with_slots(module.conditioner.prompts, slots) for name, slots in words.items()}
         some = (batch for _, batch in degraded_batches(cfg, module.run_device, missing) if batch is not None)
-        to_caption = (part for batch in some for part in parts_to_caption(module, batch))
+        to_caption = (part for batch in some for part in captioning_batches(module, batch))
         caption_ahead(module, list(variants.values()), to_caption)
         for number, batch in degraded_batches(cfg, module.run_device, missing):
             panels: list[Panel] = []

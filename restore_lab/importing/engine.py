@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from restore_lab.importing.recognise import RecognisedCheckpoint
 from restore_lab.inspection.describe import on_meta
-from restore_lab.methods.weights import part_of, stored_fingerprint, write_weights
+from restore_lab.methods.weights import part_name, stored_fingerprint, write_weights
 from restore_lab.storage.artefact import Artefact, is_complete
 from restore_lab.storage.identity import identity, plain_settings
 from restore_lab.storage.locks import lock
@@ -107,7 +107,7 @@ def convert(one: RecognisedCheckpoint, module: RestorationModule) -> tuple[dict[
     """
     layout, tensors = one.layout, one.source.tensors
     whole = module.adaptor_state() | module.decoder_state()
-    shapes = {name: tuple(t.shape) for name, t in whole.items() if part_of(name) in layout.parts}
+    shapes = {name: tuple(t.shape) for name, t in whole.items() if part_name(name) in layout.parts}
     pieces = layout.sources(shapes, module, one.source)
     odd = [name for name in shapes if name not in pieces]
     if not shapes or odd:
@@ -162,7 +162,7 @@ def _uncovered_parts(module: RestorationModule, checkpoints: Sequence[Recognised
     if any(one.layout.setting != "weights" for one in checkpoints):
         return []
     return sorted(
-        {part_of(name) for name in module.adaptor_state()} - {p for one in checkpoints for p in one.layout.parts}
+        {part_name(name) for name in module.adaptor_state()} - {p for one in checkpoints for p in one.layout.parts}
     )
 
 

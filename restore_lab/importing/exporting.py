@@ -19,8 +19,8 @@ from restore_lab.inspection.describe import on_meta
 from restore_lab.methods.weights import (
     DECODER,
     base_of,
-    part_of,
-    put_weights,
+    copy_weights,
+    part_name,
     read_weights,
     weights_file,
     write_weights,
@@ -57,7 +57,7 @@ def export(cfg: DictConfig) -> list[str]:
     tensors = read_weights(file, base=None)
     state = module.adaptor_state()
     state |= module.decoder_state() if any(name.startswith(DECODER) for name in tensors) else {}
-    put_weights(tensors, state, file=file)  # on the meta device: compares names and shapes only
+    copy_weights(tensors, state, file=file)  # on the meta device: compares names and shapes only
     if cfg.dtype is not None:
         tensors = {name: value.to(DTYPES[cfg.dtype]) for name, value in tensors.items()}
     settings = plain_settings(cfg, ("adaptor", "dtype"))
@@ -96,7 +96,7 @@ def as_controlnet(module: RestorationModule, tensors: Mapping[str, Tensor]) -> C
         model = ControlNetModel.from_unet(
             backbone.denoiser, conditioning_embedding_out_channels=hint.widths, load_weights_from_unet=False
         )
-    own = {name: value for name, value in tensors.items() if part_of(name) in CONTROLNET_PARTS}
+    own = {name: value for name, value in tensors.items() if part_name(name) in CONTROLNET_PARTS}
     pieces = controlnet_sources(own, module)
     state = {pieces[name].key: value for name, value in own.items() if name in pieces}
     shapes = {key: value.shape for key, value in model.state_dict().items()}
@@ -137,12 +137,14 @@ def _input_range(module: RestorationModule) -> str:
 
 def _has_format(name: str, controlnet: bool) -> bool:
     """Whether a format of diffusers has this tensor."""
-    return name.startswith(PRIOR_UPDATES) or (controlnet and part_of(name) in CONTROLNET_PARTS)
+    return name.startswith(PRIOR_UPDATES) or (controlnet and part_name(name) in CONTROLNET_PARTS)
 
 
 def _host(name: str) -> str:
     """The part that a tensor belongs to, for messages."""
-    return f"lora of the {name.removeprefix(UPDATES).partition('/')[0]}" if name.startswith(UPDATES) else part_of(name)
+    return (
+        f"lora of the {name.removeprefix(UPDATES).partition('/')[0]}" if name.startswith(UPDATES) else part_name(name)
+    )
 
 
 def _licences(file: Path) -> list[Any]:

@@ -1,8 +1,8 @@
-"""The files of a folder's restoration: what results are called, and the notes that say what is done.
+"""The files of a folder's restoration: names of results, notes of restored images, and the summary.
 
-A note (`.restored/<hash of the key>.json`) is written after an image's results and names them, with the hash of the
-photograph, the identity of the settings and the words; or it says why the image was left out. That a result is ours,
-and may be written over, is noted by storage/outputs.py.
+A note (`.restored/<hash of the key>.json`) is written after an image's results. It lists them with the hash of the
+photograph, the identity of the settings and the prompts, or says why the image was left out. storage/outputs.py records
+which files are ours and may be overwritten.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ if TYPE_CHECKING:
 
     from restore_lab.inference.result import Restoration
 
-NOTES = ".restored"
+NOTES_FOLDER = ".restored"
 SUMMARY = "restored.csv"
-COLUMNS = (
+SUMMARY_COLUMNS: tuple[str, ...] = (
     ("file", "output", "status", "seconds", "instruction", "consistency_db", "consistency_of", "uncertainty")
-    + ("frames",)  # of an animation or a multi-page file, of which the first is restored
+    + ("frames",)  # of an animation or a multi-page file; the first one is restored
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class ImageJob:
     """One image to restore.
 
     Attributes:
-        file: where it lies.
-        key: what it is called: its path below the folder, without suffix.
-        name: what its results are called, without their endings.
-        words: what is said of it.
-        note: where it is written down that it was restored.
+        file: its path.
+        key: its path below the folder, without suffix.
+        name: name of its results, without suffixes.
+        words: its caption and instruction.
+        note: path of its note.
     """
 
     file: Path
@@ -61,15 +61,17 @@ class Job:
 
 
 def result_names(keys: Sequence[str], cfg: DictConfig) -> list[str]:
-    """What the results of each image are called, without endings: `cfg.names`, so that no two images make one file,
-    nor one a file and the other a folder of that name, also where case does not count.
+    """The names of the images' results, without suffixes, from the template `cfg.names`.
+
+    With {key} in the template, names are made unique: no two results have the same file, and no file has the name of
+    another's folder, also on file systems that ignore case.
     """
     names = []
     for key in keys:
         last, folder = PurePosixPath(key).name, str(PurePosixPath(key).parent)
         name = cfg.names.replace("{key}", key).replace("{name}", last).replace("{folder}", folder)
         names.append(shorten(name))
-    if "{key}" not in cfg.names:  # alike because they are named so: that is refused, not mended
+    if "{key}" not in cfg.names:  # equal names are the user's choice, refused later by `refuse_clashes`
         return names
     kinds = WRITABLE_SUFFIXES if cfg.format == "same" else (cfg.format,)
     endings = {ending for kind in kinds for ending in _endings(cfg, kind)}
@@ -77,8 +79,8 @@ def result_names(keys: Sequence[str], cfg: DictConfig) -> list[str]:
     return unique_names(names, endings=sorted(endings), folders=folders)
 
 
-def targets(job: Job, cfg: DictConfig, output: Path, kind: str) -> list[Path]:
-    """The files of an image: one a seed, then what is written beside them."""
+def output_files(job: ImageJob, cfg: DictConfig, output: Path, kind: str) -> list[Path]:
+    """The output files of an image: one per seed, then comparison and uncertainty map."""
     try:
         return [path_inside(output, f"{job.name}{ending}") for ending in _endings(cfg, kind)]
     except ValueError as error:
@@ -86,42 +88,46 @@ def targets(job: Job, cfg: DictConfig, output: Path, kind: str) -> list[Path]:
 
 
 def _endings(cfg: DictConfig, kind: str) -> list[str]:
-    """What comes after the name of an image's files."""
+    """The suffixes that follow the name in an image's output files."""
     ending = WRITABLE_SUFFIXES[kind if cfg.format == "same" else cfg.format]
-    several = cfg.seeds > 1
-    variants = [f"_seed{cfg.seed + number}{ending}" for number in range(cfg.seeds)] if several else [ending]
-    return [*variants, *["_compare.png"] * bool(cfg.compare), *["_uncertainty.png"] * several]
+    has_variants = cfg.seeds > 1
+    variants = [f"_seed{cfg.seed + number}{ending}" for number in range(cfg.seeds)] if has_variants else [ending]
+    return [*variants, *["_compare.png"] * bool(cfg.compare), *["_uncertainty.png"] * has_variants]
 
 
-def refuse_clashes(jobs: Sequence[Job], cfg: DictConfig, output: Path) -> None:
-    """Refuse, before anything runs, to write two results into one file, or one over an input or the summary."""
-    inputs = {job.file.resolve() for job in jobs}
-    taken: Counter[Path] = Counter()
-    for job in jobs:
-        for kind in WRITABLE_SUFFIXES if cfg.format == "same" else (cfg.format,):
-            files = {file.resolve() for file in targets(job, cfg, output, kind)}
-            over = sorted(files & inputs)
-            if over:
-                raise ValueError(f"output={cfg.output} would write over {over[0]}; choose another folder")
-            if kind == next(iter(WRITABLE_SUFFIXES)) or cfg.format != "same":
-                taken.update(files)
-    twice = [file for file, times in taken.items() if times > 1]
-    if twice:
-        raise ValueError(f"names={cfg.names!r} gives two results one name, {twice[0]}; put {{key}} into it")
-
-
-def refuse_foreign(jobs: Sequence[Job], cfg: DictConfig, output: Path) -> None:
-    """Refuse, before anything runs, to write over files that are not ours.
+def refuse_clashes(jobs: Sequence[ImageJob], cfg: DictConfig, output: Path) -> None:
+    """Refuse to write two results to the same file, or one over an input.
 
     Raises:
-        ValueError: with the first of them.
+        ValueError: with the first such file.
     """
-    files = [file for job in jobs for file in targets(job, cfg, output, _kind(job.file, cfg))]
+    inputs = {job.file.resolve() for job in jobs}
+    counts: Counter[Path] = Counter()
+    for job in jobs:
+        for kind in WRITABLE_SUFFIXES if cfg.format == "same" else (cfg.format,):
+            files = {file.resolve() for file in output_files(job, cfg, output, kind)}
+            overwritten = sorted(files & inputs)
+            if overwritten:
+                raise ValueError(f"output={cfg.output} would write over {overwritten[0]}; choose another folder")
+            if kind == next(iter(WRITABLE_SUFFIXES)) or cfg.format != "same":
+                counts.update(files)
+    clashes = [file for file, count in counts.items() if count > 1]
+    if clashes:
+        raise ValueError(f"names={cfg.names!r} gives two results one name, {clashes[0]}; put {{key}} into it")
+
+
+def refuse_foreign(jobs: Sequence[ImageJob], cfg: DictConfig, output: Path) -> None:
+    """Refuse to overwrite files that are not ours.
+
+    Raises:
+        ValueError: with the first such file.
+    """
+    files = [file for job in jobs for file in output_files(job, cfg, output, _file_format(job.file, cfg))]
     require_free([*files, output / SUMMARY])
 
 
-def _kind(file: Path, cfg: DictConfig) -> str:
-    """What format=same makes of a file, by its header."""
+def _file_format(file: Path, cfg: DictConfig) -> str:
+    """The format of an image's results; with format=same that of the image, from its header."""
     if cfg.format != "same":
         return cfg.format
     with contextlib.suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError), Image.open(file) as image:
@@ -129,22 +135,22 @@ def _kind(file: Path, cfg: DictConfig) -> str:
     return "png"
 
 
-def is_done(job: Job, settings: str, cfg: DictConfig, output: Path) -> bool:
-    """Whether this very image was restored with these settings and words, and all files that are wanted are there."""
+def is_done(job: ImageJob, settings: str, cfg: DictConfig, output: Path) -> bool:
+    """Whether this image was restored with these settings and prompts, and all its output files exist."""
     try:
         note = json_of(job.note)
         source = hashlib.sha256(job.file.read_bytes()).hexdigest()
         same = (note["source"], note["settings"], note["words"]) == (source, settings, _words(job))
-        found = [output / name for name in note["outputs"]]
-        wanted = [targets(job, cfg, output, kind) for kind in WRITABLE_SUFFIXES]  # one list, unless format=same
-        return same and found in wanted and all(file.is_file() for file in found)
+        files = [output / name for name in note["outputs"]]
+        expected = [output_files(job, cfg, output, kind) for kind in WRITABLE_SUFFIXES]  # equal lists, unless format=same
+        return same and files in expected and all(file.is_file() for file in files)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def note_of(
+def build_note(
     restoration: Restoration,
-    job: Job,
+    job: ImageJob,
     settings: str,
     source: str,
     outputs: Sequence[Path],
@@ -152,8 +158,8 @@ def note_of(
     *,
     frames: int,
 ) -> dict[str, Any]:
-    """What is noted of a restored image: what it was made of, its files, and how far it agrees with its LQ (dB)."""
-    found = [restoration.consistency(number) for number in range(len(restoration))]
+    """The note of a restored image: its inputs, its files, and its consistency with the LQ in dB."""
+    consistencies = [restoration.consistency(number) for number in range(len(restoration))]
     return {
         "file": str(job.file),
         "source": source,
@@ -162,27 +168,28 @@ def note_of(
         "instruction": restoration.recipe.instruction() if restoration.recipe else "",
         "outputs": [str(file.relative_to(output)) for file in outputs],
         "seconds": round(restoration.seconds, 3),
-        "consistency_db": [round(db, 2) for db, _ in found],
-        "consistency_of": found[0][1],
+        "consistency_db": [round(db, 2) for db, _ in consistencies],
+        "consistency_of": consistencies[0][1],
         "uncertainty": round(float(restoration.uncertainty().mean()), 5) if len(restoration) > 1 else None,
         "frames": frames,
     }
 
 
-def _words(job: Job) -> list[str | None]:
+def _words(job: ImageJob) -> list[str | None]:
+    """The caption and instruction in a note."""
     return [job.words.caption, job.words.instruction]
 
 
-def write_down(note: Path, what: Mapping[str, Any]) -> None:
-    """Write a note as ASCII: names of files need not be valid text, which `write_json_atomic` would refuse."""
-    text = json.dumps(what, indent=1, allow_nan=False)
-    write_bytes_atomic(note, text.encode())
+def write_note(path: Path, note: Mapping[str, Any]) -> None:
+    """Write a note as ASCII, since file names need not be valid text, which `write_json_atomic` refuses."""
+    text = json.dumps(note, indent=1, allow_nan=False)
+    write_bytes_atomic(path, text.encode())
 
 
-def sum_up(jobs: Sequence[Job], output: Path) -> None:
-    """`restored.csv`: a line an image and seed, from the notes of all processes."""
+def write_summary(jobs: Sequence[ImageJob], output: Path) -> None:
+    """Write `restored.csv` from the notes of all processes, one line per image and seed."""
     text = io.StringIO()
-    table = csv.DictWriter(text, COLUMNS, extrasaction="ignore")
+    table = csv.DictWriter(text, SUMMARY_COLUMNS, extrasaction="ignore")
     table.writeheader()
     for job in jobs:
         try:
@@ -198,7 +205,7 @@ def sum_up(jobs: Sequence[Job], output: Path) -> None:
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row that a spreadsheet runs nothing of; a file's name stays the name of that file."""
+    """A row whose cells no spreadsheet takes for formulas; file names stay valid paths."""
     cells = {key: spreadsheet_cell(value) for key, value in row.items()}
     paths = {key: f"./{row[key]}" for key in ("file", "output") if key in row and cells[key] != row[key]}
     return cells | paths

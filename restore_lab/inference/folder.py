@@ -1,8 +1,8 @@
-"""Restoring a person's own files: photographs in, photographs out, each written whole or not at all.
+"""Restores the images of a folder; every output file is written atomically.
 
-What is done is written down beside the results (`.restored/`, one file an image): the same command does nothing twice,
-continues where it was stopped, and tries again what failed; another command, or another photograph of the same name,
-restores anew. `restored.csv` sums it up. Images are shared by processes as system/processes.py says.
+Notes next to the results (`.restored/`, one file per image) record what is done: the same command skips restored
+images, continues after an interruption and retries failures; after a change of the settings or of the photograph, an
+image is restored again. `restored.csv` is the summary. system/processes.py divides the images among processes.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from restore_lab.data.photograph_file import encode_photograph
 from restore_lab.data.sources.folder import FolderSource
 from restore_lab.data.word_table import PromptRow, WordTable
 from restore_lab.inference.files import (
-    NOTES,
-    Job,
+    NOTES_FOLDER,
+    ImageJob,
+    build_note,
     is_done,
-    note_of,
+    output_files,
     refuse_clashes,
     refuse_foreign,
     result_names,
-    sum_up,
-    targets,
-    write_down,
+    write_note,
+    write_summary,
 )
-from restore_lab.inference.restorer import Restorer, wanted
+from restore_lab.inference.restorer import Restorer, output_size
 from restore_lab.storage.free_space import require
 from restore_lab.storage.identity import identity
 from restore_lab.storage.outputs import write_output
@@ -49,143 +49,151 @@ if TYPE_CHECKING:
     from restore_lab.types import Batch
 
 log = logging.getLogger(__name__)
-# What a result depends on; where it is written and what is written beside it changes nothing.
-COUNTS = ("module", "upscale", "size", "seed", "seeds")
-LOOKED_AT = 200  # files, for how much room their results will take
+# The settings that a result depends on; output paths and additional files are not among them.
+_IDENTITY_KEYS = ("module", "upscale", "size", "seed", "seeds")
+_SIZE_SAMPLES = 200  # files whose size is read to estimate the disk space
 
 
 @dataclass(kw_only=True)
-class Restored:
-    """How a run over images went: how many were written, where, how many were there, one line for each left out."""
+class FolderReport:
+    """The result of restoring a folder.
+
+    Attributes:
+        output: the output folder.
+        written: number of images restored now.
+        skipped: number of images restored before.
+        bad: one line per image that could not be restored.
+        frames: number of frames of each file with several; the first one is restored.
+    """
 
     output: Path
     written: int = 0
-    already: int = 0
+    skipped: int = 0
     bad: list[str] = field(default_factory=list)
-    frames: dict[str, int] = field(default_factory=dict)  # of the files that have several, of which one was restored
+    frames: dict[str, int] = field(default_factory=dict)
 
 
-def restore_folder(cfg: DictConfig) -> Restored:
-    """Restore every image of `cfg.input`, or this process's share of them.
+def restore_folder(cfg: DictConfig) -> FolderReport:
+    """Restore the images of `cfg.input`, in several processes this process's share.
 
     Raises:
-        ValueError: if there is no such input, two results would have one name, a result would be written over an
-            input, nothing can be written, or no image can be restored.
+        ValueError: if the input does not exist, results clash with each other or with an input, the output cannot be
+            written, or no image can be restored.
     """
-    done = Restored(output=Path(cfg.output).expanduser())
-    jobs = _jobs(cfg, done.output)
-    refuse_clashes(jobs, cfg, done.output)
-    settings = _settings(cfg)
-    todo = own_parts(len(jobs), done=lambda index: not cfg.again and is_done(jobs[index], settings, cfg, done.output))
-    refuse_foreign([jobs[n] for n in todo], cfg, done.output)
-    require(done.output, needed=_bytes(cfg, [jobs[n].file for n in todo]), what=f"{len(todo)} results")
+    report = FolderReport(output=Path(cfg.output).expanduser())
+    jobs = _list_jobs(cfg, report.output)
+    refuse_clashes(jobs, cfg, report.output)
+    settings = _settings_identity(cfg)
+    todo = own_parts(len(jobs), done=lambda index: not cfg.again and is_done(jobs[index], settings, cfg, report.output))
+    refuse_foreign([jobs[n] for n in todo], cfg, report.output)
+    require(report.output, needed=_estimate_bytes(cfg, [jobs[n].file for n in todo]), what=f"{len(todo)} results")
     restorer = Restorer(cfg)
-    done.already = len(own_parts(len(jobs), done=lambda index: False)) - len(todo)
+    report.skipped = len(own_parts(len(jobs), done=lambda index: False)) - len(todo)
     if todo and "captioner" in cfg.prompt.semantic:
         from restore_lab.inference.captioning import caption_ahead, find_captioners
 
         find_captioners(cfg.prompt.semantic)
         prompts = [restorer.module.conditioner.prompts]
-        caption_ahead(restorer.module, prompts, _readable(restorer, [jobs[n] for n in todo]))
-    began = time.monotonic()
+        caption_ahead(restorer.module, prompts, _caption_batches(restorer, [jobs[n] for n in todo]))
+    start = time.monotonic()
     for count, index in enumerate(todo):
         job = jobs[index]
         try:
-            _restore(restorer, job, settings, done, cfg)
+            _restore(restorer, job, settings, report, cfg)
         except BadImage as error:
-            done.bad.append(str(error))
+            report.bad.append(str(error))
             log.warning("left out: %s", error)
-            write_down(job.note, {"file": str(job.file), "error": str(error)})
+            write_note(job.note, {"file": str(job.file), "error": str(error)})
             continue
         if len(jobs) > 1:
-            left = (time.monotonic() - began) / (count + 1) * (len(todo) - count - 1)
-            log.info("%d of %d: %s%s", index + 1, len(jobs), job.key, f" ({_span(left)} left)" if left >= 1 else "")
-    if frames := describe_frames(done.frames):
+            left = (time.monotonic() - start) / (count + 1) * (len(todo) - count - 1)
+            time_left = f" ({_format_duration(left)} left)" if left >= 1 else ""
+            log.info("%d of %d: %s%s", index + 1, len(jobs), job.key, time_left)
+    if frames := describe_frames(report.frames):
         log.warning("%s", frames)
-    with merge_lock(done.output / NOTES):
-        sum_up(jobs, done.output)
-    if len(done.bad) == len(jobs):
-        raise ValueError(f"{cfg.input}: none of {len(jobs)} images could be restored; the first: {done.bad[0]}")
-    return done
+    with merge_lock(report.output / NOTES_FOLDER):
+        write_summary(jobs, report.output)
+    if len(report.bad) == len(jobs):
+        raise ValueError(f"{cfg.input}: none of {len(jobs)} images could be restored; the first: {report.bad[0]}")
+    return report
 
 
-def _jobs(cfg: DictConfig, output: Path) -> list[Job]:
-    """All images, in the order of their names."""
+def _list_jobs(cfg: DictConfig, output: Path) -> list[ImageJob]:
+    """All images, sorted by name."""
     source = FolderSource(cfg.input, recursive=cfg.recursive, captions="auto", role="lq")
     keys, table = source.keys(), None if cfg.words is None else WordTable(cfg.words)
     jobs = []
-    for index, (key, named) in enumerate(zip(keys, result_names(keys, cfg), strict=True)):
+    for index, (key, result_name) in enumerate(zip(keys, result_names(keys, cfg), strict=True)):
         name = source.name(index)
-        said = PromptRow() if table is None else table.of(name)
-        beside = source.caption(index) or None
-        words = PromptRow(caption=said.caption or cfg.caption or beside, instruction=said.instruction)
-        note = output / NOTES / f"{hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:32]}.json"
-        jobs.append(Job(file=source.file(index), key=key, name=named, words=words, note=note))
+        row = PromptRow() if table is None else table.of(name)
+        words = PromptRow(caption=row.caption or cfg.caption or source.caption(index) or None, instruction=row.instruction)
+        note = output / NOTES_FOLDER / f"{hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:32]}.json"
+        jobs.append(ImageJob(file=source.file(index), key=key, name=result_name, words=words, note=note))
     if table is not None:
         table.require_any(source.name(index) for index in range(len(keys)))
     return jobs
 
 
-def _bytes(cfg: DictConfig, files: Sequence[Path]) -> int:
-    """About what the results will take: from the sizes in some of the files' headers, and rather too little."""
+def _estimate_bytes(cfg: DictConfig, files: Sequence[Path]) -> int:
+    """A low estimate of the results' size, from the image sizes in the headers of some files."""
     from PIL import Image
 
-    pixels, some = 0, files[:: max(1, len(files) // LOOKED_AT)]
-    for file in some:
+    pixels, sample = 0, files[:: max(1, len(files) // _SIZE_SAMPLES)]
+    for file in sample:
         with (
             contextlib.suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError),
             Image.open(file) as image,
         ):
-            height, width = wanted(image.size[::-1], cfg.upscale, cfg.size)
+            height, width = output_size(image.size[::-1], cfg.upscale, cfg.size)
             pixels += height * width
-    kept = 0.2 if cfg.format in ("jpeg", "webp", "same") else 1.0  # bytes a pixel
-    pictures = cfg.seeds * kept + (cfg.seeds > 1) + 2 * bool(cfg.compare)
-    return int(pixels * pictures * len(files) / max(1, len(some)))
+    bytes_per_pixel = 0.2 if cfg.format in ("jpeg", "webp", "same") else 1.0
+    per_image = cfg.seeds * bytes_per_pixel + (cfg.seeds > 1) + 2 * bool(cfg.compare)
+    return int(pixels * per_image * len(files) / max(1, len(sample)))
 
 
-def _restore(restorer: Restorer, job: Job, settings: str, done: Restored, cfg: DictConfig) -> None:
-    """Restore one image, write its files, and then the note that says so.
+def _restore(restorer: Restorer, job: ImageJob, settings: str, report: FolderReport, cfg: DictConfig) -> None:
+    """Restore one image, write its output files, and then its note.
 
     Raises:
-        BadImage: it cannot be restored.
-        Fault: its results cannot be written.
+        BadImage: if it cannot be restored.
+        Fault: if its results cannot be written.
     """
     photograph, source = _read(job)
     frames = take_frames().get(str(job.file), 1)
     if frames > 1:
-        done.frames[str(job.file)] = frames
-    restoration = restorer(_sized(restorer, photograph, job), **_said(job))
+        report.frames[str(job.file)] = frames
+    restoration = restorer(_resize(restorer, photograph, job), **_call_arguments(job))
     try:
-        outputs = _write(restoration, job, done.output, cfg)
-        write_down(job.note, note_of(restoration, job, settings, source, outputs, done.output, frames=frames))
+        outputs = _write(restoration, job, report.output, cfg)
+        write_note(job.note, build_note(restoration, job, settings, source, outputs, report.output, frames=frames))
     except OSError as error:
-        why = describe_fault(error, where=done.output)
-        if why is None:  # a name that cannot be, a folder that may not be written to: the same command would fail again
+        fault = describe_fault(error, where=report.output)
+        if fault is None:  # an invalid name or a read-only folder: the same command would fail again
             raise
-        raise Fault(f"{why}; the same command continues from {job.key}") from error
-    done.written += 1
+        raise Fault(f"{fault}; the same command continues from {job.key}") from error
+    report.written += 1
     log.info("%s", outputs[0])
 
 
-def _sized(restorer: Restorer, photograph: Photograph, job: Job) -> Photograph:
-    """The photograph in the size at which it is restored.
+def _resize(restorer: Restorer, photograph: Photograph, job: ImageJob) -> Photograph:
+    """The photograph at the size at which it is restored.
 
     Raises:
-        BadImage: it is too large, under its own name.
+        BadImage: if it is too large; the message names the file.
     """
     try:
-        return restorer.prepared(photograph)
+        return restorer.prepare(photograph)
     except BadImage as error:
         raise BadImage(str(error).replace("the image", job.key, 1)) from error
 
 
-def _said(job: Job) -> dict[str, Any]:
-    """The restorer's arguments for an image that has its size already."""
+def _call_arguments(job: ImageJob) -> dict[str, Any]:
+    """The restorer's arguments for an image that is resized already."""
     return {"caption": job.words.caption or "", "instruction": job.words.instruction, "upscale": 1.0}
 
 
-def _read(job: Job) -> tuple[Photograph, str]:
-    """The photograph, and the hash of its file."""
+def _read(job: ImageJob) -> tuple[Photograph, str]:
+    """The photograph and the hash of its file."""
     try:
         data = job.file.read_bytes()
     except OSError as error:
@@ -193,22 +201,22 @@ def _read(job: Job) -> tuple[Photograph, str]:
     return decode_photograph(data, name=job.file), hashlib.sha256(data).hexdigest()
 
 
-def _readable(restorer: Restorer, jobs: Sequence[Job]) -> Iterator[Batch]:
-    """The images that can be restored, as a captioner will see them; the others are named when their turn comes."""
-    from restore_lab.methods.pipeline import parts_to_caption
+def _caption_batches(restorer: Restorer, jobs: Sequence[ImageJob]) -> Iterator[Batch]:
+    """The images for the captioner, without those that cannot be read, which are reported when they are restored."""
+    from restore_lab.methods.pipeline import captioning_batches
 
     for job in jobs:
         try:
-            lq = _sized(restorer, _read(job)[0], job)
+            lq = _resize(restorer, _read(job)[0], job)
         except BadImage:
             continue
         words = {"caption": job.words.caption, "instruction": job.words.instruction}
-        yield from parts_to_caption(restorer.module, restorer.batch(lq, **words, seed=restorer.cfg.seed, key=job.key))
+        yield from captioning_batches(restorer.module, restorer.batch(lq, **words, seed=restorer.cfg.seed, key=job.key))
 
 
-def _write(restoration: Restoration, job: Job, output: Path, cfg: DictConfig) -> list[Path]:
-    """Write all files of an image; the restored images come first."""
-    files = targets(job, cfg, output, restoration.lq.format)
+def _write(restoration: Restoration, job: ImageJob, output: Path, cfg: DictConfig) -> list[Path]:
+    """Write all output files of an image, the restored images first."""
+    files = output_files(job, cfg, output, restoration.lq.format)
     written = []
     for file, variant in zip(files, range(len(restoration)), strict=False):
         write_output(file, encode_photograph(restoration.photograph(variant), file, quality=cfg.quality))
@@ -220,19 +228,20 @@ def _write(restoration: Restoration, job: Job, output: Path, cfg: DictConfig) ->
     return written
 
 
-def _settings(cfg: DictConfig) -> str:
-    """The identity of everything but the image and its words that a result depends on."""
+def _settings_identity(cfg: DictConfig) -> str:
+    """The identity of all that a result depends on besides the image and its prompts."""
     from omegaconf import OmegaConf
 
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     weights = None if cfg.weights is None else place_of(cfg.weights)
-    counted = {key: plain[key] for key in COUNTS} | {"quantised": plain["memory"].get("weights")}
+    settings = {key: plain[key] for key in _IDENTITY_KEYS} | {"quantised": plain["memory"].get("weights")}
     if weights is not None and weights.exists():
-        counted["weights"] = str(weights)
-    return identity(counted)
+        settings["weights"] = str(weights)
+    return identity(settings)
 
 
-def _span(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
+    """A duration as "2 h 5 min", "5 min 3 s" or "3 s"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

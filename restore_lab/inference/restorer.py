@@ -1,10 +1,10 @@
-"""Photographs in, restored photographs out: what `restore-lab restore` does, from Python.
+"""Restores photographs from Python, as `restore-lab restore` does.
 
     from restore_lab import Restorer
     Restorer.load("runs/mine/adaptor-<id>")("photo.jpg", instruction="Denoise with sigma 0.06").save("out.png")
 
-Each image's noise comes from the seed and its own pixels, so it is restored the same alone, in a list, in a folder, and
-by any number of processes.
+The noise of an image depends on the seed and its pixels, so the result is the same for a single image, in a list, in a
+folder, and for any number of processes.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ if TYPE_CHECKING:
 
     from restore_lab.methods.module import RestorationModule
 
-    Picture = str | Path | Image.Image | np.ndarray | Tensor | Photograph
-WORDS = 20_000  # characters of a caption or an instruction; encoders read 77 to 512 tokens
+    ImageInput = str | Path | Image.Image | np.ndarray | Tensor | Photograph
+_MAX_CHARACTERS = 20_000  # of a caption or an instruction; text encoders read 77 to 512 tokens
 
 
 class Restorer:
-    """A method with its weights, ready to restore; they are loaded with the first image."""
+    """A method with its weights, which are loaded with the first image."""
 
     def __init__(self, cfg: DictConfig) -> None:
-        """Of the composed config of `restore-lab restore`; most callers want `Restorer.load`."""
+        """A restorer from the composed config of `restore-lab restore`; see `Restorer.load`."""
         self.cfg = cfg
         self._module: RestorationModule | None = None
 
     @classmethod
-    def load(
+    def load_method(
         cls, weights: str | Path | None = None, *, overrides: Sequence[str] = (), device: str = "auto"
     ) -> Restorer:
-        """A restorer from weights, composed of the parts with which they were trained.
+        """A restorer from weights, with the parts they were trained with.
 
         Args:
             weights: a run's folder, a safetensors file, or None for the shipped weights of the method.
@@ -59,7 +59,7 @@ class Restorer:
             device: auto, cpu, cuda, cuda:1 or mps.
 
         Raises:
-            ValueError: for a setting that is not there, or parts that have no meaning together.
+            ValueError: for an unknown setting, or parts that cannot be combined.
 
         >>> restorer = Restorer.load(overrides=["method=spire", "sampler.steps=2"], device="cpu")
         >>> restorer.cfg.sampler.steps
@@ -74,18 +74,13 @@ class Restorer:
     def module(self) -> RestorationModule:
         """The method, on its device."""
         if self._module is None:
-            self._module = load(self.cfg)
+            self._module = load_method(self.cfg)
         return self._module
 
     @overload
-    def __call__(self, image: list[Picture], **how: Any) -> list[Restoration]: ...
-
-    @overload
-    def __call__(self, image: Picture, **how: Any) -> Restoration: ...
-
     def __call__(
         self,
-        image: Picture | list[Picture],
+        image: list[ImageInput],
         *,
         caption: str | None = None,
         instruction: str | None = None,
@@ -93,25 +88,50 @@ class Restorer:
         size: int | tuple[int, int] | None = None,
         seed: int | None = None,
         seeds: int | None = None,
-    ) -> Any:
-        """Restore one image, or each of a list.
+    ) -> list[Restoration]: ...
+
+    @overload
+    def __call__(
+        self,
+        image: ImageInput,
+        *,
+        caption: str | None = None,
+        instruction: str | None = None,
+        upscale: float | None = None,
+        size: int | tuple[int, int] | None = None,
+        seed: int | None = None,
+        seeds: int | None = None,
+    ) -> Restoration: ...
+
+    def __call__(
+        self,
+        image: ImageInput | list[ImageInput],
+        *,
+        caption: str | None = None,
+        instruction: str | None = None,
+        upscale: float | None = None,
+        size: int | tuple[int, int] | None = None,
+        seed: int | None = None,
+        seeds: int | None = None,
+    ) -> Restoration | list[Restoration]:
+        """Restore one image, or each of a list. An argument that is None is read from the restorer's config.
 
         Args:
             image: a file, a PIL image, an array (HW, HW1, HW3, HW4: uint8, uint16, or floats in [0, 1]) or a tensor
                 (CHW, floats in [0, 1]).
-            caption: what it shows; None for the restorer's own (config `caption`).
-            instruction: what to undo, "Denoise with sigma 0.06; Deblur"; None for the restorer's own.
-            upscale: enlarge by this factor first; None for the restorer's own.
-            size: or to this: the shorter side, or (width, height), in pixels.
-            seed: of the noise; None for the restorer's own.
-            seeds: how many images to make, of seeds `seed`, `seed + 1`, ...; None for the restorer's own.
+            caption: what the image shows.
+            instruction: the degradations to remove, "Denoise with sigma 0.06; Deblur".
+            upscale: a factor by which the image is enlarged first.
+            size: or the size to which it is resized first: the shorter side, or (width, height), in pixels.
+            seed: the noise seed.
+            seeds: number of restored images, from the seeds `seed`, `seed + 1`, ...
 
         Returns:
             A `Restoration`, or a list of them.
 
         Raises:
-            BadImage: the file cannot be read, or is too large.
-            ValueError: for anything else that has no meaning.
+            BadImage: if the file cannot be read, or the image is too large.
+            ValueError: for any other invalid argument.
 
         >>> import numpy as np
         >>> restorer = Restorer.load(overrides=["method=spire", "sampler.steps=2"], device="cpu")
@@ -120,16 +140,16 @@ class Restorer:
         ((20, 30, 3), 2, (20, 30))
         """
         if isinstance(image, list):
-            how: dict[str, Any] = {"caption": caption, "instruction": instruction, "upscale": upscale, "size": size}
-            return [self(one, seed=seed, seeds=seeds, **how) for one in image]
-        began = time.monotonic()
-        lq = self.prepared(image, upscale=upscale, size=size)
+            options: dict[str, Any] = {"caption": caption, "instruction": instruction, "upscale": upscale, "size": size}
+            return [self(entry, seed=seed, seeds=seeds, **options) for entry in image]
+        start = time.monotonic()
+        lq = self.prepare(image, upscale=upscale, size=size)
         first, count = self.cfg.seed if seed is None else seed, self.cfg.seeds if seeds is None else seeds
         if count < 1:
             raise ValueError(f"seeds={count}: at least one is needed")
-        every = tuple(first + number for number in range(count))
-        images = []
-        for one in every:  # one batch at a time: a large image should not be there more often than it must
+        all_seeds = tuple(first + number for number in range(count))
+        images, recipe = [], None
+        for one in all_seeds:  # one batch at a time, to save memory with large images
             batch = self.batch(lq, caption=caption, instruction=instruction, seed=one)
             recipe = batch.recipe[0]
             images.append(self.module.restore(batch.to(self.module.run_device)).float().cpu())
@@ -139,22 +159,25 @@ class Restorer:
         return Restoration(
             lq=lq,
             images_NCHW=images[0] if count == 1 else torch.cat(images),
-            seeds=every,
+            seeds=all_seeds,
             recipe=recipe,
-            seconds=time.monotonic() - began,
+            seconds=time.monotonic() - start,
         )
 
-    def prepared(
-        self, image: Picture, *, upscale: float | None = None, size: int | tuple[int, int] | None = None
+    def prepare(
+        self, image: ImageInput, *, upscale: float | None = None, size: int | tuple[int, int] | None = None
     ) -> Photograph:
-        """The image read, and enlarged if that is wanted.
+        """The image as a photograph, resized by `upscale` or `size`.
 
         Raises:
-            BadImage: it cannot be read, or is too large.
+            BadImage: if it cannot be read, or is too large.
         """
         photograph = _photograph(image)
-        upscale, size = self.cfg.upscale if upscale is None else upscale, self.cfg.size if size is None else size
-        height, width = wanted(photograph.rgb_HWC.shape[:2], upscale, size)
+        height, width = output_size(
+            photograph.rgb_HWC.shape[:2],
+            self.cfg.upscale if upscale is None else upscale,
+            self.cfg.size if size is None else size,
+        )
         if height * width > self.cfg.max_pixels:
             raise BadImage(
                 f"{_name(image)}: {width}x{height} pixels are more than max_pixels={self.cfg.max_pixels}; "
@@ -168,31 +191,31 @@ class Restorer:
         """The batch of one image, on the CPU.
 
         Raises:
-            ValueError: for words without end, or an instruction with a number that no degradation has.
+            ValueError: for a text that is too long, or an instruction with an invalid number.
         """
         import torch
 
-        caption = (self.cfg.caption or "") if caption is None else caption
-        instruction = self.cfg.instruction if instruction is None else instruction
+        semantic: str = (self.cfg.caption or "") if caption is None else caption
+        restoration: str | None = self.cfg.instruction if instruction is None else instruction
         height, width = lq.rgb_HWC.shape[:2]
-        for name, text in (("caption", caption), ("instruction", instruction or "")):
-            if len(text) > WORDS:
+        for name, text in (("caption", semantic), ("instruction", restoration or "")):
+            if len(text) > _MAX_CHARACTERS:
                 raise ValueError(f"{name} of {len(text)} characters; no encoder reads more than a few hundred words")
         return Batch(
             hq_BCHW=None,
             lq_BCHW=torch.stack([torch.from_numpy(channel_HW) for channel_HW in lq.planes()])[None],
-            caption=(caption,),
+            caption=(semantic,),
             key=(key,),
             seed=(mix(seed, "restore", hashlib.sha256(np.ascontiguousarray(lq.rgb_HWC).data).hexdigest()),),
-            recipe=(None if instruction is None else parse_instruction(instruction, height=height, width=width),),
+            recipe=(None if restoration is None else parse_instruction(restoration, height=height, width=width),),
         )
 
 
-def load(cfg: DictConfig) -> RestorationModule:
-    """The composed method with its weights, on the chosen device, ready to restore.
+def load_method(cfg: DictConfig) -> RestorationModule:
+    """The method of a composed config with its weights, on its device, for restoring.
 
     Raises:
-        ValueError: for weights that are not there or do not fit, before the prior is loaded.
+        ValueError: for weights that do not exist or do not fit, before the prior is loaded.
     """
     from omegaconf import OmegaConf
 
@@ -204,10 +227,11 @@ def load(cfg: DictConfig) -> RestorationModule:
     module: RestorationModule = build(cfg.module)
     if cfg.weights is not None:
         module.load_weights(weights_file(cfg.weights))
-    return build(cfg.memory).settle(build(cfg.speed).settle(module.eval()), device(cfg.device))
+    return build(cfg.memory).apply(build(cfg.speed).apply(module.eval()), device(cfg.device))
 
 
 def _photograph(image: Any) -> Photograph:
+    """The photograph of any image input, without importing torch for inputs that are not tensors."""
     if isinstance(image, Photograph):
         return image
     if isinstance(image, str | Path):
@@ -219,11 +243,16 @@ def _photograph(image: Any) -> Photograph:
     return photograph_of(image)
 
 
-def wanted(shape: Sequence[int], upscale: float, size: Any) -> tuple[int, int]:
-    """Height and width to restore at.
+def output_size(shape: Sequence[int], upscale: float, size: int | Sequence[int] | None) -> tuple[int, int]:
+    """The (height, width) at which an image is restored.
+
+    Args:
+        shape: (height, width) of the image.
+        upscale: a factor; 1 with a `size`.
+        size: the shorter side, or (width, height), in pixels; None for `upscale`.
 
     Raises:
-        ValueError: for what is no size.
+        ValueError: for an invalid size or factor.
     """
     height, width = shape
     if size is None:
@@ -243,5 +272,6 @@ def wanted(shape: Sequence[int], upscale: float, size: Any) -> tuple[int, int]:
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 
-def _name(image: Any) -> str:
+def _name(image: ImageInput) -> str:
+    """The name of an image in error messages."""
     return str(image) if isinstance(image, str | Path) else "the image"

@@ -1,8 +1,7 @@
-"""What restoring one photograph gave: one image a seed, and what tells recovered detail from invented detail.
+"""The result of restoring a photograph: one image per seed, and measures of recovered against invented detail.
 
-Detail that the LQ determines is the same whatever the noise that sampling starts from, and degrades into the LQ again;
-detail that the prior makes up differs from seed to seed. `uncertainty` maps the first, `consistency` measures the
-second.
+Detail that the LQ determines is the same for all seeds, and gives the LQ when it is degraded again; detail that the
+prior invents differs between seeds. `uncertainty` is the spread over seeds, `consistency` the agreement with the LQ.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
     from restore_lab.types import Recipe
 
-WHITE = 0.1  # the standard deviation over seeds, in [0, 1], that a map shows as white
+WHITE = 0.1  # standard deviation over seeds that is white in an uncertainty map, for images in [0, 1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +30,11 @@ class Restoration:
     """A restored photograph.
 
     Attributes:
-        lq: what was restored, enlarged if that was asked for.
-        images_NCHW: the restored images, one a seed, float32 in [0, 1], on the CPU.
+        lq: the LQ at the size at which it was restored.
+        images_NCHW: the restored images, one per seed, float32 in [0, 1], on the CPU.
         seeds: the seeds.
-        recipe: what the instruction says was done; None if none was given.
-        seconds: how long it took.
+        recipe: the degradation according to the instruction; None without an instruction.
+        seconds: duration of the restoration.
     """
 
     lq: Photograph
@@ -49,17 +48,17 @@ class Restoration:
 
     @property
     def tensor(self) -> Tensor:
-        """The first seed's image, CHW float32 in [0, 1]."""
+        """The image of the first seed, CHW float32 in [0, 1]."""
         return self.images_NCHW[0]
 
     @property
     def array(self) -> np.ndarray:
-        """The first seed's image, HWC, in the levels of the file (uint8 or uint16)."""
+        """The image of the first seed, HWC, with the file's dtype (uint8 or uint16)."""
         return self.photograph().rgb_HWC
 
     @property
     def image(self) -> Image.Image:
-        """The first seed's image in 8 bits."""
+        """The image of the first seed in 8 bits."""
         from PIL import Image
 
         from restore_lab.data.image_io import to_image
@@ -67,11 +66,11 @@ class Restoration:
         return Image.fromarray(to_image(self.tensor))
 
     def photograph(self, variant: int = 0) -> Photograph:
-        """The image of one seed with everything else that the file held."""
+        """The image of one seed, with the file's alpha channel, profile and metadata."""
         return self.lq.with_rgb(self.images_NCHW[variant].permute(1, 2, 0).numpy())
 
     def save(self, path: str | Path, *, variant: int = 0, quality: int = 95) -> Path:
-        """Write the image of one seed, whole or not at all, as the suffix says: .png, .jpg, .webp, .tif.
+        """Write the image of one seed atomically, in the format of the suffix: .png, .jpg, .webp, .tif.
 
         Raises:
             ValueError: for another suffix.
@@ -80,14 +79,14 @@ class Restoration:
         return Path(path)
 
     def consistency(self, variant: int = 0) -> tuple[float, str]:
-        """PSNR, in dB, of the image degraded again against the LQ, and how (degradation/instruction.py)."""
+        """PSNR in dB of the image, degraded again, to the LQ, and by which degradation (degradation/instruction.py)."""
         import torch
 
         lq_CHW = torch.from_numpy(self.lq.rgb_HWC).permute(2, 0, 1)
         return consistency(self.images_NCHW[variant], lq_CHW, self.recipe)
 
     def uncertainty(self) -> np.ndarray:
-        """HW: the standard deviation over the seeds, mean over the channels, in the images' range of [0, 1].
+        """The standard deviation over seeds, averaged over channels, of images in [0, 1], (H, W).
 
         Raises:
             ValueError: for a single seed.
@@ -97,12 +96,12 @@ class Restoration:
         return self.images_NCHW.std(dim=0).mean(dim=0).numpy()
 
     def uncertainty_map(self) -> Photograph:
-        """`uncertainty` as a grey picture: black where all seeds agree, white from a deviation of 0.1 on."""
+        """`uncertainty` as a grey image: black where all seeds agree, white for a deviation of at least 0.1."""
         levels_HW = np.rint((self.uncertainty() / WHITE).clip(0, 1) * 255).astype(np.uint8)
         return Photograph(rgb_HWC=np.repeat(levels_HW[..., None], 3, axis=2), grey=True)
 
     def comparison(self) -> Photograph:
-        """The LQ, the image of each seed and, of several, their uncertainty, side by side in 8 bits."""
+        """The LQ, the image of each seed and, for several seeds, the uncertainty map, side by side in 8 bits."""
         panels = [self.lq.floats(), *(image.permute(1, 2, 0).numpy() for image in self.images_NCHW)]
         if len(self) > 1:
             panels.append(self.uncertainty_map().floats())

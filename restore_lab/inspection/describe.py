@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restore_lab.config.build import build
-from restore_lab.methods.weights import is_lora
+from restore_lab.methods.weights import is_lora_tensor
 from restore_lab.storage.artefact import DESCRIPTION, Artefact
 from restore_lab.storage.atomic import write_json_atomic
 from restore_lab.storage.identity import identity, plain_settings
@@ -61,7 +61,7 @@ def _facts(cfg: DictConfig) -> dict[str, Any]:
         "decoder": parameters(module.decoder),
         "visual": parameters(module.visual) if module.visual is not None else 0,
         **{f"adaptor.{name}": parameters(part) for name, part in adaptor.named_children()},
-        **{name: parameters(part) for name, part in module.own_parts().items()},
+        **{name: parameters(part) for name, part in module.extra_parts().items()},
     }
     others = _others(module)
     other_ids = {id(p) for part in others.values() for p in part.parameters()}
@@ -79,7 +79,7 @@ def _facts(cfg: DictConfig) -> dict[str, Any]:
 
 def _others(module: RestorationModule) -> dict[str, nn.Module]:
     """Modules that are trained with the method but are not part of it, such as a discriminator, by name."""
-    own = {name.partition(".")[0] for name in module.own_parts()}
+    own = {name.partition(".")[0] for name in module.extra_parts()}
     own |= {"backbone", "adaptor", "lq_encoder", "decoder", "visual"}
     return {
         name: part for name, part in module.named_children() if name not in own and any(True for _ in part.parameters())
@@ -109,7 +109,7 @@ def on_meta(cfg: DictConfig) -> RestorationModule:
 
 def parameters(module: nn.Module) -> int:
     """The number of parameters of a module, without LoRA in its layers, which is counted as a part."""
-    return sum(p.numel() for name, p in module.named_parameters() if not is_lora(name))
+    return sum(p.numel() for name, p in module.named_parameters() if not is_lora_tensor(name))
 
 
 def flops(module: RestorationModule, *, size: int) -> int:

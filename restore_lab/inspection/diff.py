@@ -86,10 +86,10 @@ def differences_as_json(differences: Sequence[PlaceDifference], *, tolerance: fl
 def run_trace(cfg: DictConfig) -> tuple[Trace, str]:
     """The trace of a composed `restore-lab diff`, and the keys of its input."""
     from restore_lab.evaluation.degraded import degraded_batches
-    from restore_lab.inference.restorer import load
+    from restore_lab.inference.restorer import load_method
     from restore_lab.inspection.trace import trace
 
-    module = load(cfg)
+    module = load_method(cfg)
     _, batch = next(degraded_batches(cfg, module.run_device, [0]))
     if batch is None:
         raise ValueError("eval_data has no image to look at")

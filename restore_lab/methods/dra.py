@@ -1,12 +1,12 @@
-"""DRA (Liang et al. 2025): restoration adapters in a frozen prior, and its training on LQ targets.
+"""DRA (Liang et al. 2025): restoration adapters in a frozen prior, and training with LQ targets.
 
 3.2 adapters: adaptors/restoration_adapter.py, LoRA in adaptors/lora.py. 3.3 LQ targets: `LqTargets` below. 3.3
-restoration sampling: samplers/fidelity/rss.py. On SDXL the LQ encoder is SUPIR's (methods/supir.py).
-conf/method/dra.yaml chooses these parts, conf/method/dra/stages.yaml the encoder's stage.
+restoration sampling (Eqs. 1 and 2): samplers/fidelity/rss.py. On SDXL the LQ encoder is SUPIR's (methods/supir.py).
+conf/method/dra.yaml selects the parts, conf/method/dra/stages.yaml the encoder's stage.
 
 "The LQ image can serve as the model's training target, while the input prompts are set to degradation descriptors such
 as 'low quality', 'low resolution' and specific applied degradations like 'compressed'" (section 3.3). At test these
-words are what guidance moves away from. The paper does not give the share: `module.lq_targets.share=0.1`.
+words are the negative prompt. The paper does not give the share of such images; ours is `module.lq_targets.share=0.1`.
 """
 
 from __future__ import annotations
@@ -25,39 +25,39 @@ from restore_lab.random import uniform
 if TYPE_CHECKING:
     from restore_lab.types import Batch, Prompt, Recipe
 
-ALWAYS = "low quality"
+_QUALITY_WORDS = "low quality"
 
 
 class DRA(RestorationModule):
-    """Adapters in the prior's blocks that read the LQ's latent, and LoRA in the prior."""
+    """Adapters after the prior's blocks, which read the LQ latent, and LoRA in the prior."""
 
 
 @check_arguments
 class LqTargets:
-    """Some images of a batch with their LQ as target.
+    """Replaces the target of some images of a batch by their LQ, and their prompt by its degradations.
 
     Args:
-        share: of the images, in [0, 1].
+        share: probability per image, in [0, 1].
     """
 
     def __init__(self, *, share: Share) -> None:
         self.share = float(share)
 
     def __call__(self, batch: Batch, prompt: Prompt) -> tuple[Batch, Prompt]:
-        """The batch and its words, some of the images by their own seeds turned into their LQ."""
+        """The batch and its prompts, with LQ targets for random images, drawn by their seeds."""
         if batch.hq_BCHW is None or batch.lq_BCHW is None:
             return batch, prompt
-        turned = uniform(batch.seed, "lq target") < self.share
-        words = tuple(
-            describe(recipe) if turn else text
-            for turn, recipe, text in zip(turned.tolist(), batch.recipe, prompt.semantic, strict=True)
+        chosen_B = uniform(batch.seed, "lq target") < self.share
+        semantic = tuple(
+            describe_degradation(recipe) if chosen else text
+            for chosen, recipe, text in zip(chosen_B.tolist(), batch.recipe, prompt.semantic, strict=True)
         )
-        mask = turned.to(batch.hq_BCHW.device)[:, None, None, None]
+        mask = chosen_B.to(batch.hq_BCHW.device)[:, None, None, None]
         hq_BCHW = torch.where(mask, batch.lq_BCHW, batch.hq_BCHW)
-        return replace(batch, hq_BCHW=hq_BCHW), replace(prompt, semantic=words)
+        return replace(batch, hq_BCHW=hq_BCHW), replace(prompt, semantic=semantic)
 
 
-def describe(recipe: Recipe | None) -> str:
-    """What is wrong with an image, in words: "low quality, low resolution, compressed"."""
+def describe_degradation(recipe: Recipe | None) -> str:
+    """The degradation descriptors of an image: "low quality, low resolution, compressed"."""
     steps = () if recipe is None else recipe.steps
-    return ", ".join(dict.fromkeys([ALWAYS, *filter(None, map(degradation_word, steps))]))
+    return ", ".join(dict.fromkeys([_QUALITY_WORDS, *filter(None, map(degradation_word, steps))]))

@@ -1,13 +1,14 @@
-"""InstantIR (Huang et al. 2024): a previewer in every step, and the training of its first two stages.
+"""InstantIR (Huang et al. 2024): restoration with a preview in every step, and the training of its first two stages.
 
-3.2 DCP: adaptors/visual_stream.py, DINOv2 in prompts/visual.py, stage dcp in `DcpTraining` below. 3.2 previewer, Eq. 5:
-LoRA in adaptors/lora.py, stage previewer in `PreviewerTraining` below, objectives/consistency.py; what it previews in a
-step: methods/reference.py. 3.2 aggregator, Eq. 6: adaptors/trunk, adaptors/fusion/sft.py. 3.3 AdaRes:
-samplers/fidelity/adares.py. conf/method/instantir.yaml chooses these parts, conf/method/instantir/stages.yaml the stages.
+3.2 DCP (Eqs. 3 and 4): adaptors/visual_stream.py, DINOv2 in prompts/visual.py, stage dcp in `DcpTraining` below. 3.2
+previewer (Eq. 5): LoRA in adaptors/lora.py, stage previewer in `PreviewerTraining` below, loss in
+objectives/consistency.py; its previews in sampling: methods/reference.py. 3.2 aggregator (Eq. 6): adaptors/trunk,
+adaptors/fusion/sft.py. 3.3 AdaRes (Eq. 7, Algorithm 1): samplers/fidelity/adares.py. conf/method/instantir.yaml selects
+the parts, conf/method/instantir/stages.yaml the stages.
 
-One step of the previewer's training holds three readings of one prior: the teacher, LoRA off, guided by words and what
-DCP sees; the student and its target, LoRA on, without words. LoRA is switched in between, and gradient checkpointing
-sees the switch as it stood.
+A step of the previewer's training evaluates the prior in three roles: the teacher without LoRA, guided by text and DCP;
+the student and its target with LoRA and without text. LoRA is switched on and off in between; gradient checkpointing
+restores the switch of the forward pass.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from restore_lab.methods.conditioning import image_size
 from restore_lab.methods.module import RestorationModule
 from restore_lab.methods.reference import preview
 from restore_lab.methods.trainable import Trainable
@@ -32,20 +34,22 @@ if TYPE_CHECKING:
 
 
 class InstantIR(RestorationModule):
-    """An aggregator that reads the LQ's latent and a preview of the result, and DCP in the prior. Its loss trains the
-    aggregator."""
+    """An aggregator that reads the LQ latent and a preview of the result, and DCP in the prior.
+
+    The loss trains the aggregator, the last of the three stages.
+    """
 
 
 class PartTraining(Trainable):
-    """A stage that trains some parts of a method's adaptor and writes those that are known when it ends.
+    """The base class of stages that train some parts of a method's adaptor.
 
     Args:
         restorer: the whole method.
-        trains: parts of its adaptor.
-        known: parts of its adaptor that are written: these and earlier stages'.
+        trains: parts of its adaptor that are trained.
+        known: parts of its adaptor that are exported: those of this stage and of earlier ones.
 
     Raises:
-        ValueError: for a part that the adaptor lacks.
+        ValueError: for a part that the adaptor does not have.
     """
 
     def __init__(
@@ -64,28 +68,28 @@ class PartTraining(Trainable):
             part.requires_grad_(True)
 
     def load_weights(self, file: Path, *, partial: bool = False) -> None:
-        """An earlier stage's."""
+        """Load an earlier stage's weights."""
         self.restorer.load_weights(file, partial=True)
 
-    def take(self, found: Mapping[str, Tensor], *, file: Path, partial: bool = False) -> None:
-        """An earlier stage's."""
-        self.restorer.take(found, file=file, partial=True)
+    def load_tensors(self, tensors: Mapping[str, Tensor], *, file: Path, partial: bool = False) -> None:
+        """Load an earlier stage's tensors."""
+        self.restorer.load_tensors(tensors, file=file, partial=True)
 
-    def exported(self) -> dict[str, Tensor]:
-        """The parts that are known now."""
-        return self.restorer.exported(only=self.known)
+    def export_state(self) -> dict[str, Tensor]:
+        """The tensors of the parts in `known`."""
+        return self.restorer.export_state(only=self.known)
 
     def export(self, folder: Path) -> None:
-        """The parts that are known now."""
+        """Write the parts in `known`."""
         self.restorer.export(folder, only=self.known)
 
 
 class DcpTraining(PartTraining):
-    """DCP's resampler and visual stream by the denoising loss, on the frozen prior without the aggregator. `stage=dcp`.
+    """Trains DCP's resampler and visual stream with the denoising loss, without the aggregator. `stage=dcp`.
 
     Args:
-        dropout: of words and images in this stage; null for the method's own.
-        restorer, trains, known: as for every stage.
+        dropout: dropout of prompts and images in this stage; null for the method's.
+        restorer, trains, known: as for `PartTraining`.
     """
 
     def __init__(
@@ -101,12 +105,12 @@ class DcpTraining(PartTraining):
             restorer.conditioner.prompts.dropout = dropout
 
     def loss(self, batch: Batch, *, step: int) -> dict[str, Tensor]:
-        """The denoising loss of one batch of pairs, the aggregator left out."""
+        """The denoising loss of one batch of pairs, without the aggregator."""
         method = self.restorer
         batch, prompt = method.training_pairs(batch)
         hq_BCHW, _ = method.pair(batch)
-        cond = method.conditioner.cond(prompt, (hq_BCHW.shape[-2], hq_BCHW.shape[-1]))
-        loss = method.objective(
+        cond = method.conditioner.cond(prompt, image_size(hq_BCHW))
+        loss = method.objective(  # Eq. 1
             method.backbone.codec.encode_cached(hq_BCHW),
             seeds=batch.seed,
             schedule=method.backbone.schedule,
@@ -116,11 +120,11 @@ class DcpTraining(PartTraining):
 
 
 class PreviewerTraining(PartTraining):
-    """LoRA in the prior by consistency distillation (Eq. 5). `stage=previewer`.
+    """Trains LoRA in the prior by consistency distillation (Eq. 5). `stage=previewer`.
 
     Args:
-        objective: Eq. 5.
-        restorer, trains, known: as for every stage.
+        objective: the distillation loss.
+        restorer, trains, known: as for `PartTraining`.
     """
 
     def __init__(
@@ -138,7 +142,7 @@ class PreviewerTraining(PartTraining):
         """The distillation loss of one batch of pairs."""
         method = self.restorer
         hq_BCHW, lq_BCHW = method.pair(batch)
-        conditioner, size = method.conditioner, (hq_BCHW.shape[-2], hq_BCHW.shape[-1])
+        conditioner, size = method.conditioner, image_size(hq_BCHW)
         prompt = conditioner.prompts(batch, training=False)
         with torch.no_grad():
             z0_BCHW = method.backbone.codec.encode_cached(hq_BCHW)
@@ -147,12 +151,12 @@ class PreviewerTraining(PartTraining):
             hint = conditioner.hint(lq_BCHW, prompt)
 
         def teacher(z_BCHW: Tensor, s_B: Tensor, w_B: Tensor) -> Tensor:
-            """cond + w (cond - null): LCM's form, in which w = 0 is no guidance."""
+            """The guided prior, cond + w (cond - null) as in LCM, where w = 0 is no guidance."""
             branches = [Branch(weight=1.0, cond=c, hint=hint) for c in (cond, null)]
-            said, plain = method.denoiser.predict(z_BCHW, s_B, branches, strength=0.0)
-            return said + w_B.to(said.dtype)[:, None, None, None] * (said - plain)
+            cond_BCHW, null_BCHW = method.denoiser.predict(z_BCHW, s_B, branches, strength=0.0)
+            return cond_BCHW + w_B.to(cond_BCHW.dtype)[:, None, None, None] * (cond_BCHW - null_BCHW)
 
-        loss = self.objective(
+        loss = self.objective(  # Eq. 5
             z0_BCHW,
             seeds=batch.seed,
             schedule=method.backbone.schedule,

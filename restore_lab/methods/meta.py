@@ -1,4 +1,4 @@
-"""A method on the meta device, where tensors have shapes only: what it would refuse is known before a prior is read."""
+"""Checks a stage's module on the meta device, where tensors have shapes only, before any prior is loaded."""
 
 from __future__ import annotations
 
@@ -12,74 +12,79 @@ from torch import Tensor
 
 from restore_lab.config.build import build, resolve_target
 from restore_lab.config.checks import HUB_ID
+from restore_lab.methods.trainable import Trainable
 from restore_lab.methods.weights import WEIGHTS, weights_file
 from restore_lab.storage.paths import place_of
 
-EARLIER = "stage:"  # what an earlier stage makes
-NONE: Mapping[str, Mapping[str, Tensor]] = {}
+STAGE_PREFIX = "stage:"  # of a setting that names an earlier stage's result
+_NO_STAGES: Mapping[str, Mapping[str, Tensor]] = {}
 
 
-def check_module(node: Mapping[str, Any], *, earlier: Mapping[str, Mapping[str, Tensor]] = NONE) -> Any:
-    """Refuse what a stage's module would refuse when it is built and given its weights.
+def check_module(
+    node: Mapping[str, Any], *, earlier: Mapping[str, Mapping[str, Tensor]] = _NO_STAGES
+) -> Trainable | None:
+    """Build a stage's module on the meta device and load its weights, to find errors early.
 
     Args:
-        node: the stage's.
-        earlier: the tensors that earlier stages will write, by stage, where they are known.
+        node: the stage's node.
+        earlier: the tensors that earlier stages will export, by stage, as far as known.
 
     Returns:
-        The module, on the meta device; None for one of which nothing is known: it reads what an earlier stage makes, or
-        does not build there.
+        The module on the meta device; None if it cannot be built there, or needs the result of an earlier stage.
+
+    Raises:
+        ValueError: for anything that would fail when the stage runs.
     """
-    plain = meta_node(node["module"])
+    module_node = meta_node(node["module"])
     with torch.device("meta"):
         try:
-            module = None if needs_earlier(plain) else build(plain)
-        except (RuntimeError, TypeError):  # a user's own part may need values
+            module = None if needs_earlier_stage(module_node) else build(module_node)
+        except (RuntimeError, TypeError):  # a user's part may need values
             module = None
-        for part in targets(node["module"]):
+        for part in find_parts(node["module"]):
             path = part.get("path")
             if isinstance(path, str) and not place_of(path).exists() and not HUB_ID.fullmatch(path):
                 raise ValueError(f"{part['_target_'].rpartition('.')[2]}: {path}: no such file or folder")
         weights = node.get("weights")
         if module is None or not weights:
             return module
-        if not str(weights).startswith(EARLIER):
+        if not str(weights).startswith(STAGE_PREFIX):
             module.load_weights(weights_file(weights))
-        elif (stage := str(weights).removeprefix(EARLIER)) in earlier:
-            module.take(earlier[stage], file=Path(weights) / WEIGHTS, partial=True)
+        elif (stage := str(weights).removeprefix(STAGE_PREFIX)) in earlier:
+            module.load_tensors(earlier[stage], file=Path(weights) / WEIGHTS, partial=True)
     return module
 
 
 def meta_node(node: Any) -> Any:
-    """The node with every part that can be built without weights built so, and without what a stage makes."""
+    """The node with `meta: true` for every part that supports it, and without weights of earlier stages."""
     if isinstance(node, list):
         return [meta_node(value) for value in node]
     if not isinstance(node, Mapping):
         return node
-    made = {name: meta_node(value) for name, value in node.items()}
+    changed = {name: meta_node(value) for name, value in node.items()}
     if "_target_" in node and "meta" in inspect.signature(resolve_target(node["_target_"])).parameters:
-        made["meta"] = True
-    if str(node.get("weights")).startswith(EARLIER):
-        made["weights"] = None
-    return made
+        changed["meta"] = True
+    if str(node.get("weights")).startswith(STAGE_PREFIX):
+        changed["weights"] = None
+    return changed
 
 
-def needs_earlier(node: Any) -> bool:
-    """Whether a node names what an earlier stage makes."""
+def needs_earlier_stage(node: Any) -> bool:
+    """Whether a node names the result of an earlier stage."""
     if isinstance(node, Mapping):
-        return any(needs_earlier(value) for value in node.values())
+        return any(needs_earlier_stage(value) for value in node.values())
     if isinstance(node, list):
-        return any(needs_earlier(value) for value in node)
-    return isinstance(node, str) and node.startswith(EARLIER)
+        return any(needs_earlier_stage(value) for value in node)
+    return isinstance(node, str) and node.startswith(STAGE_PREFIX)
 
 
-def targets(node: Any) -> Iterator[Mapping[str, Any]]:
-    """All parts of a node, at any depth."""
+def find_parts(node: Any) -> Iterator[Mapping[str, Any]]:
+    """All nodes with a `_target_`, at any depth."""
     if isinstance(node, Mapping):
         if "_target_" in node:
             yield node
         for value in node.values():
-            yield from targets(value)
+            yield from find_parts(value)
     elif isinstance(node, list):
         for value in node:
-            yield from targets(value)
+            yield from find_parts(value)

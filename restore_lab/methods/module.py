@@ -1,19 +1,19 @@
-"""What all restoration methods share: a backbone, an adaptor, prompts, an objective and a sampler, wired together.
+"""The base of all restoration methods: a backbone, an adaptor, prompts, an objective and a sampler, wired together.
 
-Training: z0 = E(hq); objective(z0, denoiser). Restoring: the sampler from noise to a latent by the same denoiser,
-decoded (pipeline.py). Most methods are this module with other parts (conf/method/*.yaml); one whose prior or adaptor
-reads something else has a conditioner of its own. Images are (B, 3, H, W) in [0, 1] of any size; they are padded to the
-backbone's multiple and cut back.
+Training: z0 = E(hq), then objective(z0, denoiser). Restoring: the sampler goes from noise to a latent with the same
+denoiser, and the latent is decoded (pipeline.py). Most methods are this module with other parts (conf/method/*.yaml); a
+method with other inputs of prior or adaptor has a different conditioner. Images are (B, 3, H, W) in [0, 1] of any size;
+they are padded to the backbone's multiple, and the result is cropped.
 
-A method's file holds the tensors that it learned, and a frozen part's that an earlier stage learned; later stages have
-more parts than earlier ones, so a training may start from a file that lacks some.
+A method's weights file holds its trained tensors, also those of parts that an earlier stage trained and that are frozen
+now. A later stage has more parts than an earlier one, so a training may start from a file without some of them.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +30,12 @@ from restore_lab.methods.trainable import Trainable, mean_psnr
 from restore_lab.methods.weights import (
     DECODER,
     LQ_ENCODER,
+    copy_weights,
     fingerprint_of,
-    is_lora,
-    part_of,
-    plain,
-    put_weights,
+    is_lora_tensor,
+    part_name,
     read_weights,
+    strip_base_layer,
     write_weights,
 )
 from restore_lab.samplers.fidelity.base import Steer
@@ -48,20 +48,17 @@ if TYPE_CHECKING:
     from restore_lab.adaptors.control import Adaptor
     from restore_lab.adaptors.lq_encoder import RobustEncoder
     from restore_lab.backbones.base import Backbone
-    from restore_lab.decoders.consistency import ConsistencyDecoder
-    from restore_lab.decoders.degradation_aware import DegradationAwareDecoder
+    from restore_lab.methods.conditioning import StageName
+    from restore_lab.methods.pipeline import Decoder
     from restore_lab.objectives.denoising import Denoising
     from restore_lab.prompts.slots import PromptSources
     from restore_lab.samplers.base import Sampler
 
-    Decoder = CodecDecoder | DegradationAwareDecoder | ConsistencyDecoder
-
 log = logging.getLogger(__name__)
-StageName = Literal["words", "codec", "prior", "none"]
 
 
 class Stages(Protocol):
-    """Moves groups of a method's parts on and off the device."""
+    """Moves groups of a method's parts to and from the device."""
 
     device: torch.device
 
@@ -69,29 +66,29 @@ class Stages(Protocol):
 
 
 class RestorationModule(Trainable):
-    """A frozen prior that an adaptor turns into a restorer.
+    """A frozen prior with an adaptor for restoration.
 
     Args:
         backbone: the prior.
-        adaptor: builds the adaptor from the backbone and the width of what an image encoder sees, 0 if none looks.
+        adaptor: builds the adaptor from the backbone and the width of the image encoder's features, 0 for no encoder.
         prompts: the prompt slots.
         objective: the training loss.
         sampler: the sampling loop.
-        lq_encoder, decoder: build what turns the LQ into a latent and the restored latent into an image; null for the
-            codec's own. Frozen here.
-        weights_dtype: what the finished weights are written in: float32, float16 or bfloat16.
-        reference: what an adaptor with a reference reads next to the LQ; null for the LQ itself.
-        frozen: parts of the adaptor that are not trained here, though they are the method's ("stream", "lora").
-        lq_targets: makes some LQs their own target in training (DRA); null for none.
+        lq_encoder, decoder: build the encoder of the LQ and the decoder of the restored latent, both frozen here; null
+            for the codec's.
+        weights_dtype: dtype of the exported weights: float32, float16 or bfloat16.
+        reference: computes the reference that an adaptor may read next to the LQ; null for the LQ latent.
+        frozen: parts of the adaptor that are exported but not trained here ("stream", "lora").
+        lq_targets: replaces the targets of some images by their LQ in training (DRA); null for none.
 
     Attributes:
-        conditioner: from a batch to what prior and adaptor read.
+        conditioner: computes the inputs of prior and adaptor from a batch.
         denoiser: prior and adaptor at z_t.
-        learned: of the adaptor's tensors those that are the method's: names in the file to names in the adaptor.
-        decoder_known: whether the decoder was trained.
+        learned_names: the adaptor's tensors that are exported: name in the file to name in the adaptor.
+        has_trained_decoder: whether trained weights of the decoder were loaded.
     """
 
-    stages: Stages | None = None  # which parts are on the device; None where all stay on it
+    stages: Stages | None = None  # None keeps all parts on one device
 
     def __init__(
         self,
@@ -111,15 +108,15 @@ class RestorationModule(Trainable):
         super().__init__()
         self.weights_dtype = DTYPES[weights_dtype]
         self.backbone = backbone
-        # In float32 whatever the prior's type: a copy of its layers is to be trained.
+        # In float32 for a prior of any dtype, since copies of its layers are trained.
         self.adaptor = adaptor(backbone, visual=0 if prompts.visual is None else prompts.visual.width).float()
         self.lq_encoder = (lq_encoder or CodecEncoder)(backbone).requires_grad_(False)
-        with torch.random.fork_rng(devices=[]):  # what a decoder draws must not change how the rest starts
+        with torch.random.fork_rng(devices=[]):  # the decoder must not change the initialisation of other parts
             torch.manual_seed(torch.initial_seed() + 1)
             self.decoder = (decoder or CodecDecoder)(backbone).requires_grad_(False)
-        self.own(frozen=frozen)
+        self._collect_learned(frozen=frozen)
         self.objective, self.sampler, self.lq_targets = objective, sampler, lq_targets
-        self.visual = prompts.visual  # a module, so that it moves to the device with the rest
+        self.visual = prompts.visual  # as a submodule, which moves with the method to its device
         reference = reference or Reference(kind="lq")
         self.denoiser = Denoiser(self.backbone, self.adaptor, reference=reference)
         self.conditioner = Conditioner(
@@ -132,31 +129,31 @@ class RestorationModule(Trainable):
 
     @property
     def run_device(self) -> torch.device:
-        """Where images and latents belong."""
+        """The device of images and latents."""
         return self.device if self.stages is None else self.stages.device
 
     def stage(self, name: StageName) -> None:
-        """From here on this group of parts is needed on the device."""
+        """Make a group of parts available on the device."""
         if self.stages is not None:
             self.stages(name)
 
     def training_pairs(self, batch: Batch) -> tuple[Batch, Prompt]:
-        """The batch and its words as training sees them: with dropout, and some LQs as their own target."""
+        """The batch and its prompts for training: with dropout, and with LQ targets if the method has them."""
         prompt = self.conditioner.prompts(batch, training=True)
         return (batch, prompt) if self.lq_targets is None else self.lq_targets(batch, prompt)
 
     def loss(self, batch: Batch, *, step: int) -> dict[str, Tensor]:
-        """The denoising loss of one batch of pairs."""
+        """The denoising loss of one batch of pairs (SPIRE, Eq. 1)."""
         batch, prompt = self.training_pairs(batch)
         self.pair(batch)
         return {"loss": self.denoising_loss(batch, self.conditioner(batch, prompt, guided=False))}
 
     def denoising_loss(self, batch: Batch, conditions: Conditions) -> Tensor:
-        """The objective at the HQ's latents."""
+        """The objective at the latents of the HQ."""
         z0_BCHW = self.backbone.codec.encode_cached(self.pair(batch)[0])
 
         def predict(z_BCHW: Tensor, t_B: Tensor) -> Tensor:
-            steer = Steer(blend=self.denoiser.reference.blends(batch.seed))
+            steer = Steer(blend=self.denoiser.reference.draw_blend(batch.seed))
             return self.denoiser(z_BCHW, t_B, conditions, seeds=batch.seed, steer=steer).out_BCHW
 
         return self.objective(z0_BCHW, seeds=batch.seed, schedule=self.backbone.schedule, predict=predict)
@@ -165,14 +162,14 @@ class RestorationModule(Trainable):
         """HQ and LQ of a batch.
 
         Raises:
-            ValueError: if one is missing.
+            ValueError: if the batch lacks one of them.
         """
         if batch.hq_BCHW is None or batch.lq_BCHW is None:
             raise ValueError("training needs pairs; give a source with HQ images and a degradation, or data=paired")
         return batch.hq_BCHW, batch.lq_BCHW
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:
-        """PSNR of one sample and of the LQ, in dB, and the sample, "restored"."""
+        """PSNR in dB of one sample and of the LQ, and the sample as "restored"."""
         if batch.hq_BCHW is None or batch.lq_BCHW is None:
             raise ValueError("validation needs pairs; give eval_data with HQ images and an eval_degradation")
         restored_BCHW = self.restore(batch)
@@ -181,34 +178,34 @@ class RestorationModule(Trainable):
 
     @torch.no_grad()
     def restore(self, batch: Batch) -> Tensor:
-        """Restored images, the size of the LQ, in [0, 1]; in tiles where the sampler has them and the LQ is large."""
+        """The restored images, of the size of the LQ, in [0, 1]; large ones in tiles, if the sampler has them."""
         return restore(self, batch)
 
     @torch.no_grad()
     def reconstruct(self, lq_BCHW: Tensor) -> Tensor:
-        """What the codec's decoder makes of the LQ's latent, in [0, 1]: with a robust encoder, a first restoration."""
+        """The LQ latent decoded by the codec, in [0, 1]: with a robust encoder, the LQ without its degradation."""
         height, width = lq_BCHW.shape[-2:]
         self.stage("codec")
         codec, padded_BCHW = self.backbone.codec, pad_to_multiple(lq_BCHW, self.backbone.multiple)
         return codec.decode(self.lq_encoder(padded_BCHW, codec))[..., :height, :width]
 
-    def own_parts(self) -> dict[str, torch.nn.Module]:
-        """What a method has besides the adaptor, by name, for `describe`."""
+    def extra_parts(self) -> dict[str, nn.Module]:
+        """The method's parts besides the adaptor, by name, for `restore-lab describe`."""
         return {}
 
-    def own(self, *, frozen: Sequence[str]) -> None:
-        """Take what the adaptor would train now as the method's, and freeze some of its parts.
+    def _collect_learned(self, *, frozen: Sequence[str]) -> None:
+        """Collect the names of the adaptor's trainable tensors, and freeze some of its parts.
 
         Raises:
             ValueError: for a part that the adaptor does not have.
         """
-        # LoRA's tensors also stand in the layers that they change; the file names them once, in `lora`.
-        self.learned = {
-            plain(name): name
+        # LoRA's tensors are also parameters of the layers that they change; the file has them once, in `lora`.
+        self.learned_names = {
+            strip_base_layer(name): name
             for name, p in self.adaptor.named_parameters(remove_duplicate=False)
-            if p.requires_grad and not is_lora(name)
+            if p.requires_grad and not is_lora_tensor(name)
         }
-        self.decoder_known = False
+        self.has_trained_decoder = False
         for name in frozen:
             part = getattr(self.adaptor, name, None)
             if not isinstance(part, nn.Module):
@@ -217,76 +214,76 @@ class RestorationModule(Trainable):
             part.requires_grad_(False)
 
     def adaptor_state(self) -> dict[str, Tensor]:
-        """The method's own tensors by name: the adaptor's and, if it has one, its LQ encoder's."""
-        own = {name: self.adaptor.get_parameter(place).data for name, place in self.learned.items()}
-        return own | {f"{LQ_ENCODER}{name}": p.data for name, p in self.lq_encoder.named_parameters()}
+        """The method's tensors by name: the adaptor's and those of an LQ encoder with parameters."""
+        state = {name: self.adaptor.get_parameter(place).data for name, place in self.learned_names.items()}
+        return state | {f"{LQ_ENCODER}{name}": p.data for name, p in self.lq_encoder.named_parameters()}
 
     def decoder_state(self) -> dict[str, Tensor]:
-        """The decoder's tensors by name, if it is the method's own."""
+        """The decoder's tensors by name, if it is trained with the method."""
         return {f"{DECODER}{name}": p.data for name, p in self.decoder.named_parameters() if self.decoder.in_checkpoint}
 
     def load_weights(self, file: Path, *, partial: bool = False) -> None:
-        """Load the method's weights, all of them and nothing else; logs it if they were trained on another prior.
+        """Load the method's weights; a warning is logged if they were trained on another prior.
 
-        On the meta device names and shapes are compared, and nothing is read.
+        On the meta device only names and shapes are compared.
 
         Args:
-            file: what `export` wrote.
-            partial: an earlier stage's file may lack whole parts, which stay as they are.
+            file: a file written by `export`.
+            partial: allow an earlier stage's file without some of the parts, which keep their weights.
 
         Raises:
-            ValueError: if the file is missing or does not fit.
+            ValueError: if the file does not exist, or its tensors are not exactly the method's.
         """
         meta = next(self.backbone.denoiser.parameters()).is_meta
-        found = read_weights(file, base=None if meta else fingerprint_of(self.backbone.denoiser), meta=meta)
-        self.take(found, file=file, partial=partial)
+        tensors = read_weights(file, base=None if meta else fingerprint_of(self.backbone.denoiser), meta=meta)
+        self.load_tensors(tensors, file=file, partial=partial)
 
-    def take(self, found: Mapping[str, Tensor], *, file: Path, partial: bool = False) -> None:
-        """Copy a file's tensors into the method's.
+    def load_tensors(self, tensors: Mapping[str, Tensor], *, file: Path, partial: bool = False) -> None:
+        """Copy tensors into the method's.
 
-        A decoder is the last stage's: without one in the file it stays the codec's, and one that this method lacks is
-        left alone.
+        The decoder is optional, since only the last stage trains it: without its tensors it keeps its initialisation,
+        and tensors of a decoder that this method does not have are ignored.
 
         Args:
-            found: tensors by name.
+            tensors: tensors by name.
             file, partial: as in `load_weights`.
 
         Raises:
-            ValueError: if they do not fit.
+            ValueError: if the tensors do not fit.
         """
         meta = next(self.backbone.denoiser.parameters()).is_meta
-        wanted, decoder = self.adaptor_state(), self.decoder_state()
-        held = {name for name in found if name.startswith(DECODER)}
-        if decoder and held:
-            wanted |= decoder
-            self.decoder_known = True
+        target, decoder = self.adaptor_state(), self.decoder_state()
+        decoder_names = {name for name in tensors if name.startswith(DECODER)}
+        if decoder and decoder_names:
+            target |= decoder
+            self.has_trained_decoder = True
         else:
-            found = {name: value for name, value in found.items() if name not in held}
-        if decoder and not held and not meta:
+            tensors = {name: value for name, value in tensors.items() if name not in decoder_names}
+        if decoder and not decoder_names and not meta:
             log.info("%s: no decoder in it (stage decoder makes one); it is as it starts", file)
         if partial:
-            parts = {part_of(name) for name in found}
-            wanted = {name: value for name, value in wanted.items() if part_of(name) in parts}
-        put_weights(found, wanted, file=file)
+            parts = {part_name(name) for name in tensors}
+            target = {name: value for name, value in target.items() if part_name(name) in parts}
+        copy_weights(tensors, target, file=file)
 
-    def exported(self, *, decoder: bool = False, only: Sequence[str] | None = None) -> dict[str, Tensor]:
+    def export_state(self, *, decoder: bool = False, only: Sequence[str] | None = None) -> dict[str, Tensor]:
         """The tensors that `export` writes, by name.
 
         Args:
-            decoder: with the decoder's; a trained one that was loaded is written in any case.
-            only: parts of the adaptor that are written; None for all.
+            decoder: include the decoder's, which are always included if trained ones were loaded.
+            only: parts of the adaptor to include; None for all.
         """
-        own = self.adaptor_state()
+        state = self.adaptor_state()
         if only is not None:
-            own = {name: value for name, value in own.items() if part_of(name) in only}
-        return own | (self.decoder_state() if decoder or self.decoder_known else {})
+            state = {name: value for name, value in state.items() if part_name(name) in only}
+        return state | (self.decoder_state() if decoder or self.has_trained_decoder else {})
 
     def export(self, folder: Path, *, decoder: bool = False, only: Sequence[str] | None = None) -> None:
         """Write the weights as safetensors into an existing folder, with the prior's fingerprint in the header.
 
         Args:
-            folder: where to.
-            decoder, only: as in `exported`.
+            folder: the folder.
+            decoder, only: as in `export_state`.
         """
         base = fingerprint_of(self.backbone.denoiser)
-        write_weights(self.exported(decoder=decoder, only=only), folder, dtype=self.weights_dtype, base=base)
+        write_weights(self.export_state(decoder=decoder, only=only), folder, dtype=self.weights_dtype, base=base)

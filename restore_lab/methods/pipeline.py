@@ -1,16 +1,19 @@
-"""One batch from LQ to restored image: conditions, sampling, decoding, colour; in tiles where it is large."""
+"""Restores a batch: conditions, sampling, decoding, colour correction; large images in tiles.
+
+Shapes: images (B, 3, H, W) in [0, 1], latents (B, C, h, w).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from restore_lab.adaptors.lq_encoder import CodecEncoder
-from restore_lab.methods.conditioning import Conditioner, crop_tiles
+from restore_lab.methods.conditioning import Conditioner, StageName, crop_tiles, image_size
 from restore_lab.methods.denoiser import Denoiser, autocast
 from restore_lab.samplers.colour import uses_reference
 from restore_lab.samplers.tiling import TilesTooLarge
@@ -21,31 +24,37 @@ if TYPE_CHECKING:
     from restore_lab.adaptors.control import Adaptor
     from restore_lab.adaptors.lq_encoder import RobustEncoder
     from restore_lab.backbones.base import Backbone
+    from restore_lab.decoders.cfw import WrappingDecoder
+    from restore_lab.decoders.codec import CodecDecoder
+    from restore_lab.decoders.consistency import ConsistencyDecoder
+    from restore_lab.decoders.degradation_aware import DegradationAwareDecoder
     from restore_lab.samplers.fidelity.base import Prediction, Steer
     from restore_lab.samplers.level import Level
     from restore_lab.samplers.base import Sampler
     from restore_lab.samplers.tiling import Tiles
 
+    Decoder = CodecDecoder | DegradationAwareDecoder | ConsistencyDecoder | WrappingDecoder
+
 
 class Method(Protocol):
-    """What a restoration reads of a method."""
+    """The parts of a method that a restoration uses."""
 
     backbone: Backbone
     adaptor: Adaptor
     conditioner: Conditioner
     denoiser: Denoiser
     lq_encoder: CodecEncoder | RobustEncoder
-    decoder: Any
+    decoder: Decoder
     sampler: Sampler
 
-    def stage(self, name: Any) -> None: ...
+    def stage(self, name: StageName) -> None: ...
 
 
 def restore(method: Method, batch: Batch) -> Tensor:
-    """Restored images, the size of the LQ, in [0, 1]; smaller tiles where memory runs out.
+    """The restored images, of the size of the LQ, in [0, 1]; the tiles shrink if memory runs out.
 
     Raises:
-        ValueError: without an LQ.
+        ValueError: if the batch has no LQ.
     """
     tiling = method.sampler.tiling
     while tiling is not None:
@@ -64,18 +73,20 @@ def _restore(method: Method, batch: Batch) -> Tensor:
         raise ValueError("there is no LQ to restore")
     height, width = batch.lq_BCHW.shape[-2:]
     batch, tiles = pad(method, batch)
-    padded_BCHW: Any = batch.lq_BCHW
+    padded_BCHW = batch.lq_BCHW
+    assert padded_BCHW is not None
     conditions = method.conditioner(batch, tiles=tiles, stage=method.stage)
-    codec, sampler, own = method.backbone.codec, method.sampler, isinstance(method.lq_encoder, CodecEncoder)
+    codec, sampler = method.backbone.codec, method.sampler
     lq_latent_BCHW = conditions.hint.lq_latent_BCHW
     if lq_latent_BCHW is None:
         lq_latent_BCHW = method.lq_encoder(padded_BCHW, codec)
-    preview_BCHW = padded_BCHW  # the LQ without its degradation, where one of the two below looks at it
-    if not own and (sampler.fidelity.recode or uses_reference(sampler.colour)):
-        preview_BCHW = codec.decode(lq_latent_BCHW, clamp=False)  # as SUPIR's release, which clamps only the result
+    preview_BCHW = padded_BCHW  # with a robust encoder, the LQ without its degradation, if one of the two needs it
+    is_robust = not isinstance(method.lq_encoder, CodecEncoder)
+    if is_robust and (sampler.fidelity.recode or uses_reference(sampler.colour)):
+        preview_BCHW = codec.decode(lq_latent_BCHW, clamp=False)  # SUPIR's release clamps only the result
     centre_BCHW = codec.encode(preview_BCHW) if sampler.fidelity.recode else lq_latent_BCHW
     method.stage("prior")
-    if tiles is None:  # a tile's features are not a crop of the image's
+    if tiles is None:  # a tile's features are not a crop of the image's features
         with autocast(method.backbone):
             conditions = replace(conditions, hint=method.adaptor.precompute(conditions.hint))
 
@@ -102,7 +113,7 @@ def _restore(method: Method, batch: Batch) -> Tensor:
 
 
 def pad(method: Method, batch: Batch) -> tuple[Batch, Tiles | None]:
-    """The batch at sizes that the prior can take, and its tiles if one is too small."""
+    """The batch padded to the prior's multiple, and its tiles if it is larger than one."""
     multiple, tiling = method.backbone.multiple, method.sampler.tiling
     batch = replace(
         batch,
@@ -111,12 +122,11 @@ def pad(method: Method, batch: Batch) -> tuple[Batch, Tiles | None]:
     )
     if tiling is None or batch.lq_BCHW is None:
         return batch, None
-    height, width = batch.lq_BCHW.shape[-2:]
-    return batch, tiling.tiles((height, width), method.backbone)
+    return batch, tiling.tiles(image_size(batch.lq_BCHW), method.backbone)
 
 
 def pad_to_multiple(image_BCHW: Tensor, multiple: int) -> Tensor:
-    """The image with its lower and right edges repeated outwards until both sides are multiples."""
+    """The image padded at the bottom and on the right with its edge values, to sides that are multiples."""
     height, width = image_BCHW.shape[-2:]
     padding = (0, -width % multiple, 0, -height % multiple)
     if not any(padding):
@@ -124,11 +134,11 @@ def pad_to_multiple(image_BCHW: Tensor, multiple: int) -> Tensor:
     return torch.nn.functional.pad(image_BCHW, padding, mode="replicate")
 
 
-def parts_to_caption(method: Method, batch: Batch) -> Iterator[Batch]:
-    """What a captioner will be asked about: the batch, or its tiles where each has words of its own."""
-    whole, tiles = pad(method, batch)
+def captioning_batches(method: Method, batch: Batch) -> Iterator[Batch]:
+    """The images that are captioned: the batch, or its tiles if each tile has its own prompt."""
+    padded, tiles = pad(method, batch)
     if tiles is None or tiles.settings.words == "image":
         yield batch
         return
     for number in range(len(tiles.windows)):
-        yield crop_tiles(whole, tiles, range(number, number + 1))
+        yield crop_tiles(padded, tiles, range(number, number + 1))

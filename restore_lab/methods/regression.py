@@ -1,6 +1,6 @@
-"""Regression: the ControlNet's trunk and fusion trained to predict x0 in one step, for what diffusion adds.
+"""Regression: the ControlNet's trunk and fusion, trained to predict x0 in one step, to measure what diffusion adds.
 
-The objective is objectives/denoising.py's at the last timestep only. conf/method/regression.yaml chooses these parts.
+The objective is that of objectives/denoising.py at the last timestep. conf/method/regression.yaml selects the parts.
 """
 
 from __future__ import annotations
@@ -9,4 +9,4 @@ from restore_lab.methods.module import RestorationModule
 
 
 class Regression(RestorationModule):
-    """A ControlNet whose one step from the last timestep gives the clean latent."""
+    """A ControlNet that predicts the clean latent in one step from the last timestep."""

@@ -1,43 +1,47 @@
-"""Conditions, hints and what they hold as nests of tensors with a row per image: joined, repeated, compared."""
+"""Concatenates, repeats and compares conditions and hints: nests of tensors with one row per image."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from restore_lab.types import Cond, Hint
 
-def join(nouns: Sequence[Any]) -> Any:
-    """Conditions, or hints, as one of all their rows; the first one's LQ."""
-    first, new = nouns[0], {}
+C = TypeVar("C", Cond, Hint)
+
+
+def join(nests: Sequence[C]) -> C:
+    """One condition or hint with the rows of all; the LQ is that of the first."""
+    first, joined = nests[0], {}
     for field in fields(first):
         value = getattr(first, field.name)
         if value is None or field.name == "lq_BCHW":
             continue
-        values = [getattr(noun, field.name) for noun in nouns]
-        new[field.name] = torch.cat(values) if isinstance(value, Tensor) else join(values)
-    return replace(first, **new)
+        values = [getattr(nest, field.name) for nest in nests]
+        joined[field.name] = torch.cat(values) if isinstance(value, Tensor) else join(values)
+    return replace(first, **joined)
 
 
 def repeat(value: Any, count: int, *, rows: int) -> Any:
-    """A nest of mappings, sequences and nouns with every tensor of so many rows `count` times over."""
+    """A nest of mappings, sequences and dataclasses with every tensor of `rows` rows repeated `count` times."""
     if isinstance(value, Tensor):
-        whole = value.ndim > 0 and len(value) == rows
-        return value.repeat(count, *[1] * (value.ndim - 1)) if whole else value
+        has_rows = value.ndim > 0 and len(value) == rows
+        return value.repeat(count, *[1] * (value.ndim - 1)) if has_rows else value
     if isinstance(value, Mapping):
         return {key: repeat(entry, count, rows=rows) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(repeat(entry, count, rows=rows) for entry in value)
     if is_dataclass(value) and not isinstance(value, type):
-        held: Any = value
-        return replace(held, **{f.name: repeat(getattr(held, f.name), count, rows=rows) for f in fields(held)})
+        changed = {field.name: repeat(getattr(value, field.name), count, rows=rows) for field in fields(value)}
+        return replace(value, **changed)
     return value
 
 
-def shapes(noun: Any) -> list[Any]:
-    """The shapes and types of a noun's tensors, field by field."""
-    values = [getattr(noun, field.name) for field in fields(noun)]
-    return [shapes(v) if is_dataclass(v) else None if v is None else (v.shape, v.dtype) for v in values]
+def shapes(nest: Cond | Hint) -> list[Any]:
+    """The shapes and dtypes of the tensors of a condition or hint, by field."""
+    values = [getattr(nest, field.name) for field in fields(nest)]
+    return [shapes(v) if isinstance(v, Cond) else None if v is None else (v.shape, v.dtype) for v in values]

@@ -1,9 +1,9 @@
-"""How fast a method computes, which changes nothing of what it computes, nor its identity. `compile=true`, `speed.*`.
+"""Settings of a method's speed, which change neither its results nor its identity. `compile=true`, `speed.*`.
 
-The blocks of prior and trunks (regions that a UNet or an MM-DiT repeats) are compiled one by one: those of one shape
-share their code, and taps, adaptors and what is switched between them stay plain Python. Names of weights stay as they
-are: a block keeps its place and gets another `forward`. Sizes are symbols where they vary (restoring), so that neither
-steps, tiles nor images compile again; training has one size.
+The repeated blocks of prior and trunks are compiled one by one: blocks of the same class and shape share compiled code,
+and taps, adaptors and LoRA's switch between blocks stay plain Python. The names of weights do not change, since a block
+stays in place and gets another `forward`. In restoring, sizes are symbolic, so other steps, tiles or images do not
+recompile; training has one size.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from diffusers import SD3Transformer2DModel, UNet2DConditionModel
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -27,18 +28,23 @@ if TYPE_CHECKING:
 
     M = TypeVar("M", bound=Trainable)
 
-UNITS = ("ResnetBlock2D", "BasicTransformerBlock", "JointTransformerBlock", "SD3SingleTransformerBlock")  # diffusers'
-VARIANTS = 32  # of one block's code: with gradients or without, LoRA on or off, one image or several, ...
+BLOCK_TYPES = (
+    "ResnetBlock2D",
+    "BasicTransformerBlock",
+    "JointTransformerBlock",
+    "SD3SingleTransformerBlock",
+)  # diffusers'
+RECOMPILE_LIMIT = 32  # variants of a block's code: with or without gradients, LoRA on or off, one image or more, ...
 
 
 class Speed:
-    """What is chosen.
+    """The settings.
 
     Args:
-        compiled: the blocks of prior and trunks through torch.compile.
-        backend: torch.compile's.
-        channels_last: keep the weights of convolutions in channels-last order, and so the maps.
-        batched: the guidance branches of a step in one call.
+        compiled: compile the blocks of prior and trunks with torch.compile.
+        backend: the backend of torch.compile.
+        channels_last: use the channels-last memory format for convolutions and their feature maps.
+        batched: evaluate the guidance branches of a step in one call.
         gradient_checkpointing: recompute the blocks of prior and trunks in the backward pass.
     """
 
@@ -48,53 +54,55 @@ class Speed:
         self.compiled, self.backend, self.channels_last = compiled, backend, channels_last
         self.batched, self.gradient_checkpointing = batched, gradient_checkpointing
 
-    def settle(self, module: M) -> M:
-        """The module as chosen; before it is moved, sharded or quantised."""
+    def apply(self, module: M) -> M:
+        """Apply the settings in place; call it before the module is moved, sharded or quantised."""
         methods = [part for part in module.modules() if isinstance(part, RestorationModule)]
         for method in methods:
             method.denoiser.batched = self.batched
         if self.gradient_checkpointing:
-            for host in hosts(module):
-                recompute(host, partial(checkpoint, use_reentrant=False))
+            for network in networks(module):
+                checkpoint_blocks(network, partial(checkpoint, use_reentrant=False))
             for method in methods:
-                if method.adaptor.lora is not None:  # it knows how LoRA stood in the forward pass
-                    recompute(method.backbone.denoiser, method.adaptor.lora.checkpoint)
+                if method.adaptor.lora is not None:  # restores LoRA's switch of the forward pass
+                    checkpoint_blocks(method.backbone.denoiser, method.adaptor.lora.checkpoint)
         if self.channels_last:
-            module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            any_module: Any = module  # torch's annotations of `to` lack memory formats
+            any_module.to(memory_format=torch.channels_last)
         if self.compiled:
             compile_blocks(module, backend=self.backend)
         return module
 
 
-def hosts(module: nn.Module) -> Iterator[nn.Module]:
-    """Denoisers and trunks."""
-    kinds = (UNet2DConditionModel, SD3Transformer2DModel, Trunk, MMDiTTrunk)
-    return (part for part in module.modules() if isinstance(part, kinds))
+def networks(module: nn.Module) -> Iterator[nn.Module]:
+    """The denoisers and trunks in a module."""
+    classes = (UNet2DConditionModel, SD3Transformer2DModel, Trunk, MMDiTTrunk)
+    return (part for part in module.modules() if isinstance(part, classes))
 
 
-def recompute(host: nn.Module, how: Callable[..., Any]) -> None:
-    """Every block of a host through a checkpoint function, in place; diffusers' blocks look for these two names."""
-    for part in host.modules():
+def checkpoint_blocks(network: nn.Module, checkpoint_fn: Callable[..., Any]) -> None:
+    """Run every block of a network through a checkpoint function, in place; the two attributes are diffusers'."""
+    part: Any
+    for part in network.modules():
         if hasattr(part, "gradient_checkpointing"):
-            part.gradient_checkpointing, part._gradient_checkpointing_func = True, how
+            part.gradient_checkpointing, part._gradient_checkpointing_func = True, checkpoint_fn
 
 
 def compile_blocks(module: nn.Module, *, backend: str) -> None:
-    """Every block of every host compiled when it first runs, in place; blocks of one class and shape share the code."""
+    """Compile every block of the denoisers and trunks at its first call, in place; equal shapes share compiled code."""
     from torch.fx.experimental import _config
 
-    _config.use_duck_shape = False  # else sides that happen to be equal in the first image would have to stay equal
-    made: dict[Any, Callable[..., Any]] = {}
-    for host in hosts(module):
-        for block in [part for part in host.modules() if type(part).__name__ in UNITS]:
-            kind: Any = type(block)
-            shape = (kind, *((name, p.shape, p.dtype, p.requires_grad) for name, p in block.named_parameters()))
-            if shape not in made:
-                made[shape] = torch.compile(
-                    kind.forward,
-                    backend=backend,
-                    dynamic=None if module.training else True,
-                    isolate_recompiles=True,  # torch counts a forward's variants over all blocks of a class otherwise
-                    recompile_limit=VARIANTS,
-                )
-            block.forward = MethodType(made[shape], block)
+    _config.use_duck_shape = False  # otherwise sides that are equal in the first image are assumed to be always equal
+    settings: dict[str, Any] = {
+        "backend": backend,
+        "dynamic": None if module.training else True,
+        "isolate_recompiles": True,  # otherwise torch counts the variants of all blocks of a class together
+        "recompile_limit": RECOMPILE_LIMIT,
+    }
+    compiled: dict[Any, Callable[..., Any]] = {}
+    for network in networks(module):
+        for block in [part for part in network.modules() if type(part).__name__ in BLOCK_TYPES]:
+            block_type: Any = type(block)
+            shape = (block_type, *((name, p.shape, p.dtype, p.requires_grad) for name, p in block.named_parameters()))
+            if shape not in compiled:
+                compiled[shape] = torch.compile(block_type.forward, **settings)
+            block.forward = MethodType(compiled[shape], block)

@@ -1,9 +1,10 @@
-"""SUPIR (Yu et al., CVPR 2024), and the training of its degradation-robust encoder, before the adaptor.
+"""SUPIR (Yu et al., CVPR 2024), and the training of its degradation-robust encoder before the adaptor.
 
-3.1 encoder: adaptors/lq_encoder.py, its loss in objectives/encoder.py. 3.1 adaptor and ZeroSFT: adaptors/trunk,
-adaptors/fusion/zero_sft.py. 3.2 text, negative samples and guidance: prompts/semantic.py, prepare/negatives.py,
-samplers/guidance.py. 3.3 restoration-guided sampling: samplers/edm.py, samplers/fidelity/restoration_guided.py.
-conf/method/supir.yaml chooses these parts, conf/method/supir/stages.yaml the encoder's stage.
+3.1 encoder: adaptors/lq_encoder.py, trained by `EncoderTraining` below with the loss L_E in objectives/encoder.py. 3.1
+adaptor and ZeroSFT: adaptors/trunk, adaptors/fusion/zero_sft.py. 3.2 text, negative samples and guidance:
+prompts/semantic.py, prepare/negatives.py, samplers/guidance.py. 3.3 restoration-guided sampling (Algorithm 1):
+samplers/edm.py, samplers/fidelity/restoration_guided.py. The paper numbers no equations. conf/method/supir.yaml selects
+the parts, conf/method/supir/stages.yaml the encoder's stage.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ if TYPE_CHECKING:
 
 
 class SUPIR(RestorationModule):
-    """A control trunk that reads the robust encoder's latent of the LQ, joined to SDXL by ZeroSFT."""
+    """A control trunk that reads the robust encoder's LQ latent, with ZeroSFT connectors into SDXL."""
 
 
 class EncoderTraining(Trainable):
-    """The robust encoder against the frozen codec. `method=supir stage=encoder` (section 3.1).
+    """Trains the robust encoder with the frozen codec. `method=supir stage=encoder` (section 3.1).
 
-    Besides the loss it logs the mean of the reconstruction over the mean of the original ("luminance"): the printed
-    loss can drift to dark images without its value showing it.
+    Besides the loss it logs "luminance", the mean of the reconstruction over the mean of the original: with the paper's
+    loss, reconstructions can become dark without an increase of the loss.
 
     Args:
-        backbone: the prior, for its codec alone.
+        backbone: the prior, of which only the codec is used.
         lq_encoder: builds the encoder from the backbone.
         objective: the loss.
     """
@@ -55,14 +56,14 @@ class EncoderTraining(Trainable):
             raise ValueError("this encoder has nothing to train; choose lq_encoder=robust")
 
     def loss(self, batch: Batch, *, step: int) -> dict[str, Tensor]:
-        """The loss of one batch of pairs."""
+        """The loss of one batch of pairs, and the luminance."""
         if batch.hq_BCHW is None or batch.lq_BCHW is None:
             raise ValueError("training needs pairs; give a source with HQ images and a degradation, or data=paired")
-        loss, restored_BCHW = self.objective(
+        loss, restored_BCHW = self.objective(  # SUPIR, section 3.1, L_E
             batch.lq_BCHW, batch.hq_BCHW, encode=lambda x_BCHW: self.lq_encoder(x_BCHW, self.codec), codec=self.codec
         )
         return {"loss": loss, "luminance": (restored_BCHW.mean() / batch.hq_BCHW.mean()).detach()}
 
     def export(self, folder: Path) -> None:
-        """The encoder's weights."""
+        """Write the encoder's weights."""
         self.lq_encoder.save(folder)

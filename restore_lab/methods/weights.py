@@ -1,4 +1,4 @@
-"""A method's finished weights: safetensors with its own tensors alone and the prior's fingerprint in the header."""
+"""A method's exported weights: safetensors with the method's tensors, and the prior's fingerprint in the header."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 WEIGHTS = "adaptor.safetensors"
-LQ_ENCODER = "lq_encoder."  # before the names of the LQ encoder's tensors
-DECODER = "decoder."  # and of the decoder's
-FIRST = 16  # numbers of each tensor that a fingerprint reads
+LQ_ENCODER = "lq_encoder."  # prefix of the LQ encoder's tensors
+DECODER = "decoder."  # prefix of the decoder's tensors
+_FINGERPRINT_VALUES = 16  # per tensor
 
 
 def weights_file(place: str) -> Path:
-    """The weights at a place: a safetensors file, a run's folder, or asset:NAME for shipped ones.
+    """The file of weights given as a safetensors file, a run's folder, or asset:NAME for shipped weights.
 
     Raises:
-        ValueError: for a folder whose weights are a link out of it.
+        ValueError: for a folder whose weights are a link to a file outside of it.
     """
     path = place_of(place)
     if not path.is_dir():
@@ -43,13 +43,20 @@ def weights_file(place: str) -> Path:
 
 
 def write_weights(state: Mapping[str, Tensor], folder: Path, *, dtype: torch.dtype | None, base: str | None) -> None:
-    """Write tensors by name into an existing folder, with the prior's fingerprint if it is known; None keeps dtypes."""
+    """Write tensors by name into an existing folder, atomically.
+
+    Args:
+        state: the tensors.
+        folder: the folder.
+        dtype: dtype of all tensors; None keeps theirs.
+        base: the prior's fingerprint, if known.
+    """
     from safetensors.torch import save_file
 
-    own = {k: v.cpu().to(dtype or v.dtype).contiguous() for k, v in state.items()}
+    tensors = {name: value.cpu().to(dtype or value.dtype).contiguous() for name, value in state.items()}
     part = folder / f".{WEIGHTS}.part"
     try:
-        save_file(own, part, metadata=None if base is None else {"base": base})
+        save_file(tensors, part, metadata=None if base is None else {"base": base})
         part.replace(folder / WEIGHTS)
     except BaseException:
         part.unlink(missing_ok=True)
@@ -57,15 +64,15 @@ def write_weights(state: Mapping[str, Tensor], folder: Path, *, dtype: torch.dty
 
 
 def read_weights(file: Path, *, base: str | None, meta: bool = False) -> dict[str, Tensor]:
-    """Tensors by name; says so if they were trained on another prior.
+    """The tensors of a file by name; a warning is logged if they were trained on another prior.
 
     Args:
-        file: what `write_weights` wrote.
-        base: the prior's fingerprint; None where no prior is run.
-        meta: read names and shapes only.
+        file: a file written by `write_weights`.
+        base: the prior's fingerprint; None for no check.
+        meta: read only names and shapes.
 
     Raises:
-        ValueError: if there is no such file, or it holds no weights.
+        ValueError: if there is no such file, or it is damaged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -75,17 +82,17 @@ def read_weights(file: Path, *, base: str | None, meta: bool = False) -> dict[st
     if not meta and not matches_manifest(file):
         raise ValueError(f"{file}: not what its manifest says was written; train or copy it again")
     try:
-        found = shapes_of(file) if meta else load_file(file)
+        tensors = read_shapes(file) if meta else load_file(file)
     except SafetensorError as error:
         raise ValueError(f"{file}: no adaptor weights, or damaged ({error}); train or copy it again") from error
     trained_on = None if meta else base_of(file)
     if None not in (base, trained_on) and trained_on != base:
         log.warning("%s: trained on another prior than this one; results will be poor", file)
-    return found
+    return tensors
 
 
-def shapes_of(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file by name, on the meta device: their header is read, and nothing else."""
+def read_shapes(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by name, on the meta device; only the header is read."""
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as opened:
@@ -94,61 +101,62 @@ def shapes_of(file: Path) -> dict[str, Tensor]:
 
 
 def base_of(file: Path) -> str | None:
-    """The fingerprint of the prior that some weights were trained on, if their header says it."""
+    """The fingerprint of the prior that weights were trained on, if their header has it."""
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as opened:
         return (opened.metadata() or {}).get("base")
 
 
-def put_weights(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, file: Path) -> None:
-    """Copy what was found into the tensors that are wanted: all of them and nothing else.
+def copy_weights(source: Mapping[str, Tensor], target: Mapping[str, Tensor], *, file: Path) -> None:
+    """Copy tensors into others of the same names and shapes.
 
     Raises:
-        ValueError: if they do not fit.
+        ValueError: if the names or shapes differ; the message names `file`.
     """
-    missing, unknown = [k for k in wanted if k not in found], [k for k in found if k not in wanted]
-    reshaped = [k for k in wanted if k in found and found[k].shape != wanted[k].shape]
-    if odd := [*reshaped, *missing, *unknown]:
+    missing, unknown = [k for k in target if k not in source], [k for k in source if k not in target]
+    reshaped = [k for k in target if k in source and source[k].shape != target[k].shape]
+    if wrong := [*reshaped, *missing, *unknown]:
         counts = {
-            f"of another shape than its {len(wanted)} tensors": reshaped,
-            f"missing of its {len(wanted)} tensors": missing,
-            f"unknown of the file's {len(found)}": unknown,
+            f"of another shape than its {len(target)} tensors": reshaped,
+            f"missing of its {len(target)} tensors": missing,
+            f"unknown of the file's {len(source)}": unknown,
         }
-        said = ", ".join(f"{len(names)} {what}" for what, names in counts.items() if names)
+        reasons = ", ".join(f"{len(names)} {what}" for what, names in counts.items() if names)
         raise ValueError(
-            f"{file}: does not fit this adaptor: {said}; the first is {odd[0]}; use the backbone and adaptor settings "
-            "that it was trained with"
+            f"{file}: does not fit this adaptor: {reasons}; the first is {wrong[0]}; use the backbone and adaptor "
+            "settings that it was trained with"
         )
     with torch.no_grad():
-        for name, value in wanted.items():
-            value.copy_(found[name])
+        for name, value in target.items():
+            value.copy_(source[name])
 
 
 def fingerprint_of(denoiser: nn.Module, *, values: Callable[[str], Tensor] | None = None) -> str:
-    """16 hex characters for a prior's weights: names, shapes and the first numbers of every tensor, as bfloat16.
+    """16 hex characters that identify a prior's weights, from names, shapes and the first values of all tensors.
 
-    Rounded so, a prior loaded in float32 and in bfloat16 is the same prior; LoRA in it does not count.
+    The values are rounded to bfloat16, so a prior has the same fingerprint in float32 and in bfloat16. LoRA's tensors
+    are not included.
 
     Args:
-        denoiser: the prior's.
-        values: gives a tensor, or its first rows, by name, for a denoiser on the meta device.
+        denoiser: the prior's denoiser.
+        values: returns a tensor, or its first rows, by name, for a denoiser on the meta device.
     """
-    total = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, p in denoiser.state_dict().items():
-        if is_lora(name):
+        if is_lora_tensor(name):
             continue
-        value = p.detach() if values is None else values(plain(name))
-        first = value.flatten()[:FIRST].cpu().to(torch.bfloat16).float().numpy().tobytes()
-        total.update(f"{plain(name)}{tuple(p.shape)}".encode() + first)
-    return total.hexdigest()[:16]
+        value = p.detach() if values is None else values(strip_base_layer(name))
+        first = value.flatten()[:_FINGERPRINT_VALUES].cpu().to(torch.bfloat16).float().numpy().tobytes()
+        digest.update(f"{strip_base_layer(name)}{tuple(p.shape)}".encode() + first)
+    return digest.hexdigest()[:16]
 
 
 def stored_fingerprint(denoiser: nn.Module, path: str | Sequence[str], *, family: str) -> str | None:
-    """The fingerprint of a prior on disk, without loading it; None if its safetensors are not here.
+    """The fingerprint of a prior on disk, without loading it; None if its safetensors are not on disk.
 
     Args:
-        denoiser: the prior's, perhaps on the meta device.
+        denoiser: the prior's denoiser, possibly on the meta device.
         path: as `backbone.path`; nothing is downloaded.
         family: as `backbone.family`.
     """
@@ -161,23 +169,23 @@ def stored_fingerprint(denoiser: nn.Module, path: str | Sequence[str], *, family
 
         def first_rows(name: str) -> Tensor:
             rows = where[name].get_slice(name)
-            each = math.prod(rows.get_shape()[1:])
-            return rows[: -(-FIRST // each)] if rows.get_shape() else where[name].get_tensor(name)
+            row_size = math.prod(rows.get_shape()[1:])
+            return rows[: -(-_FINGERPRINT_VALUES // row_size)] if rows.get_shape() else where[name].get_tensor(name)
 
-        known = all(is_lora(name) or plain(name) in where for name in denoiser.state_dict())
-        return fingerprint_of(denoiser, values=first_rows) if files and known else None
+        complete = all(is_lora_tensor(name) or strip_base_layer(name) in where for name in denoiser.state_dict())
+        return fingerprint_of(denoiser, values=first_rows) if files and complete else None
 
 
-def plain(name: str) -> str:
-    """A tensor's name as it was before peft wrapped its layer."""
+def strip_base_layer(name: str) -> str:
+    """A tensor's name before peft wrapped its layer."""
     return name.replace(".base_layer.", ".")
 
 
-def is_lora(name: str) -> bool:
-    """Whether a tensor is one of peft's, seen from the layer that it changes."""
+def is_lora_tensor(name: str) -> bool:
+    """Whether a tensor is one that peft added to the layer it changes."""
     return ".lora_A." in name or ".lora_B." in name
 
 
-def part_of(name: str) -> str:
-    """The part of a method that a tensor belongs to: the first word of its name."""
+def part_name(name: str) -> str:
+    """The part of a method that a tensor belongs to: the first component of its name."""
     return name.partition(".")[0]

@@ -1,14 +1,14 @@
 """tiny_clip: image and text towers in CLIPModel format, trained contrastively on captioned images.
 
-Loss: the symmetric InfoNCE of CLIP (Radford et al. 2021, Fig. 3) with a learned temperature; images of a batch that
-share a caption are no negatives of it, but targets in equal parts. The tokenizer is a byte-level BPE in CLIPTokenizer's
-format, learned from captions and from restoration instructions; digits are never merged, so numbers are read digit by
-digit. Selected by `experiment=priors/tiny_clip`.
+The loss is CLIP's symmetric InfoNCE (Radford et al. 2021, Fig. 3) with a learned temperature; images of a batch with
+the same caption are not negatives of each other but equal targets. The tokenizer is a byte-level BPE in CLIPTokenizer's
+format, trained on captions and restoration instructions; digits are never merged, so a number is a sequence of digits.
+Selected by `experiment=priors/tiny_clip`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from tokenizers import Tokenizer
     from torch import Tensor
+    from transformers import CLIPTokenizer
 
     from restore_lab.types import Batch
 
@@ -27,8 +29,12 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def learn_tokenizer(texts: Iterable[str], *, vocab_size: int, max_length: int):
-    """A CLIPTokenizer whose merges are learned from texts; every byte is in the vocabulary, so any text can be read."""
+def train_tokenizer(texts: Iterable[str], *, vocab_size: int, max_length: int) -> CLIPTokenizer:
+    """A CLIPTokenizer with merges learned from texts; every byte is in the vocabulary, so no text has unknown tokens.
+
+    Raises:
+        ValueError: for a vocabulary too small for all bytes.
+    """
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
@@ -61,16 +67,16 @@ def learn_tokenizer(texts: Iterable[str], *, vocab_size: int, max_length: int):
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_length)
 
 
-def _merges(learner) -> list[tuple[str, str]]:
-    """The merges of a trained tokenizer, in order."""
+def _merges(learner: Tokenizer) -> list[Any]:
+    """The merges of a trained tokenizer, in order, each a pair of strings."""
     import json
 
     raw = json.loads(learner.to_str())["model"]["merges"]
     return [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in raw]
 
 
-def instructions(*, count: int, seed: int) -> list[str]:
-    """Restoration instructions as SPIRE's Table 2 words them, for the tokenizer to learn from."""
+def sample_instructions(*, count: int, seed: int) -> list[str]:
+    """Random restoration instructions in the wording of SPIRE, Table 2, to train the tokenizer."""
     from restore_lab.random import rng
     from restore_lab.types import REMOVE_ALL
 
@@ -84,28 +90,28 @@ def instructions(*, count: int, seed: int) -> list[str]:
     return lines
 
 
-def shared(captions: Sequence[str]) -> Tensor:
-    """(B, B): 1 where two images have the same caption, 0 elsewhere."""
+def same_caption(captions: Sequence[str]) -> Tensor:
+    """1 where two images have the same caption, 0 elsewhere, (B, B)."""
     numbers = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
     number_B = torch.tensor([numbers[caption] for caption in captions])
     return (number_B[:, None] == number_B).float()
 
 
 class ClipPretraining(Trainable):
-    """Trains a CLIPModel from nothing.
+    """Trains a CLIPModel from scratch.
 
     Args:
-        captions: what the tokenizer's merges are learned from, with SPIRE's instructions added.
-        vocab_size: tokens, 514 at least.
-        context_length: tokens a text, 77 as in CLIP.
+        captions: texts for the tokenizer's merges, to which SPIRE's instructions are added.
+        vocab_size: number of tokens, at least 514.
+        context_length: tokens per text, 77 in CLIP.
         image_size: side of the input in pixels.
         patch_size: side of a patch in pixels.
         width, layers, heads: of the image tower.
         text_width, text_layers, text_heads: of the text tower.
-        projection: width of the shared space.
+        projection: width of the joint embedding.
     """
 
-    divides = False  # the images of a batch are each other's negatives
+    divisible = False  # the other images of the batch are the negatives
 
     def __init__(
         self,
@@ -126,8 +132,8 @@ class ClipPretraining(Trainable):
         super().__init__()
         from transformers import CLIPConfig, CLIPModel
 
-        texts = [*captions, *instructions(count=len(captions) // 2, seed=0)]
-        self.tokenizer = learn_tokenizer(texts, vocab_size=vocab_size, max_length=context_length)
+        texts = [*captions, *sample_instructions(count=len(captions) // 2, seed=0)]
+        self.tokenizer = train_tokenizer(texts, vocab_size=vocab_size, max_length=context_length)
         text = {
             "vocab_size": len(self.tokenizer),
             "hidden_size": text_width,
@@ -147,10 +153,11 @@ class ClipPretraining(Trainable):
             "image_size": image_size,
             "patch_size": patch_size,
         }
+        self.image_size = image_size
         self.clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=projection))
 
     def loss(self, batch: Batch, *, step: int) -> dict[str, Tensor]:
-        """The symmetric cross-entropy over the batch's images and captions."""
+        """The symmetric cross-entropy over the batch's images and captions, and the accuracy of image to caption."""
         if batch.hq_BCHW is None:
             raise ValueError("tiny_clip learns from clean images; this data source gave none")
         mean, std = (batch.hq_BCHW.new_tensor(v)[:, None, None] for v in (CLIP_MEAN, CLIP_STD))
@@ -161,18 +168,18 @@ class ClipPretraining(Trainable):
             pixel_values=(batch.hq_BCHW - mean) / std,
         )
         logits = output.logits_per_image.float()
-        same = shared(batch.caption).to(logits.device)
+        same = same_caption(batch.caption).to(logits.device)
         target = same / same.sum(dim=1, keepdim=True)
+        # CLIP, Fig. 3
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
         return {"loss": loss, "accuracy": same.gather(1, logits.argmax(1, keepdim=True)).mean()}
 
     def export(self, folder: Path) -> None:
-        """A CLIPModel folder in half precision: weights, tokenizer, and the image processor's settings."""
+        """Write a CLIPModel folder in half precision: weights, tokenizer, and the image processor's settings."""
         from transformers import CLIPImageProcessor
 
-        size = self.clip.config.vision_config.image_size
         self.clip.half().save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         CLIPImageProcessor(
-            size={"shortest_edge": size}, crop_size=size, image_mean=CLIP_MEAN, image_std=CLIP_STD
+            size={"shortest_edge": self.image_size}, crop_size=self.image_size, image_mean=CLIP_MEAN, image_std=CLIP_STD
         ).save_pretrained(folder)

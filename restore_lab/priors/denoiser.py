@@ -1,10 +1,10 @@
-"""The training of a shipped latent diffusion prior: its denoiser from nothing, on captioned scenes.
+"""Trains the denoiser of a shipped latent diffusion prior from scratch, on captioned scenes.
 
-The codec and the text encoders are those of finished folders and stay frozen; one caption in ten is dropped, so that
-the prior can be guided. The loss is the denoising loss in the schedule's own prediction (tiny_sd: velocity at zero
-terminal SNR; tiny_sd3: flow matching). An SDXL also reads the size that an image had before it was brought to the
-training size (Podell et al., section 2.2). Selected by `experiment=priors/tiny_sd|tiny_sdxl|tiny_sd3`, stage `unet` or
-`transformer`.
+Codec and text encoders are trained before and stay frozen; one caption in ten is dropped for classifier-free guidance.
+The loss is the denoising loss with the schedule's prediction type (tiny_sd: velocity at zero terminal SNR; tiny_sd3:
+flow matching). An SDXL is also conditioned on the size of an image before it was resized to the training size (Podell
+et al., section 2.2). Selected by `experiment=priors/tiny_sd|tiny_sdxl|tiny_sd3`, stage `unet` or `transformer`.
+Shapes: images (B, 3, H, W) in [0, 1].
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
 
 
 class PriorPretraining(Trainable):
-    """Trains the denoiser of a prior and writes the whole diffusers folder.
+    """Trains the denoiser of a prior and exports the whole prior as a diffusers folder.
 
     Args:
-        codec: a folder with a trained `AutoencoderKL` (stage `codec`).
+        codec: folder of a trained `AutoencoderKL` (stage `codec`).
         clip: CLIPModel folders, whose text towers become the prior's text encoders: one for an SD, two for an SDXL or
             an SD3.
-        scheduler: a diffusers scheduler config; with a transformer a FlowMatchEulerDiscreteScheduler's.
+        scheduler: config of a DDIMScheduler, or with a transformer of a FlowMatchEulerDiscreteScheduler.
         objective: the denoising loss.
-        dropout: of the captions.
-        unet: config of a UNet2DConditionModel, or
-        transformer: config of an SD3Transformer2DModel; channels in and out and the conditions' widths are filled in.
-        smallest: half of the images are shrunk to a share of their sides between this and 1 and enlarged again; an SDXL
-            reads the sides in between as the original size.
+        dropout: caption dropout.
+        unet: config of a UNet2DConditionModel; exactly one of `unet` and `transformer` is given.
+        transformer: config of an SD3Transformer2DModel. In both, channels and widths of the conditions are filled in.
+        smallest: half of the images are shrunk by a factor between this and 1 and enlarged again; an SDXL reads the
+            smaller size as the original size.
     """
 
     def __init__(
@@ -61,11 +61,13 @@ class PriorPretraining(Trainable):
         smallest: float = 1.0,
     ) -> None:
         super().__init__()
-        from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+        from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
-        wanted = "two (SD3)" if transformer is not None else "one folder (SD) or two (SDXL)"
+        expected = "two (SD3)" if transformer is not None else "one folder (SD) or two (SDXL)"
         if isinstance(clip, str) or len(clip) not in (1, 2) or (transformer is not None and len(clip) != 2):
-            raise ValueError(f"module.clip={clip!r}: give a list of {wanted}")
+            raise ValueError(f"module.clip={clip!r}: give a list of {expected}")
         if (unet is None) == (transformer is None):
             raise ValueError("give the config of a unet or of a transformer, one of the two")
         with silence_libraries():
@@ -91,9 +93,10 @@ class PriorPretraining(Trainable):
             raise ValueError("a prior learns from clean images; this data source gave none")
         captions = self.dropout(batch.caption, batch, slot="semantic")
         with torch.no_grad():
-            hq_BCHW, originals = shrunk(batch.hq_BCHW, batch.seed, smallest=self.smallest)
+            hq_BCHW, originals = shrink_and_enlarge(batch.hq_BCHW, batch.seed, smallest=self.smallest)
+            height, width = hq_BCHW.shape[-2:]
             z0_BCHW = self.backbone.codec.encode(hq_BCHW)
-            cond = self.backbone.embed(captions, tuple(hq_BCHW.shape[-2:]), originals=originals)
+            cond = self.backbone.embed(captions, (height, width), originals=originals)
         loss = self.objective(
             z0_BCHW,
             seeds=batch.seed,
@@ -103,23 +106,28 @@ class PriorPretraining(Trainable):
         return {"loss": loss}
 
     def export(self, folder: Path) -> None:
-        """A diffusers pipeline's folder in half precision."""
+        """Write a diffusers pipeline folder in half precision."""
         save_pipeline(self.backbone, self.scheduler, folder)
 
 
-def shrunk(image_BCHW: Tensor, seeds: Sequence[int], *, smallest: float) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Half of the images shrunk and enlarged again, by their own seeds, and the (height, width) that each went through.
+def shrink_and_enlarge(
+    image_BCHW: Tensor, seeds: Sequence[int], *, smallest: float
+) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Shrink and enlarge half of the images by random factors.
 
     Args:
         image_BCHW: images in [0, 1].
         seeds: one per image.
-        smallest: least share of a side, in (0, 1]; 1 leaves all as they are.
+        smallest: the smallest factor, in (0, 1]; 1 changes no image.
+
+    Returns:
+        The images at their size, and the (height, width) to which each was shrunk.
     """
     height, width = image_BCHW.shape[-2:]
-    share_B = (smallest + (1 - smallest) * 2 * uniform(seeds, "original size")).clamp(max=1.0)
-    originals = [(max(1, round(height * share)), max(1, round(width * share))) for share in share_B.tolist()]
-    through = [
+    factor_B = (smallest + (1 - smallest) * 2 * uniform(seeds, "original size")).clamp(max=1.0)
+    originals = [(max(1, round(height * factor)), max(1, round(width * factor))) for factor in factor_B.tolist()]
+    resized = [
         resize(resize(image, height=h, width=w, mode="bicubic_antialias"), height=height, width=width, mode="bicubic")
         for image, (h, w) in zip(image_BCHW, originals, strict=True)
     ]
-    return torch.stack(through).clamp(0, 1), originals
+    return torch.stack(resized).clamp(0, 1), originals

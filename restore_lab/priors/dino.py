@@ -1,10 +1,10 @@
-"""tiny_dino: a small DINOv2 that sees in a degraded image what a frozen teacher sees in the clean one.
+"""tiny_dino: a small DINOv2 distilled to predict, from a degraded image, a frozen teacher's features of the clean one.
 
-InstantIR reads DINOv2's tokens of the LQ because they hardly change with degradation (InstantIR, section 3.2, Fig. 3a).
-DINOv2 got there by its size; at this size we train for it. The class token meets the teacher's projected image
-embedding through one linear head, the patch tokens meet the teacher's, normalised, through another:
+InstantIR uses DINOv2's tokens of the LQ because they are robust to degradation (InstantIR, section 3.2, Fig. 3a). A
+large DINOv2 is robust by itself; at this size we train for it. A linear head A maps the class token to the teacher's
+projected image embedding, another, B, maps the patch tokens to the teacher's normalised patch tokens:
   1 - cos(A(class(LQ)), embedding(HQ)) + patches * smooth_L1(B(patches(LQ)), normalised(patches(HQ)))
-The heads are thrown away. Selected by `experiment=priors/tiny_dino`.
+The heads are not exported. Selected by `experiment=priors/tiny_dino`.
 Shapes: images (B, 3, H, W) in [0, 1]; student's tokens (B, 1 + patches, D), the class token first.
 """
 
@@ -24,40 +24,40 @@ if TYPE_CHECKING:
 
     from restore_lab.types import Batch
 
-# DINOv2's own, which are ImageNet's; the exported processor carries them, and DinoVision normalises by them.
+# DINOv2's, which are ImageNet's; the exported processor has them, and DinoVision normalises with them.
 DINO_MEAN = (0.485, 0.456, 0.406)
 DINO_STD = (0.229, 0.224, 0.225)
 
 
 @torch.no_grad()
-def taught(teacher: ClipVision, hq_BCHW: Tensor, *, layer: int) -> tuple[Tensor, Tensor]:
-    """What the teacher sees in clean images: (B, E) projected embeddings, (B, L, D) normalised patch tokens.
+def teacher_features(teacher: ClipVision, hq_BCHW: Tensor, *, layer: int) -> tuple[Tensor, Tensor]:
+    """The teacher's features of clean images: projected embeddings (B, E) and normalised patch tokens (B, L, D).
 
     Args:
         teacher: a frozen CLIP image tower.
         hq_BCHW: images in [0, 1].
-        layer: which of the tower's hidden states gives the patches; -1 is after the last block.
+        layer: index of the hidden states with the patch tokens; -1 is after the last block.
     """
     pixels = preprocess(hq_BCHW, short=teacher.size, crop=teacher.size, mean=teacher.mean, std=teacher.std)
-    seen = teacher.tower(pixel_values=pixels, output_hidden_states=True)
-    patches_BLD = seen.hidden_states[layer][:, 1:].float()
-    return teacher.projection(seen.pooler_output).float(), F.layer_norm(patches_BLD, patches_BLD.shape[-1:])
+    out = teacher.tower(pixel_values=pixels, output_hidden_states=True)
+    patches_BLD = out.hidden_states[layer][:, 1:].float()
+    return teacher.projection(out.pooler_output).float(), F.layer_norm(patches_BLD, patches_BLD.shape[-1:])
 
 
 class DinoPretraining(Trainable):
-    """Trains a Dinov2Model from nothing.
+    """Trains a Dinov2Model from scratch.
 
     Args:
-        teacher: a frozen CLIP image tower, which sees the clean images.
-        teacher_layer: whose patch tokens are matched. -2: CLIP's loss reads only the class token of the last block, to
-            which the patches come as keys and values, so the last block's own patch tokens were never trained.
+        teacher: a frozen CLIP image tower, applied to the clean images.
+        teacher_layer: index of the teacher's hidden states whose patch tokens are the target. The default is -2,
+            because CLIP's loss trains only the class token of the last block, not its patch tokens.
         image_size: side of the input in pixels.
         patch_size: side of a patch in pixels.
         width, layers, heads: of the student.
         patches: weight of the patch tokens' loss.
 
     Raises:
-        ValueError: if student and teacher cut an image into different patches.
+        ValueError: if student and teacher divide an image into different numbers of patches.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class DinoPretraining(Trainable):
         super().__init__()
         from transformers import Dinov2Config, Dinov2Model
 
-        theirs = teacher.tower.config
-        grids = image_size // patch_size, theirs.image_size // theirs.patch_size
+        config = teacher.tower.config
+        grids = image_size // patch_size, config.image_size // config.patch_size
         if grids[0] != grids[1]:
             raise ValueError(
                 f"module.image_size={image_size} and patch_size={patch_size} give {grids[0]} patches a side, the "
@@ -91,28 +91,28 @@ class DinoPretraining(Trainable):
                 num_attention_heads=heads,
                 image_size=image_size,
                 patch_size=patch_size,
-                use_mask_token=False,  # nothing is masked here
+                use_mask_token=False,
             )
         )
         self.class_head = nn.Linear(width, teacher.width)
-        self.patch_head = nn.Linear(width, theirs.hidden_size)
+        self.patch_head = nn.Linear(width, config.hidden_size)
 
     def tokens(self, lq_BCHW: Tensor) -> Tensor:
-        """The student's tokens, through the very framing that `DinoVision` applies."""
+        """The student's tokens, with the preprocessing of `DinoVision`."""
         pixels = preprocess(lq_BCHW, short=self.image_size, crop=self.image_size, mean=DINO_MEAN, std=DINO_STD)
         return self.student(pixel_values=pixels).last_hidden_state
 
     def loss(self, batch: Batch, *, step: int) -> dict[str, Tensor]:
-        """The student's distance from the teacher on one batch; the LQ may be as clean as the HQ.
+        """The distillation loss of one batch, and its terms; the LQ may be as clean as the HQ.
 
         Raises:
-            ValueError: if the batch lacks HQ or LQ.
+            ValueError: if the batch has no HQ or no LQ.
         """
         if batch.hq_BCHW is None:
             raise ValueError("tiny_dino's teacher looks at clean images; this data source gave none")
         if batch.lq_BCHW is None:
             raise ValueError("tiny_dino's student looks at an LQ; choose a degradation (degradation=none: all clean)")
-        embedding_BE, patches_BLD = taught(self.teacher, batch.hq_BCHW, layer=self.teacher_layer)
+        embedding_BE, patches_BLD = teacher_features(self.teacher, batch.hq_BCHW, layer=self.teacher_layer)
         tokens_BLD = self.tokens(batch.lq_BCHW)
         cosine = F.cosine_similarity(self.class_head(tokens_BLD[:, 0]).float(), embedding_BE, dim=1).mean()
         patch = F.smooth_l1_loss(self.patch_head(tokens_BLD[:, 1:]).float(), patches_BLD)
@@ -120,7 +120,7 @@ class DinoPretraining(Trainable):
         return {"loss": loss, "cosine": cosine.detach(), "patches": patch.detach()}
 
     def export(self, folder: Path) -> None:
-        """A Dinov2Model folder in half precision: weights and the image processor's settings, without the heads."""
+        """Write a Dinov2Model folder in half precision, without the heads, with the image processor's settings."""
         from transformers import BitImageProcessor
 
         size = self.image_size

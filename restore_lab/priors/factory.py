@@ -1,7 +1,7 @@
-"""Fresh priors: untrained denoisers around finished codecs and text towers, for the shipped priors' own training.
+"""Untrained priors: new denoisers with trained codecs and text towers, to train the shipped priors (denoiser.py).
 
-One CLIP text tower makes an SD, two an SDXL, two with a transformer an SD3 (whose T5 is absent). The folders written
-are diffusers pipelines' own. Used by priors/denoiser.py.
+A UNet with one CLIP text tower is an SD, with two an SDXL; a transformer with two is an SD3 without T5. Priors are
+saved as folders of diffusers pipelines.
 """
 
 from __future__ import annotations
@@ -19,36 +19,38 @@ from restore_lab.backbones.text.sd3 import TripleTextEncoder
 from restore_lab.backbones.unet import UNetBackbone
 
 if TYPE_CHECKING:
-    from diffusers import SD3Transformer2DModel
+    from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+    from transformers import CLIPTokenizer
 
     from restore_lab.backbones.base import Backbone
     from restore_lab.backbones.codec.codec import Codec
 
-SUFFIXES = ("", "_2")  # of the text encoders' folders
+_TEXT_SUFFIXES = ("", "_2")  # of the folders of text encoders and tokenizers
 
 
 def fresh_unet(config: Mapping[str, Any], *, clips: Sequence[Path], codec: Codec, schedule: Schedule) -> UNetBackbone:
-    """An untrained UNet prior.
+    """An untrained SD or SDXL.
 
     Args:
-        config: of the UNet2DConditionModel; channels in and out and the conditions' widths are filled in.
-        clips: CLIPModel folders: one for an SD, two for an SDXL.
-        codec: a finished codec.
+        config: of the UNet2DConditionModel; channels and widths of the conditions are filled in.
+        clips: CLIPModel folders, one for an SD, two for an SDXL.
+        codec: a trained codec.
         schedule: the noise schedule.
     """
-    from diffusers import UNet2DConditionModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    kinds = ("CLIPTextModel", "CLIPTextModelWithProjection")[: len(clips)]
+    classes = ("CLIPTextModel", "CLIPTextModelWithProjection")[: len(clips)]
+    towers = [load_text_tower(folder, name) for name, folder in zip(classes, clips, strict=True)]
     text = TextEncoder(
-        encoders=[text_tower(folder, kind) for kind, folder in zip(kinds, clips, strict=True)],
-        tokenizers=[tokenizer_of(folder) for folder in clips],
+        encoders=towers,
+        tokenizers=[load_tokenizer(folder) for folder in clips],
         penultimate=len(clips) == 2,
         cache_bytes=0,
     )
-    filled = dict(config) | {"in_channels": codec.channels, "out_channels": codec.channels}
-    filled["cross_attention_dim"] = sum(encoder.config.hidden_size for encoder in text.encoders)
+    filled: dict[str, Any] = {**config, "in_channels": codec.channels, "out_channels": codec.channels}
+    filled["cross_attention_dim"] = sum(tower.config.hidden_size for tower in towers)
     if text.penultimate:
-        pooled = text.encoders[1].config.projection_dim
+        pooled = towers[1].config.projection_dim
         filled["addition_embed_type"] = "text_time"
         filled["projection_class_embeddings_input_dim"] = pooled + 6 * filled["addition_time_embed_dim"]
     return UNetBackbone(unet=UNet2DConditionModel(**filled), codec=codec, text=text, schedule=schedule)
@@ -58,21 +60,21 @@ def fresh_mmdit(config: Mapping[str, Any], *, clips: Sequence[Path], codec: Code
     """An untrained SD3 without T5.
 
     Args:
-        config: of the SD3Transformer2DModel; channels and the conditions' widths are filled in.
-        clips: two folders of CLIPModels or of text towers with projection.
-        codec: a finished codec.
+        config: of the SD3Transformer2DModel; channels and widths of the conditions are filled in.
+        clips: two folders of CLIPModels or of CLIPTextModelWithProjections.
+        codec: a trained codec.
         schedule: the noise schedule.
     """
-    from diffusers import SD3Transformer2DModel
+    from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 
-    towers = [text_tower(folder, "CLIPTextModelWithProjection") for folder in clips]
-    filled = dict(config) | {"in_channels": codec.channels, "out_channels": codec.channels}
+    towers = [load_text_tower(folder, "CLIPTextModelWithProjection") for folder in clips]
+    filled: dict[str, Any] = {**config, "in_channels": codec.channels, "out_channels": codec.channels}
     filled["joint_attention_dim"] = sum(tower.config.hidden_size for tower in towers)
     filled["pooled_projection_dim"] = sum(tower.config.projection_dim for tower in towers)
     filled["caption_projection_dim"] = filled["num_attention_heads"] * filled["attention_head_dim"]
     text = TripleTextEncoder(
         clips=towers,
-        clip_tokenizers=[tokenizer_of(folder) for folder in clips],
+        clip_tokenizers=[load_tokenizer(folder) for folder in clips],
         t5=None,
         t5_tokenizer=None,
         width=filled["joint_attention_dim"],
@@ -82,13 +84,13 @@ def fresh_mmdit(config: Mapping[str, Any], *, clips: Sequence[Path], codec: Code
         cache_bytes=0,
     )
     transformer = SD3Transformer2DModel(**filled)
-    start_at_zero(transformer)
+    initialise_at_zero(transformer)
     return MMDiTBackbone(transformer=transformer, codec=codec, text=text, schedule=schedule)
 
 
-def start_at_zero(transformer: SD3Transformer2DModel) -> None:
-    """DiT's start (Peebles & Xie 2023, adaLN-Zero): every block is the identity, the output is zero."""
-    norms = [transformer.norm_out]
+def initialise_at_zero(transformer: SD3Transformer2DModel) -> None:
+    """DiT's initialisation (Peebles & Xie 2023, adaLN-Zero): every block is the identity, the output is zero."""
+    norms: list[Any] = [transformer.norm_out]
     for block in transformer.transformer_blocks:
         norms += [block.norm1, block.norm1_context]
     for layer in (*(norm.linear for norm in norms), transformer.proj_out):
@@ -96,52 +98,49 @@ def start_at_zero(transformer: SD3Transformer2DModel) -> None:
         torch.nn.init.zeros_(layer.bias)
 
 
-def text_tower(folder: Path, kind: str) -> Any:
-    """The text tower of a CLIPModel's folder, or a text encoder's own, in float32."""
+def load_text_tower(folder: Path, class_name: str) -> Any:
+    """The text tower in a CLIPModel's or a text encoder's folder, in float32, as a class of transformers."""
     import transformers
 
-    cls = getattr(transformers, kind)
+    cls = getattr(transformers, class_name)
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if isinstance(config, transformers.CLIPConfig):
-        config.text_config.projection_dim = config.projection_dim  # a CLIPModel's folder says it once, for both towers
-        config = config.text_config
+        text_config: Any = config.text_config
+        text_config.projection_dim = config.projection_dim  # a CLIPModel has one for both towers
+        config = text_config
     return cls.from_pretrained(folder, config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True)
 
 
-def tokenizer_of(folder: Path) -> Any:
-    """The tokenizer beside a CLIPModel's weights, or in the pipeline's folder that belongs to a text encoder."""
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """The tokenizer in a CLIPModel's folder, or in the folder "tokenizer" next to a pipeline's "text_encoder"."""
     from transformers import CLIPTokenizer
 
-    beside = folder.parent / folder.name.replace("text_encoder", "tokenizer")
-    home = beside if folder.name.startswith("text_encoder") else folder
+    sibling = folder.parent / folder.name.replace("text_encoder", "tokenizer")
+    home = sibling if folder.name.startswith("text_encoder") else folder
     return CLIPTokenizer.from_pretrained(home, local_files_only=True)
 
 
 def save_pipeline(backbone: Backbone, scheduler: Any, folder: Path) -> None:
-    """Write a prior as a diffusers pipeline's folder in half precision."""
-    import diffusers
+    """Write a prior as the folder of a diffusers pipeline, in half precision."""
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+    from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
+    from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 
-    vae, text = backbone.codec.vae.half(), backbone.text
+    vae: Any = backbone.codec.vae.half()
+    text = backbone.text
     parts: dict[str, Any] = {"vae": vae, "scheduler": scheduler}
     for index, (encoder, tokenizer) in enumerate(zip(text.encoders, text.tokenizers, strict=True)):
-        parts[f"text_encoder{SUFFIXES[index]}"] = encoder.half()
-        parts[f"tokenizer{SUFFIXES[index]}"] = tokenizer
+        parts[f"text_encoder{_TEXT_SUFFIXES[index]}"] = encoder.half()
+        parts[f"tokenizer{_TEXT_SUFFIXES[index]}"] = tokenizer
     if isinstance(backbone, MMDiTBackbone):
         if vae.config.shift_factor is None:  # SD3's pipeline adds it
             vae.register_to_config(shift_factor=0.0)
-        pipeline = diffusers.StableDiffusion3Pipeline(
-            **parts, transformer=backbone.denoiser.half(), text_encoder_3=None, tokenizer_3=None
-        )
+        parts |= {"transformer": backbone.denoiser.half(), "text_encoder_3": None, "tokenizer_3": None}
+        pipeline = StableDiffusion3Pipeline(**parts)
     elif len(text.encoders) == 2:
-        pipeline = diffusers.StableDiffusionXLPipeline(
-            **parts, unet=backbone.denoiser.half(), feature_extractor=None, force_zeros_for_empty_prompt=False
-        )
+        parts |= {"unet": backbone.denoiser.half(), "feature_extractor": None}
+        pipeline = StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=False)
     else:
-        pipeline = diffusers.StableDiffusionPipeline(
-            **parts,
-            unet=backbone.denoiser.half(),
-            feature_extractor=None,
-            safety_checker=None,
-            requires_safety_checker=False,
-        )
+        parts |= {"unet": backbone.denoiser.half(), "feature_extractor": None, "safety_checker": None}
+        pipeline = StableDiffusionPipeline(**parts, requires_safety_checker=False)
     pipeline.save_pretrained(folder)

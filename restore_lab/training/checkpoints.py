@@ -1,8 +1,8 @@
-"""Checkpoints of a training that can be trusted: the last two, each with its hash, so that a damaged one is found.
+"""Training checkpoints: the last two of a run, written atomically, each with its hash.
 
-A kill leaves a whole checkpoint or none: each is written beside its place and moved there. (Lightning's own writer
-builds it in memory, then among the system's temporary files, from where it may be copied.) A bad copy or a bad disk may
-still leave half of one. `last_state` finds the newest that is what was written.
+A checkpoint is written next to its final path and then moved, so a killed process leaves a whole one or none.
+(Lightning's writer builds it in memory and copies it from the system's folder of temporary files.) Failing disks and
+incomplete copies can still damage one; `last_state` returns the newest checkpoint whose hash matches.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from restore_lab.training.module import TrainingModule
 
 log = logging.getLogger(__name__)
-KEPT = 2
-ENDING = ".sha256"
-MOMENTS = 2  # AdamW's
+NUM_CHECKPOINTS = 2  # kept while training
+HASH_SUFFIX = ".sha256"
+ADAM_MOMENTS = 2
 
 
-class Moved(TorchCheckpointIO):
-    """Writes a checkpoint whole, or not at all."""
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint as a whole or not at all."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         place = Path(path)
@@ -51,50 +51,50 @@ class Moved(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, place)
-        except BaseException:  # on a full disk a part would keep the room that the next attempt needs
+        except BaseException:  # on a full disk the next attempt needs the space
             part.unlink(missing_ok=True)
             raise
 
 
 class Checkpoints(ModelCheckpoint):
-    """Lightning's, every n steps, and where the run is terminated; beside each its hash, and no more than the last two.
+    """Lightning's checkpoints every n steps and on termination, with hashes; only the last two are kept.
 
     Args:
-        folder: the run's.
-        every: steps.
-        terminated: the signal that ends the run after this step; null for none.
-        last: whether one is written at the end too, so that the run can be trained further.
+        folder: the run's folder.
+        every: steps between two checkpoints.
+        pending_signal: the signal that ends the run after this step, None for none.
+        last: also write one after the last step, from which the run can be extended.
     """
 
     def __init__(
-        self, *, folder: Path, every: int, terminated: Callable[[], int | None] = lambda: None, last: bool = False
+        self, *, folder: Path, every: int, pending_signal: Callable[[], int | None] = lambda: None, last: bool = False
     ) -> None:
         super().__init__(dirpath=folder / STATE, filename="{step}", every_n_train_steps=every, save_top_k=-1)
-        self.terminated, self.last = terminated, last
+        self.pending_signal, self.last = pending_signal, last
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Write a checkpoint if it is time.
+        """Write a checkpoint if one is due.
 
         Raises:
-            Terminated: with the step, if the run is to end.
+            Termination: with the step, if a signal ends the run.
         """
         super().on_train_batch_end(trainer, *args, **kwargs)
-        at_end, number = 0 < trainer.max_steps <= trainer.global_step, self.terminated()
+        at_end, number = 0 < trainer.max_steps <= trainer.global_step, self.pending_signal()
         if self.last if at_end else number:
             self._save_now(trainer)
         if not number:
             return
-        of = f" of {trainer.max_steps}" if trainer.max_steps > 0 else ""
-        raise Termination(number, f" at step {trainer.global_step}{of}; the same command continues")
+        total = f" of {trainer.max_steps}" if trainer.max_steps > 0 else ""
+        raise Termination(number, f" at step {trainer.global_step}{total}; the same command continues")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the last one of a run that ended before its last step."""
+        """Write the last checkpoint of a run that ends before its last step."""
         super().on_train_end(trainer, pl_module)
         if self.last:
             self._save_now(trainer)
 
     def _save_now(self, trainer: L.Trainer) -> None:
-        if self._last_global_step_saved != trainer.global_step:  # alike in all processes, which save together
+        if self._last_global_step_saved != trainer.global_step:  # the same in all processes, which save together
             self._save_checkpoint(trainer, str(Path(self.dirpath or "") / f"step={trainer.global_step}.ckpt"))
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
@@ -102,55 +102,60 @@ class Checkpoints(ModelCheckpoint):
         place = Path(filepath)
         if not trainer.is_global_zero:
             return
-        if place.is_file():  # DeepSpeed's is a folder, which checks itself
-            write_bytes_atomic(place.with_name(place.name + ENDING), hash_of(place).encode())
-        prune(place.parent, keep=KEPT)
+        if place.is_file():  # DeepSpeed's checkpoint is a folder and is not hashed
+            write_bytes_atomic(place.with_name(place.name + HASH_SUFFIX), hash_of(place).encode())
+        prune(place.parent, keep=NUM_CHECKPOINTS)
 
 
 def prune(folder: Path, *, keep: int) -> None:
-    """Delete the checkpoints in a folder, but for the newest."""
+    """Delete all checkpoints in a folder but the newest `keep`."""
     for old in states(folder)[:-keep]:
-        old.with_name(old.name + ENDING).unlink(missing_ok=True)
+        old.with_name(old.name + HASH_SUFFIX).unlink(missing_ok=True)
         shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
-def room_for(module: TrainingModule, folder: Path, *, average: bool) -> None:
-    """See that there is room for the weights and for as many checkpoints as are there at once.
+def require_room(module: TrainingModule, folder: Path, *, average: bool) -> None:
+    """Require free disk space for the weights and for the checkpoints that exist at the same time.
+
+    Args:
+        module: the training module; the size follows from its trainable parameters.
+        folder: the run's folder; its existing checkpoints count as free.
+        average: whether a checkpoint holds an average of the weights.
 
     Raises:
-        ValueError: with what is needed and what is free.
+        ValueError: with the required and the free space.
     """
     weights = sum(p.numel() * p.element_size() for p in module.trainable().values())
-    checkpoint = weights * (1 + MOMENTS + average)
-    there = sum(file.stat().st_size for file in (folder / STATE).glob("*") if file.is_file())
-    needed = max(0, checkpoint * (KEPT + 1) + weights - there)
+    checkpoint = weights * (1 + ADAM_MOMENTS + average)
+    existing = sum(file.stat().st_size for file in (folder / STATE).glob("*") if file.is_file())
+    needed = max(0, checkpoint * (NUM_CHECKPOINTS + 1) + weights - existing)
     if first_rank():
-        require(folder, needed=needed, what=f"the weights and {KEPT + 1} checkpoints")
+        require(folder, needed=needed, what=f"the weights and {NUM_CHECKPOINTS + 1} checkpoints")
 
 
 def last_state(folder: Path) -> Path | None:
-    """The newest checkpoint of a run that is whole; None if it has none. Says which ones are not."""
+    """The newest undamaged checkpoint of a run; None if it has none. Damaged ones are logged."""
     for state in reversed(states(folder / STATE)):
-        wrong = damage(state)
-        if wrong is None:
+        reason = damage(state)
+        if reason is None:
             return state
-        log.warning("%s is damaged (%s); continuing from the one before it, or from the start", state, wrong)
+        log.warning("%s is damaged (%s); continuing from the one before it, or from the start", state, reason)
     return None
 
 
 def states(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest step first."""
-    return sorted(folder.glob("*.ckpt"), key=lambda path: (step_of(path), path.stat().st_mtime))
+    return sorted(folder.glob("*.ckpt"), key=lambda path: (checkpoint_step(path), path.stat().st_mtime))
 
 
 def damage(state: Path) -> str | None:
-    """Why a checkpoint cannot be what was written; None if it is, or is a folder."""
+    """Why a checkpoint is damaged; None if it is not, or if it is a folder."""
     if state.is_dir():
         return None
-    noted = state.with_name(state.name + ENDING)
-    if noted.is_file():
-        return None if hash_of(state) == noted.read_text().strip() else "its hash is another"
-    try:  # written by an older version, or killed before the hash was
+    hash_file = state.with_name(state.name + HASH_SUFFIX)
+    if hash_file.is_file():
+        return None if hash_of(state) == hash_file.read_text().strip() else "its hash is another"
+    try:  # written by an older version, or by a process that was killed before it wrote the hash
         with zipfile.ZipFile(state) as archive:
             bad = archive.testzip()
         return None if bad is None else f"{bad} in it does not have its checksum"
@@ -158,7 +163,7 @@ def damage(state: Path) -> str | None:
         return " ".join(str(error).split()) or type(error).__name__
 
 
-def step_of(path: Path) -> int:
-    """The step behind which a checkpoint was written; -1 where its name says none."""
-    match: Any = re.search(r"step=(\d+)", path.name)
+def checkpoint_step(path: Path) -> int:
+    """The step after which a checkpoint was written; -1 if its name has none."""
+    match = re.search(r"step=(\d+)", path.name)
     return int(match[1]) if match else -1

@@ -1,8 +1,8 @@
-"""An exponential moving average of the trained weights, and of nothing else.
+"""An exponential moving average of the trainable weights.
 
-Lightning's own averaging copies the whole module, frozen prior included, and cannot resume a filtered checkpoint; this
-one keeps one tensor a trainable parameter. The average stands in for the weights while validating and when the run's
-result is written; it travels in the checkpoint, so a resumed run continues it bit for bit.
+Lightning's averaging copies the whole module, including the frozen prior, and cannot resume from a checkpoint of the
+trainable part; this callback holds one tensor per trainable parameter. The averaged weights are used in validation and
+for the exported result. They are part of the checkpoint, so a resumed run continues the same average bit for bit.
 """
 
 from __future__ import annotations
@@ -16,74 +16,74 @@ import torch
 
 from restore_lab.config.kinds import Decay
 from restore_lab.config.validate import check_arguments
-from restore_lab.training.sharding import like, whole
+from restore_lab.methods.trainable import trainable_parameters
+from restore_lab.training.sharding import distribute_like, full_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from restore_lab.training.module import TrainingModule
-
 
 @check_arguments
 class EMA(L.Callback):
-    """average <- d average + (1 - d) weights, after each optimiser step.
+    """average <- d average + (1 - d) weights, after each optimiser step n.
 
     Args:
-        decay: d at the end; early on it is (1 + n) / (10 + n) after n steps if that is less, so that the start fades.
+        decay: upper bound of d = min(decay, (1 + n) / (10 + n)); a small d early on forgets the initial weights.
     """
 
     def __init__(self, *, decay: Decay) -> None:
         self.decay = decay
         self.average: dict[str, Tensor] = {}
-        self.seen = 0
+        self.step = 0  # the last one averaged
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start from the weights, or move a resumed average to the device."""
-        for name, p in pl_module.trainable().items():
-            self.average[name] = like(self.average.get(name, p.detach().clone()), p)
+        for name, p in trainable_parameters(pl_module).items():
+            self.average[name] = distribute_like(self.average.get(name, p.detach().clone()), p)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
-        """Only now does the trainer know the step that it resumes from; a sharded run has its average only now."""
-        self.seen = trainer.global_step
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Read the step that the trainer resumes from and, in a sharded run, shard the average: both are known now."""
+        self.step = trainer.global_step
         self.on_fit_start(trainer, pl_module)
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: TrainingModule, *args: Any) -> None:
-        """Fold the new weights in, once for each optimiser step (not for each accumulated batch)."""
-        if trainer.global_step == self.seen:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
+        """Update the average, once per optimiser step (not per accumulated batch)."""
+        if trainer.global_step == self.step:
             return
-        self.seen = trainer.global_step
-        decay = min(self.decay, (1 + self.seen) / (10 + self.seen))
-        for name, p in pl_module.trainable().items():
+        self.step = trainer.global_step
+        decay = min(self.decay, (1 + self.step) / (10 + self.step))
+        for name, p in trainable_parameters(pl_module).items():
             self.average[name].lerp_(p.detach().to(self.average[name].dtype), 1 - decay)
 
     @contextmanager
-    def applied(self, pl_module: TrainingModule) -> Iterator[None]:
-        """Within the context the module has the averaged weights."""
+    def averaged_weights(self, pl_module: L.LightningModule) -> Iterator[None]:
+        """A context in which the module has the averaged weights."""
         self._swap(pl_module)
         try:
             yield
         finally:
             self._swap(pl_module)
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.average:
             self._swap(pl_module)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.average:
             self._swap(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the checkpoint keeps."""
-        return {"average": {name: whole(value) for name, value in self.average.items()}}
+        """The average as full tensors, for the checkpoint."""
+        return {"average": {name: full_tensor(value) for name, value in self.average.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.average = dict(state_dict["average"])
 
     @torch.no_grad()
-    def _swap(self, pl_module: TrainingModule) -> None:
-        for name, p in pl_module.trainable().items():
-            kept = p.detach().clone()
+    def _swap(self, pl_module: L.LightningModule) -> None:
+        """Exchange the weights and their average."""
+        for name, p in trainable_parameters(pl_module).items():
+            weights = p.detach().clone()
             p.copy_(self.average[name])
-            self.average[name] = kept
+            self.average[name] = weights

@@ -1,7 +1,7 @@
-"""How a training ended: at its last step, or before, by the time, by a callback.
+"""How a training ended: at its last step, or earlier by its time limit or a callback.
 
-Each is an end: the artefact is complete, and its manifest says which it was. The limits are settings and so part of the
-identity. (What `trainer.max_time` leaves depends on the machine too, which no identity holds.)
+The artefact is complete in each case, and its manifest records which it was. The limits are settings and part of the
+identity. (With `trainer.max_time` the result also depends on the machine, which is not in the identity.)
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import lightning as L
 
-ENDED = "ended"  # in a manifest's extra
+ENDING_KEY = "ended"  # in a manifest's `extra`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +22,9 @@ class Ending:
     """Why and where a training ended.
 
     Attributes:
-        by: max_steps, max_epochs, max_time, or the callback's class.
-        step: optimiser steps taken.
-        of: optimiser steps at most; None where nothing limits them.
+        by: max_steps, max_epochs, max_time, or the class of a callback.
+        step: number of optimiser steps.
+        of: maximum number of optimiser steps; None for no limit.
     """
 
     by: str
@@ -35,27 +35,27 @@ class Ending:
         return f"{self.by} after {self.step}" + (f" of {self.of} steps" if self.of else " steps")
 
     def as_json(self) -> dict[str, Any]:
-        """For a manifest."""
+        """The entry in a manifest."""
         return {**asdict(self), "said": str(self)}
 
 
-def in_steps(settings: Mapping[str, Any], data: Any) -> dict[str, Any]:
-    """A trainer node with passes over the training images as steps: the stream of them has no end.
+def epochs_to_steps(settings: Mapping[str, Any], data: Any) -> dict[str, Any]:
+    """A trainer node with epochs converted to steps, since the stream of training images has no end.
 
     Args:
         settings: the stage's trainer node.
-        data: the data module; one without `train_batches(epochs)` has epochs of Lightning's own.
+        data: the data module; without `train_batches(epochs)`, its epochs are Lightning's and stay.
     """
     if not hasattr(data, "train_batches"):
         return {**settings, "max_steps": settings.get("max_steps") or -1}
-    each = settings.get("accumulate_grad_batches") or 1
-    found: dict[str, Any] = {**settings, "max_epochs": -1, "min_epochs": None}
-    for end, choose in (("max", min), ("min", max)):
-        given = [settings.get(f"{end}_steps")]
-        if epochs := settings.get(f"{end}_epochs"):
-            given.append(math.ceil(data.train_batches(epochs) / each))
-        found[f"{end}_steps"] = choose([steps for steps in given if steps], default=None)
-    return {**found, "max_steps": found["max_steps"] or -1}
+    accumulated = settings.get("accumulate_grad_batches") or 1
+    converted: dict[str, Any] = {**settings, "max_epochs": -1, "min_epochs": None}
+    for limit, choose in (("max", min), ("min", max)):
+        candidates = [settings.get(f"{limit}_steps")]
+        if epochs := settings.get(f"{limit}_epochs"):
+            candidates.append(math.ceil(data.train_batches(epochs) / accumulated))
+        converted[f"{limit}_steps"] = choose([steps for steps in candidates if steps], default=None)
+    return {**converted, "max_steps": converted["max_steps"] or -1}
 
 
 def ending_of(trainer: L.Trainer, settings: Mapping[str, Any]) -> Ending | None:
@@ -63,10 +63,10 @@ def ending_of(trainer: L.Trainer, settings: Mapping[str, Any]) -> Ending | None:
 
     Args:
         trainer: after `fit`.
-        settings: the stage's trainer node, with epochs as the config has them.
+        settings: the stage's trainer node, with epochs as in the config.
 
     Raises:
-        ValueError: if a metric that is no number ended it.
+        ValueError: if early stopping ended it because its metric was not finite.
     """
     from lightning.pytorch.callbacks import EarlyStopping, Timer
     from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
@@ -78,7 +78,7 @@ def ending_of(trainer: L.Trainer, settings: Mapping[str, Any]) -> Ending | None:
     if of is not None and step >= of:
         epochs = settings.get("max_epochs") and settings.get("max_steps") != of
         return Ending(by="max_epochs" if epochs else "max_steps", step=step, of=of)
-    for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+    for callback in vars(trainer)["callbacks"]:  # set by one of Lightning's connectors, unknown to type checkers
         if isinstance(callback, EarlyStopping) and callback.stopping_reason == EarlyStoppingReason.NON_FINITE_METRIC:
             raise ValueError(f"EarlyStopping: {callback.monitor} is no number at step {step}; lower optimisation.lr")
         if isinstance(callback, EarlyStopping) and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED:

@@ -1,6 +1,6 @@
-"""The LightningModule around all that is trained: AdamW, a learning-rate schedule, checkpoints.
+"""The LightningModule that trains methods and priors: AdamW, a learning-rate schedule, checkpoints.
 
-A checkpoint holds only what is trained; frozen priors come from their own folders.
+A checkpoint holds only the trainable parameters; frozen priors are loaded from their folders.
 """
 
 from __future__ import annotations
@@ -15,26 +15,27 @@ from torch.nn.parallel import DistributedDataParallel
 
 from restore_lab.config.kinds import NonNegative, Positive, Range
 from restore_lab.config.validate import check_arguments
+from restore_lab.methods.trainable import Trainable, trainable_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
     from torch import Tensor
 
-    from restore_lab.methods.trainable import Trainable
     from restore_lab.types import Batch
 
-Beta = Annotated[float, Range(0, 1, below=True)]  # of AdamW's averages
-EXTRA = "training_state"  # in a checkpoint: what the module keeps besides its parameters
-FUSED = ("cpu", "cuda")  # where torch has the fused kernel, and it was tried
+Beta = Annotated[float, Range(0, 1, below=True)]  # decay of AdamW's moments
+_STATE_KEY = "training_state"  # in a checkpoint: the module's state besides its parameters
+_FUSED_DEVICES = ("cpu", "cuda")  # where torch's fused kernel is tested
 
 
 @check_arguments
 @dataclass(frozen=True, kw_only=True)
 class Optimisation:
-    """AdamW and its schedule: linear warm-up, then constant or a cosine down to zero at the training's last step.
+    """AdamW and its learning-rate schedule: linear warm-up, then constant or a cosine to zero at the last step.
 
-    `fused` runs the update as one kernel: "auto" where torch has it.
+    `fused` selects the fused kernel; "auto" where torch has one.
     """
 
     lr: Positive
@@ -59,7 +60,7 @@ class TrainingModule(L.LightningModule):
     """Trains a method, a part of one, or a prior.
 
     Args:
-        module: what is trained.
+        module: the method, part or prior.
         optimisation: learning rate and schedule.
     """
 
@@ -70,24 +71,24 @@ class TrainingModule(L.LightningModule):
         self.sharded = False
 
     def setup(self, stage: str) -> None:
-        """Get ready for several processes, if there are.
+        """Prepare for training in several processes.
 
         Raises:
-            ValueError: if a batch must stay in one.
+            ValueError: for a module whose batches must not be divided.
         """
         if self.trainer.world_size == 1:
             return
-        if not self.module.divides:
+        if not self.module.divisible:
             raise ValueError(
                 f"{type(self.module).__name__} looks at a batch as a whole; train it with trainer.devices=1"
             )
-        # Buffers do not change in training. To exchange them before each forward pass would cost time, and would never
-        # end in validation, where one process may have a batch more than another.
+        # Buffers do not change in training. Broadcasting them before each forward pass would take time, and would hang
+        # in validation, where one process may have one batch more than another.
         buffers = [name for name, _ in self.named_buffers()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, buffers)
 
     def configure_model(self) -> None:
-        """Cut the weights over the devices, where the strategy does that (trainer=fsdp)."""
+        """Shard the weights over the devices, if the strategy does so (trainer=fsdp)."""
         mesh = self._device_mesh
         if mesh is not None and not self.sharded:
             from restore_lab.training.sharding import shard
@@ -103,63 +104,64 @@ class TrainingModule(L.LightningModule):
         return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """What `validate` finds: figures are logged as `val/<name>`, images are for callbacks that log them."""
-        found = self.module.validate(batch)
-        for name, value in found.items():
+        """The results of `validate`; metrics are logged as `val/<name>`, images are left to callbacks."""
+        results = self.module.validate(batch)
+        for name, value in results.items():
             if value.ndim == 0:
                 self.log(f"val/{name}", value, prog_bar=True, batch_size=len(batch))
-        return found
+        return results
 
-    def log(self, name: str, value: Any, *, batch_size: int | None = None, **how: Any) -> None:
-        """Lightning's; what is logged is the mean over the processes."""
-        # Lightning takes the mean number of images per process in whole numbers: 1 for 2 and 1. Their sum is one.
+    def log(self, *args: Any, batch_size: int | None = None, **kwargs: Any) -> None:
+        """Log the mean over the processes, weighted by `batch_size`."""
+        # Lightning averages batch sizes over processes in integers (2 and 1 give 1); multiplied by the number of
+        # processes, their average is their sum.
         world = 1 if self._trainer is None else self._trainer.world_size
-        super().log(name, value, batch_size=batch_size and batch_size * world, sync_dist=True, **how)
+        super().log(*args, batch_size=batch_size and batch_size * world, sync_dist=True, **kwargs)
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
-        """The parameters that training changes, by name."""
-        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+        """The trainable parameters by name."""
+        return trainable_parameters(self)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Lightning's checkpoint: the trainable part only."""
-        keep = self.trainable().keys()
-        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in keep}
+        """The trainable part, which is what a checkpoint holds."""
+        names = self.trainable().keys()
+        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in names}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[EXTRA] = self.module.training_state()
+        checkpoint[_STATE_KEY] = self.module.training_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.module.load_training_state(checkpoint.get(EXTRA, {}))
+        self.module.load_training_state(checkpoint.get(_STATE_KEY, {}))
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over the trainable parameters, with the schedule of `optimisation`."""
         o = self.optimisation
         settings: dict[str, Any] = {"betas": tuple(o.betas), "weight_decay": o.weight_decay, "eps": o.eps}
-        settings["fused"] = fused(o.fused, self.trainable().values())
-        optimiser = torch.optim.AdamW(self.module.groups(), lr=o.lr, **settings)
-        # Gradients are unscaled before they are clipped, as with any optimiser; this flag would leave it to the kernel.
-        optimiser._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
-        optimiser.register_load_state_dict_pre_hook(_own_kernel)
-        optimiser.register_load_state_dict_post_hook(_laid_out)
+        settings["fused"] = use_fused(o.fused, self.trainable().values())
+        optimiser: Any = torch.optim.AdamW(self.module.param_groups(), lr=o.lr, **settings)
+        # Gradients are unscaled before clipping, as with any optimiser; with this flag the kernel would unscale them.
+        optimiser._step_supports_amp_scaling = False
+        optimiser.register_load_state_dict_pre_hook(_keep_kernel)
+        optimiser.register_load_state_dict_post_hook(_match_memory_layout)
         total = self.last_step()
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: o.factor(step, total))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def last_step(self) -> int:
-        """The step at which the schedule ends; 0 where nothing says it and a constant schedule does not ask.
+        """The step at which the schedule ends; 0 if unknown, which a constant schedule allows.
 
         Raises:
-            ValueError: if the schedule has to know it.
+            ValueError: if it is unknown and the learning rate decays.
         """
         total = self.trainer.estimated_stepping_batches
         if 0 < total < math.inf:
             return int(total)
         if self.optimisation.decay == "constant":
             return 0
-        raise ValueError(unknown_end(self.optimisation.decay))
+        raise ValueError(unknown_end_message(self.optimisation.decay))
 
     def on_train_start(self) -> None:
-        """Set the learning rate of the step to come: a checkpoint has that of the schedule under which it was made."""
+        """Set the learning rate of the next step: a checkpoint has that of the schedule it was trained with."""
         for config in self.trainer.lr_scheduler_configs:
             schedule = config.scheduler
             if isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
@@ -170,7 +172,7 @@ class TrainingModule(L.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Each parameter group by its own norm: a decoder and its discriminator are two players."""
+        """Clip each parameter group by its own norm: a decoder and its discriminator are optimised separately."""
         if len(optimizer.param_groups) == 1:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
@@ -178,30 +180,31 @@ class TrainingModule(L.LightningModule):
             torch.nn.utils.clip_grad_norm_(group["params"], float(gradient_clip_val or 0))
 
 
-def unknown_end(decay: str) -> str:
-    """What to say of a schedule that falls to a step that nothing names."""
+def unknown_end_message(decay: str) -> str:
+    """The error message for a decaying schedule without a known last step."""
     return (
         f"optimisation.decay={decay} falls to zero at the last step, and nothing says which that is; give max_steps or "
         "trainer.max_epochs, or take optimisation.decay=constant"
     )
 
 
-def fused(choice: bool | Literal["auto"], parameters: Iterable[Tensor]) -> bool | None:
-    """Whether AdamW runs as one kernel; None, which is torch's own choice among the others, where it cannot."""
+def use_fused(choice: bool | Literal["auto"], parameters: Iterable[Tensor]) -> bool | None:
+    """AdamW's argument `fused`; for "auto" on devices without the kernel, None, which leaves the choice to torch."""
     if choice != "auto":
         return bool(choice)
-    return all(p.device.type in FUSED and p.is_floating_point() for p in parameters) or None
+    return all(p.device.type in _FUSED_DEVICES and p.is_floating_point() for p in parameters) or None
 
 
-def _own_kernel(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint says with which kernel it was made; the run that goes on has its own."""
+def _keep_kernel(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """The state with this run's choice of kernel; the checkpoint has that of the run that wrote it."""
     pairs = zip(state["param_groups"], optimiser.param_groups, strict=True)
-    return {**state, "param_groups": [{**group, **{k: own[k] for k in ("fused", "foreach")}} for group, own in pairs]}
+    groups = [{**saved, **{key: own[key] for key in ("fused", "foreach")}} for saved, own in pairs]
+    return {**state, "param_groups": groups}
 
 
-def _laid_out(optimiser: torch.optim.Optimizer) -> None:
-    """What was loaded in the memory order of its parameter: the fused kernel reads both as they lie, without a word."""
-    for p, kept in optimiser.state.items():
-        for name, value in kept.items():
+def _match_memory_layout(optimiser: torch.optim.Optimizer) -> None:
+    """Give loaded moments the memory layout of their parameter: the fused kernel silently ignores strides."""
+    for p, moments in optimiser.state.items():
+        for name, value in moments.items():
             if isinstance(value, torch.Tensor) and value.shape == p.shape and value.stride() != p.stride():
-                kept[name] = torch.empty_like(p, dtype=value.dtype).copy_(value)
+                moments[name] = torch.empty_like(p, dtype=value.dtype).copy_(value)

@@ -1,5 +1,5 @@
-"""What a training shows on its logger's page beside the losses: learning rate, gradient norm, images a second, and
-the first validation images as they are restored, with their words."""
+"""Callbacks that log, besides the losses, the learning rate, the gradient norm, images per second, and the first
+validation images as restored, with their prompts."""
 
 from __future__ import annotations
 
@@ -11,72 +11,72 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor
 
+from restore_lab.methods.trainable import trainable_parameters
 from restore_lab.tracking import ImagePanel, log_panels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from restore_lab.training.module import TrainingModule
     from restore_lab.types import Batch
 
 
-def page_callbacks(*, every: int, pictures: int) -> list[L.Callback]:
-    """The callbacks that fill a page.
+def logger_callbacks(*, every: int, pictures: int) -> list[L.Callback]:
+    """The callbacks for a run with a logger.
 
     Args:
-        every: log each n-th step.
-        pictures: validation images to show; 0 for none.
+        every: steps between two logged values.
+        pictures: number of validation images; 0 for none.
     """
     return [LearningRateMonitor(logging_interval="step"), Gauges(every=every), ValidationPanels(pictures=pictures)]
 
 
 class Gauges(L.Callback):
-    """`train/images_per_second`, validation left out, and `train/grad_norm` before clipping, at every n-th step."""
+    """Logs `train/images_per_second`, without the time of validation, and `train/grad_norm` before clipping."""
 
     def __init__(self, *, every: int) -> None:
         self.every = every
-        self.images, self.since, self.paused, self.logged = 0, 0.0, 0.0, 0
+        self.images, self.start, self.pause, self.last_step = 0, 0.0, 0.0, 0
         self.norm: Tensor | None = None
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
-        self.images, self.since, self.logged = 0, time.perf_counter(), trainer.global_step
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.images, self.start, self.last_step = 0, time.perf_counter(), trainer.global_step
 
-    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: TrainingModule, optimizer: Any) -> None:
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
         if (trainer.global_step + 1) % self.every == 0:
-            grads = [p.grad for p in pl_module.trainable().values() if p.grad is not None]
+            grads = [p.grad for p in trainable_parameters(pl_module).values() if p.grad is not None]
             self.norm = torch.nn.utils.get_total_norm(grads)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: TrainingModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.images += len(batch) * trainer.world_size
         step = trainer.global_step
-        if step == self.logged or step % self.every:
+        if step == self.last_step or step % self.every:
             return
-        values = {"train/images_per_second": self.images / (time.perf_counter() - self.since)}
+        values = {"train/images_per_second": self.images / (time.perf_counter() - self.start)}
         if self.norm is not None:
             values["train/grad_norm"] = float(self.norm)
         for logger in trainer.loggers:
-            logger.log_metrics(values, step=step - 1)  # Lightning counts a step's own values from 0
-        self.images, self.since, self.logged = 0, time.perf_counter(), step
+            logger.log_metrics(values, step=step - 1)  # Lightning logs a step's values from step 0
+        self.images, self.start, self.last_step = 0, time.perf_counter(), step
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
-        self.paused = time.perf_counter()
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.pause = time.perf_counter()
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
-        self.since += time.perf_counter() - self.paused
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.start += time.perf_counter() - self.pause
 
 
 class ValidationPanels(L.Callback):
-    """Input, restored and original of the first validation images, after every validation.
+    """Logs input, restored image and original of the first validation images, after every validation.
 
-    A module shows images by returning "restored", (B, 3, H, W) in [0, 1], from its `validate`.
+    The restored images are "restored", (B, 3, H, W) in [0, 1], of the module's `validate`.
     """
 
     def __init__(self, *, pictures: int) -> None:
         self.pictures = pictures
-        self.shown: list[ImagePanel] = []
+        self.panels: list[ImagePanel] = []
 
     def on_validation_batch_end(
         self,
@@ -87,25 +87,30 @@ class ValidationPanels(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        room = self.pictures - len(self.shown)
-        if room <= 0 or not trainer.is_global_zero or not isinstance(outputs, Mapping) or "restored" not in outputs:
+        remaining = self.pictures - len(self.panels)
+        if (
+            remaining <= 0
+            or not trainer.is_global_zero
+            or not isinstance(outputs, Mapping)
+            or "restored" not in outputs
+        ):
             return
         prompt = pl_module.module.conditioner.prompts(batch, training=False)
         columns = {"input": batch.lq_BCHW, "restored": outputs["restored"], "original": batch.hq_BCHW}
-        self.shown += [
+        self.panels += [
             ImagePanel(
                 key=batch.key[i],
                 images={title: _image(image_BCHW[i]) for title, image_BCHW in columns.items()},
                 caption=prompt.semantic[i],
                 instruction=prompt.instruction[i],
             )
-            for i in range(min(room, len(batch)))
+            for i in range(min(remaining, len(batch)))
         ]
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for logger in () if trainer.sanity_checking else trainer.loggers:
-            log_panels(logger, "validation", self.shown, step=trainer.global_step - 1)
-        self.shown = []
+            log_panels(logger, "validation", self.panels, step=trainer.global_step - 1)
+        self.panels = []
 
 
 def _image(image_CHW: Tensor) -> Image:

@@ -1,23 +1,20 @@
-"""A bar over the optimiser steps of a run, with the time left; the endless training stream has no length of its own."""
+"""A progress bar over the optimiser steps of a run; Lightning's needs an epoch's length, which the stream lacks."""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning as L
 
-if TYPE_CHECKING:
-    from restore_lab.training.module import TrainingModule
-
 
 class StepBar(L.Callback):
-    """One tick an optimiser step; in a log file a line every half minute."""
+    """One tick per optimiser step; in a log file, one line every half minute."""
 
     def __init__(self) -> None:
         self.bar: Any = None
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         from tqdm import tqdm
 
         self.bar = tqdm(
@@ -29,15 +26,15 @@ class StepBar(L.Callback):
             disable=not trainer.is_global_zero,
         )
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: TrainingModule, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
         if trainer.global_step > self.bar.n and self.bar.update(trainer.global_step - self.bar.n):
-            self._say(trainer)
+            self._show_metrics(trainer)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
-        self._say(trainer)
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._show_metrics(trainer)
         self.bar.close()
 
-    def _say(self, trainer: L.Trainer) -> None:
-        """What was logged, for the next time that the bar is drawn: to read it is to wait for the device."""
+    def _show_metrics(self, trainer: L.Trainer) -> None:
+        """Set the metrics for the next redraw; reading them synchronises with the device, so not in every step."""
         values = {name.removeprefix("train/"): f"{float(v):.3g}" for name, v in trainer.callback_metrics.items()}
         self.bar.set_postfix(values, refresh=False)

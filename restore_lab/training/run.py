@@ -26,8 +26,8 @@ from restore_lab.storage.outputs import take_folder
 from restore_lab.system.faults import Fault, describe_fault
 from restore_lab.system.processes import end_with_first_rank, first_rank_id
 from restore_lab.tracking import logger_note, track
-from restore_lab.training.ending import ENDED, ending_of, in_steps
-from restore_lab.training.extension import extended, other_rate, require_longer
+from restore_lab.training.ending import ENDING_KEY, ending_of, epochs_to_steps
+from restore_lab.training.extension import learning_rate_warning, plan_extension, require_longer
 from restore_lab.training.plan import LOSSES, STATE, TrainingStage, plan_stages, replace_stages
 
 if TYPE_CHECKING:
@@ -59,10 +59,10 @@ def fit(cfg: DictConfig) -> Path | None:
     stages = plan_training(cfg)
     todo = [stage for stage in stages if stage.debug or not stage.is_complete()]
     if todo:
-        from restore_lab.training.preflight import check
+        from restore_lab.training.preflight import check_stages
 
         _silence_lightning(cfg)
-        check(todo)
+        check_stages(todo)
     folders: dict[str, Path] = {}
     for stage in stages:
         if stage not in todo:
@@ -85,7 +85,7 @@ def fit(cfg: DictConfig) -> Path | None:
 
 def plan_training(cfg: DictConfig) -> list[TrainingStage]:
     """The stages in order: the config's own, or those of the run that it extends."""
-    return plan_stages(cfg) if cfg.extend is None else extended(cfg)
+    return plan_stages(cfg) if cfg.extend is None else plan_extension(cfg)
 
 
 def _make(cfg: DictConfig, stage: TrainingStage, earlier: Mapping[str, Path]) -> None:
@@ -164,9 +164,9 @@ def _train(
     import lightning as L
     import torch
 
-    from restore_lab.training.checkpoints import room_for
+    from restore_lab.training.checkpoints import require_room
     from restore_lab.training.ema import EMA
-    from restore_lab.training.trainer import facts_of, trainer_for, whole_fit
+    from restore_lab.training.trainer import trainer_facts, trainer_for, fit_errors
 
     folder.mkdir(parents=True, exist_ok=True)
     # Deterministic mode would also write NaN into every fresh tensor, a debugging aid that costs time.
@@ -175,9 +175,9 @@ def _train(
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     training, data = _build(cfg, node)
     ema = EMA(decay=node["ema"]) if node.get("ema") else None
-    room_for(training, folder, average=ema is not None)
-    settings = in_steps(node["trainer"], data)
-    if not training.module.validates():
+    require_room(training, folder, average=ema is not None)
+    settings = epochs_to_steps(node["trainer"], data)
+    if not training.module.has_validation():
         settings["limit_val_batches"] = 0
     trainer = trainer_for(
         settings,
@@ -187,7 +187,7 @@ def _train(
         logger=logger,
     )
     state = None if debug else _find_state(trainer, node, folder, extends)
-    with first_rank_id(), explain_faults(folder), whole_fit():
+    with first_rank_id(), explain_faults(folder), fit_errors():
         trainer.fit(training, data, ckpt_path=state, weights_only=True)
     ending = ending_of(trainer, node["trainer"])
     if ending is None:
@@ -195,7 +195,7 @@ def _train(
     if ending.by != "max_steps":
         log.info("ended: %s", ending)
     _export(trainer, training, ema, folder)
-    return {ENDED: ending.as_json(), TRAINER: facts_of(trainer)}
+    return {ENDED: ending.as_json(), TRAINER: trainer_facts(trainer)}
 
 
 def _build(cfg: DictConfig, node: Mapping[str, Any]) -> tuple[TrainingModule, L.LightningDataModule]:
@@ -215,7 +215,7 @@ def _build(cfg: DictConfig, node: Mapping[str, Any]) -> tuple[TrainingModule, L.
         )
     if node.get("weights"):
         module.load_weights(weights_file(node["weights"]), partial=node["partial"])
-    return TrainingModule(build(cfg.speed).settle(module), optimisation=build(node["optimisation"])), data
+    return TrainingModule(build(cfg.speed).apply(module), optimisation=build(node["optimisation"])), data
 
 
 def _callbacks(cfg: DictConfig, folder: Path, ema: EMA | None, *, debug: bool, pages: bool) -> list[L.Callback]:
@@ -229,25 +229,25 @@ def _callbacks(cfg: DictConfig, folder: Path, ema: EMA | None, *, debug: bool, p
         pages: show losses and images on the logger's page.
     """
     from restore_lab.training.checkpoints import Checkpoints
-    from restore_lab.training.finite import Finite
+    from restore_lab.training.finite import FiniteLossCheck
     from restore_lab.training.history import History
-    from restore_lab.training.monitor import page_callbacks
+    from restore_lab.training.monitor import logger_callbacks
     from restore_lab.training.progress import StepBar
-    from restore_lab.training.termination import Terminating
+    from restore_lab.training.termination import TerminationHandler
 
-    ending = Terminating()
-    common: dict[str, Any] = {"folder": folder, "terminated": ending.now}
+    ending = TerminationHandler()
+    common: dict[str, Any] = {"folder": folder, "pending_signal": ending.pending_signal}
     checkpoints = None if debug else Checkpoints(every=cfg.checkpoint_every, last=cfg.keep_state, **common)
-    finite = Finite(every=cfg.log_every, checkpoint_every=cfg.checkpoint_every, **common)
+    finite = FiniteLossCheck(every=cfg.log_every, checkpoint_every=cfg.checkpoint_every, **common)
     history = History(file=folder / LOSSES, every=cfg.log_every)
     callbacks = [c for c in (ending, ema, checkpoints, finite, history) if c]
-    callbacks += page_callbacks(every=cfg.log_every, pictures=cfg.pictures) if pages else []
+    callbacks += logger_callbacks(every=cfg.log_every, pictures=cfg.pictures) if pages else []
     return callbacks + ([StepBar()] if cfg.progress else []) + build_nodes(cfg.callbacks, where="callbacks")
 
 
 def _find_state(trainer: L.Trainer, node: Mapping[str, Any], folder: Path, extends: Path | None) -> Path | None:
     """The state to start from: the run's last, else that of the run that it extends, whose losses are copied."""
-    from restore_lab.training.checkpoints import last_state, step_of
+    from restore_lab.training.checkpoints import last_state, checkpoint_step
 
     state = last_state(folder)
     if state is not None:
@@ -256,10 +256,10 @@ def _find_state(trainer: L.Trainer, node: Mapping[str, Any], folder: Path, exten
     if extends is None:
         return None
     state = last_state(extends)
-    done = step_of(state) if state is not None else 0
+    done = checkpoint_step(state) if state is not None else 0
     require_longer(extends, steps=trainer.max_steps, done=done)
     log.info("extending %s from step %d", extends, done)
-    if warning := other_rate(node, steps=trainer.max_steps, done=done):
+    if warning := learning_rate_warning(node, steps=trainer.max_steps, done=done):
         log.warning("%s", warning)
     if first_rank() and (extends / LOSSES).is_file():
         shutil.copyfile(extends / LOSSES, folder / LOSSES)
@@ -289,25 +289,25 @@ def explain_faults(folder: Path) -> Iterator[None]:
 
 def _continuation(folder: Path) -> str:
     """What the same command does next, for messages."""
-    from restore_lab.training.checkpoints import last_state, step_of
+    from restore_lab.training.checkpoints import last_state, checkpoint_step
 
     state = last_state(folder)
-    return "begins again" if state is None else f"continues after step {step_of(state)}"
+    return "begins again" if state is None else f"continues after step {checkpoint_step(state)}"
 
 
 def _export(trainer: L.Trainer, training: TrainingModule, ema: EMA | None, folder: Path) -> None:
     """Write the weights in one rank, averaged if there is an average."""
-    from restore_lab.training.sharding import gather, whole
+    from restore_lab.training.sharding import gather_weights, full_tensor
 
-    gather(training)
-    average = {} if ema is None else {name: whole(value).cpu() for name, value in ema.average.items()}
+    gather_weights(training)
+    average = {} if ema is None else {name: full_tensor(value).cpu() for name, value in ema.average.items()}
     with explain_faults(folder):
         if trainer.is_global_zero:
             if ema is None:
                 training.module.export(folder)
             else:
                 ema.average = average
-                with ema.applied(training):
+                with ema.averaged_weights(training):
                     training.module.export(folder)
         trainer.strategy.barrier()
 

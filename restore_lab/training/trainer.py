@@ -1,6 +1,6 @@
-"""Lightning's Trainer from a stage's trainer node, with what this package sets itself.
+"""Builds Lightning's Trainer from a stage's trainer node and this package's own settings.
 
-`trainer_for` refuses in one line what a machine or Lightning does not have: absent devices, an unknown strategy.
+What the machine or Lightning does not have (devices, a strategy) is reported as a ValueError of one line.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import lightning as L
     from lightning.pytorch.loggers import Logger
 
-PROFILERS = {"simple": "SimpleProfiler", "advanced": "AdvancedProfiler"}
-PROFILE = "profile"  # the file, with Lightning's own prefix and ending
+_PROFILERS = {"simple": "SimpleProfiler", "advanced": "AdvancedProfiler"}
+_PROFILE_FILE = "profile"  # Lightning adds a prefix and a suffix
 
 
 def trainer_for(
@@ -32,49 +32,50 @@ def trainer_for(
     """The trainer of a stage.
 
     Args:
-        settings: its trainer node, with epochs as steps (ending.py).
-        folder: the run's.
-        average: whether an average of the weights is kept.
-        callbacks: all that there are.
-        logger: where losses are shown.
+        settings: its trainer node, with epochs converted to steps (ending.py).
+        folder: the run's folder.
+        average: whether the stage averages its weights.
+        callbacks: all callbacks.
+        logger: the logger; None for none.
 
     Raises:
-        ValueError: for devices that are not there, a strategy that is not installed, a precision without a meaning.
+        ValueError: for missing devices, a strategy that is not installed, or a precision that is not supported.
     """
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.callbacks import Checkpoint
 
-    from restore_lab.training.checkpoints import Moved
-    from restore_lab.training.precision import with_precision
+    from restore_lab.training.checkpoints import AtomicCheckpointIO
+    from restore_lab.training.precision import apply_precision
 
     check_trainer(settings)
     settings = {name: value for name, value in settings.items() if value is not None or name != "precision"}
-    plugins = [] if settings.get("accelerator") == "tpu" else [Moved()]  # XLA's strategy takes its own writer alone
-    node = with_precision(settings, average=average, plugins=plugins)
-    if isinstance(word := node.get("profiler"), str):
-        target = f"lightning.pytorch.profilers.{PROFILERS[word]}"
-        node["profiler"] = build({"_target_": target, "dirpath": str(folder), "filename": PROFILE})
-    live = {name: node.pop(name) for name in ("plugins", "profiler") if name in node}
+    is_tpu = settings.get("accelerator") == "tpu"
+    plugins = [] if is_tpu else [AtomicCheckpointIO()]  # XLA's strategy accepts only its own writer
+    node = apply_precision(settings, average=average, plugins=plugins)
+    if isinstance(profiler := node.get("profiler"), str):
+        target = f"lightning.pytorch.profilers.{_PROFILERS[profiler]}"
+        node["profiler"] = build({"_target_": target, "dirpath": str(folder), "filename": _PROFILE_FILE})
+    objects = {name: node.pop(name) for name in ("plugins", "profiler") if name in node}
     try:
         return build(
             node,
-            **live,
+            **objects,
             callbacks=list(callbacks),
             logger=logger or False,
             default_root_dir=str(folder),
-            enable_checkpointing=any(isinstance(one, Checkpoint) for one in callbacks),
-            use_distributed_sampler=False,  # the data module shares each batch among the devices
+            enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+            use_distributed_sampler=False,  # the data module divides each batch among the devices
         )
     except (MisconfigurationException, ModuleNotFoundError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"trainer: {' '.join(str(error).split())}") from error
 
 
 @contextmanager
-def whole_fit() -> Iterator[None]:
-    """Within the context what Lightning only refuses when it trains is bad input too.
+def fit_errors() -> Iterator[None]:
+    """Report errors of Lightning's configuration that appear only in `fit` as bad input.
 
     Raises:
-        ValueError: with Lightning's words.
+        ValueError: with Lightning's message.
     """
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -88,8 +89,8 @@ def whole_fit() -> Iterator[None]:
         raise ValueError(f"callbacks: {' '.join(str(error).split())}") from error
 
 
-def facts_of(trainer: L.Trainer) -> dict[str, Any]:
-    """What a trainer ran with, for a manifest."""
+def trainer_facts(trainer: L.Trainer) -> dict[str, Any]:
+    """The trainer's settings that a manifest records."""
     return {
         "precision": str(trainer.precision),
         "accumulate_grad_batches": trainer.accumulate_grad_batches,

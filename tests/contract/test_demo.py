@@ -37,9 +37,9 @@ def cfg(toy_folder, tmp_path_factory) -> Any:
         *(word for word in small(toy_folder) if word.startswith(("backbone", "adaptor", "sampler"))),
     ]
     Manifest(identity="0" * 16, kind="adaptor", settings={}, extra={OVERRIDES_KEY: made}).write(place)
-    from restore_lab.inference.restorer import load
+    from restore_lab.inference.restorer import load_method
 
-    load(composed("restore", *small(toy_folder), "weights=null", "input=x", "device=cpu")).export(place)
+    load_method(composed("restore", *small(toy_folder), "weights=null", "input=x", "device=cpu")).export(place)
     return composed("demo", f"runs_dir={runs}", "device=cpu", "max_pixels=2000", "overrides=['trust=true']")
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from restore_lab.cli.errors import flatten
 from restore_lab.cli.restore import run
 from restore_lab.data.photograph import read_photograph
-from restore_lab.inference.files import NOTES as RESTORED
+from restore_lab.inference.files import NOTES_FOLDER as RESTORED
 from restore_lab.storage.outputs import NOTES_FOLDER
 from tests.helpers import hostile_files
 from tests.helpers.configs import composed, small

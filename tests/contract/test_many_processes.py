@@ -21,7 +21,7 @@ from restore_lab.evaluation.evaluate import evaluate
 from restore_lab.evaluation.records import read_record
 from restore_lab.inference.captioning import caption_folder
 from restore_lab.inference.folder import restore_folder
-from restore_lab.inference.restorer import load
+from restore_lab.inference.restorer import load_method
 from restore_lab.prepare.encodings import fill_cache
 from restore_lab.system.processes import own_parts, rank_and_world
 from tests.helpers.checkout import ROOT
@@ -222,7 +222,9 @@ def test_restoring_over_processes_is_that_of_one_and_goes_on(
     assert sum(len(share.bad) for share in shares) == 2
     assert there() == {path.name: path.read_bytes() for path in (tmp_path / "one").glob("*.png")}
     assert before and all(path.stat().st_mtime_ns == when for path, when in before.items())
-    monkeypatch.setattr("restore_lab.inference.restorer.load", lambda cfg: pytest.fail("nothing is left to restore"))
+    monkeypatch.setattr(
+        "restore_lab.inference.restorer.load_method", lambda cfg: pytest.fail("nothing is left to restore")
+    )
     assert restore_folder(cfg).written == 0
 
 
@@ -337,4 +339,7 @@ def test_load_gives_each_process_of_a_machine_its_own_gpu(toy_folder, monkeypatc
         monkeypatch.setenv(name, value)
     assert device("auto") == "cuda:1" and device("cpu") == "cpu"
     monkeypatch.undo()
-    assert load(composed("restore", *small(toy_folder), "weights=null", "input=x", "device=cpu")).device.type == "cpu"
+    assert (
+        load_method(composed("restore", *small(toy_folder), "weights=null", "input=x", "device=cpu")).device.type
+        == "cpu"
+    )

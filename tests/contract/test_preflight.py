@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from restore_lab.evaluation.evaluate import evaluate
 from restore_lab.inference.captioning import find_captioners
-from restore_lab.inference.restorer import load
+from restore_lab.inference.restorer import load_method
 from restore_lab.methods.meta import check_module
 from restore_lab.training import run as fit_module
 from restore_lab.training.plan import plan_stages
@@ -176,11 +176,11 @@ def test_weights_that_cannot_be_taken_are_refused_before_a_prior_is_read(verb, w
     words = ("follow=false", "device=cpu", f"weights={place}", own)
     cfg = composed(verb, *small(unreadable), *words)
     with pytest.raises(ValueError, match=UNFIT[weights]) as caught:
-        load(cfg) if verb == "restore" else evaluate(cfg)
+        load_method(cfg) if verb == "restore" else evaluate(cfg)
     assert "\n" not in str(caught.value)
     cfg.weights = None
     with pytest.raises(ValueError, match="unreadable"):  # the prior
-        load(cfg)
+        load_method(cfg)
 
 
 def test_a_captioner_that_is_not_there_is_refused_before_a_prior_is_loaded(tmp_path) -> None:

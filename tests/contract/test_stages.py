@@ -12,7 +12,7 @@ import torch
 
 from restore_lab.config.build import build
 from restore_lab.degradation.diff_restorer import RandomKinds
-from restore_lab.inference.restorer import load
+from restore_lab.inference.restorer import load_method
 from restore_lab.methods.weights import WEIGHTS
 from restore_lab.storage.artefact import Manifest
 from restore_lab.training.run import fit
@@ -78,12 +78,12 @@ def test_all_stages_then_restoring(method, priors, tmp_path) -> None:
 
     own = [word for word in OWN[method] if not word.startswith("stages.")]
     cfg = composed("restore", *own, *common(priors[method]), "input=x", f"weights={last}")
-    module = load(cfg)
+    module = load_method(cfg)
     assert module.restore(toy_batch()).shape == toy_batch().lq_BCHW.shape
     if method == "supir":  # the encoder is the first stage's, and came with the second's weights
         cfg = composed("restore", *own, *common(priors[method]), "input=x", "weights=null")
         cfg.lq_encoder.weights = str(before)
-        alone = load(cfg).lq_encoder.state_dict()
+        alone = load_method(cfg).lq_encoder.state_dict()
         for name, value in module.lq_encoder.state_dict().items():
             torch.testing.assert_close(alone[name], value, atol=0, rtol=0, msg=name)
     else:  # the last file has both stages' tensors, those of the first as the first left them

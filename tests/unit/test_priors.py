@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from restore_lab.backbones.loading.load import load_backbone
-from restore_lab.priors.clip import instructions, learn_tokenizer, shared
-from restore_lab.priors.codec import LOGVAR, CodecPretraining, fold_normalisation
+from restore_lab.priors.clip import same_caption, sample_instructions, train_tokenizer
+from restore_lab.priors.codec import INITIAL_LOGVAR, CodecPretraining, fold_normalisation
 from restore_lab.priors.codec_start import dct_basis
-from restore_lab.priors.denoiser import shrunk
+from restore_lab.priors.denoiser import shrink_and_enlarge
 from restore_lab.storage.paths import place_of
 from restore_lab.training.run import fit
 from restore_lab.types import REMOVE_ALL
@@ -31,8 +31,8 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    learnt = ["a red circle on a green texture", "the word SKY in blue", *instructions(count=60, seed=0)]
-    return learn_tokenizer(learnt, vocab_size=600, max_length=77)
+    learnt = ["a red circle on a green texture", "the word SKY in blue", *sample_instructions(count=60, seed=0)]
+    return train_tokenizer(learnt, vocab_size=600, max_length=77)
 
 
 def test_any_text_is_read_and_nothing_is_unknown(tokenizer) -> None:
@@ -73,13 +73,13 @@ def test_save_and_load_give_the_same_ids(tokenizer, tmp_path) -> None:
 
 
 def test_tokenizer_and_instructions_are_deterministic_and_checked() -> None:
-    words = instructions(count=40, seed=3)
-    assert words == instructions(count=40, seed=3) != instructions(count=40, seed=4)
+    words = sample_instructions(count=40, seed=3)
+    assert words == sample_instructions(count=40, seed=3) != sample_instructions(count=40, seed=4)
     assert words.count(REMOVE_ALL) == 2
-    twice = [learn_tokenizer(words, vocab_size=560, max_length=16).get_vocab() for _ in range(2)]
+    twice = [train_tokenizer(words, vocab_size=560, max_length=16).get_vocab() for _ in range(2)]
     assert twice[0] == twice[1]
     with pytest.raises(ValueError, match="vocab_size=500 is too small"):
-        learn_tokenizer(words, vocab_size=500, max_length=16)
+        train_tokenizer(words, vocab_size=500, max_length=16)
 
 
 def test_folding_leaves_the_codec_and_normalises_its_latents() -> None:
@@ -107,7 +107,7 @@ def codec() -> CodecPretraining:
 def test_a_resumed_codec_goes_on_with_its_moments(tmp_path) -> None:
     """They normalise the latents of the result and are not among the trained parameters."""
     first, second = codec(), codec()
-    first._observe(3 + 2 * torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(0)), step=0)
+    first._update_moments(3 + 2 * torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(0)), step=0)
     torch.save(first.training_state(), tmp_path / "a.ckpt")
     second.load_training_state(torch.load(tmp_path / "a.ckpt", weights_only=True))
     assert torch.equal(first.mean_C, second.mean_C) and torch.equal(first.square_C, second.square_C)
@@ -133,7 +133,7 @@ def test_a_codec_starts_with_the_dct_of_patches(channels: int) -> None:
     wanted = torch.einsum("kd,bdhw->bkhw", dct_basis(channels), patches)
     posterior = codec.vae.encode(x_BCHW).latent_dist
     torch.testing.assert_close(posterior.mean, wanted, rtol=1e-2, atol=1e-2)  # SiLU's cubic rest
-    torch.testing.assert_close(posterior.logvar, torch.full_like(wanted, LOGVAR), rtol=1e-3, atol=0)
+    torch.testing.assert_close(posterior.logvar, torch.full_like(wanted, INITIAL_LOGVAR), rtol=1e-3, atol=0)
 
 
 def test_the_basis_is_orthogonal_and_begins_with_the_mean_colour() -> None:
@@ -150,7 +150,7 @@ def test_a_codec_too_narrow_for_the_dct_is_refused() -> None:
 
 
 def test_images_with_one_caption_are_no_negatives_of_each_other() -> None:
-    assert shared(("a cat", "a dog", "a cat")).tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
+    assert same_caption(("a cat", "a dog", "a cat")).tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
 
 
 @pytest.fixture(scope="module")
@@ -358,7 +358,7 @@ def test_shipped_models_are_small_and_have_a_card(name) -> None:
 
 def test_shrinking_goes_through_the_size_that_is_told() -> None:
     images = torch.rand(64, 3, 16, 24, generator=torch.Generator().manual_seed(0))
-    made, originals = shrunk(images, list(range(64)), smallest=0.25)
+    made, originals = shrink_and_enlarge(images, list(range(64)), smallest=0.25)
     whole = [i for i, size in enumerate(originals) if size == (16, 24)]
     assert 20 <= len(whole) <= 44  # half of them, within four standard deviations
     assert all(torch.equal(made[i], images[i]) for i in whole)
@@ -366,6 +366,6 @@ def test_shrinking_goes_through_the_size_that_is_told() -> None:
     softest = min(range(64), key=lambda i: originals[i])
     variation = [x[..., 1:].sub(x[..., :-1]).abs().mean() for x in (made[softest], images[softest])]
     assert variation[0] < 0.5 * variation[1]
-    alone, sizes = shrunk(images[5:6], [5], smallest=0.25)
+    alone, sizes = shrink_and_enlarge(images[5:6], [5], smallest=0.25)
     assert close(alone[0], made[5]) and sizes[0] == originals[5]
-    assert all(size == (16, 24) for size in shrunk(images, list(range(64)), smallest=1.0)[1])
+    assert all(size == (16, 24) for size in shrink_and_enlarge(images, list(range(64)), smallest=1.0)[1])

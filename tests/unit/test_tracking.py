@@ -25,7 +25,7 @@ from restore_lab.storage.atomic import write_bytes_atomic
 from restore_lab.tracking import track
 from restore_lab.training import run as fit_module
 from restore_lab.training.module import Optimisation, TrainingModule
-from restore_lab.training.monitor import page_callbacks
+from restore_lab.training.monitor import logger_callbacks
 from restore_lab.training.run import fit, plan_training
 from restore_lab.types import Batch
 from tests.helpers.configs import composed, small
@@ -302,7 +302,7 @@ def batch(*keys: str) -> Batch:
 def test_what_a_training_shows(tmp_path) -> None:
     logger = Told()
     trainer = L.Trainer(
-        max_steps=8, accelerator="cpu", logger=logger, callbacks=page_callbacks(every=2, pictures=3),
+        max_steps=8, accelerator="cpu", logger=logger, callbacks=logger_callbacks(every=2, pictures=3),
         log_every_n_steps=2, val_check_interval=4, enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False, gradient_clip_val=1.0, default_root_dir=tmp_path, num_sanity_val_steps=0,
     )  # fmt: skip

@@ -12,8 +12,8 @@ from PIL import Image
 
 from restore_lab.cli import errors
 from restore_lab.cli.restore import run
-from restore_lab.inference.folder import Restored, restore_folder
-from restore_lab.inference.restorer import load
+from restore_lab.inference.folder import FolderReport, restore_folder
+from restore_lab.inference.restorer import load_method
 from tests.helpers.configs import composed, small
 from tests.helpers.prior_cache import read_once
 from tests.helpers.rounding import same_levels
@@ -38,7 +38,7 @@ def priors_read_once() -> Iterator[None]:
 def weights(toy_folder, tmp_path_factory) -> Path:
     """An adaptor that does something."""
     folder = tmp_path_factory.mktemp("weights")
-    module = load(composed("restore", *small(toy_folder), "weights=null", "input=x", "device=cpu"))
+    module = load_method(composed("restore", *small(toy_folder), "weights=null", "input=x", "device=cpu"))
     shake(module.adaptor, size=0.05)
     module.export(folder)
     return folder
@@ -48,7 +48,7 @@ def weights(toy_folder, tmp_path_factory) -> Path:
 def restored(toy_folder, weights, tmp_path):
     """Restore a path with some overrides; gives what `restore_folder` gives."""
 
-    def go(place: Path, *words: str, out: str = "out") -> Restored:
+    def go(place: Path, *words: str, out: str = "out") -> FolderReport:
         told = ("input=x", f"weights={weights}", "device=cpu", "sampler.progress=false")
         places = {"input": str(place), "output": str(tmp_path / out)}
         return restore_folder(composed("restore", *small(toy_folder), *told, *words, **places))

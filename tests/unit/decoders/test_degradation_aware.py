@@ -266,14 +266,14 @@ def test_the_loss_of_the_stage_is_the_sum_of_its_parts(vgg_state) -> None:
     assert all(name.startswith(("restorer.decoder.", "discriminator.")) for name in module.trainable())
     assert "adversarial" not in losses_of(training(after=5))
     assert set(losses_of(training(rival=False))) == {"reconstruction", "loss"}
-    groups = module.groups()
+    groups = module.param_groups()
     assert [group.get("lr") for group in groups] == [None, 1e-4] and groups[1]["betas"] == (0.5, 0.9)
 
 
 def test_a_decoder_learns_what_the_codec_lost() -> None:
     """A few steps on one batch bring the clean latents' images nearer to the clean images."""
     module = training(rival=False)
-    optimiser = torch.optim.AdamW(module.groups(), lr=5e-3)
+    optimiser = torch.optim.AdamW(module.param_groups(), lr=5e-3)
     losses = []
     for _ in range(12):
         optimiser.zero_grad()
@@ -341,7 +341,7 @@ def test_a_trained_decoder_is_not_lost_in_further_training(tmp_path) -> None:
 
 def test_each_player_is_clipped_by_its_own_norm() -> None:
     module = TrainingModule(training(), optimisation=Optimisation(lr=1.0))
-    optimiser = torch.optim.SGD(module.module.groups(), lr=1.0)
+    optimiser = torch.optim.SGD(module.module.param_groups(), lr=1.0)
     for size, group in zip((1e-3, 100.0), optimiser.param_groups, strict=True):
         for p in group["params"]:
             p.grad = torch.full_like(p, size)

@@ -11,7 +11,7 @@ from restore_lab.config.conf_dir import conf_dir
 from restore_lab.degradation.diff_restorer import STEP_KINDS
 from restore_lab.degradation.vocabulary import LABELS, NAMES, UNNAMED, degradation_word, labels
 from restore_lab.degradation.weather import WEATHER
-from restore_lab.methods.dra import describe
+from restore_lab.methods.dra import describe_degradation
 from restore_lab.types import REMOVE_ALL, Recipe, Step
 from tests.helpers.configs import composed
 
@@ -75,9 +75,9 @@ def test_ringing_is_not_blur_and_poisson_noise_is_noise() -> None:
     ],
 )
 def test_dras_words_for_an_lq_as_target(name, words) -> None:
-    assert {describe(recipe) for recipe in recipes(name)} == {f"low quality, {words}"}
+    assert {describe_degradation(recipe) for recipe in recipes(name)} == {f"low quality, {words}"}
 
 
 def test_a_kind_from_elsewhere_is_left_out() -> None:
     recipe = Recipe(pipeline="mine", seed=0, steps=(Step(kind="shake"), Step(kind="jpeg")))
-    assert describe(recipe) == "low quality, compressed" and sum(labels(recipe)) == 1
+    assert describe_degradation(recipe) == "low quality, compressed" and sum(labels(recipe)) == 1

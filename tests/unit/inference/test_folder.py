@@ -19,7 +19,7 @@ from restore_lab import Restorer
 from restore_lab.cli.main import main
 from restore_lab.data.photograph import Photograph, read_photograph
 from restore_lab.data.photograph_file import write_photograph
-from restore_lab.inference.folder import Restored, restore_folder
+from restore_lab.inference.folder import FolderReport, restore_folder
 from tests.helpers.configs import composed, small
 from tests.helpers.photographs import DATE, SRGB, exif, random_levels
 from tests.helpers.prior_cache import read_once
@@ -36,7 +36,7 @@ def prior_read_once() -> Iterator[None]:
 def restored(toy_folder, tmp_path):
     """Restore a path with some overrides; gives what `restore_folder` gives."""
 
-    def go(place: Path | str, *words: str) -> Restored:
+    def go(place: Path | str, *words: str) -> FolderReport:
         told = ("weights=null", "device=cpu", "sampler.progress=false", "sampler.steps=1")
         places = {"input": str(place), "output": str(tmp_path / "out")}
         left = {name: where for name, where in places.items() if not any(w.startswith(f"{name}=") for w in words)}
@@ -81,7 +81,7 @@ def test_the_same_command_does_nothing_twice_and_another_restores_anew(restored,
     assert restored(tmp_path / "in").written == 2
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*.png")}
     again = restored(tmp_path / "in", "compare=false", "quality=80")
-    assert (again.written, again.already) == (0, 2)
+    assert (again.written, again.skipped) == (0, 2)
     assert {p: p.stat().st_mtime_ns for p in before} == before
     photo(tmp_path / "in/b.png", seed=2)  # another photograph of this name
     assert restored(tmp_path / "in").written == 1
@@ -91,7 +91,7 @@ def test_the_same_command_does_nothing_twice_and_another_restores_anew(restored,
     assert restored(tmp_path / "in", "seed=1", "again=true").written == 2
     assert restored(tmp_path / "in", "seed=1", "format=tiff").written == 2  # other files are wanted
     assert restored(tmp_path / "in", "seed=1", "format=tiff", "compare=true").written == 2
-    assert restored(tmp_path / "in", "seed=1", "format=tiff", "compare=true").already == 2
+    assert restored(tmp_path / "in", "seed=1", "format=tiff", "compare=true").skipped == 2
     assert restored(tmp_path / "in", "seed=1", "instruction=Deblur").written == 2
 
 
@@ -126,7 +126,7 @@ def test_a_full_disk_is_one_line_and_costs_one_image(restored, tmp_path, monkeyp
     monkeypatch.setattr(os, "replace", plain)
     assert not list((tmp_path / "out").rglob("*.tmp"))
     done = restored(tmp_path / "in")
-    assert (done.written, done.already) == (2, 1)
+    assert (done.written, done.skipped) == (2, 1)
 
 
 def test_patterns_and_files_that_nobody_reads(restored, tmp_path, caplog) -> None:
@@ -246,7 +246,7 @@ def test_a_file_that_no_command_of_ours_wrote_stays(restored, tmp_path) -> None:
     ).written
     assert restored(tmp_path / "in/holiday.jpg").written == 1
     photo(tmp_path / "out/holiday.png", seed=2)
-    assert restored(tmp_path / "in/holiday.jpg").already == 1  # nothing to write
+    assert restored(tmp_path / "in/holiday.jpg").skipped == 1  # nothing to write
     with pytest.raises(ValueError, match=r"out/holiday\.png: not written by restore-lab"):
         restored(tmp_path / "in/holiday.jpg", "seed=3")
     (tmp_path / "out/holiday.png").unlink()
@@ -266,7 +266,7 @@ def test_names_that_meet_make_files_that_do_not(restored, tmp_path) -> None:
     written = [p.relative_to(done.output).as_posix() for p in done.output.rglob("[!.]*.png") if p.is_file()]
     assert len({name.casefold() for name in written}) == len(written) == 18
     assert {"c.png", "c_compare.png", "c_compare~2.png", "d~2.png", "d.png/e.png"} <= set(written)
-    assert restored(tmp_path / "in", "compare=true").already == 9
+    assert restored(tmp_path / "in", "compare=true").skipped == 9
 
 
 def test_of_an_animation_the_first_frame_is_restored_and_the_record_says_so(restored, tmp_path, caplog) -> None:

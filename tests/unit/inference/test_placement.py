@@ -12,7 +12,7 @@ from torch import nn
 
 from restore_lab.adaptors.lq_encoder import RobustEncoder
 from restore_lab.decoders.degradation_aware import DegradationAwareDecoder
-from restore_lab.inference.placement import Memory, Stages, quantise
+from restore_lab.inference.placement import MemoryPlan, StageMover, quantise
 from restore_lab.system.memory import out_of_memory
 from tests.helpers.configs import composed
 from tests.helpers.rounding import close
@@ -46,7 +46,7 @@ def test_where_weights_lie_changes_nothing(kind, place, tiled) -> None:
         module = made(kind, **parts)
         if tiled:
             module.sampler.tiling = Gaussian(tile=32, overlap=8, batch=2, sigma=0.1, words="image")
-        module = Memory(place=plan, weights=None).settle(module, "cpu")
+        module = MemoryPlan(place=plan, weights=None).apply(module, "cpu")
         assert module.run_device == torch.device("cpu")
         found.append(module.restore(batch))
     assert close(*found)
@@ -56,14 +56,14 @@ def test_where_weights_lie_changes_nothing(kind, place, tiled) -> None:
 
 def test_staged_parts_are_on_the_device_in_turn(monkeypatch) -> None:
     module = made("sd", lq_encoder=robust)
-    module = Memory(place="staged", weights=None).settle(module, "cpu")
+    module = MemoryPlan(place="staged", weights=None).apply(module, "cpu")
     on: set[str] = set()
     names = {id(part): name for name, part in module.backbone.named_children()} | {
         id(part): name for name, part in module.named_children()
     }
     seen: list[tuple[str, set[str]]] = []
     stages = module.stages
-    assert isinstance(stages, Stages)
+    assert isinstance(stages, StageMover)
     stages.device = torch.device("cuda")  # never reached: `to` only takes notes here
 
     def to(self, device):
@@ -99,14 +99,14 @@ def test_staged_parts_are_on_the_device_in_turn(monkeypatch) -> None:
 
 def test_every_weight_belongs_to_a_stage() -> None:
     module = made("sd", lq_encoder=robust, decoder=aware)
-    groups = Stages(module, torch.device("cpu"), move=True).groups
+    groups = StageMover(module, torch.device("cpu"), move=True).groups
     held = {id(p) for group in groups.values() for part in group for p in part.parameters()}
     assert {id(p) for p in module.parameters()} == held
 
 
 def test_plans_that_exclude_each_other_are_one_line() -> None:
     with pytest.raises(ValueError, match="plain weights alone"):
-        Memory(place="offload", weights="int8")
+        MemoryPlan(place="offload", weights="int8")
 
 
 @pytest.mark.parametrize(("weights", "library"), [("int8", "torchao"), ("fp8", "torchao"), ("nf4", "bitsandbytes")])

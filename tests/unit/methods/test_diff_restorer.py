@@ -16,7 +16,7 @@ from restore_lab.adaptors.prompt_processor import PromptProcessor
 from restore_lab.adaptors.trunk.unet import Trunk
 from restore_lab.degradation.diff_restorer import RandomKinds
 from restore_lab.degradation.vocabulary import LABELS
-from restore_lab.methods.diff_restorer import DiffRestorer, kinds_loss
+from restore_lab.methods.diff_restorer import DiffRestorer, degradation_loss
 from restore_lab.methods.weights import weights_file
 from restore_lab.objectives.denoising import Denoising
 from restore_lab.prompts.semantic import NoText
@@ -125,10 +125,10 @@ def test_the_classifiers_loss_against_cross_entropy_by_hand() -> None:
     logits = torch.randn(3, 8, generator=torch.Generator().manual_seed(1))
     kinds = [next(i for i, kind in enumerate(LABELS) if _is(recipe, kind)) for recipe in pairs.recipe]
     by_hand = -sum(float(logits[i].log_softmax(0)[k]) for i, k in enumerate(kinds)) / 3
-    assert float(kinds_loss(logits, pairs)) == pytest.approx(by_hand, rel=1e-5)
+    assert float(degradation_loss(logits, pairs)) == pytest.approx(by_hand, rel=1e-5)
     unknown = Batch(**{**pairs.__dict__, "recipe": (None,) * 3})
     with pytest.raises(ValueError, match="these pairs have none; set degradation_weight=0"):
-        kinds_loss(logits, unknown)
+        degradation_loss(logits, unknown)
 
 
 def _is(recipe, kind: str) -> bool:

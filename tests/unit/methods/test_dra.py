@@ -12,7 +12,7 @@ from torch import Tensor
 
 from restore_lab.adaptors.lora import Lora
 from restore_lab.adaptors.restoration_adapter import RestorationAdapters, resize_features
-from restore_lab.methods.dra import LqTargets, describe
+from restore_lab.methods.dra import LqTargets, describe_degradation
 from restore_lab.types import Hint
 from tests.helpers.rounding import close
 from tests.helpers.toy_methods import recipe_of, shake, toy_batch, toy_spire
@@ -186,7 +186,7 @@ def test_some_lqs_are_their_own_target() -> None:
             batch.select([3, 5]), toy_spire().conditioner.prompts(batch.select([3, 5]), training=True)
         )
         assert torch.equal(alone.hq_BCHW, some.hq_BCHW) and said.semantic == (words.semantic[3], words.semantic[5])
-    assert describe(None) == "low quality"
+    assert describe_degradation(None) == "low quality"
     with pytest.raises(ValueError, match=r"LqTargets\.share=2\.0: expected a number from 0 to 1"):
         LqTargets(share=2.0)
 

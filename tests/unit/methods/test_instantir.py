@@ -427,12 +427,12 @@ def test_training_may_show_blended_references() -> None:
     """A share of the images, delta uniform in [0, 2] cut to 1: half of them are the LQ itself. An image's own seed
     decides, and with no share nothing moves."""
     seeds = list(range(4000))
-    assert not Reference(kind="preview").blends(seeds).any()
-    half_B, all_B = (Reference(kind="preview", blended=share).blends(seeds) for share in (0.5, 1.0))
+    assert not Reference(kind="preview").draw_blend(seeds).any()
+    half_B, all_B = (Reference(kind="preview", blended=share).draw_blend(seeds) for share in (0.5, 1.0))
     assert (half_B > 0).float().mean() == pytest.approx(0.5, abs=0.03)
     assert (all_B == 1).float().mean() == pytest.approx(0.5, abs=0.03)
     assert all_B[all_B < 1].mean() == pytest.approx(0.5, abs=0.03)
-    assert torch.equal(half_B[7:9], Reference(kind="preview", blended=0.5).blends([7, 8]))
+    assert torch.equal(half_B[7:9], Reference(kind="preview", blended=0.5).draw_blend([7, 8]))
     with pytest.raises(ValueError, match=r"blended=1\.5: expected a number from 0 to 1"):
         Reference(kind="preview", blended=1.5)
 

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from restore_lab.adaptors.hint_net import HintNet
 from restore_lab.config.build import build
 from restore_lab.evaluation.evaluate import plan_evaluation
-from restore_lab.inference.placement import Memory
-from restore_lab.methods.denoiser import Denoiser, alike
+from restore_lab.inference.placement import MemoryPlan
+from restore_lab.methods.denoiser import Denoiser, same_shapes
 from restore_lab.methods.pipeline import pad
 from restore_lab.methods.rows import repeat
-from restore_lab.methods.speed import UNITS, Speed, hosts
+from restore_lab.methods.speed import BLOCK_TYPES, Speed, networks
 from restore_lab.methods.trainable import Trainable
 from restore_lab.samplers.guidance import Branch
 from restore_lab.samplers.tiling import Gaussian
-from restore_lab.training.module import Optimisation, TrainingModule, _laid_out
+from restore_lab.training.module import Optimisation, TrainingModule, _match_memory_layout
 from restore_lab.training.run import plan_training
 from tests.helpers.configs import composed
 from tests.helpers.matrix import Priors, made
@@ -107,11 +107,11 @@ def test_branches_of_other_shapes_go_in_turn() -> None:
     conditions = module.conditioner(pad(module, toy_batch())[0])
     cond, null, hint = conditions.cond, conditions.null, conditions.hint
     one, two = Branch(weight=2.0, cond=cond, hint=hint), Branch(weight=-1.0, cond=null, hint=hint)
-    assert alike([one, two])
-    assert alike([one, replace(two, hint=replace(hint))])
-    assert not alike([one, replace(two, hint=replace(hint, degradation_BD=torch.zeros(2, 1)))])
-    assert not alike([one, replace(two, cond=replace(null, tokens_BLD=null.tokens_BLD[:, :3]))])
-    assert not alike([one, replace(two, cond=replace(null, visual_BLD=torch.zeros(2, 1, 1)))])
+    assert same_shapes([one, two])
+    assert same_shapes([one, replace(two, hint=replace(hint))])
+    assert not same_shapes([one, replace(two, hint=replace(hint, degradation_BD=torch.zeros(2, 1)))])
+    assert not same_shapes([one, replace(two, cond=replace(null, tokens_BLD=null.tokens_BLD[:, :3]))])
+    assert not same_shapes([one, replace(two, cond=replace(null, visual_BLD=torch.zeros(2, 1, 1)))])
 
 
 def test_rows_are_repeated_wherever_they_are() -> None:
@@ -126,7 +126,7 @@ def test_where_memory_runs_out_branches_go_in_turn_from_there_on(monkeypatch, ca
     module, batch = built(), toy_batch()
     module.denoiser.batched = False
     expected = module.restore(batch)
-    module.denoiser.batched, rows, old = True, [], Denoiser._edited
+    module.denoiser.batched, rows, old = True, [], Denoiser._evaluate
 
     def edited(denoiser, z_BCHW, *rest):
         rows.append(len(z_BCHW))
@@ -134,10 +134,10 @@ def test_where_memory_runs_out_branches_go_in_turn_from_there_on(monkeypatch, ca
             raise torch.OutOfMemoryError("CUDA out of memory")
         return old(denoiser, z_BCHW, *rest)
 
-    monkeypatch.setattr(Denoiser, "_edited", edited)
+    monkeypatch.setattr(Denoiser, "_evaluate", edited)
     assert torch.equal(module.restore(batch), expected)
     assert rows == [4, 2, 2, 2, 2] and caplog.text.count("guidance branches one after another") == 1
-    monkeypatch.setattr(Denoiser, "_edited", lambda *_: 1 / 0)
+    monkeypatch.setattr(Denoiser, "_evaluate", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         module.restore(batch)
 
@@ -170,7 +170,7 @@ class Counting:
 def compiled(module: Any, **chosen: Any) -> Counting:
     torch._dynamo.reset()
     backend = Counting()
-    speed(compiled=True, backend=backend, **chosen).settle(module)
+    speed(compiled=True, backend=backend, **chosen).apply(module)
     return backend
 
 
@@ -182,7 +182,7 @@ def test_neither_steps_nor_sizes_nor_tiles_compile_again(kind) -> None:
     plain = [module.restore(toy_batch(2, size=size)) for size in sizes]
     names, tiling = (list(module.state_dict()), [name for name, _ in module.named_parameters()]), module.sampler.tiling
     backend = compiled(module)
-    blocks = [part for host in hosts(module) for part in host.modules() if type(part).__name__ in UNITS]
+    blocks = [part for host in networks(module) for part in host.modules() if type(part).__name__ in BLOCK_TYPES]
     found = [module.restore(toy_batch(2, size=sizes[0]))]
     first = backend.graphs
     assert 0 < first < len(blocks)
@@ -197,7 +197,7 @@ def test_neither_steps_nor_sizes_nor_tiles_compile_again(kind) -> None:
         torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
     assert names == (list(module.state_dict()), [name for name, _ in module.named_parameters()])
     module.sampler.tiling = tiling
-    staged = Memory(place="staged", weights=None).settle(module, "cpu")
+    staged = MemoryPlan(place="staged", weights=None).apply(module, "cpu")
     torch.testing.assert_close(staged.restore(toy_batch(2, size=sizes[0])), found[0], atol=1e-5, rtol=0)
     assert backend.graphs == first
 
@@ -243,11 +243,11 @@ def test_recomputing_changes_no_gradient(kind) -> None:
     """Prior and trunk: each block of theirs that learns, or that gradients pass, runs once more."""
     found = []
     for recompute in (False, True):
-        module = speed(gradient_checkpointing=recompute).settle(built(kind).train())
+        module = speed(gradient_checkpointing=recompute).apply(built(kind).train())
         runs = {"prior": 0, "trunk": 0}
         for name, host in (("prior", module.backbone.denoiser), ("trunk", module.adaptor.trunk)):
             for part in host.modules():
-                if type(part).__name__ in UNITS:
+                if type(part).__name__ in BLOCK_TYPES:
                     part.register_forward_pre_hook(lambda *_, r=runs, n=name: r.__setitem__(n, r[n] + 1))
         module.loss(toy_batch(), step=0)["loss"].backward()
         found.append(({name: p.grad for name, p in module.trainable().items()}, runs))
@@ -259,7 +259,7 @@ def test_recomputing_changes_no_gradient(kind) -> None:
 def test_channels_last_changes_little_and_no_name(tmp_path) -> None:
     module = built().eval()
     plain, names = module.restore(toy_batch()), list(module.state_dict())
-    speed(channels_last=True).settle(module)
+    speed(channels_last=True).apply(module)
     for part in (module.backbone.denoiser, module.adaptor.trunk, module.backbone.codec):
         weights = [p for p in part.parameters() if p.ndim == 4]
         assert weights and all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
@@ -315,7 +315,7 @@ def test_a_loaded_state_lies_as_its_parameter_does() -> None:
     optimiser = torch.optim.AdamW([p])
     kept = torch.randn(4, 3, 3, 3)
     optimiser.state[p] = {"exp_avg": kept.clone(memory_format=torch.channels_last), "step": torch.tensor(1.0)}
-    _laid_out(optimiser)
+    _match_memory_layout(optimiser)
     assert optimiser.state[p]["exp_avg"].is_contiguous() and torch.equal(optimiser.state[p]["exp_avg"], kept)
 
 
@@ -353,4 +353,4 @@ def test_offloaded_weights_and_compiled_blocks_exclude_each_other() -> None:
     module = built("mini").eval()
     compiled(module)
     with pytest.raises(ValueError, match="moves weights under compiled blocks; set compile=false"):
-        Memory(place="offload", weights=None).settle(module, "cpu")
+        MemoryPlan(place="offload", weights=None).apply(module, "cpu")

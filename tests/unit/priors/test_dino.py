@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from restore_lab.data.image_io import to_tensor
 from restore_lab.data.sources.procedural import ProceduralSource
 from restore_lab.degradation.noise import gaussian_noise
-from restore_lab.priors.dino import DinoPretraining, taught
+from restore_lab.priors.dino import DinoPretraining, teacher_features
 from restore_lab.prompts.visual import ClipVision, DinoVision
 from restore_lab.storage.paths import place_of
 from restore_lab.training.run import fit
@@ -62,22 +62,22 @@ def toy(clip: ClipVision, *, seed: int = 0, image_size: int = 64, **changes) -> 
 
 def test_the_teacher_teaches_its_embedding_and_normalised_patches(clip) -> None:
     hq_BCHW = scenes(2)
-    embedding_BE, patches_BLD = taught(clip, hq_BCHW, layer=-2)
+    embedding_BE, patches_BLD = teacher_features(clip, hq_BCHW, layer=-2)
     torch.testing.assert_close(embedding_BE, clip(hq_BCHW)[:, 0])
     assert patches_BLD.shape == (2, 64, 128)  # no class token among them
     torch.testing.assert_close(patches_BLD.mean(dim=2), torch.zeros(2, 64), atol=1e-4, rtol=0)
     torch.testing.assert_close(patches_BLD.var(dim=2, correction=0), torch.ones(2, 64), atol=1e-3, rtol=0)
-    assert not torch.allclose(patches_BLD, taught(clip, hq_BCHW, layer=-1)[1], atol=0.1)
+    assert not torch.allclose(patches_BLD, teacher_features(clip, hq_BCHW, layer=-1)[1], atol=0.1)
 
 
 def test_patches_are_matched_where_they_are(clip) -> None:
     """The loss of the patches' part alone reaches the pixels of each patch through its own place in the teacher."""
     module, one = toy(clip), batch(2)
     assert one.hq_BCHW is not None
-    whole = taught(clip, one.hq_BCHW, layer=0)[1]
+    whole = teacher_features(clip, one.hq_BCHW, layer=0)[1]
     changed = one.hq_BCHW.clone()
     changed[:, :, 8:16, 16:24] = 1 - changed[:, :, 8:16, 16:24]  # row 1, column 2
-    moved = (taught(clip, changed, layer=0)[1] - whole).abs().amax(dim=(0, 2))
+    moved = (teacher_features(clip, changed, layer=0)[1] - whole).abs().amax(dim=(0, 2))
     with torch.no_grad():
         seen = (module.student.embeddings(changed) - module.student.embeddings(one.hq_BCHW)).abs().amax(dim=(0, 2))
     assert moved.nonzero().flatten().tolist() == seen[1:].nonzero().flatten().tolist() == [8 + 2]
@@ -88,7 +88,7 @@ def test_only_the_student_and_its_heads_learn(clip) -> None:
     assert {name.split(".")[0] for name in module.trainable()} == {"student", "class_head", "patch_head"}
     assert not clip.training
     before = {name: p.clone() for name, p in clip.named_parameters()}
-    optimiser = torch.optim.AdamW(module.groups(), lr=3e-3)
+    optimiser = torch.optim.AdamW(module.param_groups(), lr=3e-3)
     losses = []
     for step in range(12):
         loss = module.loss(one, step=step)["loss"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from restore_lab.evaluation.metrics.seams import edges, seams
-from restore_lab.methods.pipeline import parts_to_caption
+from restore_lab.methods.pipeline import captioning_batches
 from restore_lab.samplers.tiling import Gaussian, TileBatch, Tiles, TilesTooLarge, starts
 from restore_lab.types import Batch, Cond, Hint
 from tests.helpers.rounding import close
@@ -129,11 +129,11 @@ def test_a_tile_may_have_words_of_its_own(module) -> None:
     assert len(cond.tokens_BLD) == len(null.tokens_BLD) == len(hint.instruction_BLD) == 6
     assert torch.equal(cond.tokens_BLD[3], module.backbone.embed([keys[3]], (24, 32)).tokens_BLD[0])
     assert hint.lq_BCHW is padded.lq_BCHW
-    ahead = list(parts_to_caption(module, batch))  # a captioner is asked about the same tiles before
+    ahead = list(captioning_batches(module, batch))  # a captioner is asked about the same tiles before
     assert [key for some in ahead for key in some.key] == keys
     assert all(some.lq_BCHW.shape == (2, 3, 32, 32) for some in ahead)  # padded first
     module.sampler.tiling = gaussian(words="image")
-    assert list(parts_to_caption(module, batch)) == [batch]
+    assert list(captioning_batches(module, batch)) == [batch]
 
 
 def failing(monkeypatch, module, *, fits) -> list[tuple[int, ...]]:

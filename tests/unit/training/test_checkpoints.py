@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from restore_lab.degradation.apply import apply_recipe
-from restore_lab.inference.restorer import load
-from restore_lab.training.checkpoints import KEPT, last_state, states
-from restore_lab.training.finite import FILE
+from restore_lab.inference.restorer import load_method
+from restore_lab.training.checkpoints import NUM_CHECKPOINTS, last_state, states
+from restore_lab.training.finite import NONFINITE_FILE
 from restore_lab.training.run import fit
 from restore_lab.types import Recipe
 from tests.helpers.configs import composed, small
@@ -54,7 +54,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(toy_folder, tmp_path, 
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     fit(training(toy_folder, whole, "max_steps=4"))
     stopped(toy_folder, cut, at=3, monkeypatch=monkeypatch)
-    assert [path.stem for path in states(cut / "state")] == ["step=2", "step=3"][-KEPT:]
+    assert [path.stem for path in states(cut / "state")] == ["step=2", "step=3"][-NUM_CHECKPOINTS:]
     newest = last_state(cut)
     assert newest is not None and newest.stem == "step=3"
     data = bytearray(newest.read_bytes())
@@ -82,12 +82,12 @@ def test_half_a_checkpoint_without_its_hash_is_found_too(toy_folder, tmp_path, m
 def test_damaged_weights_are_not_loaded(toy_folder, tmp_path) -> None:
     run = fit(training(toy_folder, tmp_path, "max_steps=1"))
     told = (*small(toy_folder), f"weights={run}", "input=x", "device=cpu")
-    load(composed("restore", *told))
+    load_method(composed("restore", *told))
     data = bytearray((run / "adaptor.safetensors").read_bytes())
     data[-1] ^= 1
     (run / "adaptor.safetensors").write_bytes(bytes(data))
     with pytest.raises(ValueError, match=r"adaptor\.safetensors: not what its manifest says was written"):
-        load(composed("restore", *told))
+        load_method(composed("restore", *told))
 
 
 def test_a_loss_that_is_no_number_stops_and_names_its_batch(toy_folder, tmp_path, monkeypatch) -> None:
@@ -104,7 +104,7 @@ def test_a_loss_that_is_no_number_stops_and_names_its_batch(toy_folder, tmp_path
     with pytest.raises(ValueError, match=r"the loss is nan at step 3; .*nonfinite\.json says which batch") as caught:
         fit(training(toy_folder, tmp_path, "max_steps=9", "log_every=5", "checkpoint_every=2"))
     assert "\n" not in str(caught.value)
-    note = json.loads((tmp_path / FILE).read_text())
+    note = json.loads((tmp_path / NONFINITE_FILE).read_text())
     bad = batches[2]
     assert (note["step"], note["keys"]) == (3, list(bad.key))
     again = [apply_recipe(Recipe.from_json(line), hq) for line, hq in zip(note["recipes"], bad.hq_BCHW, strict=True)]

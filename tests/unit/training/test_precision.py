@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from restore_lab.training.checkpoints import Moved
+from restore_lab.training.checkpoints import AtomicCheckpointIO
 from restore_lab.training.module import Optimisation, TrainingModule
-from restore_lab.training.precision import with_precision
+from restore_lab.training.precision import apply_precision
 from tests.helpers.toy_methods import toy_batch, toy_spire
 
 
@@ -31,7 +31,7 @@ def trained(precision: str) -> tuple[Any, L.Trainer, Watch]:
     """Three steps of a toy."""
     torch.manual_seed(0)
     module, watch = TrainingModule(toy_spire(), optimisation=Optimisation(lr=1e-3)), Watch()
-    settings = with_precision({"precision": precision, "gradient_clip_val": 1.0}, average=False, plugins=[])
+    settings = apply_precision({"precision": precision, "gradient_clip_val": 1.0}, average=False, plugins=[])
     trainer = L.Trainer(
         accelerator="cpu",
         max_steps=3,
@@ -61,16 +61,16 @@ def test_what_is_in_bfloat16() -> None:
 
 def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match=r"precision=16-true: .*; one of bf16-true, bf16-mixed, 32-true"):
-        with_precision({"precision": "16-true"}, average=False, plugins=[])
+        apply_precision({"precision": "16-true"}, average=False, plugins=[])
     with pytest.raises(ValueError, match=r"an average in bfloat16 would stand still; set ema=null"):
-        with_precision({"precision": "bf16-true"}, average=True, plugins=[])
+        apply_precision({"precision": "bf16-true"}, average=True, plugins=[])
 
 
 def test_a_state_is_there_whole_or_not_at_all(tmp_path, monkeypatch) -> None:
     """Also without a folder for temporary files; what a kill leaves behind is not taken for a state."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
     place = tmp_path / "state" / "step=1.ckpt"
-    Moved().save_checkpoint({"global_step": 1}, place)
+    AtomicCheckpointIO().save_checkpoint({"global_step": 1}, place)
 
     def killed(state: Any, file: Any) -> None:
         file.write(b"half of it")
@@ -78,6 +78,6 @@ def test_a_state_is_there_whole_or_not_at_all(tmp_path, monkeypatch) -> None:
 
     monkeypatch.setattr(torch, "save", killed)
     with pytest.raises(KeyboardInterrupt):
-        Moved().save_checkpoint({"global_step": 2}, place)
-    assert Moved().load_checkpoint(place, weights_only=True) == {"global_step": 1}
+        AtomicCheckpointIO().save_checkpoint({"global_step": 2}, place)
+    assert AtomicCheckpointIO().load_checkpoint(place, weights_only=True) == {"global_step": 1}
     assert [file.name for file in place.parent.glob("*.ckpt")] == ["step=1.ckpt"]

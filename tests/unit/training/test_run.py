@@ -135,10 +135,10 @@ def test_ema_stands_in_while_validating_and_in_its_context(tmp_path) -> None:
     assert validated[0]["val/weight"] == pytest.approx(float(ema.average["module.weight"].mean()), rel=1e-6)
     assert torch.equal(module.get_parameter("module.weight"), watch.steps[4])
     average = ema.average["module.weight"].clone()
-    with ema.applied(module):
+    with ema.averaged_weights(module):
         assert torch.equal(module.get_parameter("module.weight"), average)
     assert torch.equal(module.get_parameter("module.weight"), watch.steps[4])
-    with pytest.raises(RuntimeError, match="on purpose"), ema.applied(module):
+    with pytest.raises(RuntimeError, match="on purpose"), ema.averaged_weights(module):
         raise RuntimeError("on purpose")
     assert torch.equal(module.get_parameter("module.weight"), watch.steps[4])
     with pytest.raises(ValueError, match=r"EMA\.decay=1\.0: expected a number of at least 0 and below 1"):

@@ -23,7 +23,7 @@ from restore_lab.config.trainer import (
     check_trainer_arguments,
 )
 from restore_lab.training import preflight
-from restore_lab.training.ending import in_steps
+from restore_lab.training.ending import epochs_to_steps
 from restore_lab.training.plan import PASSIVE_CALLBACKS, plan_stages
 from restore_lab.training.trainer import trainer_for
 from tests.helpers.configs import composed
@@ -208,7 +208,7 @@ def refusal(node: dict[str, Any], folder: Path) -> ValueError | None:
     """Why no trainer comes of a node; any other error is a bug."""
     try:
         check_trainer_arguments("trainer", node)
-        trainer_for(in_steps(node, None), folder=folder, average=False)
+        trainer_for(epochs_to_steps(node, None), folder=folder, average=False)
     except ValueError as error:
         return error
     return None
@@ -231,4 +231,4 @@ def refusal(node: dict[str, Any], folder: Path) -> ValueError | None:
 )
 def test_a_training_that_cannot_be_is_refused_before_it_begins(words, said) -> None:
     with pytest.raises(ValueError, match=said):
-        preflight.check(plan_stages(composed("train", *words)))
+        preflight.check_stages(plan_stages(composed("train", *words)))
