@@ -6,22 +6,26 @@ own; a folder with an `eval_data/` of its own is searched there first. `method_s
 release.yaml and stages.yaml. conf_dir.py locates the group `experiment`.
 
 Hydra composes a command's config twice (first to find `hydra.mode`) and a table's once per row. So parsed files are
-cached until they change, and the map of all choices, which Hydra builds at every node of its defaults tree, is built
-only where a default uses a choice (`optional method_scale: ${method}/${scale}`).
+cached until they change, and so is what a list of them is merged into, before the overrides of single settings. The map
+of all choices, which Hydra builds at every node of its defaults tree, is built only where a default uses a choice
+(`optional method_scale: ${method}/${scale}`).
 """
 
 from __future__ import annotations
 
 import os
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from hydra import initialize_config_dir
 from hydra._internal import defaults_list
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import IConfigRepository
 from hydra._internal.core_plugins import file_config_source
 from hydra._internal.sources_registry import SourcesRegistry
-from hydra.core.default_element import InputDefault
+from hydra.core.default_element import InputDefault, ResultDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
@@ -31,11 +35,19 @@ from restore_lab.config.conf_dir import experiments_dir
 from restore_lab.storage.walk import walk
 
 _MAP_CHOICES = defaults_list._create_interpolation_map
+_MERGE = ConfigLoaderImpl._compose_config_from_defaults_list
 SECOND_NAMES = {
     "eval_data": "data",
     "eval_degradation": "degradation",
     **dict.fromkeys(("method_scale", "method_variant", "method_stages"), "method"),
 }
+
+
+@dataclass
+class VersionedConfig(ConfigResult):
+    """The config of a file, with the file's path, inode, time and size."""
+
+    version: tuple[str | int, ...] = ()
 
 
 class FileConfigSource(file_config_source.FileConfigSource):
@@ -57,7 +69,7 @@ class FileConfigSource(file_config_source.FileConfigSource):
             return super().load_config(place)  # raises for a missing file
         key = (self.path, self.provider, place, file.st_ino, file.st_mtime_ns, file.st_size)
         if key not in self.parsed:
-            self.parsed[key] = pickle.dumps(super().load_config(place))
+            self.parsed[key] = pickle.dumps(VersionedConfig(**vars(super().load_config(place)), version=key))
         return pickle.loads(self.parsed[key])  # a copy, since Hydra modifies it
 
     def is_group(self, config_path: str) -> bool:
@@ -99,9 +111,28 @@ def _map_choices(overrides: defaults_list.Overrides, defaults: list[InputDefault
     return _MAP_CHOICES(overrides, defaults, self_added) if named else DictConfig({})
 
 
+_merged: dict[tuple[Any, ...], bytes] = {}
+
+
+def _merge(loader: ConfigLoaderImpl, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
+    """Hydra's merge of a defaults list, made once for the same versions of the same files."""
+    key = tuple((one.config_path, one.package, one.primary, _version(one, repo)) for one in defaults)
+    if key not in _merged:
+        _merged[key] = pickle.dumps(_MERGE(loader, defaults, repo))
+    return pickle.loads(_merged[key])
+
+
+def _version(default: ResultDefault, repo: IConfigRepository) -> tuple[str | int, ...]:
+    assert default.config_path is not None
+    result = repo.load_config(default.config_path)
+    assert result is not None
+    return result.version if isinstance(result, VersionedConfig) else (result.provider, result.path)
+
+
 def register() -> None:
     """Register this source with Hydra, in this process and those that its launchers start."""
     defaults_list._create_interpolation_map = _map_choices
+    ConfigLoaderImpl._compose_config_from_defaults_list = _merge
     Plugins.instance()  # loads Hydra's own sources first
     SourcesRegistry.instance().types[FileConfigSource.scheme()] = FileConfigSource
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from restore_lab.storage.artefact import PATH_ENDINGS
+from restore_lab.storage.identity import PATH_ENDINGS
 
 TEXT_SETTINGS = frozenset(
     ("caption", "instruction", "negative", "positive", "negative_text", "positive_text", "question", "text", "title")

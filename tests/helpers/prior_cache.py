@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from restore_lab.backbones.loading import reading
+from restore_lab.backbones.loading import diffusers_folder
 
 
 @contextmanager
 def read_once() -> Iterator[None]:
     """Every copy is of what was read first: a test that changes files of a prior has no use for this."""
-    read, known = reading.read_part, {}
+    read, known = diffusers_folder.read_part, {}
 
     def remembered(cls: Any, folder: Path, *, dtype: Any) -> Any:
         key = (cls, folder, dtype)
@@ -23,5 +23,5 @@ def read_once() -> Iterator[None]:
             known[key] = read(cls, folder, dtype=dtype)
         return copy.deepcopy(known[key])
 
-    with patch.object(reading, "read_part", remembered):
+    with patch.object(diffusers_folder, "read_part", remembered):
         yield

@@ -132,3 +132,13 @@ def test_a_folder_without_configs_takes_no_settings_name(tmp_path: Path) -> None
     (tmp_path / "input/photos/a.png").touch()
     cfg = composed("restore", f"hydra.searchpath=[file://{tmp_path}]", "input=x", "output=there", "name=mine")
     assert (cfg.input, cfg.output, cfg.name) == ("x", "there", "mine")
+
+
+def test_an_edited_file_is_composed_anew(tmp_path: Path) -> None:
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part/one.yaml").write_text("steps: 1")
+    with hydra_at(tmp_path):
+        for text, steps in (("steps: 1", 1), ("steps: 23", 23)):
+            (tmp_path / "part/one.yaml").write_text(text)
+            assert [compose(overrides=["+part=one"]).part.steps for _ in range(2)] == [steps, steps]
+            assert compose(overrides=["+part=one", "part.steps=5"]).part.steps == 5
