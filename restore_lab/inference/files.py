@@ -142,7 +142,9 @@ def is_done(job: ImageJob, settings: str, cfg: DictConfig, output: Path) -> bool
         source = hashlib.sha256(job.file.read_bytes()).hexdigest()
         same = (note["source"], note["settings"], note["words"]) == (source, settings, _words(job))
         files = [output / name for name in note["outputs"]]
-        expected = [output_files(job, cfg, output, kind) for kind in WRITABLE_SUFFIXES]  # equal lists, unless format=same
+        expected = [
+            output_files(job, cfg, output, kind) for kind in WRITABLE_SUFFIXES
+        ]  # equal lists, unless format=same
         return same and files in expected and all(file.is_file() for file in files)
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -126,7 +126,9 @@ def _list_jobs(cfg: DictConfig, output: Path) -> list[ImageJob]:
     for index, (key, result_name) in enumerate(zip(keys, result_names(keys, cfg), strict=True)):
         name = source.name(index)
         row = PromptRow() if table is None else table.of(name)
-        words = PromptRow(caption=row.caption or cfg.caption or source.caption(index) or None, instruction=row.instruction)
+        words = PromptRow(
+            caption=row.caption or cfg.caption or source.caption(index) or None, instruction=row.instruction
+        )
         note = output / NOTES_FOLDER / f"{hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:32]}.json"
         jobs.append(ImageJob(file=source.file(index), key=key, name=result_name, words=words, note=note))
     if table is not None:

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from restore_lab.decoders.codec import CodecDecoder
     from restore_lab.decoders.consistency import ConsistencyDecoder
     from restore_lab.decoders.degradation_aware import DegradationAwareDecoder
+    from restore_lab.samplers.base import Sampler
     from restore_lab.samplers.fidelity.base import Prediction, Steer
     from restore_lab.samplers.level import Level
-    from restore_lab.samplers.base import Sampler
     from restore_lab.samplers.tiling import Tiles
 
     Decoder = CodecDecoder | DegradationAwareDecoder | ConsistencyDecoder | WrappingDecoder

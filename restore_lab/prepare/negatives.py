@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from restore_lab.backbones.base import Backbone
     from restore_lab.data.dataset import WorkerResult
-    from restore_lab.samplers.level import Level
     from restore_lab.samplers.base import Sampler
+    from restore_lab.samplers.level import Level
     from restore_lab.types import Batch
 
 log = logging.getLogger(__name__)

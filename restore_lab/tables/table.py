@@ -20,7 +20,7 @@ from restore_lab.tables.make import hydra_launcher, make_artefacts, write_jobs
 from restore_lab.tables.numbers import TableNumbers, read_numbers
 from restore_lab.tables.plan import plan_tables
 from restore_lab.tables.power import powers
-from restore_lab.tables.render import EXTENSIONS, RENDERERS, render_table
+from restore_lab.tables.render import EXTENSIONS, render_table
 from restore_lab.tables.spec import Spec, merge
 
 if TYPE_CHECKING:

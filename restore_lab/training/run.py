@@ -166,7 +166,7 @@ def _train(
 
     from restore_lab.training.checkpoints import require_room
     from restore_lab.training.ema import EMA
-    from restore_lab.training.trainer import trainer_facts, trainer_for, fit_errors
+    from restore_lab.training.trainer import fit_errors, trainer_facts, trainer_for
 
     folder.mkdir(parents=True, exist_ok=True)
     # Deterministic mode would also write NaN into every fresh tensor, a debugging aid that costs time.
@@ -195,7 +195,7 @@ def _train(
     if ending.by != "max_steps":
         log.info("ended: %s", ending)
     _export(trainer, training, ema, folder)
-    return {ENDED: ending.as_json(), TRAINER: trainer_facts(trainer)}
+    return {ENDING_KEY: ending.as_json(), TRAINER: trainer_facts(trainer)}
 
 
 def _build(cfg: DictConfig, node: Mapping[str, Any]) -> tuple[TrainingModule, L.LightningDataModule]:
@@ -247,7 +247,7 @@ def _callbacks(cfg: DictConfig, folder: Path, ema: EMA | None, *, debug: bool, p
 
 def _find_state(trainer: L.Trainer, node: Mapping[str, Any], folder: Path, extends: Path | None) -> Path | None:
     """The state to start from: the run's last, else that of the run that it extends, whose losses are copied."""
-    from restore_lab.training.checkpoints import last_state, checkpoint_step
+    from restore_lab.training.checkpoints import checkpoint_step, last_state
 
     state = last_state(folder)
     if state is not None:
@@ -289,7 +289,7 @@ def explain_faults(folder: Path) -> Iterator[None]:
 
 def _continuation(folder: Path) -> str:
     """What the same command does next, for messages."""
-    from restore_lab.training.checkpoints import last_state, checkpoint_step
+    from restore_lab.training.checkpoints import checkpoint_step, last_state
 
     state = last_state(folder)
     return "begins again" if state is None else f"continues after step {checkpoint_step(state)}"
@@ -297,7 +297,7 @@ def _continuation(folder: Path) -> str:
 
 def _export(trainer: L.Trainer, training: TrainingModule, ema: EMA | None, folder: Path) -> None:
     """Write the weights in one rank, averaged if there is an average."""
-    from restore_lab.training.sharding import gather_weights, full_tensor
+    from restore_lab.training.sharding import full_tensor, gather_weights
 
     gather_weights(training)
     average = {} if ema is None else {name: full_tensor(value).cpu() for name, value in ema.average.items()}

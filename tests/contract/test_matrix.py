@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from restore_lab.config.compatibility import IncompatibleParts, check
+from restore_lab.config.compatibility import IncompatibleParts, check_compatibility
 from tests.helpers.configs import composed
 from tests.helpers.matrix import (
     AXES,
@@ -69,4 +69,4 @@ def test_what_the_matrix_leaves_out_is_refused(choice) -> None:
     if choice.get("family") == "sd3":
         words += ["adaptor=controlnet"] if "adaptor=controlnet" not in words else []
     with pytest.raises(IncompatibleParts):
-        check(composed("evaluate", *words))
+        check_compatibility(composed("evaluate", *words))

@@ -9,9 +9,9 @@ import yaml
 
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.config_source import hydra_at
-from restore_lab.tables.file import read
+from restore_lab.tables.file import read_spec
 from restore_lab.tables.jobs import Plan
-from restore_lab.tables.plan import plan
+from restore_lab.tables.plan import plan_tables
 from tests.helpers.configs import small
 
 NODE = {
@@ -60,7 +60,7 @@ def plan_table(folder: Path, toy_folder: Path, *, seeds: int = 1, **changed: Any
     """The plan of the table with these changes."""
     conf = write_conf(folder, toy_folder, **changed)
     with hydra_at(conf):
-        return plan_tables([read("toy/four", [conf], scale="tiny")], store=folder / "runs" / "tables", seeds=seeds)
+        return plan_tables([read_spec("toy/four", [conf], scale="tiny")], store=folder / "runs" / "tables", seeds=seeds)
 
 
 def kinds_of(plan: Plan) -> list[str]:

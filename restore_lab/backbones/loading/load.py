@@ -80,7 +80,12 @@ def load_backbone(
         disk = _disk_cache(prior, codec_path, folder=cache_dir, gigabytes=cache_gigabytes)
     codec, schedule = Codec(vae, disk=disk if cache_latents else None), load_schedule(prior)
     cache_bytes = CACHE_BYTES if cache_text else 0
-    settings: dict[str, Any] = {"dtype": DTYPES[text_dtype or dtype], "meta": meta, "cache_bytes": cache_bytes, "disk": disk}
+    settings: dict[str, Any] = {
+        "dtype": DTYPES[text_dtype or dtype],
+        "meta": meta,
+        "cache_bytes": cache_bytes,
+        "disk": disk,
+    }
     if family == "mmdit":
         from restore_lab.backbones.mmdit import MMDiTBackbone
 

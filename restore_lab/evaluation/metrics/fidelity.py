@@ -13,7 +13,7 @@ Config: metrics=fidelity, or one entry of metrics.metrics in conf/metrics/*.yaml
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
