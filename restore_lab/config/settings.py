@@ -149,7 +149,7 @@ class _Parts(TypedDict):
     caption: str | None
     instruction: str | None
     negative: str | None
-    variants: Mapping[str, Mapping[str, Any] | None] | None
+    prompt_sets: Mapping[str, Mapping[str, Any] | None] | None
     ordered: Texts | None
 
 

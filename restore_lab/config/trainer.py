@@ -2,8 +2,8 @@
 
 `trainer` in the config applies to all stages, `stages.NAME.trainer` to one. `IDENTITY_ARGUMENTS` can change the weights
 and enter an artefact's identity; `RUNTIME_ARGUMENTS` cannot; `DEBUG_ARGUMENTS` run part of a training, which leaves no
-artefact; `OTHER_SETTINGS` have a setting of their own. tests/unit/training/test_trainer.py compares the four with Lightning's
-signature. Without torch.
+artefact; `OTHER_SETTINGS` have a setting of their own. tests/unit/training/test_trainer.py compares the four with
+Lightning's signature. Without torch.
 """
 
 from __future__ import annotations

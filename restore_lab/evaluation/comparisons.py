@@ -45,25 +45,25 @@ def order_correlation(results: Results, *, rows: Sequence[str], metric: str) -> 
 
 
 def report_comparisons(
-    results: Results, *, variants: Sequence[str], ordered: Sequence[str], settings: Mapping[str, object]
+    results: Results, *, prompt_sets: Sequence[str], ordered: Sequence[str], settings: Mapping[str, object]
 ) -> list[str]:
-    """Lines that compare the first variant with D(E(LQ)), each other variant with the first, and ranks along `ordered`.
+    """Lines that compare the first prompt set with D(E(LQ)) and each other with the first, and ranks along `ordered`.
 
-    With a robust encoder its reconstruction is compared with D(E(LQ)), and the first variant with the reconstruction.
+    With a robust encoder its reconstruction is compared with D(E(LQ)), and the first with the reconstruction.
     A "*" marks an interval that does not contain zero; the last line explains the intervals.
 
     Args:
         results: of one record.
-        variants: rows of the method.
+        prompt_sets: rows of the method.
         ordered: rows in an order to compare the metrics with, such as increasing strength.
         settings: of the record, which tell whether images are crops of one photograph.
     """
-    if not variants:  # no metric had values for them
+    if not prompt_sets:  # no metric had values for them
         return []
     metrics = list(dict.fromkeys(image.metric for image in results.images))
     robust = any(image.row == ROBUST_LQ for image in results.images)
-    pairs = [(ROBUST_LQ, DECODED_LQ), (variants[0], ROBUST_LQ)] if robust else []
-    pairs += [(variants[0], DECODED_LQ), *((row, variants[0]) for row in variants[1:])]
+    pairs = [(ROBUST_LQ, DECODED_LQ), (prompt_sets[0], ROBUST_LQ)] if robust else []
+    pairs += [(prompt_sets[0], DECODED_LQ), *((row, prompt_sets[0]) for row in prompt_sets[1:])]
     photographs = {image.key: photograph(image.key, settings) for image in results.images}
     lines, any_interval = [], False
     for metric in metrics:

@@ -1,9 +1,9 @@
 """Evaluate a method on degraded test images, a folder of restored images (folders.py), or another system (systems.py).
 
-A method's record has the rows LQ, D(E(LQ)), D(E(HQ)), and one per variant of the prompts. The codec itself removes
-noise and bounds every latent method, so its two rows are always measured with the method's. A variant replaces some
-prompt slots (`variants: {wrong: {instruction: {...}}}`): right and wrong instructions, or true and shuffled captions,
-are rows of one record, measured on the same images from the same initial noise.
+A method's record has the rows LQ, D(E(LQ)), D(E(HQ)), and one per prompt set. The codec itself removes noise and bounds
+every latent method, so its two rows are always measured with the method's. A prompt set replaces some prompt slots
+(`prompt_sets: {wrong: {instruction: {...}}}`): right and wrong instructions, or true and shuffled captions, are rows of
+one record, measured on the same images from the same initial noise.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ METHOD_KEYS = (
     "eval_degradation",
     "protocol",
     "metrics",
-    "variants",
+    "prompt_sets",
     "max_lq_psnr",
     "eval_crop",
     "seed",
@@ -82,11 +82,11 @@ class Evaluation:
     comparisons: list[str] = field(default_factory=list)
 
     def page(self) -> str:
-        """The table as text, followed by the comparisons of the variants."""
+        """The table as text, followed by the comparisons of the prompt sets."""
         return "\n".join([render_results(self.results), *([""] if self.comparisons else []), *self.comparisons])
 
     def mean(self, metric: str) -> float:
-        """A metric's mean over the images of the method's row (of the first variant).
+        """A metric's mean over the images of the method's row (of the first prompt set).
 
         Raises:
             ValueError: if it was not measured.
@@ -156,7 +156,7 @@ def evaluate(cfg: DictConfig) -> Evaluation | None:
         return None
     picture = scores.folder / PICTURE
     ordered = list(cfg.ordered or ())
-    compared = report_comparisons(results, variants=method_rows(results), ordered=ordered, settings=scores.settings)
+    compared = report_comparisons(results, prompt_sets=method_rows(results), ordered=ordered, settings=scores.settings)
     return Evaluation(
         folder=scores.folder, results=results, picture=picture if picture.is_file() else None, comparisons=compared
     )
@@ -168,18 +168,18 @@ def _measure_method(cfg: DictConfig, scores: Scores) -> bool:
     if cfg.again:
         clear(scores.folder)
     if missing := parts.missing():
-        find_captioners(cfg.prompt, cfg.variants)
+        find_captioners(cfg.prompt, cfg.prompt_sets)
         module = load_method(cfg)
         suite: MetricSuite = build(cfg.metrics, protocol=build(cfg.protocol))
-        words = cfg.variants or {cfg.name: None}
-        variants = {name: _with_slots(module.conditioner.prompts, slots) for name, slots in words.items()}
+        words = cfg.prompt_sets or {cfg.name: None}
+        prompt_sets = {name: _with_slots(module.conditioner.prompts, slots) for name, slots in words.items()}
         some = (batch for _, batch in degraded_batches(cfg, module.run_device, missing) if batch is not None)
         to_caption = (part for batch in some for part in captioning_batches(module, batch))
-        caption_ahead(module, list(variants.values()), to_caption)
+        caption_ahead(module, list(prompt_sets.values()), to_caption)
         for number, batch in degraded_batches(cfg, module.run_device, missing):
             panels: list[Panel] = []
             if batch is not None:
-                images, panels = _measure_batch(module, suite, batch, variants, cfg.work_size)
+                images, panels = _measure_batch(module, suite, batch, prompt_sets, cfg.work_size)
                 if cfg.keep_images:
                     keep_images(scores.folder, images, batch.key)
             parts.write(number, suite.take(), panels)
@@ -190,13 +190,13 @@ def _measure_batch(
     module: RestorationModule,
     suite: MetricSuite,
     batch: Batch,
-    variants: Mapping[str, PromptSources],
+    prompt_sets: Mapping[str, PromptSources],
     work_size: int | None,
 ) -> tuple[dict[str, Tensor], list[Panel]]:
     """Measure every row of one batch; without originals only no-reference metrics have values.
 
     Returns:
-        The images_BCHW to save by row (LQ, the variants, original), and the panels of the contact sheet.
+        The images_BCHW to save by row (LQ, the prompt sets, original), and the panels of the contact sheet.
     """
     if batch.lq_BCHW is None:
         raise ValueError("there is nothing to restore; give eval_data with HQ images an eval_degradation, or LQ images")
@@ -210,14 +210,14 @@ def _measure_batch(
         rows[DECODED_HQ] = (through_codec(module.backbone, batch.hq_BCHW), wordless)
     if not isinstance(module.lq_encoder, CodecEncoder):
         rows[ROBUST_LQ] = (module.reconstruct(batch.lq_BCHW), wordless)
-    for name, prompts in variants.items():
+    for name, prompts in prompt_sets.items():
         module.conditioner.prompts = prompts
         restored_BCHW = _restored(module, batch, work_size)
         module.stage("words")
         rows[name] = (restored_BCHW, prompts(batch, training=False))
     for name, (image_BCHW, prompt) in rows.items():
         score_batch(suite, name, image_BCHW, batch, instructions=prompt.instruction)
-    restored, first = [name for name in (ROBUST_LQ, *variants) if name in rows], next(iter(variants))
+    restored, first = [name for name in (ROBUST_LQ, *prompt_sets) if name in rows], next(iter(prompt_sets))
     ends = {} if batch.hq_BCHW is None else {ORIGINAL: batch.hq_BCHW}
     images = {LQ: batch.lq_BCHW, **{name: rows[name][0] for name in restored}, **ends}
     panels = [
@@ -248,7 +248,7 @@ def _with_slots(own: PromptSources, slots: Any) -> PromptSources:
     slots = {name: getattr(own, name) for name in ("semantic", "instruction", "positive", "negative")}
     unknown = set(new) - set(slots)
     if unknown:
-        raise ValueError(f"variants: there is no prompt slot {sorted(unknown)[0]!r}; slots are {', '.join(slots)}")
+        raise ValueError(f"prompt_sets: there is no prompt slot {sorted(unknown)[0]!r}; slots are {', '.join(slots)}")
     return PromptSources(**{**slots, **new}, dropout=own.dropout, visual=own.visual)
 
 

@@ -90,9 +90,9 @@ def output_files(job: ImageJob, cfg: DictConfig, output: Path, kind: str) -> lis
 def _endings(cfg: DictConfig, kind: str) -> list[str]:
     """The suffixes that follow the name in an image's output files."""
     ending = WRITABLE_SUFFIXES[kind if cfg.format == "same" else cfg.format]
-    has_variants = cfg.seeds > 1
-    variants = [f"_seed{cfg.seed + number}{ending}" for number in range(cfg.seeds)] if has_variants else [ending]
-    return [*variants, *["_compare.png"] * bool(cfg.compare), *["_uncertainty.png"] * has_variants]
+    several = cfg.seeds > 1
+    images = [f"_seed{cfg.seed + number}{ending}" for number in range(cfg.seeds)] if several else [ending]
+    return [*images, *["_compare.png"] * bool(cfg.compare), *["_uncertainty.png"] * several]
 
 
 def refuse_clashes(jobs: Sequence[ImageJob], cfg: DictConfig, output: Path) -> None:

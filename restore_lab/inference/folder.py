@@ -220,8 +220,8 @@ def _write(restoration: Restoration, job: ImageJob, output: Path, cfg: DictConfi
     """Write all output files of an image, the restored images first."""
     files = output_files(job, cfg, output, restoration.lq.format)
     written = []
-    for file, variant in zip(files, range(len(restoration)), strict=False):
-        write_output(file, encode_photograph(restoration.photograph(variant), file, quality=cfg.quality))
+    for file, index in zip(files, range(len(restoration)), strict=False):
+        write_output(file, encode_photograph(restoration.photograph(index), file, quality=cfg.quality))
         written.append(file)
     for file in files[len(restoration) :]:
         picture = restoration.comparison() if file.stem.endswith("_compare") else restoration.uncertainty_map()

@@ -65,25 +65,25 @@ class Restoration:
 
         return Image.fromarray(to_image(self.tensor))
 
-    def photograph(self, variant: int = 0) -> Photograph:
+    def photograph(self, index: int = 0) -> Photograph:
         """The image of one seed, with the file's alpha channel, profile and metadata."""
-        return self.lq.with_rgb(self.images_NCHW[variant].permute(1, 2, 0).numpy())
+        return self.lq.with_rgb(self.images_NCHW[index].permute(1, 2, 0).numpy())
 
-    def save(self, path: str | Path, *, variant: int = 0, quality: int = 95) -> Path:
+    def save(self, path: str | Path, *, index: int = 0, quality: int = 95) -> Path:
         """Write the image of one seed atomically, in the format of the suffix: .png, .jpg, .webp, .tif.
 
         Raises:
             ValueError: for another suffix.
         """
-        write_photograph(path, self.photograph(variant), quality=quality)
+        write_photograph(path, self.photograph(index), quality=quality)
         return Path(path)
 
-    def consistency(self, variant: int = 0) -> tuple[float, str]:
+    def consistency(self, index: int = 0) -> tuple[float, str]:
         """PSNR in dB of the image, degraded again, to the LQ, and by which degradation (degradation/instruction.py)."""
         import torch
 
         lq_CHW = torch.from_numpy(self.lq.rgb_HWC).permute(2, 0, 1)
-        return consistency(self.images_NCHW[variant], lq_CHW, self.recipe)
+        return consistency(self.images_NCHW[index], lq_CHW, self.recipe)
 
     def uncertainty(self) -> np.ndarray:
         """The standard deviation over seeds, averaged over channels, of images in [0, 1], (H, W).

@@ -8,14 +8,15 @@ of its evaluations by hand. The node holds:
                                            or {metric, better} where its direction differs
     conditions: {name: {title, overrides, columns, only, mean}}   each evaluates every row once (a dataset, a
                                            degradation), or averages the conditions that `mean` lists
-    rows: {name: {title, labels, weights, variant, system, only, published, note, overrides, train, evaluate, describe}}
+    rows: {name: {title, labels, weights, prompt_set, system, only, published, note, overrides, train, evaluate,
+                  describe}}
     claims: [{says, row, baseline, column, condition, expect}]
     figure: {kind: frontier | surface, ...}           a figure of the table (figures/settings.py)
 
 `overrides` apply to every verb, `train`, `evaluate` and `describe` to one; the table, a row and a condition may each
 have them, and again under `tiny` and `full` for one scale. For one key the last override wins, in the order table,
 condition, row. `weights` is "own" (trained with these overrides), "shipped", or another row's name; rows that differ
-only in the prompt `variant` (evaluate.yaml) share one record; a row with a `system` is an external system: a folder of
+only in the `prompt_set` (evaluate.yaml) share one record; a row with a `system` is an external system: a folder of
 its outputs, or its published numbers. `published` has one list per condition, in the order of the columns, null where
 the paper's number is illegible. A row or a condition with `only: full` exists at that scale only; `tiny` and `full` may
 also hold `weights` and `mean`.
@@ -202,7 +203,7 @@ def _row(
         published=published,
         note=entry.get("note", ""),
         only=entry.get("only"),
-        variant=entry.get("variant"),
+        prompt_set=entry.get("prompt_set"),
     )
 
 

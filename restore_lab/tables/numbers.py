@@ -49,7 +49,7 @@ def read_numbers(plan: Plan, spec: Spec) -> TableNumbers:
         own = found[condition.name]
         extra = references(own.values())
         names += [name for name, _, _ in extra]
-        rows = [*((name, records, spec.rows[name].variant) for name, records in own.items()), *extra]
+        rows = [*((name, records, spec.rows[name].prompt_set) for name, records in own.items()), *extra]
         for title in condition.columns:
             values, problem = column(rows, spec.columns[title].metric, title)
             numbers |= {(name, condition.name, title): number for name, number in values.items()}

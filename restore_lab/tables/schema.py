@@ -70,7 +70,7 @@ class RowEntry(Scaled):
     title: NotRequired[str]
     labels: NotRequired[Mapping[str, str] | None]
     weights: NotRequired[str | None]
-    variant: NotRequired[str | None]
+    prompt_set: NotRequired[str | None]
     system: NotRequired[str | None]
     only: NotRequired[Literal["tiny", "full"] | None]
     published: NotRequired[Numbers | Mapping[str, Numbers] | None]

@@ -73,7 +73,7 @@ class Row:
     published: Mapping[tuple[str, str], float | None]
     note: str = ""
     only: Scale | None = None
-    variant: str | None = None  # the row of its record; None for the method's first
+    prompt_set: str | None = None  # the row of its record; None for the method's first
 
     @property
     def full_title(self) -> str:

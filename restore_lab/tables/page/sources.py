@@ -99,7 +99,7 @@ def of_table(plan: Plan, spec: Spec) -> PageContent:
 
 
 def of_records(folders: Sequence[Path]) -> PageContent:
-    """A table of records with all of their metrics, one row per prompt variant.
+    """A table of records with all of their metrics, one row per prompt set.
 
     Raises:
         FileNotFoundError: if a folder has no record.
@@ -174,7 +174,7 @@ def _titles(named: Mapping[str, str]) -> dict[str, str]:
 def _run(plan: Plan, spec: Spec, row: Row, condition: Condition, seed: int, record: Record) -> RecordRow:
     key = ScoresKey(table=spec.name, row=row.name, condition=condition.name, seed=seed)
     folder = plan.jobs[plan.scores[key]].artefact.folder
-    return RecordRow(folder=folder, record=record, row=row.variant or method_rows(record.results)[0])
+    return RecordRow(folder=folder, record=record, row=row.prompt_set or method_rows(record.results)[0])
 
 
 def _of_plan(plan: Plan, spec: Spec, titles: Mapping[str, str]) -> dict[StageFolder, list[str]]:

@@ -1,4 +1,4 @@
-"""`restore-lab evaluate`: its rows, its variants, what it leaves out, its record and its picture."""
+"""`restore-lab evaluate`: its rows, its prompt sets, what it leaves out, its record and its picture."""
 
 from __future__ import annotations
 
@@ -137,8 +137,8 @@ def test_variants_are_rows_of_one_record_from_the_same_noise(done, toy_folder, t
         toy_folder,
         tmp_path,
         "eval_degradation.keep=1.0",
-        f"+variants.told={WORDS['told']}",
-        f"+variants.blind={WORDS['blind']}",
+        f"+prompt_sets.told={WORDS['told']}",
+        f"+prompt_sets.blind={WORDS['blind']}",
         "pictures=1",
     )
     both = evaluate(cfg)
@@ -155,7 +155,7 @@ def test_variants_are_rows_of_one_record_from_the_same_noise(done, toy_folder, t
 def test_unknown_slots_are_refused(toy_folder, tmp_path) -> None:
     with pytest.raises(ValueError, match="no prompt slot 'visual'; slots are semantic, instruction") as caught:
         evaluate(
-            config(toy_folder, tmp_path, "+variants.odd={visual: {_target_: restore_lab.prompts.semantic.NoText}}")
+            config(toy_folder, tmp_path, "+prompt_sets.odd={visual: {_target_: restore_lab.prompts.semantic.NoText}}")
         )
     assert errors.is_bad_input(caught.value)
 
@@ -236,12 +236,12 @@ def test_variants_change_the_words_of_quality(toy_folder, tmp_path, monkeypatch)
     said = {}
     plain = evaluate_module._measure_batch
 
-    def listen(module, suite, batch, variants, *rest):
-        said.update({name: prompts(batch, training=False) for name, prompts in variants.items()})
-        return plain(module, suite, batch, variants, *rest)
+    def listen(module, suite, batch, prompt_sets, *rest):
+        said.update({name: prompts(batch, training=False) for name, prompts in prompt_sets.items()})
+        return plain(module, suite, batch, prompt_sets, *rest)
 
     monkeypatch.setattr(evaluate_module, "_measure_batch", listen)
-    words = "variants={plain: {positive: '', negative: ''}, both: {positive: sharp, negative: blurred}}"
+    words = "prompt_sets={plain: {positive: '', negative: ''}, both: {positive: sharp, negative: blurred}}"
     evaluate(config(toy_folder, tmp_path, words))
     assert set(said["plain"].negative) == {""} and set(said["both"].negative) == {"blurred"}
     assert [f"{text} sharp" for text in said["plain"].semantic] == list(said["both"].semantic)

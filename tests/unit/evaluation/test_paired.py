@@ -36,7 +36,7 @@ def test_the_report_names_codec_first_variant_and_order() -> None:
     rows = {DECODED_LQ: [1.0, 2.0], "right": [2.0, 3.0], "wrong": [1.5, 2.5], "none": [1.0, 2.0]}
     found = record(**rows)
     lines = report_comparisons(
-        found, variants=["right", "wrong", "none"], ordered=["none", "wrong", "right"], settings={}
+        found, prompt_sets=["right", "wrong", "none"], ordered=["none", "wrong", "right"], settings={}
     )
     assert [line.split(" = ")[0] for line in lines[:3]] == [
         "psnr: right - D(E(LQ))",
@@ -54,8 +54,8 @@ def test_a_star_needs_enough_images_and_an_interval_that_leaves_out_zero() -> No
     rows = {DECODED_LQ: list(np.linspace(20, 30, 24)), "own": list(np.linspace(20, 30, 24) + 1 + noise)}
     results = record(**rows)
     by_key = [{(0, i.key): i.value for i in results.images if i.row == row and i.value is not None} for row in rows]
-    lines = report_comparisons(results, variants=["own"], ordered=[], settings={})
+    lines = report_comparisons(results, prompt_sets=["own"], ordered=[], settings={})
     assert lines[0] == f"psnr: own - D(E(LQ)) = {difference(by_key[1], by_key[0])}  *"
     assert lines[1].startswith("[95 percent] over images")
     cut = Results(cells=(), images=tuple(replace(i, key=f"cat_{i.key.split()[1]}") for i in results.images))
-    assert "*" not in report_comparisons(cut, variants=["own"], ordered=[], settings={"eval_crops": 24})[0]
+    assert "*" not in report_comparisons(cut, prompt_sets=["own"], ordered=[], settings={"eval_crops": 24})[0]

@@ -1,4 +1,4 @@
-"""Where the numbers of a table come from beside the method's own row: variants, codecs, descriptions, facts of jobs."""
+"""The numbers of a table besides the method's own row: prompt sets, codecs, descriptions, facts of jobs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ PSNR = {"PSNR": {"metric": "psnr", "better": "more"}}
 
 
 def test_rows_that_differ_in_the_variant_share_a_record(tmp_path) -> None:
-    table = spec(tmp_path, {"first": {}, "weak": {"variant": "weak"}, "strong": {"variant": "strong"}}, PSNR)
+    table = spec(tmp_path, {"first": {}, "weak": {"prompt_set": "weak"}, "strong": {"prompt_set": "strong"}}, PSNR)
     plan = Plan(specs=[table], seeds=1)
     record(plan, tmp_path / "r", "r", {"LQ": 10.0, "weak": 20.0, "strong": 30.0}, prior="asset:tiny_sd")
     plan.scores = {ScoresKey(table=table.name, row=row, condition="main", seed=0): "r" for row in table.rows}
