@@ -22,7 +22,7 @@ from restore_lab.adaptors.fusion.zero_conv import ZeroConv
 from restore_lab.adaptors.fusion.zero_sft import ZeroSFT
 from restore_lab.adaptors.trunk.build import trunk
 from restore_lab.adaptors.trunk.mmdit import MMDiTTrunk
-from restore_lab.methods.speed import recompute
+from restore_lab.methods.speed import checkpoint_blocks
 from restore_lab.types import Cond, Hint, Tap
 from tests.toy_methods import shake
 from tests.toys import toy_backbone, toy_inputs
@@ -385,7 +385,7 @@ def gradients(backbone: Any, *, text: str, saving: bool = False) -> tuple[list[T
     adaptor = supir(backbone, depth=2, text=text)
     if saving:
         for host in (backbone.transformer, adaptor.trunk):
-            recompute(host, partial(checkpoint, use_reentrant=False))
+            checkpoint_blocks(host, partial(checkpoint, use_reentrant=False))
     runs: list[int] = []
     adaptor.trunk.transformer_blocks[0].register_forward_pre_hook(lambda *_: runs.append(1))
     z, t, cond = toy_inputs(backbone)
