@@ -48,7 +48,7 @@ class Restorer:
         self._module: RestorationModule | None = None
 
     @classmethod
-    def load_method(
+    def load(
         cls, weights: str | Path | None = None, *, overrides: Sequence[str] = (), device: str = "auto"
     ) -> Restorer:
         """A restorer from weights, with the parts they were trained with.

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from restore_lab.training.module import TrainingModule
 
 log = logging.getLogger(__name__)
-NUM_CHECKPOINTS = 2  # kept while training
+NUM_CHECKPOINTS = 2  # per run, while training
 HASH_SUFFIX = ".sha256"
 ADAM_MOMENTS = 2
 

@@ -42,7 +42,7 @@ class EMA(L.Callback):
             self.average[name] = distribute_like(self.average.get(name, p.detach().clone()), p)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Read the step that the trainer resumes from and, in a sharded run, shard the average: both are known now."""
+        """Read the step to resume from, and shard the average of a sharded run: neither is possible before."""
         self.step = trainer.global_step
         self.on_fit_start(trainer, pl_module)
 

@@ -58,7 +58,7 @@ class Gauges(L.Callback):
         if self.norm is not None:
             values["train/grad_norm"] = float(self.norm)
         for logger in trainer.loggers:
-            logger.log_metrics(values, step=step - 1)  # Lightning logs a step's values from step 0
+            logger.log_metrics(values, step=step - 1)  # Lightning counts steps from 0
         self.images, self.start, self.last_step = 0, time.perf_counter(), step
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""Checks all stages before the first one starts, so that an error of the last one shows at once and not after days.
+"""Checks all stages before the first one starts, so an error in the last one appears at once and not after days.
 
 For each stage: its end, its trainer (devices, precision), its batch size per process, and its prompts. For all but the
 first also its data, and its module with its weights, built on the meta device, where tensors have shapes only. The
