@@ -28,7 +28,7 @@ from restore_lab.tables.numbers import (
 from restore_lab.tables.spec import SINGLE_CONDITION, Column, Condition, Overrides, Row, Spec
 from restore_lab.training.plan import LOSSES
 
-Artefact = tuple[str, Path]  # stage and folder
+StageFolder = tuple[str, Path]  # stage and folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,9 +178,9 @@ def _run(plan: Plan, spec: Spec, row: Row, condition: Condition, seed: int, reco
     return RecordRow(folder=folder, record=record, row=row.variant or method_rows(record.results)[0])
 
 
-def _of_plan(plan: Plan, spec: Spec, titles: Mapping[str, str]) -> dict[Artefact, list[str]]:
+def _of_plan(plan: Plan, spec: Spec, titles: Mapping[str, str]) -> dict[StageFolder, list[str]]:
     """A table's trainings, started or done, each with the rows that need it."""
-    users: dict[Artefact, list[str]] = {}
+    users: dict[StageFolder, list[str]] = {}
     for place, identity in plan.scores.items():
         seed = f", seed {place.seed}" if plan.seeds > 1 else ""
         for job in with_dependencies(plan, [identity]) if place.table == spec.name else ():
@@ -189,9 +189,9 @@ def _of_plan(plan: Plan, spec: Spec, titles: Mapping[str, str]) -> dict[Artefact
     return users
 
 
-def _beside(rows: Mapping[str, RecordRow]) -> dict[Artefact, list[str]]:
+def _beside(rows: Mapping[str, RecordRow]) -> dict[StageFolder, list[str]]:
     """The records' trainings, if they lie next to them as commands write them: <stage>-<identity>."""
-    users: dict[Artefact, list[str]] = {}
+    users: dict[StageFolder, list[str]] = {}
     for title, run in rows.items():
         queue, seen = list(run.record.parents), set[str]()
         while queue:
@@ -207,7 +207,7 @@ def _beside(rows: Mapping[str, RecordRow]) -> dict[Artefact, list[str]]:
     return users
 
 
-def _trainings(users: Mapping[Artefact, Sequence[str]]) -> list[Training]:
+def _trainings(users: Mapping[StageFolder, Sequence[str]]) -> list[Training]:
     """The trainings with losses, titled by the rows that use them."""
     found = []
     for (stage, folder), rows in users.items():
