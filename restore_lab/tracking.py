@@ -103,7 +103,7 @@ def has_wandb_account() -> bool:
     return wandb.login(prompt=False, verify=False)
 
 
-def _described(cfg: DictConfig, kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _described(cfg: DictConfig, kind: str, settings: Mapping[str, Any]) -> dict[str, object]:
     """Group, name and tags of a run. Tags describe the method; the scores of a folder, without a prior, have none."""
     choices = HydraConfig.get().runtime.choices
     group = cfg.run.group or choices.get("experiment") or cfg.name

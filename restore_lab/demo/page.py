@@ -13,6 +13,7 @@ import time
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from restore_lab.data.frames import take_frames
@@ -107,7 +108,7 @@ def build_page(cfg: DictConfig) -> Any:
                 ]
         parts = [model, caption, words, *sliders]
         with gr.Tab("One photograph"):
-            _one(gr, cfg, shelf, parts)
+            _one(gr, shelf, parts)
         with gr.Tab("Several"):
             _several(gr, cfg, shelf, parts)
 
@@ -117,7 +118,7 @@ def build_page(cfg: DictConfig) -> Any:
     return blocks
 
 
-def _one(gr: Any, cfg: DictConfig, shelf: ModelCache, parts: Sequence[Any]) -> None:
+def _one(gr: ModuleType, shelf: ModelCache, parts: Sequence[Any]) -> None:
     """The tab for one photograph."""
     with gr.Row():
         with gr.Column(scale=2):
@@ -165,7 +166,7 @@ def _one(gr: Any, cfg: DictConfig, shelf: ModelCache, parts: Sequence[Any]) -> N
     go.click(_clearly(gr, restore), [image, seed, seeds, upscale, *parts], outputs, concurrency_limit=1, api_name=False)
 
 
-def _several(gr: Any, cfg: DictConfig, shelf: ModelCache, parts: Sequence[Any]) -> None:
+def _several(gr: ModuleType, cfg: DictConfig, shelf: ModelCache, parts: Sequence[Any]) -> None:
     """The tab for several photographs."""
     files = gr.File(
         label=f"Up to {cfg.max_files} photographs", file_count="multiple", file_types=["image"], type="filepath"
@@ -221,7 +222,7 @@ def _restored(
     return restorer(picture, caption=caption or "", instruction=words or "", seed=seed, seeds=seeds, upscale=upscale)
 
 
-def _shown(gr: Any, shelf: ModelCache, name: str) -> list[Any]:
+def _shown(gr: ModuleType, shelf: ModelCache, name: str) -> list[Any]:
     """The visible fields of a model, and its sliders' values."""
     cfg = shelf.config(name)
     values = [slider.value(cfg) for slider in shelf.sliders]
@@ -231,7 +232,7 @@ def _shown(gr: Any, shelf: ModelCache, name: str) -> list[Any]:
     ]
 
 
-def _slider(gr: Any, slider: Slider, value: float | None) -> Any:
+def _slider(gr: ModuleType, slider: Slider, value: float | None) -> Any:
     """A slider at its value; hidden for a model that lacks its settings."""
     shown = {"step": slider.step, "label": slider.says, "visible": value is not None, "min_width": 360}
     return gr.Slider(slider.low, slider.high, slider.low if value is None else value, **shown)
@@ -246,7 +247,7 @@ def _off() -> list[float]:
     return [off for _, off, _, _ in NUMBERS.values()]
 
 
-def _place(gr: Any) -> Path:
+def _place(gr: ModuleType) -> Path:
     """A new folder for results in Gradio's upload folder; old ones are deleted."""
     root = Path(gr.utils.get_upload_folder()) / "restored"
     root.mkdir(parents=True, exist_ok=True)
@@ -283,7 +284,7 @@ def _picture(image_CHW: Tensor) -> Image:
     return fromarray(to_image(image_CHW))
 
 
-def _clearly(gr: Any, work: Callable[..., R]) -> Callable[..., R]:
+def _clearly(gr: ModuleType, work: Callable[..., R]) -> Callable[..., R]:
     """The function with user errors shown as one line on the page; other errors by name, with a logged traceback."""
 
     def checked(*args: object) -> R:

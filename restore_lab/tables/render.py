@@ -30,15 +30,15 @@ TEX = {sign: f"\\{sign}" for sign in "&%$#_{}"} | {
 WIDE = 10  # columns; a table with several conditions and more columns is split
 
 
-def render_table(table: Grid, format: str) -> str:  # noqa: A002  # the word on the command line
+def render_table(table: Grid, output_format: str) -> str:
     """The table as text.
 
     Raises:
         ValueError: for an unknown format.
     """
-    if format not in RENDERERS:
-        raise ValueError(f"format={format!r} is not known; one of {', '.join(RENDERERS)}")
-    return RENDERERS[format](table)
+    if output_format not in RENDERERS:
+        raise ValueError(f"format={output_format!r} is not known; one of {', '.join(RENDERERS)}")
+    return RENDERERS[output_format](table)
 
 
 def markdown(table: Grid) -> str:
