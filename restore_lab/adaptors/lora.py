@@ -13,13 +13,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
-from restore_lab.config.kinds import Count, Positive
+from restore_lab.config.kinds import Count, Pattern, Positive
+from restore_lab.config.validate import check_arguments
 
 if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
@@ -37,6 +38,7 @@ PREVIEWER_LAYERS = {
 TARGETS = {"self_attention": SELF_ATTENTION_LAYERS, "previewer": PREVIEWER_LAYERS}
 
 
+@check_arguments
 class Lora(nn.Module):
     """Low-rank updates of the prior's layers, turned on and off by `switch`.
 
@@ -53,7 +55,7 @@ class Lora(nn.Module):
         others: further modules to modify by name, each with a regular expression of its target layers.
 
     Raises:
-        ValueError: if the name is no identifier, or the prior has a LoRA set of that name.
+        ValueError: if the prior has a LoRA set of that name.
     """
 
     def __init__(
@@ -64,12 +66,10 @@ class Lora(nn.Module):
         rank: Count,
         alpha: Positive,
         on: bool = True,
-        name: str = "restore_lab",
+        name: Annotated[str, Pattern(r"[^\W\d]\w*", "a name of letters, digits and _")] = "restore_lab",
         others: dict[str, tuple[nn.Module, str]] | None = None,
     ) -> None:
         super().__init__()
-        if not name.isidentifier():
-            raise ValueError(f"adaptor.lora.name={name!r} is no name; give letters, digits and _")
         from peft import LoraConfig, inject_adapter_in_model
 
         self.updates = nn.ParameterDict()

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from restore_lab.config import signatures
-from restore_lab.config.kinds import Kind, Mismatch, Value, abbreviate, coerce
+from restore_lab.config.kinds import Kind, Mismatch, Value, coerce
 from restore_lab.config.signatures import HYDRA_KEYS
 from restore_lab.config.suggest import offer
 
@@ -189,8 +189,7 @@ def _validated(node: Value, *, where: str, overridden: Sequence[str] = ()) -> Va
         try:
             fitted = coerce(value, kinds[str(key)]) if key in kinds else value
         except Mismatch as error:
-            wrong = error.value if error.place else value
-            raise ValueError(f"{place}{error.place}={abbreviate(wrong)}: {error}") from error
+            raise error.at(place, value) from error
         found[key] = _validated(fitted, where=place)
     return found
 

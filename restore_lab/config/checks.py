@@ -16,13 +16,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from restore_lab.config import build, compatibility, unused
 from restore_lab.config.arguments import arguments, entry
+from restore_lab.config.build import nodes_of
+from restore_lab.config.compatibility import check_compatibility, log_once, scale_mismatch
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.grammar import names_path
 from restore_lab.config.kinds import Kind, Mismatch, Value, abbreviate, coerce
 from restore_lab.config.settings import verb_settings
 from restore_lab.config.suggest import offer
+from restore_lab.config.unused import check_unused
 from restore_lab.storage.free_space import check_names, writable_folder
 from restore_lab.storage.named import PREREQUISITE
 from restore_lab.storage.paths import place_of
@@ -74,23 +76,30 @@ def check_config(cfg: DictConfig, *, verb: str) -> None:
     for name in [name for name in cfg if name in kinds]:
         _check_setting(cfg, str(name), kinds[str(name)])
     _check_parts(cfg)
-    compatibility.check_compatibility(cfg)
-    stages = _value(cfg, "stages")
-    if verb == "train" and isinstance(stages, DictConfig):
-        names = [str(name) for name in stages if stages[name] is not None]
-        if not names:
-            raise ValueError("stages: all are null, so there is nothing to train; leave one of them as it was")
-        if cfg.stage not in (*names, "all"):
-            raise ValueError(f"stage={cfg.stage!r} is not known here{offer(str(cfg.stage), [*names, 'all'])}")
+    check_compatibility(cfg)
+    if verb == "train":
+        _check_stages(cfg)
     if not HydraConfig.initialized():
         return
     choices = HydraConfig.get().runtime.choices
-    mixed = compatibility.scale_mismatch(cfg, choices)
+    mixed = scale_mismatch(cfg, choices)
     if mixed is not None:
-        compatibility.log_once(mixed)
+        log_once(mixed)
     if verb == "train":
-        build.nodes_of(cfg.callbacks, where="callbacks")
-        unused.check_unused(cfg, words=HydraConfig.get().overrides.task, groups={str(group) for group in choices})
+        nodes_of(cfg.callbacks, where="callbacks")
+        check_unused(cfg, words=HydraConfig.get().overrides.task, groups={str(group) for group in choices})
+
+
+def _check_stages(cfg: DictConfig) -> None:
+    """Check that there is a stage to train, and that `stage` is one of them."""
+    stages = _value(cfg, "stages")
+    if not isinstance(stages, DictConfig):
+        return
+    names = [str(name) for name in stages if stages[name] is not None]
+    if not names:
+        raise ValueError("stages: all are null, so there is nothing to train; leave one of them as it was")
+    if cfg.stage not in (*names, "all"):
+        raise ValueError(f"stage={cfg.stage!r} is not known here{offer(str(cfg.stage), [*names, 'all'])}")
 
 
 def check_files(cfg: DictConfig, *, verb: str) -> None:
@@ -107,13 +116,13 @@ def check_files(cfg: DictConfig, *, verb: str) -> None:
         if setting == "backbone":
             _check_backbone(_value(cfg, "backbone.path"))
         elif setting in ("data", "eval_data"):
-            for place, text, origin in _roots(_value(cfg, setting), setting, origin=""):
-                if not _there(text):
+            for place, text, origin in _source_inputs(_value(cfg, setting), setting, origin=""):
+                if not _exists(text):
                     raise ValueError(f"{place}={text}: no such file or folder{origin}")
         else:
             value = _value(cfg, setting)
-            if isinstance(value, str) and not (setting == "weights" and systems) and not _there(value):
-                raise ValueError(f"{setting}={value}: no such file or folder{_instead(cfg, setting, value)}")
+            if isinstance(value, str) and not (setting == "weights" and systems) and not _exists(value):
+                raise ValueError(f"{setting}={value}: no such file or folder{_weights_advice(cfg, setting, value)}")
 
 
 def _check_outputs(cfg: DictConfig, *, verb: str) -> None:
@@ -136,7 +145,7 @@ def _check_outputs(cfg: DictConfig, *, verb: str) -> None:
             raise ValueError(f"{setting}={abbreviate(value)}: {reason}") from error
 
 
-def _instead(cfg: DictConfig, setting: str, value: str) -> str:
+def _weights_advice(cfg: DictConfig, setting: str, value: str) -> str:
     """The advice for missing weights."""
     if setting != "weights":
         return ""
@@ -183,8 +192,7 @@ def _coerce(value: Value, kind: Kind, place: str) -> Value:
     except Mismatch as error:
         group = f"{place}{error.place}".replace(".", "/")
         choose = f"; choose one with {group}=NAME" if (conf_dir() / group).is_dir() else ""
-        shown = abbreviate(error.value if error.place else value)
-        raise ValueError(f"{place}{error.place}={shown}: {error}{choose}") from error
+        raise ValueError(f"{error.at(place, value)}{choose}") from error
 
 
 _ABSENT = object()
@@ -210,7 +218,7 @@ def _plain(value: Value, place: str) -> Value:
     return value
 
 
-def _there(text: str) -> bool:
+def _exists(text: str) -> bool:
     """Whether a file or folder exists, or a file matches a pattern; the run's own outputs count as existing."""
     if text.startswith(_RUN_OUTPUTS):
         return True
@@ -241,14 +249,14 @@ def _check_backbone(path: Value) -> None:
     local = [
         str(place) for place in places if not HUB_ID.fullmatch(str(place)) and not str(place).startswith("config:")
     ]
-    if local and len(local) == len(places) and not any(_there(place) for place in local):
+    if local and len(local) == len(places) and not any(_exists(place) for place in local):
         raise ValueError(
             f"backbone.path={', '.join(local)}: no such file or folder; give a diffusers-format folder, a .safetensors "
             "file, or OWNER/NAME on the hub"
         )
 
 
-def _roots(node: Value, place: str, *, origin: str) -> Iterator[tuple[str, str, str]]:
+def _source_inputs(node: Value, place: str, *, origin: str) -> Iterator[tuple[str, str, str]]:
     """The inputs of a data node: setting, path, and the origin of a public dataset."""
     if not isinstance(node, DictConfig):
         return
@@ -259,6 +267,6 @@ def _roots(node: Value, place: str, *, origin: str) -> Iterator[tuple[str, str, 
             continue
         value = node[key]
         if isinstance(value, DictConfig):
-            yield from _roots(value, f"{place}.{key}", origin=origin)
+            yield from _source_inputs(value, f"{place}.{key}", origin=origin)
         elif key in _SOURCE_PATHS and isinstance(value, str) and Path(value).name:
             yield f"{place}.{key}", value, origin

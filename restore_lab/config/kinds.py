@@ -40,6 +40,11 @@ class Mismatch(ValueError):
         super().__init__(text)
         self.place, self.value = place, value
 
+    def at(self, place: str, value: Value) -> ValueError:
+        """The error of a setting: "sampler.start=1.5: expected a number above 0"."""
+        wrong = self.value if self.place else value
+        return ValueError(f"{place}{self.place}={abbreviate(wrong)}: {self}")
+
 
 class Part:
     """The annotation of an object that is built from a node with a `_target_`."""

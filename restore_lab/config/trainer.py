@@ -20,7 +20,6 @@ from restore_lab.config.kinds import (
     Range,
     Steps,
     Value,
-    abbreviate,
     coerce,
 )
 from restore_lab.config.settings import Precision
@@ -130,7 +129,7 @@ def check_trainer_arguments(place: str, node: Mapping[str, Value]) -> None:
         try:
             coerce(value, kinds.get(name, Any))
         except Mismatch as error:
-            raise ValueError(f"{place}.{name}={abbreviate(value)}: {error}") from error
+            raise error.at(f"{place}.{name}", value) from error
 
 
 def trainer_of(

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from restore_lab.config.kinds import Kind, Mismatch, abbreviate, coerce
+from restore_lab.config.kinds import Kind, Mismatch, coerce
 from restore_lab.config.signatures import source_signature
 
 Constructor = TypeVar("Constructor", bound=Callable[..., Any])
@@ -17,11 +17,9 @@ Constructor = TypeVar("Constructor", bound=Callable[..., Any])
 def check_arguments(constructor: Constructor) -> Constructor:
     """Decorate a class or a factory: each call checks the choices and ranges in its annotations.
 
-    For constructors with arguments of which a wrong value would go unnoticed: a share of 10 instead of 0.1, a
-    misspelt mode. Plain types and parts are not checked, and no value is converted.
-
-    Raises (the decorated constructor):
-        ValueError: with the argument, its value and the expected kind.
+    A call raises a ValueError with the argument, its value and the expected kind. Use it where nothing else would
+    notice a wrong value: a share of 10 instead of 0.1, a misspelt mode. Plain types and parts are not checked, and no
+    value is converted.
     """
     function: Any = constructor.__init__ if isinstance(constructor, type) else constructor
     signature = inspect.signature(function)
@@ -33,8 +31,7 @@ def check_arguments(constructor: Constructor) -> Constructor:
             try:
                 coerce(value, kinds.get(argument, Any))
             except Mismatch as error:
-                wrong = abbreviate(error.value if error.place else value)
-                raise ValueError(f"{name}.{argument}{error.place}={wrong}: {error}") from error
+                raise error.at(f"{name}.{argument}", value) from error
         return function(*args, **kwargs)
 
     result: Any = functools.update_wrapper(checked, function)

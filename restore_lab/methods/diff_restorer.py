@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from restore_lab.adaptors.injection import ControlEncoder
-from restore_lab.config.kinds import CountOrZero, Positive
+from restore_lab.config.kinds import CountOrZero, DType, Positive
 from restore_lab.degradation.vocabulary import labels
 from restore_lab.methods.conditioning import Conditioner, Conditions, image_size
 from restore_lab.methods.module import RestorationModule
@@ -126,7 +126,7 @@ class DiffRestorer(RestorationModule):
         degradation_prompt: bool = True,
         lq_encoder: Callable[[Backbone], CodecEncoder | RobustEncoder] | None = None,
         decoder: Callable[[Backbone], Decoder] | None = None,
-        weights_dtype: str = "float32",
+        weights_dtype: DType = "float32",
         reference: Reference | None = None,
         frozen: Sequence[str] = (),
     ) -> None:

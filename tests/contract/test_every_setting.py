@@ -7,14 +7,17 @@ command line, what a verb plans, and the building of light parts run for some, c
 
 from __future__ import annotations
 
+import ast
 import re
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from restore_lab.config import checks, signatures
+from restore_lab.config import settings as settings_module
 from restore_lab.config.arguments import arguments
 from restore_lab.config.build import build
 from restore_lab.config.conf_dir import conf_dir
@@ -57,6 +60,21 @@ def test_no_annotation_stands_for_a_setting_that_no_config_has() -> None:
         str(name) for verb in VERBS for name in config(verb)
     }
     assert [name for name in sorted(named) if f"{name}:" not in CONFIGS and f"@{name}:" not in CONFIGS] == []
+
+
+def test_no_setting_restates_the_annotation_of_the_argument_that_reads_it() -> None:
+    """A setting that both a verb and a part's argument read has an alias of kinds.py, or no entry in settings.py."""
+    shared = {one.place for verb in VERBS for one in arguments(config(verb)) if one.is_reference}
+    tree = ast.parse(Path(settings_module.__file__).read_text(encoding="utf-8"))
+    own = {node.targets[0].id for node in tree.body if isinstance(node, ast.Assign) and hasattr(node.targets[0], "id")}
+    fields = [node for node in ast.walk(tree) if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
+    restated = {
+        field.target.id
+        for field in fields
+        if {"Annotated", "Literal", *own} & {n.id for n in ast.walk(field.annotation) if isinstance(n, ast.Name)}
+    }
+    assert {"format", "precision", "port"} <= restated  # a verb's own
+    assert sorted(restated & shared) == []
 
 
 def test_every_value_fits_or_is_refused_in_words() -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from restore_lab.adaptors.trunk.mmdit import MMDiTTrunk
-from restore_lab.adaptors.trunk.unet import Feed, Middle, Trunk
+from restore_lab.adaptors.trunk.unet import Depth, Feed, Middle, Trunk
 from restore_lab.backbones.unet import UNetBackbone
 from restore_lab.config.validate import check_arguments
 
@@ -20,7 +19,7 @@ def trunk(
     *,
     hint_channels: int,
     middle: Middle,
-    depth: Literal["whole", "half"] | int | Sequence[int] = "whole",
+    depth: Depth = "whole",
     feed: Feed = "concat",
     text: bool = True,
 ) -> Trunk | MMDiTTrunk:

@@ -9,7 +9,6 @@ output: one map (B, D, h / patch, w / patch) per block, by tap name.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +16,7 @@ from diffusers.models.transformers.transformer_sd3 import SD3SingleTransformerBl
 from torch import Tensor, nn
 
 from restore_lab.adaptors.fusion.base import Controls
-from restore_lab.adaptors.trunk.unet import concat_halves, stack, widen
+from restore_lab.adaptors.trunk.unet import Depth, concat_halves, stack, widen
 from restore_lab.backbones.mmdit import add_positions, embed_time_and_text, run_blocks
 from restore_lab.types import Cond, Tap
 
@@ -30,7 +29,7 @@ def collect_blocks(tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: tuple) -> t
     return h_BCHW, carry if tap.name == "patch" else (*carry, h_BCHW)
 
 
-def block_count(depth: str | int | Sequence[int], *, whole: int) -> int:
+def block_count(depth: Depth, *, whole: int) -> int:
     """The number of copied blocks; the last block of an MM-DiT has no text output and is never copied.
 
     Raises:
@@ -46,9 +45,7 @@ def block_count(depth: str | int | Sequence[int], *, whole: int) -> int:
 class MMDiTTrunk(nn.Module):
     """The copied blocks; arguments as for `restore_lab.adaptors.trunk.build.trunk`."""
 
-    def __init__(
-        self, backbone: Backbone, *, hint_channels: int, depth: str | int | Sequence[int], feed: str, text: bool
-    ) -> None:
+    def __init__(self, backbone: Backbone, *, hint_channels: int, depth: Depth, feed: str, text: bool) -> None:
         super().__init__()
         model = backbone.denoiser
         count = block_count(depth, whole=len(model.transformer_blocks))

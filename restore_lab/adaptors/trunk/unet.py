@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 Middle = Literal["frozen", "trainable"]
 Feed = Literal["concat", "add", "spatial"]
+Depth = Literal["whole", "half"] | int | Sequence[int]
 
 
 def widen(conv: nn.Conv2d, extra: int) -> nn.Conv2d:
@@ -48,7 +49,7 @@ def collect_skips(tap: Tap, h_BCHW: Tensor, temb_BD: Tensor, carry: tuple) -> tu
     return h_BCHW, carry + (h_BCHW,) if tap.kind in ("encoder", "middle") else carry
 
 
-def trim(blocks: EncoderModules, depth: str | int | Sequence[int]) -> None:
+def trim(blocks: EncoderModules, depth: Depth) -> None:
     """Truncate every attention of an encoder half to its first transformer layers, in place.
 
     Args:
@@ -91,7 +92,7 @@ class Trunk(nn.Module):
         *,
         hint_channels: int,
         middle: Middle,
-        depth: str | int | Sequence[int] = "whole",
+        depth: Depth = "whole",
         feed: Feed = "concat",
         text: bool = True,
     ) -> None:
