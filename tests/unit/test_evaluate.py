@@ -234,13 +234,13 @@ def test_a_robust_encoders_reconstruction_is_a_row(toy_folder, tmp_path) -> None
 
 def test_variants_change_the_words_of_quality(toy_folder, tmp_path, monkeypatch) -> None:
     said = {}
-    plain = evaluate_module._measure
+    plain = evaluate_module._measure_batch
 
     def listen(module, suite, batch, variants, *rest):
         said.update({name: prompts(batch, training=False) for name, prompts in variants.items()})
         return plain(module, suite, batch, variants, *rest)
 
-    monkeypatch.setattr(evaluate_module, "_measure", listen)
+    monkeypatch.setattr(evaluate_module, "_measure_batch", listen)
     words = "variants={plain: {positive: '', negative: ''}, both: {positive: sharp, negative: blurred}}"
     evaluate(config(toy_folder, tmp_path, words))
     assert set(said["plain"].negative) == {""} and set(said["both"].negative) == {"blurred"}
