@@ -46,7 +46,7 @@ def planned(tmp_path) -> tuple[Plan, Spec]:
 
     trained = [job("encoder", "encoder"), job("adaptor", "adaptor", "encoder")]
     records = [job(name, "scores", "adaptor") for name in ("blur0", "blur1", "noise0", "other")]
-    plan = Plan(specs=(spec,), seeds=2, jobs={one.identity: one for one in (*trained, *records)})
+    plan = Plan(specs=(spec,), seeds=2, jobs={one.artefact.identity: one for one in (*trained, *records)})
     for row, condition, seed, identity in (
         ("ours", "blur", 0, "blur0"), ("ours", "blur", 1, "blur1"), ("ours", "noise", 0, "noise0"),
         ("shared", "noise", 0, "other"),

@@ -152,7 +152,7 @@ def test_seeds_are_images_of_their_own(tmp_path) -> None:
     """Each seed degrades anew: image 0 of seed 0 and of seed 1 stand side by side."""
     plan, spec = toy_table(tmp_path)
     again = record(tmp_path / "again", "a", lq=61)
-    plan.jobs["a1"] = replace(plan.jobs["a"], folder=str(again))
+    plan.jobs["a1"] = replace(plan.jobs["a"], artefact=replace(plan.jobs["a"].artefact, folder=again))
     plan.scores |= {replace(place, seed=1): "a1" for place in plan.scores if place.row == "a"}
     block = browser(of_table(replace(plan, seeds=2), spec).blocks[0], Pictures(), limit=64, worst=10)
     names = [image["name"] for image in block["images"]]
