@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -22,6 +24,15 @@ def other_kernels() -> Iterator[None]:
     from tests.helpers.rounding import as_elsewhere
 
     with as_elsewhere():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parsed_once() -> Iterator[None]:
+    """Interpolations are parsed once: OmegaConf's grammar is slow, and thousands of configs have the same ones."""
+    from omegaconf import base
+
+    with patch.object(base, "parse", functools.lru_cache(maxsize=None)(base.parse)):
         yield
 
 

@@ -34,7 +34,7 @@ def command(lab: Path, verb: str, *words: str, trusted: bool = True) -> subproce
     return forked(verb, "--config-dir", "my_conf", *trust, *words, cwd=lab, paths=(lab, ROOT))
 
 
-def test_the_page_has_its_parts() -> None:
+def test_the_page_shows_every_part() -> None:
     named = [block.file for block in PAGE if block.file]
     assert len(named) == len(set(named)) == 16
     assert all(block.file for block in PAGE if block.language == "python")
@@ -77,7 +77,7 @@ def test_an_objective_from_outside_trains(lab, toy_folder) -> None:
     assert trained.returncode == 0, trained.stderr
 
 
-def test_without_trust_nothing_of_it_runs(lab, toy_folder) -> None:
+def test_parts_from_outside_do_not_run_without_trust(lab, toy_folder) -> None:
     (lab / "my_lab/handheld.py").write_text(f"open({str(lab / 'ran')!r}, 'w')\n")
     refused = command(lab, "train", "degradation=handheld", *small(toy_folder), trusted=False)
     assert refused.returncode == 2

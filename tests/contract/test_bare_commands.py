@@ -27,7 +27,7 @@ def shipped_priors_read_once() -> Iterator[None]:
 
 @pytest.mark.parametrize("backbone", ["tiny_sd", "tiny_sdxl", "tiny_sd3"])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_step_and_an_image(method, backbone, tmp_path, monkeypatch) -> None:
+def test_every_method_trains_and_restores_on_every_shipped_prior(method, backbone, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     Image.effect_noise((48, 40), 60).convert("RGB").save("photo.png")
     choice = [f"method={method}", f"backbone={backbone}"]

@@ -112,7 +112,7 @@ PARTS.sort(key=lambda part: GROUPS[part[0]].index(part[1]) if part[0] in ALONE e
 
 
 @pytest.mark.parametrize(("group", "option"), PARTS, ids=[f"{group}={option}" for group, option in PARTS])
-def test_a_part_composes_and_builds(group, option, images, toy_folder, tmp_path, monkeypatch) -> None:
+def test_every_part_composes_and_builds(group, option, images, toy_folder, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     cfg = filled(chosen(group, option), images)
     family = cfg.backbone.family
@@ -188,7 +188,7 @@ def takes_experiments() -> list[str]:
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_an_experiment_composes(name, images) -> None:
+def test_every_experiment_composes(name, images) -> None:
     """In the verb that it is for, all interpolations resolved, and nothing in it is refused."""
     refusals = {}
     for verb in takes_experiments():
@@ -202,7 +202,7 @@ def test_an_experiment_composes(name, images) -> None:
     pytest.fail(f"{name}: {refusals}")
 
 
-def test_the_groups_are_those_of_the_folders() -> None:
+def test_groups_are_the_folders_of_conf() -> None:
     """Were `groups` to miss a folder, the tests above would pass over it."""
     there = {Path(base).relative_to(CONF).as_posix() for base, _, _ in os.walk(CONF)} - {"."}
     with_parts = {name for name in there if any((CONF / name).glob("*.yaml")) and not name.startswith("hydra/")}
@@ -214,19 +214,19 @@ def test_the_groups_are_those_of_the_folders() -> None:
     assert {"train", "evaluate"} <= set(takes_experiments())
 
 
-def test_a_whole_small_method_builds(toy_folder) -> None:
+def test_every_method_builds_at_toy_size(toy_folder) -> None:
     module = build(composed("train", *small(toy_folder)).module)
     assert type(module).__name__ == "SPIRE"
 
 
-def test_a_setting_without_a_value_is_named_where_it_is_given() -> None:
+def test_a_missing_setting_is_named_in_the_error() -> None:
     with pytest.raises(ValueError, match=r"^not set: data\.root; give data\.root=\.\.\.$"):
         plan_training(composed("train", "data=folder"))
     assert plan_training(composed("train", "scale=full"))[-1].node["trainer"]["max_steps"] == 300000
 
 
 @pytest.mark.parametrize("verb", ["restore", "evaluate"])
-def test_without_a_word_the_shipped_weights_are_used(verb) -> None:
+def test_shipped_weights_are_the_default(verb) -> None:
     assert weights_file(composed(verb).weights).is_file()
     missing = weights_file(composed(verb, "scale=full").weights)
     assert missing.name == "spire_full"

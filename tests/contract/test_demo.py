@@ -48,7 +48,7 @@ def shelf(cfg) -> ModelCache:
     return ModelCache(cfg)
 
 
-def test_shipped_models_and_runs_can_be_chosen(shelf, cfg) -> None:
+def test_the_list_of_models_has_shipped_ones_and_runs(shelf, cfg) -> None:
     *shipped, run = shelf.models
     assert {name.partition(" ")[0] for name in shipped} == METHODS
     assert shipped[0].startswith("spire")
@@ -70,7 +70,7 @@ def test_a_model_has_the_sliders_of_its_sampler(shelf) -> None:
     assert all("sampler.steps" in has(method) for method in METHODS)
 
 
-def test_turned_sliders_reach_the_sampler_and_nothing_is_loaded_again(shelf, cfg) -> None:
+def test_sliders_change_the_sampler_without_loading_again(shelf, cfg) -> None:
     run = list(shelf.models)[-1]
     plain = shelf.restorer(run, {})
     module = plain.module
@@ -86,7 +86,7 @@ def test_turned_sliders_reach_the_sampler_and_nothing_is_loaded_again(shelf, cfg
     assert shelf.config("instantir (shipped toy)", creative.words(0.5, instant)).sampler.strength.share == 0.5
 
 
-def test_numbers_become_an_instruction() -> None:
+def test_degradation_sliders_write_the_instruction() -> None:
     off = [first for _, first, _, _ in NUMBERS.values()]
     assert instruction(off) == "Remove all degradation"
     everything = instruction([2.4, 6.0, 0.06, 60])
@@ -111,7 +111,7 @@ def code(address: str, data: bytes | None = None, **headers: str) -> int:
         return error.code
 
 
-def test_the_page_gives_out_nothing_but_its_own(served, tmp_path) -> None:
+def test_the_page_serves_only_its_own_files(served, tmp_path) -> None:
     secret = tmp_path / "secret.txt"
     secret.write_text("secret")
     for path in ("/etc/passwd", secret, Path.cwd() / "pyproject.toml", "../../../../etc/passwd"):
@@ -120,7 +120,7 @@ def test_the_page_gives_out_nothing_but_its_own(served, tmp_path) -> None:
     assert served.startswith("http://127.0.0.1:")
 
 
-def test_an_upload_beyond_the_bound_is_refused(served) -> None:
+def test_an_upload_above_the_size_limit_is_refused(served) -> None:
     def upload(size: int) -> int:
         body = (
             b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
@@ -133,7 +133,7 @@ def test_an_upload_beyond_the_bound_is_refused(served) -> None:
     assert upload(21 * 1000 * 1000) == 413
 
 
-def test_a_person_restores_a_photograph(served, shelf, tmp_path) -> None:
+def test_a_photograph_is_restored_in_the_browser(served, shelf, tmp_path) -> None:
     """In Chromium: choose the run, upload, restore with two seeds; a bad file is one line; nothing leaves the page."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright; pip install restore-lab[browser]")
     if CHROMIUM is None:

@@ -62,7 +62,7 @@ def losses(folder: Path) -> dict[int, float]:
 
 
 @pytest.mark.parametrize(("word", "batches"), [("trainer.fast_dev_run=true", 1), ("trainer.overfit_batches=1", 4)])
-def test_a_debug_run_trains_says_so_and_leaves_nothing(word, batches, toy_folder, tmp_path, steps, caplog) -> None:
+def test_a_debug_run_trains_and_writes_no_run(word, batches, toy_folder, tmp_path, steps, caplog) -> None:
     words = ("max_steps=4", "checkpoint_every=1", "eval_degradation=noise")
     with caplog.at_level("INFO"):
         assert fit(config(toy_folder, tmp_path, *words, word)) is None
@@ -74,7 +74,7 @@ def test_a_debug_run_trains_says_so_and_leaves_nothing(word, batches, toy_folder
     assert not whole.folder.exists()
 
 
-def test_so_many_epochs_are_so_many_steps_and_a_cosine_ends_there(toy_folder, tmp_path, steps) -> None:
+def test_max_epochs_sets_the_steps_and_the_end_of_the_cosine(toy_folder, tmp_path, steps) -> None:
     """Five images in batches of two, two passes: five steps. With two batches a step: three."""
     words = (
         "trainer.max_steps=null",
@@ -89,7 +89,7 @@ def test_so_many_epochs_are_so_many_steps_and_a_cosine_ends_there(toy_folder, tm
     assert ended(trained(toy_folder, tmp_path, *words, "trainer.accumulate_grad_batches=2")) == ("max_epochs", 3, 3)
 
 
-def test_the_time_is_an_end_with_weights(toy_folder, tmp_path, steps, monkeypatch, caplog) -> None:
+def test_max_time_ends_a_run_with_weights(toy_folder, tmp_path, steps, monkeypatch, caplog) -> None:
     """A clock on which each step takes a minute."""
     monkeypatch.setattr(Timer, "time_elapsed", lambda self, *stage: 60.0 * len(steps))
     words = ("max_steps=9", "trainer.max_time='00:00:03:00'", "keep_state=false")
@@ -103,7 +103,7 @@ def test_the_time_is_an_end_with_weights(toy_folder, tmp_path, steps, monkeypatc
     assert plan_stages(config(toy_folder, tmp_path, "max_steps=9"))[-1].folder != folder
 
 
-def test_early_stopping_is_an_end_with_weights(toy_folder, tmp_path) -> None:
+def test_early_stopping_ends_a_run_with_weights(toy_folder, tmp_path) -> None:
     words = ("max_steps=50", "trainer.val_check_interval=2", "eval_degradation=noise")
     folder = trained(toy_folder, tmp_path, *words, f"callbacks=[{STOP}]")
     assert ended(folder) == ("EarlyStopping", 4, 50)
@@ -111,7 +111,7 @@ def test_early_stopping_is_an_end_with_weights(toy_folder, tmp_path) -> None:
         fit(config(toy_folder, tmp_path, *words, f"callbacks=[{STOP.replace('train/loss', 'nothing')}]"))
 
 
-def test_an_extended_run_is_the_unbroken_one(toy_folder, tmp_path, steps) -> None:
+def test_an_extended_run_equals_the_unbroken_run(toy_folder, tmp_path, steps) -> None:
     """With average and optimiser's state; the third part extends an extended one."""
     words = (*CONSTANT, "ema=0.9")
     first = trained(toy_folder, tmp_path, *words, "max_steps=1")
@@ -129,7 +129,7 @@ def test_an_extended_run_is_the_unbroken_one(toy_folder, tmp_path, steps) -> Non
     assert manifest.settings["extends"] == Manifest.read(first).identity
 
 
-def test_where_the_schedule_is_another_it_says_so(toy_folder, tmp_path, steps, caplog) -> None:
+def test_extending_under_another_schedule_is_logged(toy_folder, tmp_path, steps, caplog) -> None:
     words = ("optimisation.decay=cosine", "optimisation.warmup_steps=0", "optimisation.lr=1e-3")
     first = trained(toy_folder, tmp_path, *words, "max_steps=2")
     trained(toy_folder, tmp_path, *words, "max_steps=4", f"extend={first}")
@@ -140,7 +140,7 @@ def test_where_the_schedule_is_another_it_says_so(toy_folder, tmp_path, steps, c
     assert [one["rate"] for one in steps] == pytest.approx([1e-3 * rate for rate in rates])
 
 
-def test_what_cannot_be_extended_says_why(toy_folder, tmp_path) -> None:
+def test_extending_an_unfit_run_is_refused_with_the_reason(toy_folder, tmp_path) -> None:
     def refusal(*words: str) -> str:
         with pytest.raises(ValueError, match="extend=") as caught:
             fit(config(toy_folder, tmp_path, *CONSTANT, *words))
@@ -156,7 +156,7 @@ def test_what_cannot_be_extended_says_why(toy_folder, tmp_path) -> None:
     assert f"weights={run} starts a new training" in refusal("max_steps=4", f"extend={run}")
 
 
-def test_a_staged_method_is_extended_in_its_last_stage(tmp_path) -> None:
+def test_extending_a_staged_method_extends_its_last_stage(tmp_path) -> None:
     """Whose earlier stage is used as it is, though its length follows max_steps too."""
     prior = toy_unet_folder(tmp_path, "sdxl")
     own = ("method=supir", f"backbone.path={prior}", "encoder_steps=${max_steps}", *few_photos())

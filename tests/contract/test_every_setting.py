@@ -55,7 +55,7 @@ def test_every_setting_is_annotated(verb) -> None:
             assert kind is not None, f"{place}: {target} does not say what it may be"
 
 
-def test_no_annotation_stands_for_a_setting_that_no_config_has() -> None:
+def test_no_annotated_setting_is_missing_from_all_configs() -> None:
     named = {name for verb in VERBS for name in verb_settings(verb)} - {
         str(name) for verb in VERBS for name in config(verb)
     }
@@ -77,7 +77,7 @@ def test_no_setting_restates_the_annotation_of_the_argument_that_reads_it() -> N
     assert sorted(restated & shared) == []
 
 
-def test_every_value_fits_or_is_refused_in_words() -> None:
+def test_every_value_fits_its_annotation_or_is_refused() -> None:
     cases = refused = 0
     for verb in VERBS:
         for kind in kinds(verb).values():
@@ -88,7 +88,7 @@ def test_every_value_fits_or_is_refused_in_words() -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_the_check_refuses_in_one_line_what_it_does_not_take(verb) -> None:
+def test_the_check_refuses_a_value_in_one_line(verb) -> None:
     """On every setting that is the verb's own; on those that verbs share in `train`, and on some of them elsewhere."""
     cfg, refused = config(verb), 0
     shared = set() if verb == "train" else kinds("train").keys()
@@ -102,7 +102,7 @@ def test_the_check_refuses_in_one_line_what_it_does_not_take(verb) -> None:
 
 
 @pytest.mark.parametrize("verb", ["train", "evaluate"])
-def test_what_passes_the_check_can_be_planned(verb, tmp_path, monkeypatch) -> None:
+def test_a_config_that_passes_the_check_can_be_planned(verb, tmp_path, monkeypatch) -> None:
     from restore_lab.evaluation.evaluate import plan_evaluation
     from restore_lab.training.run import plan_training
 
@@ -116,7 +116,7 @@ def test_what_passes_the_check_can_be_planned(verb, tmp_path, monkeypatch) -> No
 
 
 @pytest.mark.parametrize("part", LIGHT)
-def test_a_part_builds_from_what_fits_or_says_why_not(part) -> None:
+def test_a_light_part_builds_or_is_refused_in_one_line(part) -> None:
     cfg, refused = config("train"), 0
     for place in [place for place, _ in settings(cfg[part], part)]:
         for value in EVERY:

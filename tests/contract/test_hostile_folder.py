@@ -38,11 +38,11 @@ def rows(out: Path) -> dict[str, dict[str, str]]:
     return found
 
 
-def test_there_are_enough_of_them() -> None:
+def test_the_folder_has_sixty_files_or_more() -> None:
     assert len(hostile_files.GOOD) + len(hostile_files.BAD) + len(DEEP) >= 60
 
 
-def test_every_good_one_is_restored_in_its_size_with_what_it_held(tried) -> None:
+def test_every_sound_image_keeps_size_depth_opacity_and_greyness(tried) -> None:
     source, out, _, _ = tried
     for name in (*hostile_files.GOOD, *DEEP):
         row = rows(out)[str(source / name)]
@@ -56,7 +56,7 @@ def test_every_good_one_is_restored_in_its_size_with_what_it_held(tried) -> None
         Image.open(out / row["output"]).verify()
 
 
-def test_every_bad_one_is_named_with_its_reason_in_one_line(tried) -> None:
+def test_every_bad_file_is_named_with_its_reason_in_one_line(tried) -> None:
     source, out, line, _ = tried
     for name, (_, why) in hostile_files.BAD.items():
         status = rows(out)[str(source / name)]["status"]
@@ -64,13 +64,13 @@ def test_every_bad_one_is_named_with_its_reason_in_one_line(tried) -> None:
     assert line.startswith(f"{len(hostile_files.BAD)} left out; they are named above and in")
 
 
-def test_nothing_else_is_written_and_no_two_share_a_name(tried) -> None:
+def test_each_image_writes_one_file_of_its_own_name(tried) -> None:
     _, out, _, _ = tried
     written = [path for path in out.rglob("*") if path.is_file() and not {NOTES_FOLDER, RESTORED} & set(path.parts)]
     assert len(written) == len(hostile_files.GOOD) + len(DEEP) + 1  # restored.csv
 
 
-def test_a_second_run_does_nothing_but_name_the_bad_ones(tried, capsys) -> None:
+def test_a_second_run_restores_nothing_and_names_the_bad_files(tried, capsys) -> None:
     source, out, line, cfg = tried
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
     with pytest.raises(ValueError, match="left out") as caught:

@@ -31,7 +31,7 @@ class Forked:
         return Ended(code=done.returncode, said=done.stdout + done.stderr)
 
 
-def test_ctrl_c_in_a_training_leaves_a_checkpoint_and_says_the_step(tmp_path, monkeypatch) -> None:
+def test_ctrl_c_in_training_leaves_a_checkpoint_and_names_the_step(tmp_path, monkeypatch) -> None:
     """It reaches the process that reads data too; the step at work is finished."""
     bench, place = Bench(tmp_path), tmp_path / "run"
     place.mkdir()
@@ -57,13 +57,13 @@ def test_ctrl_c_in_a_training_leaves_a_checkpoint_and_says_the_step(tmp_path, mo
         ),
     ],
 )
-def test_what_a_shell_takes_away(line, code, said, tmp_path) -> None:
+def test_a_closed_stream_or_lost_working_directory_ends_in_one_line(line, code, said, tmp_path) -> None:
     done = subprocess.run(line, shell=True, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stderr
     assert said in done.stderr and len(done.stderr.splitlines()) == bool(said), done.stderr
 
 
-def test_places_that_cannot_be_are_bad_input_and_a_full_disk_is_not(tmp_path) -> None:
+def test_an_impossible_path_is_bad_input_and_a_full_disk_is_not(tmp_path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")
     for wrong in ("file/below", "a" * 300, "loop", "no/such"):
@@ -76,7 +76,7 @@ def test_places_that_cannot_be_are_bad_input_and_a_full_disk_is_not(tmp_path) ->
     assert not is_bad_input(OSError(28, "No space left on device", "file"))
 
 
-def test_an_interruption_is_one_line_with_what_is_known(capsys) -> None:
+def test_an_interruption_ends_in_one_line_with_its_exit_code(capsys) -> None:
     for stop, code, said in (
         (KeyboardInterrupt(), 130, "interrupted"),
         (KeyboardInterrupt("between two steps; x"), 130, "interrupted between two steps; x"),

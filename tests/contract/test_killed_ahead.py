@@ -92,7 +92,7 @@ def killed_and_finished(
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_captions(seed, photos, tmp_path) -> None:
+def test_captions_survive_kills_and_none_is_made_twice(seed, photos, tmp_path) -> None:
     """Each image once, the words of a run in one process; a part that was there is not asked for again."""
     model = toy_captioner(tmp_path / "llava", "llava")
 
@@ -122,7 +122,7 @@ def test_captions(seed, photos, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_encodings(seed, toy_folder, photos, tmp_path) -> None:
+def test_encodings_survive_kills_and_none_is_made_twice(seed, toy_folder, photos, tmp_path) -> None:
     """An entry for each caption, for no words, and for each image, as one process makes them."""
 
     def cache(name: str) -> Callable[[], object]:

@@ -169,7 +169,7 @@ def lines(runs: Path) -> int:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_killed_at_random_moments(seed, toy_folder, unkilled, tmp_path) -> None:
+def test_ddp_training_killed_at_random_moments_equals_the_unbroken_one(seed, toy_folder, unkilled, tmp_path) -> None:
     """The parent, then a rank, and so on; each time after a random number of further losses and a random wait."""
     draw, kills = random.Random(seed), 0
     for turn in range(KILLS):
@@ -200,7 +200,7 @@ def start(toy_folder: Path, runs: Path) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.slow
-def test_the_typed_command_killed(toy_folder, unkilled, tmp_path) -> None:
+def test_the_typed_command_killed_leaves_no_process(toy_folder, unkilled, tmp_path) -> None:
     """`trainer=ddp` types the command again: the parent killed when it has, then a rank, then the parent at work."""
     for parent, more in ((True, 0), (False, 2), (True, 2)):
         typed = start(toy_folder, tmp_path)

@@ -53,7 +53,7 @@ def start(runs: Path, launcher: str) -> subprocess.Popen[bytes]:
 
 
 @each
-def test_killed_it_leaves_nothing_and_goes_on(launcher, tmp_path) -> None:
+def test_a_killed_launcher_leaves_no_process_and_resumes(launcher, tmp_path) -> None:
     store = tmp_path / "store"
     command = start(tmp_path, launcher)
     while not history(store, "made") and command.poll() is None:
@@ -69,7 +69,7 @@ def test_killed_it_leaves_nothing_and_goes_on(launcher, tmp_path) -> None:
     assert len(history(store, "made")) == len(set(history(store, "made"))) >= len(SIX) - 2
 
 
-def test_a_plugin_that_is_absent_is_named_with_its_extra() -> None:
+def test_a_missing_launcher_plugin_is_named_with_its_extra() -> None:
     for missing, extra in [
         ("hydra/launcher/joblib", "joblib"),
         ("hydra/launcher/submitit_slurm", "submitit"),
@@ -81,7 +81,7 @@ def test_a_plugin_that_is_absent_is_named_with_its_extra() -> None:
 
 
 @needs("submitit")
-def test_slurm_gets_one_task_a_device() -> None:
+def test_slurm_gets_one_task_per_device() -> None:
     from hydra import compose
 
     from restore_lab.config.conf_dir import conf_dir
@@ -97,7 +97,7 @@ def test_slurm_gets_one_task_a_device() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("hydra_plugins") is None, reason="needs the extra optuna")
-def test_optuna_asks_for_the_same_trials_again(tmp_path) -> None:
+def test_optuna_with_a_seed_repeats_its_trials(tmp_path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     asked = [trials(tmp_path, "hydra.sweeper.n_trials=6"), trials(tmp_path, "hydra.sweeper.n_trials=7")]
     assert len(asked[0]) == 6 and asked[1][:6] == asked[0]

@@ -50,7 +50,7 @@ def copy(tmp_path: Path) -> Path:
     return folder
 
 
-def test_format_mends_a_file(copy: Path) -> None:
+def test_format_fixes_a_file(copy: Path) -> None:
     done = make("format", folder=copy)
     assert done.returncode == 0, done.stderr
     assert (copy / "odd.py").read_text() == "import os\nimport sys\n\nprint(os, sys)\n"
@@ -66,7 +66,7 @@ def test_clean_removes_what_was_built_and_nothing_else(copy: Path) -> None:
     assert (copy / "runs/keep").is_dir()
 
 
-def test_photographs_that_are_there_are_counted_and_absent_packages_named(tmp_path: Path) -> None:
+def test_photographs_counts_present_tiles_and_names_missing_packages(tmp_path: Path) -> None:
     for half in ("train", "val"):
         (tmp_path / "photographs_free" / half).mkdir(parents=True)
         (tmp_path / "photographs_free" / half / "a.png").touch()
@@ -78,7 +78,7 @@ def test_photographs_that_are_there_are_counted_and_absent_packages_named(tmp_pa
     assert absent.returncode != 0 and ": no .deb of " in absent.stderr
 
 
-def test_bench_times_both(tmp_path: Path) -> None:
+def test_bench_times_degradation_and_steps(tmp_path: Path) -> None:
     small = "--rounds=1 --batch=1 --size=64 --threads=1 --basicsr-python=none"
     done = make("bench", f"DEGRADATION={small}", f"SPEED={SPEED} --output={tmp_path}")
     assert done.returncode == 0, done.stderr
@@ -87,14 +87,14 @@ def test_bench_times_both(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_bench_gpu_says_in_one_line_that_there_is_no_gpu() -> None:
+def test_bench_gpu_without_a_gpu_ends_in_one_line() -> None:
     done = make("--silent", "bench-gpu")
     said = [line for line in done.stderr.splitlines() if not line.startswith("make: ")]
     assert done.returncode != 0 and not done.stdout
     assert said == ["benchmarks.speed: --device cuda, and torch finds no CUDA device here; use --device cpu"]
 
 
-def test_the_rings_collect_what_they_are_for() -> None:
+def test_each_ring_collects_its_own_tests() -> None:
     slow = make("test-slow", TWO_FILES)
     assert slow.returncode == 0 and "test_big_images.py" in slow.stdout, slow.stdout
     assert "test_launchers.py::" not in slow.stdout and "deselected" in slow.stdout, slow.stdout

@@ -75,7 +75,7 @@ def killed(what: Callable[[], object], *, when: Callable[[], bool]) -> bool:
     return process.exitcode == -signal.SIGKILL
 
 
-def test_whose_parts_are_whose(as_rank) -> None:
+def test_processes_divide_the_images_among_themselves(as_rank) -> None:
     for by in ("torchrun", "srun"):
         shares = [as_rank(rank, 4, lambda: own_parts(11, done=(6).__eq__), by=by) for rank in range(4)]
         assert sorted(number for share in shares for number in share) == [0, 1, 2, 3, 4, 5, 7, 8, 9, 10]
@@ -83,7 +83,7 @@ def test_whose_parts_are_whose(as_rank) -> None:
     assert rank_and_world() == (0, 1)
 
 
-def test_a_batch_script_that_starts_no_tasks_is_one_process(monkeypatch) -> None:
+def test_a_slurm_batch_script_without_srun_is_one_process(monkeypatch) -> None:
     """sbatch says how many tasks a job may have; only srun starts them."""
     monkeypatch.setenv("SLURM_PROCID", "0")
     monkeypatch.setenv("SLURM_NTASKS", "4")
@@ -119,7 +119,7 @@ def alone(toy_folder, photos, tmp_path_factory) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_an_evaluation_over_processes_is_that_of_one(world, alone, toy_folder, photos, tmp_path, as_rank) -> None:
+def test_an_evaluation_over_processes_equals_that_of_one(world, alone, toy_folder, photos, tmp_path, as_rank) -> None:
     """Bit for bit, files and all, in whatever order the processes finish; the last of them has the table."""
     cfg = scored(toy_folder, photos, tmp_path)
     for rank in reversed(range(world)):
@@ -132,7 +132,7 @@ def test_an_evaluation_over_processes_is_that_of_one(world, alone, toy_folder, p
         as_rank(0, world, lambda: evaluate(scored(toy_folder, photos, tmp_path, "again=true")))
 
 
-def test_a_killed_evaluation_goes_on(alone, toy_folder, photos, tmp_path, as_rank, capsys) -> None:
+def test_a_killed_evaluation_resumes(alone, toy_folder, photos, tmp_path, as_rank, capsys) -> None:
     """Killed twice, then finished by another number of processes: no part is made twice, and the record is the same."""
     cfg = scored(toy_folder, photos, tmp_path)
     made: dict[Path, int] = {}
@@ -155,14 +155,14 @@ def test_a_killed_evaluation_goes_on(alone, toy_folder, photos, tmp_path, as_ran
     assert files(record.parent) == alone and not parts()
 
 
-def test_parts_of_another_cut_are_not_taken(alone, toy_folder, photos, tmp_path, as_rank) -> None:
+def test_parts_of_another_division_are_measured_again(alone, toy_folder, photos, tmp_path, as_rank) -> None:
     as_rank(1, 2, lambda: evaluate(scored(toy_folder, photos, tmp_path, "eval_batch_size=3")))
     assert len(list(tmp_path.rglob("parts-*/*.safetensors"))) == 2
     done = evaluate(scored(toy_folder, photos, tmp_path))
     assert done is not None and files(done.folder) == alone
 
 
-def test_again_measures_anew(toy_folder, photos, tmp_path) -> None:
+def test_again_true_measures_everything_again(toy_folder, photos, tmp_path) -> None:
     first = evaluate(scored(toy_folder, photos, tmp_path, QUICK))
     assert first is not None
     before = (first.folder / "record.json").stat().st_mtime_ns
@@ -171,7 +171,7 @@ def test_again_measures_anew(toy_folder, photos, tmp_path) -> None:
     assert read_record(again.folder).results == first.results
 
 
-def test_the_verb_starts_processes_and_reads_their_record(toy_folder, photos, tmp_path, as_rank, monkeypatch, capsys):
+def test_evaluate_starts_processes_and_reads_their_record(toy_folder, photos, tmp_path, as_rank, monkeypatch, capsys):
     """`devices=2`, also again; the processes are played by this one."""
     asked: list[tuple[int, tuple[str, ...], bool]] = []
 
@@ -200,7 +200,7 @@ def restoring(toy_folder: Path, photos: Path, output: Path, *words: str):
     return composed("restore", *small(toy_folder), *told, *words)
 
 
-def test_restoring_over_processes_is_that_of_one_and_goes_on(
+def test_restoring_over_processes_equals_that_of_one_and_resumes(
     toy_folder, photos, tmp_path, as_rank, monkeypatch
 ) -> None:
     whole = restore_folder(restoring(toy_folder, photos, tmp_path / "one"))
@@ -231,7 +231,7 @@ def test_restoring_over_processes_is_that_of_one_and_goes_on(
 # Captions ------------------------------------------------------------------------------------------------------------
 
 
-def test_captions_over_processes_are_those_of_one_and_go_on(photos, tmp_path, as_rank) -> None:
+def test_captions_over_processes_equal_those_of_one_and_resume(photos, tmp_path, as_rank) -> None:
     """Without the captioner's own cache: what a killed run had said is in its parts."""
     model = toy_captioner(tmp_path / "llava", "llava")
 
@@ -258,7 +258,9 @@ def test_captions_over_processes_are_those_of_one_and_go_on(photos, tmp_path, as
 # Caches --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_cache_filled_by_processes_that_were_killed(toy_folder, photos, tmp_path, as_rank, monkeypatch) -> None:
+def test_a_cache_filled_by_killed_processes_holds_whole_entries(
+    toy_folder, photos, tmp_path, as_rank, monkeypatch
+) -> None:
     """Nothing lost, nothing twice: in the end an entry for each caption, for no words, and for each image."""
     data = ("make=cache", "data=folder", f"data.root={photos}", "crop=16", "progress=false", "device=cpu")
     prior = (f"backbone.path={toy_folder}", f"backbone.cache_dir={tmp_path / 'cache'}", "backbone.cache_latents=true")
@@ -288,7 +290,7 @@ def packing(photos: Path, output: Path) -> tuple[str, ...]:
     return *words, "devices=2", f"hydra.run.dir={output}.hydra"
 
 
-def test_packing_by_two_typed_processes_killed_and_finished(tmp_path) -> None:
+def test_packing_by_two_killed_processes_resumes_to_the_same_shards(tmp_path) -> None:
     """SIGKILL to the command at its first shards: its processes go with it; the same command ends in one's bytes.
 
     The command itself is a fork of this process; its two are typed.
@@ -320,14 +322,14 @@ def test_packing_by_two_typed_processes_killed_and_finished(tmp_path) -> None:
     assert not list(output.glob(".*.part"))
 
 
-def test_a_process_that_fails_is_named(tmp_path) -> None:
+def test_a_failing_process_is_named(tmp_path) -> None:
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "1.png").write_bytes(b"no image")
     done = forked(*packing(tmp_path / "bad", tmp_path / "out"), cwd=tmp_path, paths=(ROOT,))
     assert "restore-lab: process 0 of 2 failed (status 2); the same command continues" in done.stderr
 
 
-def test_load_gives_each_process_of_a_machine_its_own_gpu(toy_folder, monkeypatch) -> None:
+def test_load_gives_each_process_of_a_machine_a_gpu(toy_folder, monkeypatch) -> None:
     import torch
 
     from restore_lab.system.processes import device

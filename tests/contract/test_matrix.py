@@ -35,14 +35,14 @@ def priors(tmp_path_factory) -> Iterator[Priors]:
 
 
 @pytest.mark.parametrize("choice", pairwise(), ids=name_of)
-def test_a_combination(choice, priors, tmp_path) -> None:
+def test_a_combination_trains_samples_saves_and_loads(choice, priors, tmp_path) -> None:
     cfg = priors.config(choice)
     module = made(cfg)
     trained(module)
     comes_back(module, cfg, tmp_path, restored(module))
 
 
-def test_every_pair_is_there() -> None:
+def test_the_rows_cover_every_pair_of_options() -> None:
     there = {pair for choice in pairwise() for pair in itertools.combinations(choice.items(), 2)}
     for a, b in itertools.combinations(AXES, 2):
         for x, y in itertools.product(AXES[a], AXES[b]):
@@ -62,7 +62,7 @@ def test_every_pair_is_there() -> None:
     ],
     ids=name_of,
 )
-def test_what_the_matrix_leaves_out_is_refused(choice) -> None:
+def test_combinations_outside_the_matrix_are_refused(choice) -> None:
     """The last by the part itself: a stream with nobody looking."""
     assert not meaningful(choice)
     words = [word for axis, option in choice.items() for word in AXES[axis][option]]

@@ -21,7 +21,7 @@ def pairs() -> Batch:
 
 
 @pytest.mark.parametrize("method", ["spire", "supir", "instantir", "dra"])
-def test_a_method_around_a_prior_in_bfloat16(method) -> None:
+def test_a_bfloat16_prior_leaves_trained_parts_in_float32(method) -> None:
     """Trained parts stay in float32; a sample is near the float32 prior's, without any autocast around it."""
     found: dict[str, Tensor] = {}
     cfg = composed("train", f"method={method}", "lq_encoder=codec", "sampler.steps=2")

@@ -101,7 +101,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_a_later_stage_is_refused_before_the_first(case, fitting, tmp_path) -> None:
+def test_a_bad_later_stage_is_refused_before_the_first_trains(case, fitting, tmp_path) -> None:
     method, words, said = REFUSALS[case]
     with pytest.raises(ValueError, match=said) as caught:
         fitting(method, *DEVICES, *words)
@@ -116,7 +116,7 @@ def test_a_later_stage_is_refused_before_the_first(case, fitting, tmp_path) -> N
         ("diff_restorer", "decoder", "adaptor", "processor.hidden"),
     ],
 )
-def test_weights_that_an_earlier_stage_will_write_are_compared(method, stage, before, at, fitting, tmp_path) -> None:
+def test_weights_of_an_earlier_stage_are_checked_for_fit(method, stage, before, at, fitting, tmp_path) -> None:
     """A stage that was given a method of its own cannot take the weights of the one before."""
 
     def narrow(cfg) -> None:
@@ -141,7 +141,7 @@ def test_an_absent_device_is_refused_before_the_first_stage(fitting) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_later_stage_of_every_method_can_be_looked_at(method) -> None:
+def test_every_later_stage_of_every_method_passes_preflight(method) -> None:
     """None is passed over because it would not build without weights."""
     for stage in plan_stages(composed("train", f"method={method}"))[1:]:
         module = check_module(stage.node)
@@ -168,7 +168,7 @@ UNFIT = {
 
 @pytest.mark.parametrize("verb", ["restore", "evaluate"])
 @pytest.mark.parametrize("weights", UNFIT)
-def test_weights_that_cannot_be_taken_are_refused_before_a_prior_is_read(verb, weights, unreadable, tmp_path) -> None:
+def test_unusable_weights_are_refused_before_a_prior_is_read(verb, weights, unreadable, tmp_path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.safetensors").write_text("no weights")
     place = weights if weights.startswith("asset:") else tmp_path / weights
@@ -183,7 +183,7 @@ def test_weights_that_cannot_be_taken_are_refused_before_a_prior_is_read(verb, w
         load_method(cfg)
 
 
-def test_a_captioner_that_is_not_there_is_refused_before_a_prior_is_loaded(tmp_path) -> None:
+def test_a_missing_captioner_is_refused_before_a_prior_is_read(tmp_path) -> None:
     cfg = composed(
         "evaluate", "prompt/semantic=vlm", "prompt.semantic.captioner.model=./nowhere", f"runs_dir={tmp_path}"
     )

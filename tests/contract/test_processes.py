@@ -58,7 +58,7 @@ def trained(toy_folder: Path, file: Path, *, devices: int) -> tuple[dict[str, Te
     return {name: p.detach().cpu() for name, p in module.trainable().items()}, lines
 
 
-def test_two_processes_train_what_one_trains(toy_folder, tmp_path) -> None:
+def test_two_processes_train_the_weights_of_one(toy_folder, tmp_path) -> None:
     one, logged = trained(toy_folder, tmp_path / "one", devices=1)
     two, logged_by_two = trained(toy_folder, tmp_path / "two", devices=2)
     assert [line["step"] for line in logged] == [line["step"] for line in logged_by_two] == [1, 2, 2, 3, 4, 4]
@@ -75,7 +75,7 @@ def start(toy_folder: Path) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in module.trainable().items()}
 
 
-def test_a_loss_over_the_whole_batch_is_refused() -> None:
+def test_a_loss_over_the_whole_batch_is_refused_under_ddp() -> None:
     module = ClipPretraining.__new__(ClipPretraining)
     torch.nn.Module.__init__(module)
     training = TrainingModule(module, optimisation=Optimisation(lr=1e-3))

@@ -70,7 +70,7 @@ def run(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("verb", ["restore", "evaluate"])
-def test_a_manifest_reads_no_file_and_writes_nowhere_else(verb, run, tmp_path, monkeypatch) -> None:
+def test_a_received_manifest_reads_no_file_and_writes_none(verb, run, tmp_path, monkeypatch) -> None:
     """An experiment in the folder, which would write a variable's value into a note; caches, captioners, hub ids."""
     monkeypatch.setenv("PRIVATE", SECRET)
     evil = tmp_path / "sent" / "evil.yaml"
@@ -95,7 +95,7 @@ def test_a_manifest_reads_no_file_and_writes_nowhere_else(verb, run, tmp_path, m
     assert "steps: 3" in out
 
 
-def test_trust_is_typed_and_lets_the_makers_places_in(run, tmp_path) -> None:
+def test_trust_true_lets_paths_of_the_manifest_in(run, tmp_path) -> None:
     folder = manifest_folder(tmp_path, "backbone.path=/models/mine", "output=/etc", "sampler.steps=3")
     status, out, err = run("restore", f"weights={folder}", "input=x", "trust=true", "--cfg", "job")
     assert status == 0 and "path: /models/mine" in out and "/etc" not in out
@@ -117,19 +117,19 @@ def test_trust_is_typed_and_lets_the_makers_places_in(run, tmp_path) -> None:
     ],
     ids=["deep", "open", "long", "empty", "escape", "null", "extra"],
 )
-def test_a_manifest_that_is_none_is_one_line(text, run, tmp_path) -> None:
+def test_a_malformed_manifest_is_refused_in_one_line(text, run, tmp_path) -> None:
     (tmp_path / MANIFEST).write_text(text)
     status, _, err = run("restore", f"weights={tmp_path}", "input=x")
     assert status == 2 and len(err) == 1 and "not a manifest" in err[0] and len(err[0]) < 500 and "\x1b" not in err[0]
 
 
-def test_what_is_printed_of_a_manifest_is_no_command_to_the_terminal(run, tmp_path) -> None:
+def test_escape_sequences_of_a_manifest_are_spelled_out(run, tmp_path) -> None:
     folder = manifest_folder(tmp_path, "sampler.x=\x1b]0;owned\x07\x1b[2J", "prompt.positive=\u202egnp.exe")
     _, _, err = run("restore", f"weights={folder}", "input=x", "--cfg", "job")
     assert len(err) == 1 and "\\x1b[2J" in err[0] and not set("\x1b\x07\u202e") & set(err[0])
 
 
-def test_stdout_shows_text_and_keeps_its_lines(run) -> None:
+def test_escape_sequences_on_stdout_and_in_logs_are_spelled_out(run) -> None:
     assert escape_control("a\tb\nc \x9b1m\u2067") == "a\tb\nc \\x9b1m\\u2067"
     logged = logging.LogRecord("x", logging.INFO, "", 0, "left out: %s", ("\x1b[2J.jpg",), None)
     assert Formatter("%(message)s").format(logged) == "left out: \\x1b[2J.jpg"
@@ -142,7 +142,7 @@ def test_stdout_shows_text_and_keeps_its_lines(run) -> None:
 # Weights -------------------------------------------------------------------------------------------------------------
 
 
-def test_weights_that_claim_anothers_identity_have_a_record_of_their_own(tmp_path) -> None:
+def test_weights_with_a_stolen_identity_get_a_separate_record(tmp_path) -> None:
     """Else the person's numbers would be printed as theirs, or the other way round."""
     runs, claimed = tmp_path / "runs", "a" * 16
     for place, content in ((runs / "mine" / f"adaptor-{claimed}", b"mine"), (tmp_path / "sent", b"theirs")):
@@ -161,7 +161,7 @@ def test_weights_that_claim_anothers_identity_have_a_record_of_their_own(tmp_pat
     assert scores(runs / "mine" / "link").parents == ()
 
 
-def test_weights_lie_in_their_folder(tmp_path) -> None:
+def test_weights_that_link_out_of_their_folder_are_refused(tmp_path) -> None:
     os.symlink(ASSETS / "spire_tiny_sd" / WEIGHTS, tmp_path / WEIGHTS)
     with pytest.raises(ValueError, match="is a link that leads out of the folder; give the file itself"):
         weights_file(str(tmp_path))
@@ -177,7 +177,7 @@ def test_weights_lie_in_their_folder(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("hashes", [7, "x", ["adaptor.safetensors"], {"adaptor.safetensors": 7}])
-def test_hashes_that_are_none_do_not_pass(hashes, tmp_path) -> None:
+def test_weights_with_a_malformed_hash_are_refused(hashes, tmp_path) -> None:
     shutil.copy(ASSETS / "spire_tiny_sd" / WEIGHTS, tmp_path)
     Manifest(identity="a" * 16, kind="adaptor", extra={"sha256": hashes}).write(tmp_path)
     with pytest.raises(ValueError, match="not what its manifest says was written"):
@@ -197,7 +197,7 @@ def test_hashes_that_are_none_do_not_pass(hashes, tmp_path) -> None:
         ("tokenizer_config.json", {"merges_file": "/etc/passwd"}, "names a file elsewhere"),
     ],
 )
-def test_a_model_sends_the_libraries_nowhere_else(file, settings, says, tmp_path) -> None:
+def test_a_model_config_that_names_other_files_is_refused(file, settings, says, tmp_path) -> None:
     folder = tmp_path / "clip"
     shutil.copytree(ASSETS / "tiny_clip", folder)
     check_model(folder)
@@ -210,7 +210,7 @@ def test_a_model_sends_the_libraries_nowhere_else(file, settings, says, tmp_path
 
 
 @pytest.mark.parametrize("shards", [7, ["../x.safetensors"], {"a": "../../x.safetensors"}, {"a": 7}, {"a": ["b"]}])
-def test_an_index_of_shards_leads_nowhere_else(shards, run, tmp_path) -> None:
+def test_an_index_of_shards_outside_its_folder_is_refused(shards, run, tmp_path) -> None:
     folder = tmp_path / "prior"
     shutil.copytree(ASSETS / "tiny_sd", folder)
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
@@ -254,7 +254,7 @@ def test_a_link_in_a_record_is_not_embedded(tmp_path, caplog) -> None:
     assert "is a link that leads out of" in data["missing"] and "not a WebP image" in data["missing"]
 
 
-def test_a_record_whose_parents_go_in_a_circle_ends(tmp_path) -> None:
+def test_a_record_with_circular_parents_ends(tmp_path) -> None:
     place = tmp_path / "scores-a"
     record(place, "a")
     head = json.loads((place / RECORD).read_text())
@@ -286,7 +286,7 @@ def test_a_record_whose_parents_go_in_a_circle_ends(tmp_path) -> None:
         {"extra": 1},
     ],
 )
-def test_a_record_of_other_kinds_is_one_line(change, run, tmp_path) -> None:
+def test_a_record_with_fields_of_other_types_is_refused_in_one_line(change, run, tmp_path) -> None:
     place = tmp_path / "scores"
     record(place, "a")
     head = json.loads((place / RECORD).read_text())
@@ -296,7 +296,7 @@ def test_a_record_of_other_kinds_is_one_line(change, run, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("value", ["NaN", "1e999", "-Infinity", "1e300", '"1"', "true", "[1]", "9" * 5000])
-def test_a_mean_that_is_no_number_is_one_line(value, tmp_path) -> None:
+def test_a_mean_that_is_no_number_is_refused_in_one_line(value, tmp_path) -> None:
     place = tmp_path / "scores"
     record(place, "a")
     head = json.loads((place / RECORD).read_text())
@@ -306,7 +306,7 @@ def test_a_mean_that_is_no_number_is_one_line(value, tmp_path) -> None:
         read_record(place)
 
 
-def test_a_table_of_images_with_other_columns_or_without_end_is_one_line(tmp_path, monkeypatch) -> None:
+def test_a_bad_table_of_images_is_refused_in_one_line(tmp_path, monkeypatch) -> None:
     import hashlib
 
     from restore_lab.data import parquet
@@ -336,7 +336,7 @@ def test_a_table_of_images_with_other_columns_or_without_end_is_one_line(tmp_pat
         read_record(place)
 
 
-def test_names_too_long_for_a_file_are_shortened_and_stay_distinct(tmp_path) -> None:
+def test_long_names_are_shortened_and_stay_distinct(tmp_path) -> None:
     long = ["n" * 254, "n" * 253 + "m", "\u732b" * 120, "a/" + "n" * 5000, "\ud800" * 300]
     files = [image_file(tmp_path, "row" * 200, name) for name in long]
     assert len(set(files)) == len(long) and all(len(part.encode()) <= 255 for file in files for part in file.parts)
@@ -349,7 +349,7 @@ def test_names_too_long_for_a_file_are_shortened_and_stay_distinct(tmp_path) -> 
 # Tables --------------------------------------------------------------------------------------------------------------
 
 
-def test_what_a_table_prints_is_text_in_every_format(tmp_path) -> None:
+def test_a_tables_text_is_escaped_in_every_format(tmp_path) -> None:
     from dataclasses import replace
 
     plan, spec = toy_table(tmp_path, images=False)
@@ -387,14 +387,14 @@ def test_what_a_table_prints_is_text_in_every_format(tmp_path) -> None:
         ("", ""),
     ],
 )
-def test_a_spreadsheet_is_given_no_formula(value, shown) -> None:
+def test_restored_csv_holds_no_formula(value, shown) -> None:
     assert spreadsheet_cell(value) == shown
 
 
 # Files ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_is_a_file(tmp_path) -> None:
+def test_pipes_and_devices_are_not_opened(tmp_path) -> None:
     """No pipe is waited for, no device read, no circle followed, nothing without end."""
     os.mkfifo(tmp_path / "pipe")
     os.symlink(tmp_path / "circle", tmp_path / "circle")
@@ -419,7 +419,7 @@ def test_a_file_is_a_file(tmp_path) -> None:
     assert json_of(tmp_path / "fine")
 
 
-def test_every_reader_of_json_and_yaml_is_bounded() -> None:
+def test_every_reader_of_json_and_yaml_is_bounded_in_size_and_depth() -> None:
     """What reads by itself reads the package's own files; YAML is read from no folder but the person's configs."""
     own = {
         "inspection/needs.py",  # hub_facts.yaml
@@ -441,7 +441,7 @@ def test_every_reader_of_json_and_yaml_is_bounded() -> None:
     assert found == own | {"storage/foreign.py"}
 
 
-def test_completion_offers_no_name_that_a_shell_would_run(run, tmp_path, monkeypatch) -> None:
+def test_completion_omits_names_that_a_shell_would_run(run, tmp_path, monkeypatch) -> None:
     for name in ("$(touch mark)", "`touch mark`", "fine.jpg", "a;b"):
         (tmp_path / name).touch()
     line = f"restore-lab restore input={tmp_path}/"

@@ -74,7 +74,7 @@ def clip(page: Any) -> str:
     return page.locator("#left-pane").evaluate("pane => getComputedStyle(pane).clipPath")
 
 
-def test_the_hostile_caption_is_text(opened) -> None:
+def test_a_hostile_caption_is_shown_as_text(opened) -> None:
     page = opened.page
     assert page.title() == "toy/one: two rows"
     page.locator("#search").fill("bold")
@@ -83,7 +83,7 @@ def test_the_hostile_caption_is_text(opened) -> None:
     assert "</script>" in page.locator("#words").inner_text()
 
 
-def test_the_policy_stops_what_would_leave_the_page(opened) -> None:
+def test_the_content_policy_blocks_requests(opened) -> None:
     """Not only is nothing asked for: nothing could be."""
     attempt = "fetch('https://example.org/').then(() => 'left', () => 'stopped')"
     assert opened.page.evaluate(attempt) == "stopped"
@@ -140,7 +140,7 @@ def test_zoom_is_common_to_all_views(opened) -> None:
     assert page.evaluate("zoom.x") == pytest.approx(0.25 * (1 - scale) + 0.25, abs=0.02)
 
 
-def test_zoom_by_keys_and_its_pixels_are_seen(opened) -> None:
+def test_keys_zoom_to_single_pixels(opened) -> None:
     page = opened.page
     page.locator("#compare").focus()
     page.keyboard.press("+")
@@ -174,7 +174,7 @@ def test_images_sort_by_any_metric_row_and_difference(opened) -> None:
     assert names(page) == KEYS
 
 
-def test_the_worst_ten_of_each_method(opened) -> None:
+def test_the_worst_ten_of_each_method_are_listed(opened) -> None:
     page = opened.page
     page.get_by_role("button", name="worst ten of Ours (b)").click()
     assert names(page) == KEYS[: N - 11 : -1] and len(names(page)) == 10
@@ -184,7 +184,7 @@ def test_the_worst_ten_of_each_method(opened) -> None:
     assert len(names(page)) == N
 
 
-def test_thumbnails_by_keys(opened) -> None:
+def test_keys_move_between_thumbnails(opened) -> None:
     """One stop for the tab key, arrows inside, and the viewer follows."""
     page = opened.page
     assert page.locator(".thumbnail[tabindex='0']").count() == 1
@@ -227,7 +227,7 @@ def test_curves_show_values_at_the_cursor(opened) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_shows_it_without_scrolling_sideways(browser, file, scheme) -> None:
+def test_a_narrow_screen_needs_no_horizontal_scroll(browser, file, scheme) -> None:
     page = browser.new_page(viewport={"width": 360, "height": 740}, color_scheme=scheme)
     page.goto(file.as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") <= 360

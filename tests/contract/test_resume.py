@@ -14,7 +14,7 @@ def steps(folder: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (folder / "losses.jsonl").read_text().splitlines()]
 
 
-def test_killed_and_started_again(toy_folder, tmp_path) -> None:
+def test_a_killed_training_resumes_to_the_unbroken_one(toy_folder, tmp_path) -> None:
     kill = ("callbacks=[{_target_:tests.helpers.kill_callbacks.KillAt,step:5}]", "trusted_packages=[tests]")
     killed = train(toy_folder, tmp_path / "killed", *kill)
     assert killed.returncode == -signal.SIGKILL, killed.stderr

@@ -39,7 +39,7 @@ BACK = pytest.param(SHARDED, (), id="then_whole", marks=pytest.mark.slow)  # as 
 
 
 @pytest.mark.parametrize(("first", "then"), [pytest.param((), SHARDED, id="then_sharded"), BACK])
-def test_a_run_goes_on_with_its_weights_in_pieces_or_whole(toy_folder, tmp_path, whole, first, then) -> None:
+def test_a_run_resumes_with_sharded_or_whole_weights(toy_folder, tmp_path, whole, first, then) -> None:
     """Killed after the checkpoint of step 3, continued the other way: optimiser, average and losses go on."""
     killed = train(toy_folder, tmp_path / "run", *first, *KILL)
     assert killed.returncode != 0 and not list(tmp_path.rglob("adaptor.safetensors")), killed.stderr
@@ -57,14 +57,14 @@ def test_a_run_goes_on_with_its_weights_in_pieces_or_whole(toy_folder, tmp_path,
     assert headers[0] == headers[1]  # the prior's fingerprint is that of the whole prior
 
 
-def test_what_steps_its_own_optimisers_is_refused() -> None:
+def test_a_module_with_manual_optimisation_is_refused() -> None:
     module = TrainingModule(toy_spire(), optimisation=Optimisation(lr=1e-3))
     module.automatic_optimization = False
     with pytest.raises(ValueError, match="TrainingModule steps its optimisers itself, which trainer=fsdp does not"):
         shard(module, None)
 
 
-def test_the_prior_is_in_pieces_too(tmp_path) -> None:
+def test_the_frozen_prior_is_sharded_too(tmp_path) -> None:
     """In a group of one the pieces are whole, but every parameter, frozen ones too, is a piece."""
     from torch.distributed.tensor import DTensor
 

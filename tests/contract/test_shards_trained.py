@@ -115,7 +115,7 @@ def alone(toy_folder, shards, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_processes_train_what_one_trains(world, alone, toy_folder, shards, tmp_path) -> None:
+def test_processes_train_on_shards_what_one_trains(world, alone, toy_folder, shards, tmp_path) -> None:
     """Losses within 1e-5 of their size, weights within 1e-5: sums over a batch are taken in another order."""
     assert train(toy_folder, shards, tmp_path, world=world, workers=1)
     assert len(list((tmp_path / "notes").glob("*.jsonl"))) == world
@@ -127,7 +127,7 @@ def test_processes_train_what_one_trains(world, alone, toy_folder, shards, tmp_p
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_killed_within_an_epoch(world, toy_folder, shards, tmp_path, alone) -> None:
+def test_a_kill_within_an_epoch_loses_no_sample(world, toy_folder, shards, tmp_path, alone) -> None:
     """SIGKILL to every rank after step 3, in the first epoch, and after step 7; the checkpoints are of steps 2 and 6.
 
     Nothing lost and nothing twice: the steps that count hold the samples of a run that was never killed. One process

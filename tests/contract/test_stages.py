@@ -69,7 +69,7 @@ def folders(runs: Path) -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("method", list(METHODS))
-def test_all_stages_then_restoring(method, priors, tmp_path) -> None:
+def test_every_staged_method_trains_all_stages_and_restores(method, priors, tmp_path) -> None:
     first, second = METHODS[method]
     last = trained(method, priors[method], tmp_path)
     assert {stage: len(found) for stage, found in folders(tmp_path).items()} == {first: 1, second: 1}
@@ -94,7 +94,7 @@ def test_all_stages_then_restoring(method, priors, tmp_path) -> None:
         assert {name.partition(".")[0] for name in late.keys() - early.keys()} == {"decoder"}
 
 
-def test_a_later_setting_repeats_nothing_before_it(priors, tmp_path) -> None:
+def test_changing_a_later_stage_keeps_the_earlier_ones(priors, tmp_path) -> None:
     for method, later in (("supir", "adaptor.trunk.depth=whole"), ("diff_restorer", "decoder.blocks=1")):
         first, second = METHODS[method]
         runs = tmp_path / method
@@ -128,7 +128,7 @@ def whole_size(priors) -> int:
 
 
 @pytest.mark.parametrize("row", list(ABLATIONS))
-def test_each_of_diff_restorers_ablations_is_one_override(row, priors, whole_size) -> None:
+def test_every_ablation_of_diff_restorer_is_one_override(row, priors, whole_size) -> None:
     """It takes something away, and what is left still learns and restores. (w/o B_s needs CLIP ViT-L/14: unit test.)"""
     part, size = diff_restorer(priors, ABLATIONS[row])
     assert size < whole_size

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason=
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_killed_five_times_at_random_moments(seed, tmp_path) -> None:
+def test_a_table_killed_five_times_makes_every_job_once(seed, tmp_path) -> None:
     draw, store = random.Random(seed), tmp_path / "store"
     store.mkdir()
     for kill in range(5):
@@ -53,7 +53,7 @@ def test_killed_five_times_at_random_moments(seed, tmp_path) -> None:
     assert len(history(store, "made")) == len(set(history(store, "made"))) >= 4
 
 
-def test_two_commands_at_once_make_everything_once(tmp_path) -> None:
+def test_two_tables_at_once_make_every_job_once(tmp_path) -> None:
     store = tmp_path / "store"
     store.mkdir()
     assert [process.wait() for process in (start(store), start(store))] == [0, 0]
@@ -61,7 +61,7 @@ def test_two_commands_at_once_make_everything_once(tmp_path) -> None:
     assert none_left(store)
 
 
-def test_a_failure_leaves_its_log_and_what_needs_it_out(tmp_path) -> None:
+def test_a_failed_job_keeps_its_log_and_skips_its_dependents(tmp_path) -> None:
     jobs = [fake(tmp_path, "bad", fail=True), fake(tmp_path, "after", "bad"), fake(tmp_path, "good")]
     plan = Plan(specs=(), seeds=1, jobs={job.artefact.identity: job for job in jobs})
     failed = made(plan, tmp_path)

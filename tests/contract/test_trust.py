@@ -114,7 +114,7 @@ def test_code_beside_a_model_is_not_imported(kind, tmp_path) -> None:
     assert not mark.exists()
 
 
-def test_a_metrics_weights_are_tensors_alone(tmp_path, monkeypatch) -> None:
+def test_metric_weights_are_read_as_tensors_only(tmp_path, monkeypatch) -> None:
     """pyiqa itself would run them: it loads with weights_only=False."""
     pytest.importorskip("pyiqa")
     from pyiqa.archs.arch_util import load_pretrained_network
@@ -138,7 +138,7 @@ def test_a_metrics_weights_are_tensors_alone(tmp_path, monkeypatch) -> None:
 # Configs of others ---------------------------------------------------------------------------------------------------
 
 
-def test_a_config_beside_weights_builds_nothing_of_its_own(tmp_path) -> None:
+def test_a_config_next_to_weights_builds_no_foreign_class(tmp_path) -> None:
     """Not even what the allowlist lets pass: parts are chosen by their groups."""
     words = (
         "sampler._target_=restore_lab.data.photograph_file.write_photograph",
@@ -169,7 +169,7 @@ def test_yaml_with_tags_is_refused_and_runs_nothing(where, run, tmp_path) -> Non
     assert mark.exists()
 
 
-def test_a_package_beside_a_run_is_trusted_by_the_command_line_alone(tmp_path) -> None:
+def test_a_package_is_trusted_only_by_the_command_line(tmp_path) -> None:
     """A target that is not allowed is refused before its module is imported."""
     mark = tmp_path / "ran"
     (tmp_path / "theirs.py").write_text(code(mark))
@@ -184,7 +184,7 @@ def test_a_package_beside_a_run_is_trusted_by_the_command_line_alone(tmp_path) -
 # Names of others -----------------------------------------------------------------------------------------------------
 
 
-def test_names_stay_in_their_folder(tmp_path) -> None:
+def test_image_names_that_lead_out_of_the_folder_are_refused(tmp_path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "link").symlink_to(tmp_path)
     for name in ("../x.png", "/etc/x.png", "a/../../x.png", "link/x.png"):
@@ -193,7 +193,7 @@ def test_names_stay_in_their_folder(tmp_path) -> None:
     assert path_inside(tmp_path / "out", "a/b..c/.x.png") == tmp_path / "out/a/b..c/.x.png"
 
 
-def test_keys_of_a_dataset_write_nothing_elsewhere(tmp_path, monkeypatch) -> None:
+def test_dataset_keys_that_lead_out_of_the_folder_are_refused(tmp_path, monkeypatch) -> None:
     cfg = composed("evaluate", *few_photos(), "eval_degradation=noise")
     from restore_lab.data.sources.photos import PhotosSource
 

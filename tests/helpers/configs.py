@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
 from hydra import compose
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, open_dict
 
 from restore_lab.config.conf_dir import conf_dir
-from restore_lab.config.config_source import hydra_at
+from restore_lab.config.config_source import SECOND_NAMES, hydra_at
 from restore_lab.config.grammar import quote_override
 
 
@@ -32,10 +35,30 @@ def composed(verb: str, *overrides: str, **places: Any) -> DictConfig:
 
 @functools.lru_cache(maxsize=256)
 def _composed(conf: Path, verb: str, overrides: tuple[str, ...]) -> bytes:
-    """The whole config, pickled: many tests compose the same one, and change their copy of it."""
+    """The whole config, pickled: many tests compose the same one, and change their copy of it.
+
+    Parts are composed once, and single settings changed in a copy, as Hydra does it.
+    """
+    settings = () if "hydra." in " ".join(overrides) else tuple(word for word in overrides if _is_setting(conf, word))
     with hydra_at(conf):
-        words = [quote_override(word) for word in overrides]
-        return pickle.dumps(compose(config_name=verb, overrides=words, return_hydra_config=True))
+        cfg = pickle.loads(_parts(conf, verb, tuple(word for word in overrides if word not in settings)))
+        words = OverridesParser.create().parse_overrides([quote_override(word) for word in settings])
+        ConfigLoaderImpl._apply_overrides_to_config(words, cfg)
+    cfg.hydra.overrides.task = [quote_override(word) for word in overrides]
+    return pickle.dumps(cfg)
+
+
+@functools.lru_cache(maxsize=256)
+def _parts(conf: Path, verb: str, overrides: tuple[str, ...]) -> bytes:
+    words = [quote_override(word) for word in overrides]
+    return pickle.dumps(compose(config_name=verb, overrides=words, return_hydra_config=True))
+
+
+def _is_setting(conf: Path, word: str) -> bool:
+    """Whether an override sets a value (`sampler.steps=3`) and chooses no part of a group."""
+    key = word.partition("=")[0].lstrip("+")
+    choice = not re.fullmatch(r"[\w.]+", key) or key in ("experiment", *SECOND_NAMES) or (conf / key).is_dir()
+    return "=" in word and not choice
 
 
 def small(folder: Path) -> tuple[str, ...]:

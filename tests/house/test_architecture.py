@@ -134,7 +134,7 @@ def circle(graph: Mapping[str, set[str]]) -> list[str]:
     return []
 
 
-def test_no_modules_import_one_another() -> None:
+def test_no_two_modules_import_each_other() -> None:
     names = {module_of(path): path for path in MODULES if path.name != "__init__.py"}
     graph = {
         name: {
@@ -159,12 +159,12 @@ RESTORING = [
 
 
 @pytest.mark.parametrize("path", RESTORING, ids=name_of)
-def test_restoring_starts_without_what_only_training_needs(path: Path) -> None:
+def test_restoring_imports_no_training_library_at_start(path: Path) -> None:
     heavy = [(line, name) for line, name in at_start(parsed(path)) if name.split(".")[0] in FOR_TRAINING]
     assert heavy == [], f"{name_of(path)}: import these inside a function"
 
 
-def test_the_check_itself_sees_a_backward_import_inside_a_function() -> None:
+def test_the_check_finds_a_backward_import_inside_a_function() -> None:
     tree = ast.parse("def f():\n    from restore_lab.cli import main\n")
     assert backward_imports("data", tree) == ["line 2: data imports restore_lab.cli.main"]
     assert backward_imports("data", ast.parse("import restore_lab.degradation.blur")) != []
@@ -218,7 +218,7 @@ def test_the_command_lines_start_imports_nothing_heavy(path: Path) -> None:
         assert [name for name in ours if not name.startswith(light)] == [], "a verb imports parts inside run()"
 
 
-def test_the_check_itself_sees_a_heavy_import_and_lets_typing_pass() -> None:
+def test_the_check_finds_a_heavy_import_and_ignores_typing() -> None:
     tree = ast.parse("if TYPE_CHECKING:\n    import torch\ntry:\n    import wandb\nexcept ImportError:\n    pass\n")
     assert at_start(tree) == [(4, "wandb")]
 
@@ -243,7 +243,7 @@ def normal(requirement: str) -> str:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_what_is_imported_is_required_or_an_extras_and_then_inside_a_function(path: Path) -> None:
+def test_imports_are_required_or_extras_inside_functions(path: Path) -> None:
     """Nothing that somebody else's requirement happens to bring, and no extra where a module is loaded."""
     needed, extras = required()
     tree = parsed(path)
@@ -253,7 +253,7 @@ def test_what_is_imported_is_required_or_an_extras_and_then_inside_a_function(pa
         assert [top for top in sorted(tops) if not allowed & set(map(normal, known.get(top, [top])))] == []
 
 
-def test_extras_that_are_named_are_there() -> None:
+def test_every_extra_that_is_named_exists() -> None:
     """In errors, configs and pages: pip install 'restore-lab[NAME]'."""
     names = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
     places = (*MODULES, *CONF.rglob("*.yaml"), *(ROOT / "docs").rglob("*.md"), ROOT / "README.md")
@@ -326,19 +326,19 @@ def exists(target: str) -> bool:
 
 
 @pytest.mark.parametrize("path", configs(), ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_every_target_in_a_config_is_there(path: Path) -> None:
+def test_every_target_in_a_config_exists(path: Path) -> None:
     found = targets(yaml.safe_load(path.read_text(encoding="utf-8")))
     missing = [name for name in found if name.startswith("restore_lab.") and not exists(name)]
     assert missing == [], f"{path.relative_to(ROOT)} names what does not exist"
 
 
-def test_the_check_itself_knows_what_exists() -> None:
+def test_the_check_knows_existing_targets() -> None:
     assert exists("restore_lab.types.Recipe.from_json")
     assert not exists("restore_lab.types.Recipes")
     assert not exists("restore_lab.nothing.Recipe")
 
 
-def test_every_verb_has_a_config_and_every_verb_is_small() -> None:
+def test_every_verb_is_small_and_has_a_config() -> None:
     from restore_lab.cli.main import NOT_VERBS, verbs
 
     for verb, line in verbs().items():

@@ -153,7 +153,7 @@ def test_every_argument_of_a_part_is_read(target) -> None:
     assert found == [], f"{target} accepts {', '.join(found)} and does nothing with it; use it, or take it away"
 
 
-def test_the_check_sees_what_it_is_for() -> None:
+def test_the_check_finds_an_unread_argument() -> None:
     """An argument that a base stores, and whose one reader a subclass replaces: Diff-Restorer's `lq_targets` once."""
     source = """
 class Base_:

@@ -88,7 +88,7 @@ def there(citation: Citation) -> bool:
     return digits.isdecimal() and 1 <= int(digits) <= facts[f"{citation.kind}s"]
 
 
-def test_what_is_cited_is_there() -> None:
+def test_every_citation_exists_in_its_paper() -> None:
     ours = [citation for citation in citations() if citation.paper is not None]
     assert [citation[:4] for citation in ours if not there(citation)] == []
     counts = Counter((citation.paper, citation.kind) for citation in ours)
@@ -107,7 +107,7 @@ def test_what_is_cited_is_there() -> None:
         ("Diff-Restorer's decoder, section III-D, Tables II and VI", "x.py", "diff_restorer", ["VI"]),
     ],
 )
-def test_a_wrong_number_is_found(text, name, paper, wrong) -> None:
+def test_a_wrong_citation_is_found(text, name, paper, wrong) -> None:
     path = Path(name)
     found = [
         Citation(name, work(text, m.start(), path), KINDS.get(m["kind"].lower(), m["kind"].lower()), number, text)

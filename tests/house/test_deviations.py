@@ -59,7 +59,7 @@ def there(word: str, method: str) -> bool:
 
 
 @pytest.mark.parametrize(("heading", "text"), sections(), ids=[heading for heading, _ in sections()])
-def test_every_setting_option_and_file_is_there(heading: str, text: str) -> None:
+def test_every_setting_option_and_file_exists(heading: str, text: str) -> None:
     method = next((name for start, name in METHODS.items() if heading.startswith(start)), "spire")
     words = {part for quoted in re.findall(r"`([^`]+)`", text) for part in quoted.split()}
     assert sorted(word for word in words if not there(word, method)) == []

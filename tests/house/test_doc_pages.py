@@ -45,7 +45,7 @@ not an output
 """
 
 
-def test_a_page_in_blocks(tmp_path) -> None:
+def test_a_page_is_split_into_blocks(tmp_path) -> None:
     page = tmp_path / "page.md"
     page.write_text(PAGE)
     file, command, needy, code, other = blocks(page)
@@ -58,7 +58,7 @@ def test_a_page_in_blocks(tmp_path) -> None:
     assert (tmp_path / "my_lab/one.py").read_text() == "ONE = 1\n"
 
 
-def test_what_is_needed_is_a_path_a_program_or_a_module() -> None:
+def test_a_page_needs_paths_programs_and_modules() -> None:
     assert there("pyproject.toml") and there("bash") and there("torch")
 
 
@@ -76,7 +76,7 @@ def test_what_is_needed_is_a_path_a_program_or_a_module() -> None:
         ("lr 1.0e-4", "lr 1.01e-4"),
     ],
 )
-def test_what_counts_as_the_same(shown, printed) -> None:
+def test_equal_outputs_do_not_differ(shown, printed) -> None:
     assert difference(shown, printed) is None
 
 
@@ -96,16 +96,16 @@ def test_what_counts_as_the_same(shown, printed) -> None:
         ("", "a warning"),
     ],
 )
-def test_what_does_not(shown, printed) -> None:
+def test_unequal_outputs_differ(shown, printed) -> None:
     assert difference(shown, printed) is not None
 
 
-def test_a_line_written_over() -> None:
+def test_a_line_written_over_shows_its_last_state() -> None:
     assert seen("  0%\r 50%\r100% done\n     \rpath\r\n") == "100% done\npath"
 
 
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
-def test_tutorials_show_something(page: Path) -> None:
+def test_every_tutorial_shows_output(page: Path) -> None:
     """Output stands behind what prints it, and is not all dots, which would be true of everything."""
     for block in blocks(page):
         assert block.language != "text", block

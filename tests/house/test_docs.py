@@ -27,7 +27,7 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_links_lead_somewhere(name) -> None:
+def test_every_link_has_a_target(name) -> None:
     page = ROOT / name
     for link in LINK.findall(CODE.sub("", page.read_text(encoding="utf-8"))):
         if link.startswith(("http://", "https://", "mailto:")):
@@ -49,7 +49,7 @@ def commands(page: Path) -> list[list[str]]:
     return found
 
 
-def test_there_are_commands_to_check() -> None:
+def test_the_pages_have_commands() -> None:
     assert sum(len(commands(page)) for page in PAGES) > 50
 
 
@@ -81,7 +81,7 @@ FILES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_files_of_code_that_a_page_names_are_there(name) -> None:
+def test_every_code_file_that_a_page_names_exists(name) -> None:
     """`trunk/unet.py` or `tests/house/test_docs.py`; a package of the reader's own is my_lab."""
     text = (ROOT / name).read_text(encoding="utf-8")
     named = set(re.findall(r"`((?:[a-z_]+/)*\w+\.py)`", text))
@@ -90,7 +90,7 @@ def test_files_of_code_that_a_page_names_are_there(name) -> None:
     assert gone == set(), f"{name}: no such file"
 
 
-def test_files_that_the_code_names_are_there() -> None:
+def test_every_file_that_a_docstring_names_exists() -> None:
     """In docstrings and comments of the package."""
     gone = []
     for path in (ROOT / "restore_lab").rglob("*.py"):

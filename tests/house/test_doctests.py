@@ -16,12 +16,12 @@ MODULES = sorted(
 )
 
 
-def test_there_are_examples() -> None:
+def test_the_restorer_has_an_example() -> None:
     assert "restore_lab.inference.restorer" in MODULES
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples(name) -> None:
+def test_every_docstring_example_passes(name) -> None:
     result = doctest.testmod(importlib.import_module(name))
     assert result.attempted > 0
     assert result.failed == 0

@@ -80,7 +80,7 @@ IMAGES = {name: what() for name, what in hostile_files.GOOD.items() if len(what(
 @pytest.mark.parametrize(
     "name", sorted(name for name in IMAGES if name.startswith(("plain", "deep", "opacity", "inks")))
 )
-def test_images(name) -> None:
+def test_the_image_reader_reads_or_refuses_in_one_line(name) -> None:
     @FUZZED
     @given(damaged(IMAGES[name]))
     def check(data: bytes) -> None:
@@ -113,7 +113,7 @@ def parquet_bytes() -> bytes:
         (".parquet", parquet_bytes()),
     ],
 )
-def test_tables_of_words(suffix, whole, tmp_path) -> None:
+def test_the_caption_reader_reads_or_refuses_in_one_line(suffix, whole, tmp_path) -> None:
     place = tmp_path / f"words{suffix}"
 
     @FUZZED
@@ -127,7 +127,7 @@ def test_tables_of_words(suffix, whole, tmp_path) -> None:
     check()
 
 
-def test_json_of_any_shape(tmp_path) -> None:
+def test_the_json_readers_read_or_refuse_in_one_line(tmp_path) -> None:
     place = tmp_path / "words.json"
 
     @FUZZED
@@ -146,7 +146,7 @@ def test_json_of_any_shape(tmp_path) -> None:
     check()
 
 
-def test_recipes() -> None:
+def test_the_recipe_reader_reads_or_refuses_in_one_line() -> None:
     whole = Recipe(pipeline="p", seed=3, steps=(Step(kind="blur", params={"sigma": 1.0}, says="Deblur"),)).to_json()
 
     @FUZZED
@@ -163,13 +163,13 @@ def test_recipes() -> None:
     st.text(max_size=60)
     | st.from_regex(r"(Deblur|Upsample|Denoise|Dejpeg) (with|to) \w+ [\d.e-]{1,6}x?", fullmatch=True)
 )
-def test_instructions(text: str) -> None:
+def test_the_instruction_parser_reads_any_text(text: str) -> None:
     found = refuses_or_reads(lambda: parse_instruction(text, height=16, width=20))
     if found is not None:
         assert found.instruction() == "; ".join(part.strip() for part in text.split(";") if part.strip())
 
 
-def test_records(tmp_path) -> None:
+def test_the_record_reader_reads_or_refuses_in_one_line(tmp_path) -> None:
     whole = json.dumps(
         {"identity": "0" * 16, "kind": "scores", "settings": {}, "parents": [], "code": "x", "extra": {}}
     )
@@ -186,7 +186,7 @@ def test_records(tmp_path) -> None:
     check()
 
 
-def test_weights_and_checkpoints(tmp_path) -> None:
+def test_the_weight_readers_read_or_refuse_in_one_line(tmp_path) -> None:
     tensors = {"a.weight": torch.ones(2, 3), "b": torch.zeros(4, dtype=torch.float16)}
     pickled = io.BytesIO()
     torch.save({"state_dict": tensors}, pickled)
@@ -205,7 +205,7 @@ def test_weights_and_checkpoints(tmp_path) -> None:
     example(first=b"", second=old)(check)()
 
 
-def test_shards(tmp_path) -> None:
+def test_the_shard_reader_reads_or_refuses_in_one_line(tmp_path) -> None:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as tar:
         for name, data in (("a.png", IMAGES["plain.png"]), ("a.txt", b"a cat")):

@@ -27,7 +27,7 @@ def settings(*words: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("method", "before"), [("supir", ""), ("instantir", "method=instantir ")])
-def test_a_release_differs_where_the_page_says(method, before) -> None:
+def test_a_release_differs_from_the_paper_as_the_page_says(method, before) -> None:
     """In nothing else at any scale, and in everything that is named at one of them: a toy may have it anyway."""
     page = PAGE.read_text(encoding="utf-8")
     (line,) = re.findall(rf"^`{before}variant=release` sets (.*)$", page, flags=re.MULTILINE)
@@ -43,7 +43,7 @@ def test_a_release_differs_where_the_page_says(method, before) -> None:
     assert [name for name in named if not any(key.startswith(name) for key in all_changed)] == []
 
 
-def test_the_release_samples_as_its_notes_say() -> None:
+def test_a_release_samples_as_its_notes_say() -> None:
     release = composed("evaluate", "method=supir", "variant=release")
     sampler = release.sampler
     assert (sampler.guidance.scale.start, sampler.guidance.scale.end) == (1.0, 4.0)
@@ -56,12 +56,12 @@ def test_the_release_samples_as_its_notes_say() -> None:
     ] == ("whole")
 
 
-def test_a_method_without_a_release_says_so() -> None:
+def test_variant_release_of_a_method_without_one_is_refused() -> None:
     with pytest.raises(OmegaConfBaseException, match="there_is_no_release_of_this_method"):
         settings("method=spire", "variant=release")
 
 
-def test_what_instantirs_training_drops() -> None:
+def test_instantirs_training_has_the_dropout_rates_of_its_variant() -> None:
     """The paper: 15 % of the images in both stages; the release's scripts; the shipped toy as it was trained."""
 
     def rates(*words: str) -> list[tuple[float, float, float] | None]:

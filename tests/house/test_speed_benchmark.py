@@ -47,14 +47,14 @@ def test_ratios_are_taken_within_turns() -> None:
     assert (ten.value, ten.low, ten.high) == (5.5, 2.0, 9.0)  # the tabled 95 % interval of ten: 2nd and 9th
 
 
-def test_ranks_of_the_median_are_the_tabled_ones() -> None:
+def test_ranks_of_the_median_are_the_tabulated_ones() -> None:
     assert [rank(n) + 1 for n in (5, 6, 10, 15, 20, 30, 50)] == [1, 1, 2, 4, 6, 10, 18]
 
 
 @pytest.mark.parametrize(
     ("low", "high", "verdict"), [(1.01, 1.2, "faster"), (0.9, 1.1, "level"), (0.8, 0.99, "slower")]
 )
-def test_verdicts(low, high, verdict) -> None:
+def test_verdicts_follow_the_interval(low, high, verdict) -> None:
     assert Ratio(value=(low + high) / 2, low=low, high=high).verdict == verdict
 
 
@@ -173,7 +173,7 @@ def test_the_whole_run_writes_every_line(tmp_path, capsys) -> None:
     assert all(f"| {name} | " in written for name in rows)
 
 
-def test_the_page_tells_known_numbers() -> None:
+def test_the_page_prints_given_numbers() -> None:
     ratio = {"value": 1.25, "low": 1.2, "high": 1.5}
     row = {"seconds": {"ours": 0.004, "diffusers": 0.005}, "ratio": ratio, "verdict": "faster", "flops": 2e9}
     rows = {"sampling step": {**row, "bytes": {"ours": 2_000_000, "diffusers": None}}}
@@ -192,7 +192,7 @@ def test_counts_follow_the_scale() -> None:
     assert planned(parse([]), "sd15").pixels == 64
 
 
-def test_rungs_add_words_once() -> None:
+def test_rungs_add_overrides_once() -> None:
     for rungs in (RESTORING, TRAINING):
         assert len({rung.name for rung in rungs}) == len(rungs)
         assert all(isinstance(rung, Rung) and rung.words for rung in rungs)

@@ -21,24 +21,24 @@ def names_in(module: str) -> set[str]:
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim[2:50])
-def test_a_claim_is_one_sentence_and_names_its_tests_at_its_end(claim) -> None:
+def test_every_claim_is_one_sentence_and_names_its_tests(claim) -> None:
     sentence = re.fullmatch(r"- (?P<said>.+?\.)(?P<marks>( `test_\w+::test_\w+`)+)", claim)
     assert sentence is not None, claim
     assert not re.search(r"[.!?] [A-Z]", sentence["said"]), "one sentence a claim"
 
 
-def test_every_test_that_is_named_is_there() -> None:
+def test_every_test_that_the_page_names_exists() -> None:
     found = MARK.findall(PAGE)
     assert len(found) >= len(CLAIMS) > 30
     for module, name in found:
         assert name in names_in(module), f"{module}::{name}"
 
 
-def test_every_attack_is_on_the_page() -> None:
+def test_every_attack_is_named_on_the_page() -> None:
     """A guard that the page leaves out is lost at the next change."""
     named = {name for _, name in MARK.findall(PAGE)}
     of_the_schema = {
         "test_every_listed_setting_is_one_of_the_configs",
-        "test_every_setting_of_the_samplers_comes_along",
+        "test_every_sampler_setting_is_accepted",
     }
     assert names_in("test_received_folder") | names_in("test_received") <= named | of_the_schema

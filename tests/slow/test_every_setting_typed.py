@@ -61,7 +61,7 @@ def cases(verb: str) -> list[tuple[str, str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in SKIPPED])
-def test_a_typed_case_ends_well_or_in_one_line(verb, toy_folder, tmp_path, monkeypatch, capsys) -> None:
+def test_a_typed_value_works_or_is_refused_in_one_line(verb, toy_folder, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     Image.effect_noise((24, 20), 60).convert("RGB").save("photo.png")
     signal.signal(signal.SIGALRM, _late)

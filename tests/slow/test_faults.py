@@ -19,7 +19,7 @@ def bench(tmp_path_factory) -> Bench:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
-def test_fault(case, bench, tmp_path) -> None:
+def test_a_fault_ends_in_one_line_and_loses_nothing(case, bench, tmp_path) -> None:
     try:
         row = case(bench, tmp_path)
     except CannotMount as error:

@@ -27,7 +27,7 @@ def datasets(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_a_table_plans_at_full_size_without_a_word_from_the_user(name, tmp_path) -> None:
+def test_every_table_plans_at_full_scale_without_overrides(name, tmp_path) -> None:
     """Nothing is refused; every measured row waits for weights, unless they ship; nothing typed names a path."""
     with hydra_at(conf_dir()):
         found = plan_tables([read_spec(name, [conf_dir()], scale="full")], store=tmp_path / "runs" / "tables", seeds=1)
@@ -39,7 +39,7 @@ def test_a_table_plans_at_full_size_without_a_word_from_the_user(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", [name for name in TABLES if name != "dra/table3"])
-def test_what_a_table_measures_is_read(name, datasets, tmp_path) -> None:
+def test_every_condition_of_a_table_reads_its_data(name, datasets, tmp_path) -> None:
     """One row under each condition: the first batch, degraded; images that differ in size never share one."""
     write_coco(tmp_path, 3)
     spec = read_spec(name, [conf_dir()], scale="full")

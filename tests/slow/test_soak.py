@@ -13,7 +13,7 @@ def flat(grown: dict[str, float], *, memory: float) -> bool:
     return grown.pop("memory") <= memory and set(grown.values()) == {0}
 
 
-def test_training_and_restoring_again_and_again(toy_folder, tmp_path) -> None:
+def test_repeated_training_and_restoring_leaks_nothing(toy_folder, tmp_path) -> None:
     found = watched(rounds(tmp_path, toy_folder), lambda count, _: count == WARM + 16)
     assert flat(growth(found), memory=5.0), found
 
@@ -23,7 +23,7 @@ def test_two_hundred_starts_and_stops_of_the_workers(toy_folder) -> None:
     assert flat(growth(found), memory=2.0), found
 
 
-def test_a_leak_is_seen() -> None:
+def test_a_leak_is_found() -> None:
     kept: list[object] = []
 
     def leaking():

@@ -39,7 +39,7 @@ def typed(folder: Path, *words: str, **variables: str) -> subprocess.CompletedPr
     )
 
 
-def test_a_sweep_has_a_folder_a_job_and_resumes(toy_folder, tmp_path) -> None:
+def test_a_sweep_has_a_folder_per_job_and_resumes(toy_folder, tmp_path) -> None:
     words = ("train", "-m", *small(toy_folder), *FEW, "name=sweep", "optimisation.lr=1e-3,2e-3")
     first = typed(tmp_path, *words)
     assert first.returncode == 0, first.stderr
@@ -52,7 +52,7 @@ def test_a_sweep_has_a_folder_a_job_and_resumes(toy_folder, tmp_path) -> None:
     assert {file: file.stat().st_mtime_ns for file in facts} == facts
 
 
-def test_a_sweep_killed_five_times(toy_folder, tmp_path) -> None:
+def test_a_sweep_killed_five_times_makes_every_job_once(toy_folder, tmp_path) -> None:
     """SIGKILL to the sweep or to what it started, at random moments: six artefacts in the end, none made again."""
     draw, runs = random.Random(0), tmp_path / "runs"
     words = ("train", "-m", *small(toy_folder), *FEW, f"runs_dir={runs}", "name=sweep", "seed=0,1,2,3,4,5")
@@ -100,7 +100,7 @@ def alike(one: Path, other: Path) -> None:
     assert apart <= 1e-6, apart
 
 
-def test_four_jobs_of_two_processes(toy_folder, tmp_path) -> None:
+def test_four_jobs_of_two_processes_run_at_once(toy_folder, tmp_path) -> None:
     """Four folders, four artefacts, those of single processes, and no process left."""
     words = ("train", "-m", *small(toy_folder), *FEW, *STEPS, "optimisation.lr=1e-3", "seed=0,1,2,3")
     two = typed(tmp_path, *words, "name=two", "trainer.devices=2", "trainer.strategy=ddp")
@@ -115,7 +115,7 @@ def test_four_jobs_of_two_processes(toy_folder, tmp_path) -> None:
     assert none_left(tmp_path)
 
 
-def test_optuna_goes_on_where_it_was(toy_folder, tmp_path) -> None:
+def test_optuna_resumes_its_study(toy_folder, tmp_path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra optuna")
     words = ("train", "-m", *small(toy_folder), *FEW, "log_every=1", "name=sweep", "hydra/sweeper=optuna_seeded")
     words += ("optimisation.lr=tag(log, interval(1e-4, 1e-3))", "optimized_metric=train/loss")
@@ -132,7 +132,7 @@ def test_optuna_goes_on_where_it_was(toy_folder, tmp_path) -> None:
     assert len(told) == 3 and best["best_value"] == pytest.approx(min(told), rel=1e-4)
 
 
-def test_slurm_starts_the_ranks(toy_folder, tmp_path) -> None:
+def test_slurm_starts_every_rank(toy_folder, tmp_path) -> None:
     """Two jobs of two ranks on a cluster of one machine: each rank a task, one artefact a job."""
     if importlib.util.find_spec("submitit") is None:
         pytest.skip("needs the extra submitit")
@@ -158,7 +158,7 @@ def test_slurm_starts_the_ranks(toy_folder, tmp_path) -> None:
     assert all(flags <= set(file.read_text().splitlines()) for file in (tmp_path / "sweep").rglob("*.sh"))
 
 
-def test_a_sweep_of_records(toy_folder, tmp_path) -> None:
+def test_a_sweep_of_evaluations_writes_a_record_per_job(toy_folder, tmp_path) -> None:
     words = ("evaluate", "-m", *small(toy_folder), "weights=null", "metrics=fidelity", "eval_degradation=noise")
     words += ("device=cpu", "name=steps", "sampler.steps=1,2", "optimized_metric=psnr")
     first = typed(tmp_path, *words)
@@ -171,7 +171,7 @@ def test_a_sweep_of_records(toy_folder, tmp_path) -> None:
     assert [(place / "record.json").stat().st_mtime_ns for place in records.values()] == before
 
 
-def test_a_table_as_typed(toy_folder, tmp_path) -> None:
+def test_a_table_is_made_by_the_typed_command(toy_folder, tmp_path) -> None:
     """Two rows and one that fails: planned, made, printed; the failure is named, and the rest is not made again."""
     node = {
         "title": "learning rates",

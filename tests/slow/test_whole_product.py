@@ -38,7 +38,7 @@ def samplers(priors) -> dict[tuple[str, ...], object]:
 
 
 @pytest.mark.parametrize("choice", MODULES, ids=name_of)
-def test_a_module_under_every_sampler(choice, priors, samplers, tmp_path) -> None:
+def test_every_module_restores_under_every_sampler(choice, priors, samplers, tmp_path) -> None:
     cfg = priors.config({**choice, "fidelity": "none", "scheduler": "ddim", "init": "noise"})
     module = made(cfg)
     trained(module)

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.tutorial
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_a_tutorial_is_true(page: Path, tmp_path) -> None:
+def test_a_tutorial_prints_what_its_page_shows(page: Path, tmp_path) -> None:
     """What is said after a block that needs something absent (an XLA environment) is followed all the same."""
     copy = Followed(tmp_path / "copy")
     for number, block in enumerate(blocks(page), 1):

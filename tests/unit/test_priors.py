@@ -35,7 +35,7 @@ def tokenizer():
     return train_tokenizer(learnt, vocab_size=600, max_length=77)
 
 
-def test_any_text_is_read_and_nothing_is_unknown(tokenizer) -> None:
+def test_the_tokenizer_reads_any_text(tokenizer) -> None:
     start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     for text in TEXTS:
         ids = tokenizer(text).input_ids
@@ -47,14 +47,14 @@ def test_any_text_is_read_and_nothing_is_unknown(tokenizer) -> None:
         assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "") == text.lower().replace(" ", "")
 
 
-def test_digits_are_read_one_by_one(tokenizer) -> None:
+def test_digits_are_single_tokens(tokenizer) -> None:
     assert tokenizer.tokenize("2026") == ["2</w>", "0</w>", "2</w>", "6</w>"]
     assert [t for t in tokenizer.tokenize("sigma 0.06") if t[0].isdigit()] == ["0</w>", "0</w>", "6</w>"]
     digits = [token for token in tokenizer.get_vocab() if any(c.isdigit() and c.isascii() for c in token)]
     assert all(len(token.removesuffix("</w>")) == 1 for token in digits)
 
 
-def test_learnt_words_are_short(tokenizer) -> None:
+def test_learned_words_are_short(tokenizer) -> None:
     """Merges were learned: an instruction takes few tokens, where bytes alone would take forty."""
     assert len(tokenizer.tokenize("denoise with sigma")) == 3
     assert len(tokenizer.tokenize("xylophone")) > 3
@@ -104,7 +104,7 @@ def codec() -> CodecPretraining:
     return CodecPretraining(channels=4, widths=[8, 8, 8], layers=1, groups=4, mse=1.0, kl=1e-4)
 
 
-def test_a_resumed_codec_goes_on_with_its_moments(tmp_path) -> None:
+def test_a_resumed_codec_keeps_its_moments(tmp_path) -> None:
     """They normalise the latents of the result and are not among the trained parameters."""
     first, second = codec(), codec()
     first._update_moments(3 + 2 * torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(0)), step=0)
@@ -282,7 +282,7 @@ def test_the_prior_runs_in_diffusers_own_pipeline(exported) -> None:
     assert made.shape == (1, 16, 16, 3)
 
 
-def test_the_prior_is_a_backbone(exported) -> None:
+def test_the_exported_prior_loads_as_a_backbone(exported) -> None:
     backbone = load_backbone(str(exported["prior"]), family="unet")
     assert backbone.schedule.prediction_type == "v_prediction"
     assert float(backbone.schedule.alpha(999)) == 0.0
@@ -356,7 +356,7 @@ def test_shipped_models_are_small_and_have_a_card(name) -> None:
     assert (folder / "README.md").read_text().startswith(f"# {name}")
 
 
-def test_shrinking_goes_through_the_size_that_is_told() -> None:
+def test_shrunk_images_pass_through_the_given_size() -> None:
     images = torch.rand(64, 3, 16, 24, generator=torch.Generator().manual_seed(0))
     made, originals = shrink_and_enlarge(images, list(range(64)), smallest=0.25)
     whole = [i for i, size in enumerate(originals) if size == (16, 24)]

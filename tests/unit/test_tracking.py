@@ -113,7 +113,7 @@ def colours(folder: Path, *rows: str) -> None:
             Image.new("RGB", (16, 8), (80 * number, 0, 0)).save(file, lossless=True)
 
 
-def test_wandbs_pages_are_the_artefacts(offline) -> None:
+def test_each_artefact_is_a_wandb_run(offline) -> None:
     """Ids, groups and ends; what resumes continues its own page, what fails is marked so, and nothing is merged."""
     import wandb
 
@@ -158,7 +158,7 @@ def losses(page: Page) -> list[tuple[int, float]]:
     return [(line["trainer/global_step"], line["train/loss"]) for line in page.history if "train/loss" in line]
 
 
-def test_without_an_account_one_line_and_no_question(offline, monkeypatch) -> None:
+def test_without_an_account_one_line_and_no_prompt(offline, monkeypatch) -> None:
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(offline / "netrc"))
@@ -172,7 +172,7 @@ def test_without_an_account_one_line_and_no_question(offline, monkeypatch) -> No
     assert pages(offline) == []
 
 
-def test_without_a_network_it_goes_on_offline(monkeypatch, caplog) -> None:
+def test_without_a_network_logging_continues_offline(monkeypatch, caplog) -> None:
     import wandb
 
     class Unreachable:
@@ -187,7 +187,7 @@ def test_without_a_network_it_goes_on_offline(monkeypatch, caplog) -> None:
     assert "wandb cannot be reached (no route to host)" in caplog.text
 
 
-def test_an_account_that_is_refused_is_said_in_one_line() -> None:
+def test_a_refused_account_is_named_in_one_line() -> None:
     import wandb
 
     class Refused:
@@ -205,7 +205,7 @@ def test_a_logger_changes_no_identity(tmp_path) -> None:
     assert [stage.identity for stage in shown] == [stage.identity for stage in plain]
 
 
-def test_group_and_name(tmp_path) -> None:
+def test_runs_have_their_group_and_name(tmp_path) -> None:
     """An experiment's (a table's) name, or the one that is given; a score of a folder has no method's tags."""
     base = ("evaluate", "seed=2", f"runs_dir={tmp_path}", "logger=csv", "again=true")
     table = tracking._described(composed(*base, "experiment=spire/table6", "name=tables"), "scores", SETTINGS)
@@ -214,7 +214,7 @@ def test_group_and_name(tmp_path) -> None:
     assert given == {"group": "a, b", "name": "a, b scores seed=2", "tags": []}
 
 
-def test_what_a_record_shows(tmp_path) -> None:
+def test_a_record_logs_its_scores(tmp_path) -> None:
     own = {"psnr": 25.0, "ssim": 0.75}
     named = {f"{row}/{metric}": mean for row in ("mine", "score") for metric, mean in own.items()}
     assert metric_means(results()) == {"LQ/psnr": 20.0, "LQ/ssim": 0.5, **named}
@@ -237,7 +237,7 @@ def test_one_metric_in_two_columns_stays_two_numbers() -> None:
     assert found == {f"LQ/psnr {cell.column.id}": cell.mean for cell in cells}
 
 
-def test_an_evaluation_is_shown_and_a_failed_one_is_failed(toy_folder, tmp_path, told) -> None:
+def test_an_evaluation_is_logged_with_its_state(toy_folder, tmp_path, told) -> None:
     words = (*small(toy_folder), "weights=null", "metrics=fidelity", "eval_degradation=noise", f"runs_dir={tmp_path}")
     words += ("device=cpu", "progress=false", "name=toy", "logger=wandb", "pictures=1")
     done = evaluate(composed("evaluate", *words))
@@ -251,7 +251,7 @@ def test_an_evaluation_is_shown_and_a_failed_one_is_failed(toy_folder, tmp_path,
     assert told.ended == ["success", "failed"]
 
 
-def test_a_stage_that_fails_is_failed(tmp_path, told, monkeypatch) -> None:
+def test_a_failing_stage_is_logged_as_failed(tmp_path, told, monkeypatch) -> None:
     def broken(cfg, node, folder, logger, **how) -> None:
         raise RuntimeError("out of memory")
 
@@ -299,7 +299,7 @@ def batch(*keys: str) -> Batch:
     )  # fmt: skip
 
 
-def test_what_a_training_shows(tmp_path) -> None:
+def test_a_training_logs_its_losses_and_images(tmp_path) -> None:
     logger = Told()
     trainer = L.Trainer(
         max_steps=8, accelerator="cpu", logger=logger, callbacks=logger_callbacks(every=2, pictures=3),

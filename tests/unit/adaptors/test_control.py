@@ -62,7 +62,7 @@ def test_an_untrained_adaptor_changes_no_bit(adaptor, fusion, kind, backbones) -
 
 
 @pytest.mark.parametrize("decoder", [False, True])
-def test_modulation_is_its_formula(decoder, backbones) -> None:
+def test_modulation_equals_its_formula(decoder, backbones) -> None:
     """At join n: skip <- (1 + gamma) skip + beta of the n-th last skip's control; with decoder, up <- (1 + g) up."""
     backbone = backbones["sd"]
     fusion = Modulation(backbone, decoder=decoder)
@@ -110,7 +110,7 @@ def test_zero_conv_is_modulation_without_gamma(backbones) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
-def test_the_trunk_starts_as_the_priors_encoder(kind, backbones) -> None:
+def test_the_trunk_starts_as_a_copy_of_the_encoder(kind, backbones) -> None:
     """Fed with any hint, its features are those that the prior itself shows at its taps."""
     backbone = backbones[kind]
     trunk = Trunk(backbone, hint_channels=6, middle="trainable")
@@ -131,7 +131,7 @@ def test_the_trunk_starts_as_the_priors_encoder(kind, backbones) -> None:
 
 @pytest.mark.parametrize("middle", ["frozen", "trainable"])
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
-def test_gradients_reach_what_is_trainable_and_nothing_else(kind, middle, backbones) -> None:
+def test_gradients_reach_trainable_parameters_only(kind, middle, backbones) -> None:
     backbone = backbones[kind]
     adaptor = toy_adaptor(fusion=partial(Modulation, decoder=True), middle=middle)(backbone)
     shake(adaptor, size=0.05)
@@ -156,7 +156,7 @@ def test_a_frozen_middle_still_passes_gradients_on(backbones) -> None:
 
 
 @pytest.mark.parametrize("text", ["instruction", "semantic", "none"])
-def test_which_tokens_the_trunk_reads(text, backbones) -> None:
+def test_the_trunk_reads_the_tokens_that_text_names(text, backbones) -> None:
     backbone = backbones["sd"]
     adaptor = toy_adaptor(text=text)(backbone)
     z, t, cond = toy_inputs(backbone)
@@ -206,7 +206,7 @@ def size_of(module: torch.nn.Module) -> float:
     return sum(p.numel() for p in module.parameters()) / MILLION
 
 
-def test_spires_parameters(counts) -> None:
+def test_spire_has_the_papers_parameter_counts(counts) -> None:
     """SPIRE, supplement H: 1240 M in all, 275 M trainable; our reading gives 1231.56 and 275.00."""
     total, trainable = counts["denoiser"] + counts["modulation"], counts["modulation trainable"]
     assert total == pytest.approx(1231.56, rel=1e-5)
@@ -216,7 +216,7 @@ def test_spires_parameters(counts) -> None:
     assert counts["modulation"] - trainable == pytest.approx(counts["middle"], abs=1e-6)
 
 
-def test_table_7s_relative_costs(counts) -> None:
+def test_spires_cost_relative_to_controlnet_is_table_7s(counts) -> None:
     """Modulating the skips costs 1.03, the decoder's features too 1.06, of the zero convolutions' ControlNet."""
     controlnet = 361.28  # SD 1.5's, hint network and middle included
     assert counts["zero_conv"] == pytest.approx(controlnet, rel=0.004)  # ours feeds the hint in four channels
@@ -226,7 +226,7 @@ def test_table_7s_relative_costs(counts) -> None:
     assert skip_and_up == pytest.approx(1.06, abs=0.005)
 
 
-def test_the_lqs_latent_is_read_where_asked_for(backbones) -> None:
+def test_the_lq_latent_is_read_where_set(backbones) -> None:
     backbone = backbones["sd"]
     z, t, cond = toy_inputs(backbone)
     hint = toy_hint(backbone)
@@ -251,7 +251,7 @@ SHORT = {
 
 
 @pytest.mark.parametrize(("kind", "decoder", "backend"), [("sd", True, "aot_eager"), ("sdxl", False, "eager")])
-def test_one_graph_for_all_steps(kind, decoder, backend) -> None:
+def test_a_compiled_adaptor_is_one_graph_for_all_steps(kind, decoder, backend) -> None:
     """torch.compile takes trunk, fusion and prior as one graph and keeps it when timestep and tensors change."""
     backbone = toy_backbone(kind, **SHORT, **({"transformer_layers_per_block": 1} if kind == "sdxl" else {}))
     adaptor = toy_adaptor(fusion=partial(Modulation, decoder=decoder))(backbone)

@@ -17,7 +17,7 @@ def hint(*, embedding: int | None = 6, count: int = 2) -> Hint:
     return Hint(lq_BCHW=torch.rand(count, 3, 32, 48, generator=draw), degradation_BD=code)
 
 
-def test_a_modulation_block_is_equation_3() -> None:
+def test_a_modulation_block_equals_equation_3() -> None:
     block = ModulationBlock(8, 16, embedding=6, stride=2)
     x, code = torch.randn(2, 8, 10, 12), torch.randn(2, 6)
     gate = 1 / (1 + torch.exp(-(code @ block.gate.weight.T + block.gate.bias)))
@@ -44,7 +44,7 @@ def test_encoder_and_decoder_fit_any_codec(compression) -> None:
         ControlEncoder(compression=16, widths=[8, 8], out=5, embedding=0)
 
 
-def test_the_embedding_changes_the_hint_of_its_own_image_alone() -> None:
+def test_an_embedding_changes_only_its_own_image() -> None:
     encoder = ControlEncoder(compression=4, widths=[8, 8, 8, 8], out=5, embedding=6)
     one = hint()
     other = Hint(lq_BCHW=one.lq_BCHW, degradation_BD=torch.stack([one.degradation_BD[0], -one.degradation_BD[1]]))
@@ -54,7 +54,7 @@ def test_the_embedding_changes_the_hint_of_its_own_image_alone() -> None:
     assert (a[1] - b[1]).abs().max() > 1e-4
 
 
-def test_the_processor_at_full_size() -> None:
+def test_the_prompt_processor_has_the_papers_counts() -> None:
     """methods.md C: B_s 768-768-768-768 (1.77 M), B_d 768-512-256 (0.53 M), C 256 -> 8 (2,056)."""
     processor = PromptProcessor(inputs=768, tokens=768, hidden=512, degradation=256, kinds=8)
 
@@ -69,6 +69,6 @@ def test_the_processor_at_full_size() -> None:
     torch.testing.assert_close(seen.logits_BN, processor.classifier(seen.degradation_BD))
 
 
-def test_norm_and_activation_behind_all_layers_but_the_last() -> None:
+def test_the_mlp_has_norm_and_activation_after_all_but_the_last_layer() -> None:
     kinds = [type(layer) for layer in mlp([4, 5, 6, 7])]
     assert kinds == [nn.Linear, nn.LayerNorm, nn.LeakyReLU] * 2 + [nn.Linear]

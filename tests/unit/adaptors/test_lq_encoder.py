@@ -34,7 +34,7 @@ def robust(backbone, weights: str | None = None) -> RobustEncoder:
     return RobustEncoder(backbone, weights=weights)
 
 
-def test_an_untrained_robust_encoder_is_the_codecs(backbone) -> None:
+def test_an_untrained_robust_encoder_equals_the_codecs(backbone) -> None:
     x, encoder = images(), robust(backbone)
     with torch.no_grad():
         assert close(encoder(x, backbone.codec), backbone.codec.encode(x))  # a copy of its modules
@@ -45,7 +45,7 @@ def test_an_untrained_robust_encoder_is_the_codecs(backbone) -> None:
     assert not any(p.requires_grad for p in backbone.parameters())
 
 
-def test_losses_and_what_they_compare_with(backbone) -> None:
+def test_each_encoder_loss_compares_with_its_target(backbone) -> None:
     codec, encoder = backbone.codec, robust(backbone)
     shake(encoder, size=0.05)
     lq, hq = images(seed=1), images(seed=2)
@@ -68,7 +68,7 @@ def test_losses_and_what_they_compare_with(backbone) -> None:
         EncoderLoss(target="gt", both_halves=False)
 
 
-def test_a_collapsed_encoder_fools_the_printed_loss_alone(backbone) -> None:
+def test_a_collapsed_encoder_lowers_only_the_printed_loss(backbone) -> None:
     """One latent for everything: the paper's loss is zero, the default's is not."""
     codec, latent = backbone.codec, torch.zeros(4, backbone.codec.channels, 8, 8)
     losses = {
@@ -80,7 +80,7 @@ def test_a_collapsed_encoder_fools_the_printed_loss_alone(backbone) -> None:
     assert losses["printed"] == 0.0 and losses["codec"] > 1e-8 and losses["image"] > 1e-4
 
 
-def test_training_lowers_the_loss_and_keeps_the_light() -> None:
+def test_training_lowers_the_loss_and_keeps_brightness() -> None:
     """A codec trained for a moment, then the encoder on noisy images: less error than at the start, no darker."""
     torch.manual_seed(0)
     vae = toy_vae()
@@ -150,7 +150,7 @@ def supir(*, seed: int = 0):
     return toy_spire(adaptor=adaptor, lq_encoder=partial(RobustEncoder, weights=None), seed=seed)
 
 
-def test_a_methods_weights_hold_its_encoder(tmp_path) -> None:
+def test_weights_of_a_method_hold_its_encoder(tmp_path) -> None:
     one, other = supir(), supir(seed=1)
     shake(one)
     with torch.no_grad():

@@ -31,7 +31,7 @@ def files(cache: Path) -> list[Path]:
     return sorted(cache.glob("??/*.safetensors"))
 
 
-def test_texts_are_those_that_would_be_encoded(folder, tmp_path, monkeypatch) -> None:
+def test_cached_texts_equal_encoded_ones(folder, tmp_path, monkeypatch) -> None:
     plain = loaded(folder, None).text(TEXTS)
     first = loaded(folder, tmp_path / "cache").text(TEXTS)
     assert len(files(tmp_path / "cache")) == 3
@@ -42,7 +42,7 @@ def test_texts_are_those_that_would_be_encoded(folder, tmp_path, monkeypatch) ->
         assert one is None or (close(one, two) and torch.equal(two, three))
 
 
-def test_other_weights_dtypes_and_settings_have_entries_of_their_own(tmp_path) -> None:
+def test_other_weights_dtypes_and_settings_have_separate_entries(tmp_path) -> None:
     cache = tmp_path / "cache"
     one = loaded(toy_unet_folder(tmp_path / "a", "sd3"), cache, t5_length=4)
     other = loaded(toy_unet_folder(tmp_path / "b", "sd3", seed=9), cache, t5_length=4)
@@ -57,7 +57,7 @@ def test_other_weights_dtypes_and_settings_have_entries_of_their_own(tmp_path) -
     assert len(files(cache)) == 5
 
 
-def test_latents_do_not_depend_on_their_batch_and_are_read_again(tmp_path, monkeypatch) -> None:
+def test_cached_latents_do_not_depend_on_their_batch(tmp_path, monkeypatch) -> None:
     folder, cache = toy_unet_folder(tmp_path, "sd"), tmp_path / "cache"
     images = torch.rand(3, 3, 16, 16)
     codec = loaded(folder, cache).codec
@@ -76,13 +76,13 @@ def test_latents_do_not_depend_on_their_batch_and_are_read_again(tmp_path, monke
         assert torch.equal(plain.encode_cached(images), plain.encode(images)) and len(files(cache)) == 4
 
 
-def test_content_is_pixels_and_shape() -> None:
+def test_a_content_key_depends_on_pixels_and_shape() -> None:
     image = torch.arange(12.0).reshape(3, 2, 2)
     assert content(image) == content(image.clone()) != content(image.reshape(3, 4, 1))
     assert content(image) != content(image.double()) and content(image) != content(image.flip(-1))
 
 
-def test_a_damaged_entry_counts_as_none(tmp_path) -> None:
+def test_a_damaged_entry_is_computed_again(tmp_path) -> None:
     codec, image = loaded(toy_unet_folder(tmp_path, "sd"), tmp_path / "cache").codec, torch.rand(1, 3, 16, 16)
     whole = codec.encode_cached(image)
     (file,) = files(tmp_path / "cache")
@@ -92,7 +92,7 @@ def test_a_damaged_entry_counts_as_none(tmp_path) -> None:
     assert torch.equal(codec.encode_cached(image), whole) and len(file.read_bytes()) > 5
 
 
-def test_a_full_cache_lets_the_oldest_go(tmp_path) -> None:
+def test_a_full_cache_drops_the_oldest_entries(tmp_path) -> None:
     """Entries of 4 kB in 64 kB: never more than that and a sixteenth; what is asked for again stays."""
     module, made = torch.nn.Linear(1, 1), []
 
@@ -116,7 +116,7 @@ def test_a_full_cache_lets_the_oldest_go(tmp_path) -> None:
         DiskCache(tmp_path, base="", max_bytes=0)
 
 
-def test_only_a_folder_with_its_own_mark_is_emptied(tmp_path) -> None:
+def test_only_a_folder_with_the_caches_marker_is_emptied(tmp_path) -> None:
     """A person's folder of weights looks like a cache: it is refused, and so is one with another program's mark."""
     module = torch.nn.Linear(1, 1)
     for name, tag in (("weights", None), ("other", b"Signature: 8a477f597d28d172789f06886806bc55\n# by pip\n")):
@@ -143,7 +143,7 @@ def test_only_a_folder_with_its_own_mark_is_emptied(tmp_path) -> None:
     assert set(before) < set(files(tmp_path / "new"))  # without its mark nothing goes
 
 
-def test_processes_may_mark_a_folder_at_once(tmp_path) -> None:
+def test_processes_may_begin_a_cache_at_once(tmp_path) -> None:
     """One finds the other's mark half written."""
     (tmp_path / f".{MARKER}.x.tmp").write_bytes(MARK[:9])
     DiskCache(tmp_path, base="", max_bytes=1)
@@ -152,7 +152,7 @@ def test_processes_may_mark_a_folder_at_once(tmp_path) -> None:
     DiskCache(tmp_path, base="", max_bytes=1)
 
 
-def test_a_cache_is_no_part_of_an_identity() -> None:
+def test_a_cache_does_not_change_the_identity() -> None:
     node = {"_target_": "restore_lab.backbones.loading.load.load_backbone", "path": "x", "family": "unet"}
     assert identity({"b": node}) == identity(
         {"b": {**node, "cache_dir": "/x", "cache_latents": True, "cache_gigabytes": 3}}

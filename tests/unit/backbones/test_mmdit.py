@@ -51,7 +51,7 @@ def test_output_equals_diffusers_bit_for_bit(kind, train, size) -> None:
     assert torch.equal(found, reference(backbone, *args))
 
 
-def test_the_kinds_are_what_they_are_here_for(backbones) -> None:
+def test_the_toy_kinds_have_their_layers(backbones) -> None:
     """SD3.5's first blocks attend twice and its queries and keys are normed; SD3's do and are neither."""
     for kind, model in ((kind, backbones[kind].transformer) for kind in KINDS):
         dual = [block.attn2 is not None for block in model.transformer_blocks]
@@ -89,7 +89,7 @@ def test_checkpointed_output_and_gradients_equal_diffusers(kind) -> None:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_checkpointing_recomputes_every_block_and_taps_stand_outside(checkpointing) -> None:
+def test_checkpointing_recomputes_every_block_and_no_tap(checkpointing) -> None:
     backbone = toy_backbone("sd35")
     if checkpointing:
         backbone.transformer.enable_gradient_checkpointing()
@@ -113,7 +113,7 @@ def test_checkpointing_recomputes_every_block_and_taps_stand_outside(checkpointi
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_taps_declare_what_the_edit_is_shown(kind, backbones) -> None:
+def test_taps_declare_the_shapes_that_an_edit_gets(kind, backbones) -> None:
     backbone = backbones[kind]
     seen: list[tuple[Tap, torch.Size]] = []
 
@@ -144,7 +144,7 @@ def part_of(backbone: MMDiTBackbone, name: str) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_edit_sees_what_diffusers_modules_put_out_and_the_carry_travels(kind, backbones) -> None:
+def test_an_edit_gets_the_outputs_of_diffusers_modules_and_the_carry(kind, backbones) -> None:
     backbone = backbones[kind]
     args = toy_inputs(backbone, size=(6, 10))
     put_out: dict[str, Tensor] = {}
@@ -189,7 +189,7 @@ def test_an_edit_changes_the_output_as_a_hook_would(name, kind, backbones) -> No
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_timesteps_are_real_numbers_one_an_image(kind, backbones) -> None:
+def test_timesteps_are_real_numbers_per_image(kind, backbones) -> None:
     backbone = backbones[kind]
     z, _, cond = toy_inputs(backbone)
     t = torch.tensor([0.25, 700.5])
@@ -330,7 +330,7 @@ def test_folder_round_trip(tmp_path, kind) -> None:
     assert (cond.tokens_BLD.shape, cond.pooled_BD.shape, cond.size_BD) == ((2, 16, 40), (2, 40), None)
 
 
-def test_half_precision_is_switched_on(tmp_path) -> None:
+def test_a_bfloat16_model_returns_float32(tmp_path) -> None:
     folder = str(toy_unet_folder(tmp_path, "sd35"))
     backbone = load_backbone(folder, family="mmdit", dtype="bfloat16", t5_length=3)
     assert {p.dtype for p in backbone.parameters()} == {torch.bfloat16}

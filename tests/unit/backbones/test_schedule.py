@@ -26,7 +26,7 @@ def tensors(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("scheduler_class", [DDIMScheduler, DDPMScheduler])
-def test_equals_diffusers(config, scheduler_class) -> None:
+def test_schedules_equal_diffusers(config, scheduler_class) -> None:
     ours, theirs = Schedule.from_config(config), scheduler_class(**config)
     assert torch.equal(ours.alphas_cumprod, theirs.alphas_cumprod)
     x0, noise = tensors()
@@ -36,7 +36,7 @@ def test_equals_diffusers(config, scheduler_class) -> None:
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-def test_conversions_invert_each_other(prediction_type) -> None:
+def test_prediction_conversions_invert_each_other(prediction_type) -> None:
     schedule = Schedule.from_config({**SD, "prediction_type": prediction_type})
     x0, noise = tensors()
     t = torch.tensor([0, 300, 700, 999])

@@ -21,7 +21,7 @@ def test_the_config_chooses_the_family() -> None:
         Schedule.from_config({"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True})
 
 
-def test_the_path_and_its_target_are_sd3s() -> None:
+def test_the_path_and_its_target_equal_sd3s() -> None:
     """z = (1 - s) x0 + s noise as diffusers' scale_noise makes it, target noise - x0."""
     s, theirs = FlowMatching(shift=3.0), FlowMatchEulerDiscreteScheduler(shift=3.0)
     x0, noise = latents(), latents(seed=1)
@@ -38,7 +38,7 @@ def test_training_times_are_shifted(shift) -> None:
     torch.testing.assert_close(FlowMatching(shift=shift).time(u), theirs.timesteps, atol=1e-2, rtol=1e-4)
 
 
-def test_logit_normal_times() -> None:
+def test_training_times_are_logit_normal() -> None:
     """u = sigmoid(N(mean, std)): quartiles of the draw, and none at the ends."""
     seeds = list(range(4000))
     for mean, std in ((0.0, 1.0), (0.5, 0.6)):
@@ -79,7 +79,7 @@ def test_any_priors_output_becomes_any_prediction(prior, target) -> None:
 
 @pytest.mark.parametrize("target", PREDICTION_TYPES)
 @pytest.mark.parametrize("prior", PREDICTION_TYPES)
-def test_the_loss_in_another_prediction(prior, target) -> None:
+def test_a_loss_in_another_prediction_equals_its_formula(prior, target) -> None:
     """A perfect model has none; one that is off by a known x0 has that error, weighted as the conversion says."""
     s, x0 = schedules()[prior], latents()
     loss = Denoising(t_min=0.2, t_max=0.8, target=target)
@@ -105,7 +105,7 @@ def test_the_loss_in_another_prediction(prior, target) -> None:
     assert noise.shape == x0.shape
 
 
-def test_regression_is_one_step_from_the_end() -> None:
+def test_regression_trains_on_x0_at_the_last_timestep() -> None:
     """objective=regression: times at the schedule's end alone, the error in x0."""
     from restore_lab.config.build import build
     from tests.helpers.configs import composed

@@ -43,7 +43,7 @@ SDXL = {
 
 
 @pytest.mark.parametrize(("kind", "changes", "checkpointing"), [("sd", SD, True), ("sdxl", SDXL, False)])
-def test_one_graph_and_no_recompilation(kind, changes, checkpointing) -> None:
+def test_the_unet_compiles_as_one_graph_without_recompilation(kind, changes, checkpointing) -> None:
     backbone = toy_backbone(kind, **changes)
     if checkpointing:
         backbone.unet.enable_gradient_checkpointing()

@@ -69,7 +69,7 @@ def test_checkpointed_output_and_gradients_equal_diffusers(kind, train) -> None:
     assert all(close(a, b) for a, b in zip(ours, plain, strict=True))
 
 
-def test_checkpointing_recomputes_resnets_and_taps_stand_outside() -> None:
+def test_checkpointing_recomputes_resnets_and_no_tap() -> None:
     backbone = toy_backbone("sd")
     backbone.unet.enable_gradient_checkpointing()
     runs, shown = [], []
@@ -86,7 +86,7 @@ def test_checkpointing_recomputes_resnets_and_taps_stand_outside() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_taps_declare_what_the_edit_is_shown(kind) -> None:
+def test_taps_declare_the_shapes_that_an_edit_gets(kind) -> None:
     backbone = toy_backbone(kind)
     args = toy_inputs(backbone)
 
@@ -104,7 +104,7 @@ def test_taps_declare_what_the_edit_is_shown(kind) -> None:
     assert backbone.multiple == 4 * max(tap.stride for tap in backbone.taps)
 
 
-def test_join_is_decoder_then_skip_and_the_carry_travels() -> None:
+def test_a_join_is_decoder_then_skip_and_passes_the_carry_on() -> None:
     backbone = toy_backbone("sd")
     kept: dict[str, Tensor] = {}
 

@@ -157,17 +157,17 @@ def test_flags_positional_names_and_trust() -> None:
     assert typed.config_dirs == [Path("my conf").resolve()]
 
 
-def test_a_setting_with_a_groups_name_goes_by_another() -> None:
+def test_a_setting_may_have_an_alias() -> None:
     typed = front.parse(["scale=full", "scaled=1", "sampler.scale=2"], aliases={"scale": "at_scale"})
     assert typed.overrides == ("at_scale=full", "scaled=1", "sampler.scale=2")
 
 
-def test_a_word_too_many_is_named() -> None:
+def test_an_extra_word_is_named() -> None:
     with pytest.raises(ValueError, match=r"cannot place 'b\.jpg': this verb takes input and settings"):
         front.parse(["a.jpg", "b.jpg"], positional=("input",))
 
 
-def test_hard_words_reach_a_verb_whole_and_typed_words_are_restored(toy: Toy) -> None:
+def test_difficult_text_reaches_a_verb_unchanged(toy: Toy) -> None:
     words = ["my photo, 1.jpg", "instruction=Denoise with sigma 0.06; Deblur", f"caption={HARD[0]}", f"motto={HARD[3]}"]
     code, out, err = toy(*words)
     assert (code, err) == (0, "")
@@ -177,7 +177,7 @@ def test_hard_words_reach_a_verb_whole_and_typed_words_are_restored(toy: Toy) ->
     assert argv == words, "Lightning's other ranks are started with the words as typed"
 
 
-def test_a_comma_in_free_text_does_not_sweep_and_nothing_is_littered(toy: Toy, tmp_path: Path) -> None:
+def test_a_comma_in_free_text_starts_no_sweep(toy: Toy, tmp_path: Path) -> None:
     code, out, _ = toy("-m", "caption=a, b", "steps=1,2")
     assert code == 0
     configs = [json.loads(line)[0] for line in out.splitlines() if line.startswith("[")]
@@ -220,7 +220,7 @@ def test_bad_input_is_one_line_that_names_what_exists(toy: Toy, words: list[str]
     assert err.startswith("restore-lab: ")
 
 
-def test_a_word_for_the_jobs_of_a_table_is_a_setting() -> None:
+def test_an_unreadable_override_of_a_table_is_named() -> None:
     """The words of the command line are looked at before; those in `overrides` are not."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -247,7 +247,7 @@ def test_hydra_flags_work_on_a_verb(toy: Toy) -> None:
     assert "data: folder, photos" in out
 
 
-def test_the_script_itself_names_its_verbs_without_torch() -> None:
+def test_the_script_lists_its_verbs_without_torch() -> None:
     help_ = script("--help")
     assert help_.returncode == 0
     assert "restore-lab <verb>" in help_.stdout
@@ -274,7 +274,7 @@ def test_conf_dir_does_not_depend_on_the_working_directory(tmp_path: Path, monke
     assert os.path.isabs(conf_dir())
 
 
-def test_subfolders_are_groups_but_those_of_experiments_only_sort(tmp_path: Path) -> None:
+def test_subfolders_are_groups_except_those_of_experiments(tmp_path: Path) -> None:
     for name in ("data/a.yaml", "data/rule/r.yaml", "experiment/priors/tiny_sd.yaml", "verb.yaml"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}")

@@ -66,7 +66,7 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
-def test_odd_sizes_come_back_in_size_and_under_their_own_names(restored, tmp_path) -> None:
+def test_odd_sizes_keep_their_size_and_name(restored, tmp_path) -> None:
     for seed, (name, size) in enumerate(SIZES.items()):
         photo(tmp_path / "in" / f"{name}.png", size=size, seed=seed)
     done = restored(tmp_path / "in")
@@ -87,7 +87,7 @@ def test_no_result_overwrites_another(restored, tmp_path) -> None:
     assert len({pixels(done.output / p).tobytes() for p in written}) == 5
 
 
-def test_an_images_result_does_not_depend_on_the_folder_it_is_in(restored, tmp_path) -> None:
+def test_a_result_does_not_depend_on_other_images(restored, tmp_path) -> None:
     alone = photo(tmp_path / "one" / "cat.png", seed=7)
     for other in range(2):
         photo(tmp_path / "many" / f"other {other}.png", seed=other, size=(16, 16))
@@ -102,7 +102,7 @@ def test_an_images_result_does_not_depend_on_the_folder_it_is_in(restored, tmp_p
     assert not np.array_equal(pixels(restored(alone, "seed=1", out="seed").output / "cat.png"), first)
 
 
-def test_words_weights_and_enlarging_count(restored, tmp_path) -> None:
+def test_caption_weights_and_upscale_change_the_result(restored, tmp_path) -> None:
     image = photo(tmp_path / "cat.png")
     first = pixels(restored(image, out="a").output / "cat.png")
     told = pixels(restored(image, "instruction=Denoise with sigma 0.06; Deblur", out="b").output / "cat.png")
@@ -112,7 +112,7 @@ def test_words_weights_and_enlarging_count(restored, tmp_path) -> None:
     assert pixels(restored(image, "upscale=1.5", out="d").output / "cat.png").shape == (30, 36, 3)
 
 
-def test_bad_files_are_named_counted_and_left_out(restored, tmp_path, caplog) -> None:
+def test_bad_files_are_named_counted_and_skipped(restored, tmp_path, caplog) -> None:
     good = photo(tmp_path / "in" / "good.png")
     (tmp_path / "in" / "text.png").write_text("no image")
     (tmp_path / "in" / "cut.png").write_bytes(good.read_bytes()[:200])
@@ -135,7 +135,7 @@ def one_line(caught: pytest.ExceptionInfo) -> str:
     return errors.flatten(caught.value)
 
 
-def test_no_good_image_is_one_line_and_loads_no_prior(restored, tmp_path) -> None:
+def test_a_folder_without_images_is_refused_before_a_prior_loads(restored, tmp_path) -> None:
     photo(tmp_path / "in" / "huge.png", size=(40, 60))
     (tmp_path / "in" / "text.png").write_text("no image")
     with pytest.raises(ValueError, match="none of 2 images could be restored; the first: huge") as caught:
@@ -146,13 +146,13 @@ def test_no_good_image_is_one_line_and_loads_no_prior(restored, tmp_path) -> Non
     one_line(caught)
 
 
-def test_too_large_is_one_line(restored, tmp_path) -> None:
+def test_an_image_too_large_is_refused_in_one_line(restored, tmp_path) -> None:
     with pytest.raises(ValueError, match="shrink the image, or raise max_pixels") as caught:
         restored(photo(tmp_path / "cat.png"), "upscale=10", "max_pixels=2000")
     assert "240x200 pixels" in one_line(caught)
 
 
-def test_no_weights_and_no_prior_are_one_line(restored, tmp_path) -> None:
+def test_missing_weights_or_prior_are_refused_in_one_line(restored, tmp_path) -> None:
     image = photo(tmp_path / "cat.png")
     with pytest.raises(ValueError, match="no such weights; train some with restore-lab train") as caught:
         restored(image, "weights=asset:not_there")
@@ -163,7 +163,7 @@ def test_no_weights_and_no_prior_are_one_line(restored, tmp_path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_the_verb_says_what_it_wrote(toy_folder, weights, tmp_path, capsys) -> None:
+def test_restore_prints_the_output_folder(toy_folder, weights, tmp_path, capsys) -> None:
     photo(tmp_path / "in" / "good.png")
     (tmp_path / "in" / "text.png").write_text("no image")
     words = (f"input={tmp_path}/in", f"output={tmp_path}/out", f"weights={weights}", "device=cpu")
@@ -174,5 +174,5 @@ def test_the_verb_says_what_it_wrote(toy_folder, weights, tmp_path, capsys) -> N
 
 
 @pytest.mark.parametrize("progress", [True, False])
-def test_the_bar_is_a_setting(progress) -> None:
+def test_the_progress_bar_follows_its_setting(progress) -> None:
     assert composed("restore", "input=x", f"progress={progress}").sampler.progress is progress

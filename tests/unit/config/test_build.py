@@ -15,7 +15,7 @@ STEP = {"_target_": "restore_lab.types.Step", "kind": "blur"}
 TAP = {"_target_": "restore_lab.types.Tap", "name": "a", "kind": "join", "channels": 4, "stride": 1}
 
 
-def test_nested_nodes_lists_and_interpolations() -> None:
+def test_nested_nodes_lists_and_interpolations_are_built() -> None:
     config = OmegaConf.create(
         {
             "seed": 7,
@@ -39,7 +39,7 @@ def test_overrides_are_live_objects_and_replace_the_config() -> None:
     assert build({**STEP, "params": refused}, params=marker).params is marker
 
 
-def test_partial_and_not_recursive() -> None:
+def test_partial_nodes_are_not_built_recursively() -> None:
     factory = build({**TAP, "_partial_": True, "stride": 2}, skip=1)
     assert isinstance(factory, functools.partial)
     assert factory(channels=9).channels == 9
@@ -52,7 +52,7 @@ def test_free_text_with_an_escaped_interpolation_arrives_as_typed() -> None:
     assert build(config).says == "cost ${5}"
 
 
-def test_none_builds_nothing_and_text_is_refused() -> None:
+def test_none_builds_none_and_text_is_refused() -> None:
     assert build(None) is None
     with pytest.raises(ValueError, match="expected a config node"):
         build("restore_lab.types.Step")
@@ -90,7 +90,7 @@ def test_a_bad_target_deep_inside_stops_everything_before_anything_is_built(tmp_
     assert not made.exists()
 
 
-def test_names_that_do_not_exist_say_what_does() -> None:
+def test_unknown_names_are_refused_with_the_known_ones() -> None:
     with pytest.raises(InvalidTarget, match="did you mean 'Step'"):
         resolve_target("restore_lab.types.Stepp")
     with pytest.raises(InvalidTarget, match="does not exist"):
@@ -106,7 +106,7 @@ def test_arguments_are_checked_before_building() -> None:
         build(OmegaConf.create({"part": {**TAP, "stride": "???"}}))
 
 
-def test_trusted_packages_join_by_the_environment_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_are_trusted_only_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_lab_for_test.py").write_text("class Part:\n    def __init__(self, n):\n        self.n = n\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delenv(TRUST_VARIABLE, raising=False)

@@ -31,7 +31,7 @@ def built(*words: str) -> list[str]:
 
 
 @pytest.mark.parametrize("folder", ["none", "empty"])
-def test_by_name_and_in_a_list_whatever_folder_there_is(folder, tmp_path) -> None:
+def test_callbacks_are_given_by_name_or_list(folder, tmp_path) -> None:
     (tmp_path / "callbacks").mkdir()
     there = (f"hydra.searchpath=[file://{tmp_path}]",) if folder == "empty" else ()
     assert built(*there) == []
@@ -40,14 +40,14 @@ def test_by_name_and_in_a_list_whatever_folder_there_is(folder, tmp_path) -> Non
     assert built(*there, f"callbacks={{timer:{{{TIMER}}},summary:null}}") == NAMES[:1]
 
 
-def test_a_set_from_a_folder_of_ones_own_and_null_drops_one(own) -> None:
+def test_callbacks_from_a_config_dir_and_null_removes_one(own) -> None:
     assert sorted(built(own, "callbacks=default")) == sorted(NAMES)
     assert built(own, "callbacks=default", "callbacks.timer=null") == NAMES[1:]
     assert built(own, "callbacks=summary") == built(own, "callbacks=[summary]") == NAMES[1:]
     assert built(own, "callbacks=[]") == []
 
 
-def test_mistakes_in_one_line() -> None:
+def test_a_bad_callback_is_refused_in_one_line() -> None:
     with pytest.raises(
         ValueError, match=r"callbacks=null: no set is callbacks=none, and callbacks.NAME=null drops one"
     ):

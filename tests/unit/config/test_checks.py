@@ -60,7 +60,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("settings", "said"), WRONG, ids=[said.partition(":")[0] for _, said in WRONG])
-def test_a_value_that_a_setting_cannot_have(settings, said) -> None:
+def test_a_bad_value_is_refused_in_one_line(settings, said) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         check_config(OmegaConf.create(settings), verb="restore")
     assert said in str(caught.value) and "\n" not in str(caught.value)
@@ -76,7 +76,7 @@ def test_a_value_that_a_setting_cannot_have(settings, said) -> None:
         {"hydra": {"launcher": {"_target_": 3}}},
     ],
 )
-def test_what_will_do_passes(settings) -> None:
+def test_a_good_value_passes(settings) -> None:
     check_config(OmegaConf.create(settings), verb="restore")
 
 
@@ -109,7 +109,7 @@ def test_an_empty_path_is_never_the_working_directory(verb) -> None:
         node.__dict__["_content"][key] = before
 
 
-def test_of_pairs_too_and_an_ending_of_names_may_be_empty(monkeypatch) -> None:
+def test_an_empty_path_of_pairs_is_refused_and_an_empty_suffix_passes(monkeypatch) -> None:
     words = ("eval_data=paired", "eval_data.lq=x", "eval_data.hq=x")
     for place in ("eval_data.lq", "eval_data.hq"):
         cfg = composed("evaluate", *words, f"{place}=''")
@@ -122,7 +122,7 @@ def test_of_pairs_too_and_an_ending_of_names_may_be_empty(monkeypatch) -> None:
         check_config(composed("evaluate"), verb="evaluate")
 
 
-def test_a_number_written_otherwise_stands_as_what_it_means() -> None:
+def test_a_number_in_another_notation_is_converted() -> None:
     typed = {"max_steps": 1e5, "batch_size": 2.0, "precision": 16, "name": 2024, "size": [32.0, 48], "overrides": [3]}
     cfg = OmegaConf.create({**typed, "also": "${max_steps}"})
     check_config(cfg, verb="restore")
@@ -131,7 +131,7 @@ def test_a_number_written_otherwise_stands_as_what_it_means() -> None:
     assert isinstance(cfg.max_steps, int) and isinstance(cfg.batch_size, int)
 
 
-def test_formats_are_a_verbs_own() -> None:
+def test_each_verb_has_its_formats() -> None:
     with pytest.raises(ValueError, match="format=jsn: did you mean json"):
         check_config(OmegaConf.create({"format": "jsn"}), verb="evaluate")
     with pytest.raises(ValueError, match="format=text: there are: png, jpeg, webp, tiff, same"):
@@ -149,7 +149,7 @@ def test_formats_are_a_verbs_own() -> None:
         ("diff", {"trace": "file/below"}, "trace=file/below: .*a file is in the way"),
     ],
 )
-def test_places_that_cannot_be_written_are_refused_ahead(verb, settings, said, tmp_path, monkeypatch) -> None:
+def test_unwritable_outputs_are_refused_before_work(verb, settings, said, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
@@ -161,7 +161,7 @@ def test_places_that_cannot_be_written_are_refused_ahead(verb, settings, said, t
 
 
 @pytest.mark.parametrize(("verb", "setting"), [("train", "runs_dir"), ("restore", "output"), ("evaluate", "runs_dir")])
-def test_a_working_directory_that_is_not_to_be_written_to(verb, setting, tmp_path, monkeypatch) -> None:
+def test_a_read_only_working_directory_is_refused(verb, setting, tmp_path, monkeypatch) -> None:
     """What root may do tells nothing, so what the system says of the folder is put in its place."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("os.access", lambda place, mode: str(place) != str(tmp_path))
@@ -173,7 +173,7 @@ def test_a_working_directory_that_is_not_to_be_written_to(verb, setting, tmp_pat
         check_files(cfg, verb=verb)
 
 
-def test_files_that_a_verb_reads(tmp_path) -> None:
+def test_missing_input_files_are_refused(tmp_path) -> None:
     cfg = composed("train", "data=folder", f"data.root={tmp_path / 'nope'}", "stage=adapter")
     with pytest.raises(ValueError, match="stage='adapter' is not known here; did you mean 'adaptor'"):
         check_config(cfg, verb="train")
@@ -191,7 +191,7 @@ def test_files_that_a_verb_reads(tmp_path) -> None:
     check_files(cfg, verb="train")
 
 
-def test_a_public_dataset_says_where_it_comes_from(tmp_path) -> None:
+def test_a_missing_public_dataset_names_its_source(tmp_path) -> None:
     cfg = composed("evaluate", "eval_data=cbsd68", f"datasets_dir={tmp_path}")
     with pytest.raises(ValueError, match=r"eval_data\.source\.root=.*CBSD68: .* it comes from .*doctor data=cbsd68"):
         check_files(cfg, verb="evaluate")
@@ -199,19 +199,19 @@ def test_a_public_dataset_says_where_it_comes_from(tmp_path) -> None:
     check_files(cfg, verb="evaluate")
 
 
-def test_what_a_run_makes_itself_counts_as_there() -> None:
+def test_files_that_the_run_makes_are_not_missing() -> None:
     cfg = composed("train", "method=instantir", "weights=stage:previewer", "data=folder", "data.root='made:negatives'")
     check_files(cfg, verb="train")
 
 
-def test_the_nearest_name() -> None:
+def test_a_misspelt_name_gets_the_nearest_one() -> None:
     assert nearest("spier", ["supir", "spire"]) == "spire"  # equally near, of the same letters
     assert nearest("xyz", ["supir"]) is None
     assert offer("nope", []) == ""
     assert offer("sprie", ["spire", "dra"]) == "; did you mean 'spire'? there are: spire, dra"
 
 
-def test_room(tmp_path) -> None:
+def test_too_little_disk_space_is_refused(tmp_path) -> None:
     require(tmp_path / "not" / "there", needed=1, what="results")
     with pytest.raises(ValueError, match=r"results take about 1048576\.00 GiB, and .* GiB are free"):
         require(tmp_path, needed=2**50, what="results")
@@ -245,7 +245,7 @@ def _behind(error: Exception, first: Exception) -> Exception:
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "x"), None),
     ],
 )
-def test_what_a_machine_does_is_told_and_a_bug_is_not(error, said) -> None:
+def test_machine_faults_are_described_and_bugs_are_not(error, said) -> None:
     found = describe_fault(error, where="runs")
     assert (said is None) == (found is None)
     assert said is None or said in str(found)

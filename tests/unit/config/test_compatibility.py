@@ -54,7 +54,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("words", "advice", "mended"), REFUSED, ids=[" ".join(words) for words, _, _ in REFUSED])
-def test_refused_with_what_would_work(words, advice, mended) -> None:
+def test_incompatible_parts_are_refused_with_ones_that_work(words, advice, mended) -> None:
     with pytest.raises(IncompatibleParts) as caught:
         check_compatibility(composed("evaluate", *words))
     assert advice in str(caught.value) and "\n" not in str(caught.value)
@@ -69,7 +69,7 @@ METHODS = ("spire", "supir", "diff_restorer", "instantir", "dra", "controlnet", 
 
 @pytest.mark.parametrize("backbone", ["tiny_sd", "tiny_sdxl", "tiny_sd3"])
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_goes_with_every_prior(method, backbone) -> None:
+def test_every_method_works_with_every_prior(method, backbone) -> None:
     check_compatibility(composed("train", f"method={method}", f"backbone={backbone}"))
 
 

@@ -45,7 +45,7 @@ def test_the_scale_follows_the_prior_unless_it_is_typed(verb, words, expected) -
         assert f"crop {cfg.crop}" in line and "\n" not in line
 
 
-def test_a_prior_brings_all_numbers_of_its_scale() -> None:
+def test_a_prior_sets_every_number_of_its_scale() -> None:
     """DRA on SDXL: adapters in every block, the paper's rank, rate, sampler and data."""
     by_prior, by_scale = composed("train", "method=dra", "backbone=sdxl"), composed("train", "method=dra", "scale=full")
     assert by_prior == by_scale
@@ -69,14 +69,14 @@ def own(tmp_path) -> str:
     return f"hydra.searchpath=[file://{tmp_path}]"
 
 
-def test_what_a_method_says_wins_over_what_a_scale_says(own) -> None:
+def test_a_methods_numbers_win_over_a_scales(own) -> None:
     cfg = composed("restore", own, "method=quick", "input=x")
     assert cfg.sampler.steps == 1 and cfg.optimisation.lr == 3e-4
     assert composed("restore", own, "method=spire", "input=x").sampler.steps == 2  # the scale's own file for SPIRE
     assert composed("restore", "method=regression", "input=x").sampler.steps == 1
 
 
-def test_a_prior_of_ones_own_brings_the_scale_of_what_it_builds_on_or_the_line_says_it(own) -> None:
+def test_a_custom_prior_takes_the_scale_of_its_base_or_is_refused(own) -> None:
     cfg = composed("train", own, "backbone=mine")
     assert scale() == "full" and cfg.backbone.path == "/models/mine"
     assert scale_mismatch(cfg, HydraConfig.get().runtime.choices) is None
@@ -85,6 +85,6 @@ def test_a_prior_of_ones_own_brings_the_scale_of_what_it_builds_on_or_the_line_s
     assert line is not None and "backbone=bare with scale=tiny is a full prior with the toy's" in line
 
 
-def test_a_scale_of_ones_own(own) -> None:
+def test_a_custom_scale_is_taken(own) -> None:
     cfg = composed("train", own, "scale=middle", "backbone=tiny_sd")
     assert (cfg.crop, cfg.max_steps) == (128, 77)

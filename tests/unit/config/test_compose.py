@@ -14,7 +14,7 @@ from tests.helpers import configs
 from tests.helpers.manifests import manifest_folder
 
 
-def test_as_the_command_line_and_no_running_hydra_is_touched() -> None:
+def test_compose_config_equals_the_command_line_and_keeps_a_running_hydra() -> None:
     with hydra_at(conf_dir()):
         mine = compose("restore")
         found = compose_config("restore", ["method=supir", "caption=a cat, asleep", "input=x"])
@@ -29,7 +29,7 @@ def test_as_the_command_line_and_no_running_hydra_is_touched() -> None:
         compose_config("restore", ["sampler.no_such=1"])
 
 
-def test_a_runs_parts_come_along_and_what_is_typed_wins(tmp_path) -> None:
+def test_weights_bring_their_parts_and_typed_words_win(tmp_path) -> None:
     made = manifest_folder(
         tmp_path / "a, b", "method=supir", "adaptor/fusion=zero_sft", "sampler.steps=7", "max_steps=3"
     )
@@ -41,7 +41,7 @@ def test_a_runs_parts_come_along_and_what_is_typed_wins(tmp_path) -> None:
     assert merge_and_log((f"weights={tmp_path}/not_there",)) == (f"weights={tmp_path}/not_there",)
 
 
-def test_a_trained_run_says_what_made_it(toy_folder, tmp_path) -> None:
+def test_a_manifest_holds_the_overrides_of_its_run(toy_folder, tmp_path) -> None:
     words = (*configs.small(toy_folder), "adaptor.text=none", "max_steps=1", f"runs_dir={tmp_path}", "progress=false")
     cpu = ("trainer.accelerator=cpu", "trainer.devices=1", "logger=none")
     run = fit(configs.composed("train", *words, *cpu))
@@ -52,7 +52,7 @@ def test_a_trained_run_says_what_made_it(toy_folder, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("experiment", ["spire/quickstart", "spire/from_nothing", "dra/sd3"])
-def test_what_an_experiment_trained_can_be_evaluated(experiment, tmp_path) -> None:
+def test_a_run_of_an_experiment_can_be_evaluated(experiment, tmp_path) -> None:
     """The experiment comes along with the weights: it must neither take the images away nor name the folder."""
     run = manifest_folder(tmp_path / "run", f"experiment={experiment}")
     found = compose_config("evaluate", merge_and_log((f"weights={run}",)))

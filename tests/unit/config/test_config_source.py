@@ -43,7 +43,7 @@ def run(monkeypatch, *words: str) -> None:
     main()
 
 
-def test_there_is_no_link_in_the_tree() -> None:
+def test_the_tree_has_no_symlink() -> None:
     """Wheels, archives and Windows have none."""
     if (ROOT / ".git").exists():
         command = ["git", "ls-files", "--stage"]
@@ -64,7 +64,7 @@ def test_both_names_have_the_same_options(second: str, first: str) -> None:
     }
 
 
-def test_an_option_says_the_same_under_both_names_and_so_do_the_groups_inside_it() -> None:
+def test_an_option_is_the_same_under_both_names() -> None:
     cfg = composed("train", "data=df2k", "eval_data=df2k", "degradation=robust", "eval_degradation=robust")
     assert cfg.data == cfg.eval_data and cfg.degradation == cfg.eval_degradation
     pairs = composed("train", "data=paired", "eval_data=paired", "data/rule=suffix", "eval_data/rule=regex")
@@ -72,7 +72,7 @@ def test_an_option_says_the_same_under_both_names_and_so_do_the_groups_inside_it
     assert OmegaConf.to_container(pairs.eval_data.rule) == OmegaConf.load(conf_dir() / "data/rule/regex.yaml")
 
 
-def test_a_persons_folder_has_the_names_too_and_its_own_folder_counts(own: Path, monkeypatch, capsys) -> None:
+def test_a_config_dir_has_both_names_too(own: Path, monkeypatch, capsys) -> None:
     run(monkeypatch, "evaluate", f"--config-dir={own}", "experiment=both", "--cfg", "job")
     cfg = OmegaConf.create(capsys.readouterr().out)
     assert OmegaConf.select(cfg, "eval_degradation.stages.noise") == 0.5
@@ -81,7 +81,7 @@ def test_a_persons_folder_has_the_names_too_and_its_own_folder_counts(own: Path,
     assert experiments_dir(own) == own / "experiment"
 
 
-def test_a_sweep_takes_the_name(monkeypatch, capsys, tmp_path: Path) -> None:
+def test_a_sweep_takes_the_second_name(monkeypatch, capsys, tmp_path: Path) -> None:
     monkeypatch.setattr("restore_lab.cli.describe.run", lambda cfg: print("job", cfg.eval_data["_target_"]))
     monkeypatch.chdir(tmp_path)
     run(monkeypatch, "describe", "-m", "eval_data=photos,procedural")
@@ -96,13 +96,13 @@ def test_a_sweep_takes_the_name(monkeypatch, capsys, tmp_path: Path) -> None:
         ("eval_data=paired eval_data/rule=", "eval_data/rule=suffix"),
     ],
 )
-def test_the_shell_completes_it(monkeypatch, capsys, typed: str, offered: str) -> None:
+def test_the_shell_completes_the_second_name(monkeypatch, capsys, typed: str, offered: str) -> None:
     monkeypatch.setenv("COMP_LINE", f"restore-lab evaluate {typed}")
     run(monkeypatch, "-sc", "query=bash")
     assert offered in capsys.readouterr().out.split()
 
 
-def test_the_name_is_offered_where_it_is_mistyped(monkeypatch, capsys) -> None:
+def test_the_second_name_is_suggested_for_a_typo(monkeypatch, capsys) -> None:
     for word, line in (
         ("eval_data=photo", "no option 'photo' for eval_data; did you mean 'photos'?"),
         ("evaldata=photos", "no setting or group 'evaldata'; did you mean 'eval_data'?"),

@@ -121,7 +121,7 @@ OWN = {
 
 
 @pytest.mark.parametrize("word", PARTS)
-def test_what_reaches_out_or_means_nothing_is_left_out_and_said(word) -> None:
+def test_paths_and_unknown_settings_are_rejected_and_named(word) -> None:
     found = filter_overrides([word, "method=dra"])
     assert (found.accepted, found.rejected, found.others) == (("method=dra",), (word,), 0)
     line = summary(found, trust=False)
@@ -129,7 +129,7 @@ def test_what_reaches_out_or_means_nothing_is_left_out_and_said(word) -> None:
     assert line.endswith(" (type it again, or trust=true if you trust who made them)") and len(line) < 300
 
 
-def test_what_is_no_part_is_left_out() -> None:
+def test_settings_that_are_no_part_are_ignored() -> None:
     found = filter_overrides([*OUTSIDE, "x" * 10_000, "method=dra"])
     assert (found.accepted, found.rejected, found.others) == (("method=dra",), (), len(OUTSIDE) + 1)
     assert not filter_overrides({"method=dra": 1}).accepted and not filter_overrides("method=dra").accepted
@@ -137,11 +137,11 @@ def test_what_is_no_part_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("word", OWN)
-def test_what_weights_need_to_fit_comes_along(word) -> None:
+def test_settings_that_weights_need_are_accepted(word) -> None:
     assert filter_overrides([word]).accepted == (OWN[word],)
 
 
-def test_trust_lets_places_pass_and_nothing_that_writes_or_runs() -> None:
+def test_trust_accepts_paths_but_no_output_and_no_code() -> None:
     found = filter_overrides([*PARTS, *OUTSIDE, "method=dra"], trust=True)
     for word in ("backbone.path=org/name", "prompt/semantic=vlm", "decoder.weights=/home/x", "method=dra"):
         assert word in found.accepted
@@ -152,7 +152,7 @@ def test_trust_lets_places_pass_and_nothing_that_writes_or_runs() -> None:
     assert summary(found, trust=True).endswith("(never taken from a manifest)")
 
 
-def test_only_the_person_trusts(tmp_path) -> None:
+def test_trust_comes_only_from_the_command_line(tmp_path) -> None:
     place = manifest_folder(tmp_path, "trust=true", "backbone.path=org/name", "sampler.steps=7")
     typed = (f"weights={place}", "input=x")
     assert merge_and_log(typed) == ("sampler.steps=7", *typed)
@@ -162,7 +162,7 @@ def test_only_the_person_trusts(tmp_path) -> None:
     assert merge_overrides((*typed, NO_FOLLOW)).line == "" and merge_overrides(("input=x",)).line == ""
 
 
-def test_what_is_typed_again_is_neither_brought_nor_said(tmp_path) -> None:
+def test_typed_settings_replace_received_ones_silently(tmp_path) -> None:
     place = manifest_folder(tmp_path, "backbone.path=/x", "sampler.steps=7", "+hint_widths=[8]")
     typed = (f"weights={place}", "backbone.path=/y", "hint_widths=[9]", "sampler.steps=8")
     assert merge_overrides(typed).words == typed and merge_overrides(typed).line == ""
@@ -207,7 +207,7 @@ def test_every_listed_setting_is_one_of_the_configs() -> None:
     assert odd == [] or all(any(leaf.startswith(f"{key}.") for leaf in there) for key in odd), odd
 
 
-def test_no_listed_setting_is_a_place_a_cache_or_a_class() -> None:
+def test_no_listed_setting_is_a_path_a_cache_or_a_class() -> None:
     for key, fact in SETTINGS.items():
         last = key.rpartition(".")[2]
         assert last not in PATH_KEYS | set(REACHES) and not last.endswith(PATH_ENDINGS), key
@@ -230,7 +230,7 @@ def test_only_backbones_and_an_image_encoder_name_a_hub_id() -> None:
 
 
 @pytest.mark.parametrize("name", [name for group, name, _, _ in shipped() if group == "experiment"])
-def test_an_experiment_that_counts_says_nowhere_to_write(name) -> None:
+def test_an_accepted_experiment_sets_no_output(name) -> None:
     def settings(of: str) -> set[str]:
         node = yaml.safe_load((EXPERIMENTS / f"{of}.yaml").read_text(encoding="utf-8")) or {}
         others = [entry for entry in node.get("defaults", ()) if isinstance(entry, str) and entry != "_self_"]
@@ -241,7 +241,7 @@ def test_an_experiment_that_counts_says_nowhere_to_write(name) -> None:
     assert OPTION.fullmatch(name)
 
 
-def test_a_manifest_that_is_none_is_one_line(tmp_path) -> None:
+def test_a_malformed_manifest_is_refused_in_one_line(tmp_path) -> None:
     deep, long = '{"a":' * 5000 + "1" + "}" * 5000, "[1, " + "9" * 9000 + "]"
     for text in ("[1]", "{", deep, '{"identity": NaN}', long):
         (tmp_path / "manifest.json").write_text(text)
@@ -252,7 +252,7 @@ def test_a_manifest_that_is_none_is_one_line(tmp_path) -> None:
     assert MAX_LETTERS < 10_000
 
 
-def test_every_setting_of_the_samplers_comes_along() -> None:
+def test_every_sampler_setting_is_accepted() -> None:
     """How their maker sampled: a new number of a sampler belongs into the schema."""
     leaves = {
         f"{place}.{leaf}" if place else leaf

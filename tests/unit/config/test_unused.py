@@ -17,13 +17,13 @@ from tests.helpers.configs import composed
         (("method=supir", "stages.encoder=null", "encoder_steps=3"), "encoder_steps=3: nothing in this composition"),
     ],
 )
-def test_what_nothing_reads_is_refused(words, said) -> None:
+def test_an_unread_number_is_refused(words, said) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         check_config(composed("train", *words), verb="train")
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_what_a_part_reads_passes_and_so_does_what_tables_give_all_their_jobs() -> None:
+def test_a_read_number_passes_and_so_do_a_tables_overrides() -> None:
     read = ("method=dra", "lora_rank=4", "encoder_steps=3", "sampler.steps=3", "adaptor/lora=self_attention")
     common = ("max_steps=2", "esrgan_scale=4", "+makes.x=[caption]", "callbacks=[]")
     check_config(composed("train", *read, *common), verb="train")

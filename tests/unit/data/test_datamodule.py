@@ -22,7 +22,7 @@ from restore_lab.types import Batch
 from tests.helpers.toy_source import Coordinates, first_batches, noisy, same_batch
 
 
-def test_workers_change_nothing() -> None:
+def test_batches_do_not_depend_on_the_workers() -> None:
     source = Coordinates(7, bad=(2, 3))
     streams = [
         first_batches(RestorationDataModule(train=source, degradation=noisy, crop=8, batch_size=3, workers=n), 6)
@@ -32,7 +32,7 @@ def test_workers_change_nothing() -> None:
     assert len({batch.seed for batch in streams[0]}) == 6
 
 
-def test_batches_hold_what_the_positions_say() -> None:
+def test_batches_follow_the_position_sampler() -> None:
     data = RestorationDataModule(train=Coordinates(5), degradation=noisy, crop=8, batch_size=4, seed=3)
     order = PositionSampler(5, batch_size=4, seed=3)
     for number, batch in enumerate(first_batches(data, 5)):
@@ -95,7 +95,7 @@ def test_a_training_image_is_shrunk_no_further_than_min_scale_or_the_crop() -> N
     assert choose_window(64, 96, crop=16, flip=False, min_scale=0.5, draw=None).height == 64
 
 
-def test_bad_files_give_way_to_the_next_and_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bad_file_is_replaced_by_the_next_and_named_once(caplog: pytest.LogCaptureFixture) -> None:
     data = RestorationDataModule(train=Coordinates(6, bad=(1, 2)), crop=8, batch_size=6, flip=False)
     with caplog.at_level(logging.WARNING):
         data.setup("fit")
@@ -120,7 +120,7 @@ def test_evaluation_skips_bad_files_and_does_not_vary() -> None:
 
 
 @pytest.mark.parametrize("stage", ["fit", "test", "predict"])
-def test_nothing_good_stops_at_once(tmp_path: Path, stage: str) -> None:
+def test_a_source_without_good_files_stops_at_once(tmp_path: Path, stage: str) -> None:
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_text("no image")
     source = FolderSource(tmp_path)
@@ -147,7 +147,7 @@ def test_images_of_several_sizes_in_a_batch_are_refused_in_one_line(tmp_path: Pa
     assert [batch.hq_BCHW.shape[-1] for batch in single.test_dataloader()] == [8, 9]
 
 
-def test_lq_that_exists_is_not_degraded_again() -> None:
+def test_an_existing_lq_is_not_degraded_again() -> None:
     data = RestorationDataModule(train=Coordinates(3, paired=True), degradation=noisy, crop=8, batch_size=2)
     batch = first_batches(data, 1)[0]
     assert batch.recipe == (None, None) and torch.allclose(batch.lq_BCHW - batch.hq_BCHW, torch.tensor(100 / 255))
@@ -192,7 +192,7 @@ def make_data(workers: int = 0) -> RestorationDataModule:
     )  # fmt: skip
 
 
-def test_a_resumed_run_reads_on_as_an_unbroken_one(tmp_path: Path) -> None:
+def test_a_resumed_run_reads_the_batches_of_an_unbroken_one(tmp_path: Path) -> None:
     unbroken, before, after = Recorder(), Recorder(), Recorder()
     make_trainer(6).fit(unbroken, datamodule=make_data())
     trainer = make_trainer(2)
@@ -203,7 +203,7 @@ def test_a_resumed_run_reads_on_as_an_unbroken_one(tmp_path: Path) -> None:
     assert all(same_batch(a, b) for a, b in zip(unbroken.seen, before.seen + after.seen, strict=True))
 
 
-def test_limited_epochs_go_on_in_the_stream_and_prediction_takes_images_as_lq() -> None:
+def test_limited_epochs_continue_the_stream_and_prediction_takes_images_as_lq() -> None:
     unbroken, limited = Recorder(), Recorder()
     make_trainer(4).fit(unbroken, datamodule=make_data())
     trainer = make_trainer(4, per_epoch=4)

@@ -38,7 +38,7 @@ def training(method: str, folder: Path, *words: str, stage: str = "adaptor") -> 
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_training_reads_what_the_paper_names(method, datasets) -> None:
+def test_each_methods_training_reads_the_papers_data(method, datasets) -> None:
     data = training(method, datasets)
     data.setup("fit")
     batch = data.degrade(next(iter(data.train_dataloader())), stage="train")
@@ -69,7 +69,7 @@ def test_diff_restorer_sees_its_eight_kinds(datasets) -> None:
     assert pipelines["haze"] == "pairs" and pipelines["noise"] == pipelines["jpeg"] == "diff_restorer"
 
 
-def test_instantir_begins_with_generated_pictures(datasets) -> None:
+def test_instantirs_first_stage_reads_generated_pictures(datasets) -> None:
     """Its first two stages read JourneyDB with its prompts, in batches of 256; the aggregator the photographs."""
     for stage in ("dcp", "previewer"):
         data = training("instantir", datasets, stage=stage)
@@ -79,7 +79,7 @@ def test_instantir_begins_with_generated_pictures(datasets) -> None:
     assert not any(key.startswith("000/a") for key in keys) and len(keys) == 16
 
 
-def test_supir_mixes_by_the_papers_counts(datasets) -> None:
+def test_supir_mixes_sources_by_the_papers_counts(datasets) -> None:
     shares = composed("train", "method=supir", "scale=full").data.shares
     assert dict(shares) == {"photographs": 20_000_000, "faces": 70_000, "negatives": 100_000}
     even = [f"data.shares.{part}=1" for part in shares]
@@ -87,7 +87,7 @@ def test_supir_mixes_by_the_papers_counts(datasets) -> None:
     assert {"of faces", "blurry, messy"} < set(next(iter(data.train_dataloader())).caption)
 
 
-def test_a_training_without_its_data_or_captions_ends_in_one_line(datasets, tmp_path) -> None:
+def test_missing_training_data_or_captions_are_refused_in_one_line(datasets, tmp_path) -> None:
     with pytest.raises(ValueError, match=r"^LAION: .*/laion.*; restore-lab doctor data=laion datasets_dir=.* checks a"):
         training("spire", tmp_path)
     cfg = composed("train", "method=dra", "scale=full", f"datasets_dir={datasets}")

@@ -139,7 +139,7 @@ def test_exif_rotation(tmp_path: Path, orientation: int) -> None:
         assert np.array_equal(read_image(tmp_path / f"a.{suffix}"), upright_HWC), suffix
 
 
-def test_broken_exif_does_not_cost_the_image(tmp_path: Path) -> None:
+def test_an_image_with_broken_exif_is_read(tmp_path: Path) -> None:
     Image.fromarray(colour()).save(tmp_path / "a.png", exif=b"Exif\0\0II*\0garbage garbage")
     assert np.array_equal(read_image(tmp_path / "a.png"), colour())
 
@@ -154,7 +154,7 @@ def test_truncated_files_are_named(tmp_path: Path, format_: str) -> None:
         assert bad(tmp_path / "a.png")
 
 
-def test_what_is_no_image_is_named(tmp_path: Path) -> None:
+def test_other_files_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     assert bad(path) == "No such file or directory"
     path.write_bytes(b"")

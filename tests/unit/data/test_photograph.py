@@ -35,7 +35,7 @@ def test_levels_and_opacity_survive(tmp_path, dtype, channels, suffix) -> None:
     assert (found.grey, found.profile) == (grey, said.profile)
 
 
-def test_a_sixteen_bit_png_is_one_to_others(tmp_path) -> None:
+def test_a_sixteen_bit_png_is_read_by_opencv(tmp_path) -> None:
     """Read by OpenCV, which knows nothing of how it was written, if it is here."""
     cv2 = pytest.importorskip("cv2")
     rgb = random_levels(5, 6, 3, dtype=np.uint16)
@@ -46,7 +46,7 @@ def test_a_sixteen_bit_png_is_one_to_others(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
-def test_exif_and_profile_go_along_and_the_picture_stands(tmp_path, suffix) -> None:
+def test_exif_and_profile_are_kept_and_the_picture_is_upright(tmp_path, suffix) -> None:
     for orientation in range(1, 9):
         Image.fromarray(random_levels(6, 4, 3)).save(
             tmp_path / "in.jpg", exif=exif(orientation).tobytes(), icc_profile=SRGB, quality=100, subsampling=0
@@ -71,7 +71,7 @@ def test_a_tiffs_layout_is_not_taken_for_exif(tmp_path) -> None:
     assert not {256, 257, 258, 259, 273, 278, 279} & set(kept)
 
 
-def test_greys_of_any_depth(tmp_path) -> None:
+def test_grey_images_of_any_depth_are_read(tmp_path) -> None:
     deep = random_levels(5, 6, dtype=np.uint16)
     Image.fromarray(deep).save(tmp_path / "deep.png")
     tifffile.imwrite(tmp_path / "float.tif", deep.astype(np.float32) / 65535)
@@ -86,7 +86,7 @@ def test_greys_of_any_depth(tmp_path) -> None:
         read_photograph(tmp_path / "wild.tif")
 
 
-def test_palettes_inks_and_transparency(tmp_path) -> None:
+def test_palettes_cmyk_and_transparency_are_read(tmp_path) -> None:
     colours = Image.fromarray(random_levels(6, 6, 3)).quantize(8)
     colours.save(tmp_path / "palette.png", transparency=0)
     found = read_photograph(tmp_path / "palette.png")
@@ -103,7 +103,7 @@ def test_jpeg_lays_transparency_on_white(tmp_path) -> None:
     assert np.asarray(Image.open(tmp_path / "a.jpg")).min() > 250
 
 
-def test_repainting_rounds_to_the_files_levels_and_keeps_greys_grey() -> None:
+def test_a_result_has_the_files_depth_and_stays_grey() -> None:
     for dtype, top in ((np.uint8, 255), (np.uint16, 65535)):
         before = Photograph(rgb_HWC=np.zeros((2, 2, 3), dtype))
         after = before.with_rgb(np.full((2, 2, 3), 0.3, np.float64))
@@ -122,7 +122,7 @@ def test_enlarging_eight_bits_is_as_before_and_sixteen_agree() -> None:
     assert np.abs(deep.rgb_HWC / 257 - small.rgb_HWC).max() < 1.5
 
 
-def test_from_memory(tmp_path) -> None:
+def test_a_photograph_is_read_from_memory(tmp_path) -> None:
     rgb = random_levels(5, 6, 3)
     assert np.array_equal(photograph_of(rgb).rgb_HWC, rgb)
     assert np.array_equal(photograph_of(Image.fromarray(rgb)).rgb_HWC, rgb)
@@ -140,7 +140,7 @@ def test_from_memory(tmp_path) -> None:
             photograph_of(bad)
 
 
-def test_unknown_suffixes_and_bad_files_are_one_line(tmp_path) -> None:
+def test_unknown_suffixes_and_bad_files_are_refused_in_one_line(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"a\.xyz: cannot write \.xyz; one of \.png"):
         write_photograph(tmp_path / "a.xyz", photograph_of(random_levels(2, 2, 3)))
     for name, data in (("empty.png", b""), ("text.png", b"hello"), ("cut.png", png()[:60]), ("none.png", None)):

@@ -47,7 +47,7 @@ def stems(source) -> list[str]:
     return [source.read(index, epoch=0).key.rpartition("/")[2] for index in range(len(source))]
 
 
-def test_small_images_are_left_out_and_the_rest_is_counted(folder, caplog) -> None:
+def test_small_images_are_skipped_and_counted(folder, caplog) -> None:
     caplog.set_level("INFO")
     data = RestorationDataModule(train=FolderSource(folder), crop=32, min_size=16, batch_size=3, flip=False)
     data.setup("fit")
@@ -62,7 +62,7 @@ def test_small_images_are_left_out_and_the_rest_is_counted(folder, caplog) -> No
     assert data.bad.lines == []
 
 
-def test_without_a_limit_all_are_enlarged_and_counted(folder, caplog) -> None:
+def test_without_min_size_small_images_are_enlarged_and_counted(folder, caplog) -> None:
     caplog.set_level("INFO")
     assert len(screen(FolderSource(folder), name="train", crop=64, min_size=1)) == 5
     assert caplog.records[-1].getMessage().endswith("median 20x20; 5 enlarged to crop=64")
@@ -92,14 +92,14 @@ def sources(folder: Path) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("kind", ["folder", "pairs", "labelled", "shards", "windowed", "pooled", "mixed", "cuts"])
-def test_every_source_says_its_sizes(folder, kind) -> None:
+def test_every_source_reports_its_sizes(folder, kind) -> None:
     found = screen(sources(folder)[kind], name="train", crop=16, min_size=16)
     assert stems(found) == KEPT
     if kind == "windowed":
         assert sorted(found.order(seed=0, epoch=1)) == [0, 1, 2]
 
 
-def test_a_source_without_sizes_leaves_small_ones_out_as_they_come() -> None:
+def test_a_source_without_sizes_skips_small_images_while_reading() -> None:
     class Own:
         def __len__(self) -> int:
             return 2
@@ -116,7 +116,7 @@ def test_a_source_without_sizes_leaves_small_ones_out_as_they_come() -> None:
     assert data.bad.lines == ["small: 32x8 pixels, below min_size=16"]
 
 
-def test_test_images_that_are_enlarged_are_counted_and_none_is_left_out(folder, caplog) -> None:
+def test_enlarged_test_images_are_counted_and_none_is_skipped(folder, caplog) -> None:
     whole = EvalCrops(source=FolderSource(folder), first=None, resize=None, crop=None, crops=None)
     data = RestorationDataModule(test=whole, eval_crop=16, min_size=16)
     data.setup("test")
@@ -149,7 +149,7 @@ def frames(count: int, mode: str = "RGB") -> list[Image.Image]:
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".webp", ".tif"])
-def test_further_frames_are_noted_by_every_way_of_reading(tmp_path, suffix) -> None:
+def test_further_frames_are_reported_by_every_reader(tmp_path, suffix) -> None:
     first, *others = frames(3)
     first.save(tmp_path / f"many{suffix}", save_all=True, append_images=others)
     first.save(tmp_path / f"one{suffix}")
@@ -161,7 +161,7 @@ def test_further_frames_are_noted_by_every_way_of_reading(tmp_path, suffix) -> N
     assert take_frames() == {}
 
 
-def test_previews_and_broken_ends_are_no_frames(tmp_path) -> None:
+def test_previews_and_broken_frames_are_not_counted(tmp_path) -> None:
     first, second, _ = frames(3)
     first.save(tmp_path / "a.tif", save_all=True, append_images=[second], tiffinfo={})
     tiff = (tmp_path / "a.tif").read_bytes()
@@ -179,7 +179,7 @@ def test_previews_and_broken_ends_are_no_frames(tmp_path) -> None:
     take_frames()
 
 
-def test_frames_travel_from_the_workers_to_one_line(tmp_path, caplog) -> None:
+def test_frames_in_workers_are_reported_in_one_line(tmp_path, caplog) -> None:
     for number in range(3):
         one, *others = frames(4)
         one.save(tmp_path / f"{number}.gif", save_all=True, append_images=others)

@@ -28,7 +28,7 @@ def corner(image_HWC: np.ndarray) -> tuple[int, int]:
     return int(image_HWC[0, 0, 0]), int(image_HWC[0, 0, 1])
 
 
-def test_without_a_setting_nothing_is_cut() -> None:
+def test_without_settings_images_are_whole() -> None:
     source = Coordinates(3)
     whole = cuts(source)
     assert len(whole) == 3 and whole.keys() == source.keys()
@@ -49,7 +49,7 @@ def test_random_squares_depend_on_the_key_alone_and_fall_everywhere() -> None:
         assert picture.hq_HWC.shape == (8, 8, 3) and np.array_equal(picture.lq_HWC, picture.hq_HWC + np.uint8(100))
 
 
-def test_scaled_before_it_is_cut() -> None:
+def test_images_are_scaled_before_cropping() -> None:
     picture = cuts(Coordinates(1), resize=10).read(0)
     assert picture.hq_HWC.shape == (10, 12, 3)
     assert cuts(Coordinates(1), resize=40, crop=16, crops=1).read(0).hq_HWC.shape == (16, 16, 3)
@@ -57,7 +57,7 @@ def test_scaled_before_it_is_cut() -> None:
     assert lone.keys() == ["k0"] == [lone.read(0).key]
 
 
-def test_the_first_of_a_set() -> None:
+def test_eval_first_takes_the_first_images() -> None:
     assert cuts(Coordinates(5), first=2).keys() == ["k0", "k1"]
     assert cuts(Coordinates(2), first=3, crop=8, crops=2).keys() == ["k0_0", "k0_1", "k1_0"]
     with pytest.raises(ValueError, match="eval_first=6: there are 5 pictures"):
@@ -68,7 +68,7 @@ def test_the_first_of_a_set() -> None:
         cuts(Coordinates(5), resize=0)
 
 
-def test_each_setting_changes_the_record_and_none_leaves_it_as_it_was() -> None:
+def test_each_setting_changes_the_identity_of_the_record() -> None:
     """A null is no setting, so records made before there was one keep their identity."""
     settings = plan_evaluation(composed("evaluate")).settings
     assert not {"eval_first", "eval_resize", "eval_crops"} & settings.keys()
@@ -78,7 +78,7 @@ def test_each_setting_changes_the_record_and_none_leaves_it_as_it_was() -> None:
     assert len({plan_system(composed("evaluate", *system, *own)).identity for own in words}) == len(words)
 
 
-def test_an_evaluation_measures_the_part_that_was_asked_for() -> None:
+def test_an_evaluation_measures_the_crops() -> None:
     from restore_lab.config.build import build
 
     data = build(composed("evaluate", "eval_first=3", "eval_crop=16", "eval_crops=2", "eval_data.crops=0").datamodule)
@@ -87,7 +87,7 @@ def test_an_evaluation_measures_the_part_that_was_asked_for() -> None:
     assert batch.key == ("astronaut_0", "astronaut_1", "chelsea_0") and batch.hq_BCHW.shape[-2:] == (16, 16)
 
 
-def test_labelled_pairs_share_a_batch_with_images_that_are_still_to_be_degraded() -> None:
+def test_labelled_pairs_share_a_batch_with_images_to_degrade() -> None:
     """Pairs keep their LQ and have the label's recipe; the others get LQ and recipe, in training and in evaluation."""
     parts = {
         "pairs": LabelledPairs(source=Coordinates(3, paired=True), kind=STEP_KINDS["haze"]),
@@ -109,14 +109,14 @@ def test_labelled_pairs_share_a_batch_with_images_that_are_still_to_be_degraded(
         LabelledPairs(source=Coordinates(1), kind="haze").read(0)
 
 
-def test_unlabelled_pairs_do_not() -> None:
+def test_unlabelled_pairs_share_no_batch_with_images_to_degrade() -> None:
     parts = {"pairs": Coordinates(1, paired=True), "alone": Coordinates(1)}
     data = RestorationDataModule(test=PooledSource(sources=parts), eval_degradation=noisy, eval_crop=8)
     with pytest.raises(ValueError, match="has no LQ, pairs/k0 has one"):
         next(iter(data.test_dataloader()))
 
 
-def test_a_small_share_sees_other_pictures_in_another_epoch() -> None:
+def test_a_pooled_share_draws_other_pictures_each_epoch() -> None:
     mixed = MixedSource(sources={"main": Coordinates(20), "few": Coordinates(1000)}, shares={"main": 1, "few": 1})
     seen = [{mixed.read(i, epoch=epoch).caption for i in range(20)} for epoch in range(3)]
     assert seen[0] != seen[1] != seen[2]

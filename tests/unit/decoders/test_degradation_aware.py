@@ -45,7 +45,7 @@ def hint(count: int = 2, *, seed: int = 0) -> Hint:
     return Hint(lq_BCHW=draw(count, 3, 32, 32, seed=seed), degradation_BD=draw(count, EMBEDDING, seed=seed + 1))
 
 
-def test_the_encoders_levels_are_what_it_encodes_through(backbone) -> None:
+def test_the_encoders_feature_maps_end_in_its_output(backbone) -> None:
     x, vae = draw(2, 3, 32, 32), backbone.codec.vae
     with torch.no_grad():
         levels = backbone.codec.features(x)
@@ -56,7 +56,7 @@ def test_the_encoders_levels_are_what_it_encodes_through(backbone) -> None:
 
 
 @pytest.mark.parametrize("blocks", [0, 1, 3])
-def test_an_untrained_decoder_is_the_codecs_bit_for_bit(backbone, blocks) -> None:
+def test_an_untrained_decoder_equals_the_codecs_bit_for_bit(backbone, blocks) -> None:
     z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     decoder = DegradationAwareDecoder(backbone, blocks=blocks, embedding=EMBEDDING)
     with torch.no_grad():
@@ -73,7 +73,7 @@ def test_an_untrained_decoder_is_the_codecs_bit_for_bit(backbone, blocks) -> Non
             assert (other - made).abs().max() > 1e-4  # and what degraded it
 
 
-def test_a_refinement_block_against_equation_5() -> None:
+def test_a_refinement_block_equals_equation_5() -> None:
     block = RefinementBlock(4, embedding=EMBEDDING).double()
     shake(block)
     z, lq, p = (draw(2, *shape).double() for shape in ((4, 5, 7), (4, 5, 7), (EMBEDDING,)))
@@ -86,12 +86,12 @@ def test_a_refinement_block_against_equation_5() -> None:
     torch.testing.assert_close(block(z, lq, p), h + z)
 
 
-def test_blocks_of_stable_diffusions_codec_have_the_sizes_of_the_notes() -> None:
+def test_blocks_of_sds_codec_have_the_documented_sizes() -> None:
     sizes = [sum(p.numel() for p in RefinementBlock(width, embedding=256).parameters()) for width in (512, 512, 256)]
     assert [round(size / 1e6, 2) for size in sizes] == [9.57, 9.57, 2.43]
 
 
-def test_what_cannot_be_built_or_run_is_refused(backbone) -> None:
+def test_bad_arguments_and_inputs_are_refused(backbone) -> None:
     with pytest.raises(ValueError, match=r"decoder\.blocks=4: this codec has 3 levels"):
         DegradationAwareDecoder(backbone, blocks=4, embedding=0)
     decoder = DegradationAwareDecoder(backbone, blocks=1, embedding=EMBEDDING)
@@ -101,7 +101,7 @@ def test_what_cannot_be_built_or_run_is_refused(backbone) -> None:
         ConsistencyDecoder(backbone, path="nowhere")
 
 
-def test_the_consistency_decoder_is_diffusers_own(backbone, tmp_path) -> None:
+def test_the_consistency_decoder_equals_diffusers(backbone, tmp_path) -> None:
     from diffusers import ConsistencyDecoderVAE
 
     blocks = {"layers_per_block": 1, "norm_num_groups": 4}
@@ -133,12 +133,12 @@ def test_the_consistency_decoder_is_diffusers_own(backbone, tmp_path) -> None:
         ConsistencyDecoder(backbone, path=str(tmp_path))
 
 
-def test_hinge_loss_in_numbers() -> None:
+def test_hinge_losses_equal_their_formulas() -> None:
     real, made = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-3.0, 0.5])
     assert float(hinge(real, made)) == pytest.approx(0.5 * ((0 + 0.5 + 2) / 3 + (0 + 1.5) / 2))
 
 
-def test_each_player_gets_its_own_gradient_alone() -> None:
+def test_decoder_and_discriminator_get_separate_gradients() -> None:
     rival = PatchDiscriminator(width=4, layers=1)
     made, real = draw(2, 3, 16, 16).requires_grad_(), draw(2, 3, 16, 16, seed=1)
     loss = generator_loss(rival, made)
@@ -181,7 +181,7 @@ def vgg_state() -> dict[str, torch.Tensor]:
     return {f"features.{name}": value for name, value in features.state_dict().items()}
 
 
-def test_the_perceptual_loss_against_torchvisions_feature_extractor(vgg_state, tmp_path) -> None:
+def test_the_perceptual_loss_equals_torchvisions_features(vgg_state, tmp_path) -> None:
     from torchvision.models import vgg19 as architecture
     from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -205,7 +205,9 @@ def test_the_perceptual_loss_against_torchvisions_feature_extractor(vgg_state, t
         assert float(loss(made, made)) == 0.0
 
 
-def test_without_vgg_weights_it_says_so_and_goes_on(vgg_state, tmp_path, caplog, monkeypatch) -> None:
+def test_without_vgg_weights_the_perceptual_loss_is_left_out_with_a_warning(
+    vgg_state, tmp_path, caplog, monkeypatch
+) -> None:
     from urllib.error import URLError
 
     from torchvision.models import VGG19_Weights
@@ -282,7 +284,7 @@ def test_a_decoder_learns_what_the_codec_lost() -> None:
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_weights_of_both_stages_travel_together(tmp_path, caplog) -> None:
+def test_weights_of_the_decoder_stage_hold_the_adaptors(tmp_path, caplog) -> None:
     one = training()
     shake(one.restorer.adaptor, size=0.05)
     (tmp_path / "adaptor").mkdir()
@@ -306,7 +308,7 @@ def test_weights_of_both_stages_travel_together(tmp_path, caplog) -> None:
     torch.testing.assert_close(fresh.restore(toy_batch()), plain.restore(toy_batch()), atol=1e-5, rtol=0)
 
 
-def test_a_decoder_without_weights_of_its_own_is_not_trained() -> None:
+def test_a_decoder_without_parameters_is_not_trained() -> None:
     settings = dict.fromkeys(("perceptual_weight", "adversarial_weight", "discriminator_lr"), 0.0)
     with pytest.raises(ValueError, match="nothing to train; choose decoder=degradation_aware"):
         DecoderTraining(
@@ -319,14 +321,14 @@ def test_a_decoder_without_weights_of_its_own_is_not_trained() -> None:
         )
 
 
-def test_the_decoder_changes_nothing_of_how_the_rest_starts() -> None:
+def test_a_decoder_does_not_change_the_adaptors_initial_weights() -> None:
     """So that it need not count in the identity of the stage before it."""
     one, other = restorer(decoder=False), restorer(decoder=True)
     for name, value in one.adaptor_state().items():
         assert torch.equal(value, other.adaptor_state()[name]), name
 
 
-def test_a_trained_decoder_is_not_lost_in_further_training(tmp_path) -> None:
+def test_further_training_keeps_a_trained_decoder(tmp_path) -> None:
     one = training()
     shake(one.restorer.decoder, size=0.05)
     one.export(tmp_path)
@@ -339,7 +341,7 @@ def test_a_trained_decoder_is_not_lost_in_further_training(tmp_path) -> None:
     torch.testing.assert_close(last.restore(toy_batch()), one.restorer.restore(toy_batch()), atol=1e-5, rtol=0)
 
 
-def test_each_player_is_clipped_by_its_own_norm() -> None:
+def test_gradients_are_clipped_per_optimiser() -> None:
     module = TrainingModule(training(), optimisation=Optimisation(lr=1.0))
     optimiser = torch.optim.SGD(module.module.param_groups(), lr=1.0)
     for size, group in zip((1e-3, 100.0), optimiser.param_groups, strict=True):

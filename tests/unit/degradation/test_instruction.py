@@ -17,7 +17,7 @@ def image() -> torch.Tensor:
     return torch.rand(3, 40, 48, generator=torch.Generator().manual_seed(0))
 
 
-def test_an_instruction_is_the_recipe_that_says_it(image) -> None:
+def test_an_instruction_parses_into_its_recipe(image) -> None:
     """Against the degradation that drew it, noise and the way of resizing aside."""
     draws = Parameterized(name="p", down=("area",), noise=(0.0, 0.0))
     for seed in range(8):
@@ -28,7 +28,7 @@ def test_an_instruction_is_the_recipe_that_says_it(image) -> None:
             torch.testing.assert_close(apply_recipe(again, image), apply_recipe(drawn, image), atol=1e-6, rtol=0)
 
 
-def test_words_without_numbers_are_kept_and_do_nothing(image) -> None:
+def test_words_without_numbers_degrade_nothing(image) -> None:
     for words in ("Deblur", "Remove all degradation", "make it nice, please", "Denoise; Dejpeg"):
         recipe = parse_instruction(words, height=40, width=48)
         assert recipe.instruction() == words
@@ -37,7 +37,7 @@ def test_words_without_numbers_are_kept_and_do_nothing(image) -> None:
         parse_instruction("Denoise with sigma 6", height=40, width=48)
 
 
-def test_what_was_recovered_degrades_into_the_lq(image) -> None:
+def test_an_image_degraded_by_its_recipe_is_consistent(image) -> None:
     recipe = parse_instruction("Deblur with sigma 2.0; Denoise with sigma 0.06", height=40, width=48)
     lq = apply_recipe(parse_instruction("Deblur with sigma 2.0", height=40, width=48), image)
     assert consistency(image, lq, recipe) == (100.0, "Deblur with sigma 2.0")
@@ -45,7 +45,7 @@ def test_what_was_recovered_degrades_into_the_lq(image) -> None:
     assert consistency(ramp, lq, recipe)[0] < 15
 
 
-def test_without_numbers_means_of_blocks_are_compared(image) -> None:
+def test_without_numbers_consistency_compares_block_means(image) -> None:
     """A checkerboard of +-0.1 has no mean; a shift of 0.1 is 20 dB. Whole levels count as what they stand for."""
     base = 0.25 + image / 2
     board = 0.1 * (-1.0) ** (torch.arange(40)[:, None] + torch.arange(48))

@@ -91,7 +91,7 @@ def test_filter_pads_images_smaller_than_the_kernel(size: int) -> None:
     assert torch.allclose(filter_image(image, kernel), plain, atol=1e-12)
 
 
-def test_resize_area_is_the_block_mean_and_constants_stay() -> None:
+def test_area_resize_is_the_block_mean_and_keeps_constants() -> None:
     image = photo()
     blocks = image.reshape(3, 16, 4, 16, 4).mean((2, 4))
     assert torch.allclose(resize(image, height=16, width=16, mode="area"), blocks)
@@ -102,7 +102,7 @@ def test_resize_area_is_the_block_mean_and_constants_stay() -> None:
         resize(flat, height=7, width=7, mode="lanczos")
 
 
-def test_antialiased_bicubic_is_pillow_s() -> None:
+def test_antialiased_bicubic_equals_pillow() -> None:
     image = photo().float()
     plane = Image.fromarray(image[0].numpy(), mode="F").resize((16, 16), Image.Resampling.BICUBIC)
     ours = resize(image, height=16, width=16, mode="bicubic_antialias")
@@ -170,7 +170,7 @@ def test_grey_poisson_noise_is_one_field() -> None:
     assert float(noise.std()) > 0
 
 
-def test_usm_leaves_what_is_flat_and_steepens_an_edge() -> None:
+def test_usm_keeps_flat_areas_and_steepens_edges() -> None:
     step = torch.full((3, 64, 64), 0.3, dtype=torch.float64)
     sharpen = {"weight": 0.5, "threshold": 10.0, "size": 51, "sigma": 8.0}
     assert torch.allclose(usm_sharpen(step, **sharpen), step)

@@ -58,7 +58,7 @@ def test_every_pipeline_replays_bit_identically_and_keeps_size_and_range(name: s
 
 
 @pytest.mark.parametrize("name", ["real_esrgan", "spire"])
-def test_a_sample_depends_neither_on_its_batch_nor_on_the_threads(name: str) -> None:
+def test_a_sample_does_not_depend_on_batch_or_threads(name: str) -> None:
     hq, seeds = images(5), [3, 1, 4, 15, 9]
     lq, recipes = pipeline(name)(hq, seeds)
     threads = torch.get_num_threads()
@@ -74,7 +74,7 @@ def test_a_sample_depends_neither_on_its_batch_nor_on_the_threads(name: str) -> 
     assert not any(torch.equal(same[0], other) for other in same[1:])
 
 
-def test_an_image_smaller_than_the_kernels_survives_every_draw() -> None:
+def test_images_smaller_than_the_kernels_are_degraded() -> None:
     lq, _ = pipeline("real_esrgan")(images(12, height=9, width=7), list(range(12)))
     assert torch.isfinite(lq).all()
 
@@ -153,7 +153,7 @@ def test_light_settings_leave_one_image_in_a_hundred_clean() -> None:
     share(sum(not recipe.steps for recipe in draws("real_esrgan_light")), DRAWS, expected=0.01)
 
 
-def test_usm_is_recorded_and_gives_its_target() -> None:
+def test_usm_is_recorded_and_sharpens_the_target() -> None:
     hq = images(2)
     _, recipes = pipeline("real_esrgan", "degradation.usm=true")(hq, [1, 2])
     assert [recipe.steps[0].kind for recipe in recipes] == ["usm", "usm"]
@@ -171,7 +171,7 @@ WORDS = {
 }
 
 
-def test_parameterized_says_what_it_did_in_table_2_s_words_ranges_and_probabilities() -> None:
+def test_parameterized_follows_table_2() -> None:
     order, numbers = list(WORDS), {word: [] for word in WORDS}
     for recipe in draws("parameterized"):
         types = [word for word in recipe.instruction(values=False).split("; ") if word]
@@ -189,7 +189,7 @@ def test_parameterized_says_what_it_did_in_table_2_s_words_ranges_and_probabilit
     share(sum(not recipe.instruction() for recipe in draws("parameterized")), DRAWS, expected=1 / 16)
 
 
-def test_the_numbers_said_are_the_numbers_applied() -> None:
+def test_the_instructions_numbers_are_the_applied_ones() -> None:
     for recipe in draws("parameterized")[:300]:
         for step in recipe.steps:
             if step.kind == "blur":
@@ -206,7 +206,7 @@ def test_the_numbers_said_are_the_numbers_applied() -> None:
                 assert step.kind in ("round", "resize") and not step.says
 
 
-def test_no_stage_kept_leaves_the_image_and_says_nothing() -> None:
+def test_without_stages_the_image_is_unchanged_and_the_instruction_empty() -> None:
     hq = images(1)
     lq, (recipe,) = Parameterized(name="nothing", keep=0.0)(hq, [1])
     assert torch.equal(lq, hq)
@@ -221,7 +221,7 @@ def test_strong_setting_always_degrades_and_stays_at_its_end() -> None:
                 assert 0.08 <= step.params["sigma"] <= 0.12
 
 
-def test_spire_is_half_blind_and_half_spoken() -> None:
+def test_spires_pipeline_is_half_blind_and_half_parameterized() -> None:
     names = Counter(recipe.pipeline for recipe in draws("spire"))
     assert sorted(names) == ["parameterized", "real_esrgan"]
     share(names["real_esrgan"], DRAWS, expected=0.5)
@@ -240,7 +240,7 @@ def test_spire_is_half_blind_and_half_spoken() -> None:
         ("mixture", "Deblur with sigma 2.0; Upsample to 4.0x; Denoise with sigma 0.08; Dejpeg with quality 50"),
     ],
 )
-def test_supir_s_protocols(name: str, words: str) -> None:
+def test_supirs_test_protocols_have_their_degradations(name: str, words: str) -> None:
     recipe = pipeline(name).draw(5, 64, 64)
     assert recipe.instruction() == words
     noise = [step.params["sigma"] * 255 for step in recipe.steps if step.kind == "noise"]
@@ -257,7 +257,7 @@ def test_a_fixed_noise_has_its_std_and_another_seed_another_field() -> None:
     assert torch.allclose(lq * 255, (lq * 255).round(), atol=1e-4)
 
 
-def test_bad_requests_are_one_clear_line() -> None:
+def test_bad_arguments_are_refused_in_one_line() -> None:
     with pytest.raises(ValueError, match="odd: unknown stage 'rain'; there are blur, downsample, noise, jpeg"):
         FixedDegradation(name="odd", stages={"rain": 1.0})
     with pytest.raises(ValueError, match=r"odd: downsample=0\.5 is out of range"):

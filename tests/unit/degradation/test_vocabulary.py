@@ -48,7 +48,7 @@ def test_the_pipelines_draw_every_kind_that_has_a_name() -> None:
     assert {label for _, label in NAMES.values()} == set(LABELS)
 
 
-def test_ringing_is_not_blur_and_poisson_noise_is_noise() -> None:
+def test_ringing_has_its_label_and_poisson_noise_is_noise() -> None:
     """By Real-ESRGAN's own recipes: sinc filters are kernels of its blur, Poisson a law of its noise."""
     steps = [step for recipe in recipes("real_esrgan") for step in recipe.steps]
     sinc = [step for step in steps if step.params.get("family") == "sinc"]
@@ -74,10 +74,10 @@ def test_ringing_is_not_blur_and_poisson_noise_is_noise() -> None:
         ("mixture", "blurry, low resolution, noisy, compressed"),
     ],
 )
-def test_dras_words_for_an_lq_as_target(name, words) -> None:
+def test_dra_describes_an_lq_target_by_its_degradations(name, words) -> None:
     assert {describe_degradation(recipe) for recipe in recipes(name)} == {f"low quality, {words}"}
 
 
-def test_a_kind_from_elsewhere_is_left_out() -> None:
+def test_an_unknown_kind_has_no_label() -> None:
     recipe = Recipe(pipeline="mine", seed=0, steps=(Step(kind="shake"), Step(kind="jpeg")))
     assert describe_degradation(recipe) == "low quality, compressed" and sum(labels(recipe)) == 1

@@ -31,7 +31,7 @@ def scene(height: int = 48, width: int = 64, *, seed: int = 0) -> Tensor:
     return 0.2 + 0.6 * torch.rand(3, height, width, generator=draw, dtype=torch.float64)
 
 
-def test_haze_is_its_law_and_thickest_above() -> None:
+def test_haze_follows_its_law_and_is_thickest_at_the_top() -> None:
     """I = J t + A (1 - t) with one t for all channels, e^-beta at the deepest; no scattering, no haze."""
     x = scene()
     hazy = haze(x, beta=1.5, airlight=0.9, seed=3)
@@ -63,7 +63,7 @@ def test_streaks_run_along_their_angle() -> None:
         assert (down < 0.5 * across) == upright and (across < 0.5 * down) != upright
 
 
-def test_drops_change_what_is_behind_them_and_nothing_else() -> None:
+def test_drops_change_only_the_pixels_they_cover() -> None:
     x = scene(96, 96)
     wet = raindrop(x, count=3, radius=0.1, blur=0.01, seed=4)
     touched = ((wet - x).abs().amax(0) > 1e-12).double().mean()
@@ -88,7 +88,7 @@ def test_a_drop_shows_the_scene_upside_down() -> None:
     assert float(wet[0, middle, column].diff().mean()) < 0
 
 
-def test_low_light_is_its_law() -> None:
+def test_low_light_follows_its_law() -> None:
     x = scene()
     dark = low_light(x, alpha=0.9, beta=0.6, gamma=2.5, sigma=0.0, seed=0)
     np.testing.assert_allclose(dark.numpy(), 0.6 * (0.9 * x.numpy()) ** 2.5, rtol=1e-12)
@@ -108,7 +108,7 @@ def test_motion_keeps_flat_light_and_averages_in_linear_light() -> None:
 
 @pytest.mark.parametrize("length", [3, 8, 15])
 @pytest.mark.parametrize("bend", [0.0, 1.5])
-def test_a_path_is_as_long_as_it_says_and_centred(length, bend) -> None:
+def test_a_motion_path_has_its_length_and_is_centred(length, bend) -> None:
     kernel = line_kernel(length, angle=0.7, bend=bend)
     assert kernel.shape[0] == kernel.shape[1] and kernel.shape[0] % 2 == 1
     assert float(kernel.sum()) == pytest.approx(1.0)
@@ -124,7 +124,7 @@ def test_a_smooth_field_spans_zero_to_one() -> None:
 
 
 @pytest.mark.parametrize("kind", LABELS)
-def test_each_kind_alone_its_label_and_its_replay(kind) -> None:
+def test_each_kind_has_its_label_and_replays(kind) -> None:
     pipeline = RandomKinds(name=kind, kinds=[kind])
     x = torch.rand(4, 3, 32, 40, generator=torch.Generator().manual_seed(0))
     lq, recipes = pipeline(x, [1, 2, 3, 4])
@@ -138,7 +138,7 @@ def test_each_kind_alone_its_label_and_its_replay(kind) -> None:
     assert torch.equal(alone[0], lq[2])
 
 
-def test_mixtures_hold_as_many_as_asked_in_the_order_of_light() -> None:
+def test_mixtures_hold_the_set_number_of_kinds_in_order() -> None:
     pipeline = RandomKinds(name="mixed", counts=[2, 3])
     counts, seen = [], set()
     for seed in range(60):

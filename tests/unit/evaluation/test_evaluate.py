@@ -50,7 +50,7 @@ def means(evaluation: Evaluation, metric: str) -> dict[str, float]:
     return {cell.row: cell.mean for cell in evaluation.results.cells if cell.metric == metric}
 
 
-def test_three_rows_beside_the_methods(done) -> None:
+def test_a_record_has_three_rows_next_to_the_methods(done) -> None:
     rows = {"LQ", "D(E(LQ))", "D(E(HQ))", "toy"}
     assert {cell.row for cell in done.results.cells} == rows
     assert {cell.metric for cell in done.results.cells} == {"psnr", "ssim"}
@@ -83,7 +83,7 @@ def test_the_record_can_be_read(done) -> None:
     assert all(image.recipe for image in record.results.images if image.row == "LQ")
 
 
-def test_images_are_kept_to_be_looked_at(done, toy_folder, tmp_path) -> None:
+def test_images_of_a_record_are_written_unless_keep_images_is_false(done, toy_folder, tmp_path) -> None:
     files = {row: image_file(done.folder, row, "coffee_0") for row in ("LQ", "toy", "original", "D(E(LQ))")}
     assert [row for row, file in files.items() if file.is_file()] == ["LQ", "toy", "original"]
     data = build(config(toy_folder, tmp_path, "eval_degradation.keep=1.0", "eval_batch_size=1").datamodule)
@@ -123,7 +123,7 @@ def test_a_work_size_restores_larger_and_scales_back(toy_folder, tmp_path) -> No
     assert there_and_back.shape == same.shape and (there_and_back - same).abs().mean() < 0.05
 
 
-def test_the_picture_is_there(done) -> None:
+def test_the_contact_sheet_is_written(done) -> None:
     assert done.picture == done.folder / "pictures.png"
     with Image.open(done.picture) as picture:
         assert picture.width > 3 * 192 and picture.height > 192
@@ -152,7 +152,7 @@ def test_variants_are_rows_of_one_record_from_the_same_noise(done, toy_folder, t
     assert both.folder.name != done.folder.name
 
 
-def test_unknown_slots_are_refused(toy_folder, tmp_path) -> None:
+def test_unknown_variant_slots_are_refused(toy_folder, tmp_path) -> None:
     with pytest.raises(ValueError, match="no prompt slot 'visual'; slots are semantic, instruction") as caught:
         evaluate(
             config(toy_folder, tmp_path, "+prompt_sets.odd={visual: {_target_: restore_lab.prompts.semantic.NoText}}")
@@ -160,7 +160,7 @@ def test_unknown_slots_are_refused(toy_folder, tmp_path) -> None:
     assert errors.is_bad_input(caught.value)
 
 
-def test_images_that_are_too_good_are_left_out(done, toy_folder, tmp_path) -> None:
+def test_images_above_max_lq_psnr_are_skipped(done, toy_folder, tmp_path) -> None:
     values = {i.key: i.value for i in done.results.images if (i.row, i.metric) == ("LQ", "psnr")}
     worse, better = sorted(values, key=values.get)
     limit = (values[worse] + values[better]) / 2
@@ -175,7 +175,7 @@ def test_images_that_are_too_good_are_left_out(done, toy_folder, tmp_path) -> No
     assert errors.is_bad_input(caught.value)
 
 
-def test_the_identity_is_of_what_is_measured(done, toy_folder, tmp_path) -> None:
+def test_the_identity_depends_on_what_is_measured(done, toy_folder, tmp_path) -> None:
     same = evaluate(
         config(
             toy_folder, tmp_path, "eval_degradation.keep=1.0", "pictures=1", "runs_dir=" + str(tmp_path), "max_steps=7"
@@ -224,7 +224,7 @@ def test_a_contact_sheet_shows_the_images_in_their_places(tmp_path) -> None:
     assert colours[255, 0, 0] == colours[0, 0, 255] == 3 * 192 * 192
 
 
-def test_a_robust_encoders_reconstruction_is_a_row(toy_folder, tmp_path) -> None:
+def test_a_robust_encoder_adds_its_reconstruction_as_a_row(toy_folder, tmp_path) -> None:
     """Untrained it is the codec's own; the report compares both."""
     found = evaluate(config(toy_folder, tmp_path, "lq_encoder=robust"))
     psnr = means(found, "psnr")
@@ -232,7 +232,7 @@ def test_a_robust_encoders_reconstruction_is_a_row(toy_folder, tmp_path) -> None
     assert "psnr: D(E_dr(LQ)) - D(E(LQ)) = +0" in found.page() and "psnr: toy - D(E_dr(LQ))" in found.page()
 
 
-def test_variants_change_the_words_of_quality(toy_folder, tmp_path, monkeypatch) -> None:
+def test_a_variant_changes_the_quality_words(toy_folder, tmp_path, monkeypatch) -> None:
     said = {}
     plain = evaluate_module._measure_batch
 

@@ -45,7 +45,7 @@ def score(cfg) -> tuple[Path, Results]:
     return done.folder, done.results
 
 
-def test_a_folder_is_scored_as_its_images_are(folders, tmp_path, capsys) -> None:
+def test_a_folder_gets_the_scores_of_its_images(folders, tmp_path, capsys) -> None:
     run(config(folders, tmp_path, "format=json"))
     found = json.loads(capsys.readouterr().out)
     each = [-20 * math.log10(error / 255) for error in (10, 20, 40)]
@@ -60,7 +60,7 @@ def test_a_folder_is_scored_as_its_images_are(folders, tmp_path, capsys) -> None
     }
 
 
-def test_images_decide_which_record_it_is_and_a_protocol_too(folders, tmp_path) -> None:
+def test_a_record_is_identified_by_images_and_protocol(folders, tmp_path) -> None:
     first, _ = score(config(folders, tmp_path))
     assert score(config(folders, tmp_path))[0] == first
     assert score(config(folders, tmp_path, "protocol=y"))[0] != first
@@ -68,7 +68,7 @@ def test_images_decide_which_record_it_is_and_a_protocol_too(folders, tmp_path) 
     assert score(config(folders, tmp_path))[0] != first
 
 
-def test_what_does_not_pair_is_named(folders, tmp_path) -> None:
+def test_unpaired_images_are_named(folders, tmp_path) -> None:
     image(folders[0] / "extra.png", 7)
     with pytest.raises(ValueError, match=r"1 of 4 restored images without an original: extra\.png; .*unmatched=skip"):
         score(config(folders, tmp_path))
@@ -80,7 +80,7 @@ def test_what_does_not_pair_is_named(folders, tmp_path) -> None:
         score(composed("evaluate", "restored=/nowhere", "metrics=fidelity"))
 
 
-def test_a_missing_image_is_no_smaller_mean(folders, tmp_path, caplog) -> None:
+def test_a_missing_image_is_refused_or_skipped(folders, tmp_path, caplog) -> None:
     """Also where the record of the images that are there exists already."""
     (folders[0] / "b.png").unlink()
     with pytest.raises(ValueError, match=r"1 of 3 originals without a restored image: b\.bmp; .*unmatched=skip"):
@@ -93,7 +93,7 @@ def test_a_missing_image_is_no_smaller_mean(folders, tmp_path, caplog) -> None:
         score(config(folders, tmp_path))
 
 
-def test_what_was_restored_from_names_alike_finds_its_originals(tmp_path) -> None:
+def test_disambiguated_names_find_their_originals(tmp_path) -> None:
     """From a.jpg and a.png come a.jpg.png and a.png.png."""
     for name, value in (("a.jpg", 100), ("a.png", 50)):
         image(tmp_path / "hq" / name, value)
@@ -102,14 +102,14 @@ def test_what_was_restored_from_names_alike_finds_its_originals(tmp_path) -> Non
     assert results is not None and {one.key for one in results.images} == {"a.jpg", "a.png"}
 
 
-def test_words_that_are_no_settings_are_refused() -> None:
+def test_unknown_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="cannot place 'x y z'"):
         run(composed("evaluate", "records=[x,y,z]"))
     with pytest.raises(ValueError, match="give both"):
         run(composed("evaluate", "reference=x"))
 
 
-def test_why_two_records_differ(folders, tmp_path, capsys) -> None:
+def test_explain_names_why_two_records_differ(folders, tmp_path, capsys) -> None:
     first, _ = score(config(folders, tmp_path))
     second, _ = score(config(folders, tmp_path, "protocol=y_border4"))
     lines = explain_records(first, second / "record.json")

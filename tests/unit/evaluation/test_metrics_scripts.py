@@ -91,14 +91,14 @@ def test_a_protocol_prints_the_psnr_and_ssim_of_its_script(script: str) -> None:
         assert found[name] == pytest.approx(expected, abs=1e-5), name
 
 
-def test_every_protocol_that_names_a_script_is_held_against_it() -> None:
+def test_every_protocol_named_after_a_script_is_compared_with_it() -> None:
     """A new one needs its lines above."""
     with_metrics = {file.stem for file in (CONF / "protocol").glob("*.yaml") if "override /metrics" in file.read_text()}
     assert with_metrics == set(SCRIPTS) == set(OTHERS)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_protocols_other_metrics_are_those_of_its_script(script: str) -> None:
+def test_a_protocols_other_metrics_equal_its_scripts(script: str) -> None:
     """By pyiqa's name, whatever heads the column; the label keeps the name where they differ."""
     nodes, _ = presets(script)
     built = {name: build(node) for name, node in nodes.items() if name not in ("psnr", "ssim", "fid")}
@@ -165,7 +165,7 @@ def test_the_plain_psnr_and_ssim_are_basicsrs_and_scikit_images(colour: Any, bor
 
 
 @pytest.mark.parametrize("name", WEIGHTLESS)
-def test_pyiqas_metrics_are_pyiqas_whatever_the_batch(name: str) -> None:
+def test_pyiqas_metrics_equal_pyiqas_for_any_batch(name: str) -> None:
     """In the suite, on 8-bit files, two images at a time: the numbers of pyiqa on each image by itself."""
     pairs = dozen()[:9:3]
     theirs, metric = pyiqa.create_metric(name, device=torch.device("cpu")), PyiqaMetric(name=name)
@@ -177,7 +177,7 @@ def test_pyiqas_metrics_are_pyiqas_whatever_the_batch(name: str) -> None:
         assert found == pytest.approx(expected, abs=1e-5, rel=1e-5, nan_ok=True)
 
 
-def test_ms_ssim_is_torchmetrics() -> None:
+def test_ms_ssim_equals_torchmetrics() -> None:
     from torchmetrics.image import MultiScaleStructuralSimilarityIndexMeasure
 
     draw = torch.Generator().manual_seed(0)
@@ -188,7 +188,7 @@ def test_ms_ssim_is_torchmetrics() -> None:
     assert MsSsim()(restored, reference, None).tolist() == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_frechet_distance_is_pyiqas() -> None:
+def test_the_frechet_distance_equals_pyiqas() -> None:
     from pyiqa.archs.fid_arch import frechet_distance as theirs
 
     draw = np.random.default_rng(0)
@@ -197,7 +197,7 @@ def test_a_frechet_distance_is_pyiqas() -> None:
     assert frechet_distance(torch.from_numpy(a), torch.from_numpy(b)) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_a_kernel_distance_is_torchmetrics_where_images_are_no_pairs() -> None:
+def test_the_kernel_distance_of_unpaired_images_equals_torchmetrics() -> None:
     """torchmetrics counts each restored image against its own original too; by hand those terms are 1 of n."""
     from torchmetrics.image.kid import poly_mmd
 

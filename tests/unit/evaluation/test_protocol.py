@@ -21,7 +21,7 @@ def test_luma_is_bt601_in_studio_range() -> None:
     torch.testing.assert_close(luma(corners).flatten() * 255, expected, atol=1e-4, rtol=0)
 
 
-def test_rounding_is_what_a_saved_file_would_hold() -> None:
+def test_rounding_gives_the_levels_of_a_saved_file() -> None:
     image = torch.tensor([-0.2, 0.4 / 255, 0.6 / 255, 100.49 / 255, 1.3]).view(1, 1, 1, 5).expand(1, 3, 1, 5)
     got = Protocol(rounding="8bit").round(image)[0, 0, 0] * 255
     torch.testing.assert_close(got, torch.tensor([0.0, 0, 1, 100, 255]))
@@ -29,7 +29,7 @@ def test_rounding_is_what_a_saved_file_would_hold() -> None:
     torch.testing.assert_close(raw, torch.tensor([0.0, 0.4, 0.6, 100.49, 255]))
 
 
-def test_border_is_cut_from_each_side() -> None:
+def test_the_border_is_cropped_from_each_side() -> None:
     image = torch.arange(64.0).view(1, 1, 8, 8).expand(1, 3, 8, 8) / 64
     cut = Protocol(border=2).pixels(image)
     assert cut.shape == (1, 3, 4, 4)
@@ -101,7 +101,7 @@ PRESETS = {
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_says_how_images_come_to_the_metrics(name) -> None:
+def test_a_preset_sets_how_images_reach_the_metrics(name) -> None:
     cfg = composed("evaluate", f"protocol={name}")
     protocol = build(cfg.protocol)
     assert (protocol.colour, protocol.crop, cfg.eval_crop, cfg.work_size) == PRESETS[name]

@@ -47,14 +47,14 @@ def written(folder: Path) -> Path:
     )
 
 
-def test_round_trip(tmp_path: Path) -> None:
+def test_a_record_round_trips(tmp_path: Path) -> None:
     path = written(tmp_path / "new folder")
     expected = Record(results=RESULTS, identity="ab12", code="v1+changes", settings={"steps": 50, "s": {"x": [1.5]}})
     assert read_record(path.parent) == expected
     assert sorted(file.name for file in path.parent.iterdir()) == ["per_image.parquet", "record.json"]
 
 
-def test_files_speak_without_us(tmp_path: Path) -> None:
+def test_record_files_are_self_describing(tmp_path: Path) -> None:
     path = written(tmp_path)
     first = json.loads(path.read_text())["cells"][0]
     assert (first["row"], first["metric"], first["mean"], first["n"]) == ("spire", "psnr", 24.125, 2)
@@ -82,7 +82,7 @@ def test_no_record_and_broken_records_are_named(tmp_path: Path) -> None:
         read_record(tmp_path)
 
 
-def test_files_of_two_writings_are_refused(tmp_path: Path) -> None:
+def test_mixed_files_of_two_records_are_refused(tmp_path: Path) -> None:
     """A run killed between the two files leaves a new table beside an old summary."""
     old = written(tmp_path).read_text()
     other = replace(RESULTS, images=RESULTS.images[:1])
@@ -95,7 +95,7 @@ def test_files_of_two_writings_are_refused(tmp_path: Path) -> None:
         read_record(tmp_path)
 
 
-def test_not_a_number_is_never_written(tmp_path: Path) -> None:
+def test_nan_is_never_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_record(
             tmp_path, results=Results(cells=(cell("LQ", float("nan")),), images=()), settings={}, identity="", code=""
@@ -103,7 +103,7 @@ def test_not_a_number_is_never_written(tmp_path: Path) -> None:
     assert not (tmp_path / "record.json").exists()
 
 
-def test_render() -> None:
+def test_a_record_is_rendered_as_a_table() -> None:
     assert render_results(RESULTS).splitlines() == [
         "|          |       psnr + |       piqe - |",
         "|----------|-------------:|-------------:|",

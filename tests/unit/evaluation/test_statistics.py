@@ -46,7 +46,7 @@ def metric(kind: str, draw: np.random.Generator, shape: tuple[int, ...]) -> np.n
         (10, 30, 0.3),
     ],
 )
-def test_95_of_100_intervals_hold_the_truth(seeds: int, images: int, between: float, kind: str) -> None:
+def test_intervals_cover_the_truth_in_95_of_100(seeds: int, images: int, between: float, kind: str) -> None:
     """The truth is the mean over all trainings and images; with one seed, that of this training over all images.
 
     `between`: the deviation of seeds over that of images, which is 1 as that of what is left is.
@@ -70,7 +70,7 @@ def test_a_bootstrap_over_the_images_alone_does_not_cover_trainings() -> None:
     assert 0.92 < np.mean((low <= 0) & (high >= 0)) < 0.98
 
 
-def test_where_only_seeds_differ_it_is_students_interval() -> None:
+def test_with_only_seed_variance_it_is_students_interval() -> None:
     """All images alike: three values, two degrees of freedom."""
     values_TSI = np.repeat(np.array([[0.1, 0.5, 0.9]]), 8, axis=0).T[None]
     half = student.ppf(0.975, 2) * 0.4 / 3**0.5
@@ -104,7 +104,7 @@ def by_image(values: np.ndarray, *, seed: int = 0) -> ByImage:
     return {(seed, f"cat_{i}"): float(value) for i, value in enumerate(values)}
 
 
-def test_no_interval_and_nothing_clear_below_six_images() -> None:
+def test_below_six_images_there_is_no_interval() -> None:
     few, enough = (difference(by_image(np.full(n, 2.0)), by_image(np.ones(n))) for n in (5, 6))
     assert few is not None and (few.mean, few.low, few.high, few.clear) == (1.0, None, None, False)
     assert str(few) == "+1, n = 5, no interval below 6 images"
@@ -113,7 +113,7 @@ def test_no_interval_and_nothing_clear_below_six_images() -> None:
     assert difference(by_image(np.ones(3)), by_image(np.ones(3), seed=1)) is None
 
 
-def test_squares_of_one_photograph_are_one_image() -> None:
+def test_crops_of_one_photograph_count_as_one_image() -> None:
     """Values that are the same on all squares of a photograph say no more than one square of each."""
     own = np.random.default_rng(0).normal(0.5, 1, 7)
     once = difference({(0, str(i)): v for i, v in enumerate(own)}, {(0, str(i)): 0.0 for i in range(7)})
@@ -124,7 +124,7 @@ def test_squares_of_one_photograph_are_one_image() -> None:
     assert (four.mean, four.low, four.high) == pytest.approx((once.mean, once.low, once.high))
 
 
-def test_a_photograph_with_more_squares_counts_more() -> None:
+def test_a_photograph_with_more_crops_has_more_weight() -> None:
     values = np.array([[1.0, 2.0, 3.0, 10.0]])
     found = by_photograph(values, ["a_0", "a_1", "a_2", "b_0"], {"a_0": "a", "a_1": "a", "a_2": "a", "b_0": "b"})
     assert found.shape == (1, 2) and found.mean() == pytest.approx(values.mean())
@@ -141,11 +141,11 @@ def test_a_photograph_with_more_squares_counts_more() -> None:
         ("img_1", {"eval_data": {"crops": 1}}, "img_1"),
     ],
 )
-def test_what_an_image_was_cut_from(key: str, settings: dict, expected: str) -> None:
+def test_a_crops_key_names_its_photograph(key: str, settings: dict, expected: str) -> None:
     assert photograph(key, settings) == expected
 
 
-def test_redrawing_draws_seeds_and_images() -> None:
+def test_the_bootstrap_draws_seeds_and_images() -> None:
     """The spread of the redrawn means is that of both; rows that differ by a constant always differ by it."""
     draw = np.random.default_rng(0)
     values = draw.standard_normal((1, 40, 1)) + draw.standard_normal((1, 1, 40))

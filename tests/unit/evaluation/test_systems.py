@@ -27,7 +27,7 @@ def cells(evaluation) -> dict[str, float]:
     return {cell.row: cell.mean for cell in evaluation.results.cells if cell.metric == "psnr"}
 
 
-def test_inputs_go_out_and_outputs_come_back(tmp_path, capsys) -> None:
+def test_inputs_are_written_and_outputs_measured(tmp_path, capsys) -> None:
     """A system that does nothing has the LQ's numbers, one that makes everything black those of black images."""
     run(config(tmp_path, f"inputs_dir={tmp_path}/lq"))
     assert capsys.readouterr().out.startswith("2 images")
@@ -47,7 +47,7 @@ def test_inputs_go_out_and_outputs_come_back(tmp_path, capsys) -> None:
     assert found.folder != same.folder
 
 
-def test_new_outputs_are_another_record(tmp_path) -> None:
+def test_changed_outputs_make_another_record(tmp_path) -> None:
     run(config(tmp_path, f"inputs_dir={tmp_path}/lq"))
     before = evaluate(config(tmp_path, f"system={tmp_path}/lq"))
     Image.fromarray(np.zeros((16, 16, 3), dtype=np.uint8)).save(tmp_path / "lq" / "camera_0.png")
@@ -55,7 +55,7 @@ def test_new_outputs_are_another_record(tmp_path) -> None:
     assert after.folder != before.folder and cells(after)["theirs"] < cells(before)["theirs"]
 
 
-def test_what_does_not_fit_is_named(tmp_path) -> None:
+def test_outputs_that_do_not_fit_are_named(tmp_path) -> None:
     run(config(tmp_path, f"inputs_dir={tmp_path}/lq"))
     Image.new("RGB", (8, 16)).save(tmp_path / "lq" / "camera_0.png")
     with pytest.raises(ValueError, match=r"camera_0.png has 8x16 pixels, its original 16x16"):
@@ -67,7 +67,7 @@ def test_what_does_not_fit_is_named(tmp_path) -> None:
         evaluate(config(tmp_path, f"system={tmp_path}/nowhere"))
 
 
-def test_where_a_system_is_found(tmp_path) -> None:
+def test_a_system_is_found_by_condition_folder_or_file(tmp_path) -> None:
     def place(system: str, condition: str = "real") -> Path | None:
         return find_system(tmp_path, system, condition, conditions=["real", "synthetic"])
 

@@ -114,7 +114,7 @@ def test_a_pipeline_loads_exported_lora_and_gives_the_same_image(toy_folder, tmp
     assert manifest.kind == "exported" and manifest.extra["base"] is not None
 
 
-def test_what_diffusers_has_no_format_for_is_said(toy_folder, tmp_path) -> None:
+def test_methods_without_a_diffusers_format_are_refused(toy_folder, tmp_path) -> None:
     module, words = method(toy_folder, "method=spire")
     module.export(_made(tmp_path / "run"))
     own = [f"weights={tmp_path / 'run'}", f"output={tmp_path / 'out'}", "dtype=float16"]

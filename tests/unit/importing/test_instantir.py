@@ -62,7 +62,7 @@ def words(prior, tmp_path) -> list[str]:
 
 
 @torch.no_grad()
-def test_all_three_files_give_the_releases_outputs(release, files, prior, tmp_path) -> None:
+def test_the_three_release_files_import_and_give_the_releases_outputs(release, files, prior, tmp_path) -> None:
     whole, aggregator, lora = release
     done = imported(files, *words(prior, tmp_path))
     assert [source["layout"] for source in done.facts["sources"]] == [
@@ -95,7 +95,7 @@ def test_all_three_files_give_the_releases_outputs(release, files, prior, tmp_pa
     torch.testing.assert_close(ours, previewed, rtol=1e-4, atol=1e-5)
 
 
-def test_the_trainings_spelling_of_the_adapter_is_read_too(release, prior, tmp_path) -> None:
+def test_the_training_scripts_adapter_keys_are_read_too(release, prior, tmp_path) -> None:
     spelled = {}
     for part, prefix in (("image_proj", "image_proj_model"), ("ip_adapter", "adapter_modules")):
         spelled |= {f"module.{prefix}.{key}": value for key, value in adapter_state(release[0])[part].items()}
@@ -129,7 +129,7 @@ def test_parts_of_different_networks_are_not_mixed(files, prior, tmp_path) -> No
         imported([files[1], files[1]], *words(prior, tmp_path))
 
 
-def test_the_whole_of_sdxls_size_is_covered() -> None:
+def test_every_weight_at_sdxls_size_is_covered() -> None:
     """On the meta device: keys and shapes as the references make them, and the release's counts in millions."""
     module = on_meta(composed("import", "method=instantir", "scale=full", "files=[none]"))
     sizes = {"inputs": 1024, "outputs": 2048, "hidden": 1280, "depth": 4, "heads": 20, "dim_head": 64, "queries": 64}

@@ -156,20 +156,20 @@ def test_a_pickle_with_a_payload_is_refused_and_does_not_run(tmp_path, form) -> 
         ("a.pth", pickle.dumps([1, 2], protocol=2), "refused|damaged|not tensors by name"),
     ],
 )
-def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path, name, content, says) -> None:
+def test_other_files_are_refused_in_one_line(tmp_path, name, content, says) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=says) as told:
         read_checkpoint(tmp_path / name)
     assert str(tmp_path / name) in str(told.value) and "\n" not in str(told.value)
 
 
-def test_unknown_keys_are_told_with_what_is_known(tmp_path) -> None:
+def test_unknown_keys_are_refused_with_the_known_formats(tmp_path) -> None:
     file = stored({"conv_first.weight": torch.zeros(1)}, tmp_path / "SUPIR-v0Q.safetensors")
     with pytest.raises(ValueError, match=r"not recognised by its 1 keys .*conv_first\.weight.*known are SUPIR"):
         recognise([str(file)])
 
 
-def test_a_folder_gives_full_precision_and_safetensors_first(tmp_path) -> None:
+def test_a_folder_prefers_full_precision_and_safetensors(tmp_path) -> None:
     for name in ("m.fp16.safetensors", "m.safetensors", "m.bin"):
         (tmp_path / name).write_bytes(b"")
     assert [file.name for file in checkpoint_files(tmp_path)] == ["m.safetensors"]

@@ -77,7 +77,7 @@ def test_a_wrapping_that_lacks_a_tensor_is_refused_by_name(autoencoder, prior, t
         imported([file], "scale=tiny", f"backbone.path={prior}", "hint_widths=[4,4,8,8]")
 
 
-def test_the_released_size_is_the_papers() -> None:
+def test_the_releases_wrapping_has_its_size() -> None:
     """44.4 M for the two wrappings of SD's codec."""
     with torch.device("meta"):
         count = sum(p.numel() for width in (256, 512) for p in Fuse(width).parameters())

@@ -108,7 +108,7 @@ def test_a_pruned_half_precision_file_imports_too(state, prior, tmp_path) -> Non
         ("first_stage_model.denoise_encoder.mid.attn_1.q.weight", "of another shape"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(state, prior, tmp_path, key, change) -> None:
+def test_tensors_that_do_not_fit_are_refused_by_name(state, prior, tmp_path, key, change) -> None:
     assert key in state
     bad = dict(state)
     value = bad.pop(key)
@@ -127,7 +127,7 @@ def test_what_does_not_fit_is_refused_by_name(state, prior, tmp_path, key, chang
     assert not list(tmp_path.glob("imported/**/*.safetensors"))
 
 
-def test_the_whole_of_sdxls_size_is_covered() -> None:
+def test_every_weight_at_sdxls_size_is_covered() -> None:
     """On the meta device: the public layout's keys and shapes, made by the reference, and methods.md's counts."""
     shape = {
         "widths": (320, 640, 1280),

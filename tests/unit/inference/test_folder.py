@@ -55,7 +55,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
     return list(csv.DictReader((folder / "restored.csv").read_text().splitlines()))
 
 
-def test_what_a_file_holds_besides_its_colours_is_kept(restored, tmp_path) -> None:
+def test_depth_opacity_exif_and_profile_are_kept(restored, tmp_path) -> None:
     """Sixteen bits and opacity; a JPEG's EXIF, profile and orientation; a grey picture stays grey."""
     rgb_HWC, alpha_HW = random_levels(18, 20, 3, dtype=np.uint16), random_levels(18, 20, dtype=np.uint16)
     deep = Photograph(rgb_HWC=rgb_HWC, alpha_HW=alpha_HW, profile=SRGB)
@@ -75,7 +75,7 @@ def test_what_a_file_holds_besides_its_colours_is_kept(restored, tmp_path) -> No
     assert Image.open(tmp_path / "out/grey.tif").mode == "L"
 
 
-def test_the_same_command_does_nothing_twice_and_another_restores_anew(restored, tmp_path) -> None:
+def test_the_same_command_restores_nothing_again(restored, tmp_path) -> None:
     photo(tmp_path / "in/a.png")
     photo(tmp_path / "in/b.png", seed=1)
     assert restored(tmp_path / "in").written == 2
@@ -95,7 +95,7 @@ def test_the_same_command_does_nothing_twice_and_another_restores_anew(restored,
     assert restored(tmp_path / "in", "seed=1", "instruction=Deblur").written == 2
 
 
-def test_what_failed_is_tried_again_and_stands_in_the_summary(restored, tmp_path) -> None:
+def test_failed_images_are_tried_again_and_summarised(restored, tmp_path) -> None:
     photo(tmp_path / "in/a.png")
     (tmp_path / "in/b.png").write_bytes(b"")
     done = restored(tmp_path / "in")
@@ -129,7 +129,7 @@ def test_a_full_disk_is_one_line_and_costs_one_image(restored, tmp_path, monkeyp
     assert (done.written, done.skipped) == (2, 1)
 
 
-def test_patterns_and_files_that_nobody_reads(restored, tmp_path, caplog) -> None:
+def test_patterns_select_files_and_others_are_counted(restored, tmp_path, caplog) -> None:
     for name in ("a.png", "b.jpg", "below/c.jpg"):
         photo(tmp_path / "in" / name)
     (tmp_path / "in/raw.NEF").write_bytes(b"x")
@@ -142,7 +142,7 @@ def test_patterns_and_files_that_nobody_reads(restored, tmp_path, caplog) -> Non
         restored(tmp_path / "in/*.gif")
 
 
-def test_words_for_each_image(restored, tmp_path) -> None:
+def test_each_image_may_have_its_caption(restored, tmp_path) -> None:
     for seed, name in enumerate(("a.png", "b.png", "c.png")):
         photo(tmp_path / "in" / name, seed=seed)
     table = tmp_path / "words.csv"
@@ -166,7 +166,7 @@ def test_words_for_each_image(restored, tmp_path) -> None:
             restored(tmp_path / "in", f"words={table}")
 
 
-def test_several_seeds_their_spread_and_the_comparison(restored, tmp_path) -> None:
+def test_several_seeds_write_their_spread_and_a_comparison(restored, tmp_path) -> None:
     photo(tmp_path / "in/a.png")
     done = restored(tmp_path / "in", "seeds=3", "compare=true", "seed=5")
     names = {p.name for p in done.output.glob("*.png")}
@@ -196,7 +196,7 @@ def test_nothing_is_written_over_an_input_or_twice_or_elsewhere(restored, toy_fo
     assert (tmp_path / "out/x-a_restored.png").is_file()
 
 
-def test_sizes(restored, tmp_path) -> None:
+def test_outputs_have_the_requested_sizes(restored, tmp_path) -> None:
     photo(tmp_path / "in/a.png", size=(16, 24))
     for words, size in ((("size=32",), (48, 32)), (("size=[20,30]",), (20, 30)), (("upscale=0.5",), (12, 8))):
         restored(tmp_path / "in", *words)
@@ -206,7 +206,7 @@ def test_sizes(restored, tmp_path) -> None:
             restored(tmp_path / "in", *words)
 
 
-def test_python_gives_what_the_command_gives(restored, toy_folder, tmp_path) -> None:
+def test_restorer_in_python_equals_the_command(restored, toy_folder, tmp_path) -> None:
     file = photo(tmp_path / "in/a.png", size=(18, 22))
     restored(file, "instruction=Denoise with sigma 0.06")
     wanted = np.asarray(Image.open(tmp_path / "out/a.png"))
@@ -232,7 +232,7 @@ def test_python_gives_what_the_command_gives(restored, toy_folder, tmp_path) -> 
         restorer(file, caption="a" * 1_000_000)
 
 
-def test_a_file_that_no_command_of_ours_wrote_stays(restored, tmp_path) -> None:
+def test_foreign_files_in_the_output_are_kept(restored, tmp_path) -> None:
     """A photograph of another suffix beside the input; a result that was retouched; the summary."""
     photo(tmp_path / "in/holiday.jpg")
     theirs = photo(tmp_path / "in/holiday.png", seed=1).read_bytes()
@@ -256,7 +256,7 @@ def test_a_file_that_no_command_of_ours_wrote_stays(restored, tmp_path) -> None:
         restored(tmp_path / "in/holiday.jpg")
 
 
-def test_names_that_meet_make_files_that_do_not(restored, tmp_path) -> None:
+def test_equal_stems_make_distinct_files(restored, tmp_path) -> None:
     """Of names alike but for suffix or case, one like another's comparison, a folder called as a result."""
     names = ("a.png", "a.jpg", "a.png.png", "B.png", "b.png", "c.png", "c_compare.jpg", "d.jpg", "d.png/e.png")
     for seed, name in enumerate(names):
@@ -269,7 +269,7 @@ def test_names_that_meet_make_files_that_do_not(restored, tmp_path) -> None:
     assert restored(tmp_path / "in", "compare=true").skipped == 9
 
 
-def test_of_an_animation_the_first_frame_is_restored_and_the_record_says_so(restored, tmp_path, caplog) -> None:
+def test_the_first_frame_of_an_animation_is_restored_and_noted(restored, tmp_path, caplog) -> None:
     photo(tmp_path / "in/a.png")
     frames = [Image.fromarray(random_levels(16, 16, 3, seed=seed)) for seed in range(3)]
     frames[0].save(tmp_path / "in/b.gif", save_all=True, append_images=frames[1:])
@@ -287,7 +287,7 @@ def test_of_an_animation_the_first_frame_is_restored_and_the_record_says_so(rest
         (("input=.", "output=null"), "output=null: expected text"),
     ],
 )
-def test_the_command_wants_an_input_that_python_gives_later(words, said, monkeypatch, capsys) -> None:
+def test_the_command_needs_an_input(words, said, monkeypatch, capsys) -> None:
     assert OmegaConf.is_missing(Restorer.load(overrides=["method=spire"], device="cpu").cfg, "input")
     monkeypatch.setattr(sys, "argv", ["restore-lab", "restore", *words])
     with pytest.raises(SystemExit) as left:

@@ -36,7 +36,7 @@ def made(kind: str = "sd", **parts):
 @pytest.mark.parametrize("tiled", [False, True])
 @pytest.mark.parametrize("place", ["staged", "offload"])
 @pytest.mark.parametrize("kind", ["sd", "sd3"])
-def test_where_weights_lie_changes_nothing(kind, place, tiled) -> None:
+def test_placement_does_not_change_results(kind, place, tiled) -> None:
     from restore_lab.samplers.tiling import Gaussian
 
     batch = toy_batch(1, size=(16, 70))
@@ -104,13 +104,13 @@ def test_every_weight_belongs_to_a_stage() -> None:
     assert {id(p) for p in module.parameters()} == held
 
 
-def test_plans_that_exclude_each_other_are_one_line() -> None:
+def test_incompatible_plans_are_refused_in_one_line() -> None:
     with pytest.raises(ValueError, match="plain weights alone"):
         MemoryPlan(place="offload", weights="int8")
 
 
 @pytest.mark.parametrize(("weights", "library"), [("int8", "torchao"), ("fp8", "torchao"), ("nf4", "bitsandbytes")])
-def test_a_library_that_is_not_there_is_one_line(weights, library, monkeypatch) -> None:
+def test_a_missing_library_is_named_in_one_line(weights, library, monkeypatch) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == library]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, library, None)
@@ -165,7 +165,7 @@ def test_the_plan_is_a_group_and_only_quantised_weights_are_part_of_a_record() -
     assert tiled != plain
 
 
-def test_what_running_out_of_memory_looks_like() -> None:
+def test_out_of_memory_errors_are_recognised() -> None:
     assert out_of_memory(torch.OutOfMemoryError("x")) and out_of_memory(MemoryError())
     said = "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1"
     assert out_of_memory(RuntimeError(said))

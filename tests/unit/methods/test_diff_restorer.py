@@ -79,7 +79,7 @@ def losses(module: DiffRestorer, pairs: Batch) -> dict[str, float]:
     return {name: float(value.detach()) for name, value in found.items()}
 
 
-def test_clip_sees_what_its_own_processor_sees(clip) -> None:
+def test_clip_gets_the_input_of_its_processor(clip) -> None:
     from PIL import Image
     from transformers import CLIPImageProcessor
 
@@ -97,7 +97,7 @@ def test_clip_sees_what_its_own_processor_sees(clip) -> None:
         ClipVision(path="/nowhere")
 
 
-def test_the_loss_is_the_sum_of_three(clip) -> None:
+def test_the_loss_is_the_sum_of_its_three_terms(clip) -> None:
     module = toy(clip)
     shake(module.adaptor, size=0.05)
     found = losses(module, batch())
@@ -120,7 +120,7 @@ def test_each_loss_can_be_left_out(clip) -> None:
     assert half == pytest.approx(whole / 2, rel=1e-4)
 
 
-def test_the_classifiers_loss_against_cross_entropy_by_hand() -> None:
+def test_the_classifier_loss_equals_cross_entropy() -> None:
     pairs = batch(3)
     logits = torch.randn(3, 8, generator=torch.Generator().manual_seed(1))
     kinds = [next(i for i, kind in enumerate(LABELS) if _is(recipe, kind)) for recipe in pairs.recipe]
@@ -135,7 +135,7 @@ def _is(recipe, kind: str) -> bool:
     return ("motion_blur" if kind == "blur" else kind) in recipe.kinds
 
 
-def test_what_is_seen_reaches_the_result_and_its_own_image_alone(clip) -> None:
+def test_visual_prompts_change_only_their_own_image(clip) -> None:
     module = toy(clip)
     shake(module.adaptor, size=0.05)
     shake(module.processor, size=0.2)
@@ -158,7 +158,7 @@ def test_weights_round_trip_without_the_control_decoder(clip, tmp_path) -> None:
     assert any(name.startswith("processor.semantic") for name in one.adaptor_state())
 
 
-def test_without_p_d_the_control_is_shown_zeros(clip) -> None:
+def test_without_p_d_the_control_gets_zeros(clip) -> None:
     """The same tensors as with it: a trained model may be tried without."""
     module = toy(clip)
     shake(module.adaptor, size=0.05)

@@ -45,7 +45,7 @@ def steered(backbone, made: RestorationAdapters, z: Tensor, t: Tensor, cond, hin
 
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_untrained_the_prior_is_unchanged(kind, lora) -> None:
+def test_untrained_adapters_leave_the_prior_unchanged(kind, lora) -> None:
     backbone = toy_backbone(kind)
     z, t, cond = toy_inputs(backbone)
     with torch.no_grad():
@@ -58,7 +58,7 @@ def test_untrained_the_prior_is_unchanged(kind, lora) -> None:
         assert not torch.equal(steered(backbone, made, z, t, cond, toy_hint(backbone, seed=1)), found)
 
 
-def test_where_the_adapters_stand() -> None:
+def test_adapters_are_at_the_papers_places() -> None:
     """SDXL: behind every block but the last up block; SD3: behind every fourth (here second) joint block."""
     assert list(adapters(toy_backbone("sdxl")).adapters) == ["down_0", "down_1", "down_2", "mid", "up_0", "up_1"]
     assert list(adapters(toy_backbone("sd3")).adapters) == ["block_1", "block_3"]
@@ -68,7 +68,7 @@ def test_where_the_adapters_stand() -> None:
 
 
 @pytest.mark.parametrize("kind", ["sd", "sd3"])
-def test_the_stream_is_handed_from_adapter_to_adapter(kind) -> None:
+def test_the_stream_passes_from_adapter_to_adapter(kind) -> None:
     """The first reads the LQ's latent, each later one what the one before it gave; nobody else touches it."""
     backbone = toy_backbone(kind)
     made = adapters(backbone)
@@ -97,7 +97,7 @@ def test_the_stream_is_handed_from_adapter_to_adapter(kind) -> None:
 
 
 @pytest.mark.parametrize("transformer", [False, True])
-def test_an_adapter_is_its_formula(transformer) -> None:
+def test_an_adapter_equals_its_formula(transformer) -> None:
     """Section 3.2: LQ block + time + X_t, two residual blocks, a zero linear layer, + X_t."""
     backbone = toy_backbone("sd3" if transformer else "sd")
     adapter = list(adapters(backbone).adapters.values())[1]
@@ -124,7 +124,7 @@ def test_an_adapter_is_its_formula(transformer) -> None:
         torch.testing.assert_close(found, x + adapter.out(h), atol=1e-5, rtol=1e-4)
 
 
-def test_the_stream_is_brought_to_the_maps_size() -> None:
+def test_the_stream_is_resized_to_each_map() -> None:
     wide = torch.arange(16.0).reshape(1, 1, 4, 4)
     torch.testing.assert_close(resize_features(wide, (2, 2)), torch.tensor([[[[2.5, 4.5], [10.5, 12.5]]]]))
     assert resize_features(wide, (8, 8)).shape[-1] == 8
@@ -191,7 +191,7 @@ def test_some_lqs_are_their_own_target() -> None:
         LqTargets(share=2.0)
 
 
-def test_without_a_latent_it_says_so() -> None:
+def test_without_an_lq_latent_it_is_refused() -> None:
     backbone = toy_backbone("sd")
     z, t, cond = toy_inputs(backbone)
     with pytest.raises(ValueError, match="restoration adapters read the LQ's latent"):

@@ -78,7 +78,7 @@ def instantir(kind: str = "sd", *, reference: Reference | None = None, dropout: 
 
 
 @pytest.mark.parametrize("kind", ["sd", "sd3"])
-def test_where_its_edits_are_off_the_trunk_needs_no_reference(kind) -> None:
+def test_with_strength_zero_the_trunk_needs_no_reference(kind) -> None:
     """Creative restoration: the prior alone, guided, though there is nothing that the aggregator could read."""
     module = instantir(kind)
     z, t, cond = toy_inputs(module.backbone)
@@ -93,7 +93,7 @@ def test_where_its_edits_are_off_the_trunk_needs_no_reference(kind) -> None:
 
 @pytest.mark.parametrize("adaln_on", ["kv", "context"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_its_tokens_or_scaled_out_the_stream_changes_nothing(kind, adaln_on) -> None:
+def test_a_stream_without_tokens_or_scale_changes_nothing(kind, adaln_on) -> None:
     backbone = toy_backbone(kind)
     z, t, cond = toy_inputs(backbone)
     tokens = torch.randn(2, 4, backbone.token_width)
@@ -116,7 +116,7 @@ def test_without_its_tokens_or_scaled_out_the_stream_changes_nothing(kind, adaln
 
 
 @pytest.mark.parametrize("kind", ["sd", "sd3"])
-def test_the_stream_is_its_formula(kind) -> None:
+def test_the_visual_stream_equals_its_formula(kind) -> None:
     """Eq. 3, 4 in one attention: text attention + w softmax(q K') V' through the output layer, by hand."""
     backbone = toy_backbone(kind)
     stream = stream_on(backbone, scale=0.7)
@@ -157,7 +157,7 @@ def test_adanorm_starts_as_layer_norm() -> None:
 
 @pytest.mark.parametrize("targets", TARGETS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_lora_off_is_the_prior_bit_for_bit(kind, targets) -> None:
+def test_with_lora_off_the_prior_is_unchanged_bit_for_bit(kind, targets) -> None:
     backbone = toy_backbone(kind)
     z, t, cond = toy_inputs(backbone)
     with torch.no_grad():
@@ -179,7 +179,7 @@ def test_lora_off_is_the_prior_bit_for_bit(kind, targets) -> None:
     assert not off.on
 
 
-def test_two_lora_sets_of_one_prior_add_up_and_are_switched_apart() -> None:
+def test_two_lora_sets_add_up_and_switch_separately() -> None:
     def prior_with(*sets: tuple[str, str]):
         backbone = toy_backbone("sd")
         made = [Lora(backbone, targets=targets, rank=2, alpha=4, name=name) for name, targets in sets]
@@ -221,7 +221,7 @@ def test_a_previewers_lora_leaves_the_texts_keys_alone() -> None:
     assert "attn1/to_q" in own and "attn2" not in own and "conv" not in own
 
 
-def test_the_boundary() -> None:
+def test_the_consistency_boundary_equals_its_formula() -> None:
     """f(z, 0) = z; far from it f is x0."""
     skip, out = boundary(torch.tensor([0.0, 999.0]))
     assert (skip[0], out[0]) == (1.0, 0.0) and out[1] == pytest.approx(1.0, abs=1e-6) and skip[1] < 1e-6
@@ -236,7 +236,7 @@ def test_the_boundary() -> None:
     torch.testing.assert_close(consistency_function(v, z, t, schedule=s), s.to_x0(v, z, t), atol=1e-4, rtol=1e-3)
 
 
-def test_the_solver_is_ddim() -> None:
+def test_the_distillation_solver_is_ddim() -> None:
     s, z, v = schedule("v_prediction", zero_snr=False), latents(), latents(seed=1)
     from restore_lab.samplers.schedulers import ddim
 
@@ -251,7 +251,7 @@ def test_the_solver_is_ddim() -> None:
     assert set(s_B.tolist()) == set(range(19, 1000, 20)) and torch.equal(t_B, (s_B - 20).clamp(min=0))
 
 
-def test_a_consistent_student_has_no_loss_and_the_distances_are_theirs() -> None:
+def test_a_consistent_student_has_zero_loss() -> None:
     """Where teacher and student know x0 both sides agree; a constant gap gives its square, or pseudo-Huber."""
     s, x0 = schedule("v_prediction", zero_snr=False), latents()
     run = lambda loss, student: float(  # noqa: E731
@@ -326,7 +326,7 @@ def test_the_first_stage_turns_lqs_into_targets_as_the_last_does() -> None:
     assert all(text.startswith("low quality") for text in words)
 
 
-def test_a_connector_is_eq_6() -> None:
+def test_a_connector_equals_equation_6() -> None:
     connector = SFTConnector(channels=4, hidden=8, width=6)
     shake(connector)
     p, o = torch.randn(2, 4, 5, 5), torch.randn(2, 4, 5, 5)
@@ -359,7 +359,7 @@ def test_the_aggregator_reads_both_halves_and_no_text(kind) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sd", "sd3"])
-def test_references(kind) -> None:
+def test_each_reference_source_gives_its_latent(kind) -> None:
     """Table 2a's sources: each is what it says, and the prior is left as it was."""
     module = instantir(kind)
     batch = toy_batch(size=(32, 32))
@@ -423,7 +423,7 @@ def test_a_reference_is_blended_towards_the_lq() -> None:
         torch.testing.assert_close(whole.reference_BCHW, hint.lq_latent_BCHW, atol=1e-5, rtol=1e-4)
 
 
-def test_training_may_show_blended_references() -> None:
+def test_training_may_blend_references() -> None:
     """A share of the images, delta uniform in [0, 2] cut to 1: half of them are the LQ itself. An image's own seed
     decides, and with no share nothing moves."""
     seeds = list(range(4000))
@@ -518,7 +518,7 @@ def test_stages_train_what_they_say_and_the_weights_come_back(tmp_path) -> None:
         )
 
 
-def test_a_stream_alone_is_an_adaptor() -> None:
+def test_a_visual_stream_without_trunk_is_an_adaptor() -> None:
     backbone = toy_backbone("sd")
     adaptor = StreamAdaptor(backbone, stream=lambda b, inputs: stream_on(b), lora=None, visual=VISUAL)
     z, t, cond = toy_inputs(backbone)

@@ -75,7 +75,7 @@ def built(kind: str = "sd", **parts: Any) -> Any:
 
 @pytest.mark.parametrize(("family", "trunk", "fusion", "prompt"), COMPOSITIONS)
 @torch.no_grad()
-def test_branches_together_are_branches_in_turn(family, trunk, fusion, prompt, priors) -> None:
+def test_batched_branches_equal_sequential_ones(family, trunk, fusion, prompt, priors) -> None:
     choice = {"family": family, "trunk": trunk, "fusion": fusion, "lq_encoder": "codec", "prompt": prompt}
     module = made(priors.config({**choice, "fidelity": "none", "scheduler": "ddim", "init": "noise"})).eval()
     shake(module.adaptor, size=0.05)
@@ -102,7 +102,7 @@ def test_branches_together_are_branches_in_turn(family, trunk, fusion, prompt, p
     torch.testing.assert_close(module.denoiser.weigh(z, t, pair), first + second, atol=1e-10, rtol=1e-10)
 
 
-def test_branches_of_other_shapes_go_in_turn() -> None:
+def test_branches_of_unequal_shapes_run_one_by_one() -> None:
     module = built()
     conditions = module.conditioner(pad(module, toy_batch())[0])
     cond, null, hint = conditions.cond, conditions.null, conditions.hint
@@ -114,7 +114,7 @@ def test_branches_of_other_shapes_go_in_turn() -> None:
     assert not same_shapes([one, replace(two, cond=replace(null, visual_BLD=torch.zeros(2, 1, 1)))])
 
 
-def test_rows_are_repeated_wherever_they_are() -> None:
+def test_repeat_repeats_rows_at_any_depth() -> None:
     rows, other = torch.arange(2.0), torch.arange(3.0)
     found = repeat({"a": rows, "b": (other, [rows, None]), "c": torch.tensor(1.0)}, 2, rows=2)
     twice = torch.tensor([0.0, 1.0, 0.0, 1.0])
@@ -122,7 +122,7 @@ def test_rows_are_repeated_wherever_they_are() -> None:
     assert found["b"][0] is other and found["b"][1][1] is None and found["c"].ndim == 0
 
 
-def test_where_memory_runs_out_branches_go_in_turn_from_there_on(monkeypatch, caplog) -> None:
+def test_out_of_memory_falls_back_to_sequential_branches(monkeypatch, caplog) -> None:
     module, batch = built(), toy_batch()
     module.denoiser.batched = False
     expected = module.restore(batch)
@@ -143,7 +143,7 @@ def test_where_memory_runs_out_branches_go_in_turn_from_there_on(monkeypatch, ca
 
 
 @pytest.mark.parametrize("tiled", [False, True])
-def test_the_hint_network_looks_once_at_an_image(tiled, monkeypatch) -> None:
+def test_the_hint_network_runs_once_per_image(tiled, monkeypatch) -> None:
     """Of tiles at each, since a tile's features are not a crop of the image's; either way the same image."""
     module, batch = built(), toy_batch(1, size=(16, 70))
     if tiled:
@@ -175,7 +175,7 @@ def compiled(module: Any, **chosen: Any) -> Counting:
 
 
 @pytest.mark.parametrize("kind", ["mini", "sd3"])
-def test_neither_steps_nor_sizes_nor_tiles_compile_again(kind) -> None:
+def test_steps_sizes_and_tiles_cause_no_recompilation(kind) -> None:
     """Nor does keeping parts off the device in turn; and blocks of one shape share their code."""
     sizes = ((32, 32), (48, 32), (40, 64))  # a map one pixel wide, at 16 pixels, has code of its own
     module = built(kind).eval()
@@ -202,7 +202,7 @@ def test_neither_steps_nor_sizes_nor_tiles_compile_again(kind) -> None:
     assert backend.graphs == first
 
 
-def test_training_steps_do_not_compile_again_and_learn_the_same() -> None:
+def test_compiled_training_steps_learn_the_same_without_recompilation() -> None:
     trained = []
     for faster in (False, True):
         module = built("mini").train()
@@ -220,7 +220,7 @@ def test_training_steps_do_not_compile_again_and_learn_the_same() -> None:
         torch.testing.assert_close(trained[1][name], value, atol=1e-4, rtol=1e-3)
 
 
-def test_a_switched_lora_has_code_for_both_states_and_no_more(priors, tmp_path) -> None:
+def test_a_switched_lora_compiles_once_per_state(priors, tmp_path) -> None:
     """InstantIR: in every step the prior with LoRA shows a preview, without it samples."""
     cfg = composed(
         "evaluate", "method=instantir", "weights=null", "sampler.steps=3",
@@ -239,7 +239,7 @@ def test_a_switched_lora_has_code_for_both_states_and_no_more(priors, tmp_path) 
 
 
 @pytest.mark.parametrize("kind", ["sd", "sd3"])
-def test_recomputing_changes_no_gradient(kind) -> None:
+def test_gradient_checkpointing_changes_no_gradient(kind) -> None:
     """Prior and trunk: each block of theirs that learns, or that gradients pass, runs once more."""
     found = []
     for recompute in (False, True):
@@ -256,7 +256,7 @@ def test_recomputing_changes_no_gradient(kind) -> None:
     assert twice["trunk"] > once["trunk"] and twice["prior"] > once["prior"]
 
 
-def test_channels_last_changes_little_and_no_name(tmp_path) -> None:
+def test_channels_last_keeps_results_and_names(tmp_path) -> None:
     module = built().eval()
     plain, names = module.restore(toy_batch()), list(module.state_dict())
     speed(channels_last=True).apply(module)
@@ -295,7 +295,7 @@ class Convolution(Trainable):
 @pytest.mark.parametrize("first", ["auto", False])
 @pytest.mark.parametrize("then", ["auto", False])
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
-def test_a_run_goes_on_with_another_kernel_and_memory_order(first, then, order) -> None:
+def test_a_run_resumes_with_another_kernel_and_memory_order(first, then, order) -> None:
     """The fused kernel reads what it is given as it lies: a state in another order would be another state."""
     whole = Convolution(torch.contiguous_format, fused=False)
     whole.learn(range(4))
@@ -310,7 +310,7 @@ def test_a_run_goes_on_with_another_kernel_and_memory_order(first, then, order) 
         torch.testing.assert_close(other.get_parameter(name), value, atol=1e-6, rtol=1e-6)
 
 
-def test_a_loaded_state_lies_as_its_parameter_does() -> None:
+def test_a_loaded_state_has_its_parameters_memory_order() -> None:
     p = torch.nn.Parameter(torch.randn(4, 3, 3, 3))
     optimiser = torch.optim.AdamW([p])
     kept = torch.randn(4, 3, 3, 3)
@@ -340,11 +340,11 @@ def unchosen() -> list[str]:
     ["compile=true", "speed.backend=eager", "speed.channels_last=true", "speed.batched=false"]
     + ["speed.gradient_checkpointing=true", "optimisation.fused=false", "optimisation.fused=true"],
 )
-def test_no_option_is_part_of_an_identity(word, unchosen) -> None:
+def test_no_option_changes_an_identity(word, unchosen) -> None:
     assert identities(word) == unchosen
 
 
-def test_the_options_reach_what_is_built() -> None:
+def test_the_options_reach_the_built_speed() -> None:
     made = build(composed("restore", "input=x", "compile=true", "speed.batched=false").speed)
     assert made.compiled and not made.batched and made.backend == "inductor"
 

@@ -38,7 +38,7 @@ def latents(count: int, *, shape: tuple[int, ...] = (4, 8, 8)) -> Tensor:
 @pytest.mark.parametrize(
     ("prediction", "zero_snr"), [("epsilon", False), ("v_prediction", False), ("v_prediction", True), ("sample", True)]
 )
-def test_a_perfect_prediction_loses_nothing(prediction, zero_snr) -> None:
+def test_a_perfect_prediction_has_zero_loss(prediction, zero_snr) -> None:
     """What the model says is worked out from z_t, x0 and t alone, by the formulas."""
     s, z0 = schedule(prediction, zero_snr=zero_snr), latents(32)
     bars = s.alphas_cumprod.double()
@@ -54,7 +54,7 @@ def test_a_perfect_prediction_loses_nothing(prediction, zero_snr) -> None:
 
 
 @pytest.mark.parametrize(("prediction", "value"), [("epsilon", 1.0), ("sample", 4.0)])
-def test_a_silent_model_loses_the_targets_power(prediction, value) -> None:
+def test_a_zero_prediction_loses_the_targets_power(prediction, value) -> None:
     loss = Denoising(t_min=0.0, t_max=1.0)(
         2 * latents(64), seeds=range(64), schedule=schedule(prediction), predict=Seen()
     )
@@ -117,6 +117,6 @@ def test_half_precision_predictions_are_compared_in_float32() -> None:
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.5, 0.5), (-0.1, 1.0), (0.0, 1.1), (0.7, 0.2)])
-def test_ranges_that_are_none(low, high) -> None:
+def test_bad_timestep_ranges_are_refused(low, high) -> None:
     with pytest.raises(ValueError, match=f"t_min={low}, t_max={high}|t_min=-0.1: expected|t_max=1.1: expected"):
         Denoising(t_min=low, t_max=high)

@@ -28,7 +28,7 @@ def config(toy_folder: Path, output: Path, *words: str):
     return composed("data", *base, "sampler.steps=4", "device=cpu", "progress=false", *words)
 
 
-def test_a_folder_is_filled_continued_and_the_same_however_it_was_cut(toy_folder, tmp_path) -> None:
+def test_a_folder_is_filled_and_resumed_to_the_same_images(toy_folder, tmp_path) -> None:
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
     fill_negatives(config(toy_folder, whole))
     names = sorted(path.name for path in whole.iterdir() if path.name != MANIFEST and path.name[0] != ".")
@@ -53,7 +53,7 @@ def test_a_folder_is_filled_continued_and_the_same_however_it_was_cut(toy_folder
 @pytest.mark.parametrize(
     "scheduler", [partial(ddim, timestep_spacing="trailing"), partial(unipc, timestep_spacing="linspace")]
 )
-def test_halfway_starts_from_the_noised_image(scheduler) -> None:
+def test_a_partial_start_noises_the_image(scheduler) -> None:
     """Half of the steps are taken; an oracle's image is reached from there; strength towards 0 keeps the image."""
     s, lq, x0 = schedule("v_prediction", zero_snr=False), latents(), latents(seed=1)
     asked: list[int] = []
@@ -90,7 +90,7 @@ class Named:
         return Picture(hq_HWC=np.zeros((4, 4, 3), np.uint8), caption=f"{self.name} {index}", key=str(index))
 
 
-def test_shares_decide_and_the_index_alone(tmp_path) -> None:
+def test_the_mixture_depends_on_shares_and_index_only(tmp_path) -> None:
     mixed = MixedSource(sources={"main": Named("main", 2000), "bad": Named("bad", 7)}, shares={"main": 9.0, "bad": 1.0})
     captions = [mixed.read(i, epoch=0).caption for i in range(len(mixed))]
     bad = [caption for caption in captions if caption.startswith("bad")]

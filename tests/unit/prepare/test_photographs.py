@@ -36,7 +36,7 @@ def test_the_manifest_names_each_photograph_once_with_its_licence() -> None:
             assert caption
 
 
-def test_six_photographs_are_held_whose_authors_have_no_other() -> None:
+def test_the_six_held_out_photographs_share_no_author_with_others() -> None:
     authors = Counter(p.author for p in free.photographs())
     held = [p for p in free.photographs() if p.held]
     assert len(held) == 6
@@ -57,7 +57,7 @@ def test_a_tile_without_detail_is_left_out() -> None:
     assert len(keys) == 10 - 2  # the left column at 448x672, where 268 columns are flat
 
 
-def test_a_small_tile_says_what_its_part_shows() -> None:
+def test_a_small_tile_has_the_caption_of_its_part() -> None:
     photograph = _photograph(parts=(((0, 0, 0.5, 1), "left"), ((0.9, 0.9, 1, 1), "corner")))
     captions = {tile.key.split("-", 2)[2]: tile.caption for tile in free.tiles(photograph, _noise(600, 900))}
     assert captions["288-000"] == "all"  # a tile of 256 is most of 288x432
@@ -87,7 +87,7 @@ def test_a_package_with_another_file_is_refused_by_name(tmp_path: Path, monkeypa
     assert not (tmp_path / "out/train").exists()
 
 
-def test_without_the_tools_of_debian_one_line_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_apt_get_one_line_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ValueError, match="apt-get is missing here; on a Debian machine") as caught:
         free.fetch(tmp_path)

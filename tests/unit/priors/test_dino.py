@@ -70,7 +70,7 @@ def test_the_teacher_teaches_its_embedding_and_normalised_patches(clip) -> None:
     assert not torch.allclose(patches_BLD, teacher_features(clip, hq_BCHW, layer=-1)[1], atol=0.1)
 
 
-def test_patches_are_matched_where_they_are(clip) -> None:
+def test_patches_are_matched_by_position(clip) -> None:
     """The loss of the patches' part alone reaches the pixels of each patch through its own place in the teacher."""
     module, one = toy(clip), batch(2)
     assert one.hq_BCHW is not None
@@ -111,7 +111,7 @@ def test_the_loss_has_two_parts_and_the_degraded_image_is_what_is_seen(clip) -> 
     assert toy(clip).loss(clean, step=0)["loss"].item() != pytest.approx(whole, rel=1e-5)
 
 
-def test_what_is_missing_is_said(clip) -> None:
+def test_missing_inputs_are_named(clip) -> None:
     module, one = toy(clip), batch()
     with pytest.raises(ValueError, match="teacher looks at clean images; this data source gave none"):
         module.loss(replace(one, hq_BCHW=None), step=0)
@@ -122,7 +122,7 @@ def test_what_is_missing_is_said(clip) -> None:
 
 
 @pytest.mark.parametrize("size", [(64, 64), (72, 96)])
-def test_the_exported_folder_sees_what_the_student_saw(clip, tmp_path, size) -> None:
+def test_the_exported_folder_equals_the_student(clip, tmp_path, size) -> None:
     module = toy(clip).eval()
     image_BCHW = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -160,7 +160,7 @@ def test_the_recipe_trains_and_its_result_loads(tmp_path) -> None:
     assert len((folder / "losses.jsonl").read_text().splitlines()) == 2
 
 
-def test_the_shipped_one_knows_a_scene_through_degradation() -> None:
+def test_the_shipped_dino_recognises_degraded_scenes() -> None:
     """A noisy scene's class token is nearer to the clean scene's than to any other's; 40 scenes it never saw."""
     folder = place_of("asset:tiny_dino")
     assert sum(path.stat().st_size for path in folder.iterdir()) < 2.5e6

@@ -58,7 +58,7 @@ def test_a_caption_depends_on_its_image_alone(kind, tmp_path) -> None:
     assert list(made(tmp_path, question="Why?").captions(images(1))) != together[:1]
 
 
-def test_what_is_known_is_not_asked_again(llava, tmp_path, monkeypatch) -> None:
+def test_existing_captions_are_not_made_again(llava, tmp_path, monkeypatch) -> None:
     one = made(llava, cache=str(tmp_path))
     captions = list(one.captions(images(3)))
     entry = json.loads(next(tmp_path.glob("*.json")).read_text(encoding="utf-8"))
@@ -73,7 +73,7 @@ def test_what_is_known_is_not_asked_again(llava, tmp_path, monkeypatch) -> None:
     assert list(other.captions(images(2))) == ["new", "new"]
 
 
-def test_draws_have_the_distribution_of_the_logits() -> None:
+def test_sampled_tokens_follow_the_logits() -> None:
     """Gumbel noise: the largest of logits / temperature + noise falls on each word as often as its probability says."""
     logits = torch.tensor([[2.0, 1.0, 0.0, -9.0]]).repeat(4000, 1)
     drawing = GumbelSampling([str(i) for i in range(4000)], temperature=2.0, top_p=1.0)
@@ -85,7 +85,7 @@ def test_draws_have_the_distribution_of_the_logits() -> None:
     assert torch.equal(again, drawing.__class__(["7"], 2.0, 1.0)(None, logits[:1]).argmax(dim=1))
 
 
-def test_a_model_that_is_not_there_ends_in_one_line(tmp_path, llava, monkeypatch) -> None:
+def test_a_missing_model_is_refused_in_one_line(tmp_path, llava, monkeypatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for model in ("nobody/nothing", str(tmp_path)):
         with pytest.raises(ValueError, match=r"cannot be used .* prompt/semantic=caption, file or none") as caught:
@@ -127,7 +127,7 @@ def with_vlm(llava, looks_at: str):
 
 
 @pytest.mark.parametrize("looks_at", ["lq", "reconstruction", "hq"])
-def test_the_pass_shows_the_captioner_what_was_asked_for(llava, looks_at) -> None:
+def test_the_pass_captions_the_requested_images(llava, looks_at) -> None:
     module, source = with_vlm(llava, looks_at)
     pairs = toy_batch(3)
     shown: list[np.ndarray] = []
@@ -145,7 +145,7 @@ def test_the_pass_shows_the_captioner_what_was_asked_for(llava, looks_at) -> Non
     assert module.restore(pairs).shape == pairs.lq_BCHW.shape
 
 
-def test_the_pass_reads_nothing_without_a_captioner_and_refuses_what_is_not_there(llava) -> None:
+def test_the_pass_needs_a_captioner_and_its_images(llava) -> None:
     module = toy_spire()
 
     def never():
@@ -160,7 +160,7 @@ def test_the_pass_reads_nothing_without_a_captioner_and_refuses_what_is_not_ther
         Vlm(captioner=made(llava), looks_at="sq", side=8)
 
 
-def test_the_verb_writes_a_table_that_a_folder_then_has(llava, tmp_path, caplog) -> None:
+def test_caption_writes_a_table_that_a_folder_source_reads(llava, tmp_path, caplog) -> None:
     from restore_lab.data.sources.folder import FolderSource
 
     for name, image in zip(("a", "b"), images(2), strict=True):
@@ -180,7 +180,7 @@ def test_the_verb_writes_a_table_that_a_folder_then_has(llava, tmp_path, caplog)
     )
 
 
-def test_the_verb_keeps_what_it_did_not_caption(llava, tmp_path) -> None:
+def test_caption_keeps_the_tables_other_rows(llava, tmp_path) -> None:
     Image.fromarray(images(1)[0]).save(tmp_path / "a.png")
     table, words = tmp_path / "captions.json", json.dumps({"a.png": "old", "b.png": "of another image"})
     small = ("prompt.semantic.captioner.max_new_tokens=4", "progress=false", f"runs_dir={tmp_path / 'runs'}")
@@ -208,7 +208,7 @@ def test_captions_from_a_table_name_every_image(tmp_path) -> None:
         source(toy_named("cow"))
 
 
-def test_a_short_name_that_two_captions_claim_is_none(tmp_path) -> None:
+def test_an_ambiguous_short_name_has_no_caption(tmp_path) -> None:
     (tmp_path / "t.json").write_text(json.dumps({"photo": "A", "photo.v2": "B", "x.jpg": "C", "x.png": "D"}))
     source = FromFile(path=str(tmp_path / "t.json"))
     assert source(toy_named("photo", "photo.v2", "x.png")) == ("A", "B", "D")

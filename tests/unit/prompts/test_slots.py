@@ -37,7 +37,7 @@ def sources(*, semantic=None, instruction=None, p=(0.0, 0.0), positive="", negat
     )
 
 
-def test_semantic_sources() -> None:
+def test_semantic_sources_give_their_texts() -> None:
     four = batch()
     assert NoText()(four) == ("",) * 4
     assert Caption()(four) == four.caption
@@ -45,7 +45,7 @@ def test_semantic_sources() -> None:
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 7])
-def test_shuffled_captions_are_everyone_elses(count) -> None:
+def test_shuffled_captions_belong_to_other_images(count) -> None:
     some = batch(count)
     words = ShuffledCaption()(some)
     assert sorted(words) == sorted(some.caption)
@@ -54,7 +54,7 @@ def test_shuffled_captions_are_everyone_elses(count) -> None:
         ShuffledCaption()(batch(1))
 
 
-def test_instructions_with_numbers_types_and_both() -> None:
+def test_instructions_have_numbers_types_or_both() -> None:
     many = batch(400)
     numbers, types = "Deblur with sigma 2.4; Denoise with sigma 2.4", "Deblur; Denoise"
     assert set(FromRecipe(values=1.0)(many)) == {numbers}
@@ -65,7 +65,7 @@ def test_instructions_with_numbers_types_and_both() -> None:
     assert Blind()(many) == (REMOVE_ALL,) * 400
 
 
-def test_instruction_of_nothing_of_a_blind_recipe_and_of_none() -> None:
+def test_empty_and_blind_recipes_have_their_instructions_and_none_is_refused() -> None:
     clean = replace(batch(1), recipe=(Recipe(pipeline="toy", seed=0),))
     assert FromRecipe(values=1.0)(clean) == ("",)
     blind = replace(batch(1), recipe=(replace(recipe_of("blur"), blind=True),))
@@ -74,7 +74,7 @@ def test_instruction_of_nothing_of_a_blind_recipe_and_of_none() -> None:
         FromRecipe(values=1.0)(replace(batch(1), recipe=(None,)))
 
 
-def test_dropout_is_by_its_own_coin_at_its_own_rate() -> None:
+def test_each_slot_drops_at_its_own_rate() -> None:
     many = batch(2000)
     both = Dropout(semantic=0.1, instruction=0.5)
     semantic, instruction = (both(many.caption, many, slot=slot) for slot in ("semantic", "instruction"))
@@ -85,7 +85,7 @@ def test_dropout_is_by_its_own_coin_at_its_own_rate() -> None:
     assert all(text in ("", caption) for text, caption in zip(semantic, many.caption, strict=True))
 
 
-def test_joint_dropout_empties_all_slots_by_one_coin() -> None:
+def test_joint_dropout_empties_all_slots_at_once() -> None:
     many = batch(2000)
     joint = Dropout(semantic=0.0, instruction=0.1, together=0.2)
     semantic, instruction = (joint(many.caption, many, slot=slot) for slot in ("semantic", "instruction"))
@@ -132,7 +132,7 @@ def test_no_dropout_outside_training_and_nulls_are_empty_strings() -> None:
     assert dropped.semantic == dropped.instruction == ("",) * 3
 
 
-def test_quality_words_are_said_at_test_alone() -> None:
+def test_quality_words_are_added_only_when_restoring() -> None:
     source = sources(positive="sharp", negative="blurred, noisy", p=(0.5, 0.0))
     assert source(batch(50), training=False).semantic == tuple(f"{text} sharp" for text in batch(50).caption)
     wordless = sources(semantic=NoText(), positive="sharp")
@@ -144,7 +144,7 @@ def test_quality_words_are_said_at_test_alone() -> None:
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.5])
-def test_probabilities_are_probabilities(p) -> None:
+def test_probabilities_outside_0_to_1_are_refused(p) -> None:
     with pytest.raises(ValueError, match=r"Dropout\.semantic=.*: expected a number from 0 to 1"):
         Dropout(semantic=p, instruction=0.0)
     with pytest.raises(ValueError, match=r"FromRecipe\.values=.*: expected a number from 0 to 1"):

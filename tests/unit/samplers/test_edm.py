@@ -50,7 +50,7 @@ def normal_prior(s: Schedule, asked: list[tuple[float, int]] | None = None):
     return said(predict)
 
 
-def test_levels_are_those_of_the_release() -> None:
+def test_levels_equal_the_releases() -> None:
     s = schedule("epsilon", zero_snr=False)
     table = s.ratios
     assert float(table[-1]) == pytest.approx(14.6146, abs=1e-3) and float(table[0]) == pytest.approx(0.0292, abs=1e-4)
@@ -63,7 +63,7 @@ def test_levels_are_those_of_the_release() -> None:
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_churn_asks_the_model_at_the_raised_noise(prediction) -> None:
+def test_with_churn_the_model_gets_the_raised_noise(prediction) -> None:
     """Algorithm 2 of Karras et al. written out: every number of the trajectory, and the timesteps that were asked."""
     s, asked = schedule(prediction, zero_snr=False), []
     sampler = edm(steps=6, s_churn=1.2)
@@ -83,7 +83,7 @@ def test_churn_asks_the_model_at_the_raised_noise(prediction) -> None:
     torch.testing.assert_close(found.double(), x, atol=1e-4, rtol=1e-3)
 
 
-def test_churn_stays_inside_its_bounds() -> None:
+def test_churn_acts_only_within_its_bounds() -> None:
     sampler = edm(steps=4, s_churn=100.0, s_tmax=5.0)
     assert sampler.gamma(5.1) == 0.0
     assert sampler.gamma(4.9) == pytest.approx(math.sqrt(2) - 1)
@@ -95,7 +95,7 @@ def test_churn_stays_inside_its_bounds() -> None:
 
 @pytest.mark.parametrize("s_churn", [0.0, 3.0])
 @pytest.mark.parametrize(("prediction", "zero_snr"), [("epsilon", False), ("v_prediction", True)])
-def test_an_oracle_gives_back_the_clean_latent_whatever_is_churned(prediction, zero_snr, s_churn) -> None:
+def test_an_oracle_reaches_x0_with_any_churn(prediction, zero_snr, s_churn) -> None:
     s, x0 = schedule(prediction, zero_snr=zero_snr), latents(seed=1)
     sampler = edm(steps=6, s_churn=s_churn, init=LqNoised())
     found = sampler(
@@ -114,7 +114,7 @@ def test_an_images_churn_does_not_depend_on_its_batch() -> None:
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("scheduler", [*SCHEDULERS, None])
-def test_tau_towards_zero_gives_the_lq_and_a_large_one_the_plain_sampler(scheduler, prediction) -> None:
+def test_small_tau_gives_the_lq_and_large_tau_the_plain_sampler(scheduler, prediction) -> None:
     s, lq = schedule(prediction, zero_snr=False), latents(seed=7)
 
     def run(fidelity) -> Tensor:
@@ -139,7 +139,7 @@ def test_unipc_reaches_an_oracle_even_from_zero_snr(spacing) -> None:
     torch.testing.assert_close(found, x0, atol=5e-3, rtol=1e-2)
 
 
-def test_the_pull_and_its_gate() -> None:
+def test_restoration_guidance_equals_its_formula_above_s_tmin() -> None:
     x0, centre = torch.full((1, 1, 2, 2), 3.0), torch.ones(1, 1, 2, 2)
     level = Level(sigma=7.0, next_sigma=0.05, share=0.5)
     pulled = RestorationGuided(tau_r=2.0, s_tmin=0.0).on_x0(x0, centre_BCHW=centre, level=level)
@@ -155,7 +155,7 @@ def test_the_pull_and_its_gate() -> None:
         )
 
 
-def test_the_papers_form_is_the_standard_one_at_one_more() -> None:
+def test_the_papers_guidance_is_the_standard_one_at_scale_plus_one() -> None:
     cond, null = (Cond(tokens_BLD=torch.full((1, 2, 3), value)) for value in (1.0, 0.0))
     rest = {"cond": cond, "null": null, "hint": Hint(lq_BCHW=torch.zeros(1, 3, 8, 8))}
     level = Level(sigma=3.5, next_sigma=0.0, share=0.25)
@@ -169,7 +169,7 @@ def test_the_papers_form_is_the_standard_one_at_one_more() -> None:
         build({"_target_": "restore_lab.samplers.guidance.ClassifierFree", "scale": 1.0, "form": "release"})
 
 
-def test_an_edit_gone_scale_edit() -> None:
+def test_scale_edit_scales_an_edit_and_passes_the_carry() -> None:
     def add_one(tap, h, temb, carry):
         return h + 1, (*carry, tap)
 

@@ -64,7 +64,7 @@ def normal(s: Schedule):
 
 @pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("name", [*SCHEDULERS, "edm"])
-def test_an_oracle_is_reached_by_every_solver_on_every_prior(name, prior) -> None:
+def test_every_solver_reaches_an_oracles_x0_on_every_prior(name, prior) -> None:
     s, x0 = PRIORS[prior], latents(seed=1)
     found = sampler(name, init=LqNoised())(oracle(s, x0), latents(), centre_BCHW=x0, seeds=SEEDS, schedule=s)
     torch.testing.assert_close(found, x0, atol=5e-3, rtol=1e-2)
@@ -90,7 +90,7 @@ def test_on_a_flow_ddim_is_euler_and_on_sd_euler_is_ddim() -> None:
         assert close(a, b)
 
 
-def test_euler_on_a_flow_is_its_formula() -> None:
+def test_euler_on_a_flow_equals_its_formula() -> None:
     """z' = z + (s' - s) v at shifted, evenly spaced s; the model is asked at 1000 s."""
     s, asked = FlowMatching(shift=3.0), []
 
@@ -110,7 +110,7 @@ def test_euler_on_a_flow_is_its_formula() -> None:
     torch.testing.assert_close(found, z, atol=1e-4, rtol=1e-4)
 
 
-def test_levels_of_a_flow() -> None:
+def test_levels_of_a_flow_have_share_and_sigma() -> None:
     found = levels(FlowMatching(shift=1.0), torch.tensor([1000.0, 500.0, 250.0]))
     assert [level.share for level in found] == [1.0, 0.5, 0.25]
     assert [level.sigma for level in found] == pytest.approx([4096.0, 1.0, 1 / 3])
@@ -125,7 +125,7 @@ def test_until_is_one_for_a_share_of_the_steps() -> None:
     }
 
 
-def test_rss_is_its_equations() -> None:
+def test_rss_equals_its_equations() -> None:
     """Eqs. 1, 2 with T = 100, a = 0.8, w = 0.05, written out."""
     rss, z, c = RestorationSampling(weight=0.05, threshold=0.8), latents(), latents(seed=1)
     for t in (99, 90, 81, 80, 50, 0):
@@ -139,7 +139,7 @@ def test_rss_is_its_equations() -> None:
 
 @pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("name", ["ddim", "unipc", "dpmpp", "edm"])
-def test_rss_acts_above_its_threshold_alone_and_is_not_undone(name, prior) -> None:
+def test_rss_acts_only_above_its_threshold_and_is_not_undone(name, prior) -> None:
     """Of T = 10 steps with a = 0.5 the first four act; each leaves its mark on what the model is asked next."""
     s, lq, asked = PRIORS[prior], latents(), []
     centre = torch.full_like(lq, 30.0)  # far away: every pull shows
@@ -207,7 +207,7 @@ def test_a_post_step_edit_would_be_undone_by_unipcs_corrector() -> None:
     assert (results[1] - results[0]).abs().max() < 0.01
 
 
-def test_adares_by_hand() -> None:
+def test_adares_equals_its_equations() -> None:
     """Eq. 7 on three steps of three images whose distances are chosen."""
     shape = (3, 1, 1, 1)
     previews = [torch.tensor(v).reshape(shape) for v in ([1.0, 1.0, 2.0], [2.0, 1.5, 2.0], [2.0, 3.0, 2.5])]
@@ -259,7 +259,7 @@ def test_adares_steers_every_sampler(name, prior) -> None:
         before = preview
 
 
-def test_adares_without_previews_says_what_to_do() -> None:
+def test_adares_without_previews_is_refused_with_a_remedy() -> None:
     s = PRIORS["velocity"]
     with pytest.raises(ValueError, match="use it with adaptor=instantir"):
         sampler("ddim", fidelity=AdaRes(mode="residual"))(

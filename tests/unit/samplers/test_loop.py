@@ -26,7 +26,7 @@ CASES = [("epsilon", False), ("v_prediction", False), ("v_prediction", True), ("
 @pytest.mark.parametrize("init", [Noise(), LqNoised()])
 @pytest.mark.parametrize("spacing", ["trailing", "leading"])
 @pytest.mark.parametrize(("prediction", "zero_snr"), CASES)
-def test_an_oracle_gives_back_the_clean_latent(prediction, zero_snr, spacing, init) -> None:
+def test_an_oracle_reaches_x0(prediction, zero_snr, spacing, init) -> None:
     """A model that knows x0, whatever it predicts, ends at x0 in a few steps from any start."""
     s, x0 = schedule(prediction, zero_snr=zero_snr), latents(seed=1)
     steps: list[int] = []
@@ -43,7 +43,7 @@ def test_an_oracle_gives_back_the_clean_latent(prediction, zero_snr, spacing, in
 
 
 @pytest.mark.parametrize("zero_snr", [False, True])
-def test_ddims_alphas_are_the_priors(zero_snr) -> None:
+def test_ddim_has_the_priors_alphas(zero_snr) -> None:
     s = schedule("v_prediction", zero_snr=zero_snr)
     scheduler = ddim(s, timestep_spacing="trailing")
     torch.testing.assert_close(scheduler.alphas_cumprod, s.alphas_cumprod, atol=1e-7, rtol=1e-4)
@@ -53,7 +53,7 @@ def test_ddims_alphas_are_the_priors(zero_snr) -> None:
     assert float(scheduler.final_alpha_cumprod) == 1.0
 
 
-def test_a_step_of_ddim_is_its_formula() -> None:
+def test_a_step_of_ddim_equals_its_formula() -> None:
     """z' = a' x0 + s' noise with x0 and noise of the model's velocity (Song et al. 2021, Eq. 12, eta 0)."""
     s = schedule("v_prediction", zero_snr=False)
     scheduler = ddim(s, timestep_spacing="trailing")
@@ -65,7 +65,7 @@ def test_a_step_of_ddim_is_its_formula() -> None:
     torch.testing.assert_close(scheduler.step(v, t, z).prev_sample, expected, atol=1e-4, rtol=1e-3)
 
 
-def test_where_sampling_starts() -> None:
+def test_sampling_starts_from_noise_or_the_noised_lq() -> None:
     s = schedule("epsilon", zero_snr=False)
     lq, noise = latents(), noise_like(latents(), [5, 6, 7], "init")
     start = {"seeds": [5, 6, 7], "t": 999, "schedule": s}
@@ -91,7 +91,7 @@ def test_results_do_not_depend_on_the_batch(init) -> None:
     assert not torch.equal(together[0], together[2])
 
 
-def test_branches_and_their_weights() -> None:
+def test_guidance_has_its_branches_and_weights() -> None:
     cond, null = (Cond(tokens_BLD=torch.full((1, 2, 3), value)) for value in (1.0, 0.0))
     hint = Hint(lq_BCHW=torch.zeros(1, 3, 8, 8))
     (one,) = ClassifierFree(scale=1).branches(cond=cond, null=null, hint=hint, level=TOP)
@@ -103,7 +103,7 @@ def test_branches_and_their_weights() -> None:
         assert all(b.hint is hint for b in branches)
 
 
-def test_without_words_guidance_costs_nothing() -> None:
+def test_without_words_guidance_has_one_branch() -> None:
     module, batch = toy_spire(scale=3.0), toy_batch(2)
     shake(module.adaptor, size=0.05)
     rows = []
@@ -118,7 +118,7 @@ def test_without_words_guidance_costs_nothing() -> None:
 
 
 @pytest.mark.parametrize("text", ["instruction", "semantic"])
-def test_guidance_is_null_plus_w_times_the_difference(text) -> None:
+def test_guidance_equals_null_plus_scale_times_the_difference(text) -> None:
     """A trunk that reads the instruction runs for one half, one that reads the caption for both at once."""
     module = toy_spire(adaptor=toy_adaptor(text=text))
     shake(module.adaptor, size=0.05)

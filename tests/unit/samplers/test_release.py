@@ -87,7 +87,7 @@ def supir_method(settings: dict[str, Any]) -> ClosedForm:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_supir_steps_as_its_release(case: str, monkeypatch) -> None:
+def test_supirs_steps_equal_its_releases(case: str, monkeypatch) -> None:
     """Guidance by the raised noise, control scale and restoration guidance by the plain one, at every step."""
     method = supir_method(json.loads(str(SUPIR[f"{case}/settings"])))
 
@@ -256,7 +256,7 @@ INSTANTIR = {
 
 @pytest.mark.parametrize("batched", [True, False])
 @pytest.mark.parametrize("case", INSTANTIR)
-def test_instantir_steps_as_its_release(case: str, batched: bool, monkeypatch) -> None:
+def test_instantirs_steps_equal_its_releases(case: str, batched: bool, monkeypatch) -> None:
     """Each half of the guidance with its own words, pooled text, image and preview, whether in one call or in turn."""
     typed, rules = INSTANTIR[case]
     method, cond, null, hint = instantir_method(*typed)
@@ -292,7 +292,7 @@ def test_a_trunk_runs_once_where_it_reads_the_same_in_both_halves(typed, same, c
         assert method.adaptor.calls == ([rows * calls] if batched else [rows] * calls)
 
 
-def test_every_release_has_a_trajectory_here() -> None:
+def test_every_release_has_a_trajectory() -> None:
     from restore_lab.config.conf_dir import conf_dir
 
     methods = {path.parent.name for path in (conf_dir() / "method").glob("*/release.yaml")}

@@ -44,13 +44,13 @@ def test_windows_cover_a_side_from_end_to_end(whole, part, overlap) -> None:
 
 
 @pytest.mark.parametrize("size", [(20, 20), (9, 70), (41, 8)])
-def test_a_local_model_says_the_same_in_tiles(size) -> None:
+def test_a_local_model_gives_the_same_in_tiles(size) -> None:
     z = latent(*size)
     made = tiles(size, (min(8, size[0]), 8)).blend(lambda part: part.crop(z).square() + 1, z)
     torch.testing.assert_close(made, z.square() + 1, atol=1e-5, rtol=1e-5)
 
 
-def test_what_tiles_disagree_about_is_blended_by_their_weights() -> None:
+def test_overlaps_are_blended_by_their_weights() -> None:
     z, cut = latent(8, 14, count=1), tiles((8, 14), (8, 8), overlap=2, batch=1)
     assert cut.windows == [(0, 0), (0, 6)]
     made = cut.blend(lambda part: torch.full((1, 1, 8, 8), float(part.indices[0])), z)[0, 0, 0]
@@ -59,7 +59,7 @@ def test_what_tiles_disagree_about_is_blended_by_their_weights() -> None:
     torch.testing.assert_close(made, torch.cat([torch.zeros(6), right / (left + right), torch.ones(6)]))
 
 
-def test_conditions_and_hints_are_cut_for_each_tile() -> None:
+def test_conditions_and_hints_are_cropped_per_tile() -> None:
     cut, z = tiles((16, 12), (8, 8), batch=2), latent(16, 12)
     part = TileBatch(cut, range(1, 3), 2)
     rows = torch.arange(2.0)[:, None, None].expand(2, 3, 5)
@@ -76,7 +76,7 @@ def test_conditions_and_hints_are_cut_for_each_tile() -> None:
 
 
 @pytest.mark.parametrize("size", [(16, 16), (32, 20)])
-def test_an_image_of_one_tile_is_restored_as_without(module, size) -> None:
+def test_an_image_of_one_tile_equals_one_without_tiles(module, size) -> None:
     batch = toy_batch(size=size)
     module.sampler.tiling = None
     whole = module.restore(batch)
@@ -85,7 +85,7 @@ def test_an_image_of_one_tile_is_restored_as_without(module, size) -> None:
 
 
 @pytest.mark.parametrize("size", [(60, 60), (24, 100)])
-def test_neither_the_batch_of_tiles_nor_that_of_images_changes_a_result(module, size) -> None:
+def test_batches_of_tiles_or_images_change_no_result(module, size) -> None:
     batch = toy_batch(size=size)
     module.sampler.tiling = gaussian(batch=1)
     one = module.restore(batch)
@@ -97,7 +97,7 @@ def test_neither_the_batch_of_tiles_nor_that_of_images_changes_a_result(module, 
     torch.testing.assert_close(module.restore(alone), one[1:], atol=2e-5, rtol=0)
 
 
-def test_the_prior_is_told_the_size_of_a_tile() -> None:
+def test_the_prior_gets_the_size_of_a_tile() -> None:
     found: list[tuple[int, int]] = []
     module = toy_spire("sd")
     cond = module.conditioner.cond
@@ -107,7 +107,7 @@ def test_the_prior_is_told_the_size_of_a_tile() -> None:
     assert found == [(16, 32)]  # the height is padded
 
 
-def test_a_tile_may_have_words_of_its_own(module) -> None:
+def test_a_tile_may_have_its_caption(module) -> None:
     batch = toy_batch(size=(24, 60))
     seen: list[Batch] = []
     old = module.conditioner.prompts
@@ -151,7 +151,7 @@ def failing(monkeypatch, module, *, fits) -> list[tuple[int, ...]]:
     return asked
 
 
-def test_out_of_memory_halves_the_batch_then_the_tile_says_so_and_goes_on(module, monkeypatch, caplog) -> None:
+def test_out_of_memory_halves_the_batch_then_the_tile(module, monkeypatch, caplog) -> None:
     batch = toy_batch(1, size=(64, 80))
     module.sampler.tiling = gaussian(tile=32, batch=1)
     expected = module.restore(batch)
@@ -168,7 +168,7 @@ def test_out_of_memory_halves_the_batch_then_the_tile_says_so_and_goes_on(module
     assert "out of memory" not in caplog.text
 
 
-def test_a_whole_image_that_does_not_fit_goes_on_in_tiles(module, monkeypatch, caplog) -> None:
+def test_an_image_out_of_memory_continues_in_tiles(module, monkeypatch, caplog) -> None:
     failing(monkeypatch, module, fits=lambda z: z.shape[-1] <= 8)
     module.sampler.tiling = gaussian(tile=64, batch=2)
     batch = toy_batch(1, size=(64, 64))
@@ -176,7 +176,7 @@ def test_a_whole_image_that_does_not_fit_goes_on_in_tiles(module, monkeypatch, c
     assert "tiles of 32 pixels" in caplog.text
 
 
-def test_where_nothing_fits_the_error_comes_through(module, monkeypatch) -> None:
+def test_out_of_memory_at_the_smallest_tile_is_raised(module, monkeypatch) -> None:
     failing(monkeypatch, module, fits=lambda z: False)
     module.sampler.tiling = gaussian(tile=64)
     with pytest.raises(RuntimeError, match="memory") as caught:
@@ -187,14 +187,14 @@ def test_where_nothing_fits_the_error_comes_through(module, monkeypatch) -> None
         module.restore(toy_batch(1, size=(64, 80)))
 
 
-def test_the_tile_follows_the_prior_and_bad_numbers_are_one_line(module) -> None:
+def test_the_default_tile_follows_the_prior_and_bad_sizes_are_refused(module) -> None:
     assert gaussian(tile=None).side(module.backbone) == 512
     assert gaussian(tile=50).side(module.backbone) == 64  # up to what the prior can see
     with pytest.raises(ValueError, match=r"sampler\.tiling\.overlap=20 must be from 0 to half of tile"):
         gaussian(overlap=20)
 
 
-def test_blending_hides_the_edges_that_cutting_shows() -> None:
+def test_blending_hides_seams_that_cropping_leaves() -> None:
     """Tiles that disagree by an offset each: with weights no step is left at the edges, averaged alike there is."""
     z, size = latent(64, 64, count=1), (64, 64)
     ramp = torch.linspace(0, 1, 64).expand(1, 3, 64, 64) + torch.linspace(0, 1, 64)[:, None]

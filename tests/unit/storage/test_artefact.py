@@ -64,7 +64,7 @@ def test_loggers_devices_and_output_folders_do_not_count() -> None:
     assert identity({"steps": 1, "precision": "32"}) != identity({"steps": 1, "precision": "bf16"})
 
 
-def test_paths_enter_as_their_content(tmp_path: Path) -> None:
+def test_paths_count_by_their_content(tmp_path: Path) -> None:
     for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "x.bin").write_bytes(content)
@@ -90,7 +90,7 @@ def test_fingerprint_follows_names_and_bytes_but_not_dates(tmp_path: Path) -> No
         fingerprint(tmp_path / "nope")
 
 
-def test_values_without_an_identity_are_named() -> None:
+def test_values_without_an_identity_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="'callback' is object"):
         identity({"callback": object()})
     with pytest.raises(ValueError, match=r"restore_lab\.storage\.artefact\.Nope"):
@@ -115,7 +115,9 @@ def test_a_broken_manifest_is_not_complete(tmp_path: Path, content: str) -> None
         Manifest.read(tmp_path)
 
 
-def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_content_and_no_temporary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = tmp_path / "new" / "x.json"
     write_json_atomic(place, {"\u00fc": 1})
     assert place.read_text(encoding="utf-8") == '{\n "\u00fc": 1\n}\n'
@@ -132,5 +134,5 @@ def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path: Path, mon
     assert "\u00fc" in place.read_text(encoding="utf-8")
 
 
-def test_code_version_is_known_and_never_fails() -> None:
+def test_code_version_never_fails() -> None:
     assert artefact.code_version() not in ("", "unknown")

@@ -14,7 +14,7 @@ from restore_lab.storage.outputs import is_own_output, require_free, take_folder
 from restore_lab.storage.walk import walk
 
 
-def test_ours_is_written_over_and_a_persons_is_not(tmp_path) -> None:
+def test_own_outputs_are_overwritten_and_foreign_files_refused(tmp_path) -> None:
     file = tmp_path / "deep/a.png"
     write_output(file, b"one")
     write_output(file, b"two")
@@ -31,7 +31,7 @@ def test_ours_is_written_over_and_a_persons_is_not(tmp_path) -> None:
     assert walk(tmp_path).files == ("deep/a.png",)  # notes are no data
 
 
-def test_a_kill_between_note_and_file_leaves_the_file_ours(tmp_path, monkeypatch) -> None:
+def test_a_kill_between_note_and_file_keeps_ownership(tmp_path, monkeypatch) -> None:
     from restore_lab.storage import outputs
 
     file, plain = tmp_path / "a.png", outputs.write_bytes_atomic
@@ -51,7 +51,7 @@ def test_a_kill_between_note_and_file_leaves_the_file_ours(tmp_path, monkeypatch
     assert file.read_bytes() == b"two"
 
 
-def test_links_folders_and_other_notes_are_not_ours(tmp_path) -> None:
+def test_links_folders_and_foreign_notes_are_refused(tmp_path) -> None:
     precious = tmp_path / "precious"
     precious.write_bytes(b"one")
     out = tmp_path / "out"
@@ -78,7 +78,7 @@ def test_links_folders_and_other_notes_are_not_ours(tmp_path) -> None:
         write_output(tmp_path / "linked/a.png", b"one")
 
 
-def test_several_are_counted(tmp_path) -> None:
+def test_several_foreign_files_are_counted(tmp_path) -> None:
     files = [tmp_path / f"{number}.png" for number in range(8)]
     for file in files:
         file.touch()
@@ -86,7 +86,7 @@ def test_several_are_counted(tmp_path) -> None:
         require_free(files)
 
 
-def test_a_folder_is_new_or_empty_or_ours(tmp_path) -> None:
+def test_an_output_folder_is_new_empty_or_own(tmp_path) -> None:
     take_folder(tmp_path / "new", setting="run_dir")
     (tmp_path / "new/weights.safetensors").touch()
     take_folder(tmp_path / "new", setting="run_dir")  # the same command continues
@@ -111,7 +111,7 @@ def foreign(tmp_path) -> Path:
     return folder
 
 
-def test_every_verb_that_writes_refuses_what_is_not_ours(foreign, toy_folder, tmp_path) -> None:
+def test_every_writing_verb_refuses_foreign_files(foreign, toy_folder, tmp_path) -> None:
     """What takes a folder as a whole, and what writes single files, by the verbs' own functions."""
     from restore_lab.evaluation.evaluate import evaluate
     from restore_lab.importing.exporting import export

@@ -40,7 +40,7 @@ def settings(target: str) -> dict:
     return {"module": {"objective": {"_target_": target, "weight": 1.0}}, "seed": 0}
 
 
-def test_code_behind_a_link_counts(package, tmp_path) -> None:
+def test_linked_code_counts(package, tmp_path) -> None:
     away = tmp_path / "away"
     away.mkdir()
     (away / "far.py").write_text("# one\n")
@@ -55,7 +55,7 @@ def test_code_behind_a_link_counts(package, tmp_path) -> None:
     assert identity(settings("outside_lab.loss.Mine")) != before
 
 
-def test_an_edit_anywhere_in_the_package_is_another_identity(package) -> None:
+def test_an_edit_anywhere_in_a_package_changes_the_identity(package) -> None:
     mine = settings("outside_lab.loss.Mine")
     before = identity(mine)
     assert identity(mine) == before
@@ -69,7 +69,7 @@ def test_an_edit_anywhere_in_the_package_is_another_identity(package) -> None:
     assert "outside_lab" not in sys.modules  # reading a package is not importing it
 
 
-def test_a_module_that_is_no_package(package) -> None:
+def test_a_single_module_counts_by_its_file(package) -> None:
     mine = settings("outside_module.Mine")
     before = identity(mine)
     edited(package.parent / "outside_module.py", "# two\n")
@@ -77,13 +77,13 @@ def test_a_module_that_is_no_package(package) -> None:
     assert list(source_code.sources_of(mine)) == ["outside_module.py"]
 
 
-def test_code_of_ours_and_of_the_libraries_does_not_count() -> None:
+def test_own_and_library_code_does_not_count() -> None:
     assert source_code.sources_of(OURS) == {}
     assert source_code.sources_of(settings("lightning.pytorch.callbacks.EarlyStopping")) == {}
     assert {target.partition(".")[0] for target in ALLOWED} == source_code.LIBRARIES
 
 
-def test_the_line_says_what_changed(package, tmp_path) -> None:
+def test_the_difference_names_the_changed_file(package, tmp_path) -> None:
     mine, run = settings("outside_lab.loss.Mine"), tmp_path / "run"
     run.mkdir()
     Manifest(identity=identity(mine), kind="adaptor", settings=mine).write(run)

@@ -41,7 +41,7 @@ def linked(tmp_path) -> Path:
     return root
 
 
-def test_links_are_followed_loops_are_not_and_the_rest_is_counted(linked) -> None:
+def test_links_are_followed_except_loops_and_others_are_counted(linked) -> None:
     found = walk(linked)
     assert found.files == ("4.png", "again/2.png", "again/deep/3.png", "linked/2.png", "linked/deep/3.png", "own/1.png")
     assert found.skipped == {
@@ -55,7 +55,7 @@ def test_links_are_followed_loops_are_not_and_the_rest_is_counted(linked) -> Non
     assert walk(linked, depth=2).files == ("4.png", "again/2.png", "linked/2.png", "own/1.png")
 
 
-def test_every_reader_takes_the_same_walk(linked) -> None:
+def test_every_reader_uses_walk(linked) -> None:
     """Images of a folder and of a pattern, tars, and the fingerprint of a folder that a run was trained on."""
     assert tuple(list_images(linked).names) == walk(linked).files
     assert list_images(linked / "**/*.png").names == list(walk(linked).files)
@@ -72,7 +72,7 @@ def test_every_reader_takes_the_same_walk(linked) -> None:
     assert identity({"root": str(linked / "*/2.png")}) != pattern
 
 
-def test_links_that_cross_each_other_end_in_one_line(tmp_path) -> None:
+def test_crossing_links_are_refused_in_one_line(tmp_path) -> None:
     """Eight folders, each with links to all others: more ways than could be listed."""
     for here in range(8):
         for there in range(8):
@@ -83,7 +83,7 @@ def test_links_that_cross_each_other_end_in_one_line(tmp_path) -> None:
         walk(tmp_path)
 
 
-def test_a_folder_that_cannot_be_read_is_counted(tmp_path, monkeypatch) -> None:
+def test_an_unreadable_folder_is_counted(tmp_path, monkeypatch) -> None:
     put(tmp_path, "a/1.png", "b/2.png")
     plain = os.scandir
 
@@ -98,7 +98,7 @@ def test_a_folder_that_cannot_be_read_is_counted(tmp_path, monkeypatch) -> None:
         walk(tmp_path / "b")
 
 
-def test_patterns(tmp_path) -> None:
+def test_patterns_match_files(tmp_path) -> None:
     put(tmp_path, "a.png", "b/a.png", "b/c/a.png", "b/c/x.jpg", "d[1].png")
     fits = {
         "*.png": ["a.png", "d[1].png"],
@@ -112,7 +112,7 @@ def test_patterns(tmp_path) -> None:
     assert list_images(tmp_path / "d[1].png").names == ["d[1].png"]  # a file of this very name
 
 
-def test_what_is_passed_over_is_said_in_one_line(tmp_path, caplog) -> None:
+def test_skipped_paths_are_described_in_one_line(tmp_path, caplog) -> None:
     put(tmp_path, "a.png", "a.txt", "notes.md", "table.csv", "b.HEIC")
     (tmp_path / "dead.png").symlink_to("nowhere")
     list_images(tmp_path).report()
@@ -138,7 +138,7 @@ NAME = st.builds(
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(NAME, max_size=8))
-def test_keys_are_all_different_on_any_file_system(names) -> None:
+def test_keys_are_distinct_on_any_file_system(names) -> None:
     keys = keys_of(names)
     assert len({fold(key) for key in keys}) == len(names)
     if len(set(names)) == len(names):  # their order plays no role
@@ -149,7 +149,7 @@ def test_keys_are_all_different_on_any_file_system(names) -> None:
 @given(
     st.lists(NAME, max_size=6), st.lists(st.sampled_from([".png", ".jpg", "_a.png", "~2.png"]), min_size=1, unique=True)
 )
-def test_files_are_all_different_on_any_file_system(names, endings) -> None:
+def test_file_names_are_distinct_on_any_file_system(names, endings) -> None:
     """And none is a folder that another needs."""
     folders = {str(folder) for name in names for folder in Path(name).parents}
     files = [f"{name}{ending}" for name in unique_names(names, endings=endings, folders=folders) for ending in endings]
@@ -157,7 +157,7 @@ def test_files_are_all_different_on_any_file_system(names, endings) -> None:
     assert not {fold(file) for file in files} & {fold(folder) for folder in folders}
 
 
-def test_keys_in_the_usual_cases() -> None:
+def test_usual_names_have_plain_keys() -> None:
     assert keys_of(["a.png", "b/a.png", "c.jpg"]) == ["a", "b/a", "c"]
     assert keys_of(["a.png", "a.jpg", "a.png.png"]) == ["a.png", "a.jpg", "a.png.png"]
     assert keys_of(["A.png", "a.png"]) == ["A.png", "a.png~2"]
@@ -165,7 +165,7 @@ def test_keys_in_the_usual_cases() -> None:
     assert sorted(keys_of([composed_, apart])) == sorted([apart, f"{composed_}~2"])
 
 
-def test_nothing_else_walks_folders() -> None:
+def test_no_other_module_walks_folders() -> None:
     """A reader of its own would follow other links and count nothing. The second reads a folder of ours."""
     own = {"storage/walk.py", "launch/job.py"}
     package = PACKAGE

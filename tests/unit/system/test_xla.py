@@ -33,7 +33,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return found
 
 
-def test_torch_and_torch_xla_are_of_one_minor_version(installed) -> None:
+def test_torch_and_torch_xla_need_one_minor_version(installed) -> None:
     check_versions()
     installed["torch-xla"] = "2.9.0"
     check_versions()
@@ -43,7 +43,7 @@ def test_torch_and_torch_xla_are_of_one_minor_version(installed) -> None:
             check_versions()
 
 
-def test_another_pair_ends_every_command_in_one_line(installed, monkeypatch, capsys) -> None:
+def test_an_unequal_pair_is_refused_in_one_line(installed, monkeypatch, capsys) -> None:
     installed |= {"torch": "2.15.0", "torch-xla": "2.9.0"}
     monkeypatch.setattr("sys.argv", ["restore-lab", "describe"])
     with pytest.raises(SystemExit) as left:
@@ -54,7 +54,7 @@ def test_another_pair_ends_every_command_in_one_line(installed, monkeypatch, cap
     assert "requirements-xla.lock" in said
 
 
-def test_the_trainer_says_what_is_missing(installed) -> None:
+def test_the_tpu_trainer_names_what_is_missing(installed) -> None:
     def settings(*words: str) -> dict[str, Any]:
         cfg = composed("train", *words)
         return {**cfg.trainer, "precision": cfg.precision}
@@ -73,7 +73,7 @@ def test_the_trainer_says_what_is_missing(installed) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_workers_degrade_for_an_xla_device_and_give_the_same(workers) -> None:
+def test_workers_degrade_for_xla_with_the_same_batches(workers) -> None:
     def data(device: str) -> RestorationDataModule:
         made = RestorationDataModule(
             train=Coordinates(7), degradation=noisy, crop=8, batch_size=3, workers=workers, seed=1
@@ -91,7 +91,7 @@ def test_workers_degrade_for_an_xla_device_and_give_the_same(workers) -> None:
     assert all(recipe is not None for batch in early for recipe in batch.recipe)
 
 
-def test_elsewhere_nothing_is_cut_or_moved() -> None:
+def test_on_other_devices_batches_are_unchanged() -> None:
     tensor = torch.ones(2)
     sync(tensor)
     assert to_host(tensor) is tensor

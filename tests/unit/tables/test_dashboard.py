@@ -55,7 +55,7 @@ def planned(tmp_path) -> tuple[Plan, Spec]:
     return plan, spec
 
 
-def test_the_pages_behind_each_row(planned) -> None:
+def test_each_row_has_its_pages(planned) -> None:
     ours, theirs, shared = row_runs(*planned)
     assert set(ours.trainings) == {"encoder", "adaptor"} == set(shared.trainings)
     assert ours.records == {"blur": ["blur0", "blur1"], "noise": ["noise0"]}
@@ -64,7 +64,7 @@ def test_the_pages_behind_each_row(planned) -> None:
     assert len({row.colour for row in (ours, theirs, shared)}) == 3 and ours.colour in PALETTE
 
 
-def test_what_would_be_sent(planned) -> None:
+def test_the_report_has_its_panels_and_runs(planned) -> None:
     pytest.importorskip("wandb_workspaces", reason="needs the extra wandb")
     made = dashboard(*planned, "| the table |", entity="", project="lab")
     sent = {name: dashboard_module._plain(part) for name, part in made.items()}
@@ -97,7 +97,7 @@ def ids(filters: dict[str, Any]) -> list[str]:
     return one["value"]
 
 
-def test_without_its_package_or_an_account_one_line(planned, monkeypatch) -> None:
+def test_without_wandb_or_an_account_it_is_refused_in_one_line(planned, monkeypatch) -> None:
     monkeypatch.setattr(dashboard_module, "has_wandb_account", lambda: False)
     with pytest.raises(ValueError, match="nobody is logged in to wandb here; run `wandb login`, or give output=FILE"):
         dashboard_module._send(SimpleNamespace(), *planned, "")

@@ -23,14 +23,14 @@ def test_the_front_of_a_staircase() -> None:
     assert pareto(points).tolist() == [True, True, True, True, False, False, True, False]
 
 
-def test_the_front_is_what_the_definition_says() -> None:
+def test_the_front_equals_its_definition() -> None:
     """Against the definition, point by point, on a grid with many ties."""
     points = np.random.default_rng(0).integers(0, 6, size=(60, 2)).astype(float)
     slow = [not any((q >= p).all() and (q > p).any() for q in points) for p in points]
     assert pareto(points).tolist() == slow and 0 < sum(slow) < 60
 
 
-def test_hypervolumes_in_closed_form() -> None:
+def test_hypervolumes_equal_their_closed_forms() -> None:
     """A point is a rectangle, a staircase of n unit steps n (n + 1) / 2; what is dominated or below adds nothing."""
     zero = np.zeros(2)
     assert hypervolume(np.array([[2.0, 3.0]]), np.array([1.0, -1.0])) == 4.0
@@ -101,7 +101,7 @@ def frontier(tmp_path: Path) -> TableNumbers:
     return TableNumbers(spec=table, numbers=numbers, problems=[], references=["LQ"])
 
 
-def test_what_a_frontier_says(tmp_path) -> None:
+def test_a_frontier_has_its_findings(tmp_path) -> None:
     """Less of the stand-in is better; the row that was not run is left out; a method's own front beside that of all."""
     said = figure_findings(frontier(tmp_path))
     assert "psnr (more is better) and piqe (less is better)" in said[0] and "10 and 100" in said[0]
@@ -135,7 +135,7 @@ def surface(tmp_path: Path) -> TableNumbers:
     return TableNumbers(spec=table, numbers=numbers, problems=[], references=[])
 
 
-def test_what_a_surface_says(tmp_path) -> None:
+def test_a_surface_has_its_findings(tmp_path) -> None:
     said = figure_findings(surface(tmp_path))
     assert said[0] == ("true 1: instructed 1 is best (psnr 30, the worst has 28; best in 100 % of bootstrap draws over "
                        "seeds and images)")  # fmt: skip
@@ -168,6 +168,6 @@ def test_a_picture_is_drawn(kind, tmp_path) -> None:
         ({"reference": {"full": [10, 0]}}, "reference has no tiny; give fidelity and quality"),
     ],
 )
-def test_a_mistake_in_a_figure_is_one_line(changed, says, tmp_path) -> None:
+def test_a_mistake_in_a_figure_is_refused_in_one_line(changed, says, tmp_path) -> None:
     with pytest.raises(ValueError, match=f"table toy/one, figure: {says}"):
         spec(tmp_path, rows={"a": {}}, figure={**FRONTIER, **changed})

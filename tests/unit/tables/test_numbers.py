@@ -58,7 +58,7 @@ def test_rows_that_differ_in_the_variant_share_a_record(tmp_path) -> None:
     }  # fmt: skip
 
 
-def test_each_codec_has_rows_of_its_own(tmp_path) -> None:
+def test_each_codec_has_its_rows(tmp_path) -> None:
     """Two priors with one codec share its rows; a third's stand beside them; the LQ is everybody's."""
     table = spec(tmp_path, {"sd": {}, "sdxl": {}, "sd3": {}}, PSNR)
     plan = Plan(specs=[table], seeds=1)
@@ -113,7 +113,7 @@ class Complete(Artefact):
         return True
 
 
-def test_only_what_all_rows_have_is_compared() -> None:
+def test_only_values_that_all_rows_have_are_compared() -> None:
     """The seeds that all have, and the images that all have with each of them."""
     values = [{(0, "a"): 1.0, (1, "a"): 3.0, (0, "b"): 5.0}, {(0, "a"): 2.0, (1, "a"): 2.0, (0, "c"): 9.0}]
     numbers = [Number(mean=0, spread=None, n=0, seeds=1, label=None, code=(), images=images) for images in values]
@@ -166,7 +166,7 @@ def test_a_condition_that_is_the_mean_of_others(tmp_path) -> None:
     assert table.rows["a"].published["average", "FID"] == 2.0
 
 
-def test_a_condition_of_one_scale_is_not_there_at_the_other(tmp_path) -> None:
+def test_a_condition_of_one_scale_is_absent_at_the_other(tmp_path) -> None:
     rows = {"a": {"published": {"average": [1.0], "few": [3.0]}}}
     tiny = spec(tmp_path / "tiny", rows, PSNR, conditions=MEAN)
     assert list(tiny.conditions) == ["average"] and not tiny.conditions["average"].mean

@@ -34,7 +34,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> str:
     return render_page(of_table(*toy_table(tmp_path_factory.mktemp("report"))), images=64, worst=10)
 
 
-def test_a_page_is_whole_and_reaches_for_nothing(made) -> None:
+def test_a_page_is_self_contained(made) -> None:
     """No address in it, a policy that forbids all but data: images, and captions that cannot end its data."""
     assert re.findall(r"(?i)https?:|//cdn|@import|url\(|<link rel=\"stylesheet|<script src|<iframe", made) == []
     assert "default-src 'none'; img-src data:;" in made
@@ -78,7 +78,7 @@ def test_pictures_are_embedded_once_and_whole(made, tmp_path) -> None:
         assert embedded == image_file(tmp_path / "again", name, KEYS[0]).read_bytes()
 
 
-def test_an_image_has_its_words_and_every_rows_values(made) -> None:
+def test_an_image_has_its_caption_and_every_rows_values(made) -> None:
     image = data_of(made)["blocks"][0]["images"][5]
     assert image["recipe"] == "blur (sigma=2.43)" and image["caption"] == "scene 5, drawn"
     assert [view["values"] for view in image["views"][1:]] == [[17.0, 0.17], [25.0, 0.25], [35.0, 0.35]]
@@ -113,21 +113,21 @@ def test_another_lq_is_a_row_of_its_own(tmp_path) -> None:
     assert [row["title"] for row in block["rows"]] == ["original", "LQ", f"LQ of {names[1]}", *names]
 
 
-def test_a_metric_of_sets_stands_in_the_table_alone(tmp_path) -> None:
+def test_a_metric_of_sets_appears_only_in_the_table(tmp_path) -> None:
     source = of_records([record(tmp_path / "a", "a")])
     assert [(c.title, c.digits) for _, c in source.table.headings] == [("psnr", 2), ("gmsd", 4), ("tiny_fd", 2)]
     block = browser(source.blocks[0], Pictures(), limit=64, worst=10)
     assert block["metrics"] == [{"name": "psnr", "more": True}, {"name": "gmsd", "more": False}]
 
 
-def test_values_of_another_protocol_are_left_out(tmp_path) -> None:
+def test_values_of_another_protocol_are_omitted(tmp_path) -> None:
     source = of_records([record(tmp_path / "a", "a"), record(tmp_path / "b", "b", border=4)])
     block = browser(source.blocks[0], Pictures(), limit=64, worst=10)
     assert block["images"][0]["views"][-1]["values"] == [None, None]
     assert "border 4" in block["notes"][0] and "left out" in block["notes"][0]
 
 
-def test_records_bring_the_trainings_beside_them(tmp_path) -> None:
+def test_records_include_their_trainings(tmp_path) -> None:
     """By the identities that a record names; an unfinished training is none of them."""
     folders = [record(tmp_path / f"scores-{row}", row) for row in ("a", "b")]
     for identity in ("wa", "wb"):
@@ -148,7 +148,7 @@ def test_curves_are_read_and_thinned(made, tmp_path) -> None:
     assert read_losses(tmp_path / "l") == {"x": [(1, 2.0)]}
 
 
-def test_seeds_are_images_of_their_own(tmp_path) -> None:
+def test_each_seed_is_a_separate_image(tmp_path) -> None:
     """Each seed degrades anew: image 0 of seed 0 and of seed 1 stand side by side."""
     plan, spec = toy_table(tmp_path)
     again = record(tmp_path / "again", "a", lq=61)
@@ -161,7 +161,7 @@ def test_seeds_are_images_of_their_own(tmp_path) -> None:
     assert block["images"][N]["views"][3] is None
 
 
-def test_what_is_not_there(tmp_path) -> None:
+def test_missing_records_and_pictures_are_named(tmp_path) -> None:
     """Without records: published numbers, and a line that says what makes the rest. Without images: no browser.
 
     Weights are wanted for what is still to be measured with them alone.
@@ -187,13 +187,13 @@ def test_what_is_not_there(tmp_path) -> None:
         ({"records": ["x"], "output": "."}, r"output=\. is a folder"),
     ],
 )
-def test_a_mistake_is_one_line(words, says) -> None:
+def test_a_mistake_is_refused_in_one_line(words, says) -> None:
     cfg = {"table": None, "records": None, "output": "report.html", "at_scale": "tiny", "images": 1, "worst": 1}
     with pytest.raises(ValueError, match=says):
         write_report(OmegaConf.create({**cfg, **words}))
 
 
-def test_the_command_writes_the_page_and_says_its_size(tmp_path, caplog) -> None:
+def test_report_writes_the_page_and_prints_its_size(tmp_path, caplog) -> None:
     record(tmp_path / "a", "a")
     cfg = {"table": None, "records": str(tmp_path / "a"), "output": str(tmp_path / "new" / "r.html")}
     caplog.set_level("INFO")

@@ -56,7 +56,7 @@ def measured_otherwise(toy_folder, tmp_path_factory) -> Plan:
     return plan_table(tmp_path_factory.mktemp("otherwise"), toy_folder, rows=rows, conditions=NOISE)
 
 
-def test_what_two_rows_share_is_one_job(four) -> None:
+def test_two_rows_share_equal_jobs(four) -> None:
     """Two trainings, not four: sampling otherwise trains nothing, borrowed weights neither; two conditions a row."""
     found = four()
     assert kinds_of(found) == ["adaptor"] * 2 + [SCORES] * 8
@@ -109,7 +109,7 @@ def test_a_row_of_another_scale_is_not_run(toy_folder, tmp_path) -> None:
         plan_table(tmp_path, toy_folder, rows={"one": {"only": "half"}})
 
 
-def test_a_job_is_a_command_that_makes_what_was_planned(four) -> None:
+def test_a_jobs_command_makes_the_planned_artefact(four) -> None:
     """The identities in the plan are those that training and evaluating find by themselves, with any seed."""
     found = four(seeds=2)
     place = next(place for place in found.scores if (place.row, place.seed) == ("one", 1))
@@ -132,7 +132,7 @@ def test_a_job_is_a_command_that_makes_what_was_planned(four) -> None:
         shutil.rmtree(adaptor.artefact.folder)
 
 
-def test_borrowed_weights_bring_none_of_their_own_words(toy_folder, tmp_path) -> None:
+def test_borrowed_weights_bring_no_overrides(toy_folder, tmp_path) -> None:
     """A row that borrows weights trained without words has words all the same, in the plan and in its command."""
     silent = {"overrides": ["prompt/semantic=none", "prompt/instruction=none"]}
     rows = {"silent": silent, "clip": {"weights": "silent", "evaluate": ["prompt/instruction=none"]}}
@@ -146,7 +146,7 @@ def test_borrowed_weights_bring_none_of_their_own_words(toy_folder, tmp_path) ->
     assert (record.identity, record.folder) == (scores.artefact.identity, scores.artefact.folder)
 
 
-def test_weights_are_wanted_for_what_is_still_to_be_measured(four, monkeypatch) -> None:
+def test_weights_are_needed_only_for_missing_scores(four, monkeypatch) -> None:
     found = four(seeds=2)
     there = set(found.scores.values())
     for kind in (Scores, TrainingStage):
@@ -158,7 +158,7 @@ def test_weights_are_wanted_for_what_is_still_to_be_measured(four, monkeypatch) 
     assert [job.artefact.identity for job in found.missing()] == [*scores.needs, scores.artefact.identity]
 
 
-def test_the_plan_in_words(four, tmp_path) -> None:
+def test_the_plan_is_printed(four, tmp_path) -> None:
     text = plan_text(four(), tmp_path / "runs" / "tables")
     assert "10 artefacts, 0 there, 10 missing" in text
     assert "theirs: published numbers (system swinir; see systems_dir)" in text
@@ -174,7 +174,7 @@ def test_counts_of_parameters_need_no_training_and_no_seed(toy_folder, tmp_path)
     assert len(set(found.descriptions.values())) == 2
 
 
-def test_a_row_that_cannot_be_planned_says_why_and_the_others_go_on(toy_folder, tmp_path) -> None:
+def test_an_unplannable_row_is_refused_and_the_others_planned(toy_folder, tmp_path) -> None:
     rows = {"one": {}, "lost": {"overrides": ["stage=nowhere"]}}
     found = plan_table(tmp_path, toy_folder, rows=rows)
     assert kinds_of(found) == ["adaptor", SCORES, SCORES]
@@ -184,7 +184,7 @@ def test_a_row_that_cannot_be_planned_says_why_and_the_others_go_on(toy_folder, 
 
 
 @pytest.mark.parametrize("word", MEASURING)
-def test_what_only_measures_retrains_nothing(word, four, measured_otherwise) -> None:
+def test_settings_of_measuring_retrain_nothing(word, four, measured_otherwise) -> None:
     def made(found: Plan, row: str) -> tuple[set[str], set[str]]:
         scores = {identity for place, identity in found.scores.items() if place.row == row}
         return scores, {need for identity in scores for need in found.jobs[identity].needs}

@@ -57,7 +57,7 @@ def test_captions_are_made_once_and_trainings_wait_for_them(toy_folder, tmp_path
     assert "data lsdir: there" in plan_text(found, tmp_path)
 
 
-def test_what_is_planned_is_what_the_commands_make(toy_folder, tmp_path) -> None:
+def test_planned_artefacts_are_those_the_commands_make(toy_folder, tmp_path) -> None:
     """The captions' own command finds the planned identity, writes table and manifest, and the training's identity is
     the same before and after, and wherever the runs lie."""
     datasets = folder_of_photographs(tmp_path)
@@ -82,7 +82,7 @@ def test_what_is_planned_is_what_the_commands_make(toy_folder, tmp_path) -> None
     assert adaptors[0] == adaptors[1] == adaptors[2]
 
 
-def test_words_for_a_test_set_are_waited_for_by_what_measures_it(toy_folder, tmp_path) -> None:
+def test_evaluations_wait_for_a_test_sets_captions(toy_folder, tmp_path) -> None:
     """The rows that name them share one table; a row with another question has its own."""
     photographs = ["eval_data=realphoto60", f"datasets_dir={tmp_path}"]
     rows = {
@@ -106,7 +106,7 @@ def test_words_for_a_test_set_are_waited_for_by_what_measures_it(toy_folder, tmp
     )
 
 
-def test_a_training_may_go_on_from_another(toy_folder, tmp_path) -> None:
+def test_a_training_may_start_from_another(toy_folder, tmp_path) -> None:
     """`makes` trains the first, whatever table asks; the second's identity does not depend on where it lies."""
     makes = {"first": ["train", "method=spire", f"backbone.path={toy_folder}", "max_steps=2"]}
     rows = {"on": {"train": ["weights=made:first"]}, "alone": {}}
@@ -122,7 +122,7 @@ def test_a_training_may_go_on_from_another(toy_folder, tmp_path) -> None:
     assert again.jobs.keys() == found.jobs.keys()
 
 
-def test_what_is_made_counts_by_its_own_name() -> None:
+def test_a_prerequisite_counts_by_its_folder_name() -> None:
     one, two = "made:/a/captions-0123456789abcdef/captions.json", "made:runs/captions-0123456789abcdef/captions.json"
     assert prerequisite_name(one) == prerequisite_name(two) == "made:captions-0123456789abcdef/captions.json"
     assert identity({"captions": one}) == identity({"captions": two}) != identity({"captions": "made:captions"})

@@ -61,7 +61,7 @@ def spec(tmp_path: Path, scale: str = "tiny", **changed) -> Spec:
     return read_spec("toy/one", [folder(tmp_path, {**TABLE, **changed})], scale=scale)
 
 
-def test_words_of_a_row_at_a_scale(tmp_path) -> None:
+def test_a_row_has_its_overrides_at_a_scale(tmp_path) -> None:
     """Table, then row; a verb's own; a later word for a key replaces an earlier one."""
     table = spec(tmp_path)
     a, b = table.rows["a"], table.rows["b"]
@@ -74,7 +74,7 @@ def test_words_of_a_row_at_a_scale(tmp_path) -> None:
     assert merge(["a=1", "b=2", "+a=3"]) == ("b=2", "+a=3")
 
 
-def test_stand_ins_and_published_numbers(tmp_path) -> None:
+def test_a_row_may_have_stand_ins_and_published_numbers(tmp_path) -> None:
     tiny, full = spec(tmp_path), spec(tmp_path, "full")
     assert [c.metric for c in tiny.columns.values()] == ["psnr", "gmsd", "piqe"]
     assert [c.metric for c in full.columns.values()] == ["psnr", "lpips", "clipiqa"]
@@ -105,12 +105,12 @@ def test_stand_ins_and_published_numbers(tmp_path) -> None:
         ({"overrides": 3}, r"overrides=3: expected a list \(text\), or null"),
     ],
 )
-def test_a_mistake_in_a_file_is_one_line(changed, says, tmp_path) -> None:
+def test_a_mistake_in_a_table_file_is_refused_in_one_line(changed, says, tmp_path) -> None:
     with pytest.raises(ValueError, match=says):
         spec(tmp_path, **changed)
 
 
-def test_an_unknown_table_offers_those_that_there_are(tmp_path) -> None:
+def test_an_unknown_table_is_refused_with_the_known_ones(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"no table 'toy/onne'; did you mean 'toy/one'"):
         read_spec("toy/onne", [folder(tmp_path, TABLE)], scale="tiny")
     with pytest.raises(ValueError, match="scale=huge: there are: tiny, full"):
@@ -119,7 +119,7 @@ def test_an_unknown_table_offers_those_that_there_are(tmp_path) -> None:
 
 @pytest.mark.parametrize("name", tables([conf_dir()]))
 @pytest.mark.parametrize("scale", ["tiny", "full"])
-def test_the_papers_tables_can_be_read(name, scale) -> None:
+def test_every_table_of_a_paper_can_be_read(name, scale) -> None:
     table = read_spec(name, [conf_dir()], scale=scale)
     assert table.rows and table.source and all(row.system or not row.note.endswith(" ") for row in table.rows.values())
 
@@ -162,7 +162,7 @@ def test_seeds_that_agree_add_no_images() -> None:
     assert (twice.low, twice.high) == pytest.approx((once.low, once.high)) and (twice.n, twice.seeds) == (40, 2)
 
 
-def test_marks_follow_what_can_be_told_apart(tmp_path) -> None:
+def test_marks_follow_significant_differences(tmp_path) -> None:
     """Best and second where intervals say so; two that cannot be told apart share a mark; all alike: no mark."""
     images = np.linspace(10, 40, 30)
     table = spec(tmp_path, rows={name: {} for name in ("low", "high", "same", "mid")}, claims=[])
@@ -250,7 +250,7 @@ def add(
         ([1.0], "shipped", 2, "too few images"),
     ],
 )
-def test_a_claim_says_no_more_than_seeds_and_images_show(shifts, weights, count, word, tmp_path) -> None:
+def test_a_claim_is_judged_by_its_interval(shifts, weights, count, word, tmp_path) -> None:
     table = spec(tmp_path, rows={name: {"weights": weights} for name in "ab"})
     plan = Plan(specs=[table], seeds=len(shifts))
     for seed, shift in enumerate(shifts):
@@ -264,7 +264,7 @@ def test_a_claim_says_no_more_than_seeds_and_images_show(shifts, weights, count,
     assert ("no interval" in grid(plan, numbers).claims[0]) == (word == "too few images")
 
 
-def test_a_distance_of_sets_has_no_mark_and_bears_out_no_claim(tmp_path) -> None:
+def test_a_distance_of_sets_has_no_mark_and_supports_no_claim(tmp_path) -> None:
     """It has no values by image, so nothing says how sure the order is."""
     table = spec(tmp_path)
     plan = planned(tmp_path, table, {"a": IMAGES + 1, "b": IMAGES})
@@ -309,7 +309,7 @@ def test_a_table_from_records(tmp_path) -> None:
     ]
 
 
-def test_a_frechet_distance_of_few_images_has_the_kernel_distance_beside_it(tmp_path) -> None:
+def test_a_frechet_distance_of_few_images_comes_with_kid(tmp_path) -> None:
     fid = {"FID": {"metric": "fid", "tiny": "tiny_fd", "better": "less"}}
     table = spec(tmp_path, columns=fid, rows={"a": {}}, claims=None)
     plan = planned(tmp_path, table, {"a": [20.0, 30.0]})
@@ -328,7 +328,7 @@ def test_a_frechet_distance_of_few_images_has_the_kernel_distance_beside_it(tmp_
     assert "FID: few images, so tiny_kd x 1000 beside it: a 1.5 [0.9, 10600]" in found.notes
 
 
-def test_formats_say_the_same(tmp_path) -> None:
+def test_every_format_has_the_same_numbers(tmp_path) -> None:
     table = spec(tmp_path)
     plan = planned(tmp_path, table, {"a": IMAGES, "b": IMAGES - 10})
     found = grid(plan, read_numbers(plan, table))
@@ -348,7 +348,7 @@ def test_formats_say_the_same(tmp_path) -> None:
         render_table(found, "pdf")
 
 
-def test_a_wide_table_is_cut_into_one_a_condition(tmp_path) -> None:
+def test_a_wide_table_is_split_by_condition(tmp_path) -> None:
     """Of 3 x 3 columns one table, of 4 x 3 four with the condition in the corner, as an only one is; data is whole."""
     titles = ["rain", "snow", "haze", "blur"]
     rows = {"a": {"published": {title: [place, 0.5, 0.25] for place, title in enumerate(titles)}}}
@@ -383,7 +383,7 @@ def test_numbers_of_another_protocol_never_share_a_column(tmp_path) -> None:
     ]
 
 
-def test_power_is_the_closed_form(tmp_path) -> None:
+def test_power_equals_its_closed_form(tmp_path) -> None:
     """2.86 deviations over the root of n; by hand for differences of deviation 1 over 49 images: 0.41 dB."""
     one = Components(seeds=None, images=np.array([1.0]), rest=np.array([0.0]))
     assert resolvable_difference(one, seeds=1, images=49) == pytest.approx((2.0106 + 0.8490) / 7, rel=1e-4)
@@ -411,7 +411,7 @@ def test_power_is_the_closed_form(tmp_path) -> None:
     assert "no spread measured yet" in powers(read_numbers(Plan(specs=[table], seeds=1), table), seeds=1)[0]
 
 
-def test_estimates_come_from_what_was_run() -> None:
+def test_cost_estimates_come_from_past_runs() -> None:
     """By the step from jobs like it, else from its kind, else nothing is said."""
     job = Job(
         artefact=Artefact(kind="adaptor", identity="x", folder=Path("x")), words=(), like="adaptor spire", steps=100
@@ -428,7 +428,7 @@ def test_estimates_come_from_what_was_run() -> None:
     assert estimate(job, [], elsewhere).other_machine and estimate(job, [], elsewhere).seconds == job.steps
 
 
-def test_rates_are_one_line_for_each_kind_of_job() -> None:
+def test_rates_are_one_line_per_kind_of_job() -> None:
     """Median speed, largest memory, median disk; what ships has the same form, so that estimates can read it."""
     facts = [
         {"like": "a", "kind": "adaptor", "steps": steps, "seconds": seconds, "peak_bytes": peak, "bytes": peak}

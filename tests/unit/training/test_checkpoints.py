@@ -50,7 +50,7 @@ def losses(place) -> dict[int, float]:
     return {line["step"]: line["train/loss"] for line in lines}
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(toy_folder, tmp_path, monkeypatch, caplog) -> None:
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(toy_folder, tmp_path, monkeypatch, caplog) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     fit(training(toy_folder, whole, "max_steps=4"))
     stopped(toy_folder, cut, at=3, monkeypatch=monkeypatch)
@@ -68,7 +68,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(toy_folder, tmp_path, 
     assert (cut / "adaptor.safetensors").read_bytes() == (whole / "adaptor.safetensors").read_bytes()
 
 
-def test_half_a_checkpoint_without_its_hash_is_found_too(toy_folder, tmp_path, monkeypatch, caplog) -> None:
+def test_a_truncated_checkpoint_without_hash_is_found(toy_folder, tmp_path, monkeypatch, caplog) -> None:
     stopped(toy_folder, tmp_path, at=2, monkeypatch=monkeypatch)
     for state in states(tmp_path / "state"):
         state.with_name(state.name + ".sha256").unlink()
@@ -90,7 +90,7 @@ def test_damaged_weights_are_not_loaded(toy_folder, tmp_path) -> None:
         load_method(composed("restore", *told))
 
 
-def test_a_loss_that_is_no_number_stops_and_names_its_batch(toy_folder, tmp_path, monkeypatch) -> None:
+def test_a_nan_loss_stops_training_and_names_the_batch(toy_folder, tmp_path, monkeypatch) -> None:
     from restore_lab.training.module import TrainingModule
 
     plain, batches = TrainingModule.training_step, []
@@ -115,7 +115,7 @@ def test_a_loss_that_is_no_number_stops_and_names_its_batch(toy_folder, tmp_path
     fit(training(toy_folder, tmp_path, "max_steps=9", "log_every=5", "checkpoint_every=2"))
 
 
-def test_one_of_all_ranks_deletes_what_a_complete_run_leaves_over(tmp_path, monkeypatch) -> None:
+def test_one_rank_deletes_the_checkpoints_of_a_complete_run(tmp_path, monkeypatch) -> None:
     """Two that do so at the same time would look for files that the other has deleted."""
     from restore_lab.training.plan import STATE
     from restore_lab.training.run import _tidy

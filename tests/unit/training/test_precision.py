@@ -46,7 +46,7 @@ def trained(precision: str) -> tuple[Any, L.Trainer, Watch]:
     return module, trainer, watch
 
 
-def test_what_is_in_bfloat16() -> None:
+def test_trained_parts_and_moments_are_in_bfloat16() -> None:
     module, trainer, watch = trained("bf16-true")
     (optimiser,) = trainer.optimizers
     names = {id(p): name for name, p in module.trainable().items()}
@@ -59,14 +59,14 @@ def test_what_is_in_bfloat16() -> None:
     assert watch.losses == pytest.approx(other.losses, rel=0.02)
 
 
-def test_what_is_refused() -> None:
+def test_float16_and_a_bfloat16_average_are_refused() -> None:
     with pytest.raises(ValueError, match=r"precision=16-true: .*; one of bf16-true, bf16-mixed, 32-true"):
         apply_precision({"precision": "16-true"}, average=False, plugins=[])
     with pytest.raises(ValueError, match=r"an average in bfloat16 would stand still; set ema=null"):
         apply_precision({"precision": "bf16-true"}, average=True, plugins=[])
 
 
-def test_a_state_is_there_whole_or_not_at_all(tmp_path, monkeypatch) -> None:
+def test_a_killed_save_leaves_the_state_before(tmp_path, monkeypatch) -> None:
     """Also without a folder for temporary files; what a kill leaves behind is not taken for a state."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
     place = tmp_path / "state" / "step=1.ckpt"

@@ -100,7 +100,7 @@ def checkpoints(folder: Path, *, every: int) -> L.Callback:
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_ema_is_its_closed_form_once_an_optimiser_step(accumulate) -> None:
+def test_ema_equals_its_closed_form_per_optimiser_step(accumulate) -> None:
     ema, watch = EMA(decay=0.5), Watch()
     trained(ema, watch, steps=8, accumulate=accumulate)
     average = torch.zeros(3)
@@ -113,7 +113,7 @@ def test_ema_is_its_closed_form_once_an_optimiser_step(accumulate) -> None:
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(accumulate, tmp_path) -> None:
+def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(accumulate, tmp_path) -> None:
     whole, watch = EMA(decay=0.9), Watch()
     trained(whole, watch, History(file=tmp_path / "a.jsonl", every=1), steps=6, accumulate=accumulate)
     log = tmp_path / "b.jsonl"
@@ -127,7 +127,7 @@ def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(accumulate, tmp_path) -> 
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
 
 
-def test_ema_stands_in_while_validating_and_in_its_context(tmp_path) -> None:
+def test_validation_uses_the_ema_weights(tmp_path) -> None:
     ema, watch, log = EMA(decay=0.9), Watch(), tmp_path / "log.jsonl"
     module = trained(ema, watch, History(file=log, every=1), steps=4, every=4)
     validated = [json.loads(line) for line in log.read_text().splitlines() if "val/weight" in line]
@@ -145,7 +145,7 @@ def test_ema_stands_in_while_validating_and_in_its_context(tmp_path) -> None:
         EMA(decay=1.0)
 
 
-def test_learning_rate_factors() -> None:
+def test_learning_rate_factors_equal_their_formulas() -> None:
     plain = Optimisation(lr=1.0)
     assert [plain.factor(step, 100) for step in (0, 50, 99)] == [1.0, 1.0, 1.0]
     warm = Optimisation(lr=1.0, warmup_steps=4)
@@ -261,7 +261,7 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path) -> None:
         assert str(tmp_path / WEIGHTS) in refusal(module, tmp_path / WEIGHTS)
 
 
-def test_training_and_validation_want_pairs() -> None:
+def test_training_and_validation_need_pairs() -> None:
     module, lonely = toy_spire(), toy_batch()
     object.__setattr__(lonely, "lq_BCHW", None)
     with pytest.raises(ValueError, match="training needs pairs"):
@@ -313,7 +313,7 @@ def test_stages_run_in_order_and_each_gets_the_one_before(tmp_path, spied) -> No
     assert manifest.settings["module"]["codec"] == f"stage:{manifest.parents[0]}"
 
 
-def test_a_complete_stage_is_not_made_again_a_changed_one_is(tmp_path, spied) -> None:
+def test_a_complete_stage_is_reused_and_a_changed_one_trained(tmp_path, spied) -> None:
     fit(stages(tmp_path))
     fit(stages(tmp_path, "workers=3", "log_every=1", "checkpoint_every=7", "logger=csv"))
     assert len(spied) == 2
@@ -326,7 +326,7 @@ def test_a_complete_stage_is_not_made_again_a_changed_one_is(tmp_path, spied) ->
     assert len({folder for _, folder in spied}) == 7
 
 
-def test_a_complete_run_says_that_its_logger_is_sent_nothing(tmp_path, spied, caplog) -> None:
+def test_a_complete_run_logs_that_it_sends_nothing(tmp_path, spied, caplog) -> None:
     fit(stages(tmp_path))
     with caplog.at_level("INFO"):
         fit(stages(tmp_path, "logger=none"))
@@ -336,14 +336,14 @@ def test_a_complete_run_says_that_its_logger_is_sent_nothing(tmp_path, spied, ca
     assert caplog.text.count("; nothing runs, so logger=csv is sent nothing") == 2
 
 
-def test_a_chosen_stage_stops_there(tmp_path, spied) -> None:
+def test_a_chosen_stage_is_the_last_one_trained(tmp_path, spied) -> None:
     assert fit(stages(tmp_path, "stage=codec")) == spied[0][1]
     assert len(spied) == 1
     fit(stages(tmp_path, "stage=unet"))
     assert len(spied) == 2
 
 
-def test_stages_that_are_not_there(tmp_path, spied) -> None:
+def test_unknown_stages_are_refused(tmp_path, spied) -> None:
     for word in ("decoder", "adaptor"):  # an experiment that has set a stage to null has no such stage
         with pytest.raises(ValueError, match=f"stage='{word}' is not known here; one of codec, unet, all"):
             fit(stages(tmp_path, f"stage={word}"))
@@ -353,7 +353,7 @@ def test_stages_that_are_not_there(tmp_path, spied) -> None:
         fit(stages(tmp_path, "stages.codec.module.start=stage:unet/weights"))
 
 
-def test_a_last_stage_that_is_debugged_leaves_the_earlier_one_complete(tmp_path, spied) -> None:
+def test_debugging_the_last_stage_keeps_the_earlier_ones(tmp_path, spied) -> None:
     assert fit(stages(tmp_path, "+stages.unet.trainer.fast_dev_run=true")) is None
     (_, first), (_, second) = spied
     assert is_complete(first) and not second.exists()
@@ -363,7 +363,7 @@ def test_a_last_stage_that_is_debugged_leaves_the_earlier_one_complete(tmp_path,
         fit(stages(tmp_path, "+stages.codec.trainer.fast_dev_run=true"))
 
 
-def test_a_path_behind_a_stage(tmp_path, spied) -> None:
+def test_a_path_within_a_stage_is_resolved(tmp_path, spied) -> None:
     fit(stages(tmp_path, "stages.unet.module.codec=stage:codec/vae"))
     assert spied[1][0]["module"]["codec"] == f"{spied[0][1]}/vae"
 
@@ -376,7 +376,7 @@ def test_another_runs_folder_is_refused(tmp_path, spied) -> None:
         fit(stages(tmp_path, "stage=codec", f"run_dir={tmp_path}/mine", "seed=2"))
 
 
-def test_a_run_dir_is_the_last_stages(tmp_path, spied) -> None:
+def test_run_dir_is_the_last_stages_folder(tmp_path, spied) -> None:
     assert fit(stages(tmp_path, f"run_dir={tmp_path}/mine")) == tmp_path / "mine"
     (_, first), (_, second) = spied
     assert first.parent == tmp_path / "priors" / "tiny_sd" and second == tmp_path / "mine"

@@ -108,33 +108,33 @@ def test_the_shipped_trainer_names_each_setting(plain) -> None:
 
 
 @pytest.mark.parametrize("name", IDENTITY_ARGUMENTS)
-def test_what_can_change_the_weights_is_in_the_identity_of_all_stages(name, plain) -> None:
+def test_settings_that_change_weights_are_in_every_identity(name, plain) -> None:
     for before, after in zip(plan_stages(plain), plan_stages(changed(plain, **{name: OTHER[name]})), strict=True):
         assert after.identity != before.identity
         assert after.settings["trainer"][name] == after.node["trainer"][name] == OTHER[name]
 
 
 @pytest.mark.parametrize("name", RUNTIME_ARGUMENTS)
-def test_what_cannot_is_in_none(name, plain) -> None:
+def test_settings_that_cannot_change_weights_are_in_no_identity(name, plain) -> None:
     for before, after in zip(plan_stages(plain), plan_stages(changed(plain, **{name: OTHER_FREE[name]})), strict=True):
         assert (after.identity, after.folder, after.debug) == (before.identity, before.folder, "")
         assert after.node["trainer"][name] == OTHER_FREE[name]
 
 
 @pytest.mark.parametrize("name", DEBUG_ARGUMENTS)
-def test_what_is_for_debugging_works_elsewhere(name, plain) -> None:
+def test_debugging_settings_write_to_a_debug_folder(name, plain) -> None:
     for before, after in zip(plan_stages(plain), plan_stages(changed(plain, **{name: OTHER_DEBUG[name]})), strict=True):
         assert after.debug == f"trainer.{name}={str(OTHER_DEBUG[name]).lower()}"
         assert after.folder != before.folder and after.folder.parent.name == "debug"
 
 
 @pytest.mark.parametrize("name", OTHER_SETTINGS)
-def test_what_is_set_elsewhere_says_where(name, plain) -> None:
+def test_settings_with_another_name_are_refused_with_it(name, plain) -> None:
     with pytest.raises(ValueError, match=rf"trainer\.{name} cannot be set here: {OTHER_SETTINGS[name][:12]}"):
         plan_stages(changed(plain, **{name: True}))
 
 
-def test_an_unknown_one_is_refused_with_the_nearest_name(plain) -> None:
+def test_an_unknown_trainer_setting_is_refused_with_the_nearest_name(plain) -> None:
     with pytest.raises(ValueError, match="no setting 'precisoin' in trainer; did you mean 'precision'"):
         plan_stages(changed(plain, precisoin="32-true"))
     with pytest.raises(
@@ -147,7 +147,7 @@ def chosen(*words: str) -> dict[str, dict[str, Any]]:
     return {stage.kind: dict(stage.node["trainer"]) for stage in plan_stages(composed("train", "method=supir", *words))}
 
 
-def test_typed_for_all_wins_over_a_stages_own_and_typed_for_one_over_both() -> None:
+def test_typed_trainer_settings_win_over_a_stages() -> None:
     alone = chosen()
     assert [alone[name]["max_steps"] for name in ("encoder", "adaptor")] == [400, 1200]
     assert "accumulate_grad_batches" not in alone["encoder"]  # no stage's, nobody's
@@ -161,7 +161,7 @@ def test_typed_for_all_wins_over_a_stages_own_and_typed_for_one_over_both() -> N
     assert (one["encoder"]["detect_anomaly"], one["adaptor"]["detect_anomaly"]) == (False, True)
 
 
-def test_a_default_that_is_typed_changes_no_identity() -> None:
+def test_a_typed_default_changes_no_identity() -> None:
     plain, *others = (
         [stage.identity for stage in plan_stages(composed("train", *words))]
         for words in ((), ("trainer.accumulate_grad_batches=1",), ("trainer.max_epochs=null", "trainer.max_time=null"))
@@ -169,7 +169,7 @@ def test_a_default_that_is_typed_changes_no_identity() -> None:
     assert others == [plain, plain]
 
 
-def test_callbacks_that_may_act_count_and_those_that_watch_do_not(monkeypatch) -> None:
+def test_acting_callbacks_count_in_the_identity_and_watching_ones_do_not(monkeypatch) -> None:
     assert set(callbacks.__all__) == ACTING | PASSIVE_CALLBACKS
     one_stage = composed("train")
 
@@ -229,6 +229,6 @@ def refusal(node: dict[str, Any], folder: Path) -> ValueError | None:
         (("trainer.accelerator=cpu", "trainer.strategy=dpp"), "trainer: You selected an invalid strategy name"),
     ],
 )
-def test_a_training_that_cannot_be_is_refused_before_it_begins(words, said) -> None:
+def test_an_impossible_training_is_refused_before_it_begins(words, said) -> None:
     with pytest.raises(ValueError, match=said):
         preflight.check_stages(plan_stages(composed("train", *words)))

@@ -43,7 +43,7 @@ def conv(x, module: nn.Conv2d):
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_a_connector_is_its_formula(trained, backbone) -> None:
+def test_a_connector_equals_its_formula(trained, backbone) -> None:
     """[X_f, X_s + Z(X_c)], normed, times 1 + gamma, plus beta; untrained, the group norm alone."""
     fusion = ZeroSFT(backbone, hidden=8, attention=False)
     if trained:
@@ -91,7 +91,7 @@ def test_other_taps_pass_and_attention_sits_before_upsamplers(backbone) -> None:
     assert plain(taps["down.0"], h, None, {})[0] is h
 
 
-def test_half_of_the_layers_of_each_attention_the_first_ones(backbone) -> None:
+def test_the_trunk_keeps_the_first_half_of_attention_layers(backbone) -> None:
     """The toy's attentions have 1 and 2 layers, its middle 2: one of each is left, and it is the prior's first."""
     trunk = supir(backbone).trunk
     assert [len(b.attentions[0].transformer_blocks) for b in trunk.down_blocks[1:]] == [1, 1]
@@ -123,7 +123,7 @@ def test_the_trunk_starts_blind_to_the_lq_and_learns(backbone) -> None:
     assert all(p.grad is None for p in backbone.parameters())
 
 
-def test_something_of_the_lq_must_be_seen(backbone) -> None:
+def test_a_trunk_that_reads_no_lq_is_refused(backbone) -> None:
     with pytest.raises(ValueError, match="sees nothing of the LQ"):
         ControlAdaptor(
             backbone,
@@ -146,7 +146,7 @@ def test_something_of_the_lq_must_be_seen(backbone) -> None:
         (("adaptor/fusion=zero_conv",), 702.03 + 6.56),  # the ablation
     ],
 )
-def test_supirs_counts_on_sdxl(words, millions) -> None:
+def test_supir_on_sdxl_has_the_papers_parameter_counts(words, millions) -> None:
     sdxl = ("scale=full", "backbone=sdxl", "backbone.path=config:sdxl", "backbone.meta=true")
     cfg = composed("describe", *sdxl, "adaptor=supir", *words)
     backbone = build(cfg.backbone)

@@ -59,7 +59,7 @@ def shown_by_the_prior(backbone: Any, z: Tensor, t: Tensor, cond: Cond) -> dict[
 @pytest.mark.parametrize("depth", ["whole", "half", 1])
 @pytest.mark.parametrize("feed", ["add", "concat"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_trunk_starts_as_the_priors_first_blocks(kind, feed, depth, backbones) -> None:
+def test_the_trunk_starts_as_a_copy_of_the_first_blocks(kind, feed, depth, backbones) -> None:
     """Fed with any hint, its features are those that the prior itself shows behind its blocks."""
     backbone = backbones[kind]
     z, t, cond = toy_inputs(backbone, size=(6, 10))
@@ -126,7 +126,7 @@ def controlnet_of(backbone: Any, adaptor: ControlAdaptor, *, blocks: int) -> SD3
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_zero_convolutions_are_diffusers_controlnet(kind, backbones) -> None:
+def test_zero_convolutions_equal_diffusers_controlnet(kind, backbones) -> None:
     """Two of four blocks copied: blocks 0 and 1 hear the first control, block 2 the second, block 3 none."""
     backbone = backbones[kind]
     adaptor = supir(backbone, depth=2)
@@ -159,14 +159,14 @@ def heard(blocks: int, controls: int) -> list[int]:
 
 
 @pytest.mark.parametrize("blocks", [2, 4, 6, 24, 38])
-def test_controls_are_heard_where_diffusers_adds_them(blocks) -> None:
+def test_controls_are_added_where_diffusers_adds_them(blocks) -> None:
     for controls in (k for k in range(1, blocks) if blocks % k == 0):
         assert heard(blocks, controls) == [int(i / (blocks / controls)) for i in range(blocks - 1)]
     assert heard(blocks, blocks - 1) == list(range(blocks - 1))
 
 
 @pytest.mark.parametrize("blocks", [2, 3, 4, 7, 24, 38])
-def test_every_control_is_heard_in_order(blocks) -> None:
+def test_every_control_is_added_in_order(blocks) -> None:
     for controls in range(1, blocks):
         found = heard(blocks, controls)
         assert found == sorted(found)
@@ -209,7 +209,7 @@ def test_gradients_reach_all_but_the_last_copys_text(kind, feed, backbones) -> N
     assert all(p.grad is None for p in backbone.parameters())
 
 
-def test_what_asks_for_a_gradient_gets_one(backbones) -> None:
+def test_every_trainable_parameter_gets_a_gradient(backbones) -> None:
     """Or DistributedDataParallel waits for it: "Expected to have finished reduction in the prior iteration"."""
     backbone = backbones["sd3"]
     adaptor = supir(backbone, depth=2)
@@ -342,7 +342,7 @@ def test_sft_reads_the_halves_in_that_order(backbones) -> None:
 
 @pytest.mark.parametrize(("depth", "blocks"), [("whole", 3), ("half", 2), (1, 1), (2, 2), (3, 3)])
 @pytest.mark.parametrize("text", [True, False])
-def test_depth_says_how_many_blocks_are_copied(depth, blocks, text, backbones) -> None:
+def test_depth_sets_the_number_of_copied_blocks(depth, blocks, text, backbones) -> None:
     module = made(backbones["sd35"], depth=depth, text=text, feed="concat")
     assert len(module.transformer_blocks) == blocks
     assert list(module.controls.channels) == [f"block.{i}" for i in range(blocks)]
@@ -374,7 +374,7 @@ def test_the_trunk_has_the_priors_dtype(feed, text) -> None:
     assert module(z, t, z, cond, z)["block.0"].isfinite().all()
 
 
-def test_a_bad_feed_and_missing_pooled_text_are_refused(backbones) -> None:
+def test_a_bad_feed_or_missing_pooled_text_is_refused(backbones) -> None:
     with pytest.raises(ValueError, match=r"trunk\.feed=below: there are: concat, add, spatial"):
         made(backbones["sd3"], feed="below")
     z, t, cond = toy_inputs(backbones["sd3"])
@@ -472,7 +472,7 @@ def test_zero_sft_learns_through_a_whole_adaptor(backbones) -> None:
     assert all(p.grad.isfinite().all() for p in adaptor.parameters() if p.grad is not None)
 
 
-def test_an_update_of_nothing_stays_finite(backbones) -> None:
+def test_zero_sft_of_a_zero_update_is_finite(backbones) -> None:
     """A block whose gates are shut adds nothing; the group norm of nothing is its bias."""
     backbone = backbones["sd3"]
     fusion = ZeroSFT(backbone, hidden=8, attention=False)
@@ -494,7 +494,7 @@ def test_fusions_that_need_a_decoder_are_refused_in_one_line(backbones) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_modulation_is_its_formula_behind_each_block(backbones) -> None:
+def test_modulation_after_each_block_equals_its_formula(backbones) -> None:
     backbone = backbones["sd3"]
     fusion = Modulation(backbone, decoder=False, controls=Controls(channels={"block.0": WIDTH, "block.1": WIDTH}))
     shake(fusion)

@@ -40,7 +40,7 @@ def place(request, monkeypatch) -> str:
 @torch.no_grad()
 @pytest.mark.parametrize("name", WIDTHS)
 @pytest.mark.parametrize("size", [(64, 40), (20, 132)])
-def test_the_codec_in_bands_is_the_whole_codec(name, size, place) -> None:
+def test_the_codec_in_bands_equals_the_whole_codec(name, size, place) -> None:
     codec, x = Codec(toy_vae(**WIDTHS[name])), picture(*size, count=2)
     z = codec.encode(x)
     whole = codec.decode(z, clamp=False)
@@ -69,7 +69,7 @@ def test_gradients_go_through_the_whole_codec() -> None:
 
 
 @torch.no_grad()
-def test_the_robust_encoder_in_bands(place) -> None:
+def test_the_robust_encoder_in_bands_equals_the_whole(place) -> None:
     backbone = toy_backbone("sd")
     encoder, x = RobustEncoder(backbone, weights=None), picture(64, 40)
     shake(encoder, size=0.05)
@@ -81,7 +81,7 @@ def test_the_robust_encoder_in_bands(place) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("blocks", [0, 2, 3])
-def test_the_degradation_aware_decoder_in_bands(blocks, place) -> None:
+def test_the_degradation_aware_decoder_in_bands_equals_the_whole(blocks, place) -> None:
     backbone = toy_backbone("sd")
     torch.manual_seed(0)
     decoder, x = DegradationAwareDecoder(backbone, blocks=blocks, embedding=5), picture(64, 40, count=2)
@@ -105,7 +105,7 @@ def test_moments_are_those_of_the_whole_map(place) -> None:
     torch.testing.assert_close(canvas.bind_norm(norm)(x), norm(x), atol=5e-5, rtol=1e-5)
 
 
-def test_a_map_that_is_not_filled_has_no_norm() -> None:
+def test_an_unfilled_map_has_no_norm() -> None:
     canvas = Canvas(height=4, width=4, channels=8, dtype=torch.float32)
     canvas.put(0, torch.zeros(1, 8, 2, 4))
     with pytest.raises(ValueError, match="8 of them filled"):

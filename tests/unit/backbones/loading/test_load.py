@@ -94,7 +94,7 @@ def test_half_precision_files_load_in_float32_and_bfloat16(tmp_path) -> None:
         ([], "path is empty"),
     ],
 )
-def test_absent_places_are_named_in_one_line(path, message, monkeypatch, tmp_path) -> None:
+def test_missing_paths_are_named_in_one_line(path, message, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(BackboneError, match=message) as caught:
@@ -179,7 +179,7 @@ def test_broken_folders_are_named(tmp_path, spoil, message) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_tokenizer_without_a_length_takes_its_encoders(tmp_path) -> None:
+def test_a_tokenizer_without_a_length_takes_its_encoders_length(tmp_path) -> None:
     folder = toy_unet_folder(tmp_path)
     file = folder / "tokenizer" / "tokenizer_config.json"
     settings = json.loads(file.read_text(encoding="utf-8"))
@@ -190,6 +190,6 @@ def test_a_tokenizer_without_a_length_takes_its_encoders(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("argument", [{"family": "flux"}, {"family": "unet", "dtype": "int8"}])
-def test_unknown_family_and_dtype(argument) -> None:
+def test_an_unknown_family_or_dtype_is_refused(argument) -> None:
     with pytest.raises(ValueError, match=r"flux|int8"):
         load_backbone("config:sd15", **argument)

@@ -36,12 +36,12 @@ def kinds(backbone: Any) -> tuple[set[torch.dtype], ...]:
         ({"codec_dtype": "float16"}, ("float32", "float32", "float32")),
     ],
 )
-def test_each_part_has_its_own_type(words, expected, tmp_path) -> None:
+def test_each_part_has_the_dtype_of_its_setting(words, expected, tmp_path) -> None:
     backbone = load_backbone(str(toy_unet_folder(tmp_path)), family="unet", **words)
     assert kinds(backbone) == tuple({getattr(torch, word)} for word in expected)
 
 
-def test_another_codec_that_stands_float16(tmp_path) -> None:
+def test_a_codec_without_force_upcast_stays_in_float16(tmp_path) -> None:
     folder = toy_unet_folder(tmp_path)
     toy_vae(seed=9, force_upcast=False).save_pretrained(tmp_path / "fixed")
     options = {"family": "unet", "dtype": "float16", "codec_path": str(tmp_path / "fixed")}
@@ -53,7 +53,7 @@ def test_another_codec_that_stands_float16(tmp_path) -> None:
         load_backbone(str(folder), **{**options, "codec_path": str(tmp_path / "nowhere")})
 
 
-def test_t5_keeps_what_overflows_in_float16(tmp_path) -> None:
+def test_t5_keeps_float32_layers_that_overflow_in_float16(tmp_path) -> None:
     write_repository(tmp_path / "sd3", "sd3")
     backbone = load_backbone(str(tmp_path / "sd3"), family="mmdit", text_dtype="float16", t5_length=4)
     types = {name.rpartition("wo.")[1]: p.dtype for name, p in backbone.text.t5.named_parameters()}
@@ -61,7 +61,7 @@ def test_t5_keeps_what_overflows_in_float16(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("word", ["dtype", "text_dtype", "codec_dtype"])
-def test_an_unknown_type_is_named(word) -> None:
+def test_an_unknown_dtype_is_named(word) -> None:
     with pytest.raises(ValueError, match=f"{word}=int8: there are: float32, float16, bfloat16"):
         load_backbone("config:sd15", family="unet", **{word: "int8"})
 

@@ -80,7 +80,7 @@ def test_every_public_layout_loads(name, where, repositories, cache) -> None:
     assert not (folder / "opened").exists()
 
 
-def test_the_text_is_said_with_the_repositorys_own_tokens(repositories) -> None:
+def test_text_is_encoded_by_the_repositorys_tokenizer(repositories) -> None:
     """SDXL's second tower pads with "!", its first with the end of text."""
     backbone = loaded(repositories["sdxl"][0], "sdxl")
     first, second = (backbone.text._ids(["hi"], index)[0][0].tolist() for index in (0, 1))
@@ -90,7 +90,7 @@ def test_the_text_is_said_with_the_repositorys_own_tokens(repositories) -> None:
     assert second[4:] == [exclamation] * (TEXT_LENGTH - 4)
 
 
-def test_the_codecs_scale_is_the_default_where_an_old_config_has_none(repositories) -> None:
+def test_an_old_codec_config_gets_the_default_scale(repositories) -> None:
     assert loaded(repositories["sd15"][0], "sd15").codec.scale == (0.18215,)
 
 
@@ -109,14 +109,14 @@ def equal_to_halves(backbone: Any, name: str, parts: dict[str, Any], part: str) 
 @pytest.mark.parametrize(
     ("name", "part"), [("sdxl", "unet"), ("sdxl", "text_encoder_2"), ("sd3", "text_encoder_3"), ("sd3", "vae")]
 )
-def test_the_half_variant_is_read_where_it_is_alone(name, part, repositories, tmp_path) -> None:
+def test_the_fp16_variant_is_read_where_it_is_the_only_one(name, part, repositories, tmp_path) -> None:
     folder = shutil.copytree(repositories[name][0], tmp_path / "half")
     only_half(folder, part)
     backbone = loaded(folder, name)
     assert equal_to_halves(backbone, name, repositories[name][1], part)
 
 
-def test_pickles_beside_the_half_variant_stay_closed(repositories, tmp_path) -> None:
+def test_pickles_next_to_the_fp16_variant_are_not_opened(repositories, tmp_path) -> None:
     folder = shutil.copytree(repositories["sd15"][0], tmp_path / "half")
     for part in ("unet", "vae", "text_encoder"):
         for file in (folder / part).glob("*model.safetensors"):
@@ -127,7 +127,7 @@ def test_pickles_beside_the_half_variant_stay_closed(repositories, tmp_path) -> 
     assert not (repositories["sd15"][0] / "opened").exists()
 
 
-def test_shards_that_are_not_all_there_give_way_to_the_half_variant(repositories, tmp_path) -> None:
+def test_incomplete_shards_give_way_to_the_fp16_variant(repositories, tmp_path) -> None:
     folder = shutil.copytree(repositories["sd3"][0], tmp_path / "part")
     (folder / "text_encoder_3" / "model-00002-of-00002.safetensors").unlink()
     assert equal_to_halves(loaded(folder, "sd3"), "sd3", repositories["sd3"][1], "text_encoder_3")
@@ -137,7 +137,7 @@ def test_shards_that_are_not_all_there_give_way_to_the_half_variant(repositories
     assert "\n" not in str(caught.value)
 
 
-def test_sharded_halves_as_diffusers_once_wrote_them(repositories, tmp_path) -> None:
+def test_old_names_of_sharded_fp16_files_are_read(repositories, tmp_path) -> None:
     folder = shutil.copytree(repositories["sd35_large"][0], tmp_path / "old")
     part, stem = folder / "transformer", "diffusion_pytorch_model"
     state = halved(public_keys("transformer", repositories["sd35_large"][1]["transformer"], old=False))
@@ -154,7 +154,7 @@ def test_sharded_halves_as_diffusers_once_wrote_them(repositories, tmp_path) -> 
     assert equal_to_halves(backbone, "sd35_large", repositories["sd35_large"][1], "transformer")
 
 
-def test_a_pickle_alone_is_refused_in_one_line(repositories, tmp_path) -> None:
+def test_a_folder_with_only_a_pickle_is_refused_in_one_line(repositories, tmp_path) -> None:
     folder = shutil.copytree(repositories["sd15"][0], tmp_path / "pickled")
     for file in (folder / "unet").glob("*.safetensors"):
         file.unlink()
@@ -163,7 +163,7 @@ def test_a_pickle_alone_is_refused_in_one_line(repositories, tmp_path) -> None:
     assert not (repositories["sd15"][0] / "opened").exists()
 
 
-def test_a_download_cut_short_is_not_taken_for_a_prior(repositories, cache) -> None:
+def test_an_incomplete_download_is_not_a_prior(repositories, cache) -> None:
     snapshot = in_hub_cache(repositories["sd3"][0], cache, HUB["sd3"])
     for file in (snapshot / "text_encoder_3").glob("*00002-of*"):
         file.unlink()
@@ -171,7 +171,7 @@ def test_a_download_cut_short_is_not_taken_for_a_prior(repositories, cache) -> N
         loaded(HUB["sd3"], "sd3")
 
 
-def test_a_part_that_is_left_out_need_not_be_fetched(repositories, cache) -> None:
+def test_an_excluded_part_is_not_downloaded(repositories, cache) -> None:
     folder, _ = repositories["sd3"]
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     chosen = files_to_download(files, without=["text_encoder_3"])
@@ -190,13 +190,13 @@ def test_a_part_that_is_left_out_need_not_be_fetched(repositories, cache) -> Non
         loaded(HUB["sd3"], "sd3")
 
 
-def test_ids_are_tried_in_order(repositories, cache) -> None:
+def test_hub_ids_are_tried_in_order(repositories, cache) -> None:
     in_hub_cache(repositories["sd21"][0], cache, "second/place")
     backbone = load_backbone(["first/place", "second/place"], family="unet")
     assert backbone.schedule.prediction_type == "v_prediction"
 
 
-def test_a_gated_repository_says_how_to_get_access(cache, monkeypatch) -> None:
+def test_a_gated_repository_names_the_way_to_access(cache, monkeypatch) -> None:
     from httpx import Request, Response
     from huggingface_hub.errors import GatedRepoError
 
@@ -212,7 +212,7 @@ def test_a_gated_repository_says_how_to_get_access(cache, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("name", HUB)
-def test_of_a_repository_only_the_prior_is_fetched_and_once(name, repositories, tmp_path) -> None:
+def test_only_a_priors_files_are_downloaded_and_once(name, repositories, tmp_path) -> None:
     folder, _ = repositories[name]
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     chosen = files_to_download(files)
@@ -224,6 +224,6 @@ def test_of_a_repository_only_the_prior_is_fetched_and_once(name, repositories, 
     assert loaded(tmp_path, name).embed(["a"], (32, 32)).tokens_BLD.isfinite().all()
 
 
-def test_the_half_variant_is_fetched_where_there_is_no_other() -> None:
+def test_the_fp16_variant_is_downloaded_where_there_is_no_other() -> None:
     files = ["model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.fp16.safetensors", "unet/model.onnx"]
     assert files_to_download(files) == ["model_index.json", *files[1:3]]

@@ -57,7 +57,7 @@ def loaded(path: Path, name: str, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_single_file_is_the_folders_prior(name, priors) -> None:
+def test_a_single_file_loads_the_prior_of_its_folder(name, priors) -> None:
     folder, file, _ = priors[name]
     ours, theirs = loaded(file, name, config_path=str(folder)), loaded(folder, name)
     for mine, other in ((ours.denoiser, theirs.denoiser), (ours.codec, theirs.codec), (ours.text, theirs.text)):
@@ -83,7 +83,7 @@ def test_dtypes_reach_the_parts_of_a_file(priors) -> None:
     assert kinds == [{torch.bfloat16}, {torch.bfloat16}, {torch.float32}]
 
 
-def test_the_average_is_read_where_a_file_has_one(priors, tmp_path) -> None:
+def test_ema_weights_are_read_where_a_file_has_them(priors, tmp_path) -> None:
     """v1-5-pruned.safetensors: `model_ema.` and the key without its dots; the folder on the hub is the average."""
     folder, file, _ = priors["sd15"]
     state = load_file(file)
@@ -101,7 +101,7 @@ def without(file: Path, prefix: str, target: Path) -> Path:
     return target
 
 
-def test_what_a_file_lacks_comes_from_the_folder_beside(priors, tmp_path) -> None:
+def test_missing_parts_come_from_the_folder_next_to_the_file(priors, tmp_path) -> None:
     folder, file, _ = priors["sd3"]
     bare = without(file, "text_encoders.t5xxl.", tmp_path / "bare.safetensors")
     backbone = loaded(bare, "sd3", config_path=str(folder))
@@ -109,7 +109,7 @@ def test_what_a_file_lacks_comes_from_the_folder_beside(priors, tmp_path) -> Non
     assert all(torch.equal(value, expected[key]) for key, value in backbone.text.t5.state_dict().items())
 
 
-def test_what_nobody_has_is_said_with_both_ways_out(priors, tmp_path) -> None:
+def test_parts_that_are_missing_everywhere_are_named_with_two_remedies(priors, tmp_path) -> None:
     folder, file, _ = priors["sd3"]
     bare = without(file, "text_encoders.t5xxl.", tmp_path / "bare.safetensors")
     configs = shutil.copytree(folder, tmp_path / "configs", ignore=shutil.ignore_patterns("*.safetensors"))
@@ -118,7 +118,7 @@ def test_what_nobody_has_is_said_with_both_ways_out(priors, tmp_path) -> None:
     assert loaded(bare, "sd3", config_path=str(configs), without=["text_encoder_3"]).text.t5 is None
 
 
-def test_a_file_needs_configs_and_has_to_be_a_prior(priors, tmp_path) -> None:
+def test_a_file_without_configs_or_prior_is_refused(priors, tmp_path) -> None:
     folder, file, _ = priors["sdxl"]
     with pytest.raises(BackboneError, match=r"set backbone.config_path .*config:sdxl"):
         loaded(file, "sdxl")
@@ -159,7 +159,7 @@ def test_a_missing_weight_is_an_error(key, priors, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd21", "sd21_base", "sdxl", "sd3", "sd35_medium", "sd35_large"])
-def test_the_shipped_vocabulary_is_clips(name) -> None:
+def test_the_shipped_vocabulary_equals_clips(name) -> None:
     """Token numbers as OpenAI's tokenizer gives them; each prior pads as its repository does."""
     pads = {"tokenizer": 0 if name.startswith("sd21") else 49407, "tokenizer_2": 0}
     prior = Folder(SHIPPED / name)
@@ -172,7 +172,7 @@ def test_the_shipped_vocabulary_is_clips(name) -> None:
         assert padded == [49406, 320, 49407, pad, pad]
 
 
-def test_t5s_vocabulary_does_not_ship() -> None:
+def test_t5_without_its_tokenizer_is_refused() -> None:
     with pytest.raises(BackboneError, match=r"does not ship; set backbone.config_path .*backbone.without="):
         Folder(SHIPPED / "sd3").tokenizer("text_encoder_3")
 

@@ -67,7 +67,7 @@ def test_sdxl_equals_the_pipeline() -> None:
         assert torch.equal(ours_pooled, pooled)
 
 
-def test_order_repeats_and_company_do_not_matter() -> None:
+def test_embeddings_do_not_depend_on_order_repeats_or_batch() -> None:
     together, _ = sd_text()(["b", "", "b", "a"])
     alone = [sd_text()([one])[0] for one in ("b", "", "b", "a")]
     assert close(together, torch.cat(alone))  # by models of their own
@@ -85,7 +85,7 @@ def test_equal_texts_are_encoded_once() -> None:
     assert len(calls) == 3
 
 
-def test_memory_is_bounded() -> None:
+def test_the_memory_of_texts_is_bounded() -> None:
     one = 16 * 16 * 4
     text = sd_text(cache_bytes=2 * one)
     for word in "abcdef":
@@ -94,7 +94,7 @@ def test_memory_is_bounded() -> None:
     assert text.cache.bytes == 2 * one
 
 
-def test_lru_drops_what_was_not_asked_for_longest() -> None:
+def test_lru_drops_the_least_recently_used() -> None:
     lru = TensorLRU(max_bytes=8)
     value = (torch.zeros(1),)
     lru.put("a", value)
@@ -109,7 +109,7 @@ def test_lru_drops_what_was_not_asked_for_longest() -> None:
     assert (len(lru), lru.bytes) == (0, 0)
 
 
-def test_long_text_is_cut_and_said(caplog) -> None:
+def test_long_text_is_truncated_with_a_warning(caplog) -> None:
     long = "x " * 40
     with caplog.at_level(logging.WARNING):
         tokens, _ = sd_text()([long])

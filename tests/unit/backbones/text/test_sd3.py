@@ -125,7 +125,7 @@ def test_the_toy_t5_reads_letters_and_pads() -> None:
     ("third", "t5_length", "width"),
     [(False, 0, CLIPS_WIDTH), (False, 5, CLIPS_WIDTH), (False, 5, T5_WIDTH), (True, 5, T5_WIDTH), (True, 12, T5_WIDTH)],
 )
-def test_equals_the_pipeline(third, t5_length, width) -> None:
+def test_embeddings_equal_the_pipelines(third, t5_length, width) -> None:
     text = triple(present=(True, True, third), t5_length=t5_length, width=width)
     pipeline = pipeline_of(text)
     for one in TEXTS:
@@ -169,7 +169,7 @@ def whole() -> tuple[Tensor, Tensor]:
     return triple(present=(True, True, True))(TEXTS)
 
 
-def test_all_three_speak_where_they_should(whole) -> None:
+def test_each_encoder_fills_its_own_part(whole) -> None:
     tokens, pooled = whole
     assert tokens.shape == (3, TEXT_LENGTH + T5_LENGTH, T5_WIDTH)
     assert pooled.shape == (3, 2 * PROJECTION)
@@ -180,7 +180,7 @@ def test_all_three_speak_where_they_should(whole) -> None:
 
 
 @pytest.mark.parametrize("present", list(product([True, False], repeat=3)))
-def test_an_absent_encoder_says_zeros_where_it_stood(present, whole, monkeypatch) -> None:
+def test_an_absent_encoder_gives_zeros(present, whole, monkeypatch) -> None:
     # Without any CLIP tower nothing tells its length, for which SD3's own stands; the toys' is shorter.
     monkeypatch.setattr("restore_lab.backbones.text.sd3.CLIP_LENGTH", TEXT_LENGTH)
     text = triple(present=present)
@@ -194,7 +194,7 @@ def test_an_absent_encoder_says_zeros_where_it_stood(present, whole, monkeypatch
     torch.testing.assert_close(again, (tokens, pooled), atol=1e-5, rtol=1e-5)
 
 
-def test_sd3s_own_length_stands_where_no_tower_tells() -> None:
+def test_without_clip_encoders_their_tokens_are_77_zeros() -> None:
     tokens, pooled = triple(present=(False, False, True))(["a"])
     assert tokens.shape == (1, 77 + T5_LENGTH, T5_WIDTH)
     assert not tokens[:, :77].any()
@@ -202,7 +202,7 @@ def test_sd3s_own_length_stands_where_no_tower_tells() -> None:
     assert not pooled.any()
 
 
-def test_remembered_texts_are_the_same_bits_whatever_the_company() -> None:
+def test_remembered_texts_are_bit_identical_in_any_batch() -> None:
     text, calls = triple(present=(True, True, True)), []
     for model in (*text.encoders, text.t5):
         model.register_forward_hook(lambda *_: calls.append(1))
@@ -222,28 +222,28 @@ def test_remembered_texts_are_the_same_bits_whatever_the_company() -> None:
     assert (tokens.dtype, pooled.dtype) == (torch.float64, torch.float64)
 
 
-def test_no_tokens_of_t5_are_no_tokens() -> None:
+def test_zero_t5_tokens_are_left_out() -> None:
     tokens, pooled = triple(present=(True, True, True), t5_length=0)(["a cat", ""])
     expected, expected_pooled = triple(present=(True, True, False), t5_length=0)(["a cat", ""])
     assert close(tokens, expected)
     assert close(pooled, expected_pooled)
 
 
-def test_a_text_longer_than_t5_is_cut() -> None:
+def test_a_text_longer_than_t5s_length_is_truncated() -> None:
     text = triple(present=(True, True, True), t5_length=4)
     cut, other = text(["abcd"])[0], text(["abce"])[0]
     assert torch.equal(cut[:, TEXT_LENGTH:], other[:, TEXT_LENGTH:])
     assert not torch.equal(cut, other)
 
 
-def test_a_text_longer_than_the_towers_is_cut_and_said(caplog) -> None:
+def test_a_text_longer_than_clips_length_is_truncated_with_a_warning(caplog) -> None:
     with caplog.at_level(logging.WARNING):
         tokens, _ = triple()(["x " * 40])
     assert tokens.shape == (1, TEXT_LENGTH + T5_LENGTH, T5_WIDTH)
     assert caplog.text.count("longer than the encoder's 16 tokens") == 1
 
 
-def test_what_t5_reads_behind_the_towers_is_not_called_ignored(caplog) -> None:
+def test_text_beyond_clip_that_t5_reads_gives_no_warning(caplog) -> None:
     """80 tokens of T5: 41 letters are cut for CLIP and whole for T5, which says nothing; 90 are too many for both."""
     text = triple(present=(True, True, True), t5_length=80)
     with caplog.at_level(logging.WARNING):
@@ -307,7 +307,7 @@ def test_a_folder_with_all_three_equals_the_pipeline_that_reads_it(folders) -> N
 
 
 @pytest.mark.parametrize("left_out", ["text_encoder", "text_encoder_2", "text_encoder_3"])
-def test_without_leaves_an_encoder_out(left_out, folders) -> None:
+def test_without_excludes_an_encoder(left_out, folders) -> None:
     names = ("text_encoder", "text_encoder_2", "text_encoder_3")
     tokens, pooled = loaded(folders["full"]).text(TEXTS)
     text = loaded(folders["full"], without=[left_out]).text
@@ -316,7 +316,7 @@ def test_without_leaves_an_encoder_out(left_out, folders) -> None:
     assert all(close(a, b) for a, b in zip(text(TEXTS), expected, strict=True))
 
 
-def test_what_is_left_out_is_not_read(folders, tmp_path) -> None:
+def test_an_excluded_encoder_is_not_read(folders, tmp_path) -> None:
     folder = tmp_path / "broken"
     shutil.copytree(folders["full"], folder)
     (folder / "text_encoder_3" / "model.safetensors").write_bytes(b"not weights")
@@ -334,7 +334,7 @@ def test_an_unknown_encoder_is_refused_in_one_line(without, folders) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_lost_t5_tokenizer_is_named(folders, tmp_path) -> None:
+def test_a_missing_t5_tokenizer_is_named(folders, tmp_path) -> None:
     folder = tmp_path / "broken"
     shutil.copytree(folders["full"], folder)
     shutil.rmtree(folder / "tokenizer_3")
@@ -343,7 +343,7 @@ def test_a_lost_t5_tokenizer_is_named(folders, tmp_path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_that_lacks_the_second_tower_says_zeros_there(folders, tmp_path) -> None:
+def test_a_folder_without_the_second_clip_gives_zeros_for_it(folders, tmp_path) -> None:
     folder = tmp_path / "one_tower"
     shutil.copytree(folders["full"], folder)
     shutil.rmtree(folder / "text_encoder_2")
@@ -351,7 +351,7 @@ def test_a_folder_that_lacks_the_second_tower_says_zeros_there(folders, tmp_path
     assert all(close(a, b) for a, b in zip(loaded(folder).text(TEXTS), expected, strict=True))
 
 
-def test_a_lost_first_tower_of_unknown_width_is_refused(folders, tmp_path) -> None:
+def test_a_missing_first_clip_of_unknown_width_is_refused(folders, tmp_path) -> None:
     """768 and the second tower's width are more than the transformer reads: nothing tells where its tokens stood."""
     folder = tmp_path / "one_tower"
     shutil.copytree(folders["plain"], folder)

@@ -25,7 +25,7 @@ def captions(source: FolderSource) -> dict[str, str]:
     return {(picture := source.read(index)).key: picture.caption for index in range(len(source))}
 
 
-def test_order_keys_and_what_is_left_out(tmp_path: Path) -> None:
+def test_a_folder_has_sorted_keys_and_skips_other_files(tmp_path: Path) -> None:
     put(tmp_path, "b.PNG", "a b.png", "été/東.png", "__MACOSX/x.png", ".hidden/y.png", ".z.png")
     (tmp_path / "notes.md").write_text("no image")
     source = FolderSource(tmp_path)
@@ -39,7 +39,7 @@ def test_colliding_keys_keep_their_suffix(tmp_path: Path) -> None:
     assert FolderSource(tmp_path).keys() == ["a.jpg", "a.png", "c"]
 
 
-def test_single_file_and_roles(tmp_path: Path) -> None:
+def test_a_single_file_has_its_stem_as_key_and_the_given_role(tmp_path: Path) -> None:
     put(tmp_path, "my photo, 1.png", "other.png")
     source = FolderSource(tmp_path / "my photo, 1.png", role="lq")
     picture = source.read(0)
@@ -48,7 +48,7 @@ def test_single_file_and_roles(tmp_path: Path) -> None:
         FolderSource(tmp_path, role="good")
 
 
-def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
+def test_missing_and_empty_folders_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere: no such folder"):
         FolderSource(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="no image files in or below it"):
@@ -65,7 +65,7 @@ def test_damaged_file_is_named_when_read(tmp_path: Path) -> None:
         source.read(0)
 
 
-def test_text_beside_the_image(tmp_path: Path) -> None:
+def test_a_text_next_to_an_image_is_its_caption(tmp_path: Path) -> None:
     put(tmp_path, "a.png", "b.png", "c.png")
     (tmp_path / "a.txt").write_text("\ufeffa cat's\n nap ", encoding="utf-8")
     (tmp_path / "b.png.txt").write_text("a dog")
@@ -77,7 +77,7 @@ RECORDS = [{"file_name": "sub/a.png", "text": "first"}, {"file_name": "b", "text
 
 
 @pytest.mark.parametrize("kind", ["object", "records", "jsonl", "parquet"])
-def test_tables(tmp_path: Path, kind: str) -> None:
+def test_caption_tables_are_read(tmp_path: Path, kind: str) -> None:
     root = put(tmp_path / "set", "sub/a.png", "b.png", "c.png")
     if kind == "object":
         (root / "captions.json").write_text(json.dumps({"sub/a.png": "first", "b": "second"}))
@@ -90,7 +90,7 @@ def test_tables(tmp_path: Path, kind: str) -> None:
     assert captions(FolderSource(root)) == {"sub/a": "first", "b": "second", "c": ""}
 
 
-def test_text_file_goes_before_the_table_and_ambiguous_names_say_nothing(tmp_path: Path) -> None:
+def test_a_text_file_wins_over_the_table_and_ambiguous_names_have_no_caption(tmp_path: Path) -> None:
     put(tmp_path, "a.png", "b.png", "c.png")
     (tmp_path / "a.txt").write_text("beside")
     table = {"a": "table", "/far/away/b.png": "far b", "x/c.png": "one", "y/c.png": "two"}
@@ -115,7 +115,7 @@ def test_broken_tables_are_named(tmp_path: Path, name: str, text: str, message: 
     assert "\n" not in str(caught.value)
 
 
-def test_explicit_table_must_exist_and_fit(tmp_path: Path) -> None:
+def test_an_explicit_table_must_exist_and_match_the_images(tmp_path: Path) -> None:
     put(tmp_path, "a.png")
     with pytest.raises(ValueError, match="no such caption table"):
         FolderSource(tmp_path, captions=tmp_path / "none.json")

@@ -32,13 +32,13 @@ def source(name: str, folder: Path, *words: str) -> NamedDataset:
     return build(composed("evaluate", f"eval_data={name}", f"datasets_dir={folder}", *words).eval_data)
 
 
-def test_every_known_dataset_has_a_toy_copy_here() -> None:
+def test_every_named_dataset_has_a_toy_copy() -> None:
     assert set(names()) == {*LAYOUTS, "coco_val", "laion", "journeydb"}
     for name in names():  # each says by which name it is found
         assert yaml.safe_load((conf_dir() / "data" / f"{name}.yaml").read_text())["data"] == name
 
 
-def test_captioned_collections_come_with_their_words(tmp_path) -> None:
+def test_captioned_datasets_have_their_captions(tmp_path) -> None:
     """LAION's alternative texts lie in tars, JourneyDB's prompts in one table beside the images."""
     (tmp_path / "laion").mkdir()
     write_images(tmp_path, ["made/000000.png"])
@@ -55,7 +55,7 @@ def test_captioned_collections_come_with_their_words(tmp_path) -> None:
     assert [known.read(i).caption for i in range(2)] == ["a ship, 8k", "a fox"]
 
 
-def test_several_datasets_as_one(tmp_path, capsys) -> None:
+def test_several_datasets_are_read_as_one(tmp_path, capsys) -> None:
     """A pool has each picture of each part once; the doctor looks into every part, those that are not there too."""
     write_images(tmp_path, ["DIV2K/DIV2K_train_HR/0001.png", "DIV2K/DIV2K_train_HR/0002.png"])
     write_images(tmp_path, ["Flickr2K/Flickr2K_HR/000001.png", "Flickr2K/Flickr2K_HR/000007.png"])
@@ -70,7 +70,7 @@ def test_several_datasets_as_one(tmp_path, capsys) -> None:
     assert f"DIV8K: {tmp_path}/DIV8K: no such folder" in said and "restore-lab doctor data=ost" in said
 
 
-def test_where_the_datasets_lie_and_what_is_in_them_changes_no_identity(tmp_path) -> None:
+def test_the_identity_of_a_named_dataset_is_its_name(tmp_path) -> None:
     """By name: the same for another folder, with or without a copy; a folder of one's own counts by its content."""
     write_images(tmp_path / "full", ["DIV2K/DIV2K_train_HR/0001.png", "Flickr2K/Flickr2K_HR/000001.png"])
 
@@ -99,7 +99,7 @@ def test_a_toy_copy_of_a_layout_is_read(name, tmp_path) -> None:
         assert seen == ([True, True] if "rule" in Path(conf_dir() / "data" / f"{name}.yaml").read_text() else lone)
 
 
-def test_a_dataset_with_sizes(tmp_path) -> None:
+def test_a_named_dataset_knows_its_image_sizes(tmp_path) -> None:
     write_images(tmp_path, LAYOUTS["snow100k"][0])
     assert source("snow100k", tmp_path, "+snow_size=S").keys() == ["sea_2"]
 
@@ -116,12 +116,12 @@ def test_coco_draws_captioned_images(tmp_path) -> None:
         source("coco_val", tmp_path)
 
 
-def test_a_dataset_that_is_not_there_is_one_line(tmp_path) -> None:
+def test_a_missing_dataset_is_refused_in_one_line(tmp_path) -> None:
     with pytest.raises(ValueError, match=rf"^RealPhoto60: .*{tmp_path}/RealPhoto60/LQ.*; it comes from the SUPIR"):
         source("realphoto60", tmp_path)
 
 
-def test_the_doctor_says_what_is_wrong_with_a_copy(tmp_path, capsys) -> None:
+def test_the_doctor_names_errors_of_a_copy(tmp_path, capsys) -> None:
     write_images(tmp_path, [f"DIV2K/DIV2K_valid_HR/{i:04d}.png" for i in (801, 803, 804)])
     write_images(tmp_path, ["DIV2K/DIV2K_valid_HR/0001.png"])
     (tmp_path / "DIV2K/DIV2K_valid_HR/0804.png").write_bytes(b"no image")

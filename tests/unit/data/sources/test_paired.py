@@ -28,7 +28,7 @@ def test_same_stem_ignores_the_suffix_and_keeps_the_folder() -> None:
     assert found == [("a/1.jpg", "a/1.png"), ("b/1.jpg", "b/1.webp"), ("2.png", None)]
 
 
-def test_regex_pairs_reside() -> None:
+def test_regex_pairs_reside_names() -> None:
     rule = RegexStem("_[0-9.]+_[0-9.]+$", replacement="")
     found = pairs(rule, ["0364_0.85_0.12.jpg", "0364_0.9_0.2.jpg", "0366_1_0.08.jpg"], ["0364.png", "0366.png"])
     assert found == [
@@ -54,7 +54,7 @@ def test_two_hq_of_one_stem_are_refused() -> None:
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
-def test_manifest(tmp_path: Path, suffix: str) -> None:
+def test_a_manifest_pairs_files(tmp_path: Path, suffix: str) -> None:
     rows = [{"lq": "x 1.png", "hq": "y, 1.png", "caption": "a cat, asleep"}, {"lq": "x2.png", "hq": "", "caption": ""}]
     path = tmp_path / f"pairs.{suffix}"
     if suffix == "csv":
@@ -93,7 +93,7 @@ def test_many_lq_share_a_hq_and_are_resized_to_it(tmp_path: Path) -> None:
         assert picture.lq_HWC[0, 0, 0] == 50 and picture.hq_HWC[0, 0, 0] == 200 and picture.caption == "a street"
 
 
-def test_lq_without_hq(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_lq_without_hq_is_skipped_kept_or_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     lq = put(tmp_path / "lq", "1.png", "2.png", level=1)
     hq = put(tmp_path / "hq", "1.png", level=2)
     (lq / "2.txt").write_text("beside the LQ")
@@ -108,7 +108,7 @@ def test_lq_without_hq(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
     assert len(alone) == 2 and alone.read(1).hq_HWC is None and alone.read(1).lq_HWC[0, 0, 0] == 1
 
 
-def test_nothing_pairs_names_the_unmatched(tmp_path: Path) -> None:
+def test_no_pairs_at_all_is_refused_with_the_unmatched_names(tmp_path: Path) -> None:
     lq = put(tmp_path / "lq", *(f"{n}_rain.png" for n in range(8)), level=1)
     hq = put(tmp_path / "hq", "0_clean.png", level=2)
     with pytest.raises(ValueError, match="check the rule") as caught:

@@ -14,7 +14,7 @@ from tests.helpers.checkout import CONF
 YAML = CONF / "data" / "photos.yaml"
 
 
-def test_every_photograph_loads_with_a_caption_of_its_own() -> None:
+def test_every_photograph_loads_with_a_distinct_caption() -> None:
     imported_before = "skimage" in sys.modules
     source = PhotosSource(list(PHOTOS), size=64, crops=0, crop=None)
     pictures = [source.read(index) for index in range(len(source))]
@@ -40,7 +40,7 @@ def test_crops_are_pieces_of_the_photograph() -> None:
     assert np.array_equal(source.read(7).hq_HWC, whole[-32:, -32:])
 
 
-def test_crop_grid() -> None:
+def test_crop_grid_gives_the_corners_of_crops() -> None:
     assert crop_grid(100, 150, crop=50, count=1) == [(25, 50)]
     assert crop_grid(100, 150, crop=50, count=2) == [(25, 0), (25, 100)]
     assert crop_grid(150, 100, crop=50, count=2) == [(0, 25), (100, 25)]

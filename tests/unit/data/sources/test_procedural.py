@@ -58,7 +58,7 @@ def test_a_scene_is_a_function_of_seed_and_index() -> None:
     assert not np.array_equal(first.read(0).hq_HWC, source(seed=6).read(0).hq_HWC)
 
 
-def test_epochs_go_on_where_the_last_ended() -> None:
+def test_each_epoch_continues_after_the_last() -> None:
     short, long = source(length=10), source(length=60)
     for epoch, index in ((1, 0), (4, 7)):
         there = long.read(10 * epoch + index)
@@ -70,7 +70,7 @@ def test_epochs_go_on_where_the_last_ended() -> None:
 
 
 @pytest.mark.parametrize("size", [16, 31, 64])
-def test_size_and_type(size) -> None:
+def test_scenes_have_their_size_and_type(size) -> None:
     for index in range(8):
         picture = source(size=size).read(index).hq_HWC
         assert picture.shape == (size, size, 3)
@@ -115,18 +115,18 @@ def test_stripes_run_as_their_caption_says() -> None:
     assert checked >= 10
 
 
-def test_captions_alone_are_those_of_the_scenes_whatever_the_size() -> None:
+def test_captions_do_not_depend_on_the_size() -> None:
     alone = draw_captions(seed=5, count=20)
     assert alone == [source(size=16).read(index).caption for index in range(20)]
 
 
-def test_every_kind_is_drawn_and_only_the_wanted_ones() -> None:
+def test_only_the_chosen_kinds_are_drawn() -> None:
     both = source(kinds=["text", "gradient"])
     words = {re.search("word|gradient", both.read(index).caption)[0] for index in range(20)}
     assert words == {"word", "gradient"}
 
 
-def test_errors() -> None:
+def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="unknown kind of scene 'cats'; one of leaves, texture"):
         source(kinds=["cats"]).read(0)
     with pytest.raises(ValueError, match="size=8"):

@@ -81,7 +81,7 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "cache"
 
 
-def test_what_is_packed_is_read_again(tmp_path) -> None:
+def test_packed_samples_are_read_back(tmp_path) -> None:
     root = folder(tmp_path / "photos")
     (root / "bad.png").write_bytes(b"no image")
     done = packed(root, tmp_path / "shards", "shard_size=2")
@@ -95,7 +95,7 @@ def test_what_is_packed_is_read_again(tmp_path) -> None:
     assert all(same(source.read(i), again.read(i)) for i in range(5))
 
 
-def test_packing_is_the_same_bytes_and_goes_on(tmp_path) -> None:
+def test_packing_is_deterministic_and_resumes(tmp_path) -> None:
     root = folder(tmp_path / "photos")
     one, two = (packed(root, tmp_path / name, "shard_size=2").output for name in ("one", "two"))
     tars = sorted(path.name for path in one.glob("*.tar"))
@@ -127,13 +127,13 @@ def test_pairs_and_foreign_tars(tmp_path) -> None:
     assert bad.hq_HWC is None and np.array_equal(bad.lq_HWC, image(3)) and not bad.caption
 
 
-def test_keys_that_two_tars_share_stand_behind_the_tars_name(tmp_path) -> None:
+def test_keys_in_two_tars_get_the_tars_name_as_prefix(tmp_path) -> None:
     for name in ("a", "b"):
         tar_of(tmp_path / f"{name}.tar", ("0.png", encoded(0)))
     assert ShardsSource(tmp_path).keys() == ["a/0", "b/0"]
 
 
-def test_several_images_in_one_sample_must_be_told_apart(tmp_path) -> None:
+def test_several_images_per_sample_need_the_setting_image(tmp_path) -> None:
     tar_of(tmp_path / "t.tar", ("1.png", encoded(1)), ("1.webp", encoded(2)))
     with pytest.raises(ValueError, match=r"t.tar: 1 has several images, webp among them; say which with image=webp"):
         ShardsSource(tmp_path)
@@ -170,7 +170,7 @@ def many(tmp_path) -> Path:
 
 @pytest.mark.parametrize("window", [None, 8])
 @pytest.mark.parametrize("world", [1, 2, 4])
-def test_each_sample_once_an_epoch_whoever_reads(many, window, world) -> None:
+def test_each_sample_is_read_once_per_epoch_by_any_number_of_readers(many, window, world) -> None:
     """Batches of 4 over 3 epochs of 22 samples, which end within a batch; stopped in the middle of the second."""
     source = ShardsSource(many, window=window)
 
@@ -212,7 +212,7 @@ def test_without_a_window_shards_train_as_their_folder(many, tmp_path) -> None:
         assert one[:2] == other[:2] and bool((one[2] == other[2]).all())
 
 
-def test_a_window_keeps_reading_among_few_tars(many) -> None:
+def test_a_window_limits_the_tars_read_at_a_time(many) -> None:
     source = ShardsSource(many, window=8)
     order = source.order(seed=0, epoch=0)
     shards = [[int(source._shard[i]) for i in order[first : first + 8]] for first in range(0, 22, 8)]
@@ -227,7 +227,7 @@ def test_a_window_keeps_reading_among_few_tars(many) -> None:
 # Indices -------------------------------------------------------------------------------------------------------------
 
 
-def test_an_index_is_made_once_and_again_for_another_tar(tmp_path, monkeypatch) -> None:
+def test_an_index_is_made_once_per_version_of_a_tar(tmp_path, monkeypatch) -> None:
     tar = tar_of(tmp_path / "t.tar", ("1.png", encoded(1)))
     scans: list[Path] = []
     monkeypatch.setattr(tar_index, "scan", lambda place: scans.append(place) or scan(place))
@@ -244,7 +244,7 @@ def test_an_index_is_made_once_and_again_for_another_tar(tmp_path, monkeypatch) 
     assert len(scans) == 5  # an index that does not fit is made again
 
 
-def test_a_note_that_came_with_a_tar_is_not_believed(tmp_path, monkeypatch) -> None:
+def test_an_index_that_came_with_a_tar_is_ignored(tmp_path, monkeypatch) -> None:
     """Not beside the tar, where it once lay, nor in the cache of whoever packed it, nor for a file put in its place."""
     for name in ("mine", "theirs", "other"):
         (tmp_path / name).mkdir()
@@ -264,7 +264,7 @@ def test_a_note_that_came_with_a_tar_is_not_believed(tmp_path, monkeypatch) -> N
     assert list(index_of(theirs).keys) == ["2"] and fingerprint(theirs) != fingerprint(mine)
 
 
-def test_an_index_that_cannot_be_kept_is_one_line(tmp_path, cache) -> None:
+def test_an_unwritable_index_cache_is_one_line(tmp_path, cache) -> None:
     cache.write_text("a file where the folder would be: nobody, root included, can write below it")
     with pytest.raises(ValueError, match=r"its index cannot be written to .*; set XDG_CACHE_HOME"):
         ShardsSource(tar_of(tmp_path / "t.tar", ("1.png", encoded(1))))
@@ -344,7 +344,7 @@ def test_sizes_beyond_the_tar_are_refused(size, tmp_path) -> None:
         ShardsSource(claiming(tmp_path / "t.tar", size))
 
 
-def test_tars_that_are_cut_damaged_or_something_else(tmp_path) -> None:
+def test_damaged_tars_and_other_files_are_refused_by_name(tmp_path) -> None:
     whole = tar_of(tmp_path / "t.tar", *((f"{n}.png", encoded(n)) for n in range(4))).read_bytes()
     with tarfile.open(tmp_path / "t.tar") as tar:
         third = tar.getmembers()[2]
@@ -364,7 +364,7 @@ def test_tars_that_are_cut_damaged_or_something_else(tmp_path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_members_that_are_no_images_or_too_long_are_bad_alone(tmp_path) -> None:
+def test_a_bad_member_affects_only_its_sample(tmp_path) -> None:
     tar_of(tmp_path / "t.tar", ("0.png", encoded(0)), ("1.png", b"no image"), ("2.png", encoded(2) + b"\0" * 2000))
     source = ShardsSource(tmp_path / "t.tar", max_bytes=2000)
     assert source.read(0).hq_HWC is not None
@@ -382,12 +382,12 @@ def test_a_tar_that_changes_under_a_run_is_named(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("root", ["https://host/{0..9}.tar", "s3://bucket", "pipe:curl x"])
-def test_remote_roots_are_refused_in_a_line(root) -> None:
+def test_remote_roots_are_refused_in_one_line(root) -> None:
     with pytest.raises(ValueError, match="shards are read by offset from local files"):
         ShardsSource(root)
 
 
-def test_folders_without_tars(tmp_path) -> None:
+def test_folders_without_tars_are_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"no .tar in or below it; restore-lab data pack"):
         ShardsSource(tmp_path)
     with pytest.raises(ValueError, match="no such folder of tars"):

@@ -46,7 +46,7 @@ def pictures(height: int = 32, width: int = 32) -> Tensor:
     return torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
-def test_cosines_equal_transformers_own(folder: Path) -> None:
+def test_clip_cosines_equal_transformers(folder: Path) -> None:
     first, second = pictures(), pictures().flip(0)
     captions = ["a cat", "stripes"]
     clip = load_clip(folder)
@@ -80,7 +80,7 @@ def test_a_caption_means_the_same_in_any_batch_and_none_has_no_value(folder: Pat
 @pytest.mark.parametrize(
     ("height", "width", "levels"), [(32, 32, 0.01), (48, 80, 1.2), (100, 64, 1.2), (64, 111, 1.2), (20, 33, 4.0)]
 )
-def test_preprocessing_is_clips(height: int, width: int, levels: float) -> None:
+def test_preprocessing_equals_clips_processor(height: int, width: int, levels: float) -> None:
     """Within a grey level of transformers, which rounds to 8 bits between passes (and clips: more when enlarging)."""
     coarse = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     image = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic").clamp(0, 1)
@@ -123,7 +123,7 @@ def test_suite_reports_clip_under_its_own_names_with_the_weights(folder: Path) -
     assert cells["tiny_fd"].higher_is_better is False
 
 
-def test_an_absent_clip_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_clip_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("restore_lab.evaluation.metrics.clip.ASSETS", tmp_path)
     metric = ClipImage(name="tiny_clip_i", path="asset:tiny_clip")
     assert metric.missing().startswith(f"tiny_clip_i: no CLIP in {tmp_path / 'tiny_clip'}; it needs config.json")

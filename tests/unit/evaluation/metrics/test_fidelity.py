@@ -33,7 +33,7 @@ def suite(protocol: Protocol | None = None, **metrics: ImageMetric | SetMetric) 
     return MetricSuite(metrics=metrics, protocol=protocol or Protocol())
 
 
-def test_psnr_closed_form_and_skimage() -> None:
+def test_psnr_equals_its_closed_form_and_skimage() -> None:
     flat = torch.full((1, 3, 8, 8), 0.5)
     assert psnr(flat + 0.1, flat).item() == pytest.approx(20.0, abs=1e-4)
     restored, reference = pair()
@@ -76,7 +76,7 @@ def test_frechet_equals_the_matrix_square_root(first: int, second: int, width: i
     assert frechet_distance(torch.from_numpy(a), torch.from_numpy(b)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_frechet_of_gaussians_known_in_closed_form() -> None:
+def test_frechet_distance_of_gaussians_equals_its_closed_form() -> None:
     draw = torch.Generator().manual_seed(0)
     unit = torch.randn(20000, 3, generator=draw, dtype=torch.float64)
     unit = (unit - unit.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(unit.T))).T  # exactly N(0, I)
@@ -88,7 +88,7 @@ def test_frechet_of_gaussians_known_in_closed_form() -> None:
         frechet_distance(unit[:1], unit)
 
 
-def test_ms_ssim_runs_at_176_and_says_so_below() -> None:
+def test_ms_ssim_needs_176_pixels() -> None:
     metric = MsSsim()
     assert metric.min_size == 176
     restored, reference = pair(2, 176, 180)
@@ -103,7 +103,7 @@ def test_ms_ssim_runs_at_176_and_says_so_below() -> None:
     assert results.notes == ("ms_ssim: needs 176 pixels a side; 180x175 images get no value",)
 
 
-def test_suite_measures_what_the_protocol_says() -> None:
+def test_the_suite_measures_by_the_protocol() -> None:
     restored, reference = pair()
     measured = suite(Protocol(colour="y", border=4), psnr=Psnr(), rgb=Psnr(colour="rgb"), ssim=Ssim())
     measured.update("LQ", restored, keys=["a", "b"], reference_BCHW=reference)
@@ -168,7 +168,7 @@ class Spoken(ImageMetric):
         return torch.tensor([float(len(caption)) if caption else float("nan") for caption in captions or ()])
 
 
-def test_what_cannot_run_says_so_once_and_the_rest_go_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unavailable_metric_is_named_once_and_the_rest_run(caplog: pytest.LogCaptureFixture) -> None:
     restored, reference = pair(2)
     absent = Absent()
     absent.id = "absent"
@@ -215,7 +215,7 @@ def test_per_image_values_carry_the_words_and_the_recipe() -> None:
     assert (image.caption, image.instruction, Recipe.from_json(image.recipe)) == ("a cat", "Deblur", recipe)
 
 
-def test_mistakes_are_named() -> None:
+def test_mistakes_in_a_suite_are_named() -> None:
     restored, reference = pair()
     measured = suite(p=Psnr())
     measured.update("LQ", restored, keys=["a", "b"], reference_BCHW=reference)

@@ -17,7 +17,7 @@ def draws(n: int, name: str, shift: float = 0.0) -> torch.Tensor:
     return torch.randn(n, 6, generator=generator(n, name), dtype=torch.float64) + shift
 
 
-def test_the_value_is_the_mean_over_pairs() -> None:
+def test_kid_is_the_mean_over_pairs() -> None:
     a, b = draws(5, "a"), draws(5, "b", 0.5)
 
     def kernel(x: torch.Tensor, y: torch.Tensor) -> float:
@@ -29,7 +29,7 @@ def test_the_value_is_the_mean_over_pairs() -> None:
     assert kernel_distance(a, b).value == pytest.approx(SCALE * (within - 2 * across), rel=1e-9)
 
 
-def test_it_does_not_depend_on_how_many_images_there_are() -> None:
+def test_kid_does_not_depend_on_the_number_of_images() -> None:
     """Means over many small sets and over large ones agree, where a Frechet distance falls; zero for one source."""
     small = [kernel_distance(draws(8, f"a{i}"), draws(8, f"b{i}", 0.4), draws=2).value for i in range(400)]
     large = [kernel_distance(draws(200, f"a{i}"), draws(200, f"b{i}", 0.4), draws=2).value for i in range(10)]
@@ -76,7 +76,7 @@ class Means(SetMetric):
 
 
 @pytest.mark.parametrize(("count", "columns"), [(12, ["tiny_fd", "tiny_kd"]), (1000, ["tiny_fd"])])
-def test_it_stands_beside_a_distance_of_few_images_alone(count, columns) -> None:
+def test_kid_is_added_only_to_a_frechet_distance_of_few_images(count, columns) -> None:
     suite = MetricSuite(metrics={"one": Means()}, protocol=Protocol())
     images = torch.rand(count, 3, 2, 2, generator=generator(3))
     suite.update("row", images, keys=[str(i) for i in range(count)], reference_BCHW=images.flip(-1))

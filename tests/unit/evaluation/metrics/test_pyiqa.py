@@ -59,7 +59,7 @@ def test_every_metric_runs_per_image_and_in_its_direction(name: str, side: int) 
 
 
 @pytest.mark.parametrize("name", list(WEIGHTLESS))
-def test_the_smallest_size_is_true(name: str) -> None:
+def test_each_metric_has_its_true_smallest_size(name: str) -> None:
     side = WEIGHTLESS[name].min_size
     assert torch.isfinite(PyiqaMetric(name=name)(*pictures(side), None)).all()
     if name == "vif":
@@ -67,7 +67,7 @@ def test_the_smallest_size_is_true(name: str) -> None:
             PyiqaMetric(name=name)(*pictures(side - 1), None)
 
 
-def test_facts_agree_with_pyiqa() -> None:
+def test_the_table_of_metrics_agrees_with_pyiqa() -> None:
     from pyiqa.default_model_configs import DEFAULT_CONFIGS
 
     for name, facts in {**WEIGHTLESS, **METRIC_FACTS}.items():

@@ -34,7 +34,7 @@ def test_noise_has_no_seams() -> None:
     )
 
 
-def test_the_metric_knows_where_the_tiles_are() -> None:
+def test_the_seam_metric_uses_the_tiles_edges() -> None:
     assert starts(100, 40, 10) == [0, 30, 60] and edges(100, tile=40, overlap=10) == [30, 40, 60, 70]
     metric = Seams(tile=40, overlap=8, compression=4, multiple=8)
     image = ramp(40, 97)  # 97 is padded to 104: 26 latents, tiles of 10 by 2: 0, 8, 16
