@@ -21,9 +21,9 @@ from restore_lab.config.validate import check_arguments
 from restore_lab.types import Cond, Hint, Tap
 
 if TYPE_CHECKING:
+    from restore_lab.adaptors.stream import VisualStream
     from restore_lab.adaptors.trunk.mmdit import MMDiTTrunk
     from restore_lab.adaptors.trunk.unet import Trunk
-    from restore_lab.adaptors.visual_stream import VisualStream
     from restore_lab.backbones.base import Backbone
 
 

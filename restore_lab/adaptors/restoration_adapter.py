@@ -24,7 +24,7 @@ from restore_lab.types import Cond, Hint, Tap
 
 if TYPE_CHECKING:
     from restore_lab.adaptors.lora import Lora
-    from restore_lab.adaptors.visual_stream import VisualStream
+    from restore_lab.adaptors.stream import VisualStream
     from restore_lab.backbones.base import Backbone
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from restore_lab.storage.walk import walk
 
 MAX_VALUES = 100_000  # with all aliases expanded
-MAX_FILE_BYTES = 2**20  # of a file
+MAX_CONFIG_BYTES = 2**20  # of a file
 MAX_FILES = 10_000  # in a folder
 
 
@@ -29,8 +29,8 @@ def check_config_folder(folder: Path) -> None:
             f"{folder}: holds {len(files)} configs, more than {MAX_FILES}; name the folder that holds yours"
         )
     for file in files:
-        if file.stat().st_size > MAX_FILE_BYTES:
-            raise ValueError(f"{file}: larger than {MAX_FILE_BYTES >> 20} MiB; a config holds settings, not data")
+        if file.stat().st_size > MAX_CONFIG_BYTES:
+            raise ValueError(f"{file}: larger than {MAX_CONFIG_BYTES >> 20} MiB; a config holds settings, not data")
         if count_values(file.read_bytes()) > MAX_VALUES:
             raise ValueError(
                 f"{file}: its aliases (*name) stand for more than {MAX_VALUES} values; write out what is needed"

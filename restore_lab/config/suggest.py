@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-MAX_LISTED = 40
+MAX_NAMES = 40
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
@@ -25,5 +25,5 @@ def offer(name: str, names: Iterable[str]) -> str:
         return ""
     close = nearest(name, listed)
     hint = f"did you mean {close!r}? " if close else ""
-    more = f", ... ({len(listed)} in all)" if len(listed) > MAX_LISTED else ""
-    return f"; {hint}there are: {', '.join(listed[:MAX_LISTED])}{more}"
+    more = f", ... ({len(listed)} in all)" if len(listed) > MAX_NAMES else ""
+    return f"; {hint}there are: {', '.join(listed[:MAX_NAMES])}{more}"

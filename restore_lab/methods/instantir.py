@@ -1,6 +1,6 @@
 """InstantIR (Huang et al. 2024): restoration with a preview in every step, and the training of its first two stages.
 
-3.2 DCP (Eqs. 3 and 4): adaptors/visual_stream.py, DINOv2 in prompts/visual.py, stage dcp in `DcpTraining` below. 3.2
+3.2 DCP (Eqs. 3 and 4): adaptors/stream.py, DINOv2 in prompts/visual.py, stage dcp in `DcpTraining` below. 3.2
 previewer (Eq. 5): LoRA in adaptors/lora.py, stage previewer in `PreviewerTraining` below, loss in
 objectives/consistency.py; its previews in sampling: methods/reference.py. 3.2 aggregator (Eq. 6): adaptors/trunk,
 adaptors/fusion/sft.py. 3.3 AdaRes (Eq. 7, Algorithm 1): samplers/fidelity/adares.py. conf/method/instantir.yaml selects

@@ -20,7 +20,7 @@ from restore_lab.storage.atomic import write_bytes_atomic, write_json_atomic
 from restore_lab.storage.foreign import json_of
 from restore_lab.storage.walk import head
 
-NOTES_FOLDER = ".restore-lab"
+OUTPUTS_FOLDER = ".restore-lab"
 FOLDER = "folder.json"
 
 
@@ -73,7 +73,7 @@ def take_folder(folder: str | Path, *, setting: str) -> None:
         ValueError: if it is no folder, or holds the user's files.
     """
     place = Path(folder)
-    note = place / NOTES_FOLDER / FOLDER
+    note = place / OUTPUTS_FOLDER / FOLDER
     if note.is_file() or (place / MANIFEST).is_file():
         return
     if os.path.lexists(place) and not place.is_dir():
@@ -89,7 +89,7 @@ def take_folder(folder: str | Path, *, setting: str) -> None:
 
 def _note(file: Path) -> Path:
     named = hashlib.sha256(os.fsencode(file.name)).hexdigest()[:32]
-    return file.parent / NOTES_FOLDER / f"{named}.json"
+    return file.parent / OUTPUTS_FOLDER / f"{named}.json"
 
 
 def _hashes(file: Path) -> list[str]:

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from restore_lab.config.kinds import Mismatch, Range, abbreviate, coerce
 
-Texts = Sequence[str]
 Direction = Literal["more", "less"]
 Numbers = Sequence[float | None]
 
@@ -18,17 +17,17 @@ Numbers = Sequence[float | None]
 class Jobs(TypedDict):
     """Overrides of jobs: for every verb, and for one."""
 
-    overrides: NotRequired[Texts | None]
-    train: NotRequired[Texts | None]
-    evaluate: NotRequired[Texts | None]
-    describe: NotRequired[Texts | None]
+    overrides: NotRequired[Sequence[str] | None]
+    train: NotRequired[Sequence[str] | None]
+    evaluate: NotRequired[Sequence[str] | None]
+    describe: NotRequired[Sequence[str] | None]
 
 
 class AtScale(Jobs):
     """The entries of one scale."""
 
     weights: NotRequired[str | None]
-    mean: NotRequired[Texts | None]
+    mean: NotRequired[Sequence[str] | None]
 
 
 class Scaled(Jobs):
@@ -59,9 +58,9 @@ class ConditionEntry(Scaled):
     """An entry of `conditions`."""
 
     title: NotRequired[str]
-    columns: NotRequired[Texts | None]
+    columns: NotRequired[Sequence[str] | None]
     only: NotRequired[Literal["tiny", "full"] | None]
-    mean: NotRequired[Texts | None]
+    mean: NotRequired[Sequence[str] | None]
 
 
 class RowEntry(Scaled):
@@ -97,7 +96,7 @@ class TableEntry(Scaled):
     source: NotRequired[Mapping[str, str] | None]
     conditions: NotRequired[Mapping[str, ConditionEntry | None] | None]
     claims: NotRequired[Sequence[ClaimEntry] | None]
-    notes: NotRequired[Texts | None]
+    notes: NotRequired[Sequence[str] | None]
     figure: NotRequired[Mapping[str, Any] | None]
 
 

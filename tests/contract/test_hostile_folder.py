@@ -12,7 +12,7 @@ from restore_lab.cli.errors import flatten
 from restore_lab.cli.restore import run
 from restore_lab.data.photograph import read_photograph
 from restore_lab.inference.files import NOTES_FOLDER as RESTORED
-from restore_lab.storage.outputs import NOTES_FOLDER
+from restore_lab.storage.outputs import OUTPUTS_FOLDER
 from tests.helpers import hostile_files
 from tests.helpers.configs import composed, small
 
@@ -66,7 +66,7 @@ def test_every_bad_file_is_named_with_its_reason_in_one_line(tried) -> None:
 
 def test_each_image_writes_one_file_of_its_own_name(tried) -> None:
     _, out, _, _ = tried
-    written = [path for path in out.rglob("*") if path.is_file() and not {NOTES_FOLDER, RESTORED} & set(path.parts)]
+    written = [path for path in out.rglob("*") if path.is_file() and not {OUTPUTS_FOLDER, RESTORED} & set(path.parts)]
     assert len(written) == len(hostile_files.GOOD) + len(DEEP) + 1  # restored.csv
 
 

@@ -30,11 +30,11 @@ class Pointwise(nn.Conv2d):
 
 def zero_conv(inputs: int, outputs: int, *, size: int = 1, like: Tensor | None = None) -> nn.Conv2d:
     """A zero-initialised convolution of an odd kernel size, with the dtype and device of `like`."""
-    options = {} if like is None else {"dtype": like.dtype, "device": like.device}
     kind = Pointwise if size == 1 else nn.Conv2d
-    conv = kind(inputs, outputs, size, padding=size // 2, **options)
-    nn.init.zeros_(conv.weight)
-    nn.init.zeros_(conv.bias)
+    dtype, device = (None, None) if like is None else (like.dtype, like.device)
+    conv = kind(inputs, outputs, size, padding=size // 2, dtype=dtype, device=device)
+    for parameter in conv.parameters():
+        nn.init.zeros_(parameter)
     return conv
 
 

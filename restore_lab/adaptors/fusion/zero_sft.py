@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from restore_lab.backbones.base import Backbone
     from restore_lab.types import Tap
 
-GROUPS = 32
+NORM_GROUPS = 32
 BLOCK_INPUT = "block input"  # its key in the carry
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
     """A group norm of gcd(32, channels) groups: 32, or fewer for toy models."""
-    return nn.GroupNorm(math.gcd(GROUPS, channels), channels)
+    return nn.GroupNorm(math.gcd(NORM_GROUPS, channels), channels)
 
 
 class Connector(nn.Module):

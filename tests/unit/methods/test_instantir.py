@@ -12,8 +12,8 @@ from torch import Tensor
 from restore_lab.adaptors.control import ControlAdaptor, StreamAdaptor
 from restore_lab.adaptors.fusion.sft import SFT, SFTConnector
 from restore_lab.adaptors.lora import TARGETS, Lora
+from restore_lab.adaptors.stream import AdaNorm, VisualStream, text_attentions
 from restore_lab.adaptors.trunk.build import trunk
-from restore_lab.adaptors.visual_stream import AdaNorm, VisualStream, text_attentions
 from restore_lab.methods.dra import LqTargets
 from restore_lab.methods.instantir import DcpTraining, PreviewerTraining
 from restore_lab.methods.reference import Reference

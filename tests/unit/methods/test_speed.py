@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from restore_lab.adaptors.hint_net import HintNet
 from restore_lab.config.build import build
 from restore_lab.evaluation.evaluate import plan_evaluation
-from restore_lab.inference.placement import MemoryPlan
+from restore_lab.inference.memory import MemoryPlan
 from restore_lab.methods.denoiser import Denoiser, same_shapes
 from restore_lab.methods.pipeline import pad
 from restore_lab.methods.rows import repeat

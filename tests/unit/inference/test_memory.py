@@ -12,7 +12,7 @@ from torch import nn
 
 from restore_lab.adaptors.lq_encoder import RobustEncoder
 from restore_lab.decoders.degradation_aware import DegradationAwareDecoder
-from restore_lab.inference.placement import MemoryPlan, StageMover, quantise
+from restore_lab.inference.memory import MemoryPlan, StageMover, quantise
 from restore_lab.system.memory import out_of_memory
 from tests.helpers.configs import composed
 from tests.helpers.rounding import close
@@ -127,7 +127,7 @@ def test_quantised_linear_layers_are_near_and_smaller(weights, most) -> None:
     code = f"""
 import torch
 from torch import nn
-from restore_lab.inference.placement import quantise
+from restore_lab.inference.memory import quantise
 from tests.helpers.toy_methods import shake, toy_spire
 from tests.helpers.toy_priors import toy_inputs
 with torch.no_grad():
