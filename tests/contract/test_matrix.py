@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from restore_lab.config.compatibility import IncompatibleParts, check
+from restore_lab.config.compatibility import IncompatibleParts, check_compatibility
 from tests.composed import composed
 from tests.matrix import AXES, Priors, comes_back, everything, made, meaningful, name_of, pairwise, restored, trained
 from tests.priors import read_once
@@ -57,4 +57,4 @@ def test_what_the_matrix_leaves_out_is_refused(choice) -> None:
     if choice.get("family") == "sd3":
         words += ["adaptor=controlnet"] if "adaptor=controlnet" not in words else []
     with pytest.raises(IncompatibleParts):
-        check(composed("evaluate", *words))
+        check_compatibility(composed("evaluate", *words))

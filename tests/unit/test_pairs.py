@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from restore_lab.config.compatibility import IncompatibleParts, check
+from restore_lab.config.compatibility import IncompatibleParts, check_compatibility
 from tests.composed import composed
 
 REFUSED = [
@@ -56,10 +56,12 @@ REFUSED = [
 @pytest.mark.parametrize(("words", "advice", "mended"), REFUSED, ids=[" ".join(words) for words, _, _ in REFUSED])
 def test_refused_with_what_would_work(words, advice, mended) -> None:
     with pytest.raises(IncompatibleParts) as caught:
-        check(composed("evaluate", *words))
+        check_compatibility(composed("evaluate", *words))
     assert advice in str(caught.value) and "\n" not in str(caught.value)
     groups = {word.partition("=")[0] for word in mended}
-    check(composed("evaluate", *(word for word in words if word.partition("=")[0] not in groups), *mended))
+    check_compatibility(
+        composed("evaluate", *(word for word in words if word.partition("=")[0] not in groups), *mended)
+    )
 
 
 METHODS = ("spire", "supir", "diff_restorer", "instantir", "dra", "controlnet", "regression")
@@ -68,7 +70,7 @@ METHODS = ("spire", "supir", "diff_restorer", "instantir", "dra", "controlnet", 
 @pytest.mark.parametrize("backbone", ["tiny_sd", "tiny_sdxl", "tiny_sd3"])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_goes_with_every_prior(method, backbone) -> None:
-    check(composed("train", f"method={method}", f"backbone={backbone}"))
+    check_compatibility(composed("train", f"method={method}", f"backbone={backbone}"))
 
 
 def test_the_command_line_refuses_in_one_line_without_torch(tmp_path) -> None:
