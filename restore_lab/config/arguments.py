@@ -44,15 +44,15 @@ def arguments(cfg: DictConfig) -> Iterator[Argument]:
     Raises:
         ValueError: for an argument that a constructor lacks, or an interpolation that cannot be resolved.
     """
-    written = OmegaConf.to_container(cfg, resolve=False)
-    return _arguments(cfg, written, "", settings=written)
+    raw = OmegaConf.to_container(cfg, resolve=False)
+    return _arguments(cfg, raw, "", settings=raw)
 
 
-def _arguments(node: Node, written: Value, place: str, *, settings: Value) -> Iterator[Argument]:
-    """The arguments below a node, which is `written` without interpolations resolved."""
-    target = entry(node, "_target_", place) if isinstance(node, DictConfig) and "_target_" in written else None
+def _arguments(node: Node, raw: Value, place: str, *, settings: Value) -> Iterator[Argument]:
+    """The arguments below a node; `raw` is the node as plain values, interpolations unresolved."""
+    target = entry(node, "_target_", place) if isinstance(node, DictConfig) and "_target_" in raw else None
     signature = source_signature(target) if isinstance(target, str) else None
-    for key, text in written.items() if isinstance(written, dict) else enumerate(written):
+    for key, text in raw.items() if isinstance(raw, dict) else enumerate(raw):
         if text == MISSING or (not place and key == "hydra"):
             continue
         inner = f"{place}[{key}]" if isinstance(node, ListConfig) else f"{place}.{key}".lstrip(".")

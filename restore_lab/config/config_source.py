@@ -34,9 +34,9 @@ from omegaconf import DictConfig
 from restore_lab.config.conf_dir import experiments_dir
 from restore_lab.storage.walk import walk
 
-_MAP_CHOICES = defaults_list._create_interpolation_map
-_MERGE = ConfigLoaderImpl._compose_config_from_defaults_list
-SECOND_NAMES = {
+_hydra_map_choices = defaults_list._create_interpolation_map
+_hydra_merge = ConfigLoaderImpl._compose_config_from_defaults_list
+GROUP_ALIASES = {
     "eval_data": "data",
     "eval_degradation": "degradation",
     **dict.fromkeys(("method_scale", "method_variant", "method_stages"), "method"),
@@ -57,9 +57,8 @@ class FileConfigSource(file_config_source.FileConfigSource):
     again, and Hydra keeps the first of two classes for one scheme only if their names are equal.
     """
 
-    parsed: ClassVar[
-        dict[tuple[str | int, ...], bytes]
-    ] = {}  # pickles of this process, nine times faster than deepcopy
+    # Pickles of this process, nine times faster than deepcopy.
+    parsed: ClassVar[dict[tuple[str | int, ...], bytes]] = {}
 
     def load_config(self, config_path: str) -> ConfigResult:
         place = self._place(config_path)
@@ -84,7 +83,7 @@ class FileConfigSource(file_config_source.FileConfigSource):
         groups = [place for place in self._places(config_path) if super(FileConfigSource, self).is_group(place)]
         found = {name for place in groups for name in super(FileConfigSource, self).list(place, results_filter)}
         if not config_path and results_filter != ObjectType.CONFIG:
-            found.update(name for name in ("experiment", *SECOND_NAMES) if self.is_group(name))
+            found.update(name for name in ("experiment", *GROUP_ALIASES) if self.is_group(name))
         return sorted(found)
 
     def _place(self, config_path: str) -> str:
@@ -98,7 +97,7 @@ class FileConfigSource(file_config_source.FileConfigSource):
         if first == "experiment":
             folder = os.path.relpath(experiments_dir(Path(self.path)), self.path)
             return (f"{folder}{slash}{rest}",)
-        return (config_path, *([f"{SECOND_NAMES[first]}{slash}{rest}"] if first in SECOND_NAMES else []))
+        return (config_path, *([f"{GROUP_ALIASES[first]}{slash}{rest}"] if first in GROUP_ALIASES else []))
 
 
 def _has_options(folder: Path) -> bool:
@@ -108,7 +107,7 @@ def _has_options(folder: Path) -> bool:
 def _map_choices(overrides: defaults_list.Overrides, defaults: list[InputDefault], self_added: bool) -> DictConfig:
     """Hydra's map of all choices where a default uses one, else an empty map."""
     named = any(default.is_interpolation() for default in defaults)
-    return _MAP_CHOICES(overrides, defaults, self_added) if named else DictConfig({})
+    return _hydra_map_choices(overrides, defaults, self_added) if named else DictConfig({})
 
 
 _merged: dict[tuple[Any, ...], bytes] = {}
@@ -118,7 +117,7 @@ def _merge(loader: ConfigLoaderImpl, defaults: list[ResultDefault], repo: IConfi
     """Hydra's merge of a defaults list, made once for the same versions of the same files."""
     key = tuple((one.config_path, one.package, one.primary, _version(one, repo)) for one in defaults)
     if key not in _merged:
-        _merged[key] = pickle.dumps(_MERGE(loader, defaults, repo))
+        _merged[key] = pickle.dumps(_hydra_merge(loader, defaults, repo))
     return pickle.loads(_merged[key])
 
 

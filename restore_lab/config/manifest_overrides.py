@@ -26,7 +26,7 @@ from restore_lab.config.manifest_schema import (
     Text,
 )
 
-MAX_WORDS, MAX_LETTERS = 200, 2500  # overrides per manifest, and characters of each
+MAX_OVERRIDES, MAX_CHARACTERS = 200, 2500  # overrides per manifest, and characters of each
 WORD = re.compile(r"(?P<add>\+{0,2})(?P<key>[A-Za-z_][\w./]*)=(?P<value>.*)", re.DOTALL)
 LONG_NUMBER = re.compile(r"\d{19}")  # more digits than a float holds
 _UNPARSED = object()  # text that is no value in Hydra's grammar, or is a sweep
@@ -55,8 +55,8 @@ def filter_overrides(words: Value, *, trust: bool = False) -> ManifestOverrides:
         words: the manifest's entry, of any type.
         trust: whether the command line has `trust=true`.
     """
-    found = list(words[:MAX_WORDS]) if isinstance(words, list) else []
-    plain = [word for word in found if isinstance(word, str) and len(word) <= MAX_LETTERS]
+    found = list(words[:MAX_OVERRIDES]) if isinstance(words, list) else []
+    plain = [word for word in found if isinstance(word, str) and len(word) <= MAX_CHARACTERS]
     accepted, rejected, others = [], [], len(found) - len(plain)
     for word in plain:
         override = _trusted_override(word) if trust else _allowed_override(word)

@@ -129,14 +129,14 @@ class _Module:
         if init is not None:
             return self._of_function(init, skip=1)
         bases = [self.signature(base.id) for base in node.bases if isinstance(base, ast.Name)]
-        known = [base for base in bases if base is not None]
+        found = [base for base in bases if base is not None]
         if not any("dataclass" in ast.unparse(one) for one in node.decorator_list):
-            if known:
-                return known[0]
+            if found:
+                return found[0]
             return None if node.bases else Signature({})
         fields = [one for one in node.body if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)]
         own = {one.target.id: self.kind(one.annotation) for one in fields if isinstance(one.target, ast.Name)}
-        return Signature({**{k: v for base in known for k, v in base.kinds.items()}, **own})
+        return Signature({**{k: v for base in found for k, v in base.kinds.items()}, **own})
 
     def _of_function(self, node: ast.FunctionDef, *, skip: int) -> Signature:
         arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs][skip:]

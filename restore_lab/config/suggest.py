@@ -11,10 +11,10 @@ MAX_NAMES = 40
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """The most similar name, ties going to an anagram ("spier" is "spire"); None if none is similar."""
     close = difflib.get_close_matches(name, listed := list(names), n=len(listed) or 1, cutoff=0.5)
-    return max(close, key=lambda other: (_alike(name, other), sorted(name) == sorted(other)), default=None)
+    return max(close, key=lambda other: (_similarity(name, other), sorted(name) == sorted(other)), default=None)
 
 
-def _alike(name: str, other: str) -> float:
+def _similarity(name: str, other: str) -> float:
     return round(difflib.SequenceMatcher(None, other, name).ratio(), 6)
 
 

@@ -32,22 +32,22 @@ def check_unused(cfg: DictConfig, *, words: Sequence[str], groups: Collection[st
     Raises:
         ValueError: for the first override that no part reads.
     """
-    known = _known(conf_dir())
+    settings = _settings_of_every_training(conf_dir())
     read: set[str] | None = None
     for word in words:
         key, _, value = word.lstrip("+").partition("=")
         root = key.partition(".")[0]
-        if word.startswith("~") or "/" in key or "@" in key or root in known or root in groups:
+        if word.startswith("~") or "/" in key or "@" in key or root in settings or root in groups:
             continue
         read = _references(cfg) if read is None else read
         if root not in read and not _is_part(cfg, root):
-            close = nearest(root, sorted(read | known))
+            close = nearest(root, sorted(read | settings))
             hint = f"; did you mean {close!r}?" if close else ""
             raise ValueError(f"{key}={value}: nothing in this composition reads {root!r}{hint}")
 
 
 @functools.cache
-def _known(conf: Path) -> frozenset[str]:
+def _settings_of_every_training(conf: Path) -> frozenset[str]:
     """The settings and groups of the files in `ALWAYS_READ`."""
     files = [yaml.safe_load((conf / f"{own}.yaml").read_text(encoding="utf-8")) for own in ALWAYS_READ]
     return frozenset(name for file in files for name in _names(file))

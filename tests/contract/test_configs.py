@@ -24,7 +24,7 @@ from restore_lab.cli.errors import groups
 from restore_lab.config.build import build
 from restore_lab.config.checks import check_config
 from restore_lab.config.conf_dir import conf_dir
-from restore_lab.config.config_source import SECOND_NAMES
+from restore_lab.config.config_source import GROUP_ALIASES
 from restore_lab.data.sources.named_dataset import dataset_paths
 from restore_lab.methods.weights import weights_file
 from restore_lab.training.run import plan_training
@@ -206,7 +206,7 @@ def test_groups_are_the_folders_of_conf() -> None:
     """Were `groups` to miss a folder, the tests above would pass over it."""
     there = {Path(base).relative_to(CONF).as_posix() for base, _, _ in os.walk(CONF)} - {"."}
     with_parts = {name for name in there if any((CONF / name).glob("*.yaml")) and not name.startswith("hydra/")}
-    second = {group for group in GROUPS if group.partition("/")[0] in SECOND_NAMES}
+    second = {group for group in GROUPS if group.partition("/")[0] in GROUP_ALIASES}
     assert with_parts == GROUPS.keys() - second
     own = [part for part in PARTS if part[0] not in second]
     assert sum(len(list((CONF / name).glob("*.yaml"))) for name in with_parts) == len(own)

@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, open_dict
 
 from restore_lab.config.conf_dir import conf_dir
-from restore_lab.config.config_source import SECOND_NAMES, hydra_at
+from restore_lab.config.config_source import GROUP_ALIASES, hydra_at
 from restore_lab.config.grammar import quote_override
 
 
@@ -57,7 +57,7 @@ def _parts(conf: Path, verb: str, overrides: tuple[str, ...]) -> bytes:
 def _is_setting(conf: Path, word: str) -> bool:
     """Whether an override sets a value (`sampler.steps=3`) and chooses no part of a group."""
     key = word.partition("=")[0].lstrip("+")
-    choice = not re.fullmatch(r"[\w.]+", key) or key in ("experiment", *SECOND_NAMES) or (conf / key).is_dir()
+    choice = not re.fullmatch(r"[\w.]+", key) or key in ("experiment", *GROUP_ALIASES) or (conf / key).is_dir()
     return "=" in word and not choice
 
 

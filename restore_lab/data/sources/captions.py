@@ -20,7 +20,7 @@ from restore_lab.storage.paths import place_of
 
 NAME_KEYS = ("file_name", "filename", "file", "image", "image_path", "img_path", "path", "name", "key", "hq", "lq")
 CAPTION_KEYS = ("caption", "text", "prompt", "llava_long", "llava_short", "description")
-MAX_TABLE, MAX_WORDS = 4 * 2**30, 2**20  # bytes: of a table, and of a text file
+MAX_TABLE_BYTES, MAX_CAPTION_BYTES = 4 * 2**30, 2**20  # bytes: of a table, and of a text file
 TABLE_SUFFIXES = (".json", ".jsonl", ".parquet")
 
 
@@ -52,7 +52,9 @@ class FolderCaptions:
             return ""
         for sidecar in (path.with_suffix(".txt"), path.with_name(path.name + ".txt")):
             if os.path.isfile(sidecar):  # False for a name too long for the file system
-                return " ".join(bytes_of(sidecar, limit=MAX_WORDS).decode("utf-8-sig", errors="replace").split())
+                return " ".join(
+                    bytes_of(sidecar, limit=MAX_CAPTION_BYTES).decode("utf-8-sig", errors="replace").split()
+                )
         name = path.relative_to(self._root).as_posix() if path.is_relative_to(self._root) else path.name
         for candidate in (name, str(PurePosixPath(name).with_suffix(""))):
             if candidate in self._exact:
@@ -101,7 +103,7 @@ def read_table(path: Path) -> dict[str, str]:
 def _load(path: Path) -> Any:
     if path.suffix == ".parquet":
         return parquet.rows(path, columns=NAME_KEYS + CAPTION_KEYS)  # such files often have the images too
-    text = bytes_of(path, limit=MAX_TABLE).decode("utf-8-sig")
+    text = bytes_of(path, limit=MAX_TABLE_BYTES).decode("utf-8-sig")
     if path.suffix == ".jsonl":
         return json_lines(text, name=path.name)
     raw = parse_json(text, name=path.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from restore_lab.data.image_io import Header
-from restore_lab.data.sources.captions import MAX_TABLE
+from restore_lab.data.sources.captions import MAX_TABLE_BYTES
 from restore_lab.data.sources.folder import FolderSource
 from restore_lab.random import rng
 from restore_lab.storage.foreign import json_of
@@ -64,7 +64,7 @@ class CocoSource:
 def _captions(file: Path) -> dict[str, str]:
     """First captions by file name without suffix."""
     try:
-        raw = json_of(file, limit=MAX_TABLE)
+        raw = json_of(file, limit=MAX_TABLE_BYTES)
         names = {image["id"]: Path(image["file_name"]).stem for image in raw["images"]}
         found: dict[str, str] = {}
         for entry in raw["annotations"]:

@@ -41,7 +41,7 @@ from restore_lab.storage.walk import walk
 from restore_lab.types import Picture
 
 OPEN_FILES = 32
-HQ, LQ, TEXT, JSON = range(4)  # columns of the table of offsets
+_HQ, _LQ, _TEXT, _JSON = range(4)  # columns of the table of offsets
 
 
 @check_arguments
@@ -77,7 +77,7 @@ class ShardsSource:
         indices = [index_of(tar) for tar in self._tars]
         self._sizes = [index.size for index in indices]
         tables = [_table(tar, index, role=role, image=image) for tar, index in zip(self._tars, indices, strict=True)]
-        whole = [(table[HQ, :, 0] >= 0) | (table[LQ, :, 0] >= 0) for table in tables]
+        whole = [(table[_HQ, :, 0] >= 0) | (table[_LQ, :, 0] >= 0) for table in tables]
         self._table = np.concatenate([table[:, good] for table, good in zip(tables, whole, strict=True)], axis=1)
         self._shard = np.concatenate([np.full(good.sum(), n, np.int32) for n, good in enumerate(whole)])
         if not len(self):
@@ -99,7 +99,7 @@ class ShardsSource:
         Raises:
             BadImage: it cannot be read.
         """
-        column = HQ if self._table[HQ, index, 0] >= 0 else LQ
+        column = _HQ if self._table[_HQ, index, 0] >= 0 else _LQ
         offset, length = (int(number) for number in self._table[column, index])
         member = _Member(self._file(int(self._shard[index])), offset=offset, length=length)
         return decode_header(io.BufferedReader(member), name=self._name(index))
@@ -110,7 +110,7 @@ class ShardsSource:
         Raises:
             BadImage: an image cannot be read, or a member is too long.
         """
-        hq_HWC, lq_HWC = self._image(HQ, index), self._image(LQ, index)
+        hq_HWC, lq_HWC = self._image(_HQ, index), self._image(_LQ, index)
         if hq_HWC is not None and lq_HWC is not None:
             lq_HWC = resize_image(lq_HWC, height=hq_HWC.shape[0], width=hq_HWC.shape[1])
         caption = self._caption(index) if self._captions else ""
@@ -137,9 +137,9 @@ class ShardsSource:
         return None if data is None else decode_image(data, name=name, max_pixels=self._max_pixels)
 
     def _caption(self, index: int) -> str:
-        text = self._member(TEXT, index)
+        text = self._member(_TEXT, index)
         if text is None:
-            text = _json_caption(self._member(JSON, index))
+            text = _json_caption(self._member(_JSON, index))
         return " ".join(text.decode("utf-8-sig", errors="replace").split())
 
     def _member(self, column: int, index: int) -> bytes | None:
@@ -255,8 +255,8 @@ def _table(tar: Path, index: TarIndex, *, role: Role, image: str | None) -> np.n
         ValueError: a sample has several images of one role.
     """
     table = np.full((4, len(index.keys), 2), -1, np.int64)
-    columns: Mapping[str, int] = {"txt": TEXT, "json": JSON}
-    images = {"hq": HQ, "lq": LQ, "": HQ if role == "hq" else LQ}
+    columns: Mapping[str, int] = {"txt": _TEXT, "json": _JSON}
+    images = {"hq": _HQ, "lq": _LQ, "": _HQ if role == "hq" else _LQ}
     for kind in sorted(index.offsets):
         part, _, suffix = kind.rpartition(".")
         is_image = f".{suffix}" in IMAGE_SUFFIXES and part in images and image in (None, suffix)

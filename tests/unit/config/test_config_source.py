@@ -16,11 +16,11 @@ from omegaconf import OmegaConf
 from restore_lab.cli.errors import groups
 from restore_lab.cli.main import main
 from restore_lab.config.conf_dir import conf_dir, experiments_dir
-from restore_lab.config.config_source import SECOND_NAMES, FileConfigSource, hydra_at, register
+from restore_lab.config.config_source import GROUP_ALIASES, FileConfigSource, hydra_at, register
 from tests.helpers.checkout import ROOT
 from tests.helpers.configs import composed
 
-SECOND = sorted(SECOND_NAMES.items())
+SECOND = sorted(GROUP_ALIASES.items())
 
 
 @pytest.fixture

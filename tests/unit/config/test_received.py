@@ -11,7 +11,7 @@ import yaml
 from restore_lab.config.compose import NO_FOLLOW, merge_and_log, merge_overrides, training_overrides
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.config.kinds import Mismatch, coerce
-from restore_lab.config.manifest_overrides import MAX_LETTERS, OPTION, filter_overrides, summary
+from restore_lab.config.manifest_overrides import MAX_CHARACTERS, OPTION, filter_overrides, summary
 from restore_lab.config.manifest_schema import EXCLUDED_OPTIONS, GROUPS, OUTPUT_SETTINGS, SETTINGS, Text
 from restore_lab.storage.identity import PATH_ENDINGS, PATH_KEYS
 from tests.helpers.manifests import manifest_folder
@@ -249,7 +249,7 @@ def test_a_malformed_manifest_is_refused_in_one_line(tmp_path) -> None:
             training_overrides(tmp_path)
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
     assert training_overrides(tmp_path / "below" / "not_there").accepted == ()
-    assert MAX_LETTERS < 10_000
+    assert MAX_CHARACTERS < 10_000
 
 
 def test_every_sampler_setting_is_accepted() -> None:
