@@ -1,4 +1,4 @@
-"""Where the numbers of a table come from beside the method's own row: variants, codecs, descriptions, facts of jobs."""
+"""Where a table's numbers come from: variants, codecs, descriptions, facts of jobs."""
 
 from __future__ import annotations
 
