@@ -56,7 +56,7 @@ photographs: setup ## Fetch free photographs from Debian packages and cut them i
 	$(VENV)/bin/restore-lab data photographs output=$(DATASETS)/photographs_free $(ARGS)
 
 test: setup ## Run the unit and contract rings (no network)
-	$(PY) -m pytest -m "not slow and not tutorial and not installed" -n $(WORKERS) $(ARGS)
+	$(PY) -m pytest -m "not slow and not tutorial and not installed" -n $(WORKERS) --dist worksteal $(ARGS)
 
 tutorials: setup ## Follow docs/tutorials/: run what they say, compare with what they show
 	$(PY) -m pytest -m tutorial -n $(WORKERS) tests/tutorials $(ARGS)

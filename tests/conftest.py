@@ -1,4 +1,4 @@
-"""Settings and fixtures that all tests share: one thread a process, no network, and the toy priors on disk."""
+"""Settings and fixtures of all tests: one thread per process, no network, and the toy prior on disk."""
 
 from __future__ import annotations
 

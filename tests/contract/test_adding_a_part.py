@@ -1,4 +1,4 @@
-"""docs/adding_a_part.md, followed: its files written as they stand there, outside the package, and its commands run."""
+"""docs/adding_a_part.md, followed: its files are written as printed, outside the package, and its commands run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`restore-lab train method=M backbone=B trainer.max_steps=1` and the photograph restored: every method, every prior.
+"""The bare `restore-lab train method=M backbone=B trainer.max_steps=1`, then `restore`: every method, every prior.
 
 The shipped priors themselves, by the bare command line; only what would take long is made small.
 """

@@ -1,4 +1,4 @@
-"""Every part under conf/ composes into its verb and builds, every experiment composes; new yamls come in unasked.
+"""Every part under conf/ composes in its verb and builds, every experiment composes; new files are found.
 
 Backbones are replaced by a toy folder, missing values by a toy folder of images, so that nothing is downloaded.
 """

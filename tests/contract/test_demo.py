@@ -1,4 +1,4 @@
-"""`restore-lab demo`: its models and sliders, and, where Gradio is here, the page as a browser and strangers use it."""
+"""`restore-lab demo`: its models and sliders and, with Gradio, the page as a browser and an attacker use it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a training ends, what a debug run leaves (nothing), how a complete run is trained further."""
+"""How a training ends, what a debug run writes (nothing), how a complete run is extended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every setting of every verb, given what it cannot mean: one line that says so, or what the setting means then.
+"""Bad values for every setting of every verb: each is refused in one line, or has a meaning.
 
 The settings are those of the composed configs, leaves and groups, so a new one comes in unasked. A case is a setting
 with one of tests/helpers/settings.py's values: all are checked against the annotations; the whole check of the

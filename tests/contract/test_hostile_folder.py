@@ -1,4 +1,4 @@
-"""`restore-lab restore` over a folder of odd and hostile files: every good one restored, every bad one named."""
+"""`restore-lab restore` over a folder of odd and hostile files: sound images are restored, bad files named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`restore-lab import FILE`, then `restore` and `export` with what it wrote, by the command line."""
+"""`restore-lab import FILE`, then `restore` and `export` of the result, by the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a command ends that is not let run as it likes: interrupted, without a terminal, without a working directory."""
+"""How a command ends when it is interrupted, or has no terminal, no output or no working directory."""
 
 from __future__ import annotations
 

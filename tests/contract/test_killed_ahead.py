@@ -1,4 +1,4 @@
-"""Captions and encodings made ahead by two processes, killed at random moments: nothing lost, nothing made twice."""
+"""Captions and encodings prepared by two processes that are killed at random: nothing is lost or made twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DDP trainings of two processes killed at random moments, a rank or the parent: nothing lost, twice or orphaned."""
+"""DDP trainings of two processes, a rank or the parent killed at random: nothing is lost, repeated or orphaned."""
 
 from __future__ import annotations
 

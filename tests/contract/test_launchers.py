@@ -1,4 +1,4 @@
-"""Hydra's launchers under tables and sweeps: each runs the jobs, and what it runs ends when the command is killed."""
+"""Hydra's launchers under tables and sweeps: each runs the jobs, and its processes end when the command is killed."""
 
 from __future__ import annotations
 

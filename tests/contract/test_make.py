@@ -1,4 +1,4 @@
-"""Every target of the Makefile is run at its smallest: by CI, here, or by `make test-installed` and `test-extras`."""
+"""Every target of the Makefile runs at its smallest: in CI, here, or in `make test-installed` and `test-extras`."""
 
 from __future__ import annotations
 

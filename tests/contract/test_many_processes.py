@@ -1,4 +1,4 @@
-"""Evaluating, restoring, captioning, packing, caching over processes: every image once, as one does it, and killed."""
+"""Evaluating, restoring, captioning, packing and caching in several processes, also killed: every image once."""
 
 from __future__ import annotations
 

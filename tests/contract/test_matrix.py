@@ -1,4 +1,4 @@
-"""Every part with every other: build, loss, one optimiser step, two sampling steps, save, strict load, the same image.
+"""Every part with every other: build, loss, one optimiser step, two sampling steps, save, strict load, equal image.
 
 Pairwise over the axes of tests/helpers/matrix.py here; the whole product, which trains each module once, is in
 tests/slow.

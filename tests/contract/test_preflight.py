@@ -1,4 +1,4 @@
-"""What a later stage would refuse is refused before the first begins, with the stage's name; nothing is trained."""
+"""What a later stage would refuse is refused before the first stage trains, with the stage's name."""
 
 from __future__ import annotations
 

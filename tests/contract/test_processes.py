@@ -1,4 +1,4 @@
-"""Processes that share a batch train what one process trains: real ones, forked by Lightning and joined by gloo."""
+"""Several processes that share a batch train the weights of one: real processes, forked by Lightning, over gloo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder that somebody sends gives weights, numbers and pictures, and does nothing else: the attacks, verb by verb.
+"""A received folder gives weights, numbers and pictures, and does nothing else: attacks on every verb.
 
 What a manifest may set is test_received's; tars are test_shards', images test_hostile_folder's, models test_trust's.
 """

@@ -1,4 +1,4 @@
-"""The page of `restore-lab report` in Chromium: slider, common zoom, sorting, keys, and that nothing is fetched.
+"""The page of `restore-lab report` in Chromium: slider, common zoom, sorting, keys, and no requests.
 
 Needs the extra `browser` (playwright) and a Chromium on the machine (Debian: apt install chromium).
 """

@@ -1,4 +1,4 @@
-"""A training run killed with SIGKILL and started again equals one that was never killed, bit for bit."""
+"""A training killed with SIGKILL and started again equals one that was never killed, bit for bit."""
 
 from __future__ import annotations
 

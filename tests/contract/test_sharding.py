@@ -1,4 +1,4 @@
-"""`trainer=fsdp`: every weight in pieces over two real processes trains what one process trains, and goes on for it."""
+"""`trainer=fsdp`: sharded over two real processes, a training equals that of one process, and resumes as one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training from shards: two and four processes train what one does, and a kill within an epoch loses no sample."""
+"""Training from shards: two and four processes train the weights of one, and a kill within an epoch loses no sample."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The staged methods at toy size: every stage from the artefact of the one before, and none made twice."""
+"""The staged methods at toy size: every stage reads the artefact of the one before, and none is made twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A table killed at any moment, parent, supervisor or job: nothing is lost, made twice or orphaned."""
+"""A table whose parent, supervisor or job is killed at any moment: nothing is lost, made twice or orphaned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What others send stays data: no code beside weights, in a pickle, a YAML or a manifest is run, and no name leads out.
+"""Received files are data: no code in a pickle, a YAML, a manifest or next to weights is run, no name leads outside.
 
 Each attack is shown to be live first, where it could be: the same bytes do run in a reader that trusts them. Hostile
 tars are in test_shards, images in test_hostile_folder, checkpoints in test_import_others, the page in test_demo.

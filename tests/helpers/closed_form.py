@@ -1,4 +1,4 @@
-"""A method around a network in closed form: our samplers, guidance and previews, driven without any trained weights.
+"""A method around a network in closed form: samplers, guidance and previews without trained weights.
 
 `ClosedForm` is a `RestorationModule` whose prior is a function of (z, t, cond) and whose adaptor adds a function of
 what its trunk hears; everything between, from branches to blending, is the package's own.

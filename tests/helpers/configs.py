@@ -1,4 +1,4 @@
-"""Composed configs for tests: `composed("train", "adaptor=spire")` is what `restore-lab train adaptor=spire` reads."""
+"""Composed configs: `composed("train", "adaptor=spire")` is the config of `restore-lab train adaptor=spire`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages that can be followed: what they say to save is saved, what they say to type is run, what they show is compared.
+"""Follows a page of the docs: writes its files, types its commands, compares what they print.
 
 In a page, in order:
 

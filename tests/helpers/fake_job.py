@@ -1,4 +1,4 @@
-"""A stand-in for `restore-lab train` in the tests of tables: makes one artefact in a moment, with a process beside it.
+"""A fake `restore-lab train` for the tests of tables: makes one artefact at once, with a child process.
 
     python tests/helpers/fake_job.py <folder> <identity> <seconds> [fail]
 

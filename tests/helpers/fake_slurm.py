@@ -1,4 +1,4 @@
-"""A cluster of one machine for tests: sbatch, srun and sacct as far as submitit and Lightning use them.
+"""A Slurm cluster of one machine: sbatch, srun and sacct as far as submitit and Lightning use them.
 
 `install(folder)` writes the three commands there; put the folder on the PATH. A job starts at once, in the background,
 its tasks as srun would start them: one process a task, told its rank by SLURM's variables.

@@ -1,4 +1,4 @@
-"""A stand-in for `restore-lab table` in the tests: makes a chain of fake jobs as tables do.
+"""A fake `restore-lab table`: makes a chain of fake jobs as tables do.
 
 python tests/helpers/fake_table.py <store>
 """

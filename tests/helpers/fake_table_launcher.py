@@ -1,4 +1,4 @@
-"""A stand-in for `restore-lab table` in the tests of launchers: the chain of fake jobs through Hydra's launcher.
+"""A fake `restore-lab table` that runs the chain of fake jobs through Hydra's launcher.
 
 python tests/helpers/fake_table_launcher.py runs_dir=... hydra/launcher=joblib
 """

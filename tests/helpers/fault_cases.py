@@ -1,4 +1,4 @@
-"""The cases of faults.py: each does one fault to one command, mends it, and gives the same command again."""
+"""The cases of faults.py: each does one fault to one command, removes it, and gives the command again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults done to real commands, and what came of them: `python -m tests.helpers.faults > docs/results/faults.md`.
+"""Faults done to real commands, and their results: `python -m tests.helpers.faults > docs/results/faults.md`.
 
 Each case of fault_cases.py does a fault to a command, mends it, gives the same command again, checks what is there, and
 returns a row; test_faults.py runs the same cases.

@@ -1,4 +1,4 @@
-"""`restore-lab WORDS` in a forked process: one of its own, to kill or to end as it likes, that starts in a moment.
+"""`restore-lab WORDS` in a forked process, which starts at once and can be killed.
 
 It has the modules that the tests have imported, but rounds as ever; what it imports and sets itself ends with it.
 """

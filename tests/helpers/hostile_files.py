@@ -1,4 +1,4 @@
-"""A folder that nobody would want to be given: odd images that are sound, and files that are not."""
+"""A hostile folder: odd images that are sound, and files that are not images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Toy priors wide enough for norms of 32 groups, and imports into them, for the importers' tests."""
+"""Toy priors wide enough for norms of 32 groups, and imports into them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""InstantIR's networks in their original layout, around diffusers' own UNet: adapter, aggregator, previewer.
+"""InstantIR's networks in their original layout, around diffusers' UNet: adapter, aggregator, previewer.
 
 Written from the paper's and the release's description; the UNet and its blocks are diffusers', run by its forward, so
 that the adapter's numbers are those of `unet.attn_processors` and the aggregator's outputs enter as residuals.

@@ -1,4 +1,4 @@
-"""Callbacks that end a run, as `kill -9` does, Ctrl-C or a bad disk; tests: `trusted_packages=[tests]`."""
+"""Callbacks that end a run as `kill -9`, Ctrl-C or a bad disk does; they need `trusted_packages=[tests]`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`make` from a test, with the environment that runs the test in the place of .venv."""
+"""`make` from a test, with the running environment as .venv."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders with a manifest, as they are passed around."""
+"""Folders with nothing but a manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The composition matrix: the axes along which parts combine, which combinations have a meaning, and what each must do.
+"""The composition matrix: the axes of parts, which combinations are valid, and what each must do.
 
 `pairwise()` gives few combinations in which every pair of options that may stand together does; `everything()` all.
 """

@@ -1,4 +1,4 @@
-"""What an attacker would send: it leaves a mark where it was run."""
+"""An attacker's payload: it leaves a mark where it runs."""
 
 from __future__ import annotations
 

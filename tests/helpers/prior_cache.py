@@ -1,4 +1,4 @@
-"""Parts of a prior read from disk once and copied from then on, for tests that build one prior many times."""
+"""Reads the parts of a prior once and copies them, for tests that build one prior many times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every setting of a verb's composed config, and values that hardly any of them can have."""
+"""Every setting of a verb's composed config, and values that hardly any of them takes."""
 
 from __future__ import annotations
 

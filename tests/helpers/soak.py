@@ -1,4 +1,4 @@
-"""Training and restoring for long in one process: do memory, open files, threads and processes stay as they were?
+"""Long training and restoring in one process: do memory, open files, threads and processes grow?
 
     python -m tests.helpers.soak --minutes 30 [--output soak.md]  # rounds of training with two workers, then restoring
     python -m tests.helpers.soak --cycles 200                     # starting and stopping the data workers, no more

@@ -1,4 +1,4 @@
-"""Random image-text-to-text models of the classes that people use, in transformers' own folder format."""
+"""Random image-text-to-text models of the common classes, in transformers' folder format."""
 
 from __future__ import annotations
 

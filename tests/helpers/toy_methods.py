@@ -1,4 +1,4 @@
-"""A whole method at toy size in memory: SPIRE around a random prior, with what a test wants to change."""
+"""A whole method at toy size in memory: SPIRE around a random prior, with its parts as arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random priors in diffusers format for tests: small, complete, built offline in a second.
+"""Random priors in diffusers format: small, complete, built offline in a second.
 
 `toy_unet_folder(tmp_path, kind=...)` writes a folder that `load_backbone` reads like any real one. Kinds: "sd" (SD 1.5
 shape: heads of a fixed count, epsilon), "mini" (the same on two levels, for tests that compile it), "sd21" (linear

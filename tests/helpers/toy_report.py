@@ -1,4 +1,4 @@
-"""A planned table with two rows on disk, for the tests of its page: records, images and losses; quick to make.
+"""A planned table with two rows on disk for the tests of its page: records, images and losses.
 
 Values are such that every order is known: of image i of 20, row "a" has PSNR 20 + i and row "b" 40 - i, and GMSD (less
 is better) runs as PSNR does.

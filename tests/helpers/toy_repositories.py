@@ -1,4 +1,4 @@
-"""Copies of the public repositories of SD 1.5, SD 2.1, SDXL, SD3 and SD3.5 at toy width: their file names, their keys.
+"""The public repositories of SD 1.5, SD 2.1, SDXL, SD3 and SD3.5 at toy width: their file names and keys.
 
 `write_repository(folder, name)` writes one as a person finds it on the hub, with all that lies beside the prior (safety
 checker, pickled twins, onnx, flax, openvino, averages) and gives the modules that it was written from. The names are

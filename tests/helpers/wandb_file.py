@@ -1,4 +1,4 @@
-"""Reads what an offline run of wandb wrote: a file of protocol buffers in LevelDB's log format.
+"""Reads the file of an offline wandb run: protocol buffers in LevelDB's log format.
 
 After 7 bytes of header come blocks of 32 KiB; each piece in a block has a checksum (4 bytes), a length (2) and a kind
 (1: a whole record, 2 to 4: its first, middle and last piece).

@@ -1,4 +1,4 @@
-"""The shape of the package, checked over its source: import direction, sizes, empty __init__ files, light modules."""
+"""The shape of the source: import direction, sizes, empty __init__ files, light modules; where tests are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No argument of a part is accepted for nothing: each that a config can give is read somewhere. Over the source alone.
+"""Every argument that a config can give a part is read somewhere; checked over the source.
 
 An argument counts as read if its constructor does more with it than store it or refuse it, or if the attribute that it
 is stored as is read: by a method that runs for this class (one that a subclass replaces does not), or anywhere outside

@@ -1,4 +1,4 @@
-"""What is cited of the five papers is there: sections, equations, algorithms, figures, tables (papers.json).
+"""Every section, equation, algorithm, figure and table cited of the five papers exists (papers.json).
 
 A citation belongs to the work named last before it in its sentence; else to the paper that its Markdown heading or its
 file is named after; else to the work named last in the file. Citations of other works are not looked up.

@@ -1,4 +1,4 @@
-"""docs/deviations.md names only what there is: each setting, each option of a group, each file."""
+"""docs/deviations.md names only settings, options and files that exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How pages are followed (tests/helpers/doc_pages.py), and that every tutorial shows what its commands print."""
+"""Following pages (tests/helpers/doc_pages.py); every tutorial shows what its commands print."""
 
 from __future__ import annotations
 

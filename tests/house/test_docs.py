@@ -1,4 +1,4 @@
-"""The pages: links lead somewhere, pictures are there, commands name verbs, groups and options that exist."""
+"""The pages: links and pictures exist, commands name verbs, groups and options that exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every reader of a stranger's file either reads or refuses in one line: bytes turned, cut, doubled, and nonsense.
+"""Every reader of received files reads or refuses in one line: changed, cut, doubled and random bytes.
 
 `RESTORE_LAB_FUZZ=5000` tries so many inputs a reader in the place of some dozens.
 """
@@ -110,14 +110,14 @@ def parquet_bytes() -> bytes:
         (".json", TABLE.encode()),
         (".jsonl", b'{"file": "a.png", "caption": "a cat"}\n{"file": "b"}\n'),
         (".csv", b'file,caption,instruction\na.png,"a cat, asleep",Deblur\n'),
-        (".parquet", parquet_bytes()),
+        (".parquet", None),
     ],
 )
 def test_the_caption_reader_reads_or_refuses_in_one_line(suffix, whole, tmp_path) -> None:
     place = tmp_path / f"words{suffix}"
 
     @FUZZED
-    @given(damaged(whole))
+    @given(damaged(whole or parquet_bytes()))
     def check(data: bytes) -> None:
         place.write_bytes(data)
         refuses_or_reads(lambda: WordTable(place).of("a.png"))

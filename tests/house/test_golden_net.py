@@ -1,4 +1,4 @@
-"""The net sees what changed: figures apart by more than the tolerance, other counts, files of one side only."""
+"""The golden net finds changes: figures beyond the tolerance, other counts, files on one side only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A method's release and its paper differ where docs/deviations.md says, and nowhere else."""
+"""A method's `variant=release` differs from its paper where docs/deviations.md says, and nowhere else."""
 
 from __future__ import annotations
 

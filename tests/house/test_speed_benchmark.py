@@ -1,4 +1,4 @@
-"""benchmarks/speed.py: both sides compute the same, turns alternate, ratios by known numbers, every line is there."""
+"""benchmarks/speed.py: both sides compute the same and alternate; ratios of known numbers; every line is written."""
 
 from __future__ import annotations
 

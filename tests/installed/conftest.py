@@ -1,4 +1,4 @@
-"""What is built and installed for these tests: `make wheel`, and an environment for each file that it wrote."""
+"""The built files and their environments: `make wheel`, and an environment for each file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each extra, in the installed wheel, for what it is for; the make targets that get packages. `make test-extras`."""
+"""Each extra in the installed wheel, and the make targets that fetch packages: `make test-extras`."""
 
 from __future__ import annotations
 

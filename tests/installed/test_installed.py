@@ -1,4 +1,4 @@
-"""Wheel and sdist hold what the tree holds, and installed without extras do their work in an empty folder."""
+"""Wheel and sdist hold the tree's files, and work in an empty folder without extras."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Large photographs through the shipped SPIRE, each in a process of its own: memory does not grow with the image."""
+"""Large photographs through the shipped SPIRE, one process each: memory does not grow with the image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every setting, typed: a seeded sample of the cases of tests/contract/test_every_setting.py through the whole command.
+"""Typed settings: a seeded sample of the cases of tests/contract/test_every_setting.py through the command.
 
 RESTORE_LAB_CASES is how many for each verb, "all" for all that the annotations take.
 """

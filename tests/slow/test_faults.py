@@ -1,4 +1,4 @@
-"""Faults done to real commands (tests/helpers/faults.py): each ends in one line, and nothing that is done is lost."""
+"""Faults done to real commands (tests/helpers/faults.py): each ends in one line, and no finished work is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every table at `scale=full` plans, and what its conditions measure is read from toy copies of the layouts."""
+"""Every table at `scale=full` plans, and reads its conditions' data from toy copies."""
 
 from __future__ import annotations
 

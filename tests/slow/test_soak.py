@@ -1,4 +1,4 @@
-"""Long runs hold what they held: `tests.helpers.soak` in a few rounds, and two hundred starts of the data workers."""
+"""Long runs leak nothing: `tests.helpers.soak` in a few rounds, and two hundred starts of the data workers."""
 
 from __future__ import annotations
 

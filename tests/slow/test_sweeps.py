@@ -1,4 +1,4 @@
-"""Sweeps and `restore-lab table`, as typed: a folder a job, nothing made twice, failures named.
+"""Sweeps and `restore-lab table`, typed: a folder per job, nothing made twice, failures named.
 
 Some forty processes, each of which imports everything: ten minutes. The parts are tested in
 tests/unit/tables and in tests/contract: test_tables_killed.py, test_processes.py and test_launchers.py.

@@ -1,4 +1,4 @@
-"""The priors' own training: tokenizer, codec normalisation, and folders that transformers and diffusers read."""
+"""The training of the shipped priors: tokenizer, codec normalisation, folders that the libraries read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages: wandb offline as it is written to disk, and what trainings and records show on any logger."""
+"""Loggers: wandb's offline files, and what trainings and records log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What XLA was made to do: programs compiled, and operations that it left to the host, whose result it waits for."""
+"""Counts XLA's work: programs compiled, and operations left to the host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each method on XLA: steps and sampling that compile nothing after the first ones, and say what a CPU says.
+"""Each method on XLA: steps and sampling compile nothing after the first, and equal the CPU's results.
 
 The modules are driven directly, as Lightning's trainer would: its TPU accelerator refuses XLA's CPU device.
 """

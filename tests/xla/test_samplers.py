@@ -1,4 +1,4 @@
-"""Every sampler with every kind of fidelity guidance on XLA: the model is one program, later images need no new one."""
+"""Every sampler with every fidelity guidance on XLA: the model is one program, and later images need no other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`trainer=tpu` through Lightning's own trainer, told that XLA's CPU device is a TPU core; stopped and resumed."""
+"""`trainer=tpu` through Lightning's trainer, with XLA's CPU device as a TPU core; stopped and resumed."""
 
 from __future__ import annotations
 

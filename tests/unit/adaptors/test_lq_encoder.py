@@ -1,4 +1,4 @@
-"""SUPIR's robust encoder: starts as the codec's, learns without going dark, is stored and read back whole."""
+"""SUPIR's robust encoder: starts as the codec's, learns without darkening, round-trips."""
 
 from __future__ import annotations
 

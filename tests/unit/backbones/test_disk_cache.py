@@ -1,4 +1,4 @@
-"""What encoders say, kept on disk: the values that would be computed, by content, and no more than may be held."""
+"""The disk cache of encodings: values equal computed ones, are keyed by content, and are bounded."""
 
 from __future__ import annotations
 

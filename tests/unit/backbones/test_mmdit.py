@@ -1,4 +1,4 @@
-"""The MM-DiT: its loop against diffusers' own forward, bit for bit; taps, positions, compilation and loading."""
+"""The MM-DiT: its loop against diffusers' forward, bit for bit; taps, positions, compilation and loading."""
 
 from __future__ import annotations
 

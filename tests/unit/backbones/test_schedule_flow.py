@@ -1,4 +1,4 @@
-"""Flow matching: times, targets, conversions, and losses taken in another prediction than the prior's."""
+"""Flow matching: times, targets, conversions, and losses in another prediction than the prior's."""
 
 from __future__ import annotations
 

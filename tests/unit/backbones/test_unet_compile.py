@@ -1,4 +1,4 @@
-"""The backbone with an adaptor-like edit compiles as one graph and does not recompile from step to step."""
+"""The UNet with an adaptor-like edit compiles as one graph, without recompilation between steps."""
 
 from __future__ import annotations
 

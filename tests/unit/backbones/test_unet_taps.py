@@ -1,4 +1,4 @@
-"""The loop against diffusers' own forward, bit for bit; the taps against what the edit is shown."""
+"""The UNet's loop against diffusers' forward, bit for bit; the taps against what an edit gets."""
 
 from __future__ import annotations
 

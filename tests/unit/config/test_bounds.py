@@ -1,4 +1,4 @@
-"""A config of somebody's own that stands for more than it should is refused before Hydra reads it."""
+"""A config that expands to more than its bound is refused before Hydra reads it."""
 
 from __future__ import annotations
 

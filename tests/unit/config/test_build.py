@@ -1,4 +1,4 @@
-"""build(): what it makes, and what it refuses before it makes anything."""
+"""build(): what it builds, and what it refuses before building anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`callbacks=` by name, as lightning-hydra-template has them, in a list, from a folder of one's own, and mistakes."""
+"""`callbacks=` by name, in a list, from a config folder of the user's, and mistakes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A composed config is looked at before anything loads: one line with the value, what is expected, the nearest name."""
+"""A composed config is checked before anything loads: one line with value, expectation and nearest name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pairs without a meaning are refused from the config alone, in one line that says what would work; and that works."""
+"""Incompatible parts are refused from the config, in one line that names parts that work; and those work."""
 
 from __future__ import annotations
 

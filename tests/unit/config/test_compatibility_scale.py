@@ -1,4 +1,4 @@
-"""A scale follows the prior that is named, a method's numbers win over a scale's, and a mixture is said in one line."""
+"""A scale follows the prior, a method's numbers win over a scale's, and a mixture is named in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configs from Python are those of the command line, and weights bring along the parts that they were trained with."""
+"""Configs composed in Python equal the command line's, and weights bring the parts that they were trained with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A group's second name (eval_data, eval_degradation) works wherever Hydra takes a group; no link stands for it."""
+"""The group aliases eval_data and eval_degradation work wherever Hydra takes a group, without symlinks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a manifest from elsewhere may set: exact keys, options of the package, nothing of the person's machine."""
+"""What a received manifest may set: exact keys, options of the package, nothing of the user's machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A number that is typed for a training in which nothing reads it is refused, in one line."""
+"""A typed number that nothing in the training reads is refused in one line."""
 
 from __future__ import annotations
 

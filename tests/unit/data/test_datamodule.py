@@ -1,4 +1,4 @@
-"""The data module: batches are a function of (seed, epoch, index), whatever the workers or interruptions."""
+"""The data module: batches are a function of (seed, epoch, index), for any workers or interruptions."""
 
 from __future__ import annotations
 

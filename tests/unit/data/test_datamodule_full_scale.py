@@ -1,4 +1,4 @@
-"""What `scale=full` trains on: each method's data, from toy copies of the public layouts, as batches with an LQ."""
+"""Training data at `scale=full`: each method's, from toy copies of the public layouts, as batches with an LQ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A photograph keeps what its file held: levels, opacity, greyness, EXIF, profile; and stands upright."""
+"""A photograph keeps its file's levels, opacity, greyness, EXIF and profile, and is upright."""
 
 from __future__ import annotations
 

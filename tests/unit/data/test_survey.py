@@ -1,4 +1,4 @@
-"""What is said of training images before the first step, and which of them are left out; and of files with frames."""
+"""The survey of training images before the first step: what is reported and skipped; files with frames."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts of a test set: the first so many, scaled, random squares; and pairs that say what was done to them."""
+"""Crops of a test set: the first images, scaled, random squares; labelled pairs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The degradation-aware decoder: Eq. (5), what it starts as, its losses, how it is trained and stored."""
+"""The degradation-aware decoder: Eq. (5), its initial state, losses, training and storage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What words say was done, done again: the same degradation, the same words; and what tells invented from recovered."""
+"""Instructions parse into the recipe that they describe; consistency of a restored image with its LQ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pipelines of conf/degradation: draws against the papers' numbers, replay, independence from the batch, words."""
+"""The pipelines of conf/degradation: draws against the papers' numbers, replay, independence of the batch, words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every kind of step of every `conf/degradation` pipeline is called by its name wherever kinds are spoken of."""
+"""Every kind of step of every `conf/degradation` pipeline has its name wherever kinds are named."""
 
 from __future__ import annotations
 

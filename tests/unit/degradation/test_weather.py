@@ -1,4 +1,4 @@
-"""The eight degradations: their laws in closed form, what they leave alone, their labels and their recipes."""
+"""The eight degradations: their laws in closed form, what they leave unchanged, their labels and recipes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`restore-lab evaluate`: its rows, its prompt sets, what it leaves out, its record and its picture."""
+"""`restore-lab evaluate`: its rows, prompt sets, skipped images, record and picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics named after a script are that script's: pyiqa's, BasicSR's, scikit-image's and torchmetrics' own numbers.
+"""Metrics named after a script equal it: pyiqa's, BasicSR's, scikit-image's and torchmetrics' numbers.
 
 Images are 8-bit as saved files are, a dozen of them: noise against a picture, negatives (whose structure is negative),
 greys, flat colours, odd sizes, saturated corners.

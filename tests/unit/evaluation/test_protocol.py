@@ -1,4 +1,4 @@
-"""Protocols and columns: what is cut, converted and rounded, and what may share a column."""
+"""Protocols and columns: cropping, conversion, rounding, and what may share a column."""
 
 from __future__ import annotations
 

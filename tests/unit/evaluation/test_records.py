@@ -1,4 +1,4 @@
-"""Records: round trip, wholeness, rendering."""
+"""Records: round trip, completeness, rendering."""
 
 from __future__ import annotations
 

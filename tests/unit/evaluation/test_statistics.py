@@ -1,4 +1,4 @@
-"""The interval of a difference: its coverage over many synthetic tables, its closed forms, and what it refuses."""
+"""The interval of a difference: its coverage over many synthetic tables, closed forms, refusals."""
 
 from __future__ import annotations
 

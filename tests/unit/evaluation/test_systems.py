@@ -1,4 +1,4 @@
-"""Other people's systems: folders of their outputs and pixel models' weights, measured as a method is."""
+"""External systems: folders of their outputs and weights of pixel models, measured as methods are."""
 
 from __future__ import annotations
 

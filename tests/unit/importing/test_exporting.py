@@ -1,4 +1,4 @@
-"""Exports: a diffusers pipeline loads what we write, and its image is ours; what has no format says so."""
+"""Exports: a diffusers pipeline loads them and gives our image; methods without a format are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""InstantIR's three files: read in their original layout, they compute what they computed around diffusers' UNet."""
+"""InstantIR's three files, read in their original layout, compute the original's outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ControlNets, DiffBIR's IRControlNet and LoRAs; what is recognised, what is refused, and that no pickle is run."""
+"""ControlNets, DiffBIR's IRControlNet and LoRAs; what is recognised and refused; no pickle is run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""StableSR's feature wrapping: its autoencoder's layout imports whole and decodes as it decoded there."""
+"""StableSR's feature wrapping: its autoencoder's layout imports whole and decodes the original's image."""
 
 from __future__ import annotations
 

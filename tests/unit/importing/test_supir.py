@@ -1,4 +1,4 @@
-"""SUPIR's checkpoint: the public layout at toy width imports whole and computes what it computed there."""
+"""SUPIR's checkpoint: the public layout at toy width imports whole and computes the original's output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A person's own folder: what is kept, what is done twice (nothing), what is refused, what is lost (nothing)."""
+"""Restoring a user's folder: what is kept, refused and never lost; nothing is done twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory plans: results stay, parts come in turn, offloaded layers come by themselves, quantised weights are near."""
+"""Memory plans: equal results, parts in turn, offloaded layers, nearly equal quantised weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`restore-lab describe` at full scale, on the meta device: the counts that the papers and their releases have."""
+"""`restore-lab describe` at full scale, on the meta device: the counts of the papers and their releases."""
 
 from __future__ import annotations
 

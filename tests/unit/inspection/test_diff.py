@@ -1,4 +1,4 @@
-"""`restore-lab diff`: the first place where two runs part, and nowhere before it."""
+"""`restore-lab diff`: the first place where two runs differ, and none before it."""
 
 from __future__ import annotations
 

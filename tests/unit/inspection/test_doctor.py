@@ -1,4 +1,4 @@
-"""`restore-lab doctor`: what is there, what is missing and how to get it, memory counted on the meta device."""
+"""`restore-lab doctor`: what is present, what is missing and how to get it, memory on the meta device."""
 
 from __future__ import annotations
 

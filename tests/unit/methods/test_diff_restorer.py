@@ -1,4 +1,4 @@
-"""Diff-Restorer at toy size: what CLIP sees, the three losses and their ablations, what is trained and stored."""
+"""Diff-Restorer at toy size: CLIP's input, the three losses and their ablations, training and storage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DRA: the chain of adapters and its stream, zero start, counts by formula, LQs as their own targets, checkpointing."""
+"""DRA: the chain of adapters and its stream, zero start, counts, LQs as their own targets, checkpointing."""
 
 from __future__ import annotations
 

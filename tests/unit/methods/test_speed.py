@@ -1,4 +1,4 @@
-"""What makes a method faster changes neither what it computes, nor the names of its weights, nor an identity."""
+"""Speed options change no result, no name of a weight and no identity."""
 
 from __future__ import annotations
 

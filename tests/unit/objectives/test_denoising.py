@@ -1,4 +1,4 @@
-"""The denoising loss: zero for a perfect model, uniform timesteps, noise that belongs to the sample."""
+"""The denoising loss: zero for a perfect model, uniform timesteps, noise per sample."""
 
 from __future__ import annotations
 

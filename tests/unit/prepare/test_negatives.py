@@ -1,4 +1,4 @@
-"""Negative samples: filled, continued, mixed into training; the sampler that starts halfway."""
+"""Negative samples: filling, resuming, mixing into training; the sampler with a partial start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Free photographs out of packages: the manifest, the tiles, captions, and a package that holds something else."""
+"""Free photographs from packages: the manifest, tiles, captions, and packages with other content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tiny_dino's training: what the student is taught, what is trained, the exported folder, and the shipped weights."""
+"""tiny_dino's training: the student's targets, trained parts, the exported folder, the shipped weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Captions by image-text-to-text models of the classes that people use, with random weights; the pass; the verb."""
+"""Captions by image-text-to-text models of the common classes with random weights; the pass; the verb."""
 
 from __future__ import annotations
 

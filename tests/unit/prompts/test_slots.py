@@ -1,4 +1,4 @@
-"""The prompt slots: what each source says, and dropout from the samples' own seeds."""
+"""The prompt slots: each source's texts, and dropout from the samples' seeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The EDM sampler against a few-line reference, fidelity guidance, guidance forms, strength and colour."""
+"""The EDM sampler against a short reference; fidelity guidance, forms of guidance, strength and colour."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fidelity guidance over every scheduler and prediction type: RSS, AdaRes on hand-made trajectories; flows' solvers."""
+"""Fidelity guidance with every scheduler and prediction type: RSS, AdaRes; solvers of flows."""
 
 from __future__ import annotations
 

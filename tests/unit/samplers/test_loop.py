@@ -1,4 +1,4 @@
-"""The sampling loop: exact with an oracle, guided as the formula says, independent of the batch."""
+"""The sampling loop: exact with an oracle, guided by the formula, independent of the batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where each sampler's steps stand: every spacing of every `conf/sampler` yaml, on both families of priors."""
+"""Where each sampler's steps are: every spacing of every `conf/sampler` file, on both families of priors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sampling in tiles: exact where the model is local, bit-identical where one tile holds all; what tiles are told."""
+"""Sampling in tiles: exact for a local model, bit-identical for one tile; the conditions of a tile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a command may write over: nothing but what it wrote itself."""
+"""A command overwrites only what it wrote."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Code of outside packages is part of an identity: an edited loss makes other weights, and the line says which file."""
+"""Code of outside packages is part of an identity: an edit makes other weights, and is named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one walk over folders: links, loops, order, what is passed over; and keys, no two alike."""
+"""The one walk over folders: links, loops, order, skipped paths; distinct keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What torch-xla asks for, as far as it shows without it: versions, trainer settings, degradation in the workers."""
+"""torch-xla's requirements, as far as they can be tested without it: versions, trainer settings, data workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A table's workspace and report: which pages stand behind which row, and what is asked for without an account."""
+"""A table's wandb workspace and report: the runs of each row, and what is needed without an account."""
 
 from __future__ import annotations
 

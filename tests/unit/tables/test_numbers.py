@@ -1,4 +1,4 @@
-"""The numbers of a table besides the method's own row: prompt sets, codecs, descriptions, facts of jobs."""
+"""Where a table's numbers come from: prompt sets, codecs, descriptions, facts of jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of `restore-lab report`: what is in it, and that it is whole."""
+"""The page of `restore-lab report`: its content, and that it is self-contained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Planning tables: identities as the commands themselves will find them, and what is shared."""
+"""Planning tables: identities equal those of the commands; shared jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a table makes first: captions and trainings behind a training, behind an evaluation; shared; by name."""
+"""What a table makes first: captions and trainings that trainings and evaluations need; shared, by name."""
 
 from __future__ import annotations
 

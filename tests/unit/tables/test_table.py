@@ -1,4 +1,4 @@
-"""Tables: what their files may say, which cells are marked, what claims come to, and the formats."""
+"""Tables: their files, marked cells, claims, and formats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training's checkpoints, weights and losses: damage is found, said, and costs no more than it must."""
+"""A training's checkpoints, weights and losses: damage is found, named, and costs little."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`precision=bf16-true`: what is trained is in bfloat16 with its moments, what is frozen or comes in is as it was."""
+"""`precision=bf16-true`: trained parts and moments in bfloat16, frozen parts and inputs unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training's machinery: average, learning rates, history, checkpoints, weights, stages."""
+"""Training: average, learning rates, history, checkpoints, weights, stages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings of Lightning's Trainer: each argument is classified, and counts in an identity as its class says."""
+"""The settings of Lightning's Trainer: each is classified, and counts in an identity by its class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The MM-DiT's trunk against the prior's own features and diffusers' ControlNet; where its controls are heard."""
+"""The MM-DiT's trunk against the prior's features and diffusers' ControlNet; where its controls are added."""
 
 from __future__ import annotations
 

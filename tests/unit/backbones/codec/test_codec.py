@@ -1,4 +1,4 @@
-"""The codec against diffusers' own encode and decode, and its normalisation in closed form."""
+"""The codec against diffusers' encode and decode, and its normalisation in closed form."""
 
 from __future__ import annotations
 

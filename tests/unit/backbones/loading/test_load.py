@@ -1,4 +1,4 @@
-"""Loading a backbone: what comes out, the shipped configs against published sizes, and the messages for bad input."""
+"""Loading a backbone: its parts, the shipped configs against published sizes, messages for bad input."""
 
 from __future__ import annotations
 

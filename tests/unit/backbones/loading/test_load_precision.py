@@ -1,4 +1,4 @@
-"""Precision per part: what each part's weights are in, and what stays in the type that it stands."""
+"""Precision per part: the dtype of each part's weights, and what stays in float32."""
 
 from __future__ import annotations
 

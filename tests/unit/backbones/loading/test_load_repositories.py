@@ -1,4 +1,4 @@
-"""Folders laid out as the public repositories load, from a path and from the hub's cache; no pickle is opened."""
+"""Public repositories' layouts load from a path and from the hub's cache; no pickle is opened."""
 
 from __future__ import annotations
 

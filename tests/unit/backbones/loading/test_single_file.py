@@ -1,4 +1,4 @@
-"""Checkpoints in one file, in the layouts of SD 1.5, SD 2.1, SDXL, SD3 and SD3.5: the same prior as the folder's."""
+"""Single-file checkpoints of SD 1.5, SD 2.1, SDXL, SD3 and SD3.5 load the prior of the folder."""
 
 from __future__ import annotations
 

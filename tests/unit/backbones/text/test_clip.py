@@ -1,4 +1,4 @@
-"""Text conditions against diffusers' own encode_prompt; the memory of encoded texts."""
+"""Text conditions against diffusers' encode_prompt; the memory of encoded texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SD3's three text encoders against diffusers' own encode_prompt; what is absent says zeros; the memory of texts."""
+"""SD3's three text encoders against diffusers' encode_prompt; absent encoders give zeros; the memory of texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders of images and the captions beside them."""
+"""Folders of images, and the captions next to them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Public datasets by name: a toy copy of every layout is read, and what is wrong with a copy is said."""
+"""Public datasets by name: a toy copy of every layout is read, and errors of a copy are named."""
 
 from __future__ import annotations
 

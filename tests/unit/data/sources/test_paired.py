@@ -1,4 +1,4 @@
-"""Pairing rules, and what comes of pairs."""
+"""Pairing rules and their pairs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The photographs inside scikit-image: they load offline, and crops lie where they should."""
+"""The photographs of scikit-image: they load offline, and crops are at their places."""
 
 from __future__ import annotations
 

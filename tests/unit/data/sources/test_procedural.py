@@ -1,4 +1,4 @@
-"""Procedural scenes: a function of (seed, index), captions that name what is there, sizes, errors."""
+"""Procedural scenes: a function of (seed, index), captions that name their content, sizes, errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards: what is packed is read again, each sample once an epoch whoever reads, and hostile tars are refused."""
+"""Shards: packed samples are read back, each once per epoch by any readers, and hostile tars are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CLIP metrics on a random CLIPModel folder: against transformers' own forward, and what is said when it is absent."""
+"""CLIP metrics on a random CLIPModel folder, against transformers' forward; the message when it is absent."""
 
 from __future__ import annotations
 

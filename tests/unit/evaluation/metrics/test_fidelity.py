@@ -1,4 +1,4 @@
-"""PSNR, SSIM, MS-SSIM and the Frechet distance against references of others; the suite's bookkeeping."""
+"""PSNR, SSIM, MS-SSIM and the Frechet distance against other implementations; the suite's bookkeeping."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""KID: its value pair by pair, its bias, and what its interval says."""
+"""KID: its value over pairs, its bias, and its interval."""
 
 from __future__ import annotations
 

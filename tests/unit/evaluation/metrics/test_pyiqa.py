@@ -1,4 +1,4 @@
-"""pyiqa's metrics without weights at the sizes we evaluate; the pre-flight check of those that need some."""
+"""pyiqa's metrics without weights at the sizes of evaluation; the pre-flight check of those with weights."""
 
 from __future__ import annotations
 

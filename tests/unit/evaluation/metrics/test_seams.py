@@ -1,4 +1,4 @@
-"""The seam metric in closed form: a ramp has none, a jump of known height at the edges scores what it must."""
+"""The seam metric in closed form: 0 for a ramp, the height for a jump at the edges."""
 
 from __future__ import annotations
 
