@@ -1,8 +1,8 @@
 """The allowlist of overrides in an untrusted manifest: keys with their kinds, groups, and exclusions.
 
 Settings that the weights' network needs, and its author's sampling settings, are added here; paths, hub ids, caches,
-classes and outputs never are (tests/unit/config/test_received.py). Numbers have an upper bound, which bounds memory and
-time.
+classes and outputs never are (tests/unit/config/test_manifest_overrides.py). Numbers have an upper bound, which bounds
+memory and time.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from restore_lab.objectives.consistency import Distillation
-    from restore_lab.prompts.slots import Dropout
+    from restore_lab.prompts.dropout import Dropout
     from restore_lab.types import Batch
 
 

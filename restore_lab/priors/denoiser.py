@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from restore_lab.objectives.denoising import Denoising
-    from restore_lab.prompts.slots import Dropout
+    from restore_lab.prompts.dropout import Dropout
     from restore_lab.types import Batch
 
 

@@ -1,22 +1,20 @@
 """All prompt slots: from a batch to a `Prompt`. `prompt=spire` fills them as the paper does.
 
 semantic -> text condition of the frozen prior; negative -> unconditional branch of classifier-free guidance;
-instruction -> text condition of the adaptor's trunk. In training each sample's texts are dropped (replaced by the
-empty string) by random numbers from the sample's own seed.
+instruction -> text condition of the adaptor's trunk. In training each sample's texts are dropped
+(dropout.py).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from restore_lab.config.kinds import Share
-from restore_lab.config.validate import check_arguments
-from restore_lab.random import uniform
 from restore_lab.types import Prompt
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from restore_lab.prompts.dropout import Dropout
     from restore_lab.prompts.visual import ClipVision, DinoVision
     from restore_lab.types import Batch
 
@@ -25,31 +23,6 @@ class TextSource(Protocol):
     """Maps a batch to one text per image."""
 
     def __call__(self, batch: Batch) -> tuple[str, ...]: ...
-
-
-@check_arguments
-class Dropout:
-    """Condition dropout per sample: of each slot independently (SPIRE: semantic 0.1, instruction 0), or of all at once.
-
-    Args:
-        semantic: probability for the semantic slot.
-        instruction: probability for the instruction slot.
-        together: probability that all slots are dropped, drawn independently of the others.
-        visual: probability for the visual slot, which then has the features of a black image (InstantIR).
-    """
-
-    def __init__(self, *, semantic: Share, instruction: Share, together: Share = 0.0, visual: Share = 0.0) -> None:
-        self.p = {"semantic": semantic, "instruction": instruction, "visual": visual}
-        self.together = together
-
-    def __call__(self, texts: tuple[str, ...], batch: Batch, *, slot: str) -> tuple[str, ...]:
-        """The texts of a slot ("semantic" or "instruction"), the dropped ones empty."""
-        return tuple("" if drop else text for drop, text in zip(self.mask(batch, slot=slot), texts, strict=True))
-
-    def mask(self, batch: Batch, *, slot: str) -> list[bool]:
-        """Whether a slot is dropped, per image."""
-        own, shared = (uniform(batch.seed, f"dropout {name}").tolist() for name in (slot, "together"))
-        return [a < self.p[slot] or b < self.together for a, b in zip(own, shared, strict=True)]
 
 
 class PromptSources:

@@ -14,9 +14,10 @@ from restore_lab.adaptors.trunk.build import trunk
 from restore_lab.backbones.schedule import Schedule
 from restore_lab.methods.module import RestorationModule
 from restore_lab.objectives.denoising import Denoising
+from restore_lab.prompts.dropout import Dropout
 from restore_lab.prompts.instruction import FromRecipe
 from restore_lab.prompts.semantic import Caption
-from restore_lab.prompts.slots import Dropout, PromptSources
+from restore_lab.prompts.slots import PromptSources
 from restore_lab.samplers.colour import keep
 from restore_lab.samplers.fidelity.base import FidelityGuidance, Prediction
 from restore_lab.samplers.guidance import ClassifierFree

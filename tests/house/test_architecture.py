@@ -338,6 +338,61 @@ def test_the_check_knows_existing_targets() -> None:
     assert not exists("restore_lab.nothing.Recipe")
 
 
+# The home of a config group whose name is not the plural of a package's: a module or a package.
+HOMES = {
+    "adaptor/reference": "methods.reference",  # it samples with the prior
+    "backbone": "backbones.loading",
+    "data": "data.sources",
+    "degradation": "degradation",
+    "data/rule": "data.sources.paired",
+    "lq_encoder": "adaptors.lq_encoder",
+    "memory": "inference.memory",
+    "metrics": "evaluation",
+    "prompt/instruction": "prompts",  # with the texts of any slot, in semantic.py
+    "prompt/semantic": "prompts",
+    "protocol": "evaluation.protocol",
+}
+
+
+def home_of(group: str) -> str:
+    """The module or package that a config group's parts come from: sampler/fidelity -> samplers.fidelity."""
+    first, *rest = group.split("/")
+    for count in range(len(rest), -1, -1):
+        known = HOMES.get("/".join([first, *rest[:count]]))
+        if known is not None:
+            return known
+        place = ".".join([f"{first}s", *rest[:count]])
+        folder = PACKAGE.joinpath(*place.split("."))
+        if folder.is_dir() or folder.with_suffix(".py").is_file():
+            return place
+    return f"{first}s"
+
+
+@functools.cache
+def built() -> dict[Path, str]:
+    """The options of config groups that build a part of the package, and their targets."""
+    nodes = {path: yaml.safe_load(path.read_text(encoding="utf-8")) or {} for path in sorted(CONF.rglob("*/*.yaml"))}
+    targets = {path: node["_target_"] for path, node in nodes.items() if "_target_" in node}
+    return {path: target for path, target in targets.items() if target.startswith(f"{PACKAGE.name}.")}
+
+
+@pytest.mark.parametrize("path", built(), ids=lambda path: path.relative_to(CONF).as_posix())
+def test_an_option_stands_where_its_part_does(path) -> None:
+    """In the group of its part's package, and an option with a module's name builds that module's part."""
+    home = f"{PACKAGE.name}.{home_of(path.relative_to(CONF).parent.as_posix())}."
+    target = built()[path]
+    assert target.startswith(home), f"{target} is not in {home}; move it, or add the group to HOMES"
+    folder = PACKAGE.joinpath(*home.split(".")[1:-1])
+    same_name = f"{home}{path.stem}."
+    if (folder / f"{path.stem}.py").is_file() and any(other.startswith(same_name) for other in built().values()):
+        assert target.startswith(same_name)
+
+
+def test_the_homes_of_groups() -> None:
+    assert home_of("sampler/fidelity") == "samplers.fidelity" and home_of("sampler/colour") == "samplers.colour"
+    assert home_of("objective") == "objectives" and home_of("backbone/full") == "backbones.loading"
+
+
 def test_every_verb_is_small_and_has_a_config() -> None:
     from restore_lab.cli.main import NOT_VERBS, verbs
 

@@ -19,8 +19,9 @@ from restore_lab.degradation.vocabulary import LABELS
 from restore_lab.methods.diff_restorer import DiffRestorer, degradation_loss
 from restore_lab.methods.weights import weights_file
 from restore_lab.objectives.denoising import Denoising
+from restore_lab.prompts.dropout import Dropout
 from restore_lab.prompts.semantic import NoText
-from restore_lab.prompts.slots import Dropout, PromptSources
+from restore_lab.prompts.slots import PromptSources
 from restore_lab.prompts.visual import ClipVision
 from restore_lab.samplers.tiling import Gaussian
 from restore_lab.types import Batch

@@ -18,7 +18,8 @@ from restore_lab.methods.dra import LqTargets
 from restore_lab.methods.instantir import DcpTraining, PreviewerTraining
 from restore_lab.methods.reference import Reference
 from restore_lab.objectives.consistency import Distillation, boundary, consistency_function, solver_step
-from restore_lab.prompts.slots import Dropout, PromptSources
+from restore_lab.prompts.dropout import Dropout
+from restore_lab.prompts.slots import PromptSources
 from restore_lab.random import noise_like
 from restore_lab.samplers.fidelity.adares import AdaRes
 from restore_lab.samplers.fidelity.base import Steer

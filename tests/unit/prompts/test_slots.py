@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from restore_lab.prompts.dropout import Dropout
 from restore_lab.prompts.instruction import Blind, FromRecipe
 from restore_lab.prompts.semantic import Caption, FixedText, NoText, ShuffledCaption
-from restore_lab.prompts.slots import Dropout, PromptSources
+from restore_lab.prompts.slots import PromptSources
 from restore_lab.types import REMOVE_ALL, Batch, Recipe
 from tests.helpers.toy_methods import recipe_of
 from tests.helpers.toy_priors import toy_dino

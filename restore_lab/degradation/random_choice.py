@@ -1,8 +1,8 @@
-"""A mixture of degradation pipelines: one is drawn per image by its weight, and draws the recipe.
+"""A random choice of degradation pipelines: one is drawn per image by its weight, and draws the recipe.
 
 SPIRE, Algorithm 1: type <- RANDCHOICE(Real-ESRGAN, Param), with equal probability. The recipe has the name of the
 chosen pipeline.
-Selected by degradation=spire. (degradation=mixture is SUPIR's fixed test degradation, see fixed.py.)
+`degradation=spire|robust`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from restore_lab.types import Recipe
 
 
 @check_arguments
-class Mixture(Pipeline):
+class RandomChoice(Pipeline):
     """Pipelines by name, with unnormalised weights.
 
     Raises:
