@@ -113,11 +113,11 @@ def _map_choices(overrides: defaults_list.Overrides, defaults: list[InputDefault
 _merged: dict[tuple[Any, ...], bytes] = {}
 
 
-def _merge(loader: ConfigLoaderImpl, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
+def _merge(self: ConfigLoaderImpl, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
     """Hydra's merge of a defaults list, made once for the same versions of the same files."""
     key = tuple((one.config_path, one.package, one.primary, _version(one, repo)) for one in defaults)
     if key not in _merged:
-        _merged[key] = pickle.dumps(_hydra_merge(loader, defaults, repo))
+        _merged[key] = pickle.dumps(_hydra_merge(self, defaults, repo))
     return pickle.loads(_merged[key])
 
 

@@ -33,7 +33,7 @@ def ddim(
     """
     if isinstance(schedule, FlowMatching):
         return euler_flow(schedule, flow_spacing=flow_spacing)
-    from diffusers import DDIMScheduler
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     scheduler = DDIMScheduler(
         **_spaced_betas(schedule, timestep_spacing, steps_offset), clip_sample=False, set_alpha_to_one=True
@@ -47,7 +47,7 @@ def ddpm(
     """DDPM's ancestral sampling, as in InstantIR's release; for a flow prior `lcm`, with fresh noise in every step."""
     if isinstance(schedule, FlowMatching):
         return lcm(schedule, original_steps=schedule.num_train_timesteps, flow_spacing=flow_spacing)
-    from diffusers import DDPMScheduler
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     scheduler = DDPMScheduler(**_spaced_betas(schedule, timestep_spacing, steps_offset), clip_sample=False)
     return _checked(scheduler, schedule)
@@ -60,7 +60,7 @@ def unipc(
 
     It works in log SNR, which is minus infinity at zero terminal SNR; diffusers' lower bound of alpha is used there.
     """
-    from diffusers import UniPCMultistepScheduler
+    from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
     scheduler = UniPCMultistepScheduler(**_multistep(schedule, timestep_spacing, steps_offset))
     return _placed(scheduler, schedule, flow_spacing)
@@ -70,7 +70,7 @@ def dpmpp(
     schedule: Schedule, *, timestep_spacing: Spacing, steps_offset: int = 0, flow_spacing: FlowSpacing = "own"
 ) -> Any:
     """DPM-Solver++ 2M (Lu et al. 2022)."""
-    from diffusers import DPMSolverMultistepScheduler
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
     scheduler = DPMSolverMultistepScheduler(
         **_multistep(schedule, timestep_spacing, steps_offset), algorithm_type="dpmsolver++"
@@ -88,7 +88,7 @@ def euler_flow(
     """Euler along the flow, with the prior's shift; DDIM for a variance-preserving prior."""
     if not isinstance(schedule, FlowMatching):
         return ddim(schedule, timestep_spacing=timestep_spacing, steps_offset=steps_offset)
-    from diffusers import FlowMatchEulerDiscreteScheduler
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
     scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=schedule.num_train_timesteps, shift=schedule.shift)
     return _placed(scheduler, schedule, flow_spacing)
@@ -112,11 +112,11 @@ def lcm(
         flow_spacing: spacing of the steps for a flow prior.
     """
     if isinstance(schedule, FlowMatching):
-        from diffusers import FlowMatchLCMScheduler
+        from diffusers.schedulers.scheduling_flow_match_lcm import FlowMatchLCMScheduler
 
         scheduler = FlowMatchLCMScheduler(num_train_timesteps=schedule.num_train_timesteps, shift=schedule.shift)
         return _placed(scheduler, schedule, flow_spacing)
-    from diffusers import LCMScheduler
+    from diffusers.schedulers.scheduling_lcm import LCMScheduler
 
     scheduler: Any = LCMScheduler(
         **_betas(schedule), original_inference_steps=original_steps, clip_sample=False, set_alpha_to_one=True

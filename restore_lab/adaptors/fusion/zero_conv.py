@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 class Pointwise(nn.Conv2d):
     """A 1x1 convolution; for channels-last maps, such as an MM-DiT's tokens, computed as a faster matrix product."""
 
-    def forward(self, map_BCHW: Tensor) -> Tensor:
-        if map_BCHW.is_contiguous() or not map_BCHW.is_contiguous(memory_format=torch.channels_last):
-            return super().forward(map_BCHW)
-        map_BHWC = functional.linear(map_BCHW.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias)
-        return map_BHWC.permute(0, 3, 1, 2)
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (as in Conv2d)
+        if input.is_contiguous() or not input.is_contiguous(memory_format=torch.channels_last):
+            return super().forward(input)
+        out_BHWC = functional.linear(input.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias)
+        return out_BHWC.permute(0, 3, 1, 2)
 
 
 def zero_conv(inputs: int, outputs: int, *, size: int = 1, like: Tensor | None = None) -> nn.Conv2d:
