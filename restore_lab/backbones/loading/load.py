@@ -75,30 +75,25 @@ def load_backbone(
     prior = find_prior(as_list(path), family=family, meta=meta, config_path=config_path, without=without)
     denoiser = _diffusers_part(prior, DENOISERS[family], dtype=DTYPES[dtype], meta=meta)
     vae = _codec(prior, codec_path, dtype=DTYPES[codec_dtype or dtype], meta=meta)
-    disk: DiskCache | None = None
-    if cache_dir is not None and not meta:
-        disk = _disk_cache(prior, codec_path, folder=cache_dir, gigabytes=cache_gigabytes)
+    disk = None if meta else _disk_cache(prior, codec_path, folder=cache_dir, gigabytes=cache_gigabytes)
     codec, schedule = Codec(vae, disk=disk if cache_latents else None), load_schedule(prior)
     cache_bytes = CACHE_BYTES if cache_text else 0
-    settings: dict[str, Any] = {
-        "dtype": DTYPES[text_dtype or dtype],
-        "meta": meta,
-        "cache_bytes": cache_bytes,
-        "disk": disk,
-    }
+    options: Any = {"dtype": DTYPES[text_dtype or dtype], "meta": meta, "cache_bytes": cache_bytes, "disk": disk}
     if family == "mmdit":
         from restore_lab.backbones.mmdit import MMDiTBackbone
 
-        text = load_triple_text(prior, transformer=denoiser, without=without, t5_length=t5_length, **settings)
+        text = load_triple_text(prior, transformer=denoiser, without=without, t5_length=t5_length, **options)
         return MMDiTBackbone(transformer=denoiser, codec=codec, text=text, schedule=schedule)
     from restore_lab.backbones.unet import UNetBackbone
 
-    text = load_text(prior, penultimate=denoiser.config.addition_embed_type == "text_time", **settings)
+    text = load_text(prior, penultimate=denoiser.config.addition_embed_type == "text_time", **options)
     return UNetBackbone(unet=denoiser, codec=codec, text=text, schedule=schedule)
 
 
-def _disk_cache(prior: Folder, codec_path: str | None, *, folder: str, gigabytes: float) -> DiskCache:
-    """The disk cache of these encoders' outputs."""
+def _disk_cache(prior: Folder, codec_path: str | None, *, folder: str | None, gigabytes: float) -> DiskCache | None:
+    """The disk cache of these encoders' outputs; None without a folder."""
+    if folder is None:
+        return None
     codec = [] if codec_path is None else [home.root / part for home, part in [find_codec(codec_path)]]
     base = json.dumps([[place.name, fingerprint(place)] for place in [*prior.encoders(), *codec]])
     return DiskCache(folder, base=base, max_bytes=int(gigabytes * 10**9))
