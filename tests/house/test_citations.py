@@ -28,8 +28,8 @@ PLACES = (
     "tests/unit/**/*.py",
     "benchmarks/*.py",
 )
-# An author and year, a repository or a page: "Esser et al.", "Ho & Salimans", "StableSR", "field.md".
-ELSEWHERE = r"[A-Z]\w+ (?:et al\.|(?:&|and) [A-Z]\w+)|Real-ESRGAN|StableSR|OSEDiff|ControlNet|field\.md"
+# An author and year, a repository or a page: "Esser et al.", "Ho & Salimans", "StableSR".
+ELSEWHERE = r"[A-Z]\w+ (?:et al\.|(?:&|and) [A-Z]\w+)|Real-ESRGAN|StableSR|OSEDiff|ControlNet"
 OWN = {name: paper for paper, facts in PAPERS.items() for name in facts["names"]}
 NAME = re.compile("|".join([*map(re.escape, OWN), ELSEWHERE]))
 STOP = re.compile(r"(?<!al)\.\s+(?=[A-Z])|\n\s*\n|\n[#|-]|\"{3}")  # where a sentence, a row or a paragraph ends

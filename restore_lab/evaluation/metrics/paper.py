@@ -2,7 +2,7 @@
 
 Nothing is downloaded: `missing()` checks every file that pyiqa, torchvision or timm would fetch, and reports the first
 missing one with its expected path. CLIP-I and CLIP-T of the papers are those of clip.py on another folder.
-Names are pyiqa's: `maniqa` is trained on KonIQ, `maniqa-pipal` on PIPAL (field.md section 1 (ii): 0.51 against 0.62 on
+Names are pyiqa's: `maniqa` is trained on KonIQ, `maniqa-pipal` on PIPAL (0.51 and 0.62 on
 the same images). FID is clean-fid's resize (float bicubic to 299) and the 2048 pooled features of TensorFlow's
 Inception.
 Config: metrics=paper; {_target_: restore_lab.evaluation.metrics.paper.PaperMetric, name: lpips}

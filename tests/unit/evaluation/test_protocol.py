@@ -110,7 +110,7 @@ def test_a_preset_sets_how_images_reach_the_metrics(name) -> None:
 
 
 def test_one_name_measured_by_two_projects_has_two_labels() -> None:
-    """maniqa of OSEDiff is PIPAL's, of InvSR KonIQ's; clipiqa of FaithDiff another network (field.md 1 (ii))."""
+    """maniqa of OSEDiff is PIPAL's, of InvSR KonIQ's; clipiqa of FaithDiff another network."""
     sources = {}
     for name in ("osediff", "faithdiff", "invsr"):
         cfg = composed("evaluate", f"protocol={name}")

@@ -81,7 +81,7 @@ def test_supirs_encoder_and_prior_have_their_counts() -> None:
 
 
 def test_instantir_has_the_releases_counts() -> None:
-    """Resampler 82.7 M, DCP 849.8 M, aggregator 1004.8 M, LoRA 232.2 M (shared/reference: B1, B3, B4)."""
+    """Resampler 82.7 M, DCP 849.8 M, aggregator 1004.8 M, LoRA 232.2 M."""
     found = described("method=instantir", backbone="sdxl")
     assert found["denoiser"] == pytest.approx(2567.463684, abs=1e-6)  # LoRA in it is counted apart
     assert found["adaptor.stream"] == pytest.approx(849.8, abs=0.05)
