@@ -61,6 +61,12 @@ def _is_setting(conf: Path, word: str) -> bool:
     return "=" in word and not choice
 
 
+def part(choice: str, *overrides: str) -> DictConfig:
+    """The node of a part without a verb around it: `part("eval_data=lol", "+datasets_dir=/data")`."""
+    with hydra_at(conf_dir()):
+        return compose(overrides=[f"+{choice}", *overrides])[choice.partition("=")[0]]
+
+
 def small(folder: Path) -> tuple[str, ...]:
     """Overrides that put a toy prior in place and make images, networks and batches as small as they go."""
     return (

@@ -95,7 +95,8 @@ def pairwise() -> tuple[dict[str, str], ...]:
     }
     found: list[dict[str, str]] = []
     while left:
-        candidates = [_completed(dict(sorted(left)[draw.randrange(len(left))]), draw) for _ in range(40)]
+        ordered = sorted(left)
+        candidates = [_completed(dict(draw.choice(ordered)), draw) for _ in range(40)]
         best = max((c for c in candidates if c), key=lambda c: len(_pairs(c) & left), default=None)
         assert best is not None, f"no whole combination has {sorted(left)[0]}"
         found.append(best)

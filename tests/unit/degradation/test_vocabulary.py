@@ -13,14 +13,14 @@ from restore_lab.degradation.vocabulary import LABELS, NAMES, UNNAMED, degradati
 from restore_lab.degradation.weather import WEATHER
 from restore_lab.methods.dra import describe_degradation
 from restore_lab.types import REMOVE_ALL, Recipe, Step
-from tests.helpers.configs import composed
+from tests.helpers.configs import part
 
 PIPELINES = sorted(path.stem for path in (conf_dir() / "degradation").glob("*.yaml"))
 
 
 @cache
 def recipes(name: str) -> list[Recipe]:
-    cfg = composed("evaluate", f"degradation={name}", "data=procedural").degradation
+    cfg = part(f"degradation={name}")
     if "usm" in cfg:
         cfg.usm = True
     pipeline = build(cfg)

@@ -15,7 +15,7 @@ from restore_lab.config.build import build
 from restore_lab.config.conf_dir import conf_dir
 from restore_lab.data.sources.named_dataset import NamedDataset, check_source, dataset_paths
 from restore_lab.storage.identity import identity
-from tests.helpers.configs import composed
+from tests.helpers.configs import composed, part
 from tests.helpers.toy_datasets import LAYOUTS, write_coco, write_images
 
 
@@ -29,7 +29,7 @@ def names() -> list[str]:
 
 
 def source(name: str, folder: Path, *words: str) -> NamedDataset:
-    return build(composed("evaluate", f"eval_data={name}", f"datasets_dir={folder}", *words).eval_data)
+    return build(part(f"eval_data={name}", f"+datasets_dir={folder}", *words))
 
 
 def test_every_named_dataset_has_a_toy_copy() -> None:
@@ -89,7 +89,7 @@ def test_a_toy_copy_of_a_layout_is_read(name, tmp_path) -> None:
     files, keys = LAYOUTS[name]
     write_images(tmp_path, files)
     known = source(name, tmp_path)
-    node = OmegaConf.to_container(composed("evaluate", f"eval_data={name}").eval_data, resolve=True)
+    node = OmegaConf.to_container(part(f"eval_data={name}", "+datasets_dir=datasets"), resolve=True)
     assert dataset_paths(node).keys() == {name}
     assert known.keys() == keys and len(known) == len(keys)
     for index in range(len(known)):
