@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
+from restore_lab.adaptors.fusion.base import Fusion
 from restore_lab.importing.checkpoint import Checkpoint
 from restore_lab.importing.layout import Layout, Piece, has_prefixes
 from restore_lab.importing.ldm import kl_encoder_piece, layers_of, unet_key
@@ -36,8 +37,9 @@ def is_supir(keys: Collection[str]) -> bool:
 def supir_sources(names: Iterable[str], module: RestorationModule, source: Checkpoint) -> dict[str, Piece]:
     """Trunk, connectors, robust encoder."""
     layers = layers_of(module.adaptor.trunk)
-    keys = getattr(module.adaptor.fusion, "keys", {})
-    numbers = {key: len(keys) - 1 - i for i, (key, _) in enumerate(keys.values())}
+    fusion = module.adaptor.fusion
+    points = list(fusion.points.values()) if isinstance(fusion, Fusion) else []
+    numbers = {point.key: len(points) - 1 - i for i, point in enumerate(points)}
     found: dict[str, Piece] = {}
     for name in names:
         part, _, rest = name.partition(".")

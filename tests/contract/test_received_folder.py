@@ -331,7 +331,7 @@ def test_a_bad_table_of_images_is_refused_in_one_line(tmp_path, monkeypatch) -> 
     with pytest.raises(ValueError, match="holds other columns"):
         read_record(place)
     put(pa.concat_tables([lines] * 400))
-    monkeypatch.setattr(parquet, "MAX_BYTES", 2**20)
+    monkeypatch.setattr(parquet, "MAX_UNPACKED_BYTES", 2**20)
     with pytest.raises(ValueError, match=r"no parquet that can be read .unpacks to more than"):
         read_record(place)
 

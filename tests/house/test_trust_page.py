@@ -41,4 +41,4 @@ def test_every_attack_is_named_on_the_page() -> None:
         "test_every_listed_setting_is_one_of_the_configs",
         "test_every_sampler_setting_is_accepted",
     }
-    assert names_in("test_received_folder") | names_in("test_received") <= named | of_the_schema
+    assert names_in("test_received_folder") | names_in("test_manifest_overrides") <= named | of_the_schema

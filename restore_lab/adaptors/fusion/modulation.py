@@ -50,4 +50,4 @@ class Modulation(Fusion):
         gamma_BCHW, beta_BCHW = (layer[point.key](control_BCHW).to(h_BCHW.dtype) for layer in (self.gamma, self.beta))
         if point.key in self.gamma_up:
             up_BCHW = (1 + self.gamma_up[point.key](control_BCHW).to(h_BCHW.dtype)) * up_BCHW  # SPIRE, Table 7
-        return torch.cat([up_BCHW, (1 + gamma_BCHW) * skip_BCHW + beta_BCHW], dim=1)  # SPIRE, section 3.4
+        return torch.cat([up_BCHW, (1 + gamma_BCHW) * skip_BCHW + beta_BCHW], dim=1)  # SPIRE, section 3.4: f_skip

@@ -92,11 +92,6 @@ def test_a_trace_round_trips_in_order(tmp_path: Path) -> None:
         read_trace(str(tmp_path / "broken.safetensors"))
 
 
-def test_the_trace_covers_several_noise_levels() -> None:
-    with pytest.raises(ValueError, match="share=1"):
-        trace(toy_spire().eval(), toy_batch(), share=1)
-
-
 def test_the_command_names_the_place_and_has_diffs_exit_codes(tmp_path, monkeypatch, capsys) -> None:
     """0 where two agree, 1 where they part; a trace written before compares as the weights do."""
     monkeypatch.chdir(tmp_path)
