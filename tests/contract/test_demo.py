@@ -28,7 +28,7 @@ METHODS = {"spire", "supir", "diff_restorer", "instantir", "dra"}
 
 @pytest.fixture(scope="module")
 def cfg(toy_folder, tmp_path_factory) -> Any:
-    """The page with one run to choose, beside the shipped models."""
+    """The page with one run to choose, next to the shipped models."""
     runs = tmp_path_factory.mktemp("runs")
     place = runs / "mine" / "adaptor-0123456789abcdef"
     place.mkdir(parents=True)

@@ -32,7 +32,7 @@ COUNT, WORLD, KILLS = 24, 2, 4
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """Images with their captions beside them."""
+    """Images with their captions next to them."""
     folder = tmp_path_factory.mktemp("photos")
     for number in range(COUNT):
         image = np.random.default_rng(number).integers(0, 256, (20, 24, 3), dtype=np.uint8)

@@ -92,7 +92,7 @@ def same(runs: Path, unkilled: Path) -> None:
 
 @pytest.fixture(scope="module")
 def unkilled(toy_folder, tmp_path_factory) -> Path:
-    """What two processes make that nobody kills."""
+    """The result of two processes that are not killed."""
     runs = tmp_path_factory.mktemp("unkilled")
     process = forked(toy_folder, runs)
     process.join(timeout=200)

@@ -38,7 +38,7 @@ QUICK = "metrics=fidelity"
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """Nine images, their captions beside them, and two files that are none, next to each other."""
+    """Nine images, their captions next to them, and two adjacent files that are no images."""
     folder = tmp_path_factory.mktemp("photos")
     for number in range(COUNT):
         image = np.random.default_rng(number).integers(0, 256, (20, 24, 3), dtype=np.uint8)
@@ -211,7 +211,7 @@ def test_restoring_over_processes_equals_that_of_one_and_resumes(
         return {path.name: path.read_bytes() for path in (tmp_path / "three").glob("*.png")}
 
     def noted() -> list[Path]:
-        """What is written down as done; a file alone may be that of an image which was under way."""
+        """The images recorded as done; a file without a record may be of an image in progress."""
         notes = (json.loads(note.read_text()) for note in (tmp_path / "three/.restored").glob("*.json"))
         return [tmp_path / "three" / name for note in notes for name in note.get("outputs", ())]
 

@@ -63,7 +63,7 @@ def test_the_rows_cover_every_pair_of_options() -> None:
     ids=name_of,
 )
 def test_combinations_outside_the_matrix_are_refused(choice) -> None:
-    """The last by the part itself: a stream with nobody looking."""
+    """The last is refused by the part: a stream without an image encoder."""
     assert not meaningful(choice)
     words = [word for axis, option in choice.items() for word in AXES[axis][option]]
     if choice.get("family") == "sd3":

@@ -20,7 +20,7 @@ from restore_lab.config.grammar import quote_override
 
 
 def composed(verb: str, *overrides: str, **places: Any) -> DictConfig:
-    """The config of a verb, with Hydra's own node behind `${hydra:...}` but not in it.
+    """The config of a verb, whose `${hydra:...}` resolve although Hydra's node is not in it.
 
     `places` get their values after that, so that a test with a folder of its own composes nothing anew.
     """

@@ -123,7 +123,7 @@ def left(place: Path) -> dict[str, bytes]:
 
 
 def checkpoints(place: Path) -> list[str]:
-    """The names of a run's checkpoints; nothing else may lie beside them but their hashes."""
+    """The names of a run's checkpoints; the only other files allowed are their hashes."""
     files = {file.name for file in (run_of(place) / "state").iterdir()}
     assert not [name for name in files if not name.endswith((".ckpt", ".sha256"))], files
     return sorted(name for name in files if name.endswith(".ckpt"))

@@ -24,7 +24,7 @@ PATIENCE = 600  # seconds; a command that takes longer hangs
 
 
 class CannotMount(Exception):
-    """This machine lets nobody mount a small disk."""
+    """This machine does not allow mounting a small disk."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -186,7 +186,7 @@ class Encoder(nn.Module):
 
     @staticmethod
     def pair(inputs: int, outputs: int, temb: int, context: int, heads: int, depth: int) -> list[nn.Module]:
-        """A residual block and, if it has one, the attention beside it."""
+        """A residual block and, if it has one, the attention after it."""
         own: list[nn.Module] = [Res(inputs, outputs, temb)]
         return own + ([Transformer(outputs, context, heads, depth)] if depth else [])
 
@@ -195,7 +195,7 @@ class Encoder(nn.Module):
         return emb if y is None else emb + self.label_emb(y)
 
     def encode(self, x: Tensor, emb: Tensor, context: Tensor, *, hint: Tensor | float = 0.0) -> list[Tensor]:
-        """Every input block's output and the middle's; `hint` is added behind the first."""
+        """Every input block's output and the middle's; `hint` is added after the first."""
         found, h = [], x
         for i, block in enumerate(self.input_blocks):
             h = block(h, emb, context) + (hint if i == 0 else 0.0)
@@ -265,7 +265,7 @@ class ZeroCrossAttn(nn.Module):
 
 
 class Control(Encoder):
-    """SUPIR's control branch: z_lq through a convolution of its own, added behind the first."""
+    """SUPIR's control branch: z_lq through a convolution, added after the first."""
 
     def __init__(self, **shape) -> None:
         super().__init__(inputs=4, **shape)
@@ -277,7 +277,7 @@ class Control(Encoder):
 
 
 class ControlledUNet(UNet):
-    """SUPIR's UNet: connectors before every output block and behind the middle, attentions before the upsamplers.
+    """SUPIR's UNet: connectors before every output block and after the middle, attentions before the upsamplers.
 
     `project_modules` are counted from the last place to the first.
     """
@@ -479,7 +479,7 @@ class DiffBIRControl(Encoder):
 
 
 def randomised(module: nn.Module, *, seed: int = 0) -> nn.Module:
-    """Every parameter random: no zero convolution hides what is behind it."""
+    """Every parameter random, so that no zero convolution hides what precedes it."""
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():

@@ -84,7 +84,7 @@ def imported(tree: ast.AST) -> list[tuple[int, str]]:
 
 
 def at_start(tree: ast.Module) -> list[tuple[int, str]]:
-    """What is imported when the module is: not in functions, not for type checkers alone."""
+    """Imports that run with the module: not those in functions or for type checkers only."""
     found: list[tuple[int, str]] = []
     queue: list[ast.AST] = list(tree.body)
     while queue:

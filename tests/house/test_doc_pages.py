@@ -106,7 +106,7 @@ def test_a_line_written_over_shows_its_last_state() -> None:
 
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
 def test_every_tutorial_shows_output(page: Path) -> None:
-    """Output stands behind what prints it, and is not all dots, which would be true of everything."""
+    """Output follows the command that prints it, and is not only dots, which would match anything."""
     for block in blocks(page):
         assert block.language != "text", block
         if block.shown is not None:

@@ -55,7 +55,7 @@ def test_digits_are_single_tokens(tokenizer) -> None:
 
 
 def test_learned_words_are_short(tokenizer) -> None:
-    """Merges were learned: an instruction takes few tokens, where bytes alone would take forty."""
+    """Merges were learned: an instruction takes few tokens, where bytes would take forty."""
     assert len(tokenizer.tokenize("denoise with sigma")) == 3
     assert len(tokenizer.tokenize("xylophone")) > 3
 

@@ -68,7 +68,7 @@ class Told(Logger):
 
 @pytest.fixture
 def offline(monkeypatch, tmp_path) -> Path:
-    """wandb writes below this folder and asks nobody; its process ends with the test."""
+    """wandb writes below this folder without a prompt; its process ends with the test."""
     import wandb
 
     wandb.teardown()
@@ -105,7 +105,7 @@ def results() -> Results:
 
 
 def colours(folder: Path, *rows: str) -> None:
-    """Images of one colour a row beside a record."""
+    """Images of one colour per row next to a record."""
     for number, row in enumerate(rows):
         for key in ("a", "b"):
             file = image_file(folder, row, key)

@@ -102,17 +102,17 @@ class ZeroSFT(Fusion):
             raise ValueError("ZeroCrossAttn sits before upsamplers, and an MM-DiT has none; use fusion=zero_sft")
         self.on_updates = backbone.family == "mmdit"
         self.connectors = nn.ModuleDict()
-        found, self.points = self.points, {}
+        joins, self.points = self.points, {}  # in the order of the taps, with those before upsamplers
         last: FusionPoint | None = None
         for tap in backbone.taps:
-            if tap.name in found:
-                last = self.points[tap.name] = found[tap.name]
-                if last.key not in self.connectors:
-                    self.connectors[last.key] = Connector(
-                        control=last.channels, skip=last.width, up=tap.channels - last.width, hidden=hidden
+            if (point := joins.get(tap.name)) is not None:
+                self.points[tap.name] = last = point
+                if point.key not in self.connectors:
+                    self.connectors[point.key] = Connector(
+                        control=point.channels, skip=point.width, up=tap.channels - point.width, hidden=hidden
                     )
             elif tap.kind == "upsample" and attention and last is not None:
-                point = self.points[tap.name] = replace(last, tap=tap, key=tap.name.replace(".", "_"))
+                self.points[tap.name] = point = replace(last, tap=tap, key=tap.name.replace(".", "_"))
                 self.connectors[point.key] = ControlAttention(width=tap.channels, control=point.channels)
 
     def fuse(self, h_BCHW: Tensor, control_BCHW: Tensor, *, point: FusionPoint) -> Tensor:

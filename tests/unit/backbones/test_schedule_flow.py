@@ -106,7 +106,7 @@ def test_a_loss_in_another_prediction_equals_its_formula(prior, target) -> None:
 
 
 def test_regression_trains_on_x0_at_the_last_timestep() -> None:
-    """objective=regression: times at the schedule's end alone, the error in x0."""
+    """objective=regression: times only at the schedule's end, the error in x0."""
     from restore_lab.config.build import build
     from tests.helpers.configs import composed
 

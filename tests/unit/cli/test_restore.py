@@ -57,7 +57,7 @@ def restored(toy_folder, weights, tmp_path):
 
 
 def images(folder: Path) -> list[str]:
-    """The results in a folder, beside which lie the summary and the hidden notes."""
+    """The results in a folder, without the summary and the hidden notes next to them."""
     assert (folder / "restored.csv").is_file()
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
 
@@ -77,7 +77,7 @@ def test_odd_sizes_keep_their_size_and_name(restored, tmp_path) -> None:
 
 
 def test_no_result_overwrites_another(restored, tmp_path) -> None:
-    """Names that differ in their suffix or after a dot alone, and one name in two folders."""
+    """Names that differ only in their suffix or after a dot, and one name in two folders."""
     names = ("cat.png", "cat.bmp", "dog.1.png", "dog.2.png", "below/cat.png")
     for seed, name in enumerate(names):
         photo(tmp_path / "in" / name, seed=seed)

@@ -25,7 +25,7 @@ SECOND = sorted(GROUP_ALIASES.items())
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """A person's config folder: a degradation, data that the verbs measure alone, an experiment with both."""
+    """A user's config folder: a degradation, data in `eval_data` only, an experiment with both."""
     files = {
         "degradation/handheld.yaml": "_target_: restore_lab.degradation.fixed.FixedDegradation\nstages: {noise: 0.5}\n",
         "eval_data/mine.yaml": "_target_: mine\n",

@@ -75,7 +75,7 @@ def test_without_min_size_small_images_are_enlarged_and_counted(folder, caplog) 
 
 
 def sources(folder: Path) -> dict[str, object]:
-    """Every kind of source that files lie behind."""
+    """Every kind of source that reads files."""
     plain = FolderSource(folder)
     write_shard(folder.parent / "tars/0.tar", (plain.read(i) for i in range(len(plain))), images="png", quality=90)
     pairs = PairedSource(lq=folder, hq=folder, rule=SameStem())

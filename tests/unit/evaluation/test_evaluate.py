@@ -194,7 +194,7 @@ def test_the_verb_prints_table_record_and_picture(toy_folder, tmp_path, capsys) 
 
 @pytest.fixture
 def no_originals(toy_folder, tmp_path):
-    """A config over one bad image, and words behind it."""
+    """A config over one bad image, followed by overrides."""
     Image.new("RGB", (16, 16), (90, 120, 30)).save(tmp_path / "a.png")
     words = ("eval_data=folder", f"eval_data.root={tmp_path}", "eval_data.role=lq", "weights=null")
     base = [w for w in small(toy_folder) if not w.startswith("eval_data.")]
@@ -202,7 +202,7 @@ def no_originals(toy_folder, tmp_path):
 
 
 def test_without_originals_only_metrics_that_need_none_have_values(no_originals) -> None:
-    """RealPhoto60, RTTS: two rows beside the method's, and the instruction says that nobody knows."""
+    """RealPhoto60, RTTS: two rows next to the method's, and a blind instruction."""
     done = evaluate(no_originals("metrics=offline"))
     assert {cell.row for cell in done.results.cells} == {"LQ", "D(E(LQ))", "spire"}
     assert {cell.metric for cell in done.results.cells} == {"piqe"}

@@ -83,7 +83,7 @@ def test_no_record_and_broken_records_are_named(tmp_path: Path) -> None:
 
 
 def test_mixed_files_of_two_records_are_refused(tmp_path: Path) -> None:
-    """A run killed between the two files leaves a new table beside an old summary."""
+    """A run killed between the two files leaves a new table next to an old summary."""
     old = written(tmp_path).read_text()
     other = replace(RESULTS, images=RESULTS.images[:1])
     write_record(tmp_path, results=other, settings={}, identity="cd34", code="v2")

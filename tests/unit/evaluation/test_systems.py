@@ -84,7 +84,7 @@ def test_a_system_is_found_by_condition_folder_or_file(tmp_path) -> None:
 
 @pytest.mark.parametrize("ending", ["safetensors", "pth"])
 def test_a_pixel_model_gets_images_of_the_size_that_it_expects(tmp_path, ending) -> None:
-    """A network of random weights for x4: what spandrel alone makes of the images shrunk to a quarter."""
+    """A network of random weights for x4: spandrel's output for the images shrunk to a quarter."""
     pytest.importorskip("spandrel", reason="the extra `systems` is not installed")
     from spandrel.architectures.ESRGAN import ESRGAN
 

@@ -233,7 +233,7 @@ def test_restorer_in_python_equals_the_command(restored, toy_folder, tmp_path) -
 
 
 def test_foreign_files_in_the_output_are_kept(restored, tmp_path) -> None:
-    """A photograph of another suffix beside the input; a result that was retouched; the summary."""
+    """A photograph with another suffix next to the input; a result that was retouched; the summary."""
     photo(tmp_path / "in/holiday.jpg")
     theirs = photo(tmp_path / "in/holiday.png", seed=1).read_bytes()
     with pytest.raises(ValueError, match=r"holiday\.png: not written by restore-lab, or changed since"):

@@ -120,7 +120,7 @@ def test_a_missing_library_is_named_in_one_line(weights, library, monkeypatch) -
 
 @pytest.mark.parametrize(("weights", "most"), [("int8", 0.02), ("fp8", 0.1), ("nf4", 0.3)])
 def test_quantised_linear_layers_are_near_and_smaller(weights, most) -> None:
-    """The prior alone changes, by the error of its number format; in a process of its own: the libraries load much."""
+    """Only the prior changes, by the error of its number format; in a separate process, as the libraries load much."""
     library = "bitsandbytes" if weights == "nf4" else "torchao"
     if find_spec(library) is None:
         pytest.skip(f"{library} is not installed")

@@ -59,7 +59,7 @@ def test_untrained_adapters_leave_the_prior_unchanged(kind, lora) -> None:
 
 
 def test_adapters_are_at_the_papers_places() -> None:
-    """SDXL: behind every block but the last up block; SD3: behind every fourth (here second) joint block."""
+    """SDXL: after every block but the last up block; SD3: after every fourth (here second) joint block."""
     assert list(adapters(toy_backbone("sdxl")).adapters) == ["down_0", "down_1", "down_2", "mid", "up_0", "up_1"]
     assert list(adapters(toy_backbone("sd3")).adapters) == ["block_1", "block_3"]
     assert list(adapters(toy_backbone("sd3"), every=3).adapters) == ["block_2"]
@@ -69,7 +69,7 @@ def test_adapters_are_at_the_papers_places() -> None:
 
 @pytest.mark.parametrize("kind", ["sd", "sd3"])
 def test_the_stream_passes_from_adapter_to_adapter(kind) -> None:
-    """The first reads the LQ's latent, each later one what the one before it gave; nobody else touches it."""
+    """The first reads the LQ's latent, each later one the output of the one before; nothing else changes it."""
     backbone = toy_backbone(kind)
     made = adapters(backbone)
     shake(made)

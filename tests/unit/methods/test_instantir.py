@@ -80,7 +80,7 @@ def instantir(kind: str = "sd", *, reference: Reference | None = None, dropout: 
 
 @pytest.mark.parametrize("kind", ["sd", "sd3"])
 def test_with_strength_zero_the_trunk_needs_no_reference(kind) -> None:
-    """Creative restoration: the prior alone, guided, though there is nothing that the aggregator could read."""
+    """Creative restoration: only the prior, guided, without anything that the aggregator could read."""
     module = instantir(kind)
     z, t, cond = toy_inputs(module.backbone)
     hint = Hint(lq_BCHW=torch.rand(2, 3, 16, 16), lq_latent_BCHW=torch.rand_like(z))

@@ -39,7 +39,7 @@ def latents(count: int, *, shape: tuple[int, ...] = (4, 8, 8)) -> Tensor:
     ("prediction", "zero_snr"), [("epsilon", False), ("v_prediction", False), ("v_prediction", True), ("sample", True)]
 )
 def test_a_perfect_prediction_has_zero_loss(prediction, zero_snr) -> None:
-    """What the model says is worked out from z_t, x0 and t alone, by the formulas."""
+    """The model's output is computed from z_t, x0 and t by the formulas."""
     s, z0 = schedule(prediction, zero_snr=zero_snr), latents(32)
     bars = s.alphas_cumprod.double()
 

@@ -71,7 +71,7 @@ def test_the_teacher_teaches_its_embedding_and_normalised_patches(clip) -> None:
 
 
 def test_patches_are_matched_by_position(clip) -> None:
-    """The loss of the patches' part alone reaches the pixels of each patch through its own place in the teacher."""
+    """Only the patches' loss reaches the pixels of each patch, by its place in the teacher."""
     module, one = toy(clip), batch(2)
     assert one.hq_BCHW is not None
     whole = teacher_features(clip, one.hq_BCHW, layer=0)[1]

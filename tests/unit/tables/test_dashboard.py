@@ -33,7 +33,7 @@ TABLE = {
 
 @pytest.fixture
 def planned(tmp_path) -> tuple[Plan, Spec]:
-    """Two stages behind "ours" and "shared"; nobody has measured "theirs"; two seeds of "ours" under blur."""
+    """ "ours" and "shared" have two stages, "theirs" no scores; "ours" has two seeds under blur."""
     file = tmp_path / "conf" / "experiment" / "toy" / "one.yaml"
     file.parent.mkdir(parents=True)
     file.write_text(yaml.safe_dump({"table": TABLE}, sort_keys=False))

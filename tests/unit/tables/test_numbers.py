@@ -59,7 +59,7 @@ def test_rows_that_differ_in_the_variant_share_a_record(tmp_path) -> None:
 
 
 def test_each_codec_has_its_rows(tmp_path) -> None:
-    """Two priors with one codec share its rows; a third's stand beside them; the LQ is everybody's."""
+    """Two priors with one codec share its rows; a third has other rows; all share the LQ."""
     table = spec(tmp_path, {"sd": {}, "sdxl": {}, "sd3": {}}, PSNR)
     plan = Plan(specs=[table], seeds=1)
     for row, decoded in (("sd", 25.0), ("sdxl", 25.0), ("sd3", 26.0)):

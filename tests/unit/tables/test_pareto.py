@@ -102,7 +102,7 @@ def frontier(tmp_path: Path) -> TableNumbers:
 
 
 def test_a_frontier_has_its_findings(tmp_path) -> None:
-    """Less of the stand-in is better; the row that was not run is left out; a method's own front beside that of all."""
+    """Less of the stand-in is better; a row without scores is left out; each method has a front, as have all."""
     said = figure_findings(frontier(tmp_path))
     assert "psnr (more is better) and piqe (less is better)" in said[0] and "10 and 100" in said[0]
     whole = 10 * 40 + 2 * 30  # the default's rectangle and what five steps add to the right of it

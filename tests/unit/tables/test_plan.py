@@ -69,7 +69,7 @@ def test_two_rows_share_equal_jobs(four) -> None:
 
 
 def test_images_that_a_training_needs_are_made_first(toy_folder, tmp_path) -> None:
-    """One folder of images behind two trainings; a row that does not name it does not wait for it."""
+    """Two trainings need one folder of images; a row that does not name it does not wait for it."""
     mixed = ["data=mixed", "data@data.sources.main=procedural", "data.sources.negatives.root=made:bad"]
     rows = {"one": {"train": mixed}, "two": {"train": [*mixed, "seed=7"]}, "plain": {}}
     makes = {"bad": ["data", f"backbone.path={toy_folder}", "count=2", "crop=16", "data.size=16"]}

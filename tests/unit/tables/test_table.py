@@ -185,7 +185,7 @@ def test_marks_follow_significant_differences(tmp_path) -> None:
 
 
 def test_a_row_with_fewer_seeds_is_ranked_by_those_it_has(tmp_path) -> None:
-    """The second seed is harder: whoever ran it has the lower mean, and is the better one all the same."""
+    """The second seed is harder: the row that ran it has the lower mean and is still the better one."""
     table = spec(tmp_path, rows={name: {} for name in ("once", "twice")}, claims=[])
     images = list(np.linspace(10, 40, 30))
     first, hard = number([v + 1 for v in images]), number([v - 5 for v in images], seed=1)

@@ -29,7 +29,7 @@ def training(toy_folder, place, *words: str):
 
 
 def stopped(toy_folder, place, *, at: int, of: int = 4, monkeypatch) -> None:
-    """Train until the step behind `at` is asked for, and stop there as a kill would."""
+    """Train up to the step after `at`, and stop there as a kill would."""
     from restore_lab.training.module import TrainingModule
 
     plain = TrainingModule.training_step

@@ -67,7 +67,7 @@ def test_float16_and_a_bfloat16_average_are_refused() -> None:
 
 
 def test_a_killed_save_leaves_the_state_before(tmp_path, monkeypatch) -> None:
-    """Also without a folder for temporary files; what a kill leaves behind is not taken for a state."""
+    """Also without a folder for temporary files; an incomplete file is not taken for a state."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
     place = tmp_path / "state" / "step=1.ckpt"
     AtomicCheckpointIO().save_checkpoint({"global_step": 1}, place)

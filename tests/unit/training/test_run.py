@@ -33,7 +33,7 @@ from tests.helpers.toy_methods import shake, toy_adaptor, toy_batch, toy_spire
 
 
 class Line(Trainable):
-    """One trainable weight vector beside a frozen layer; the loss pulls the weights to the data."""
+    """One trainable weight vector next to a frozen layer; the loss pulls the weights to the data."""
 
     def __init__(self) -> None:
         super().__init__()

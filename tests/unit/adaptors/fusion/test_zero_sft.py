@@ -44,7 +44,7 @@ def conv(x, module: nn.Conv2d):
 
 @pytest.mark.parametrize("trained", [False, True])
 def test_a_connector_equals_its_formula(trained, backbone) -> None:
-    """[X_f, X_s + Z(X_c)], normed, times 1 + gamma, plus beta; untrained, the group norm alone."""
+    """[X_f, X_s + Z(X_c)], normed, times 1 + gamma, plus beta; untrained, only the group norm."""
     fusion = ZeroSFT(backbone, hidden=8, attention=False)
     if trained:
         shake(fusion)

@@ -60,7 +60,7 @@ def shown_by_the_prior(backbone: Any, z: Tensor, t: Tensor, cond: Cond) -> dict[
 @pytest.mark.parametrize("feed", ["add", "concat"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_trunk_starts_as_a_copy_of_the_first_blocks(kind, feed, depth, backbones) -> None:
-    """Fed with any hint, its features are those that the prior itself shows behind its blocks."""
+    """With any hint, its features equal those of the prior after its blocks."""
     backbone = backbones[kind]
     z, t, cond = toy_inputs(backbone, size=(6, 10))
     module = made(backbone, feed=feed, depth=depth, hint_channels=6)
@@ -87,7 +87,7 @@ def test_the_trunk_is_a_copy(backbones) -> None:
 
 
 def supir(backbone: Any, *, fusion: Any = ZeroConv, text: str = "semantic", **options: Any) -> ControlAdaptor:
-    """The LQ's latent added behind the first layer; all weights random."""
+    """The LQ's latent added after the first layer; all weights random."""
     torch.manual_seed(0)
     adaptor = ControlAdaptor(
         backbone,
@@ -319,7 +319,7 @@ def test_each_half_is_its_own_image_and_meets_the_other_in_the_blocks(backbones)
 
 
 def test_sft_reads_the_halves_in_that_order(backbones) -> None:
-    """h + Z((1 + alpha(h_lq)) h_reference + beta(h_lq)) behind each block that hears the control."""
+    """h + Z((1 + alpha(h_lq)) h_reference + beta(h_lq)) after each block with a control."""
     backbone = backbones["sd3"]
     controls = made(backbone, feed="spatial", depth=2).controls
     fusion = SFT(backbone, hidden=8, controls=controls)

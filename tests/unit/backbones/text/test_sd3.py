@@ -38,7 +38,7 @@ CLIPS_WIDTH = TEXT_WIDTH + TEXT_WIDTH_2
 
 
 def toy_t5_tokenizer() -> T5Tokenizer:
-    """T5's own tokenizer with a token a letter; it ends every text with </s> and pads behind it."""
+    """T5's tokenizer with a token per letter; it ends every text with </s> and pads after it."""
     letters = ["▁", *"abcdefghijklmnopqrstuvwxyzD0123456789"]
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     return T5Tokenizer(vocab=[*special, *((letter, -2.0) for letter in letters)], extra_ids=0)

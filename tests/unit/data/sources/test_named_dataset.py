@@ -39,7 +39,7 @@ def test_every_named_dataset_has_a_toy_copy() -> None:
 
 
 def test_captioned_datasets_have_their_captions(tmp_path) -> None:
-    """LAION's alternative texts lie in tars, JourneyDB's prompts in one table beside the images."""
+    """LAION's alternative texts are in tars, JourneyDB's prompts in one table next to the images."""
     (tmp_path / "laion").mkdir()
     write_images(tmp_path, ["made/000000.png"])
     (tmp_path / "made" / "000000.txt").write_text("a red barn")

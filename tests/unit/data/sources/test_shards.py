@@ -245,7 +245,7 @@ def test_an_index_is_made_once_per_version_of_a_tar(tmp_path, monkeypatch) -> No
 
 
 def test_an_index_that_came_with_a_tar_is_ignored(tmp_path, monkeypatch) -> None:
-    """Not beside the tar, where it once lay, nor in the cache of whoever packed it, nor for a file put in its place."""
+    """Not next to the tar, nor in another user's cache, nor for a file that replaces the tar."""
     for name in ("mine", "theirs", "other"):
         (tmp_path / name).mkdir()
     mine, theirs = (tar_of(tmp_path / name / "t.tar", ("1.png", encoded(1))) for name in ("mine", "theirs"))
