@@ -221,7 +221,7 @@ def test_only_backbones_and_an_image_encoder_name_a_hub_id() -> None:
     naming = {
         (group, name)
         for group, name, node, _ in shipped()
-        if group in GROUPS - {"experiment"} and (group, name) not in EXCLUDED_OPTIONS and not name.startswith("of/")
+        if group in GROUPS - {"experiment"} and (group, name) not in EXCLUDED_OPTIONS
         for leaf, value in nodes(node)
         for one in (value if isinstance(value, list) else [value])
         if leaf.rpartition(".")[2] in PATH_KEYS | {"model"} and HUB_ID.search(str(one))
