@@ -332,6 +332,31 @@ def test_every_target_in_a_config_exists(path: Path) -> None:
     assert missing == [], f"{path.relative_to(ROOT)} names what does not exist"
 
 
+IMPORT = re.compile(rf"^ *from ({PACKAGE.name}[.\w]*) import ([\w, ]+)$", re.MULTILINE)
+
+
+@pytest.mark.parametrize("folder", ["docs", "tests", "benchmarks"])
+def test_every_import_of_the_package_exists(folder) -> None:
+    """Also those in pages and in scripts that a test holds as text, which no checker reads."""
+    missing = [
+        f"{name_of(path)}: {module}.{name}"
+        for path in sorted((ROOT / folder).rglob("*"))
+        if path.suffix in (".md", ".py")
+        for module, names in IMPORT.findall(path.read_text(encoding="utf-8"))
+        for name in names.split(",")
+        if not holds(module, name.split()[0])
+    ]
+    assert missing == []
+
+
+def holds(module: str, name: str) -> bool:
+    """Whether a module's text has the name, or a package a module of that name."""
+    place = ROOT.joinpath(*module.split("."))
+    file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    inner = (place / name).is_dir() or (place / f"{name}.py").is_file()
+    return inner or (file.is_file() and re.search(rf"\b{name}\b", file.read_text(encoding="utf-8")) is not None)
+
+
 def test_the_check_knows_existing_targets() -> None:
     assert exists("restore_lab.types.Recipe.from_json")
     assert not exists("restore_lab.types.Recipes")

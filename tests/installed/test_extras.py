@@ -35,9 +35,9 @@ network = ESRGAN(in_nc=3, out_nc=3, num_filters=8, num_blocks=1, scale=4)
 save_file({name: value.contiguous() for name, value in network.state_dict().items()}, "theirs.safetensors")
 """
 PAGE = """
-from restore_lab.config.compose import composed
+from restore_lab.config.compose import compose_config
 from restore_lab.demo.page import build_page
-print(type(build_page(composed("demo", ["device=cpu"]))).__name__)
+print(type(build_page(compose_config("demo", ["device=cpu"]))).__name__)
 """
 
 
