@@ -138,7 +138,7 @@ def _wandb(logger: WandbLogger, node: DictConfig) -> Logger:
         return logger
     if node.get("mode") == "online" and not has_wandb_account():
         raise ValueError(
-            "logger=wandb: nobody is logged in to wandb here; run `wandb login`, or set WANDB_MODE=offline and send "
+            "logger=wandb: no wandb account is logged in here; run `wandb login`, or set WANDB_MODE=offline and send "
             "what was written with `wandb sync` later"
         )
     try:

@@ -105,9 +105,9 @@ def _visual(read: _Read) -> Iterator[str]:
     if read("prompt.visual") is not None:
         return
     if read("adaptor.stream") is not None:
-        yield "adaptor/stream=dcp reads what an image encoder sees, and nobody looks; set prompt/visual=dino or clip"
+        yield "adaptor/stream=dcp reads an image encoder's features, and there is none; set prompt/visual=dino or clip"
     if read("module.processor") is not None:
-        yield "method=diff_restorer looks at the LQ through CLIP, and nobody looks; set prompt/visual=clip"
+        yield "method=diff_restorer reads CLIP features of the LQ, and there is no encoder; set prompt/visual=clip"
 
 
 def _degradation(read: _Read) -> Iterator[str]:

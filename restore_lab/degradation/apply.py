@@ -38,7 +38,7 @@ class Pipeline(ABC):
             ValueError: if there is not one seed per image.
         """
         if len(seeds) != len(hq_BCHW):
-            raise ValueError(f"{len(seeds)} seeds for {len(hq_BCHW)} images; give one an image")
+            raise ValueError(f"{len(seeds)} seeds for {len(hq_BCHW)} images; give one per image")
         height, width = hq_BCHW.shape[-2:]
         recipes = tuple(self.draw(int(seed), height, width) for seed in seeds)
         return apply_recipes(recipes, hq_BCHW), recipes
@@ -85,7 +85,7 @@ def apply_recipes(recipes: Sequence[Recipe], hq_BCHW: Tensor) -> Tensor:
         ValueError: if there is not one recipe per image, or the results differ in size.
     """
     if len(recipes) != len(hq_BCHW):
-        raise ValueError(f"{len(recipes)} recipes for {len(hq_BCHW)} images; give one an image")
+        raise ValueError(f"{len(recipes)} recipes for {len(hq_BCHW)} images; give one per image")
     results = _each(lambda index: _run(recipes[index].steps, hq_BCHW[index]), len(recipes), hq_BCHW.device)
     sizes = {tuple(result.shape) for result in results}
     if len(sizes) > 1:

@@ -273,7 +273,7 @@ class MetricSuite:
             raise ValueError(f"row {row!r}, image {keys[0]!r}: restored and reference differ in shape, {sizes}")
         for entries in (keys, *others):
             if entries is not None and len(entries) != len(restored):
-                raise ValueError(f"row {row!r}: {len(entries)} entries for {len(restored)} images; give one an image")
+                raise ValueError(f"row {row!r}: {len(entries)} entries for {len(restored)} images; give one per image")
         self._see(row, keys)
 
     def _see(self, row: str, keys: Sequence[str]) -> None:

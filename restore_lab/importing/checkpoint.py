@@ -141,8 +141,8 @@ def _flat(node: object, *, file: Path, place: str = "") -> list[tuple[str, Tenso
 def _reason(error: Exception) -> str:
     """Torch's reason for refusing the pickle, without its advice to load it anyway."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = next((line for line in lines if "Unsupported" in line or "GLOBAL" in line), lines[0] if lines else "")
-    return told.partition(" was not an allowed")[0][:200]
+    line = next((line for line in lines if "Unsupported" in line or "GLOBAL" in line), lines[0] if lines else "")
+    return line.partition(" was not an allowed")[0][:200]
 
 
 def _first(error: Exception) -> str:

@@ -105,9 +105,9 @@ def _scale(source: Checkpoint, layer: str, *, alpha: float | None) -> float:
     if down is None:
         return 1.0  # the caller reports the missing tensor
     own = source.tensors.get(f"{layer}.alpha")
-    told = float(own) if own is not None else _setting(source, "lora_alpha")
+    given = float(own) if own is not None else _setting(source, "lora_alpha")
     rank = float(down.shape[0])
-    value = told if told is not None else alpha if alpha is not None else rank
+    value = given if given is not None else alpha if alpha is not None else rank
     return value / (rank**0.5 if _setting(source, "use_rslora") else rank)
 
 

@@ -164,7 +164,7 @@ def dashboard(plan: Plan, spec: Spec, markdown: str, *, entity: str, project: st
 def _send(cfg: DictConfig, plan: Plan, spec: Spec, markdown: str) -> str:
     """Save workspace and report to the account."""
     if not has_wandb_account():
-        raise ValueError("dashboard: nobody is logged in to wandb here; run `wandb login`, or give output=FILE")
+        raise ValueError("dashboard: no wandb account is logged in here; run `wandb login`, or give output=FILE")
     import wandb
 
     try:

@@ -165,7 +165,7 @@ def test_without_an_account_one_line_and_no_prompt(offline, monkeypatch) -> None
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(offline / "config"))
     cfg = composed("train", "logger=wandb", f"runs_dir={offline}")
     with (
-        pytest.raises(ValueError, match="nobody is logged in to wandb here; run `wandb login`, or set WANDB_MODE=off"),
+        pytest.raises(ValueError, match="no wandb account is logged in here; run `wandb login`, or set WANDB_MODE=off"),
         track(cfg, identity="c" * 16, kind="adaptor", settings=SETTINGS),
     ):
         pass

@@ -167,7 +167,7 @@ class ClipText(_ClipBased, ImageMetric):
     def __call__(self, restored_BCHW: Tensor, reference_BCHW: Tensor | None, captions: Sequence[str] | None) -> Tensor:
         given = list(captions) if captions is not None else [""] * len(restored_BCHW)
         if len(given) != len(restored_BCHW):
-            raise ValueError(f"{self.id}: {len(given)} captions for {len(restored_BCHW)} images; give one an image")
+            raise ValueError(f"{self.id}: {len(given)} captions for {len(restored_BCHW)} images; give one per image")
         clip = self.clip()
         cosine_B = F.cosine_similarity(clip.images(restored_BCHW), clip.texts(given), dim=1).cpu()
         captioned_B = torch.tensor([bool(caption.strip()) for caption in given])

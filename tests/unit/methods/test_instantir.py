@@ -102,7 +102,7 @@ def test_a_stream_without_tokens_or_scale_changes_nothing(kind, adaln_on) -> Non
         plain = backbone(z, t, cond)
         stream = stream_on(backbone, adaln_on=adaln_on)
         shake(stream)
-        assert torch.equal(backbone(z, t, cond), plain)  # nobody looks
+        assert torch.equal(backbone(z, t, cond), plain)  # without features
         streamed = replace(cond, visual_BLD=tokens)
         assert not torch.equal(backbone(z, t, streamed), plain)
         stream.scale = 0.0

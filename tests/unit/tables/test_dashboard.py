@@ -99,7 +99,7 @@ def ids(filters: dict[str, Any]) -> list[str]:
 
 def test_without_wandb_or_an_account_it_is_refused_in_one_line(planned, monkeypatch) -> None:
     monkeypatch.setattr(dashboard_module, "has_wandb_account", lambda: False)
-    with pytest.raises(ValueError, match="nobody is logged in to wandb here; run `wandb login`, or give output=FILE"):
+    with pytest.raises(ValueError, match="no wandb account is logged in here; run `wandb login`, or give output=FILE"):
         dashboard_module._send(SimpleNamespace(), *planned, "")
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
     monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", None)
